@@ -1,0 +1,299 @@
+"""The backbones: one table, and the model that a row of it builds.
+
+Architectures come from timm; what the authors' weights need beyond that (which pooling, which biases, whose position
+embeddings) is decided here and in util/state_dicts.py, and checked against the authors' own numbers in
+tests/test_models_vit.py. Nothing is downloaded by building a model.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import trunc_normal_
+
+from util.errors import InputError
+from util.pretrained import SHA256_PREFIX, find_weights, sha256
+from util.state_dicts import Fit, WeightFile, fit, put_in, read_weights
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HUB_OWNER = "YukunZhou"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A row of the table: how the user names it, what timm builds for it, what its weight files are called."""
+
+    model: str
+    arch: str
+    timm_name: str
+    family: str  # whose names and rules its weight files follow: mae, dinov2, dinov3, timm
+    parameters: int  # of the backbone alone (no head) at 224 pixels, as timm builds it; 0 = whatever timm's model has
+    patch: int
+    weights: tuple[str, ...]  # what --finetune is usually given
+    licence: str
+    on_hub: bool = False  # the weights are a gated repository of that name on the Hugging Face hub
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+MAE_FILES = ("RETFound_mae_natureCFP", "RETFound_mae_natureOCT", "RETFound_mae_meh", "RETFound_mae_shanghai")
+DINOV2_FILES = ("RETFound_dinov2_meh", "RETFound_dinov2_shanghai")
+
+
+def _dinov3(arch: str, timm_name: str, parameters: int) -> Backbone:
+    return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 License")
+
+
+def _dinov2(arch: str, timm_name: str, parameters: int) -> Backbone:
+    return Backbone("Dinov2", arch, timm_name, "dinov2", parameters, 14, (f"{arch}_pretrain.pth",), "Apache-2.0")
+
+
+# timm's plain DINOv3 models have no q and v biases, the `_qkvb` ones do; the 7B was trained without.
+BACKBONES = (
+    Backbone("RETFound_mae", "retfound_mae", "vit_large_patch16_224", "mae", 303_301_632, 16, MAE_FILES,
+             "CC BY-NC 4.0", on_hub=True),
+    Backbone("RETFound_dinov2", "retfound_dinov2", "vit_large_patch14_dinov2", "dinov2", 303_227_904, 14,
+             DINOV2_FILES, "CC BY-NC 4.0", on_hub=True),
+    _dinov3("dinov3_vits16", "vit_small_patch16_dinov3_qkvb", 21_596_160),
+    _dinov3("dinov3_vits16plus", "vit_small_plus_patch16_dinov3_qkvb", 28_692_480),
+    _dinov3("dinov3_vitb16", "vit_base_patch16_dinov3_qkvb", 85_659_648),
+    _dinov3("dinov3_vitl16", "vit_large_patch16_dinov3_qkvb", 303_128_576),
+    _dinov3("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3_qkvb", 840_591_360),
+    _dinov3("dinov3_vit7b16", "vit_7b_patch16_dinov3", 6_716_030_976),
+    _dinov2("dinov2_vits14", "vit_small_patch14_dinov2", 21_628_800),
+    _dinov2("dinov2_vitb14", "vit_base_patch14_dinov2", 85_724_928),
+    _dinov2("dinov2_vitl14", "vit_large_patch14_dinov2", 303_227_904),
+    _dinov2("dinov2_vitg14", "vit_giant_patch14_dinov2", 1_134_769_664),
+)
+TIMM = "timm"
+# the first release of the original named its one architecture so; its checkpoints still do
+MODEL_ALIASES = {"vit_large_patch16": "RETFound_mae"}
+HUB_FILES = {name: (f"{HUB_OWNER}/{name}", f"{name}.pth") for row in BACKBONES if row.on_hub for name in row.weights}
+
+
+def find_backbone(model: str, arch: str | None = None) -> Backbone:
+    """The row of `--model` and `--model_arch`; InputError where they are unknown, ambiguous or contradict each other.
+
+    `arch` may be left out where the family has one architecture. For `timm` it is any name that timm knows.
+    """
+    model = MODEL_ALIASES.get(model, model)
+    if model.lower() == TIMM:
+        return _timm_backbone(arch)
+    rows = [row for row in BACKBONES if row.model.lower() == model.lower()]
+    if not rows:
+        families = ", ".join(dict.fromkeys(row.model for row in BACKBONES))
+        raise InputError(f"--model {model} is unknown: choose one of {families}, or timm with any of its names as "
+                         "--model_arch")
+    if not arch:
+        if len(rows) > 1:
+            raise InputError(f"--model {rows[0].model} has several architectures: pass --model_arch, one of "
+                             + ", ".join(row.arch for row in rows))
+        return rows[0]
+    for row in rows:
+        if row.arch.lower() == arch.lower():
+            return row
+    other = next((row for row in BACKBONES if row.arch.lower() == arch.lower()), None)
+    hint = f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch for row in rows)
+    raise InputError(f"--model_arch {arch} is not an architecture of --model {rows[0].model}: {hint}")
+
+
+def _timm_backbone(arch: str | None) -> Backbone:
+    if not arch:
+        raise InputError("--model timm needs --model_arch: any name that timm knows, such as efficientnet_b4")
+    name = arch.removeprefix("timm/").removeprefix("hf-hub:timm/")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise InputError(f"--model_arch {arch} is no model of timm {timm.__version__}: {hint}")
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
+
+
+def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
+    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own.
+
+    InputError, naming the nearest two sizes, where the patch does not divide it.
+    """
+    if backbone.model == TIMM:
+        settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
+        size = input_size or (settings.input_size[-1] if settings else 224)
+        patch = _patch_of(backbone.timm_name, size)
+    else:
+        size, patch = input_size or 224, backbone.patch
+    if size < max(patch, 8):
+        raise InputError(f"--input_size {size} is too small: at least {max(patch, 8)}")
+    if patch and size % patch:
+        below = size // patch * patch
+        raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for {backbone.arch}: the "
+                         f"nearest sizes are {below} and {below + patch}")
+    return size
+
+
+def _patch_of(timm_name: str, size: int) -> int:
+    """Side in pixels of a fixed-size timm model's patches (0 where it takes any size), asked of the model itself."""
+    if not _is_fixed_size(timm_name):
+        return 0
+    with torch.device("meta"):
+        embed = getattr(timm.create_model(timm_name, num_classes=0), "patch_embed", None)
+    if embed is None or not hasattr(embed, "patch_size"):
+        return 0
+    return round(embed.img_size[0] / embed.grid_size[0]) if getattr(embed, "img_size", None) else embed.patch_size[0]
+
+
+def _is_fixed_size(timm_name: str) -> bool:
+    settings = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
+    return bool(settings and settings.fixed_input_size) or "img_size" in _accepted(timm_name)
+
+
+def _accepted(timm_name: str) -> set[str]:
+    return set(inspect.signature(timm.model_entrypoint(timm_name)).parameters)
+
+
+def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
+                global_pool: bool = True, fc_norm_passes: int = 1, **changes) -> torch.nn.Module:
+    """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
+
+    Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for every
+    other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the original's present
+    code have to be scored. `changes` go to timm as they are (depth=2 in tests). Building under
+    `torch.device("meta")` costs no memory.
+    """
+    options = {"num_classes": num_classes, **changes}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if backbone.model != TIMM:
+        options |= {"img_size": input_size, "global_pool": "token"}
+        if backbone.family == "mae" and global_pool:
+            options["global_pool"] = "avg"  # timm then takes the norm after the pooling, as fc_norm
+    elif _is_fixed_size(backbone.timm_name):
+        options["img_size"] = input_size
+    try:
+        model = timm.create_model(backbone.timm_name, pretrained=False, **options)
+    except TypeError as error:
+        raise InputError(f"{backbone.arch} can't be built as asked: timm says {error}") from error
+    except AssertionError as error:
+        raise InputError(f"{backbone.arch} can't be built at --input_size {input_size}: {error}") from error
+    if backbone.family == "mae" and fc_norm_passes != 1:
+        if not global_pool:
+            raise InputError("--fc_norm_passes has a meaning with --global_pool alone")
+        model.fc_norm = RepeatedLayerNorm(model.fc_norm.normalized_shape, fc_norm_passes, model.fc_norm.eps)
+    _start_head(model)
+    return model
+
+
+class RepeatedLayerNorm(torch.nn.LayerNorm):
+    """A layer norm applied `passes` times, its weights named as for one: the original's present code does so."""
+
+    def __init__(self, shape, passes: int, eps: float):
+        super().__init__(shape, eps=eps)
+        self.passes = passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.passes):
+            x = super().forward(x)
+        return x
+
+
+def head_name(model: torch.nn.Module) -> str:
+    """Prefix of the classifier's parameter names ("head", "fc", "classifier", "head.fc")."""
+    classifier = model.get_classifier()
+    for name, module in model.named_modules():
+        if module is classifier and name:
+            return name
+    return getattr(model, "pretrained_cfg", {}).get("classifier", "head")
+
+
+def _start_head(model: torch.nn.Module) -> None:
+    """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning)."""
+    head = model.get_classifier()
+    if isinstance(head, torch.nn.Linear):
+        trunc_normal_(head.weight, std=2e-5)
+        if head.bias is not None:
+            torch.nn.init.zeros_(head.bias)
+
+
+def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def freeze_backbone(model: torch.nn.Module) -> None:
+    """Linear probe: everything but the classifier stands still."""
+    prefix = head_name(model) + "."
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What stands in the log, in run.json and in the checkpoint about the weights a run started from."""
+
+    name: str
+    path: str
+    sha256: str
+    used: int
+    expected: int
+    text: str
+
+
+def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights_dir: str,
+                  allow_partial: bool = False) -> LoadedWeights:
+    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta).
+
+    InputError where one backbone tensor is missing, has another shape, or the file holds backbone tensors that nothing
+    takes; `allow_partial` turns that into a line with all the names.
+    """
+    path = find_weights(name, weights_dir, HUB_FILES, _how_to_get(backbone))
+    digest = sha256(path)
+    check_digest(path, digest)
+    file = read_weights(path)
+    fitted = fit(model, file.tensors, backbone.family, head_name(model), with_head=False)
+    text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
+    _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
+    if not fitted.complete:
+        text += f"  PARTIAL (--allow_partial): {fitted.problems(limit=0)}"
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        put_in(model, fitted)
+    return LoadedWeights(name, str(path), digest, len(fitted.used), len(fitted.expected), text)
+
+
+def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
+    """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits."""
+    head = head_name(model)
+    if not any(name.startswith(head + ".") for name in file.tensors):
+        raise InputError(f"{file.path} has no classifier ({head}.weight): it holds a backbone's weights; pass it with "
+                         "--finetune, and a trained checkpoint with --resume")
+    fitted = fit(model, file.tensors, backbone.family, head, with_head=True)
+    _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch} --nb_classes "
+                      f"{model.num_classes}", allow_partial=False)
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        put_in(model, fitted)
+    return fitted
+
+
+def _require_complete(fitted: Fit, file: WeightFile, flags: str, allow_partial: bool) -> None:
+    if fitted.complete or (allow_partial and fitted.used):
+        return
+    raise InputError(f"{file.path} does not fit {flags} ({len(fitted.used)} of {len(fitted.expected)} tensors fit; "
+                     f"{fitted.problems()}): check --model, --model_arch and the file")
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Meta's names end in the first eight digits of the file's sha256: hold them to it."""
+    said = SHA256_PREFIX.search(Path(path).name)
+    if said and not digest.startswith(said.group(1)):
+        raise InputError(f"{path} is not the file that its name says (sha256 {digest[:8]}…, name {said.group(1)}): the "
+                         "download was cut or changed; fetch it again")
+
+
+def _how_to_get(backbone: Backbone) -> str:
+    if backbone.on_hub:
+        return ("the hub's names for this model are " + ", ".join(backbone.weights)
+                + f"; ask for access on huggingface.co/{HUB_OWNER}/{backbone.weights[0]}")
+    if backbone.model == "Dinov3":
+        return "Meta sends the links after a request on ai.meta.com/resources/models-and-libraries/dinov3-downloads"
+    if backbone.model == "Dinov2":
+        return "Meta's links are listed on github.com/facebookresearch/dinov2"
+    return "leave --finetune out to train from random weights"

@@ -1,0 +1,56 @@
+"""How a run can end that is not our own bug, and the exit code of each end.
+
+An `InputError` is something the user can mend (exit code 2), a `RunError` a run that failed through no fault of the
+input (exit code 1). Both reach the terminal as one line; anything else is a bug and keeps its traceback.
+"""
+
+import os
+import sys
+import time
+
+LAUNCHER_GRACE_S = 3.0
+
+
+class InputError(Exception):
+    """Wrong input: the message says what, where and how to mend it, in one line. Exit code 2."""
+
+
+class RunError(Exception):
+    """A run that failed (diverged, full disk, a peer that died): one line. Exit code 1.
+
+    `everywhere` says that all processes raise it together, so that one of them printing it is enough.
+    """
+
+    def __init__(self, message: str, everywhere: bool = False):
+        super().__init__(message)
+        self.everywhere = everywhere
+
+
+class PeerEnded(Exception):
+    """The main process reported an error that ends all; this one leaves with the same code and says nothing."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.exit_code = 2 if kind == "InputError" else 1
+
+
+def exit_code_of(main, argv: list[str] | None = None) -> int:
+    """Run `main(argv)`: 0, or 2 (wrong input) or 1 (failed run) after one line. Our own bugs keep their traceback.
+
+    Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
+    everybody as soon as one leaves.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        return main(argv) or 0
+    except (InputError, RunError, PeerEnded) as error:
+        if is_main:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LAUNCHER_GRACE_S)
+        return error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        if is_main:
+            print("interrupted: what was saved stays; the same command with --resume auto goes on", file=sys.stderr,
+                  flush=True)
+        return 130
