@@ -1,0 +1,67 @@
+"""Precision by device, and the memory estimate against what autograd really keeps."""
+
+import pytest
+import timm
+import torch
+
+from util.errors import InputError
+from util.memory import estimate_memory
+from util.precision import Precision, cpu_has_bf16, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_precision_on_a_cpu():
+    assert resolve_precision("auto", CPU, "mae").name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert resolve_precision("bf16", CPU, "dinov3").name == "bf16"
+    with pytest.raises(InputError, match="needs a GPU"):
+        resolve_precision("fp16", CPU, "mae")
+
+
+def test_fp16_is_refused_for_dinov3_with_the_reason():
+    with pytest.raises(InputError, match="65504"):
+        resolve_precision("fp16", torch.device("cuda"), "dinov3")
+
+
+def test_scaler_is_for_fp16_alone():
+    assert not Precision("bf16", "cpu").scaler().is_enabled()
+    assert Precision("fp16", "cpu").scaler().is_enabled()
+
+
+def test_bf16_runs_matrix_products_in_bf16():
+    with Precision("bf16", "cpu").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with Precision("fp32", "cpu").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t"])
+def test_activations_are_what_autograd_keeps(name, precision):
+    model = timm.create_model(name, num_classes=5)
+    size = 160
+    estimate = estimate_memory(model, 4, size, precision)
+    owned = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with Precision(precision, "cpu").autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.train()(torch.randn(4, 3, size, size))
+    assert output.shape == (4, 5)
+    assert estimate.activations == pytest.approx(sum(kept.values()), rel=0.02)
+    assert estimate.gradients == 4 * sum(p.numel() for p in model.parameters())
+    assert estimate.optimizer == 2 * estimate.gradients
+
+
+def test_a_frozen_backbone_needs_no_gradients_of_it():
+    model = timm.create_model("test_vit", num_classes=5)
+    full = estimate_memory(model, 2, 160, "fp32")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head"))
+    probe = estimate_memory(model, 2, 160, "fp32")
+    assert probe.gradients == 4 * (64 * 5 + 5)
+    assert probe.activations < full.activations / 10

@@ -1,0 +1,52 @@
+"""Parameter groups with layer-wise learning rates.
+
+A layer near the input keeps more of what it learned in pre-training: its rate is the run's rate times
+layer_decay ** (layers - layer) (Clark et al., ELECTRA 2020; Bao et al., BEiT 2021; MAE's fine-tuning).
+"""
+
+import torch
+from timm.models import group_parameters
+
+
+def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
+    """({parameter name: layer}, number of layers): 0 = embeddings, the last = what follows the blocks.
+
+    Vision transformers: embeddings, class, register and position tokens are layer 0, block i is layer i + 1, norms and
+    head the last. Other models (ResNet, EfficientNet, ConvNeXt, Swin): timm's own order of their stages, the head last.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "patch_embed") and isinstance(getattr(model, "blocks", None), torch.nn.Sequential | torch.nn.ModuleList):
+        layers = len(model.blocks) + 1
+        return {name: _vit_layer(name, layers) for name in names}, layers
+    matched = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    last = max(matched.values())
+    return {name: int(matched.get(name, last)) for name in names}, int(last)
+
+
+def _vit_layer(name: str, layers: int) -> int:
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    if name.split(".")[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "mask_token"):
+        return 0
+    return layers
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Groups for an optimizer, one a layer and kind, of the parameters that are trained.
+
+    Each holds `params`, `weight_decay` (0 for 1-D parameters and what the model names in no_weight_decay()) and
+    `lr_scale`, which util/lr_sched.py multiplies the rate with, and `names` for reading.
+    """
+    layer_of, layers = layer_of_parameters(model)
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    groups: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of[name]
+        decay = 0.0 if parameter.ndim <= 1 or name in exempt else weight_decay
+        group = groups.setdefault((layer, decay > 0), {
+            "params": [], "names": [], "weight_decay": decay, "lr_scale": layer_decay ** (layers - layer), "layer": layer})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]

@@ -1,0 +1,69 @@
+"""What a training step needs on a device, estimated before anything is allocated there."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device. Activations are what the backward pass keeps of one batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        return (f"{_gib(self.total)} a device: weights {_gib(self.weights)}, gradients {_gib(self.gradients)}, "
+                f"optimizer state {_gib(self.optimizer)}, activations {_gib(self.activations)} "
+                "(without the library's own workspaces)")
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def estimate_memory(model: torch.nn.Module, batch_size: int, input_size: int, precision: str) -> MemoryEstimate:
+    """Weights and gradients in fp32, AdamW's two moments, and the tensors that autograd saves for one batch.
+
+    The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and every
+    tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or fp16.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights += sum(b.numel() * b.element_size() for b in model.buffers())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return MemoryEstimate(weights, trained, 2 * trained, _saved_bytes(model, batch_size, input_size, precision))
+
+
+def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shadow = copy.deepcopy(model).to("meta").train()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        shadow.to_empty(device="cpu")
+        owned = {_storage(tensor) for tensor in [*shadow.parameters(), *shadow.buffers()]}
+        kept = {}
+
+        def keep(tensor):
+            if _storage(tensor) not in owned:
+                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        half = torch.bfloat16  # fp16 is as large, and known to the CPU's kernels in fewer places
+        casting = torch.autocast("cpu", dtype=half) if precision != "fp32" else nullcontext()
+        with fake, casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            shadow(torch.empty(batch_size, 3, input_size, input_size)).float().sum()
+    return sum(kept.values())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

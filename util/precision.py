@@ -1,0 +1,55 @@
+"""In which number format the matrix products run, and what goes with it."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from util.errors import InputError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A resolved precision: fp32, bf16 or fp16 on one kind of device."""
+
+    name: str
+    device_type: str
+
+    def autocast(self):
+        """The context that a forward pass runs in."""
+        return torch.autocast(self.device_type, dtype=DTYPES[self.name]) if self.name in DTYPES else nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """fp16 scales its loss, so that small gradients are not lost; the others pass through."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+
+def resolve_precision(wanted: str, device: torch.device, family: str) -> Precision:
+    """What `--precision` means on this device. auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32.
+
+    InputError for what can't work: fp16 with DINOv3, fp16 without a GPU.
+    """
+    if wanted == "fp16" and family == "dinov3":
+        raise InputError("--precision fp16 can't be used with DINOv3: its activations go beyond 65504, fp16's largest "
+                         "number, and the loss becomes NaN; pass bf16 or fp32")
+    if wanted == "fp16" and device.type != "cuda":
+        raise InputError(f"--precision fp16 needs a GPU (this run is on {device.type}): pass bf16, fp32 or auto")
+    if wanted != "auto":
+        return Precision(wanted, device.type)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "cuda")
+        return Precision("fp32" if family == "dinov3" else "fp16", "cuda")
+    if device.type == "cpu" and cpu_has_bf16():
+        return Precision("bf16", "cpu")
+    return Precision("fp32", device.type)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices itself (AVX512-BF16, AMX, Arm's BF16)."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
