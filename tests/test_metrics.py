@@ -1,0 +1,360 @@
+"""The figures against scikit-learn and against a hand-computed example; the files against what was put in."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from util import metrics
+from util.errors import InputError, RunError
+
+
+def make_table(target, logits, class_names=None):
+    logits = np.asarray(logits, dtype=np.float64)
+    class_names = class_names or [f"grade {k}" for k in range(logits.shape[1])]
+    samples = pd.DataFrame({"index": range(len(target)), "path": [f"{i}.png" for i in range(len(target))],
+                            "patient": "", "split": "val", "target": target})
+    return metrics.predictions_table(samples, logits, class_names)
+
+
+def random_table(num_classes, n=160, seed=0, rounded=False):
+    generator = np.random.default_rng(seed)
+    target = np.concatenate([np.arange(num_classes), generator.integers(num_classes, size=n - num_classes)])
+    logits = generator.normal(size=(n, num_classes)) + 1.5 * np.eye(num_classes)[target]
+    return make_table(target, np.round(logits) if rounded else logits)
+
+
+def sklearn_figures(table):
+    """The same figures the long way: one-hot matrices as SPEC.md has them, scikit-learn for every one."""
+    names = metrics.class_names_of(table)
+    numbers = {name: k for k, name in enumerate(names)}
+    true, predicted = table["true_class"].map(numbers).to_numpy(), table["predicted_class"].map(numbers).to_numpy()
+    true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names), dtype=int)[predicted]
+    probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
+    present = np.flatnonzero(true_one_hot.any(axis=0))
+    macro = {"average": "macro", "zero_division": 0}
+    figures = {
+        "loss": sklearn_metrics.log_loss(true, probabilities, labels=range(len(names))),
+        "accuracy": sklearn_metrics.accuracy_score(true, predicted),
+        "f1": sklearn_metrics.f1_score(true_one_hot, predicted_one_hot, **macro),
+        "roc_auc": np.mean([sklearn_metrics.roc_auc_score(true_one_hot[:, k], probabilities[:, k]) for k in present]),
+        "hamming": sklearn_metrics.hamming_loss(true_one_hot, predicted_one_hot),
+        "jaccard": sklearn_metrics.jaccard_score(true_one_hot, predicted_one_hot, **macro),
+        "precision": sklearn_metrics.precision_score(true_one_hot, predicted_one_hot, **macro),
+        "recall": sklearn_metrics.recall_score(true_one_hot, predicted_one_hot, **macro),
+        "average_precision": sklearn_metrics.average_precision_score(
+            true_one_hot[:, present], probabilities[:, present], average="macro"),
+        "kappa": sklearn_metrics.cohen_kappa_score(true, predicted),
+        "n": len(table),
+        "brier": ((probabilities - true_one_hot) ** 2).sum(axis=1).mean() / (2 if len(names) == 2 else 1),
+    }
+    return figures | {"score": (figures["f1"] + figures["roc_auc"] + figures["kappa"]) / 3}
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["distinct scores", "tied scores"])
+@pytest.mark.parametrize("num_classes", [2, 5, 39])
+def test_equal_to_scikit_learn(num_classes, rounded):
+    table = random_table(num_classes, rounded=rounded, seed=num_classes)
+    figures, notes = metrics.classification_metrics(table)
+    assert notes == []
+    assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
+
+
+def test_rank_figures_with_many_ties_equal_scikit_learn():
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        scores, is_class = generator.integers(4, size=30) / 4, generator.random(30) < 0.3
+        is_class[:2] = True, False
+        auc, average_precision = metrics.rank_figures(is_class, scores)
+        assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
+        assert average_precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores), abs=1e-12)
+
+
+def test_example_computed_by_hand():
+    # Class probabilities 1/4 and 3/4 from logits 0 and ln 3. True a a b b, predicted a b b b.
+    low, high = 0.0, math.log(3)
+    table = make_table([0, 0, 1, 1], [[high, low], [low, high], [low, high], [low, high]], ["a", "b"])
+    figures, _ = metrics.classification_metrics(table)
+    assert figures == pytest.approx({
+        "loss": -(3 * math.log(3 / 4) + math.log(1 / 4)) / 4,
+        "accuracy": 3 / 4,
+        "f1": (2 / 3 + 4 / 5) / 2,
+        "roc_auc": 3 / 4,  # of the four pairs two are won and two tied, for a and for b
+        "hamming": 2 * 1 / (4 * 2),
+        "jaccard": (1 / 2 + 2 / 3) / 2,
+        "precision": (1 + 2 / 3) / 2,
+        "recall": (1 / 2 + 1) / 2,
+        "average_precision": ((1 / 2 * 1 + 1 / 2 * 2 / 4) + 2 / 3) / 2,
+        "kappa": (3 / 4 - 1 / 2) / (1 - 1 / 2),
+        "score": ((2 / 3 + 4 / 5) / 2 + 3 / 4 + 1 / 2) / 3,
+        "n": 4,
+        "brier": (3 * (1 / 4) ** 2 + (3 / 4) ** 2) / 4,
+    }, abs=1e-12)
+
+
+def test_brier_is_scikit_learns():
+    for num_classes in (2, 5):
+        table = random_table(num_classes)
+        probabilities = table.filter(regex="^prob_").to_numpy()
+        # scikit-learn takes the columns in the sorted order of its labels, which is ours here
+        expected = sklearn_metrics.brier_score_loss(table["true_class"], probabilities[:, 1] if num_classes == 2
+                                                    else probabilities, **({"pos_label": "grade 1"}
+                                                    if num_classes == 2 else {"labels": metrics.class_names_of(table)}))
+        assert metrics.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_absent_class_counts_zero_in_f1_and_is_left_out_of_auc():
+    table = random_table(5, seed=1)
+    table = table[~table["true_class"].isin(["grade 2", "grade 4"])]
+    figures, notes = metrics.classification_metrics(table)
+    assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
+    assert len(notes) == 1 and "'grade 2', 'grade 4'" in notes[0] and "2 of the 5" in notes[0]
+    perfect = make_table([0, 1, 0, 1], 9 * np.eye(3)[[0, 1, 0, 1]])
+    figures, _ = metrics.classification_metrics(perfect)
+    assert figures["f1"] == figures["recall"] == figures["jaccard"] == figures["precision"] == pytest.approx(2 / 3)
+    assert figures["roc_auc"] == figures["average_precision"] == figures["kappa"] == 1
+
+
+def test_one_class_alone_has_no_auc_and_the_score_says_what_it_is_made_of():
+    table = make_table([1, 1, 1], [[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures, notes = metrics.classification_metrics(table)
+    assert math.isnan(figures["roc_auc"]) and figures["kappa"] == 0 and figures["average_precision"] == 1
+    assert figures["score"] == pytest.approx((figures["f1"] + 0) / 2) and figures["f1"] == pytest.approx(0.4)
+    assert any("roc_auc is undefined" in note for note in notes) and any("f1 and kappa alone" in note for note in notes)
+
+    figures, notes = metrics.classification_metrics(table[2:])  # one image, predicted right
+    assert math.isnan(figures["kappa"]) and figures["accuracy"] == 1 and figures["n"] == 1
+    assert figures["score"] == figures["f1"] == 0.5
+    assert any("kappa is undefined" in note for note in notes)
+    assert all("\n" not in note for note in notes)
+
+
+def test_order_of_rows_changes_no_bit():
+    table = random_table(5, rounded=True)
+    expected = metrics.classification_metrics(table)
+    for seed in range(5):
+        assert metrics.classification_metrics(table.sample(frac=1, random_state=seed)) == expected
+
+
+def test_order_of_samples_changes_no_bit_of_the_table():
+    generator = np.random.default_rng(0)
+    samples = pd.DataFrame({"index": range(30), "path": [f"{i}.png" for i in range(30)], "patient": "p",
+                            "split": "test", "target": generator.integers(3, size=30)})
+    logits, order = generator.normal(size=(30, 3)).astype(np.float32), generator.permutation(30)
+    names = ["c", "a", "b"]
+    pd.testing.assert_frame_equal(metrics.predictions_table(samples.iloc[order], logits[order], names),
+                                  metrics.predictions_table(samples, logits, names), check_exact=True)
+
+
+def test_large_logits_stay_finite_and_exact():
+    table = make_table([0, 1], [[1000.0, 0.0], [1000.0, 0.0]])
+    assert table["prob_grade 0"].tolist() == [1, 1] and table["prob_grade 1"].tolist() == [0, 0]
+    assert metrics.classification_metrics(table)[0]["loss"] == 500  # from the logits: log(prob) would be infinite
+
+
+def test_diverged_outputs_are_named_and_not_scored():
+    with pytest.raises(RunError, match=r"2 of 3 images.*1\.png"):
+        make_table([0, 1, 1], [[1.0, 0.0], [math.nan, 1.0], [0.0, math.inf]])
+    table = make_table([0, 1, 1], np.zeros((3, 2)))
+    table["logit_grade 0"] = math.nan
+    with pytest.raises(RunError, match=r"3 of 3 images.*0\.png"):
+        metrics.classification_metrics(table)
+    with pytest.raises(RunError, match="no predictions"):
+        metrics.classification_metrics(table[:0])
+
+
+def test_pieces_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match="logits"):
+        make_table([0, 1], np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="targets"):
+        make_table([0, 2], np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="unique"):
+        make_table([0, 1], np.zeros((2, 2)), ["a", "a"])
+    table = make_table([0, 1], np.zeros((2, 2)), ["a", "b"])
+    with pytest.raises(InputError, match="true_class 'z'"):
+        metrics.classification_metrics(table.assign(true_class=["a", "z"]))
+    twice = pd.DataFrame({"index": [4, 4], "path": "x", "patient": "", "split": "val", "target": 0})
+    with pytest.raises(ValueError, match="twice"):
+        metrics.predictions_table(twice, np.zeros((2, 1)), ["a"])
+
+
+def test_stacked_confusions_equal_each_alone():
+    generator = np.random.default_rng(5)
+    true, predicted = generator.integers(4, size=(3, 6, 50)), generator.integers(4, size=(3, 6, 50))
+    stack = metrics.confusion_matrix(true, predicted, 4)
+    figures = metrics.count_figures(stack)
+    assert stack.shape == (3, 6, 4, 4)
+    for i, j in [(0, 0), (1, 5), (2, 3)]:
+        expected = sklearn_metrics.confusion_matrix(true[i, j], predicted[i, j], labels=range(4))
+        np.testing.assert_array_equal(stack[i, j], expected)
+        for name, value in metrics.count_figures(expected).items():
+            assert figures[name][i, j] == value, name
+    with pytest.raises(ValueError, match="0..3"):
+        metrics.confusion_matrix([0, 4], [0, 0], 4)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+NASTY_NAMES = ["0", "1", "01", "1e3", "NA", "None", "nan", "", " edge ", 'comma, and "quote"', "two\nlines", "cr\rin",
+               "正常眼底", "naïve"]
+
+
+def test_predictions_come_back_equal_in_every_bit(tmp_path):
+    generator = np.random.default_rng(7)
+    n, num_classes = 60, len(NASTY_NAMES)
+    samples = pd.DataFrame({
+        "index": generator.permutation(n), "path": [f"图像/{i}, \"a\".png" for i in range(n)],
+        "patient": [None, "", "007", "NA", "1.0", "None"] * 10, "split": "val", "target": np.arange(n) % num_classes})
+    logits = generator.normal(size=(n, num_classes)) * 10.0 ** generator.integers(-12, 3, size=(n, 1))
+    table = metrics.predictions_table(samples, logits, NASTY_NAMES)
+    metrics.write_predictions(table, tmp_path / "predictions_val.csv")
+    back = metrics.read_predictions(tmp_path / "predictions_val.csv")
+    pd.testing.assert_frame_equal(back, table, check_exact=True)
+    assert metrics.class_names_of(back) == NASTY_NAMES
+    assert set(back["patient"]) == {"", "007", "NA", "1.0", "None"}
+    assert metrics.classification_metrics(back) == metrics.classification_metrics(table)
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions_val.csv"]
+
+
+def test_probabilities_are_softmax_and_names_follow_their_numbers():
+    table = make_table([1, 0, 2], [[0.0, 1.0, 2.0], [5.0, 4.0, 3.0], [0.0, 0.0, 0.0]], ["b", "a", "c"])
+    assert list(table.columns) == ["index", "path", "patient", "split", "true_class", "predicted_class",
+                                   "prob_b", "prob_a", "prob_c", "logit_b", "logit_a", "logit_c"]
+    assert table["true_class"].tolist() == ["a", "b", "c"] and table["predicted_class"].tolist() == ["c", "b", "b"]
+    total = math.exp(0) + math.exp(1) + math.exp(2)
+    assert table.loc[0, ["prob_b", "prob_a", "prob_c"]].tolist() == pytest.approx(
+        [1 / total, math.e / total, math.e ** 2 / total], abs=1e-15)
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("a,b\n1,2\n", "lacks the columns index"),
+    ("", "lacks the columns index"),
+    ("index,path,patient,split,true_class,predicted_class\n", "no prob_"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a\n", "lacks the columns logit_a"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a,prob_a,logit_a\n", "twice"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,high,1\n", "high"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,0.5\n", "not a table"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,1,1\n1,x\n", "not a table"),
+])
+def test_file_that_is_no_table_is_one_line(tmp_path, text, problem):
+    path = tmp_path / "predictions.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=problem) as caught:
+        metrics.read_predictions(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_predictions_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.csv"):
+        metrics.read_predictions(tmp_path / "nowhere.csv")
+
+
+def test_metrics_columns_keep_the_names_that_scripts_read():
+    assert metrics.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard",
+                                           "precision", "recall", "average_precision", "kappa")
+
+
+def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
+    path = tmp_path / "metrics_val.csv"
+    figures, _ = metrics.classification_metrics(random_table(3))
+    metrics.append_metrics_row(path, metrics.metrics_row(figures, epoch=0))
+    metrics.append_metrics_row(path, metrics.metrics_row(figures | {"kappa": math.nan}, epoch=1))
+    metrics.append_metrics_row(path, metrics.metrics_row(figures))
+    rows = pd.read_csv(path)
+    assert tuple(rows.columns) == metrics.METRIC_COLUMNS and len(rows) == 3
+    assert rows["epoch"].tolist()[:2] == [0, 1] and math.isnan(rows["epoch"][2]) and math.isnan(rows["kappa"][1])
+    assert rows["n"][2] == figures["n"]
+    cells = path.read_text().splitlines()[1].split(",")
+    assert cells[0] == "0" and float(cells[1]) == figures["loss"] and float(cells[11]) == figures["score"]
+    with pytest.raises(ValueError, match="accuracy"):
+        metrics.append_metrics_row(path, {"epoch": 1, "val_loss": 0.1})
+
+
+def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
+    path = tmp_path / "metrics_val.csv"
+    row = metrics.metrics_row(metrics.classification_metrics(random_table(3))[0], epoch=0)
+    for text in ("val_loss,accuracy\n0.5,0.9\n", "something else"):
+        path.write_text(text)
+        for action in (lambda: metrics.append_metrics_row(path, row), lambda: metrics.cut_rows_after(path, 0)):
+            with pytest.raises(InputError, match="metrics_val.csv"):
+                action()
+        assert path.read_text() == text
+
+
+def write_rows(path, epochs):
+    figures, _ = metrics.classification_metrics(random_table(3))
+    for epoch in epochs:
+        metrics.append_metrics_row(path, metrics.metrics_row(figures, epoch))
+
+
+def test_rows_after_the_epoch_are_cut_and_a_torn_line_goes(tmp_path):
+    path = tmp_path / "metrics_val.csv"
+    metrics.cut_rows_after(path, 3)
+    assert not path.exists()
+    write_rows(path, [0, 1, 2, None, 10])
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole) + whole[1].rstrip("\n")[:-3])
+    metrics.cut_rows_after(path, 2)
+    assert path.read_text() == "".join(whole[:5])  # the row without an epoch stays; 10 > 2 as numbers, not as text
+    metrics.cut_rows_after(path, -1)
+    assert path.read_text() == whole[0] + whole[4]
+    path.write_text(whole[0] + "0,1,2\n")
+    with pytest.raises(InputError, match="line 2: 3 cells"):
+        metrics.cut_rows_after(path, 2)
+
+
+def test_appending_mends_a_torn_file(tmp_path):
+    path, whole = tmp_path / "metrics_val.csv", tmp_path / "whole.csv"
+    write_rows(whole, [0, 1])
+    header, first, second = whole.read_text().splitlines(keepends=True)
+    for torn in ("", header[:9], header.rstrip("\n"), header, header + first[:20]):
+        path.write_text(torn)
+        write_rows(path, [0, 1])
+        assert path.read_text() == header + first + second
+
+
+def test_log_lines_after_the_epoch_are_cut(tmp_path):
+    path = tmp_path / "log.txt"
+    metrics.cut_log_after(path, 3)
+    assert not path.exists()
+    lines = [json.dumps({"epoch": epoch, "note": "a\u2028b"}, ensure_ascii=False) + "\n" for epoch in (0, 1, 2, 10)]
+    path.write_text("".join(lines) + '{"epoch": 3, "train_lo', encoding="utf-8")
+    metrics.cut_log_after(path, 2)
+    assert path.read_text(encoding="utf-8") == "".join(lines[:3])
+    for bad in ("no json\n", "[1]\n", '{"epoch": "two"}\n'):
+        path.write_text(lines[0] + bad + lines[1], encoding="utf-8")
+        with pytest.raises(InputError, match="log.txt, line 2"):
+            metrics.cut_log_after(path, 2)
+
+
+def test_metrics_json_is_strict_json_with_null_for_undefined(tmp_path):
+    path = tmp_path / "metrics_val.json"
+    metrics.write_metrics_json(path, {"f1": 0.1 + 0.2, "kappa": math.nan, "n": 12})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(path.read_text(), parse_constant=refuse) == {
+        "f1": {"value": 0.1 + 0.2, "lower": None, "upper": None},
+        "kappa": {"value": None, "lower": None, "upper": None},
+        "n": {"value": 12, "lower": None, "upper": None}}
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    metrics.write_metrics_json(path, {"f1": 0.5})
+    before = path.read_bytes()
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        metrics.write_metrics_json(path, {"f1": 0.6})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
