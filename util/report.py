@@ -203,7 +203,7 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
         return ["no epoch is logged, so there are no learning curves to draw"]
     _, (title,), fonts, notes = _drawable([], [title])
     with style.context("default"):
-        _save(_draw_curves([row["epoch"] for row in rows], panels, title, fonts, best_epoch), path)
+        _save(_draw_curves([row["epoch"] for row in rows], panels, title, fonts, best_epoch), path, crop=False)
     return notes
 
 
@@ -227,7 +227,11 @@ def _draw_curves(epochs, panels, title, fonts, best_epoch):
 
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.75 * columns + 0.2, 2.1 * lines + (0.4 if title else 0)), layout="constrained")
+    width, height, top = 2.75 * columns + 0.2, 2.1 * lines + 0.3 + (0.4 if title else 0), 0.35 + (0.4 if title else 0)
+    figure = Figure(figsize=(width, height))
+    # margins in inches: matplotlib's own layouts measure every label several times and take seconds
+    figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, top=1 - top / height, bottom=0.55 / height,
+                           wspace=0.28, hspace=0.42)
     all_axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     marked = epochs.index(best_epoch) if best_epoch in epochs else len(epochs) - 1
     marker = "o" if len(epochs) <= 30 else ""
@@ -254,7 +258,8 @@ def _draw_curves(epochs, panels, title, fonts, best_epoch):
     which = "the best epoch (dotted)" if best_epoch in epochs else "the last epoch"
     figure.supxlabel(f"Epoch. The numbers are those of {which}, {epochs[marked]}.", fontsize=8, color="0.3")
     if title:
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left", family=fonts, parse_math=False)
+        figure.suptitle(title, fontsize=11, x=0.01, y=1 - 0.1 / height, ha="left", va="top", family=fonts,
+                        parse_math=False)
     return figure
 
 
@@ -322,12 +327,13 @@ def _width_in_em(text):
     return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
 
 
-def _save(figure, path):
-    """Write to a temporary name, then rename, so that nobody ever reads half a picture."""
+def _save(figure, path, crop=True):
+    """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12, facecolor="white")
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white",
+                       **({"bbox_inches": "tight", "pad_inches": 0.12} if crop else {}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

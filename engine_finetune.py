@@ -1,0 +1,227 @@
+"""The loops: train one epoch, evaluate. What is trained and on what is decided elsewhere."""
+
+import hashlib
+import math
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from util.datasets import ImageDataset
+from util.distributed import World
+from util.errors import RunError
+from util.lr_sched import learning_rate_at, set_learning_rate
+from util.precision import Precision
+from util.sampling import EvalBatches, StepPlan, TrainBatches
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run: linear warm-up, then half a cosine; positions in epochs."""
+
+    peak: float
+    minimum: float
+    warmup_epochs: float
+    epochs: int
+
+    def at(self, position: float) -> float:
+        return learning_rate_at(position, self.peak, self.minimum, self.warmup_epochs, self.epochs)
+
+
+class ClassificationLoss(torch.nn.Module):
+    """Cross-entropy a sample, (B, K) logits and (B,) labels or (B, K) soft labels -> (B,), in fp32.
+
+    smoothing      share of a label spread over all K classes (Szegedy et al. 2016)
+    class_weights  (K,) weights, or None; a soft label's weight is the mean of its classes' weights
+    """
+
+    def __init__(self, num_classes: int, smoothing: float = 0.0, class_weights: torch.Tensor | None = None):
+        super().__init__()
+        self.num_classes, self.smoothing = num_classes, smoothing
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.ndim == 1:
+            labels = torch.nn.functional.one_hot(labels, self.num_classes).to(torch.float32)
+            labels = labels * (1 - self.smoothing) + self.smoothing / self.num_classes
+        losses = -(labels * torch.log_softmax(logits.float(), dim=1)).sum(dim=1)
+        if self.class_weights is not None:
+            losses = losses * (labels @ self.class_weights)
+        return losses
+
+
+class Mixing:
+    """timm's mixup and cutmix on a batch: (B, 3, S, S), (B,) -> the same pictures mixed, (B, K) soft labels.
+
+    timm's takes even batches alone; an odd one is mixed with its first picture repeated, which is then taken off.
+    """
+
+    def __init__(self, num_classes: int, smoothing: float, mixup: float, cutmix: float, cutmix_minmax, prob: float,
+                 switch_prob: float, mode: str):
+        from timm.data import Mixup
+
+        self.mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=cutmix_minmax, prob=prob,
+                         switch_prob=switch_prob, mode=mode, label_smoothing=smoothing, num_classes=num_classes)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = len(images)
+        if size % 2:
+            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+        images, labels = self.mix(images.clone(), labels)
+        return images[:size], labels[:size].to(torch.float32)
+
+
+def balanced_class_weights(counts: np.ndarray) -> torch.Tensor:
+    """N / (K * n_class), (K,): each class weighs the same in all, and the mean over the pictures is 1."""
+    counts = np.asarray(counts, dtype=np.float64)
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+
+
+@dataclass
+class Trainer:
+    """What a training step needs, and nothing else. `model` may be wrapped; `eval_mode` for a frozen backbone."""
+
+    model: torch.nn.Module
+    loss: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: Schedule
+    plan: StepPlan
+    precision: Precision
+    world: World
+    seed: int
+    clip_grad: float | None = None
+    mixing: Callable | None = None
+    eval_mode: bool = False
+
+
+def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
+    """All generators from where the run stands: drop path, dropout and mixing are the same after a restart."""
+    digest = hashlib.blake2b(f"{seed},{epoch},{micro_step},{rank}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little")
+    torch.manual_seed(number >> 1)  # torch takes 63 bits
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+def make_loader(dataset: ImageDataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
+    """A loader fed by one of our batch samplers; workers stay for the run."""
+    return torch.utils.data.DataLoader(
+        dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
+        persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None)
+
+
+def _batches(loader, title: str, world: World):
+    """The loader's batches behind a progress bar (on a terminal); a picture's error in a worker keeps its one line."""
+    bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
+               disable=not (world.is_main and sys.stderr.isatty()))
+    try:
+        for batch in loader:
+            yield batch, bar
+            bar.update()
+    except RunError as error:
+        lines = str(error).strip().splitlines()
+        raise RunError(lines[-1].removeprefix("util.errors.RunError: ")) from error
+    finally:
+        bar.close()
+
+
+def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
+    """One pass over the training pictures -> {"train_loss", "lr"}: the mean loss of all pictures, the last rate.
+
+    An optimizer step's gradient is the mean over its pictures, however many processes and micro-steps they were dealt
+    to. RunError, in all processes and before the optimizer step, when a loss is not finite.
+    """
+    t, plan, device = trainer, trainer.plan, trainer.world.device
+    loader.batch_sampler.set_epoch(epoch)
+    t.model.train(not t.eval_mode)
+    t.optimizer.zero_grad(set_to_none=True)
+    epoch_loss, step_loss, suspects = 0.0, torch.zeros((), device=device), []
+    rate = t.schedule.at(epoch)
+    for micro_step, ((images, labels, positions), bar) in enumerate(_batches(loader, f"epoch {epoch}", t.world)):
+        step = micro_step // plan.accum_iter
+        if micro_step % plan.accum_iter == 0:
+            rate = t.schedule.at(epoch + micro_step / plan.micro_steps)
+            set_learning_rate(t.optimizer, rate)
+        seed_step(t.seed, epoch, micro_step, t.world.rank)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if t.mixing is not None:
+            images, labels = t.mixing(images, labels)
+        ends_step = plan.ends_step(micro_step)
+        if t.world.size > 1:
+            t.model.require_backward_grad_sync = ends_step
+        with t.precision.autocast():
+            logits = t.model(images)
+        loss = t.loss(logits, labels).sum()
+        if plan.samples_of(micro_step, t.world.rank) == 0:
+            loss = loss * 0  # another process's picture, computed so that all take part in the step
+        if not math.isfinite(loss.item()):
+            suspects += positions.tolist()
+        step_loss += loss.detach()
+        # DistributedDataParallel takes the mean over the processes
+        t.scaler.scale(loss * (t.world.size / plan.samples_of_step(step))).backward()
+        if ends_step:
+            if t.world.any(not math.isfinite(step_loss.item())):
+                raise _not_finite(t.world, loader.dataset, suspects, epoch, step)
+            _optimizer_step(t)
+            epoch_loss += step_loss.item()
+            bar.set_postfix(loss=f"{step_loss.item() * t.world.size / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
+            step_loss.zero_()
+    total = t.world.sum(torch.tensor(epoch_loss, dtype=torch.float64 if device.type != "mps" else None, device=device))
+    return {"train_loss": total.item() / plan.num_samples, "lr": rate}
+
+
+def _optimizer_step(trainer: Trainer) -> None:
+    t = trainer
+    if t.clip_grad is not None:
+        t.scaler.unscale_(t.optimizer)
+        torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]), t.clip_grad)
+    t.scaler.step(t.optimizer)
+    t.scaler.update()
+    t.optimizer.zero_grad(set_to_none=True)
+
+
+def _not_finite(world: World, dataset: ImageDataset, positions: list[int], epoch: int, step: int) -> RunError:
+    files = [path for paths in world.gather([dataset.path(p) for p in positions]) for path in paths]
+    shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+    return RunError(f"the loss is not finite at epoch {epoch}, step {step} (pictures of the batch: {shown}): stopped before "
+                    "this step changed the weights; lower --lr or --blr, or try --precision fp32", everywhere=True)
+
+
+@torch.inference_mode()
+def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> tuple[np.ndarray, np.ndarray]:
+    """A row a picture of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every process.
+
+    Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
+    """
+    model.eval()
+    positions, rows = [], []
+    for (images, _, where), _ in _batches(loader, title, world):
+        with precision.autocast():
+            rows.append(model(images.to(world.device, non_blocking=True)).float().cpu().numpy())
+        positions.append(where.numpy())
+    width = rows[0].shape[1] if rows else 0
+    mine = (np.concatenate(positions) if rows else np.empty(0, np.int64),
+            np.concatenate(rows) if rows else np.empty((0, width), np.float32))
+    gathered = [(where, values) for where, values in world.gather(mine) if len(where)]
+    where = np.concatenate([where for where, _ in gathered])
+    values = np.concatenate([values for _, values in gathered])
+    order = np.argsort(where, kind="stable")
+    where, values = where[order], values[order]
+    if not np.array_equal(where, np.arange(len(loader.dataset))):
+        raise AssertionError("evaluation did not see each picture once")
+    return where, values
+
+
+def evaluate(model: torch.nn.Module, loader, table: pd.DataFrame, class_names: list[str], precision: Precision,
+             world: World, split: str) -> pd.DataFrame | None:
+    """The predictions table of a split, in the main process (None in the others)."""
+    from util.metrics import predictions_table
+
+    _, logits = outputs(model, loader, precision, world, split)
+    return predictions_table(table, logits, class_names) if world.is_main else None

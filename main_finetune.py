@@ -1,0 +1,49 @@
+"""Fine-tune or probe a pre-trained vision transformer on retinal images, then score it.
+
+On a laptop's CPU, with the demo's pictures (sh train.sh does this):
+    python main_finetune.py --model timm --model_arch vit_tiny_patch16_224 --data_path demo_data --nb_classes 5 --task try
+On one GPU or several of a machine:
+    torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh --batch_size 24 \
+        --epochs 50 --nb_classes 5 --data_path DIR --task NAME --adaptation finetune
+Score a checkpoint:
+    python main_finetune.py --model RETFound_dinov2 --nb_classes 5 --data_path DIR --task NAME --eval \
+        --resume output_dir/NAME/checkpoint-best.pth
+Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
+"""
+
+import sys
+
+from util import options as flags
+from util.errors import exit_code_of
+
+
+def make_parser() -> flags.OneLineParser:
+    parser = flags.OneLineParser(prog="main_finetune.py", description=__doc__.split("\n")[0])
+    flags.add_model_flags(parser)
+    flags.add_data_flags(parser)
+    flags.add_image_flags(parser)
+    flags.add_mixing_flags(parser)
+    flags.add_optimisation_flags(parser)
+    flags.add_run_flags(parser)
+    flags.add_distribution_flags(parser)
+    flags.add_compatibility_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parsed = flags.parse(make_parser(), argv)
+    flags.check_combinations(parsed.options)
+
+    from run_finetune import run  # torch and timm take seconds to import: --help does not wait for them
+    from util.distributed import process_group
+
+    options = parsed.options
+    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
+        world.say(*flags.without_effect(parsed), *filter(None, [world.note]))
+        for job in flags.one_run_a_ratio(parsed):
+            run(job, world)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,74 @@
+"""Small pictures and a small model for the tests that run the whole way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("healthy", "mild", "severe")
+SMALL = ("--model timm --model_arch test_vit --input_size 32 --nb_classes 3 --batch_size 8 --epochs 2 --lr 1e-3 "
+         "--layer_decay 1 --num_workers 0 --aa none --reprob 0 --device cpu").split()
+
+
+def picture(rng: np.random.Generator, level: int, size: int = 40) -> Image.Image:
+    """Noise whose share of bright dots tells the class."""
+    grey = rng.integers(0, 90, (size, size, 3))
+    dots = rng.random((size, size)) < 0.03 + 0.25 * level
+    grey[dots] = (220, 200, 40 + 90 * level)
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def write_pictures(folder: Path, numbers=(14, 6, 8), classes=CLASSES) -> Path:
+    """folder/{train,val,test}/<class>/NN.png, `numbers` of each class a split (a few more of the first)."""
+    rng = np.random.default_rng(5)
+    for split, number in zip(("train", "val", "test"), numbers, strict=True):
+        for level, name in enumerate(classes):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for count in range(number + (level == 0)):
+                picture(rng, level).save(place / f"{count:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys, pictures):
+    """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout, stderr)."""
+    import main_finetune
+    from util.errors import exit_code_of
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, data=pictures, small=True):
+        argv = [*(SMALL if small else []), *(["--data_path", str(data)] if data else []), *map(str, words)]
+        capsys.readouterr()
+        code = exit_code_of(main_finetune.main, argv)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300, **environment):
+    """Start main_finetune.py for real, under torchrun for several processes -> CompletedProcess."""
+    command = [sys.executable, str(ROOT / "main_finetune.py")]
+    if processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+                   str(ROOT / "main_finetune.py")]
+    return subprocess.run([*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=timeout,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), **environment})
+
+
+def weights_of(path: Path) -> dict:
+    import torch
+
+    return torch.load(path, weights_only=True)["model"]

@@ -1,0 +1,122 @@
+"""util/csv_columns.py: what people's CSV files look like is read as written; what is wrong is named with its line."""
+import os
+
+import pytest
+
+from util.csv_columns import (
+    joined,
+    read_columns,
+    refuse_absent,
+    refuse_empty,
+    refuse_repeated,
+    refuse_two_spellings,
+    refuse_unknown,
+    some,
+)
+from util.errors import InputError
+
+
+def write(folder, content):
+    path = folder / "table.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def refused(call, *words):
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_marks_and_line_ends(tmp_path, encoding, separator, end):
+    rows = [["path", "label", "split"], ["ä.png", " 01", "train "], ["b.png", "1.50", ""]]
+    path = write(tmp_path, (end.join(separator.join(row) for row in rows) + end).encode(encoding))
+    cells, lines, found = read_columns(path, ["label", "path", "split"])
+    assert cells == [["01", "1.50"], ["ä.png", "b.png"], ["train", ""]] and lines == [2, 3] and found == separator
+
+
+def test_lines_are_counted_through_blank_lines_and_quoted_line_ends(tmp_path):
+    path = write(tmp_path, 'a,b\n\n1,"x\ny"\n,\n2,"q,""r"\n\n')
+    assert read_columns(path, ["a", "b"]) == ([["1", "2"], ["x\ny", 'q,"r']], [3, 6], ",")
+
+
+def test_one_column_and_unnamed_columns(tmp_path):
+    assert read_columns(write(tmp_path, "path\na.png\n"), ["path"])[0] == [["a.png"]]
+    assert read_columns(write(tmp_path, ",path,,\n0,a.png,,\n"), ["path"])[0] == [["a.png"]]
+
+
+def test_headers_that_do_not_fit(tmp_path):
+    refused(lambda: read_columns(write(tmp_path, "image,label\na,b\n"), ["path"]), "no column path", "image, label")
+    refused(lambda: read_columns(write(tmp_path, "path,x,path\na,b,c\n"), ["path"]), "columns 1 and 3", "named path")
+    assert read_columns(write(tmp_path, "path,x,x\na,b,c\n"), ["path"])[0] == [["a"]]  # nobody asks for x
+    for content in ("", "\n", "\ufeff"):
+        refused(lambda content=content: read_columns(write(tmp_path, content), ["path"]), "empty", "path")
+    refused(lambda: read_columns(write(tmp_path, "path,label\n\n"), ["path"]), "no row")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    refused(lambda: read_columns(str(tmp_path / "none.csv"), ["path"]), "--csv_file", "none.csv", "no such file")
+    refused(lambda: read_columns(str(tmp_path), ["path"]), "directory")
+    latin = "path,label\na.png,x\nb.png,größer\n".encode("latin-1")
+    refused(lambda: read_columns(write(tmp_path, latin), ["path"]), "line 3", "UTF-8")
+    refused(lambda: read_columns(write(tmp_path, "a,b\n1,2\n1,2,3\n"), ["a"]), "line 3", "3 columns", "2")
+    refused(lambda: read_columns(write(tmp_path, "a,b\n1,2\n1\n"), ["a"]), "line 3", "1 columns")
+    refused(lambda: read_columns(write(tmp_path, 'a,b\n1,"2\n1,2\n'), ["a"]), "line", "end of data")
+
+
+def test_empty_and_unknown_cells():
+    lines = list(range(2, 10))
+    refuse_empty("t.csv", "label", ["x"] * 8, lines)
+    cells = [""] * 7 + ["x"]
+    refused(lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 more")
+    known = ["train", "iv"]
+    refuse_unknown("t.csv", "split", ["Train", "IV"], [2, 3], known)
+    refused(lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known), "train, iv", "line 3 trian")
+
+
+def test_one_number_in_two_spellings():
+    for cells in (["1", "1.0"], ["01", "1"], ["2.", "+2", "x"], ["-3", "-3.00"]):
+        refused(lambda cells=cells: refuse_two_spellings("t.csv", "label", cells), "label", cells[0], cells[1])
+    refuse_two_spellings("t.csv", "label", ["1", "1", "10", "1.5", "1.50x", "one", "-1", "1e0"])
+
+
+def test_a_picture_that_stands_there_twice(tmp_path):
+    csv_file = str(tmp_path / "t.csv")
+
+    def check(paths, splits, labels):
+        lines = list(range(2, 2 + len(paths)))
+        refuse_repeated(csv_file, paths, lines, {"in two splits": splits, "with two labels": labels})
+
+    check(["a.png", "x/a.png"], ["train", "val"], ["0", "1"])
+    whole = str(tmp_path / "a.png")
+    for other in ("a.png", "./a.png", "x/../a.png", ".//a.png", whole):
+        refused(lambda other=other: check(["a.png", "b.png", other], ["train", "val", "val"], list("010")),
+                "1 pictures", "in two splits", "lines 2 and 4", "a.png")
+    refused(lambda: check(["a", "a"], ["val", "val"], ["0", "1"]), "with two labels", "lines 2 and 3")
+    refused(lambda: check(["a", "a"], ["val", "val"], ["0", "0"]), "twice")
+
+
+def test_files_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("d/folder.png")
+    for name in ("a.png", "d/a.png"):
+        open(name, "w").close()
+    good = ["a.png", "./a.png", "d/a.png", "d/../a.png", str(tmp_path / "d" / "a.png")]
+    refuse_absent("t.csv", good, range(2, 7))
+    wrong = ["b.png", "d/b.png", "e/a.png", "d/folder.png", "/a.png", "d\\a.png", ""]
+    for line, path in enumerate(wrong, 2):
+        refused(lambda line=line, path=path: refuse_absent("t.csv", [path], [line]), f"line {line} {path}", "1 of 1")
+    refused(lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)), "6 of 11", "line 7 b.png", "and 1 more")
+
+
+def test_joined_is_join_and_some_is_short():
+    for folder in ("", "a", "a/", "/"):
+        for paths in (["x", "y/z"], ["x", "/y"]):
+            assert joined(folder, paths) == [os.path.join(folder, path) for path in paths]
+    assert some("abc", 3) == "a, b, c" and some("abcd", 3) == "a, b, c and 1 more" and some([]) == ""

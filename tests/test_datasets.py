@@ -1,0 +1,407 @@
+"""util/datasets.py: folders and CSVs become one table, what is wrong is named, samples depend on their index."""
+import os
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from util.datasets import (
+    SPLITS,
+    Data,
+    ImageDataset,
+    check_classes,
+    check_files,
+    counts,
+    fingerprint,
+    match_classes,
+    read_csv,
+    read_folder,
+    subset,
+)
+from util.errors import InputError, RunError
+from util.transforms import TrainTransform, train_settings
+
+
+def picture(path, shade=0):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.new("RGB", (12, 10), (shade % 256, 90, 200)).save(path)
+
+
+def make_folder(root, classes=("healthy", "mild", "severe"), each=3):
+    for split in SPLITS:
+        for target, name in enumerate(classes):
+            for number in range(each):
+                picture(f"{root}/{split}/{name}/{split}{number}.png", 40 * target + number)
+    return str(root)
+
+
+def refused(call, *words):
+    """The message of the InputError: one line, with all these words in it."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+    return message
+
+
+# Folders
+
+
+def test_a_folder_is_read_in_the_order_of_imagefolder(tmp_path):
+    root = make_folder(tmp_path, ("10", "2", "Zebra", "ape"))
+    for name in ("b/1.PNG", "b-c/0.png", "b/a/7.png", "B.Png", "a.JPEG", "_.jpg", "ä.tif", "x.tiff", "y.bmp", "z.webp"):
+        picture(f"{root}/train/2/{name}")
+    data = read_folder(root)
+    for split in SPLITS:
+        theirs = ImageFolder(os.path.join(root, split))
+        rows = data.table[data.table["split"] == split]
+        assert list(zip(rows["path"], rows["target"], strict=True)) == theirs.samples
+        assert data.class_names == theirs.classes
+    assert list(data.table["index"]) == list(range(len(data.table))) and data.table["index"].dtype == np.int64
+    assert list(data.table.columns) == ["index", "path", "label", "target", "split", "patient"]
+    assert data.table["target"].dtype == np.int64 and set(data.table["patient"]) == {""}
+    assert list(data.table["split"].unique()) == list(SPLITS)
+    assert data.notes == []
+
+
+def test_paths_are_as_the_user_types_them_and_splits_can_be_chosen(tmp_path, monkeypatch):
+    make_folder(tmp_path / "eyes")
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("eyes/train")
+    table = read_folder("./eyes/", splits=("test",)).table
+    assert table["path"][0] == "./eyes/test/healthy/test0.png" and set(table["split"]) == {"test"}
+
+
+def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
+    root = make_folder(tmp_path)
+    rows = len(read_folder(root).table)
+    for name in (".DS_Store", "._train0.png", "notes.txt", ".ipynb_checkpoints/train0.png"):
+        os.makedirs(os.path.dirname(f"{root}/train/mild/{name}"), exist_ok=True)
+        shutil.copy(f"{root}/train/mild/train0.png", f"{root}/train/mild/{name}")
+    picture(f"{root}/train/.ipynb_checkpoints/a.png")
+    picture(f"{root}/train/loose.png")
+    data = read_folder(root)
+    assert len(data.table) == rows and data.class_names == ["healthy", "mild", "severe"]
+    assert len(data.notes) == 1 and "left out 4 files" in data.notes[0] and "notes.txt" in data.notes[0]
+
+
+def test_a_link_to_a_folder_above_does_not_go_round(tmp_path):
+    root = make_folder(tmp_path / "a")
+    rows = len(read_folder(root).table)
+    os.symlink(f"{root}/train/mild", f"{root}/train/mild/again")
+    make_folder(tmp_path / "b")
+    os.symlink(f"{tmp_path}/b/train/mild", f"{root}/train/mild/more")
+    assert len(read_folder(root).table) == rows + 3
+
+
+def test_missing_folders_are_named(tmp_path):
+    refused(lambda: read_folder(str(tmp_path / "nowhere")), "--data_path", "nowhere", "not there")
+    picture(f"{tmp_path}/file/a.png")
+    refused(lambda: read_folder(str(tmp_path / "file" / "a.png")), "not a folder")
+    root = make_folder(tmp_path / "data")
+    os.rename(f"{root}/val", f"{root}/validation")
+    refused(lambda: read_folder(root), "no folder val", "test, train, validation")
+    os.makedirs(f"{root}/val")
+    refused(lambda: read_folder(root), os.path.join(root, "val"), "no class folder")
+
+
+def test_classes_that_differ_or_are_empty_are_named(tmp_path):
+    root = make_folder(tmp_path)
+    os.rename(f"{root}/val/mild", f"{root}/val/Mild")
+    message = refused(lambda: read_folder(root), "differ", "train lacks Mild", "val lacks mild", "test lacks Mild")
+    assert "severe" not in message
+    os.rename(f"{root}/val/Mild", f"{root}/val/mild")
+    for split in ("test", "train"):
+        shutil.rmtree(f"{root}/{split}/severe")
+        os.makedirs(f"{root}/{split}/severe/below")
+        refused(lambda: read_folder(root), "no picture", os.path.join(split, "severe"))
+
+
+def test_a_file_name_that_no_text_holds_is_refused(tmp_path):
+    root = make_folder(tmp_path)
+    os.rename(f"{root}/train/mild/train0.png", os.fsencode(f"{root}/train/mild/train") + b"\xff.png")
+    refused(lambda: read_folder(root), "UTF-8", "train\\xff.png")
+
+
+# CSV
+
+
+def make_csv(folder, text, pictures=True, encoding="utf-8"):
+    """A CSV of path,label,split… rows, and the pictures that it names in its first column."""
+    path = str(folder / "eyes.csv")
+    with open(path, "w", encoding=encoding, newline="") as stream:
+        stream.write(text)
+    for row in text.splitlines()[1:] if pictures else []:
+        name = row.split(",")[0].split(";")[0].split("\t")[0].strip().strip('"')
+        if name:
+            picture(os.path.join(folder, name))
+    return path
+
+
+FOUR = "path,label,split\na.png,cat,train\nb/b.png,dog,train\nc.png,dog,val\nd.png,cat,test\n"
+
+
+def test_a_csv_becomes_the_same_table(tmp_path):
+    data = read_csv(make_csv(tmp_path, FOUR))
+    expected = pd.DataFrame(
+        {
+            "index": np.arange(4, dtype=np.int64),
+            "path": [str(tmp_path / name) for name in ("a.png", "b/b.png", "c.png", "d.png")],
+            "label": ["cat", "dog", "dog", "cat"],
+            "target": np.array([0, 1, 1, 0], dtype=np.int64),
+            "split": ["train", "train", "val", "test"],
+            "patient": [""] * 4,
+        }
+    )
+    pd.testing.assert_frame_equal(data.table, expected)
+    assert data.class_names == ["cat", "dog"]
+    assert data.notes == ["val has no picture of cat", "test has no picture of dog"]
+
+
+def test_columns_splits_and_patients_by_other_names(tmp_path):
+    rows = ["eye, File ,grade,part,who", "L, a.png ,1, Train,p1", "R,b.png,0,TRAIN,", "L,c.png,1,iv ,p3"]
+    rows += ["L,d.png,0,EV,p4"]
+    names = {"path_col": "File", "label_col": "grade", "split_col": "part", "patient_col": "who"}
+    csv_file = make_csv(tmp_path, "\n".join(rows), pictures=False)
+    for name in "abcd":
+        picture(str(tmp_path / f"{name}.png"))
+    table = read_csv(csv_file, **names).table
+    assert list(table["split"]) == ["train", "train", "val", "test"]
+    assert list(table["patient"]) == ["p1", "", "p3", "p4"] and list(table["target"]) == [1, 0, 1, 0]
+    assert table["path"][0] == str(tmp_path / "a.png")
+    only = read_csv(csv_file, **names, splits=("test",))
+    assert list(only.table["path"]) == [str(tmp_path / "d.png")] and list(only.table["index"]) == [0]
+
+
+def test_paths_start_at_the_csv_or_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(str(tmp_path / "elsewhere" / "x.png"))
+    text = FOUR.replace("c.png", str(tmp_path / "elsewhere" / "x.png"))
+    make_csv(tmp_path, text)
+    assert list(read_csv("eyes.csv").table["path"])[1:3] == ["b/b.png", str(tmp_path / "elsewhere" / "x.png")]
+
+
+def test_labels_are_names_and_whole_numbers_are_put_in_order(tmp_path):
+    text = "path,label,split\n" + "".join(
+        f"{split}{label}.png,{label},{split}\n" for split in SPLITS for label in ("10", "02", "-1", "00", "3")
+    )
+    data = read_csv(make_csv(tmp_path, text))
+    assert data.class_names == ["-1", "00", "02", "3", "10"] and "whole numbers" in data.notes[0]
+    data = read_csv(make_csv(tmp_path, text.replace(",3,", ",nan,").replace("val3", "valn")))
+    assert data.class_names == sorted(["10", "02", "-1", "00", "nan"])
+    refused(lambda: read_csv(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0", "column label")
+
+
+def test_splits_that_are_not_there_or_unknown(tmp_path):
+    refused(lambda: read_csv(make_csv(tmp_path, FOUR.replace("val", "test"))), "no row with split val", "test, train")
+    text = FOUR.replace("c.png,dog,val", "c.png,dog,valid")
+    refused(lambda: read_csv(make_csv(tmp_path, text)), "column split", "iv", "1 rows", "line 4 valid")
+
+
+def test_classes_that_train_does_not_have(tmp_path):
+    csv_file = make_csv(tmp_path, FOUR.replace("d.png,cat", "d.png,bird"))
+    refused(lambda: read_csv(csv_file), "test", "train has not", "bird")
+
+
+# Checks
+
+
+def test_the_number_of_classes(tmp_path):
+    data = read_folder(make_folder(tmp_path))
+    assert check_classes(data, 3, explicit=True) is data
+    refused(lambda: check_classes(data, 5, explicit=True), "found 3 classes (healthy, mild, severe)", "--nb_classes 3")
+    assert "3 classes" in check_classes(data, 8, explicit=False).notes[-1] and data.notes == []
+    one = Data(data.table, ["mild"], [])
+    refused(lambda: check_classes(one, 1, explicit=True), "at least 2", "mild")
+
+
+def test_classes_are_matched_to_a_checkpoint_by_name(tmp_path):
+    data = read_folder(make_folder(tmp_path), splits=("val", "test"))
+    names = ["severe", "moderate", "healthy", "mild"]
+    matched = match_classes(data, names)
+    assert [names[target] for target in matched.table["target"]] == list(data.table["label"])
+    assert matched.class_names == names and matched.table["target"].dtype == np.int64
+    assert "checkpoint's order" in matched.notes[0]
+    assert matched.notes[1:] == ["val has no picture of moderate", "test has no picture of moderate"]
+    assert list(data.table["target"][:3]) == [0, 0, 0]  # what was read is left as it was
+    assert match_classes(data, data.class_names).notes == []
+    refused(lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, Mild")
+
+
+def test_bad_files_stop_the_run_or_are_skipped(tmp_path):
+    root = make_folder(tmp_path / "data")
+    data = read_folder(root)
+    assert check_files(data, "stop").table is data.table
+    cut, empty = f"{root}/train/mild/train1.png", f"{root}/val/severe/val2.png"
+    os.truncate(cut, os.path.getsize(cut) - 25)
+    open(empty, "wb").close()
+    known, skipped = str(tmp_path / "out" / "known.npy"), str(tmp_path / "out" / "skipped.csv")
+    refused(lambda: check_files(data, "stop", known), "2 of 27", cut, empty, "empty file", "--bad_images skip")
+    kept = check_files(data, "skip", known, skipped)
+    gone = data.table["path"].isin([cut, empty])
+    assert gone.sum() == 2 and list(kept.table["index"]) == list(data.table["index"][~gone])
+    assert list(kept.table.index) == list(range(25))
+    assert "left out 2 of 27" in kept.notes[-1] and skipped in kept.notes[-1]
+    written = pd.read_csv(skipped)
+    assert list(written["path"]) == [cut, empty] and list(written.columns) == ["path", "reason"]
+
+
+def test_skipping_must_leave_train_its_classes_and_each_split_a_picture(tmp_path):
+    root = make_folder(tmp_path, each=1)
+    data = read_folder(root)
+    open(f"{root}/val/mild/val0.png", "wb").close()
+    assert "no readable picture of mild in val" in check_files(data, "skip").notes
+    open(f"{root}/train/mild/train0.png", "wb").close()
+    refused(lambda: check_files(data, "skip"), "mild", "train", "train0.png")
+    shutil.rmtree(root)
+    root = make_folder(tmp_path, each=1)
+    for name in data.class_names:
+        open(f"{root}/test/{name}/test0.png", "wb").close()
+    refused(lambda: check_files(data, "skip"), "in test")
+
+
+# The table
+
+
+def large_table():
+    rng = np.random.default_rng(0)
+    target = rng.choice(3, 1000, p=[0.9, 0.097, 0.003])
+    return pd.DataFrame(
+        {
+            "index": np.arange(1000),
+            "target": target,
+            "label": np.array(["a", "b", "c"])[target],
+            "split": np.where(np.arange(1000) % 5 == 0, "val", "train"),
+        }
+    )
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_subsets_are_nested_repeatable_and_ordered(stratified):
+    table = large_table()
+    before = None
+    for ratio in (0.0001, 0.01, 0.1, 0.5, 1.0):
+        part = subset(table, ratio, stratified, seed=7)
+        pd.testing.assert_frame_equal(part, subset(table, ratio, stratified, seed=7))
+        assert list(part["index"]) == sorted(part["index"]) and list(part.index) == list(range(len(part)))
+        assert (part["split"] == "val").sum() == 200
+        train = set(part["index"][part["split"] == "train"])
+        if stratified:
+            for target, total in table[table["split"] == "train"].groupby("target").size().items():
+                kept = ((part["target"] == target) & (part["split"] == "train")).sum()
+                assert kept == max(1, round(ratio * total))
+        else:
+            assert len(train) == max(1, round(ratio * 800))
+        assert before is None or before < train
+        before = train
+    assert not subset(table, 0.1, stratified, 7).equals(subset(table, 0.1, stratified, 8))
+
+
+def test_a_share_is_above_0_and_at_most_1():
+    for ratio in (0, -1, 1.2, float("nan")):
+        refused(lambda ratio=ratio: subset(large_table(), ratio, False, 0), "--dataratio")
+
+
+def test_counts_are_a_class_and_a_split(tmp_path):
+    root = make_folder(tmp_path)
+    picture(f"{root}/test/severe/more.png")
+    data = read_folder(root)
+    table = counts(data.table, ["severe", "moderate", *data.class_names[:2]])
+    assert list(table.index) == ["severe", "moderate", "healthy", "mild"] and list(table.columns) == list(SPLITS)
+    assert table.to_numpy().tolist() == [[3, 3, 4], [0, 0, 0], [3, 3, 3], [3, 3, 3]]
+
+
+def test_the_fingerprint_follows_the_data_and_not_their_place(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "a" / "eyes")
+    first = fingerprint(read_folder(root).table)
+    shutil.copytree(root, tmp_path / "b")
+    assert fingerprint(read_folder(str(tmp_path / "b")).table) == first and len(first) == 64
+    monkeypatch.chdir(tmp_path / "b")
+    table = read_folder("./").table
+    assert fingerprint(table) == first and fingerprint(table[::-1]) == first
+    assert fingerprint(table[1:]) != first
+    assert fingerprint(table.assign(label="x")) != first and fingerprint(table.assign(split="train")) != first
+    with open("train/mild/train0.png", "ab") as stream:
+        stream.write(b"0")
+    assert fingerprint(table) != first
+
+
+# Samples
+
+
+def dataset(tmp_path, **options):
+    table = read_folder(make_folder(tmp_path)).table
+    return ImageDataset(table, TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", reprob=1)), **options)
+
+
+def test_a_sample_is_its_picture_target_and_position(tmp_path):
+    samples = dataset(tmp_path, seed=0)
+    assert len(samples) == 27
+    table = read_folder(str(tmp_path)).table
+    for position in (0, 5, 26):
+        tensor, target, at = samples[3, position]
+        assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32
+        assert (target, at) == (table["target"][position], position) and type(target) is int
+        assert samples.path(position) == table["path"][position]
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
+    samples = dataset(tmp_path, seed=0)
+    first = samples[2, 7][0]
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    assert torch.equal(samples[2, 7][0], first)
+    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0]]
+    assert not any(torch.equal(other, first) for other in others)
+    table = read_folder(str(tmp_path)).table
+    moved = ImageDataset(table[7:].reset_index(drop=True), samples.transform, seed=0)
+    assert torch.equal(moved[2, 0][0], first)
+
+
+def test_all_three_generators_are_seeded_and_left_as_they_were(tmp_path):
+    table = read_folder(make_folder(tmp_path)).table
+    drawn = []
+
+    def draw(path):
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item(), np.random.choice(10**6)))
+        return torch.zeros(3, 4, 4)
+
+    samples = ImageDataset(table, draw, seed=0)
+    for key in ((0, 0), (0, 0), (0, 1)):
+        random.seed(1), np.random.seed(2), torch.manual_seed(3)
+        samples[key]
+        after = random.random(), np.random.rand(), torch.rand(1).item()
+        random.seed(1), np.random.seed(2), torch.manual_seed(3)
+        assert after == (random.random(), np.random.rand(), torch.rand(1).item())
+    assert drawn[0] == drawn[1] and not set(drawn[0]) & set(drawn[2])
+
+
+def test_workers_make_the_same_samples(tmp_path):
+    samples = dataset(tmp_path, seed=0)
+    keys = [(1, position) for position in (4, 0, 26, 9)]
+    batches = list(torch.utils.data.DataLoader(samples, sampler=keys, batch_size=2, num_workers=1))
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.stack([samples[key][0] for key in keys]))
+    assert torch.cat([batch[2] for batch in batches]).tolist() == [4, 0, 26, 9]
+
+
+def test_a_picture_that_is_gone_in_mid_run_is_named(tmp_path):
+    samples = pickle.loads(pickle.dumps(dataset(tmp_path, seed=0)))
+    os.remove(samples.path(3))
+    with pytest.raises(RunError, match="no such file") as caught:
+        samples[0, 3]
+    assert samples.path(3) in str(caught.value)
+    state = random.getstate()
+    with pytest.raises(RunError):
+        samples[0, 3]
+    assert random.getstate() == state
+    loader = torch.utils.data.DataLoader(samples, sampler=[(0, 2), (0, 3)], num_workers=1)
+    with pytest.raises(RunError) as from_worker:
+        list(loader)
+    assert str(from_worker.value) == str(caught.value)

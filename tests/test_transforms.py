@@ -1,0 +1,298 @@
+"""util/transforms.py: timm's training recipe and torchvision's evaluation, bit for bit; scaled decoding comes close."""
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from torchvision import transforms
+
+import util.transforms
+from util.errors import InputError
+from util.images import ImageError, ImageSource
+from util.transforms import (
+    EvalTransform,
+    TrainTransform,
+    _augment_operations,
+    _posterize,
+    color_jitter_applies,
+    eval_settings,
+    train_settings,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def seed(number):
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def drawn(width, height, noise):
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 97), np.cos(y / 61), np.sin((x + y) / 83)], axis=-1)
+    values = 127 + 90 * waves + np.random.default_rng(0).normal(0, noise, waves.shape)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def jpeg(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("pictures") / "drawn.jpg")
+    drawn(333, 217, noise=20).save(path, quality=90)
+    return path
+
+
+@pytest.fixture(scope="module")
+def large_jpeg(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("pictures") / "large.jpg")
+    drawn(2048, 2047, noise=10).save(path, quality=92)
+    return path
+
+
+def grey_levels(one, other):
+    """Mean absolute difference of two normalised tensors, in levels of 0…255."""
+    return float(((one - other).abs() * torch.tensor(STD)[:, None, None]).mean() * 255)
+
+
+RECIPES = {
+    "default": {},
+    "aa none": {"aa": "none"},
+    "jitter": {"aa": "none", "color_jitter": 0.4},
+    "hue jitter": {"aa": "", "color_jitter": [0.3, 0.3, 0.2, 0.1]},
+    "jitter under aa": {"color_jitter": 0.4},
+    "3-augment": {"aa": "3a", "color_jitter": 0.3},
+    "augmix": {"aa": "augmix-m5-w2"},
+    "original": {"aa": "original-mstd0.5"},
+    "vflip": {"hflip": 0.0, "vflip": 0.5},
+    "erase const": {"aa": "none", "reprob": 1.0, "remode": "const", "recount": 3},
+    "no erase": {"reprob": 0.0},
+    "crop": {"crop_scale": (0.5, 0.6), "crop_ratio": (0.5, 3.0)},
+    "wide crop": {"crop_scale": (0.95, 1.0), "crop_ratio": (0.2, 0.4)},  # never fits: timm's centre crop
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_full_decoding_trains_on_exactly_what_timm_makes(jpeg, recipe):
+    ours = TrainTransform(train_settings(48, MEAN, STD, "full", **recipe))
+    aa = recipe.get("aa", "rand-m9-mstd0.5-inc1")
+    theirs = create_transform(
+        48,
+        is_training=True,
+        scale=recipe.get("crop_scale", (0.08, 1.0)),
+        ratio=recipe.get("crop_ratio", (3 / 4, 4 / 3)),
+        hflip=recipe.get("hflip", 0.5),
+        vflip=recipe.get("vflip", 0.0),
+        color_jitter=recipe.get("color_jitter"),
+        auto_augment=None if aa in ("", "none") else aa,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+        re_prob=recipe.get("reprob", 0.25),
+        re_mode=recipe.get("remode", "pixel"),
+        re_count=recipe.get("recount", 1),
+    )
+    picture = Image.open(jpeg).convert("RGB")
+    for number in range(25):
+        seed(number)
+        mine = ours(jpeg)
+        seed(number)
+        try:
+            expected = theirs(picture)
+        except ValueError as error:  # timm's posterize under Pillow 13, tested below
+            assert "bits must be" in str(error)
+            continue
+        assert mine.dtype == torch.float32 and mine.shape == (3, 48, 48)
+        assert torch.equal(mine, expected), number
+
+
+def test_scaled_training_draws_the_same_crop_and_flip(large_jpeg):
+    settings = [train_settings(64, MEAN, STD, d, aa="none", reprob=0, vflip=0.5) for d in ("full", "scaled")]
+    full, scaled = map(TrainTransform, settings)
+    differences = []
+    for number in range(6):
+        results = []
+        for transform in (full, scaled):
+            seed(number)
+            results.append(transform(large_jpeg))
+        differences.append(grey_levels(*results))
+    assert 0 < max(differences) < 2
+
+
+def test_scaled_decoding_leaves_the_crop_its_resolution(jpeg, monkeypatch):
+    scaled = TrainTransform(train_settings(40, MEAN, STD, "scaled", aa="none", reprob=0))
+    plain, seen = ImageSource.decode_scaled, []
+
+    def watch(source, minimum_size=None):
+        seen.append(plain(source, minimum_size))
+        return seen[-1]
+
+    monkeypatch.setattr(ImageSource, "decode_scaled", watch)
+    monkeypatch.setattr(scaled, "_draw_crop", lambda image, scale, ratio: (10, 20, *crop))
+    for crop, denominator in (((79, 200), 1), ((80, 80), 2), ((159, 200), 2), ((160, 160), 4)):
+        scaled(jpeg)
+        assert seen[-1][1] == denominator, crop
+
+
+@pytest.mark.parametrize(("edge", "resized"), [(32, 36), (224, 256), (225, 225), (336, 336)])
+def test_full_decoding_evaluates_exactly_as_torchvision(jpeg, large_jpeg, tmp_path, edge, resized):
+    # int(input_size / 0.875) by hand in the parameters
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(resized, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(edge),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    ours = EvalTransform(eval_settings(edge, MEAN, STD, "full"))
+    tall, exact = str(tmp_path / "tall.png"), str(tmp_path / "exact.png")
+    drawn(101, 303, noise=30).save(tall)
+    drawn(resized, resized + 7, noise=30).save(exact)
+    for path in (jpeg, large_jpeg, tall, exact):
+        assert torch.equal(ours(path), theirs(Image.open(path).convert("RGB"))), path
+
+
+def test_scaled_evaluation_is_close(large_jpeg):
+    full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(large_jpeg) for decode in ("full", "scaled"))
+    assert 0 < grey_levels(full, scaled) <= 2
+
+
+def test_scaled_evaluation_keeps_a_margin(tmp_path, monkeypatch):
+    plain, denominators = ImageSource.decode_scaled, []
+
+    def watch(source, minimum_size=None):
+        denominators.append(plain(source, minimum_size)[1])
+        return plain(source, minimum_size)
+
+    monkeypatch.setattr(ImageSource, "decode_scaled", watch)
+    scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled"))
+    for edge, denominator in ((760, 1), (768, 2), (1528, 2), (1536, 4)):  # 256 · 1.5 · denominator
+        Image.new("RGB", (edge, edge + 100)).save(tmp_path / "a.jpg")
+        scaled(str(tmp_path / "a.jpg"))
+        assert denominators.pop() == denominator
+
+
+def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, monkeypatch):
+    Image.new("RGB", (1537, 1541)).save(tmp_path / "a.jpg")  # at 1/4: 384.25 x 385.25, rounded up
+    boxes, plain = [], util.transforms._resized
+    monkeypatch.setattr(util.transforms, "_resized", lambda *args: boxes.append(args[:2]) or plain(*args))
+    EvalTransform(eval_settings(224, MEAN, STD, "scaled"))(str(tmp_path / "a.jpg"))
+    assert boxes[0][0].size == (385, 386) and boxes[0][1] == (0, 0, 384.25, 385.25)
+
+
+def test_a_source_does_as_well_as_a_path(jpeg):
+    for transform in (
+        EvalTransform(eval_settings(32, MEAN, STD, "scaled")),
+        TrainTransform(train_settings(32, MEAN, STD, "scaled")),
+    ):
+        results = []
+        for source in (jpeg, ImageSource(jpeg)):
+            seed(3)
+            results.append(transform(source))
+        assert torch.equal(*results)
+    with pytest.raises(ImageError, match="no such file"):
+        EvalTransform(eval_settings(32, MEAN, STD, "full"))("absent.jpg")
+
+
+# RandAugment under Pillow 13
+
+
+def test_posterize_to_no_bits_is_black_as_it_used_to_be(jpeg, monkeypatch):
+    picture = drawn(32, 32, noise=50)
+    assert not np.asarray(_posterize(picture, 0)).any()
+    for bits in range(1, 10):
+        assert (np.asarray(_posterize(picture, bits)) == np.asarray(auto_augment.posterize(picture, bits))).all()
+
+    transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full", aa="rand-m10-n1-inc1-p1", reprob=0))
+    augmenting = next(step for step in transform._after_crop.transforms if hasattr(step, "ops"))
+    posterizes = [op for op in augmenting.ops if op.name == "PosterizeIncreasing"]
+    assert len(posterizes) == 1
+    monkeypatch.setattr(augmenting, "ops", posterizes)
+    assert not transform(jpeg).any()
+    assert auto_augment.AugmentOp("Posterize").aug_fn is auto_augment.posterize  # timm's own is left as it is
+
+
+@pytest.mark.parametrize("name", sorted(auto_augment.NAME_TO_OP))
+def test_every_operation_runs_at_every_magnitude(name):
+    picture = drawn(24, 24, noise=50)
+    hparams = {"translate_const": 10, "img_mean": (120, 110, 100), "interpolation": Image.Resampling.BICUBIC}
+    for magnitude in range(11):
+        operation = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)
+        if name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+        result = operation(picture)
+        assert result.size == picture.size and result.mode == "RGB"
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original", "v0r", "originalr", "3a"])
+def test_posterize_is_replaced_wherever_timm_puts_it(aa):
+    settings = train_settings(32, MEAN, STD, "full", aa=aa)
+    operations = list(_augment_operations(TrainTransform(settings)._after_crop))
+    assert len(operations) > 2
+    posterizes = [op for op in operations if op.name.startswith("Posterize")]
+    assert (aa == "3a") == (not posterizes) and all(op.aug_fn is _posterize for op in posterizes)
+
+
+# Settings
+
+
+def test_settings_survive_a_checkpoint_and_a_spawned_worker(jpeg):
+    for make, transform in ((eval_settings, EvalTransform), (train_settings, TrainTransform)):
+        settings = make(32, torch.tensor(MEAN).numpy(), np.float32(STD), "scaled")
+        stored = json.loads(json.dumps(settings))
+        assert stored == settings
+        results = []
+        for one in (transform(settings), transform(stored), pickle.loads(pickle.dumps(transform(settings)))):
+            seed(1)
+            results.append(one(jpeg))
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong"),
+    [
+        ("--aa", {"aa": "random-m9"}),
+        ("--aa", {"aa": "rand-m9-oops"}),  # timm takes this one and says nothing
+        ("--aa", {"aa": "rand-m9.5"}),
+        ("--aa", {"aa": "rand_m9"}),
+        ("--crop_scale", {"crop_scale": (0.5, 0.2)}),
+        ("--crop_scale", {"crop_scale": (0, 1)}),
+        ("--crop_scale", {"crop_scale": (0.5, 1.5)}),
+        ("--crop_ratio", {"crop_ratio": (0, 1)}),
+        ("--hflip", {"hflip": 1.5}),
+        ("--vflip", {"vflip": -0.1}),
+        ("--reprob", {"reprob": 2}),
+        ("--remode", {"remode": "noise"}),
+        ("--recount", {"recount": 0}),
+        ("--color_jitter", {"color_jitter": -1}),
+        ("--color_jitter", {"color_jitter": [0.1, 0.2]}),
+        ("--decode", {"decode": "half"}),
+        ("--input_size", {"input_size": 0}),
+        ("--input_size", {"input_size": 224.5}),
+        ("mean", {"mean": (0.5,)}),
+        ("std", {"std": (0.5, 0, 0.5)}),
+    ],
+)
+def test_wrong_settings_are_refused_by_the_flags_name(flag, wrong):
+    settings = {"input_size": 32, "mean": MEAN, "std": STD, "decode": "full"} | wrong
+    with pytest.raises(InputError, match=flag) as caught:
+        train_settings(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "rand", "rand-m7-n3-p0.5-mmax20-tweights", "augmix-m5-w4-d2"])
+def test_strings_that_timm_takes_are_taken(aa):
+    assert train_settings(32, MEAN, STD, "full", aa=aa)["aa"] == aa
+    TrainTransform(train_settings(32, MEAN, STD, "full", aa=aa))
+
+
+def test_whether_color_jitter_counts():
+    def applies(**options):
+        return color_jitter_applies(train_settings(32, MEAN, STD, "full", **options))
+
+    assert applies(aa="none", color_jitter=0.4) and applies(aa="3a", color_jitter=0.4)
+    assert not applies(color_jitter=0.4) and not applies(aa="none")

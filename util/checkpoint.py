@@ -1,0 +1,108 @@
+"""Checkpoints: written whole or not at all, read without running anything, resumed exactly.
+
+A checkpoint holds plain tensors, numbers, strings, lists and dicts alone. Its "model" keeps timm's own names, so timm
+loads the file as it is. What a reader needs to use it stands beside: class names in order, the transforms, the
+options, the versions, where the weights came from.
+"""
+
+import os
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util.errors import InputError, RunError
+from util.state_dicts import WeightFile, read_weights
+
+LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
+FORMAT = 1
+
+
+def write(path: str | Path, content: dict) -> None:
+    """Write `content` under a temporary name, flush it to the disk, then rename: a reader never sees half a file.
+
+    RunError where the disk is full or can't be written; what stood there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(f"{path} could not be written ({reason}): the checkpoint before it stays; make room and start "
+                       "again with --resume auto") from error
+
+
+def remove_torn(folder: Path) -> None:
+    """Delete temporary files that a killed run left behind."""
+    for left in folder.glob(".checkpoint-*.tmp"):
+        pid = re.search(r"\.(\d+)\.tmp$", left.name)
+        if not pid or not Path(f"/proc/{pid.group(1)}").exists():
+            left.unlink(missing_ok=True)
+
+
+def random_states(device: torch.device) -> dict:
+    """This process's random generators. (Draws are functions of seed, epoch and sample or step; these are for the rest.)"""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict, device: torch.device) -> None:
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def read(path: str | Path) -> WeightFile:
+    """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data."""
+    return read_weights(path)
+
+
+def is_ours(file: WeightFile) -> bool:
+    return "format" in file.rest and "options" in file.rest
+
+
+def require_resumable(file: WeightFile) -> None:
+    """InputError unless training can go on from the file."""
+    if not is_ours(file):
+        raise InputError(f"{file.path} was not written by this program, so training can't go on from it: score it with "
+                         "--eval, or start from its weights with --finetune")
+    if "optimizer" not in file.rest:
+        raise InputError(f"{file.path} holds the model alone (the best epoch's): go on from {LAST} beside it, or start "
+                         "anew from its weights with --finetune")
+    if file.rest["format"] > FORMAT:
+        raise InputError(f"{file.path} was written by a newer version of this program (format {file.rest['format']})")
+
+
+def plain(value):
+    """A value as what a checkpoint may hold; TypeError for anything else (our own bug, found at the first save)."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
+        return value
+    raise TypeError(f"a checkpoint can't hold a {type(value).__name__}")

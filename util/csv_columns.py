@@ -1,0 +1,168 @@
+"""A CSV file -> the columns that are asked for, as text, and complaints that name the line of the file.
+
+Read with python's csv module: it keeps every cell as it is written ("01" stays "01") and knows the line of each row,
+and a million rows take it a few seconds.
+"""
+import csv
+import itertools
+import os
+import re
+
+import pandas as pd
+
+from util.errors import InputError
+
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+def read_columns(csv_file, columns):
+    """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
+
+    Separated by comma, semicolon or tab, whichever splits the header into most names; UTF-8, or UTF-16 with its mark.
+    Blank rows are passed over. Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
+    """
+    try:
+        with open(csv_file, "rb") as stream:
+            encoding = "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with open(csv_file, newline="", encoding=encoding) as stream:
+            header = stream.readline()
+            separator = max(SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=separator, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            picks = _positions(csv_file, names, columns)
+            cells, lines = [[] for _ in columns], []
+            line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
+            for row in reader:
+                if not any(row):
+                    pass
+                elif len(row) == len(names):
+                    for column, pick in zip(cells, picks, strict=True):
+                        column.append(row[pick].strip())
+                    lines.append(line)
+                else:
+                    raise InputError(
+                        f"{csv_file}, line {line}: {len(row)} columns where the header has {len(names)}; "
+                        "a name that holds the separator needs quotes"
+                    )
+                line = reader.line_num + 1
+    except UnicodeError:
+        raise InputError(f"{csv_file}, line {_undecodable_line(csv_file)}: not UTF-8; save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{csv_file}, line {reader.line_num}: {error}") from None
+    except OSError as error:
+        raise InputError(f"--csv_file {csv_file}: {error.strerror.lower()}") from None
+    if not lines:
+        raise InputError(f"{csv_file}: no row below the header")
+    return cells, lines, separator
+
+
+def _undecodable_line(csv_file):
+    with open(csv_file, "rb") as stream:
+        for line, text in enumerate(stream, 1):
+            if "\ufffd" in text.decode("utf-8", "replace"):
+                return line
+    return "?"
+
+
+def _positions(csv_file, names, columns):
+    if not any(names):
+        raise InputError(f"{csv_file}: empty; its first line must name the columns, among them {some(columns)}")
+    for column in columns:
+        if column not in names:
+            there = some([name for name in names if name], 20)
+            raise InputError(f"{csv_file}, line 1: no column {column}; there is {there}")
+        if names.count(column) > 1:
+            where = [str(number) for number, name in enumerate(names, 1) if name == column]
+            raise InputError(f"{csv_file}, line 1: columns {' and '.join(where)} are both named {column}; rename one")
+    return [names.index(column) for column in columns]
+
+
+def refuse_empty(csv_file, column, cells, lines):
+    """InputError when a cell of the column holds nothing."""
+    if "" in cells:
+        empty = [line for line, cell in zip(lines, cells, strict=True) if not cell]
+        raise InputError(f"{csv_file}: column {column} is empty in {len(empty)} rows: line {some(empty)}")
+
+
+def refuse_unknown(csv_file, column, cells, lines, known):
+    """InputError when a cell, in lower case, is none of `known`."""
+    unknown = {cell for cell in set(cells) if cell.lower() not in known}
+    if unknown:
+        wrong = [f"line {line} {cell}" for line, cell in zip(lines, cells, strict=True) if cell in unknown]
+        raise InputError(
+            f"{csv_file}: column {column} takes {some(known)}; other values in {len(wrong)} rows: {some(wrong)}"
+        )
+
+
+def refuse_two_spellings(csv_file, column, cells):
+    """InputError for "1" beside "1.0" or "01": one class written in two ways would be trained as two."""
+    numbers = {}
+    for cell in sorted(set(cells)):
+        if re.fullmatch(r"[+-]?\d+(\.0*)?", cell):
+            numbers.setdefault(float(cell), []).append(cell)
+    twice = [" and ".join(spellings) for spellings in numbers.values() if len(spellings) > 1]
+    if twice:
+        raise InputError(f"{csv_file}: column {column} writes one number in two ways: {some(twice)}; use one")
+
+
+def refuse_repeated(csv_file, paths, lines, columns):
+    """InputError for a picture that stands there twice: in two splits it would be tested on what it taught.
+
+    columns: {what the message says when the picture's rows differ in it: cells}.
+    """
+    # normpath takes microseconds a path, and few paths need it
+    plain = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
+    pictures = joined(os.path.abspath(os.path.dirname(csv_file)), plain)
+    again = pd.Series(pictures).duplicated(keep=False)
+    rows_of = {}
+    for row in again.index[again]:
+        rows_of.setdefault(pictures[row], []).append(row)
+    for what, cells in [*columns.items(), ("twice", lines)]:
+        wrong = [rows for rows in rows_of.values() if len({cells[row] for row in rows}) > 1]
+        if wrong:
+            first = " and ".join(str(lines[row]) for row in wrong[0])
+            raise InputError(
+                f"{csv_file}: {len(wrong)} pictures stand there {what}, the first on lines {first} "
+                f"({paths[wrong[0][0]]}); keep one row a picture"
+            )
+
+
+def refuse_absent(csv_file, paths, lines):
+    """InputError when files are not there. A folder is listed once: quicker than to look a million files up."""
+    present, absent = {}, []
+    for path, line in zip(paths, lines, strict=True):
+        name = path.rpartition("/")[2]
+        folder = path[: len(path) - len(name)]  # with its last slash: "" is not "/"
+        if folder not in present:
+            present[folder] = _file_names(folder or ".")
+        if name not in present[folder]:
+            absent.append(f"line {line} {path}")
+    if absent:
+        raise InputError(
+            f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; relative paths start at "
+            f"the CSV's folder{', folders are parted by /' if any(chr(92) in text for text in absent[:5]) else ''}"
+        )
+
+
+def _file_names(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()  # no such folder: its files are reported as absent, with their lines
+
+
+def joined(folder, paths):
+    """os.path.join of a folder and each path, in a fraction of the time where no path is absolute."""
+    if any(map(os.path.isabs, paths)):
+        return [os.path.join(folder, path) for path in paths]
+    folder = os.path.join(folder, "")
+    return [folder + path for path in paths]
+
+
+def some(names, most=5):
+    """The first names in one line, and how many more there are."""
+    names = list(names)
+    listed = ", ".join(str(name) for name in itertools.islice(names, most))
+    return listed + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,179 @@
+"""Processes: the group in and out, the device, what the ranks tell each other.
+
+One context manager makes the process group and takes it down, so that no way out leaves one behind. One process on one
+device needs none: every method works there too.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from util.errors import InputError, PeerEnded, RunError
+
+# A rank may have to wait for another that downloads weights or checks a million files.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass
+class World:
+    """This process among the others, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+    note: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, *lines: str) -> None:
+        """Print from the main process alone."""
+        if self.is_main:
+            for line in lines:
+                print(line, flush=True)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return bool(flag)
+        found = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, value):
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Every process's value, in the order of ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def main_first(self, work):
+        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
+        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+        if self.size == 1:
+            return work()
+        result = error = None
+        if self.is_main:
+            try:
+                result = work()
+            except (InputError, RunError) as caught:
+                error = caught
+        ended = self.from_main(None if error is None else (type(error).__name__, str(error)))
+        if ended:
+            if error is not None:
+                raise error
+            raise PeerEnded(*ended)
+        return result if self.is_main else work()
+
+
+@contextmanager
+def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
+    """The process group of this start, as a `World`; taken down on every way out.
+
+    Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
+    gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
+    """
+    rank, size, local_rank, local_size = _places(dist_on_itp)
+    chosen, note = _device(device, local_rank)
+    world = World(rank, size, local_rank, local_size, chosen, note)
+    if chosen.type == "cpu":
+        _share_cores(local_size)
+    if size > 1:
+        options = {"device_id": chosen} if chosen.type == "cuda" else {}
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", init_method=dist_url, rank=rank,
+                                world_size=size, timeout=PATIENCE, **options)
+    try:
+        yield world
+    except (InputError, RunError) as error:
+        if rank > 0 and not getattr(error, "everywhere", False):
+            print(f"error (process {rank}): {error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if dist_on_itp:
+        names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+        if names[0] not in os.environ:
+            raise InputError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
+        os.environ.setdefault("MASTER_PORT", "48766")
+    if names[0] not in os.environ or names[1] not in os.environ:
+        return 0, 1, 0, 1
+    try:
+        rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
+        return rank, size, int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
+    except ValueError as error:
+        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}") from error
+
+
+def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
+    """The device of this process, and a note where it is not the one asked for."""
+    if wanted == "cuda" and torch.cuda.is_available():
+        return _cuda_device(local_rank), ""
+    if wanted == "mps" and torch.backends.mps.is_available():
+        return torch.device("mps"), ""
+    if wanted == "cpu":
+        return torch.device("cpu"), ""
+    return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
+
+
+def _cuda_device(local_rank: int) -> torch.device:
+    """All that is special to CUDA: a GPU a process, and TF32 for the fp32 that remains."""
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} visible): start "
+                         "at most as many processes as there are GPUs, or pass --device cpu")
+    torch.cuda.set_device(local_rank)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", local_rank)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share_cores(local_size: int) -> None:
+    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says otherwise."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
+        torch.set_num_threads(max(1, usable_cores() // local_size))
+
+
+def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
+    """The model for training: DistributedDataParallel where there is more than one process. Freeze before this."""
+    if world.size == 1:
+        return model
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

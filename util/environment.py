@@ -1,0 +1,219 @@
+"""The Python environment behind util/env.sh: what an interpreter lacks, and a .venv made once.
+
+    python util/environment.py unmet requirements.txt           what this interpreter lacks; exit code 1 if anything
+    python util/environment.py ready CLONE                      exit code 0 if it is CLONE's finished .venv
+    python util/environment.py make CLONE                       makes or completes CLONE/.venv
+    python util/environment.py target FOLDER requirements.txt   installs into FOLDER, which PYTHONPATH then names
+    python util/environment.py fingerprint requirements.txt     what an installation depends on, hashed
+
+Runs before anything is installed, so it needs the standard library alone and imports no other room. Exit codes: 2 for
+what the user can mend, 1 for an installation that failed, 130 for Ctrl-C; each with one line.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+UNFINISHED = "unfinished"
+
+
+class EnvironmentFault(Exception):
+    """Why no environment could be made: one line and the exit code."""
+
+    def __init__(self, message, exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def unmet(requirements):
+    """What this interpreter lacks of a requirement file, as texts such as "timm>=1.0.20 (has 0.9.2)".
+
+    Reads installed metadata only, so that the answer costs a fraction of a second (importing torch costs seconds).
+    """
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        # Without it huggingface_hub cannot be there either; pip's own copy names the rest that is missing.
+        try:
+            from pip._vendor.packaging.requirements import Requirement
+        except ImportError:
+            return ["packaging"]
+    lacking = []
+    for line in Path(requirements).read_text(encoding="utf-8").splitlines():
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        needed = Requirement(text)
+        if needed.marker and not needed.marker.evaluate():
+            continue
+        try:
+            version = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        if not version:
+            lacking.append(needed.name)
+        elif not needed.specifier.contains(version, prereleases=True):
+            lacking.append(f"{needed.name}{needed.specifier} (has {version})")
+    return lacking
+
+
+def stamp_path(folder):
+    """The file whose text says how far an installation came: "unfinished", or the fingerprint that it reached."""
+    return Path(folder) / "stamp"
+
+
+def fingerprint(requirements):
+    """What an installation depends on: the requirement file and this Python's version."""
+    content = Path(requirements).read_bytes() + sys.version.encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_stamp(folder):
+    """The stamp's text; None where no stamp stands, that is, where somebody else made the folder."""
+    path = stamp_path(folder)
+    return path.read_text().strip() if path.exists() else None
+
+
+def write_stamp(folder, text):
+    """Written aside and renamed, so that a stamp is never half there."""
+    part = Path(folder) / "stamp.part"
+    part.write_text(text + "\n")
+    part.replace(stamp_path(folder))
+
+
+def ready(clone):
+    """Whether this interpreter, run from clone/.venv, satisfies requirements.txt and its installation was finished."""
+    requirements = Path(clone) / "requirements.txt"
+    return read_stamp(Path(clone) / ".venv") in (None, fingerprint(requirements)) and not unmet(requirements)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One maker at a time. The system frees the lock when its holder dies, so that none is ever left behind."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another start is installing here; waiting for it to finish")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            say("this file system has no locks: start nothing else here until the installation is done")
+        yield
+
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def empty(folder):
+    """Removes what is in a folder but not the folder, which may be a link to a larger disk."""
+    for child in Path(folder).iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def pip_install(python, requirements, *where):
+    """Runs pip, quietly where nobody watches. Raises EnvironmentFault where it fails; its own message stands above."""
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *where, "-r", requirements]
+    # A `user = true` in pip's settings would install past the environment that is being made.
+    code = subprocess.run(command, env={**os.environ, "PIP_USER": "0"}, stdout=sys.stderr).returncode
+    if code:
+        name = Path(requirements).name
+        raise EnvironmentFault(f"pip could not install {name}: mend what it says above, then start again", 1)
+
+
+def is_sound(python):
+    """Whether an interpreter of a .venv still starts and has pip (the Python it was made of may be gone)."""
+    if not python.exists():
+        return False
+    return subprocess.run([python, "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def make(clone):
+    """Makes clone/.venv, or completes it, with this interpreter.
+
+    A .venv whose installation was cut is emptied first: a package can be half there and still be listed as installed.
+    """
+    venv, requirements = clone / ".venv", clone / "requirements.txt"
+    python = venv / "bin" / "python"
+    with locked(clone / ".venv.lock"):
+        if python.exists() and subprocess.run([python, "-P", __file__, "ready", clone]).returncode == 0:
+            return  # made by the start that this one waited for
+        venv.mkdir(exist_ok=True)
+        stamp = read_stamp(venv)
+        if stamp is None and any(venv.iterdir()):
+            message = f"{venv} was not made by this program: install requirements.txt into it, or move it away"
+            raise EnvironmentFault(message, 2)
+        if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+            message = (
+                f"{sys.executable} cannot make a .venv: its venv module is missing"
+                f" (Debian, Ubuntu: apt install python{sys.version_info.major}.{sys.version_info.minor}-venv)"
+            )
+            raise EnvironmentFault(message, 2)
+        say(f"installing requirements.txt into {venv}: some minutes, up to 6 GB")
+        if stamp in (None, UNFINISHED) or not is_sound(python):
+            empty(venv)
+            write_stamp(venv, UNFINISHED)
+            code = subprocess.run([sys.executable, "-m", "venv", venv], stdout=sys.stderr).returncode
+            if code:
+                raise EnvironmentFault(f"{sys.executable} -m venv failed: mend what it says above, then start again", 1)
+        write_stamp(venv, UNFINISHED)
+        pip_install(python, requirements)
+        # Asked of the new interpreter: its version may differ from this one's where an older .venv was completed.
+        finished = subprocess.check_output([python, "-P", __file__, "fingerprint", requirements], text=True)
+        write_stamp(venv, finished.strip())
+
+
+def install_beside(folder, requirements):
+    """Installs a requirement file into a folder of its own, which PYTHONPATH then names."""
+    folder.mkdir(exist_ok=True)
+    with locked(folder.with_name(folder.name + ".lock")):
+        if read_stamp(folder) == fingerprint(requirements):
+            return
+        say(f"installing {requirements.name} into {folder}")
+        empty(folder)
+        pip_install(sys.executable, requirements, "--target", folder)
+        write_stamp(folder, fingerprint(requirements))
+
+
+def main(arguments):
+    command, *paths = arguments
+    paths = [Path(path) for path in paths]
+    try:
+        if command == "unmet":
+            lacking = unmet(*paths)
+            print(", ".join(lacking))
+            return 1 if lacking else 0
+        if command == "ready":
+            return 0 if ready(*paths) else 1
+        if command == "fingerprint":
+            print(fingerprint(*paths))
+            return 0
+        {"make": make, "target": install_beside}[command](*paths)
+    except EnvironmentFault as fault:
+        say(str(fault))
+        return fault.exit_code
+    except OSError as error:
+        say(f"the environment could not be made: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; the next start installs again")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

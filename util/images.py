@@ -1,0 +1,254 @@
+"""One picture file, read right: 8-bit RGB whatever the file holds, and a check that a file decodes at all.
+
+Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips 16-bit
+values to white, so that an OCT volume trains as blank pictures without a word; here they are scaled. A file that is
+cut short always raises: half a picture padded with grey would be a sample like any other to the model.
+"""
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from tqdm import tqdm
+
+from util.errors import RunError
+
+# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF 6.0 tag numbers
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the last two
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; `path` says which, `reason` why, in a few words."""
+
+    def __init__(self, path, reason):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
+
+
+class ImageSource:
+    """A picture file that is opened when it is first asked for something.
+
+    Orientation in EXIF is ignored, as the loader of the original project does (its checkpoints were trained that way)
+    and because fundus cameras do not set it; a TIFF's own orientation tag is applied by Pillow itself.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._size = None
+        self._opened = None
+
+    @property
+    def size(self):
+        """(width, height) in pixels of the whole picture, from the header. Raises ImageError."""
+        if self._size is None:
+            self._opened = self._open()
+        return self._size
+
+    def decode(self, minimum_size=None):
+        """The picture as PIL RGB; arguments and errors as `decode_scaled`."""
+        return self.decode_scaled(minimum_size)[0]
+
+    def decode_scaled(self, minimum_size=None):
+        """Decode, a JPEG at a reduced scale where that is enough.
+
+        minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only JPEGs
+        are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full picture.
+        Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
+        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no picture.
+        """
+        image, self._opened = self._opened or self._open(), None
+        denominator = 1
+        try:
+            with image:
+                if minimum_size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                    denominator = dct_denominator(image.size, minimum_size)
+                    image.draft(None, tuple(edge // denominator for edge in image.size))
+                image.load()
+                return _to_rgb(image), denominator
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+            raise ImageError(self.path, _reason(error)) from error
+
+    def _open(self):
+        try:
+            if os.path.getsize(self.path) == 0:
+                raise ImageError(self.path, "empty file")
+            image = Image.open(self.path, formats=FORMATS)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # as in decode_scaled
+            raise ImageError(self.path, _reason(error)) from error
+        self._size = image.size
+        return image
+
+
+def read_image(path, minimum_size=None):
+    """The picture at `path` as PIL RGB, 8 bits a channel; arguments and errors as `ImageSource.decode_scaled`.
+
+    Grey, palette, CMYK and 1-bit are converted, alpha is dropped, of several frames or pages the first is taken.
+    Grey with more than 8 bits is scaled from the full range of its type: unsigned 16 bits by 1/257 (12 bits: from
+    4095, signed 16 bits: from 32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits.
+    Floats: a maximum of at most 1 is read as 0…1, at most 255 as 0…255, at most 65535 as 16 bits, anything above
+    as 0…maximum. Negative values and NaN are black; nothing is clipped to white.
+    """
+    return ImageSource(path).decode(minimum_size)
+
+
+def dct_denominator(size, minimum_size):
+    """The largest of 1, 2, 4, 8 by which a JPEG of `size` (width, height) may be divided, see `decode_scaled`."""
+    if not isinstance(minimum_size, (tuple, list)):
+        minimum_size = (minimum_size, minimum_size)
+    width, height = minimum_size
+    return next((d for d in DCT_DENOMINATORS if size[0] // d >= width and size[1] // d >= height), 1)
+
+
+def _to_rgb(image):
+    """PIL image of any mode, loaded -> PIL RGB."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled_to_8_bits(image)).convert("RGB")
+    image.info.pop("transparency", None)  # convert("RGB") drops it anyway, but warns first
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
+
+
+def _scaled_to_8_bits(image):
+    """Grey PIL image of mode I;16*, I or F -> (H, W) uint8, as `read_image` describes."""
+    tags = getattr(image, "tag_v2", {})  # a TIFF's; nothing else says more than the mode does
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        top = values.max()
+        white = next((white for white in (1, 255, 65535) if top <= white), top)
+    else:
+        values = np.asarray(image).astype(np.int64)
+        if bits == 32 and not signed:
+            values &= 0xFFFFFFFF  # Pillow keeps unsigned 32 bits in signed ones
+        white = {12: 4095, 16: 32767 if signed else 65535}.get(bits, 65535)
+        if values.max() > white:
+            white = 2**31 - 1 if signed else 2**32 - 1
+    grey = np.rint(values.clip(min=0) * (255 / white)).astype(np.uint8)
+    # Pillow turns "white is zero" round for 8 bits but not for more.
+    return 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+
+
+def _reason(error):
+    """A few words, in one line and without the path, for what Pillow or the system raised."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class KnownGood:
+    """Which files have decoded before, remembered in a file, so that a second start checks only new ones.
+
+    A picture is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept. `note` says so
+    (else it is "") when the file was not usable; it is then written anew.
+    """
+
+    def __init__(self, file):
+        self.file, self.note = file, ""
+        self._known, self._new = np.empty(0, np.uint64), []
+        try:
+            known = np.load(file, allow_pickle=False)
+            if known.dtype != np.uint64 or known.ndim != 1:
+                raise ValueError("not a list of hashes")
+            self._known = known
+        except FileNotFoundError:
+            pass  # the first start
+        except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
+            self.note = f"{file} is not usable ({_reason(error)}): all pictures are checked again"
+
+    def unknown(self, paths):
+        """(N,) bool: which of `paths` have not decoded before, or have changed since."""
+        return ~np.isin(self._hashes(paths), self._known)
+
+    def add(self, paths):
+        """Remember that these files decode; `save` makes it last."""
+        hashes = self._hashes(paths)
+        self._new.append(hashes[hashes != 0])
+
+    def save(self):
+        """Write the file, under another name first, then renamed. Raises RunError."""
+        self._known = np.unique(np.concatenate([self._known, *self._new]))
+        self._new = []
+        partial = f"{self.file}.{os.getpid()}.partial"
+        try:
+            os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
+            with open(partial, "wb") as stream:
+                np.save(stream, self._known)
+            os.replace(partial, self.file)
+        except OSError as error:
+            raise RunError(f"cannot write {self.file}: {_reason(error)}") from error
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)
+
+    @staticmethod
+    def _hashes(paths):
+        folder = os.getcwd()
+        return np.fromiter((_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
+
+
+def _identity(path):
+    """64-bit number of a file as it is now; 0, which is never remembered, when it cannot be looked at."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0  # the check itself will name it with its reason
+    text = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def check_images(paths, workers, known=None, progress=True):
+    """Decode every file once, in `workers` threads (Pillow decodes outside the interpreter's lock).
+
+    JPEGs are decoded at 1/8 of their size, which still reads every bit of the file but computes little.
+    known: a `KnownGood` whose files are passed over, and into which those that decode are entered (also when the check
+    is interrupted). progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the bad ones, in order.
+    """
+    paths = list(paths)
+    todo = np.flatnonzero(known.unknown(paths)) if known else np.arange(len(paths))
+    Image.init()  # plugins loaded once, here, and not by several threads at a time
+    bad = {}
+    pool = ThreadPoolExecutor(max(1, workers))
+    # Groups: a million futures would take more memory than the pictures in flight.
+    groups = [todo[start : start + 64] for start in range(0, len(todo), 64)]
+    bar = tqdm(total=len(todo), desc="checking pictures", disable=not (progress and sys.stderr.isatty()), leave=False)
+    try:
+        with bar:
+            futures = {pool.submit(_check_group, [paths[i] for i in group]): group for group in groups}
+            for future in as_completed(futures):
+                reasons, group = future.result(), futures[future]
+                bad.update((i, reason) for i, reason in zip(group, reasons, strict=True) if reason)
+                if known:
+                    known.add([paths[i] for i, reason in zip(group, reasons, strict=True) if not reason])
+                bar.update(len(group))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if known and (len(todo) or known.note):
+            known.save()
+    return [(paths[i], bad[i]) for i in sorted(bad)]
+
+
+def _check_group(paths):
+    """[why this file is bad, or None]: one a path."""
+    reasons = []
+    for path in paths:
+        try:
+            read_image(path, minimum_size=1)
+            reasons.append(None)
+        except ImageError as error:
+            reasons.append(error.reason)
+    return reasons

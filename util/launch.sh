@@ -1,0 +1,149 @@
+# shellcheck shell=sh
+# Sourced by train.sh and eval.sh: what the two share, from their variables and flags to the started program.
+# Functions only; they read the variables that stand at the top of the two scripts.
+
+stop() {
+    printf '%s\n' "$1" >&2
+    exit 2
+}
+
+# given FLAG ARGUMENTS...: whether a flag is among the arguments, as "--flag" or "--flag=value".
+given() (
+    flag=$1
+    shift
+    for argument; do
+        case $argument in
+            "$flag" | "$flag"=*) exit 0 ;;
+        esac
+    done
+    exit 1
+)
+
+asks_for_help() {
+    given --help "$@" || given -h "$@"
+}
+
+# value_of FLAG ARGUMENTS...: prints the value that a flag has among the arguments (the last one counts), or nothing.
+value_of() (
+    flag=$1
+    shift
+    value=
+    follows=no
+    for argument; do
+        if [ "$follows" = yes ]; then
+            value=$argument
+            follows=no
+        else
+            case $argument in
+                "$flag") follows=yes ;;
+                "$flag"=*) value=${argument#*=} ;;
+            esac
+        fi
+    done
+    printf '%s' "$value"
+)
+
+# Reads the data from variables and flags alike; ends with 2 where half of it is missing.
+check_data() {
+    DATA_PATH=$(value_of --data_path --data_path "$DATA_PATH" "$@")
+    NUM_CLASS=$(value_of --nb_classes --nb_classes "$NUM_CLASS" "$@")
+    CSV_FILE=$(value_of --csv_file "$@")
+    if [ -z "$DATA_PATH$CSV_FILE" ] && [ -n "$NUM_CLASS" ]; then
+        stop "NUM_CLASS=$NUM_CLASS is set but DATA_PATH is not: set it to the folder that holds train/, val/ and test/"
+    elif [ -n "$DATA_PATH$CSV_FILE" ] && [ -z "$NUM_CLASS" ]; then
+        stop "DATA_PATH=${DATA_PATH:-$CSV_FILE} is set but NUM_CLASS is not: set it to the number of classes"
+    fi
+}
+
+# Fills in what the model's name and the data's place imply, and refuses another family's weights early.
+complete_job() {
+    MODEL=$(value_of --model --model "$MODEL" "$@")
+    MODEL_ARCH=$(value_of --model_arch --model_arch "$MODEL_ARCH" "$@")
+    ADAPTATION=$(value_of --adaptation --adaptation "$ADAPTATION" "$@")
+    case $MODEL in
+        RETFound_dinov2) MODEL_ARCH=${MODEL_ARCH:-retfound_dinov2} ;;
+        RETFound_mae) MODEL_ARCH=${MODEL_ARCH:-retfound_mae} ;;
+        *) [ -n "$MODEL_ARCH" ] || stop "MODEL=$MODEL has several sizes: set MODEL_ARCH (README.md, table of weights)" ;;
+    esac
+    if [ -z "$DATASET" ]; then
+        DATASET=${DATA_PATH:-${CSV_FILE%.*}}
+        while [ "$DATASET" != "${DATASET%/}" ]; do DATASET=${DATASET%/}; done
+        DATASET=${DATASET##*/}
+    fi
+    TASK=${TASK:-${MODEL_ARCH}_${DATASET}_${ADAPTATION}}
+}
+
+is_count() {
+    case $1 in
+        '' | *[!0-9]*) return 1 ;;
+    esac
+}
+
+# Prints how many processes this machine gets. torch, which takes seconds to start, is asked only where it matters.
+count_processes() (
+    device=$(value_of --device "$@")
+    if [ -n "$GPUS" ]; then
+        is_count "$GPUS" || stop "GPUS=$GPUS is not a number of GPUs"
+        [ "$GPUS" -gt 0 ] && echo "$GPUS" || echo 1
+    elif [ "${device:-cuda}" != cuda ]; then
+        echo 1
+    elif [ -e /dev/kfd ] || [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')" -gt 1 ]; then
+        visible=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+        [ "$visible" -gt 0 ] && echo "$visible" || echo 1
+    else
+        echo 1
+    fi
+)
+
+# launch PROGRAM ARGUMENTS...: becomes the program, so that its exit code and the user's signals reach the right one.
+# One process is plain Python. Several are checked once by a dry run, whose message and code 2 torchrun would bury, then
+# torchrun takes this shell's place: a signal to this script (Ctrl-C, a scheduler's USR1) reaches it, none is lost.
+launch() {
+    program=$1
+    shift
+    if given --dry_run "$@" || asks_for_help "$@"; then
+        exec "$PYTHON" "$program" "$@"
+    fi
+    is_count "$NNODES" && [ "$NNODES" -gt 0 ] || stop "NNODES=$NNODES is not a number of nodes"
+    is_count "$NODE_RANK" && [ "$NODE_RANK" -lt "$NNODES" ] ||
+        stop "NODE_RANK=$NODE_RANK is not one of 0 to $((NNODES - 1)): each of the NNODES=$NNODES nodes has its own"
+    is_count "$MASTER_PORT" || stop "MASTER_PORT=$MASTER_PORT is not a port's number"
+    processes=$(count_processes "$@") || exit $?
+    if [ "$GPUS" = 0 ]; then
+        export CUDA_VISIBLE_DEVICES=
+    fi
+    if [ "$NNODES" -eq 1 ] && [ "$processes" -eq 1 ]; then
+        exec "$PYTHON" "$program" "$@"
+    fi
+    if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
+        stop "NNODES=$NNODES needs MASTER_ADDR: the address of node 0, the same on all nodes"
+    fi
+    if [ "$NODE_RANK" -eq 0 ] && ! port_is_free; then
+        stop "port $MASTER_PORT of this machine is taken, perhaps by another job: set MASTER_PORT to another number"
+    fi
+    code=0
+    "$PYTHON" "$program" "$@" --dry_run --world_size $((NNODES * processes)) || code=$?
+    case $code in
+        0) ;;
+        2) exit 2 ;;
+        *) exit 1 ;;
+    esac
+    exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
+        --max-restarts 3 --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
+}
+
+port_is_free() {
+    "$PYTHON" -c '
+import socket, sys
+with socket.socket() as listener:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("", int(sys.argv[1])))
+    except (OSError, OverflowError):
+        sys.exit(1)' "$MASTER_PORT"
+}
+
+# The demo: its pictures and the model that train.sh trains and eval.sh scores.
+DEMO_DATA=$ROOT/demo_data
+DEMO_MODEL="--model timm --model_arch vit_tiny_r_s16_p8_224 --input_size 128 --nb_classes 5"

@@ -1,0 +1,298 @@
+"""The flags that the entry points share, read, resolved and printed.
+
+Nothing heavy is imported here, so that `--help` answers at once. A flag that would do nothing is named by
+`without_effect`, never accepted in silence.
+"""
+
+import argparse
+import difflib
+import json
+from dataclasses import dataclass
+
+from util.errors import InputError
+
+# Accepted because documented command lines and people's scripts pass them.
+WITHOUT_EFFECT = {
+    "world_size": "the launcher says how many processes there are; with --dry_run, the number to plan for",
+    "local_rank": "the launcher's environment says it",
+    "dist_eval": "evaluation is always spread over all processes",
+    "resplit": "it did nothing in the original either",
+    "norm": "mean and sd are those that the backbone was trained with",
+    "enhance": "it did nothing in the original either",
+}
+# What belongs to a machine or a start, not to the run: neither taken from a checkpoint nor compared with one.
+OF_THIS_START = {
+    "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
+    "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
+    "skip_file_check", "resplit", "norm", "enhance",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest flag's name for a misspelt one."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if unknown != message.split(" ")[0] and unknown.startswith("--"):
+            near = difflib.get_close_matches(unknown, self._option_string_actions, 1)
+            message += f" (did you mean {near[0]}?)" if near else " (--help lists the flags)"
+        raise InputError(message)
+
+
+@dataclass
+class Parsed:
+    """The options, and the names of those that were typed."""
+
+    options: argparse.Namespace
+    typed: set[str]
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> Parsed:
+    """Read a command line; InputError for anything that the parser does not understand."""
+    options = parser.parse_args(argv)
+    defaults = {action: action.default for action in parser._actions}
+    try:  # a second reading without defaults leaves what was typed
+        for action in parser._actions:
+            action.default = argparse.SUPPRESS
+        typed = set(vars(parser.parse_args(argv)))
+    finally:
+        for action, default in defaults.items():
+            action.default = default
+    return Parsed(options, typed)
+
+
+def _number(kind, low=None, high=None, open_low=False, open_high=False):
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+        too_low = low is not None and (value < low or (open_low and value == low))
+        too_high = high is not None and (value > high or (open_high and value == high))
+        if value != value or too_low or too_high:
+            left = "" if low is None else f"{'above' if open_low else 'at least'} {low:g}"
+            right = "" if high is None else f"{'below' if open_high else 'at most'} {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {' and '.join(filter(None, (left, right)))}")
+        return value
+    return read
+
+
+count = _number(int, 1)
+whole = _number(int, 0)
+positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
+not_negative = _number(float, 0, high=float("inf"), open_high=True)
+share = _number(float, 0, 1)
+below_one = _number(float, 0, 1, open_high=True)
+
+
+def _seed(text: str) -> int:
+    return _number(int, 0, 2**32 - 1)(text)
+
+
+def ratios(text: str) -> list[float]:
+    """`--dataratio`: one share of the training pictures or a comma-separated list, each in (0, 1]."""
+    values = [_number(float, 0, 1, open_low=True)(part.strip()) for part in text.split(",") if part.strip()]
+    if not values:
+        raise argparse.ArgumentTypeError(f"{text!r} names no share")
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text!r} names a share twice")
+    return values
+
+
+def add_model_flags(parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="RETFound_dinov2", help="RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm")
+    group.add_argument("--model_arch", default=None,
+                       help="architecture of the model; left out where the model has one. Any timm name with --model timm")
+    group.add_argument("--finetune", default="",
+                       help="weights to start from: a file, its name under --weights_dir, a name of the hub, or "
+                            "hf:owner/repo/file; empty: random weights")
+    group.add_argument("--weights_dir", default="./weights", help="folder of weight files")
+    group.add_argument("--allow_partial", action="store_true",
+                       help="start although some tensors of the weights don't fit, and print which")
+    group.add_argument("--input_size", type=count, default=None,
+                       help="side of the input in pixels; 224, or a timm model's own size")
+    group.add_argument("--drop_path", type=below_one, default=0.2, help="stochastic depth")
+    group.add_argument("--global_pool", action="store_true", default=True,
+                       help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
+    group.add_argument("--cls_token", action="store_false", dest="global_pool",
+                       help="RETFound_mae reads the class token")
+    group.add_argument("--fc_norm_passes", type=int, choices=(1, 2), default=None,
+                       help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present "
+                            "code (told from the checkpoint where not given)")
+    group.add_argument("--adaptation", choices=("finetune", "lp"), default="finetune",
+                       help="finetune trains all weights, lp (linear probe) the head alone")
+
+
+def add_data_flags(parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="./data/", help="folder with train, val and test, a folder a class in each")
+    group.add_argument("--csv_file", default=None, help="a CSV instead of a folder: path, label, split (and patient)")
+    group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--label_col", default="label", help="the CSV's column of class names")
+    group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
+    group.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
+    group.add_argument("--nb_classes", type=count, default=8, help="number of classes; taken from the data where not given")
+    group.add_argument("--dataratio", type=ratios, default=[1.0],
+                       help="share of the training pictures, or a comma-separated list to run one after the other")
+    group.add_argument("--stratified", action="store_true", help="take that share of each class")
+    group.add_argument("--datasets_seed", type=_seed, default=2026, help="seed of the choice of that share")
+    group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
+                       help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
+    group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+
+
+def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
+    group = parser.add_argument_group("augmentation and decoding")
+    group.add_argument("--crop_scale", type=positive, nargs=2, default=list(crop_scale), metavar=("MIN", "MAX"),
+                       help="share of the picture's area that a random crop takes")
+    group.add_argument("--crop_ratio", type=positive, nargs=2, default=[3 / 4, 4 / 3], metavar=("MIN", "MAX"),
+                       help="width over height of a random crop")
+    group.add_argument("--hflip", type=share, default=0.5, help="probability of a mirror image")
+    group.add_argument("--vflip", type=share, default=0.0, help="probability of an upside-down image")
+    group.add_argument("--color_jitter", type=not_negative, default=None, help="colour jitter; acts where --aa is none")
+    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
+    group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
+    group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
+    group.add_argument("--recount", type=count, default=1, help="areas that erasing takes")
+    group.add_argument("--decode", choices=("full", "scaled"), default=None,
+                       help="how much of a JPEG is decoded: scaled decodes no finer than the crop needs. Training: "
+                            "scaled; evaluation: as the checkpoint was trained, full where it does not say")
+
+
+def add_mixing_flags(parser) -> None:
+    group = parser.add_argument_group("mixing of pictures and labels")
+    group.add_argument("--smoothing", type=below_one, default=0.1, help="label smoothing, with and without mixup")
+    group.add_argument("--mixup", type=not_negative, default=0.0, help="mixup's alpha; 0 = off")
+    group.add_argument("--cutmix", type=not_negative, default=0.0, help="cutmix's alpha; 0 = off")
+    group.add_argument("--cutmix_minmax", type=share, nargs=2, default=None, metavar=("MIN", "MAX"),
+                       help="cutmix's share of the side, instead of alpha")
+    group.add_argument("--mixup_prob", type=share, default=1.0, help="probability of mixup or cutmix where on")
+    group.add_argument("--mixup_switch_prob", type=share, default=0.5, help="probability of cutmix where both are on")
+    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="what is mixed alike")
+    group.add_argument("--class_weights", choices=("none", "balanced"), default="none",
+                       help="balanced weighs a class by the inverse of its share of the training pictures")
+
+
+def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=5e-3, warmup_epochs=10) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch_size", type=count, default=batch_size, help="pictures a process and step")
+    group.add_argument("--epochs", type=count, default=epochs)
+    group.add_argument("--accum_iter", type=count, default=accum_iter, help="batches whose gradients make one step")
+    group.add_argument("--lr", type=positive, default=None, help="peak learning rate, as it is")
+    group.add_argument("--blr", type=positive, default=blr, help="where --lr is not given: lr = blr x effective batch / 256")
+    group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the rate at the end")
+    group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs, help="at most a fifth of the epochs")
+    group.add_argument("--weight_decay", type=not_negative, default=0.05)
+    group.add_argument("--layer_decay", type=_number(float, 0, 1, open_low=True), default=0.65,
+                       help="learning rate of a layer over that of the next")
+    group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
+    group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
+                       help="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32")
+
+
+def add_run_flags(parser, num_workers=10) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--task", default="", help="name of the run: results go to OUTPUT_DIR/TASK")
+    group.add_argument("--output_dir", default="./output_dir")
+    group.add_argument("--log_dir", default="./output_logs", help="TensorBoard's folder")
+    group.add_argument("--seed", type=_seed, default=0)
+    group.add_argument("--resume", default="",
+                       help="go on from a checkpoint: its path; auto = the run's own checkpoint-last.pth where there is "
+                            "one; same = as auto, but refuse a run of other options. With --eval: the checkpoint to score")
+    group.add_argument("--start_epoch", type=whole, default=0, help="number of the first epoch (a resumed run knows its own)")
+    group.add_argument("--eval", action="store_true", help="score --resume on the test split, without training")
+    group.add_argument("--dry_run", action="store_true", help="resolve and print everything, then stop")
+    group.add_argument("--savemodel", action="store_true", default=True, help="keep checkpoints")
+    group.add_argument("--no_savemodel", action="store_false", dest="savemodel", help="keep no checkpoints")
+    group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="falls back to cpu, with a line")
+    group.add_argument("--num_workers", type=whole, default=num_workers,
+                       help="loader processes; at most the cores divided by the processes of this machine")
+    group.add_argument("--pin_mem", action="store_true", default=True, help="pin the loaders' memory (GPUs)")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+
+
+def add_distribution_flags(parser) -> None:
+    group = parser.add_argument_group("processes (torchrun sets what is needed)")
+    group.add_argument("--dist_url", default="env://", help="where the processes meet")
+    group.add_argument("--dist_on_itp", action="store_true", help="ranks are read from Open MPI's variables")
+    for name, kind in (("world_size", int), ("local_rank", int)):
+        group.add_argument(f"--{name}", type=kind, default={"world_size": 1, "local_rank": -1}[name],
+                           help="accepted for compatibility, no effect: " + WITHOUT_EFFECT[name])
+    group.add_argument("--local-rank", dest="local_rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+def add_compatibility_flags(parser) -> None:
+    group = parser.add_argument_group("accepted for compatibility, no effect")
+    for name in ("dist_eval", "resplit", "enhance"):
+        group.add_argument(f"--{name}", action="store_true", help=WITHOUT_EFFECT[name])
+    group.add_argument("--norm", default="IMAGENET", help=WITHOUT_EFFECT["norm"])
+
+
+def one_run_a_ratio(parsed: Parsed) -> list[Parsed]:
+    """A list of --dataratio becomes one run after the other, each with a task of its own."""
+    listed = parsed.options.dataratio
+    if len(listed) == 1 or parsed.options.eval:
+        return [parsed]
+    runs = []
+    for ratio in listed:
+        options = argparse.Namespace(**vars(parsed.options))
+        options.dataratio = [ratio]
+        options.task = f"{options.task or 'run'}_ratio{ratio:g}"
+        runs.append(Parsed(options, parsed.typed))
+    return runs
+
+
+def without_effect(parsed: Parsed) -> list[str]:
+    """One line naming the flags that were typed and do nothing, with the reason of each."""
+    names = [name for name in WITHOUT_EFFECT if name in parsed.typed]
+    if parsed.options.dry_run and "world_size" in names:
+        names.remove("world_size")
+    if not names:
+        return []
+    reasons = "; ".join(f"--{name} ({WITHOUT_EFFECT[name]})" for name in names)
+    return [f"accepted for compatibility, no effect: {reasons}"]
+
+
+def check_combinations(options) -> None:
+    """Refuse what contradicts itself whatever the data."""
+    for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):
+        pair = getattr(options, name, None)
+        if pair and pair[0] > pair[1]:
+            raise InputError(f"--{name} {pair[0]:g} {pair[1]:g}: the first may not be above the second")
+    if options.crop_scale[1] > 1:
+        raise InputError(f"--crop_scale {options.crop_scale[0]:g} {options.crop_scale[1]:g}: a crop takes at most 1, the "
+                         "whole picture")
+    if options.eval and not options.resume:
+        raise InputError("--eval needs --resume: the checkpoint to score")
+    if options.eval and options.resume in ("auto", "same") and not options.task:
+        raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
+    if options.lr is not None and options.min_lr > options.lr:
+        raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
+    if options.start_epoch >= options.epochs and not options.eval:
+        raise InputError(f"--start_epoch {options.start_epoch} leaves nothing of --epochs {options.epochs}")
+    if options.task and (options.task in (".", "..") or options.task.startswith("/")):
+        raise InputError(f"--task {options.task} is no name for a folder below --output_dir")
+
+
+def differences(stored: dict, options, typed: set[str] | None = None) -> list[str]:
+    """`name: stored -> now` for the options of a run that differ (of those typed alone, where given)."""
+    now = vars(options)
+    names = [name for name in stored if name in now and name not in OF_THIS_START]
+    if typed is not None:
+        names = [name for name in names if name in typed]
+    return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names if stored[name] != now[name]]
+
+
+def take_stored(stored: dict, options, typed: set[str]) -> None:
+    """Options that were not typed take the value that the checkpoint's run had."""
+    for name, value in stored.items():
+        if hasattr(options, name) and name not in OF_THIS_START and name not in typed:
+            setattr(options, name, value)
+
+
+def _text(value) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)

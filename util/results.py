@@ -1,0 +1,176 @@
+"""The folder of a run: what is written where, so that each epoch stands there once.
+
+output_dir/TASK/  checkpoint-best.pth checkpoint-last.pth log.txt metrics_val.csv metrics_test.csv metrics_*.json
+                  predictions_*.csv confusion_matrix_*.png learning_curves.png run.json
+log_dir/TASK/     TensorBoard
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from util.errors import InputError, RunError
+from util.metrics import (
+    append_metrics_row,
+    cut_log_after,
+    cut_rows_after,
+    metrics_row,
+    read_predictions,
+    write_metrics_json,
+    write_predictions,
+)
+from util.report import confusion_matrix_figure, learning_curves_figure
+
+OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
+        "learning_curves.png", "run.json", "skipped_images.csv")
+CURVES = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")  # the others stand in log.txt
+
+
+class RunFolder:
+    """The files of one run. Only the main process writes; reading is for all."""
+
+    def __init__(self, output_dir: str, log_dir: str, task: str):
+        self.path = Path(output_dir) / task if task else Path(output_dir)
+        self.tensorboard_path = Path(log_dir) / task if task else Path(log_dir)
+        self._tensorboard = None
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def make(self) -> None:
+        """InputError where the folder can't be made or written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path} can't be written: {error.strerror}") from error
+
+    def put_aside(self) -> str:
+        """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; a line or ''."""
+        found = [path for pattern in OURS for path in sorted(self.path.glob(pattern))]
+        if not found:
+            return ""
+        number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*") if path.name[8:].isdigit()),
+                         default=0)
+        aside = self.path / f"earlier-{number}"
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+        events = sorted(self.tensorboard_path.glob("events.out.tfevents.*"))
+        if events:
+            (self.tensorboard_path / aside.name).mkdir(parents=True, exist_ok=True)
+            for path in events:
+                path.rename(self.tensorboard_path / aside.name / path.name)
+        return f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone on with it)"
+
+    def cut_after(self, epoch: int) -> None:
+        """Drop what a cut run wrote past its checkpoint of `epoch`."""
+        cut_log_after(self.file("log.txt"), epoch)
+        cut_rows_after(self.file("metrics_val.csv"), epoch)
+
+    def tensorboard(self, purge_step: int | None = None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.tensorboard_path), purge_step=purge_step)
+        return self._tensorboard
+
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            if value is not None and not math.isnan(value):
+                self.tensorboard().add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def add_log(self, row: dict) -> None:
+        """One JSON object an epoch, flushed to the disk."""
+        row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        with self._writing(self.file("log.txt")) as path, open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def log_rows(self) -> list[dict]:
+        path = self.file("log.txt")
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool) -> None:
+        """One row of metrics_SPLIT.csv; with `keep` also the predictions and the figures."""
+        with self._writing(self.path):
+            if keep:
+                write_predictions(predictions, self.file(f"predictions_{split}.csv"))
+                write_metrics_json(self.file(f"metrics_{split}.json"), figures)
+            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, epoch))
+
+    def draw_confusion(self, split: str, class_names: list[str]) -> list[str]:
+        """confusion_matrix_SPLIT.png from the predictions on the disk; lines for the user."""
+        if not self.file(f"predictions_{split}.csv").exists():
+            return []
+        predictions = read_predictions(self.file(f"predictions_{split}.csv"))
+        with self._writing(self.path):
+            return confusion_matrix_figure(predictions, class_names, self.file(f"confusion_matrix_{split}.png"),
+                                           f"{split}, {len(predictions):,} images")
+
+    def draw_curves(self, best_epoch: int | None) -> None:
+        shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in CURVES))
+        rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
+        if len(rows) > 1:
+            learning_curves_figure(rows, self.file("learning_curves.png"), best_epoch=best_epoch)
+
+    def write_run(self, facts: dict) -> None:
+        with self._writing(self.file("run.json")) as path:
+            temporary = path.with_name(".run.json.tmp")
+            temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+
+    def _writing(self, path: Path):
+        return _Writing(path)
+
+
+class _Writing:
+    """Turns a disk that can't be written into a RunError of one line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, OSError):
+            raise RunError(f"{self.path} can't be written ({error.strerror}): what was saved before stays; make room and "
+                           "start again with --resume auto") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure may depend on."""
+    from importlib.metadata import version
+
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pillow")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def commit() -> str:
+    """The commit of this code (with + where files were changed), or '' outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+                                   capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return described.stdout.strip() if described.returncode == 0 else ""
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,86 @@
+"""What the terminal shows: what will run, how an epoch went, what came out."""
+
+import math
+
+from util.datasets import counts
+
+MOST_CLASSES_LISTED = 12
+SHOWN = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
+         ("precision", "precision"), ("recall", "recall"), ("jaccard", "Jaccard"), ("hamming", "Hamming"),
+         ("brier", "Brier"), ("loss", "loss"), ("score", "score"))
+
+
+def describe(job) -> list[str]:
+    """The run on one screen: model, weights, data, device, training."""
+    options, world, backbone = job.options, job.world, job.backbone
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in job.model.parameters())
+    what = "all trained" if trained == total else f"{trained:,} of them trained"
+    reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and options.global_pool else "class token"
+    if backbone.family == "mae" and options.global_pool and options.fc_norm_passes == 2:
+        reads += " twice"
+    lines = [f"run        {'score' if options.eval else options.adaptation}, results in {job.folder.path}",
+             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {options.input_size} pixels"
+             + (f", reads the {reads}" if backbone.model != "timm" else "")]
+    lines.append(f"weights    {_weights(job)}")
+    lines += _data(job)
+    size = job.plan.world_size if job.plan is not None else world.size
+    cores = f"{size} process{'es' if size > 1 else ''}"
+    lines.append(f"device     {world.device} ({cores}), precision {job.precision.name}, decoding {options.decode}")
+    if job.plan is not None:
+        plan = job.plan
+        lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
+                     f"{options.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
+                     + ("" if options.lr is not None else f" (blr {options.blr:g})")
+                     + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.seed}")
+    return lines
+
+
+def _weights(job) -> str:
+    if job.resumed is not None:
+        return f"{job.resumed.path} ({len(job.resumed.tensors)} tensors, epoch {job.resumed.rest.get('epoch', 'unknown')})"
+    if job.started_from is None:
+        return "NONE: training starts from random weights (--finetune names pre-trained ones)"
+    return job.started_from.text.removeprefix("weights: ")
+
+
+def _data(job) -> list[str]:
+    table = counts(job.data.table, job.class_names)
+    source = job.options.csv_file or job.options.data_path
+    totals = ", ".join(f"{split} {table[split].sum():,}" for split in table)
+    lines = [f"data       {source}: {len(job.class_names)} classes; {totals}"]
+    width = max(len(str(name)) for name in job.class_names)
+    for name in job.class_names[:MOST_CLASSES_LISTED]:
+        lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table))
+    if len(job.class_names) > MOST_CLASSES_LISTED:
+        rest = table.loc[job.class_names[MOST_CLASSES_LISTED:]]
+        lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to {rest.max().max():,} images a split "
+                     "(all in run.json)")
+    return lines + [f"           note: {note}" for note in job.data.notes]
+
+
+def epoch_line(epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
+    shown = "  ".join(f"{label} {_figure(metrics[name])}" for name, label in SHOWN[:4])
+    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  {shown}"
+            f"  score {_figure(metrics['score'])}{' best' if is_best else ''}  {duration(seconds)}")
+
+
+def figures(split: str, metrics: dict, folder) -> list[str]:
+    """A split's figures, and where they are written."""
+    parts = [f"{label} {_figure(metrics[name])}" for name, label in SHOWN]
+    half = (len(parts) + 1) // 2
+    return [f"{split} ({metrics['n']:,} images)  " + "  ".join(parts[:half]), "  " + "  ".join(parts[half:]),
+            f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
+            f"confusion_matrix_{split}.png"]
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 10 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figure(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4f}"

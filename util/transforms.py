@@ -1,0 +1,237 @@
+"""From a picture to the (3, S, S) tensor that a model takes, for training and for evaluation.
+
+Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by timm.
+Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that the
+decoder may compute the picture no finer than the crop needs (`decode="scaled"`). Evaluation resizes the short side
+and cuts out the centre. With `decode="full"` both equal timm's and torchvision's own results bit for bit.
+
+Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint.
+"""
+import math
+import os
+import re
+
+import torch
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp
+from torchvision.transforms import Compose
+from torchvision.transforms import functional as F
+
+from util.errors import InputError
+from util.images import ImageSource
+
+DECODES = ("full", "scaled")
+ERASE_MODES = ("const", "rand", "pixel")
+EVAL_MARGIN = 1.5  # with decode="scaled", pixels decoded for each pixel of the resized picture, at least
+OFF = ("", "none", "off")
+
+# What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
+_NUMBER = r"\d+(\.\d*)?"
+_AUTO_AUGMENTS = re.compile(
+    rf"rand(-(m\d+|n[1-9]|inc[01]|mmax\d+|p{_NUMBER}|mstd{_NUMBER}|t(weights|3aw|3a)))*"
+    rf"|augmix(-(m\d+|w[1-9]|d\d+|b[01]|a{_NUMBER}|mstd{_NUMBER}))*"
+    rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})*"
+)
+
+
+def eval_settings(input_size, mean, std, decode):
+    """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
+
+    The short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
+    """
+    settings = _common_settings("eval", input_size, mean, std, decode)
+    settings["resize"] = int(input_size / 0.875) if input_size <= 224 else input_size
+    return settings
+
+
+def train_settings(
+    input_size,
+    mean,
+    std,
+    decode,
+    crop_scale=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    hflip=0.5,
+    vflip=0.0,
+    color_jitter=None,
+    aa="rand-m9-mstd0.5-inc1",
+    reprob=0.25,
+    remode="pixel",
+    recount=1,
+):
+    """Settings of `TrainTransform`; input_size, mean, std and decode as in `eval_settings`.
+
+    crop_scale: (least, most) share of the picture's area in a crop; crop_ratio: (least, most) width / height.
+    hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
+    each for brightness, contrast, saturation (and hue); None is off, and timm applies it only where aa is off or is
+    its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
+    erasing. Raises InputError naming the flag.
+    """
+    settings = _common_settings("train", input_size, mean, std, decode)
+    for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
+        if not 0 < low <= high <= most:
+            raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= MAX{' <= 1' * (most == 1)}")
+    for flag, value in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
+        if not 0 <= value <= 1:
+            raise InputError(f"{flag} {value}: a probability is between 0 and 1")
+    if remode not in ERASE_MODES:
+        raise InputError(f"--remode {remode}: one of {', '.join(ERASE_MODES)}")
+    if int(recount) != recount or recount < 1:
+        raise InputError(f"--recount {recount}: a whole number, at least 1")
+    aa = "" if aa is None or aa.lower() in OFF else aa
+    if aa and not _AUTO_AUGMENTS.fullmatch(aa):
+        raise InputError(
+            f"--aa {aa}: not a timm auto-augment string; write none, or for example rand-m9-mstd0.5-inc1, "
+            "augmix-m5-w4-d2, original, v0, 3a"
+        )
+    settings.update(
+        crop_scale=[float(value) for value in crop_scale],
+        crop_ratio=[float(value) for value in crop_ratio],
+        hflip=float(hflip),
+        vflip=float(vflip),
+        color_jitter=_color_jitter(color_jitter),
+        aa=aa,
+        reprob=float(reprob),
+        remode=remode,
+        recount=int(recount),
+    )
+    return settings
+
+
+def color_jitter_applies(settings):
+    """False where timm leaves a given color_jitter out, because an auto-augment string takes its place."""
+    return settings["color_jitter"] is not None and (not settings["aa"] or "3a" in settings["aa"])
+
+
+class EvalTransform:
+    """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`."""
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def __call__(self, source):
+        """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
+        settings, source = self.settings, _as_source(source)
+        width, height = source.size
+        short = min(width, height)
+        # As torchvision rounds: the long side down.
+        size = tuple(int(settings["resize"] * edge / short) for edge in (width, height))
+        least = tuple(math.ceil(EVAL_MARGIN * edge) for edge in size) if settings["decode"] == "scaled" else None
+        image, denominator = source.decode_scaled(least)
+        image = _resized(image, (0, 0, width / denominator, height / denominator), size)
+        tensor = F.to_tensor(F.center_crop(image, settings["input_size"]))
+        return F.normalize(tensor, settings["mean"], settings["std"])
+
+    def __reduce__(self):
+        return EvalTransform, (self.settings,)
+
+
+class TrainTransform:
+    """timm's training recipe. settings: from `train_settings`. Draws from python's, numpy's and torch's generators."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        cropping, augmenting, finishing = create_transform(
+            input_size=settings["input_size"],
+            is_training=True,
+            scale=tuple(settings["crop_scale"]),
+            ratio=tuple(settings["crop_ratio"]),
+            hflip=settings["hflip"],
+            vflip=settings["vflip"],
+            color_jitter=settings["color_jitter"],
+            auto_augment=settings["aa"] or None,
+            interpolation="bicubic",
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            re_prob=settings["reprob"],
+            re_mode=settings["remode"],
+            re_count=settings["recount"],
+            separate=True,
+        )
+        for operation in _augment_operations(augmenting):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        self._draw_crop = cropping.transforms[0].get_params
+        self._after_crop = Compose(cropping.transforms[1:] + augmenting.transforms + finishing.transforms)
+
+    def __call__(self, source):
+        """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
+        settings, source = self.settings, _as_source(source)
+        width, height = source.size
+        shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element in memory
+        top, left, crop_height, crop_width = self._draw_crop(
+            shape_only, settings["crop_scale"], settings["crop_ratio"]
+        )
+        edge = settings["input_size"]
+        least = None
+        if settings["decode"] == "scaled":
+            # The whole picture may be as coarse as leaves the crop its `edge` pixels, in width and in height.
+            coarsest = max(1, min(crop_width // edge, crop_height // edge))
+            least = (width // coarsest, height // coarsest)
+        image, denominator = source.decode_scaled(least)
+        box = (left, top, left + crop_width, top + crop_height)
+        return self._after_crop(_resized(image, tuple(side / denominator for side in box), (edge, edge)))
+
+    def __reduce__(self):
+        return TrainTransform, (self.settings,)
+
+
+def _resized(image, box, size):
+    """The part `box` (left, top, right, bottom; fractions of pixels allowed) of a PIL image at `size`, bicubic.
+
+    Cut first, then resized: Pillow's resize with a box alone would also look at pixels outside the box, timm's crop
+    does not.
+    """
+    left, top = math.floor(box[0]), math.floor(box[1])
+    part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
+    inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return part.resize(size, Image.Resampling.BICUBIC, box=inside)
+
+
+def _as_source(source):
+    return ImageSource(source) if isinstance(source, (str, os.PathLike)) else source
+
+
+def _augment_operations(augmenting):
+    """timm's AugmentOp objects inside its second stage: RandAugment and AugMix have a list, AutoAugment lists."""
+    for step in augmenting.transforms:
+        for item in getattr(step, "ops", None) or getattr(step, "policy", None) or []:
+            yield from [item] if isinstance(item, AugmentOp) else item
+
+
+def _posterize(image, bits_to_keep, **_):
+    """timm's posterize, also for 0 bits: black. Pillow 13 raises there, at magnitude 10 of RandAugment's scale."""
+    if bits_to_keep >= 8:
+        return image
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, bits_to_keep)
+
+
+def _common_settings(kind, input_size, mean, std, decode):
+    if int(input_size) != input_size or input_size < 1:
+        raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
+    if decode not in DECODES:
+        raise InputError(f"--decode {decode}: one of {', '.join(DECODES)}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
+    return {
+        "kind": kind,
+        "input_size": int(input_size),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "decode": decode,
+    }
+
+
+def _color_jitter(strength):
+    if strength is None:
+        return None
+    values = [float(value) for value in strength] if isinstance(strength, (list, tuple)) else [float(strength)]
+    if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
+        raise InputError(
+            f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "
+            "or 4 with a hue up to 0.5"
+        )
+    return values if len(values) > 1 else values[0]
