@@ -70,8 +70,14 @@ def run(parsed: flags.Parsed, world: World) -> None:
         world.say(line)
     backbone = models_vit.find_backbone(options.model, options.model_arch)
     options.model_arch = backbone.arch
+    stored = resumed.rest.get("backbone") if resumed is not None else None
+    if stored and stored["arch"] != backbone.arch:
+        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
+                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
     options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
     precision = resolve_precision(options.precision, world.device, backbone.family)
+    if not options.dry_run:
+        world.main_first(folder.make)
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world))
     options.nb_classes = len(data.class_names)
     model, started_from = world.main_first(lambda: _build(options, backbone, resumed))
@@ -81,10 +87,9 @@ def run(parsed: flags.Parsed, world: World) -> None:
         _plan_training(job)
     world.say(*summary.describe(job), *_without_effect_here(parsed, job))
     if options.dry_run:
-        world.say(*_memory(job), "dry run: nothing was trained or written")
+        world.say(*_memory(job), "dry run: nothing was trained")
         return
     job.model.to(world.device)
-    world.main_first(folder.make)
     if options.eval:
         _score(job, "test", epoch=None)
         return
@@ -186,9 +191,7 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     else:
         data = datasets.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
     if not options.skip_file_check:
-        skipped = folder.file("skipped_images.csv") if world.is_main and not options.dry_run else None
-        if skipped and options.bad_images == "skip":
-            folder.make()
+        skipped = folder.new_list_of_skipped() if world.is_main and not options.dry_run else None
         data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
     if options.dataratio[0] < 1 and not options.eval:
         data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)

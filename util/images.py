@@ -13,8 +13,6 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from util.errors import RunError
-
 # Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
@@ -180,7 +178,7 @@ class KnownGood:
         self._new.append(hashes[hashes != 0])
 
     def save(self):
-        """Write the file, under another name first, then renamed. Raises RunError."""
+        """Write the file, under another name first, then renamed; where that fails, `note` says so."""
         self._known = np.unique(np.concatenate([self._known, *self._new]))
         self._new = []
         partial = f"{self.file}.{os.getpid()}.partial"
@@ -190,7 +188,7 @@ class KnownGood:
                 np.save(stream, self._known)
             os.replace(partial, self.file)
         except OSError as error:
-            raise RunError(f"cannot write {self.file}: {_reason(error)}") from error
+            self.note = f"{self.file} cannot be written ({_reason(error)}): the next start checks all pictures again"
         finally:
             if os.path.exists(partial):
                 os.remove(partial)

@@ -26,7 +26,7 @@ from util.metrics import (
 from util.report import confusion_matrix_figure, learning_curves_figure
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "learning_curves.png", "run.json", "skipped_images.csv")
+        "learning_curves.png", "run.json", "skipped_images.earlier.csv")
 CURVES = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")  # the others stand in log.txt
 
 
@@ -49,7 +49,14 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise InputError(f"--output_dir {self.path} can't be written: {error.strerror}") from error
+            raise InputError(f"--output_dir: {self.path} can't be written ({error.strerror}); name another folder") from error
+
+    def new_list_of_skipped(self) -> Path:
+        """Where this start lists the pictures that it leaves out; an earlier start's list gets another name."""
+        path = self.file("skipped_images.csv")
+        if path.exists():
+            path.replace(self.file("skipped_images.earlier.csv"))
+        return path
 
     def put_aside(self) -> str:
         """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; a line or ''."""

@@ -6,6 +6,7 @@ does not take; code in a file is never run (`weights_only=True`).
 """
 
 import argparse
+import errno
 import pickle
 import re
 import zipfile
@@ -38,7 +39,8 @@ MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm
 
 RENAMES = {
     "mae": [],
-    # DINOv2's training saves its blocks in chunks (blocks.<chunk>.<i>., i counting through). Meta's vit_giant fuses its gate: w12 is timm's fc1 (both halves in the same order), w3 the way out.
+    # DINOv2's training saves its blocks in chunks (blocks.<chunk>.<i>., i counting through). Meta's vit_giant fuses its
+    # gate: w12 is timm's fc1 (both halves in the same order), w3 the way out.
     "dinov2": [
         (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
         (r"\.mlp\.w12\.", ".mlp.fc1."),
@@ -138,18 +140,26 @@ def load_file(path: str | Path):
             return _load_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except InputError:
+        raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a cut file whose parts lie beyond its end
+            raise _damaged(path, error) from error
         raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL (\S+)", str(error))
         what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values"
         if "magic number" in str(error) or "invalid load key" in str(error) or "Invalid" in str(error):
-            raise InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again") from error
+            raise _damaged(path, error) from error
         raise InputError(f"{path} holds {what}: refused, and nothing in it was run; ask its author for a file of "
                          "tensors alone (or a .safetensors file)") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again "
-                         f"({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # a stranger's bytes can fail the reader in any way; the cause stays attached
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [""])[0][:120]
+    return InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again ({type(error).__name__}: {reason})")
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
