@@ -146,4 +146,4 @@ with socket.socket() as listener:
 
 # The demo: its pictures and the model that train.sh trains and eval.sh scores.
 DEMO_DATA=$ROOT/demo_data
-DEMO_MODEL="--model timm --model_arch vit_tiny_r_s16_p8_224 --input_size 128 --nb_classes 5"
+DEMO_MODEL="--model timm --model_arch efficientvit_m0 --input_size 128 --nb_classes 5"
