@@ -11,11 +11,10 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 CKPT=${CKPT:-}                                # the checkpoint, ours or one of the original scripts
 DATA_PATH=${DATA_PATH:-}                      # a folder with train/, val/ and test/, a folder a class in each
 NUM_CLASS=${NUM_CLASS:-}                      # the number of classes
-MODEL=${MODEL:-RETFound_dinov2}               # the model that was trained, as in train.sh
-MODEL_ARCH=${MODEL_ARCH:-}                    # empty: retfound_dinov2 or retfound_mae, as MODEL says
-ADAPTATION=${ADAPTATION:-finetune}            # finetune or lp, as it was trained
-DATASET=${DATASET:-}                          # a name for the results; empty: the last part of DATA_PATH
-TASK=${TASK:-}                                # results go to output_dir/TASK; empty: made of model, data, adaptation
+MODEL=${MODEL:-}                              # the model that was trained; empty: as the checkpoint says
+MODEL_ARCH=${MODEL_ARCH:-}                    # its architecture; empty: as the checkpoint says
+ADAPTATION=${ADAPTATION:-}                    # finetune or lp, as it was trained; empty: as the checkpoint says
+TASK=${TASK:-}                                # results go to output_dir/TASK; empty: the name of the checkpoint's folder
 
 # ---- Where to score it. ----
 GPUS=${GPUS:-1}                               # processes on this machine; 0: the CPU
@@ -38,7 +37,7 @@ else
     [ -n "$CKPT" ] || stop "CKPT is not set: set it to the checkpoint to score, output_dir/NAME/checkpoint-best.pth"
     [ -f "$CKPT" ] || stop "CKPT=$CKPT is not a file: set it to the checkpoint to score"
     [ -n "$DATA_PATH$CSV_FILE" ] || stop "DATA_PATH and NUM_CLASS are not set: the images to score $CKPT on"
-    complete_job "$@"
+    TASK=${TASK:-$(basename -- "$(cd -- "$(dirname -- "$CKPT")" && pwd)")}
 fi
 
 . "$ROOT/util/env.sh"
@@ -51,7 +50,11 @@ else
     if [ -n "$DATA_PATH" ]; then
         set -- --data_path "$DATA_PATH" "$@"
     fi
-    set -- --model "$MODEL" --model_arch "$MODEL_ARCH" --savemodel --global_pool --world_size 1 \
-        --nb_classes "$NUM_CLASS" --input_size 224 --task "$TASK" --adaptation "$ADAPTATION" "$@"
+    for_model=
+    [ -z "$MODEL" ] || for_model="--model $MODEL"
+    [ -z "$MODEL_ARCH" ] || for_model="$for_model --model_arch $MODEL_ARCH"
+    [ -z "$ADAPTATION" ] || for_model="$for_model --adaptation $ADAPTATION"
+    # shellcheck disable=SC2086 # a list of flags without blanks in them
+    set -- $for_model --nb_classes "$NUM_CLASS" --task "$TASK" "$@"
 fi
 launch "$ROOT/main_finetune.py" --batch_size 128 --eval --resume "$CKPT" "$@"

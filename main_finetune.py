@@ -1,10 +1,10 @@
 """Fine-tune or probe a pre-trained vision transformer on retinal images, then score it.
 
 On a laptop's CPU, with the demo's pictures (sh train.sh does this):
-    python main_finetune.py --model timm --model_arch vit_tiny_patch16_224 --data_path demo_data --nb_classes 5 --task try
+    python main_finetune.py --model timm --model_arch efficientvit_m0 --input_size 128 --data_path demo_data --task try
 On one GPU or several of a machine:
-    torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh --batch_size 24 \
-        --epochs 50 --nb_classes 5 --data_path DIR --task NAME --adaptation finetune
+    torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \
+        --batch_size 24 --epochs 50 --nb_classes 5 --data_path DIR --task NAME --adaptation finetune
 Score a checkpoint:
     python main_finetune.py --model RETFound_dinov2 --nb_classes 5 --data_path DIR --task NAME --eval \
         --resume output_dir/NAME/checkpoint-best.pth
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     options = parsed.options
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*flags.without_effect(parsed), *filter(None, [world.note]))
+        world.say(*flags.without_effect(parsed), *flags.idle(parsed), *filter(None, [world.note]))
         for job in flags.one_run_a_ratio(parsed):
             run(job, world)
     return 0

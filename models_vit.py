@@ -138,9 +138,9 @@ def _patch_of(timm_name: str, size: int) -> int:
         return 0
     with torch.device("meta"):
         embed = getattr(timm.create_model(timm_name, num_classes=0), "patch_embed", None)
-    if embed is None or not hasattr(embed, "patch_size"):
-        return 0
-    return round(embed.img_size[0] / embed.grid_size[0]) if getattr(embed, "img_size", None) else embed.patch_size[0]
+    if not getattr(embed, "grid_size", None) or not getattr(embed, "img_size", None):
+        return 0  # a stem of convolutions takes what it gets
+    return round(embed.img_size[0] / embed.grid_size[0])
 
 
 def _is_fixed_size(timm_name: str) -> bool:
@@ -173,7 +173,9 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
     try:
         model = timm.create_model(backbone.timm_name, pretrained=False, **options)
     except TypeError as error:
-        raise InputError(f"{backbone.arch} can't be built as asked: timm says {error}") from error
+        if "drop_path_rate" not in str(error):
+            raise InputError(f"{backbone.arch} can't be built as asked: timm says {error}") from error
+        raise InputError(f"{backbone.arch} has no stochastic depth: pass --drop_path 0") from error
     except AssertionError as error:
         raise InputError(f"{backbone.arch} can't be built at --input_size {input_size}: {error}") from error
     if backbone.family == "mae" and fc_norm_passes != 1:
@@ -197,22 +199,21 @@ class RepeatedLayerNorm(torch.nn.LayerNorm):
         return x
 
 
-def head_name(model: torch.nn.Module) -> str:
-    """Prefix of the classifier's parameter names ("head", "fc", "classifier", "head.fc")."""
-    classifier = model.get_classifier()
-    for name, module in model.named_modules():
-        if module is classifier and name:
-            return name
-    return getattr(model, "pretrained_cfg", {}).get("classifier", "head")
+def head_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the classifiers' parameter names ("head", "fc", "head.fc"; two for a distilled model of timm)."""
+    classifiers = model.get_classifier()
+    classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    return tuple(name for name, module in model.named_modules() if name and any(module is head for head in classifiers))
 
 
 def _start_head(model: torch.nn.Module) -> None:
     """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning)."""
-    head = model.get_classifier()
-    if isinstance(head, torch.nn.Linear):
-        trunc_normal_(head.weight, std=2e-5)
-        if head.bias is not None:
-            torch.nn.init.zeros_(head.bias)
+    for name in head_names(model):
+        head = model.get_submodule(name)
+        if isinstance(head, torch.nn.Linear):
+            trunc_normal_(head.weight, std=2e-5)
+            if head.bias is not None:
+                torch.nn.init.zeros_(head.bias)
 
 
 def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
@@ -221,9 +222,9 @@ def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> in
 
 def freeze_backbone(model: torch.nn.Module) -> None:
     """Linear probe: everything but the classifier stands still."""
-    prefix = head_name(model) + "."
+    prefixes = tuple(f"{head}." for head in head_names(model))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefix))
+        parameter.requires_grad_(name.startswith(prefixes))
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     digest = sha256(path)
     check_digest(path, digest)
     file = read_weights(path)
-    fitted = fit(model, file.tensors, backbone.family, head_name(model), with_head=False)
+    fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
     if not fitted.complete:
@@ -261,11 +262,11 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
 
 def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
     """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits."""
-    head = head_name(model)
-    if not any(name.startswith(head + ".") for name in file.tensors):
-        raise InputError(f"{file.path} has no classifier ({head}.weight): it holds a backbone's weights; pass it with "
+    heads = head_names(model)
+    if not any(name.startswith(tuple(f"{head}." for head in heads)) for name in file.tensors):
+        raise InputError(f"{file.path} has no classifier ({heads[0]}.weight): it holds a backbone's weights; pass it with "
                          "--finetune, and a trained checkpoint with --resume")
-    fitted = fit(model, file.tensors, backbone.family, head, with_head=True)
+    fitted = fit(model, file.tensors, backbone.family, heads, with_head=True)
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch} --nb_classes "
                       f"{model.num_classes}", allow_partial=False)
     if not any(parameter.is_meta for parameter in model.parameters()):

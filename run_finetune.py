@@ -25,7 +25,7 @@ from engine_finetune import (
 from util import checkpoint, datasets, lr_sched, summary, transforms
 from util import options as flags
 from util.distributed import World, usable_cores, wrap
-from util.errors import InputError
+from util.errors import InputError, RunError
 from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
 from util.metrics import classification_metrics
@@ -66,6 +66,9 @@ def run(parsed: flags.Parsed, world: World) -> None:
     options = parsed.options
     folder = RunFolder(options.output_dir, options.log_dir, options.task)
     resumed = world.main_first(lambda: _find_checkpoint(parsed, folder))
+    if len(set(world.gather(resumed.rest.get("epoch", -1) if resumed is not None else None))) > 1:
+        raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
+                       "all nodes share", everywhere=True)
     for line in _take_over(parsed, resumed):
         world.say(line)
     backbone = models_vit.find_backbone(options.model, options.model_arch)
@@ -93,7 +96,11 @@ def run(parsed: flags.Parsed, world: World) -> None:
     if options.eval:
         _score(job, "test", epoch=None)
         return
-    _train(job)
+    try:
+        _train(job)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): lower "
+                       "--batch_size and raise --accum_iter alike, which keeps the effective batch") from error
 
 
 # ---- what was there before ------------------------------------------------------------------------------------------
@@ -147,6 +154,8 @@ def _take_over(parsed: flags.Parsed, resumed: WeightFile | None) -> list[str]:
     lines = []
     if checkpoint.is_ours(resumed):
         stored = resumed.rest["options"]
+        if "data_path" in typed and "csv_file" not in typed:
+            stored = {**stored, "csv_file": None}  # other pictures were named: not the CSV that it was trained on
         changed = flags.differences(stored, options, typed)
         if changed:
             lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))
@@ -242,7 +251,7 @@ def _plan_training(job: Job) -> None:
         options.input_size, job.backbone.mean, job.backbone.std, options.decode, options.crop_scale, options.crop_ratio,
         options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount)
     # a dry run is one process and may plan for several
-    processes = max(options.world_size, 1) if options.dry_run else job.world.size
+    processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
     peak = options.lr if options.lr is not None else options.blr * job.plan.step_size / 256
     if options.min_lr > peak:
@@ -263,6 +272,15 @@ def _without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
         lines.append(f"--cls_token changes nothing: {job.backbone.arch} reads its class token anyway"
                      if job.backbone.model != models_vit.TIMM else
                      "--cls_token changes nothing: a timm model pools as timm builds it")
+    if "fc_norm_passes" in typed and job.backbone.family != "mae":
+        lines.append(f"--fc_norm_passes does nothing for {job.backbone.arch}: RETFound_mae alone has fc_norm")
+    if workers(options, job.world) < options.num_workers:
+        lines.append(f"loader processes: {workers(options, job.world)} instead of {options.num_workers}, for "
+                     f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
+    if "start_epoch" in typed and job.resumed is not None:
+        lines.append("--start_epoch does nothing with --resume: the checkpoint says where to go on")
+    if "finetune" in typed and job.resumed is not None and job.resumed.rest["options"].get("finetune") != options.finetune:
+        lines.append("--finetune does nothing with --resume: the weights are the checkpoint's")
     if options.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
         lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
     if options.adaptation == "lp":
@@ -321,6 +339,7 @@ def _train(job: Job) -> None:
     for epoch in range(first, options.epochs):
         begun = time.monotonic()
         figures = train_one_epoch(trainer, train_loader, epoch)
+        world.share_buffers(job.model)
         predictions = evaluate(job.model, val_loader, job.rows("val"), job.class_names, job.precision, world, "val")
         metrics, notes = world.from_main(classification_metrics(predictions) if world.is_main else None)
         is_best = best["epoch"] is None or metrics["score"] > best["score"] or best["score"] != best["score"]
@@ -361,6 +380,8 @@ def _resume(job: Job, trainer: Trainer) -> tuple[int, dict]:
     rest = job.resumed.rest
     trainer.optimizer.load_state_dict(rest["optimizer"])
     trainer.scaler.load_state_dict(rest["scaler"])
+    if job.world.is_main:
+        job.folder.adopt(job.resumed.path.parent)
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
     first = rest["epoch"] + 1

@@ -26,7 +26,7 @@ MASTER_ADDR=${MASTER_ADDR:-}                  # address of node 0, where there a
 MASTER_PORT=${MASTER_PORT:-48766}             # a free port there
 
 # ---- The demo's recipe: small and from scratch, done in minutes on two CPU cores. ----
-DEMO_RECIPE="--epochs 8 --batch_size 16 --lr 2e-3 --warmup_epochs 1 --layer_decay 1.0 --drop_path 0
+DEMO_RECIPE="--epochs 8 --batch_size 32 --lr 2e-3 --warmup_epochs 1 --layer_decay 1.0 --drop_path 0
     --aa none --reprob 0 --crop_scale 0.8 1"
 
 . "$ROOT/util/launch.sh"

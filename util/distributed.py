@@ -74,6 +74,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """The main process's buffers (batch norm's running statistics) in every process: they are what is saved."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
     def main_first(self, work):
         """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
         others find. An InputError or RunError of the main process ends all, and only it is printed."""

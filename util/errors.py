@@ -51,6 +51,6 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         return error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         if is_main:
-            print("interrupted: what was saved stays; the same command with --resume auto goes on", file=sys.stderr,
+            print("interrupted: what was saved stays; training goes on with --resume auto", file=sys.stderr,
                   flush=True)
         return 130

@@ -153,7 +153,7 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
                        help="width over height of a random crop")
     group.add_argument("--hflip", type=share, default=0.5, help="probability of a mirror image")
     group.add_argument("--vflip", type=share, default=0.0, help="probability of an upside-down image")
-    group.add_argument("--color_jitter", type=not_negative, default=None, help="colour jitter; acts where --aa is none")
+    group.add_argument("--color_jitter", type=not_negative, default=None, help="colour jitter; acts where --aa is none (or 3a)")
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
     group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
     group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
@@ -180,13 +180,13 @@ def add_mixing_flags(parser) -> None:
 def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=5e-3, warmup_epochs=10) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--batch_size", type=count, default=batch_size, help="pictures a process and step")
-    group.add_argument("--epochs", type=count, default=epochs)
+    group.add_argument("--epochs", type=count, default=epochs, help="passes over the training pictures")
     group.add_argument("--accum_iter", type=count, default=accum_iter, help="batches whose gradients make one step")
     group.add_argument("--lr", type=positive, default=None, help="peak learning rate, as it is")
     group.add_argument("--blr", type=positive, default=blr, help="where --lr is not given: lr = blr x effective batch / 256")
     group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the rate at the end")
     group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs, help="at most a fifth of the epochs")
-    group.add_argument("--weight_decay", type=not_negative, default=0.05)
+    group.add_argument("--weight_decay", type=not_negative, default=0.05, help="AdamW's; 1-D parameters have none")
     group.add_argument("--layer_decay", type=_number(float, 0, 1, open_low=True), default=0.65,
                        help="learning rate of a layer over that of the next")
     group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
@@ -197,9 +197,9 @@ def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=
 def add_run_flags(parser, num_workers=10) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--task", default="", help="name of the run: results go to OUTPUT_DIR/TASK")
-    group.add_argument("--output_dir", default="./output_dir")
+    group.add_argument("--output_dir", default="./output_dir", help="folder of all runs' results")
     group.add_argument("--log_dir", default="./output_logs", help="TensorBoard's folder")
-    group.add_argument("--seed", type=_seed, default=0)
+    group.add_argument("--seed", type=_seed, default=0, help="of the head, the order, the augmentation and every other draw")
     group.add_argument("--resume", default="",
                        help="go on from a checkpoint: its path; auto = the run's own checkpoint-last.pth where there is "
                             "one; same = as auto, but refuse a run of other options. With --eval: the checkpoint to score")
@@ -212,7 +212,7 @@ def add_run_flags(parser, num_workers=10) -> None:
     group.add_argument("--num_workers", type=whole, default=num_workers,
                        help="loader processes; at most the cores divided by the processes of this machine")
     group.add_argument("--pin_mem", action="store_true", default=True, help="pin the loaders' memory (GPUs)")
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="don't")
 
 
 def add_distribution_flags(parser) -> None:
@@ -255,6 +255,25 @@ def without_effect(parsed: Parsed) -> list[str]:
         return []
     reasons = "; ".join(f"--{name} ({WITHOUT_EFFECT[name]})" for name in names)
     return [f"accepted for compatibility, no effect: {reasons}"]
+
+
+def idle(parsed: Parsed) -> list[str]:
+    """A line for each typed flag that another flag keeps from doing anything."""
+    options, typed = parsed.options, parsed.typed
+    mixes = options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax
+    both = options.mixup > 0 and (options.cutmix > 0 or options.cutmix_minmax)
+    conditions = (
+        (("mixup_prob", "mixup_mode"), not mixes, "without --mixup or --cutmix"),
+        (("mixup_switch_prob",), not both, "unless both --mixup and --cutmix are on"),
+        (("remode", "recount"), options.reprob == 0, "with --reprob 0"),
+        (("blr",), options.lr is not None, "beside --lr"),
+        (("stratified", "datasets_seed"), options.dataratio == [1.0], "with --dataratio 1"),
+        (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
+        (("bad_images",), options.skip_file_check, "with --skip_file_check"),
+        (("finetune", "allow_partial"), bool(options.resume) and options.eval, "with --eval: --resume names the checkpoint"),
+    )
+    return [f"--{name} does nothing {why}" for names, is_idle, why in conditions for name in names
+            if is_idle and name in typed]
 
 
 def check_combinations(options) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -75,6 +76,16 @@ class RunFolder:
             for path in events:
                 path.rename(self.tensorboard_path / aside.name / path.name)
         return f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone on with it)"
+
+    def adopt(self, other: Path) -> None:
+        """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its rows."""
+        if other.resolve() == self.path.resolve():
+            return
+        self.put_aside()
+        for name in ("checkpoint-best.pth", "log.txt", "metrics_val.csv", "metrics_val.json", "predictions_val.csv"):
+            if (other / name).exists():
+                with self._writing(self.file(name)):
+                    shutil.copyfile(other / name, self.file(name))
 
     def cut_after(self, epoch: int) -> None:
         """Drop what a cut run wrote past its checkpoint of `epoch`."""

@@ -230,20 +230,22 @@ def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, 
     return converted, buffers, refused
 
 
-def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, head: str, with_head: bool) -> Fit:
+def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, heads: tuple[str, ...],
+        with_head: bool) -> Fit:
     """Compare a file's tensors with what `model` expects; nothing is changed yet (see `put_in`).
 
-    `model` may live on the meta device. `head` is the prefix of its classifier's names. With `with_head` (a trained
+    `model` may live on the meta device. `heads` are the prefixes of its classifiers' names. With `with_head` (a trained
     checkpoint) the head belongs to what is expected; without (a backbone's weights) it is new and any head of the
     file is left over.
     """
     converted, buffers, refused = convert(tensors, family)
     wanted = model.state_dict()
-    is_head = re.compile(re.escape(head) + r"\.").match
+    head_pattern = rf"({'|'.join(map(re.escape, heads)) or '(?!)'})\..+"
+    is_head = re.compile(head_pattern).fullmatch
     expected = [name for name in wanted if with_head or not is_head(name)]
     kinds = dict(LEFT_OVER[family])
     if not with_head and family == "timm":
-        kinds["head"] = re.escape(head) + r"\..+"
+        kinds["head"] = head_pattern
     if family == "mae":
         # one of the two norms has no place in the model, whichever way it pools
         kinds["norm of the other pooling"] = r"fc_norm\..+" if "norm.weight" in wanted else r"norm\..+"

@@ -101,7 +101,7 @@ def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after
 
     monkeypatch.setattr(run_finetune.summary, "epoch_line", die)
     code, _, err = start("--task", "cut", *options)
-    assert code == 130 and "--resume auto goes on" in err
+    assert code == 130 and "goes on with --resume auto" in err
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, out, err = start("--task", "cut", *options, "--resume", "same")
