@@ -99,8 +99,8 @@ def run(parsed: flags.Parsed, world: World) -> None:
     try:
         _train(job)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): lower "
-                       "--batch_size and raise --accum_iter alike, which keeps the effective batch") from error
+        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
+                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
 
 
 # ---- what was there before ------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""One process needs no group; devices that are not there; how an error leaves."""
+
+import os
+
+import pytest
+import torch
+
+from util.distributed import World, process_group
+from util.errors import InputError, PeerEnded, RunError, exit_code_of
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone_everything_is_the_identity():
+    world = World()
+    assert world.is_main and world.any(True) and not world.any(False)
+    assert world.gather("x") == ["x"] and world.from_main(3) == 3 and world.main_first(lambda: 5) == 5
+    assert torch.equal(world.sum(torch.ones(2)), torch.ones(2))
+    world.barrier()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_falls_back_with_a_line(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with process_group(device) as world:
+        assert world.device.type == "cpu" and world.note == f"no {device} device here: running on the CPU"
+    with process_group("cpu") as world:
+        assert world.note == ""
+
+
+def test_a_gpu_is_missing_for_this_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="process 1 of this machine has no GPU .1 visible."), process_group("cuda"):
+        raise AssertionError("not reached")
+
+
+def test_the_group_is_gone_after_an_error(monkeypatch, tmp_path):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ZeroDivisionError), process_group("cpu"):
+        raise ZeroDivisionError
+    assert not torch.distributed.is_initialized()
+
+
+def raising(error):
+    def main(argv):
+        raise error
+    return main
+
+
+def test_exit_codes(capsys, monkeypatch):
+    assert exit_code_of(lambda argv: 0) == 0 and exit_code_of(lambda argv: None) == 0
+    for error, code in ((InputError("wrong"), 2), (RunError("failed"), 1), (PeerEnded("InputError", "x"), 2)):
+        capsys.readouterr()
+        assert exit_code_of(raising(error)) == code
+        assert capsys.readouterr().err.count("\n") == 1
+    assert exit_code_of(raising(KeyboardInterrupt())) == 130
+    with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
+        exit_code_of(raising(ZeroDivisionError()))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("util.errors.LAUNCHER_GRACE_S", 0)
+    capsys.readouterr()
+    assert exit_code_of(raising(InputError("wrong"))) == 2
+    assert capsys.readouterr().err == ""  # the main process has said it
+
+
+def test_nonsense_in_the_environment(monkeypatch):
+    monkeypatch.setenv("RANK", "zero")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="are no numbers"), process_group("cpu"):
+        raise AssertionError("not reached")
+    assert os.environ["RANK"] == "zero"
