@@ -32,7 +32,7 @@ def make_parser() -> flags.OneLineParser:
 
 def main(argv: list[str] | None = None) -> int:
     parsed = flags.parse(make_parser(), argv)
-    flags.check_combinations(parsed.options)
+    flags.check_combinations(parsed)
 
     from run_finetune import run  # torch and timm take seconds to import: --help does not wait for them
     from util.distributed import process_group

@@ -28,7 +28,7 @@ DOCUMENTED = {
 
 def parse(*argv):
     parsed = flags.parse(make_parser(), [str(word) for word in argv])
-    flags.check_combinations(parsed.options)
+    flags.check_combinations(parsed)
     return parsed
 
 
@@ -69,6 +69,7 @@ def test_documented_command_lines():
     (["--start_epoch", "50"], "leaves nothing"),
     (["--task", ".."], "no name for a folder"),
     (["--seed", "-1"], "at least 0"),
+    (["--data_path", "a", "--csv_file", "b"], "pass one of them"),
     (["stray"], "unrecognized arguments: stray"),
 ])
 def test_wrong_command_lines(words, says):

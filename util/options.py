@@ -276,8 +276,11 @@ def idle(parsed: Parsed) -> list[str]:
             if is_idle and name in typed]
 
 
-def check_combinations(options) -> None:
+def check_combinations(parsed: Parsed) -> None:
     """Refuse what contradicts itself whatever the data."""
+    options = parsed.options
+    if {"data_path", "csv_file"} <= parsed.typed:
+        raise InputError("--data_path and --csv_file both name the pictures: pass one of them")
     for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):
         pair = getattr(options, name, None)
         if pair and pair[0] > pair[1]:
