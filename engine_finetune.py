@@ -77,9 +77,14 @@ class Mixing:
 
 
 def balanced_class_weights(counts: np.ndarray) -> torch.Tensor:
-    """N / (K * n_class), (K,): each class weighs the same in all, and the mean over the pictures is 1."""
+    """N / (K * n_class), (K,): each class weighs the same in all, and the mean over the pictures is 1.
+
+    K counts the classes that have pictures; a class without any weighs 0.
+    """
     counts = np.asarray(counts, dtype=np.float64)
-    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+    present = counts > 0
+    weights = np.divide(counts.sum(), present.sum() * counts, out=np.zeros(len(counts)), where=present)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 @dataclass
@@ -143,6 +148,7 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     t.optimizer.zero_grad(set_to_none=True)
     epoch_loss, step_loss, suspects = 0.0, torch.zeros((), device=device), []
     rate = t.schedule.at(epoch)
+    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
     for micro_step, ((images, labels, positions), bar) in enumerate(_batches(loader, f"epoch {epoch}", t.world)):
         step = micro_step // plan.accum_iter
         if micro_step % plan.accum_iter == 0:
@@ -155,8 +161,10 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
         ends_step = plan.ends_step(micro_step)
         if t.world.size > 1:
             t.model.require_backward_grad_sync = ends_step
+        alone = len(images) == 1 and has_batch_norm and t.model.training
         with t.precision.autocast():
-            logits = t.model(images)
+            # batch norm needs two values: a picture alone is taken twice, and counted once
+            logits = t.model(torch.cat([images, images]))[:1] if alone else t.model(images)
         loss = t.loss(logits, labels).sum()
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's picture, computed so that all take part in the step

@@ -1,7 +1,7 @@
 """Fine-tune or probe a pre-trained vision transformer on retinal images, then score it.
 
 On a laptop's CPU, with the demo's pictures (sh train.sh does this):
-    python main_finetune.py --model timm --model_arch efficientvit_m0 --input_size 128 --data_path demo_data --task try
+    python main_finetune.py --model timm --model_arch efficientvit_m0 --input_size 128 --data_path demo_data
 On one GPU or several of a machine:
     torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \
         --batch_size 24 --epochs 50 --nb_classes 5 --data_path DIR --task NAME --adaptation finetune

@@ -175,7 +175,7 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise InputError(f"{backbone.arch} can't be built as asked: timm says {error}") from error
-        raise InputError(f"{backbone.arch} has no stochastic depth: pass --drop_path 0") from error
+        raise NoStochasticDepth(f"{backbone.arch} has no stochastic depth: pass --drop_path 0") from error
     except AssertionError as error:
         raise InputError(f"{backbone.arch} can't be built at --input_size {input_size}: {error}") from error
     if backbone.family == "mae" and fc_norm_passes != 1:
@@ -184,6 +184,10 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
         model.fc_norm = RepeatedLayerNorm(model.fc_norm.normalized_shape, fc_norm_passes, model.fc_norm.eps)
     _start_head(model)
     return model
+
+
+class NoStochasticDepth(InputError):
+    """A timm model that takes no drop_path_rate was asked for one."""
 
 
 class RepeatedLayerNorm(torch.nn.LayerNorm):

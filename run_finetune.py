@@ -3,6 +3,7 @@
 It stands apart from main_finetune.py so that flags are read, refused and explained before torch is imported.
 """
 
+import copy
 import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
 from util.metrics import classification_metrics
 from util.precision import Precision, resolve_precision
+from util.pretrained import sha256
 from util.results import RunFolder, commit, now, versions
 from util.sampling import EvalBatches, StepPlan, TrainBatches
 from util.state_dicts import WeightFile, set_buffers
@@ -48,6 +50,7 @@ class Job:
     model: torch.nn.Module
     started_from: models_vit.LoadedWeights | dict | None
     resumed: WeightFile | None
+    loaded: str  # the line about the checkpoint's tensors
     eval_transform: dict
     train_transform: dict | None = None
     plan: StepPlan | None = None
@@ -78,13 +81,13 @@ def run(parsed: flags.Parsed, world: World) -> None:
         raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
                          f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
     options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
-    precision = resolve_precision(options.precision, world.device, backbone.family)
+    precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     if not options.dry_run:
         world.main_first(folder.make)
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world))
     options.nb_classes = len(data.class_names)
-    model, started_from = world.main_first(lambda: _build(options, backbone, resumed))
-    job = Job(options, world, folder, backbone, precision, data, model, started_from, resumed,
+    model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world))
+    job = Job(options, world, folder, backbone, precision, data, model, started_from, resumed, loaded,
               _eval_transform(parsed, backbone, resumed))
     if not options.eval:
         _plan_training(job)
@@ -92,12 +95,13 @@ def run(parsed: flags.Parsed, world: World) -> None:
     if options.dry_run:
         world.say(*_memory(job), "dry run: nothing was trained")
         return
-    job.model.to(world.device)
-    if options.eval:
-        _score(job, "test", epoch=None)
-        return
+    precision.prepare()
     try:
-        _train(job)
+        job.model.to(world.device)
+        if options.eval:
+            _evaluate_only(job)
+        else:
+            _train(job)
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
                        "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
@@ -196,11 +200,15 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     # a picture's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
     if resumed is not None and resumed.rest.get("class_names"):
+        if "nb_classes" in parsed.typed and options.nb_classes != len(resumed.rest["class_names"]):
+            raise InputError(f"--nb_classes {options.nb_classes}, but {resumed.path} knows {len(resumed.rest['class_names'])}: "
+                             f"pass --nb_classes {len(resumed.rest['class_names'])}")
         data = datasets.match_classes(data, resumed.rest["class_names"])
     else:
         data = datasets.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
     if not options.skip_file_check:
-        skipped = folder.new_list_of_skipped() if world.is_main and not options.dry_run else None
+        writes = world.is_main and not options.dry_run and options.bad_images == "skip"
+        skipped = folder.new_list_of_skipped() if writes else None
         data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
     if options.dataratio[0] < 1 and not options.eval:
         data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
@@ -217,14 +225,26 @@ def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
-def _build(options: Namespace, backbone, resumed: WeightFile | None):
-    """The model with its weights, and where they come from. On a dry run it has shapes alone."""
-    torch.manual_seed(options.seed)
-    with torch.device("meta" if options.dry_run else "cpu"):
-        model = models_vit.build_model(backbone, options.nb_classes, options.input_size, options.drop_path,
-                                       options.global_pool, options.fc_norm_passes)
+def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: World):
+    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone."""
+    options, loaded = parsed.options, ""
+
+    def build():
+        torch.manual_seed(options.seed)
+        with torch.device("meta" if options.dry_run else "cpu"):
+            return models_vit.build_model(backbone, options.nb_classes, options.input_size, options.drop_path,
+                                          options.global_pool, options.fc_norm_passes)
+    try:
+        model = build()
+    except models_vit.NoStochasticDepth:
+        if "drop_path" in parsed.typed:
+            raise
+        options.drop_path = 0.0
+        world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
+        model = build()
     if resumed is not None:
-        models_vit.load_trained(model, backbone, resumed)
+        fitted = models_vit.load_trained(model, backbone, resumed)
+        loaded = f"{resumed.path}  sha256 {sha256(resumed.path)}  {fitted.describe()}" if world.is_main else ""
         if not options.dry_run:
             set_buffers(model, resumed.rest.get("buffers", {}))
         started_from = resumed.rest.get("weights")
@@ -235,10 +255,12 @@ def _build(options: Namespace, backbone, resumed: WeightFile | None):
         started_from = None
     if options.adaptation == "lp":
         models_vit.freeze_backbone(model)
-    return model, started_from
+    return model, started_from, loaded
 
 
 def _memory(job: Job) -> list[str]:
+    if job.options.eval:
+        return []
     estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name)
     return [f"memory     about {estimate}"]
 
@@ -354,17 +376,19 @@ def _train(job: Job) -> None:
             folder.add_log({"epoch": epoch, **figures, **values, "seconds": round(time.monotonic() - begun, 1)})
             folder.add_scalars({**figures, **values}, epoch)
             world.say(summary.epoch_line(epoch, options.epochs, figures, metrics, is_best, time.monotonic() - begun))
-            if is_best:
-                best_weights = _keep_best(job, best)
+            # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
             if options.savemodel:
                 checkpoint.write(folder.file(checkpoint.LAST), _content(job, epoch, best) | {
                     "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
+                    "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
                     "random_states": checkpoint.plain(states)})
+            if is_best:
+                best_weights = _keep_best(job, best)
         world.barrier()
     if world.is_main:
         folder.draw_curves(best["epoch"])
         folder.draw_confusion("val", job.class_names)
-    if world.from_main(first >= options.epochs and folder.file("metrics_test.json").exists()):
+    if world.from_main(first >= options.epochs and folder.is_scored(best["epoch"])):
         world.say(f"this run is complete: its results stand in {folder.path}")
     else:
         _load_best(job, best_weights)
@@ -378,17 +402,59 @@ def _train(job: Job) -> None:
 def _resume(job: Job, trainer: Trainer) -> tuple[int, dict]:
     """Put the run back where its checkpoint left it -> (the next epoch, the best one so far)."""
     rest = job.resumed.rest
-    trainer.optimizer.load_state_dict(rest["optimizer"])
-    trainer.scaler.load_state_dict(rest["scaler"])
+    _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
+    if trainer.scaler.is_enabled() and rest["scaler"]:
+        trainer.scaler.load_state_dict(rest["scaler"])
     if job.world.is_main:
         job.folder.adopt(job.resumed.path.parent)
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
-    first = rest["epoch"] + 1
+    first, best = rest["epoch"] + 1, dict(rest["best"])
     if job.world.is_main:
         job.folder.cut_after(rest["epoch"])
+        best = _require_best(job, best, rest["epoch"])
+    before = rest["schedule"]
+    for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
+                               ("learning rate", before["peak"], job.schedule.peak)):
+        if stored != here:
+            job.world.say(f"{what}: {stored:g} before, {here:g} from here on")
     job.world.say(f"resumed at epoch {first} from {job.resumed.path}")
-    return first, dict(rest["best"])
+    return first, job.world.from_main(best)
+
+
+def _require_best(job: Job, best: dict, last_epoch: int) -> dict:
+    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one."""
+    path = job.folder.file(checkpoint.BEST)
+    if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
+        return best
+    if best["epoch"] == last_epoch:
+        _keep_best(job, best)
+        return best
+    job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew from here")
+    return {"epoch": None, "score": None, "figures": {}}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Path) -> None:
+    """The moments come from the checkpoint, weight decay and layer-wise rates from this start's options.
+
+    InputError where other parameters are trained now, or ones of another shape.
+    """
+    groups = stored["param_groups"]
+    now = [name for group in optimizer.param_groups for name in group["names"]]
+    before = [name for group in groups for name in group["names"]]
+    shapes = {name: tuple(p.shape) for group in optimizer.param_groups
+              for name, p in zip(group["names"], group["params"], strict=True)}
+    moments = {name: stored["state"].get(number) for group in groups
+               for name, number in zip(group["names"], group["params"], strict=True)}
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
+            state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
+        raise InputError(f"{path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
+                         "decay 0): start a new run from its weights with --finetune and another --task")
+    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    # copied: the file is mapped, and the next checkpoint takes its place
+    optimizer.load_state_dict(copy.deepcopy(stored))
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def _content(job: Job, epoch: int, best: dict) -> dict:
@@ -437,6 +503,14 @@ def _score(job: Job, split: str, epoch: int | None) -> None:
     world.say(*(f"{split}: {note}" for note in notes), *summary.figures(split, metrics, job.folder))
 
 
+def _evaluate_only(job: Job) -> None:
+    if job.world.is_main:
+        job.world.say(*job.folder.put_foreign_tables_aside())
+        if not job.folder.file("run.json").exists():
+            job.folder.write_run(_facts(job))
+    _score(job, "test", epoch=None)
+
+
 def _weights_facts(job: Job) -> dict | None:
     return asdict(job.started_from) if isinstance(job.started_from, models_vit.LoadedWeights) else job.started_from
 
@@ -453,5 +527,6 @@ def _facts(job: Job) -> dict:
         "weights": _weights_facts(job),
         "data": {"fingerprint": datasets.fingerprint(job.data.table), "class_names": job.class_names,
                  "images": {split: dict(counts[split]) for split in counts}, "notes": job.data.notes},
-        "learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size, "steps_an_epoch": job.plan.steps,
+        **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
+                                        "steps_an_epoch": job.plan.steps}),
     })

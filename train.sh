@@ -61,8 +61,10 @@ else
     if [ -n "$DATA_PATH" ]; then
         set -- --data_path "$DATA_PATH" "$@"
     fi
+    if [ "$MODEL" != timm ]; then
+        set -- --input_size 224 "$@" # a timm model has a size of its own
+    fi
     set -- --model "$MODEL" --model_arch "$MODEL_ARCH" --finetune "$FINETUNE" --savemodel --global_pool \
-        --batch_size 24 --world_size 1 --epochs 50 --nb_classes "$NUM_CLASS" --input_size 224 \
-        --task "$TASK" --adaptation "$ADAPTATION" "$@"
+        --batch_size 24 --world_size 1 --epochs 50 --nb_classes "$NUM_CLASS" --task "$TASK" --adaptation "$ADAPTATION" "$@"
 fi
 launch "$ROOT/main_finetune.py" "$@"

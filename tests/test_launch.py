@@ -151,14 +151,19 @@ def test_several_processes_are_checked_then_started(clone, stub, shell):
     run = Run(clone, stub, "train.sh", "--lr", "1", shell=shell, DATA_PATH="d", NUM_CLASS="5", GPUS="2", STUB_EXIT="1")
     check, started = run.calls
     program = str(clone / "main_finetune.py")
-    assert check[0] == program and check[-1] == "--dry_run"
+    assert check[0] == program and check[-3:] == ["--world_size", "2", "--dry_run"], "planned for both processes"
     at = started.index(program)
     launcher = options(started[2:at])
-    assert started[:2] == ["-m", "torch.distributed.run"] and started[at:] == check[:-1]
+    assert started[:2] == ["-m", "torch.distributed.run"] and started[at:] == check[:-3]
     assert launcher["--nproc_per_node"] == ["2"] and launcher["--master_port"] == ["48766"]
     assert launcher["--nnodes"] == ["1"] and launcher["--max-restarts"] == ["3"]
     assert launcher["--signals-to-handle"] == ["SIGTERM,SIGINT,SIGUSR1"]
     assert run.returncode == 1 and run.processes[1] == run.process, "a signal to the script reaches torchrun"
+
+
+def test_a_run_that_would_not_find_its_checkpoint_is_not_restarted(clone, stub):
+    run = Run(clone, stub, "train.sh", "--resume=", DATA_PATH="d", NUM_CLASS="5", GPUS="2")
+    assert options(run.calls[1][2:])["--max-restarts"] == ["0"]
 
 
 @pytest.mark.parametrize("code, mapped", [(1, 1), (2, 2), (139, 1)])
@@ -202,10 +207,13 @@ def test_eval_scores_the_checkpoint(clone, stub, shell):
     (clone / "best.pth").touch()
     run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5", TASK="mine")
     ((_, *arguments),) = run.calls
-    documented = options(DOCUMENTED.format(data="d/A", task="mine").split())
-    del documented["--finetune"], documented["--epochs"]
-    documented |= {"--batch_size": ["128"], "--eval": [], "--resume": ["best.pth"]}
-    assert (run.returncode, options(arguments)) == (0, documented)
+    given = {"--batch_size": ["128"], "--eval": [], "--resume": ["best.pth"], "--data_path": ["d/A"], "--nb_classes": ["5"],
+             "--task": ["mine"]}
+    assert (run.returncode, options(arguments)) == (0, given), "the checkpoint says its model"
+    named = {"MODEL": "Dinov3", "MODEL_ARCH": "dinov3_vits16", "ADAPTATION": "lp"}
+    run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5", TASK="mine", **named)
+    given |= {"--model": ["Dinov3"], "--model_arch": ["dinov3_vits16"], "--adaptation": ["lp"]}
+    assert options(run.calls[0][1:]) == given
 
 
 def test_eval_without_its_needs_is_one_line(clone, stub):

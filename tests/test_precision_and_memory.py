@@ -12,15 +12,15 @@ CPU = torch.device("cpu")
 
 
 def test_precision_on_a_cpu():
-    assert resolve_precision("auto", CPU, "mae").name == ("bf16" if cpu_has_bf16() else "fp32")
-    assert resolve_precision("bf16", CPU, "dinov3").name == "bf16"
+    assert resolve_precision("auto", CPU, "vit_large_patch16_224").name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert resolve_precision("bf16", CPU, "vit_small_patch16_dinov3_qkvb").name == "bf16"
     with pytest.raises(InputError, match="needs a GPU"):
-        resolve_precision("fp16", CPU, "mae")
+        resolve_precision("fp16", CPU, "vit_large_patch16_224")
 
 
 def test_fp16_is_refused_for_dinov3_with_the_reason():
     with pytest.raises(InputError, match="65504"):
-        resolve_precision("fp16", torch.device("cuda"), "dinov3")
+        resolve_precision("fp16", torch.device("cuda"), "vit_small_patch16_dinov3")
 
 
 def test_scaler_is_for_fp16_alone():

@@ -159,7 +159,7 @@ def test_commands_are_understood():
         if "--help" in words:
             continue
         parsed = flags.parse(make_parser(), words[start + 1:])  # an InputError names the flag
-        flags.check_combinations(parsed.options)
+        flags.check_combinations(parsed)
         models_vit.find_backbone(parsed.options.model, parsed.options.model_arch)
 
 

@@ -107,11 +107,14 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
     """
     rank, size, local_rank, local_size = _places(dist_on_itp)
-    chosen, note = _device(device, local_rank)
+    chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
         _share_cores(local_size)
     if size > 1:
+        if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+            raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
+                             "torchrun")
         options = {"device_id": chosen} if chosen.type == "cuda" else {}
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", init_method=dist_url, rank=rank,
                                 world_size=size, timeout=PATIENCE, **options)
@@ -142,10 +145,10 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
         raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}") from error
 
 
-def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
+def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
     """The device of this process, and a note where it is not the one asked for."""
     if wanted == "cuda" and torch.cuda.is_available():
-        return _cuda_device(local_rank), ""
+        return _cuda_device(local_rank, local_size), ""
     if wanted == "mps" and torch.backends.mps.is_available():
         return torch.device("mps"), ""
     if wanted == "cpu":
@@ -153,15 +156,12 @@ def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
     return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
 
 
-def _cuda_device(local_rank: int) -> torch.device:
-    """All that is special to CUDA: a GPU a process, and TF32 for the fp32 that remains."""
-    if local_rank >= torch.cuda.device_count():
-        raise InputError(f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} visible): start "
+def _cuda_device(local_rank: int, local_size: int) -> torch.device:
+    """What is special to CUDA stands here, in Precision.prepare and in `wrap`: a GPU a process of this machine."""
+    if local_size > torch.cuda.device_count():
+        raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs are visible: start "
                          "at most as many processes as there are GPUs, or pass --device cpu")
     torch.cuda.set_device(local_rank)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     return torch.device("cuda", local_rank)
 
 

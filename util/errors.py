@@ -40,7 +40,7 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
     everybody as soon as one leaves.
     """
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:

@@ -122,15 +122,18 @@ launch() {
         stop "port $MASTER_PORT of this machine is taken, perhaps by another job: set MASTER_PORT to another number"
     fi
     code=0
-    "$PYTHON" "$program" "$@" --dry_run --world_size $((NNODES * processes)) || code=$?
+    "$PYTHON" "$program" "$@" --world_size $((NNODES * processes)) --dry_run || code=$?
     case $code in
         0) ;;
         2) exit 2 ;;
         *) exit 1 ;;
     esac
+    # a restart helps only where the program finds its own last checkpoint
+    restarts=0
+    case $(value_of --resume "$@") in same | auto) restarts=3 ;; esac
     exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
-        --max-restarts 3 --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
+        --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
 }
 
 port_is_free() {

@@ -21,17 +21,23 @@ class Precision:
         """The context that a forward pass runs in."""
         return torch.autocast(self.device_type, dtype=DTYPES[self.name]) if self.name in DTYPES else nullcontext()
 
+    def prepare(self) -> None:
+        """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""
+        torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
+        torch.backends.cudnn.allow_tf32 = self.name != "fp32"
+
     def scaler(self) -> torch.amp.GradScaler:
         """fp16 scales its loss, so that small gradients are not lost; the others pass through."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
-def resolve_precision(wanted: str, device: torch.device, family: str) -> Precision:
+def resolve_precision(wanted: str, device: torch.device, architecture: str) -> Precision:
     """What `--precision` means on this device. auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32.
 
     InputError for what can't work: fp16 with DINOv3, fp16 without a GPU.
     """
-    if wanted == "fp16" and family == "dinov3":
+    is_dinov3 = "dinov3" in architecture
+    if wanted == "fp16" and is_dinov3:
         raise InputError("--precision fp16 can't be used with DINOv3: its activations go beyond 65504, fp16's largest "
                          "number, and the loss becomes NaN; pass bf16 or fp32")
     if wanted == "fp16" and device.type != "cuda":
@@ -41,7 +47,7 @@ def resolve_precision(wanted: str, device: torch.device, family: str) -> Precisi
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "cuda")
-        return Precision("fp32" if family == "dinov3" else "fp16", "cuda")
+        return Precision("fp32" if is_dinov3 else "fp16", "cuda")
     if device.type == "cpu" and cpu_has_bf16():
         return Precision("bf16", "cpu")
     return Precision("fp32", device.type)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from util.errors import InputError, RunError
 from util.metrics import (
+    METRIC_COLUMNS,
     append_metrics_row,
     cut_log_after,
     cut_rows_after,
@@ -89,6 +90,7 @@ class RunFolder:
 
     def cut_after(self, epoch: int) -> None:
         """Drop what a cut run wrote past its checkpoint of `epoch`."""
+        self.tensorboard(purge_step=epoch + 1)
         cut_log_after(self.file("log.txt"), epoch)
         cut_rows_after(self.file("metrics_val.csv"), epoch)
 
@@ -98,6 +100,24 @@ class RunFolder:
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.tensorboard_path), purge_step=purge_step)
         return self._tensorboard
+
+    def is_scored(self, epoch: int | None) -> bool:
+        """Whether metrics_test.csv holds the test of this epoch's weights."""
+        path = self.file("metrics_test.csv")
+        if epoch is None or not path.exists() or not self.file("metrics_test.json").exists():
+            return False
+        return any(line.split(",")[0] == str(epoch) for line in path.read_text(encoding="utf-8").splitlines()[1:])
+
+    def put_foreign_tables_aside(self) -> list[str]:
+        """Rename metrics files with other columns (the original scripts'), so that rows can be appended; lines for the user."""
+        lines = []
+        for path in sorted(self.path.glob("metrics_*.csv")):
+            header = path.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
+            if header and header[0].split(",") != list(METRIC_COLUMNS):
+                other = path.with_name(f"{path.stem}.before.csv")
+                path.replace(other)
+                lines.append(f"{path} has other columns: it is now {other.name}")
+        return lines
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():

@@ -4,7 +4,7 @@ import math
 
 from util.datasets import counts
 
-MOST_CLASSES_LISTED = 12
+MOST_CLASSES_LISTED = 60
 SHOWN = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
          ("precision", "precision"), ("recall", "recall"), ("jaccard", "Jaccard"), ("hamming", "Hamming"),
          ("brier", "Brier"), ("loss", "loss"), ("score", "score"))
@@ -38,7 +38,7 @@ def describe(job) -> list[str]:
 
 def _weights(job) -> str:
     if job.resumed is not None:
-        return f"{job.resumed.path} ({len(job.resumed.tensors)} tensors, epoch {job.resumed.rest.get('epoch', 'unknown')})"
+        return f"{job.loaded}; epoch {job.resumed.rest.get('epoch', 'unknown')}"
     if job.started_from is None:
         return "NONE: training starts from random weights (--finetune names pre-trained ones)"
     return job.started_from.text.removeprefix("weights: ")
