@@ -1,4 +1,4 @@
-"""The loops: train one epoch, evaluate. What is trained and on what is decided elsewhere."""
+"""The loops: train one epoch, compute outputs. The same for every task; what is trained, and on what, is decided elsewhere."""
 
 import hashlib
 import math
@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
-from util.datasets import ImageDataset
 from util.distributed import World
 from util.errors import RunError
 from util.lr_sched import learning_rate_at, set_learning_rate
@@ -114,7 +112,7 @@ def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
     random.seed(number)
 
 
-def make_loader(dataset: ImageDataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
+def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
     """A loader fed by one of our batch samplers; workers stay for the run."""
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
@@ -148,6 +146,7 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     t.optimizer.zero_grad(set_to_none=True)
     epoch_loss, step_loss, suspects = 0.0, torch.zeros((), device=device), []
     rate = t.schedule.at(epoch)
+    covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
     for micro_step, ((images, labels, positions), bar) in enumerate(_batches(loader, f"epoch {epoch}", t.world)):
         step = micro_step // plan.accum_iter
@@ -161,11 +160,13 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
         ends_step = plan.ends_step(micro_step)
         if t.world.size > 1:
             t.model.require_backward_grad_sync = ends_step
+        inputs = (images,) if covariates is None else (images, covariates[positions].to(device))
         alone = len(images) == 1 and has_batch_norm and t.model.training
+        if alone:  # batch norm needs two values: a picture alone is taken twice, and counted once
+            inputs = tuple(torch.cat([values, values]) for values in inputs)
         with t.precision.autocast():
-            # batch norm needs two values: a picture alone is taken twice, and counted once
-            logits = t.model(torch.cat([images, images]))[:1] if alone else t.model(images)
-        loss = t.loss(logits, labels).sum()
+            predicted = t.model(*inputs)[:len(images)]
+        loss = t.loss(predicted, labels).sum()
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's picture, computed so that all take part in the step
         if not math.isfinite(loss.item()):
@@ -194,7 +195,7 @@ def _optimizer_step(trainer: Trainer) -> None:
     t.optimizer.zero_grad(set_to_none=True)
 
 
-def _not_finite(world: World, dataset: ImageDataset, positions: list[int], epoch: int, step: int) -> RunError:
+def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: int) -> RunError:
     files = [path for paths in world.gather([dataset.path(p) for p in positions]) for path in paths]
     shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
     return RunError(f"the loss is not finite at epoch {epoch}, step {step} (pictures of the batch: {shown}): stopped before "
@@ -208,10 +209,13 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
     """
     model.eval()
-    positions, rows = [], []
+    positions, rows, covariates = [], [], loader.dataset.covariates
     for (images, _, where), _ in _batches(loader, title, world):
+        inputs = (images.to(world.device, non_blocking=True),)
+        if covariates is not None:
+            inputs += (covariates[where].to(world.device),)
         with precision.autocast():
-            rows.append(model(images.to(world.device, non_blocking=True)).float().cpu().numpy())
+            rows.append(model(*inputs).float().cpu().numpy())
         positions.append(where.numpy())
     width = rows[0].shape[1] if rows else 0
     mine = (np.concatenate(positions) if rows else np.empty(0, np.int64),
@@ -224,12 +228,3 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     if not np.array_equal(where, np.arange(len(loader.dataset))):
         raise AssertionError("evaluation did not see each picture once")
     return where, values
-
-
-def evaluate(model: torch.nn.Module, loader, table: pd.DataFrame, class_names: list[str], precision: Precision,
-             world: World, split: str) -> pd.DataFrame | None:
-    """The predictions table of a split, in the main process (None in the others)."""
-    from util.metrics import predictions_table
-
-    _, logits = outputs(model, loader, precision, world, split)
-    return predictions_table(table, logits, class_names) if world.is_main else None

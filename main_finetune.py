@@ -34,14 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     parsed = flags.parse(make_parser(), argv)
     flags.check_combinations(parsed)
 
-    from run_finetune import run  # torch and timm take seconds to import: --help does not wait for them
+    from jobs.classification import Classification  # torch and timm take seconds to import: --help does not wait
+    from jobs.training import run
     from util.distributed import process_group
 
     options = parsed.options
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
         world.say(*flags.without_effect(parsed), *flags.idle(parsed), *filter(None, [world.note]))
         for job in flags.one_run_a_ratio(parsed):
-            run(job, world)
+            run(job, world, Classification(job.options))
     return 0
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 CLASSES = ("healthy", "mild", "severe")
 SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "--nb_classes", "3", "--batch_size", "8",
          "--epochs", "2", "--lr", "1e-3", "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0",
-         "--device", "cpu"]
+         "--device", "cpu", "--precision", "fp32"]
 
 
 def picture(rng: np.random.Generator, level: int, size: int = 40) -> Image.Image:

@@ -339,7 +339,8 @@ def test_the_fingerprint_follows_the_data_and_not_their_place(tmp_path, monkeypa
 
 def dataset(tmp_path, **options):
     table = read_folder(make_folder(tmp_path)).table
-    return ImageDataset(table, TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", reprob=1)), **options)
+    transform = TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", reprob=1))
+    return ImageDataset(table, table["target"].to_numpy(), transform, **options)
 
 
 def test_a_sample_is_its_picture_target_and_position(tmp_path):
@@ -349,7 +350,7 @@ def test_a_sample_is_its_picture_target_and_position(tmp_path):
     for position in (0, 5, 26):
         tensor, target, at = samples[3, position]
         assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32
-        assert (target, at) == (table["target"][position], position) and type(target) is int
+        assert (target, at) == (table["target"][position], position) and target.dtype == torch.int64
         assert samples.path(position) == table["path"][position]
 
 
@@ -361,7 +362,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
     others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0]]
     assert not any(torch.equal(other, first) for other in others)
     table = read_folder(str(tmp_path)).table
-    moved = ImageDataset(table[7:].reset_index(drop=True), samples.transform, seed=0)
+    moved = ImageDataset(table[7:].reset_index(drop=True), table["target"].to_numpy()[7:], samples.transform, seed=0)
     assert torch.equal(moved[2, 0][0], first)
 
 
@@ -373,7 +374,7 @@ def test_all_three_generators_are_seeded_and_left_as_they_were(tmp_path):
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item(), np.random.choice(10**6)))
         return torch.zeros(3, 4, 4)
 
-    samples = ImageDataset(table, draw, seed=0)
+    samples = ImageDataset(table, table["target"].to_numpy(), draw, seed=0)
     for key in ((0, 0), (0, 0), (0, 1)):
         random.seed(1), np.random.seed(2), torch.manual_seed(3)
         samples[key]

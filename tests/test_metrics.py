@@ -1,6 +1,5 @@
 """The figures against scikit-learn and against a hand-computed example; the files against what was put in."""
 
-import json
 import math
 import warnings
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from util import metrics
+from util import metrics, run_files
 from util.errors import InputError, RunError
 
 
@@ -213,7 +212,7 @@ def test_predictions_come_back_equal_in_every_bit(tmp_path):
         "patient": [None, "", "007", "NA", "1.0", "None"] * 10, "split": "val", "target": np.arange(n) % num_classes})
     logits = generator.normal(size=(n, num_classes)) * 10.0 ** generator.integers(-12, 3, size=(n, 1))
     table = metrics.predictions_table(samples, logits, NASTY_NAMES)
-    metrics.write_predictions(table, tmp_path / "predictions_val.csv")
+    run_files.write_predictions(table, tmp_path / "predictions_val.csv")
     back = metrics.read_predictions(tmp_path / "predictions_val.csv")
     pd.testing.assert_frame_equal(back, table, check_exact=True)
     assert metrics.class_names_of(back) == NASTY_NAMES
@@ -233,9 +232,9 @@ def test_probabilities_are_softmax_and_names_follow_their_numbers():
 
 
 @pytest.mark.parametrize("text, problem", [
-    ("a,b\n1,2\n", "lacks the columns index"),
-    ("", "lacks the columns index"),
-    ("index,path,patient,split,true_class,predicted_class\n", "no prob_"),
+    ("a,b\n1,2\n", "no columns of predictions"),
+    ("", "no columns of predictions"),
+    ("index,path,patient,split,true_class,predicted_class\n", "no columns of predictions"),
     ("index,path,patient,split,true_class,predicted_class,prob_a\n", "lacks the columns logit_a"),
     ("index,path,patient,split,true_class,predicted_class,prob_a,prob_a,logit_a\n", "twice"),
     ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,high,1\n", "high"),
@@ -258,103 +257,3 @@ def test_missing_predictions_file_is_named(tmp_path):
 def test_metrics_columns_keep_the_names_that_scripts_read():
     assert metrics.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard",
                                            "precision", "recall", "average_precision", "kappa")
-
-
-def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
-    path = tmp_path / "metrics_val.csv"
-    figures, _ = metrics.classification_metrics(random_table(3))
-    metrics.append_metrics_row(path, metrics.metrics_row(figures, epoch=0))
-    metrics.append_metrics_row(path, metrics.metrics_row(figures | {"kappa": math.nan}, epoch=1))
-    metrics.append_metrics_row(path, metrics.metrics_row(figures))
-    rows = pd.read_csv(path)
-    assert tuple(rows.columns) == metrics.METRIC_COLUMNS and len(rows) == 3
-    assert rows["epoch"].tolist()[:2] == [0, 1] and math.isnan(rows["epoch"][2]) and math.isnan(rows["kappa"][1])
-    assert rows["n"][2] == figures["n"]
-    cells = path.read_text().splitlines()[1].split(",")
-    assert cells[0] == "0" and float(cells[1]) == figures["loss"] and float(cells[11]) == figures["score"]
-    with pytest.raises(ValueError, match="accuracy"):
-        metrics.append_metrics_row(path, {"epoch": 1, "val_loss": 0.1})
-
-
-def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
-    path = tmp_path / "metrics_val.csv"
-    row = metrics.metrics_row(metrics.classification_metrics(random_table(3))[0], epoch=0)
-    for text in ("val_loss,accuracy\n0.5,0.9\n", "something else"):
-        path.write_text(text)
-        for action in (lambda: metrics.append_metrics_row(path, row), lambda: metrics.cut_rows_after(path, 0)):
-            with pytest.raises(InputError, match="metrics_val.csv"):
-                action()
-        assert path.read_text() == text
-
-
-def write_rows(path, epochs):
-    figures, _ = metrics.classification_metrics(random_table(3))
-    for epoch in epochs:
-        metrics.append_metrics_row(path, metrics.metrics_row(figures, epoch))
-
-
-def test_rows_after_the_epoch_are_cut_and_a_torn_line_goes(tmp_path):
-    path = tmp_path / "metrics_val.csv"
-    metrics.cut_rows_after(path, 3)
-    assert not path.exists()
-    write_rows(path, [0, 1, 2, None, 10])
-    whole = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(whole) + whole[1].rstrip("\n")[:-3])
-    metrics.cut_rows_after(path, 2)
-    assert path.read_text() == "".join(whole[:5])  # the row without an epoch stays; 10 > 2 as numbers, not as text
-    metrics.cut_rows_after(path, -1)
-    assert path.read_text() == whole[0] + whole[4]
-    path.write_text(whole[0] + "0,1,2\n")
-    with pytest.raises(InputError, match="line 2: 3 cells"):
-        metrics.cut_rows_after(path, 2)
-
-
-def test_appending_mends_a_torn_file(tmp_path):
-    path, whole = tmp_path / "metrics_val.csv", tmp_path / "whole.csv"
-    write_rows(whole, [0, 1])
-    header, first, second = whole.read_text().splitlines(keepends=True)
-    for torn in ("", header[:9], header.rstrip("\n"), header, header + first[:20]):
-        path.write_text(torn)
-        write_rows(path, [0, 1])
-        assert path.read_text() == header + first + second
-
-
-def test_log_lines_after_the_epoch_are_cut(tmp_path):
-    path = tmp_path / "log.txt"
-    metrics.cut_log_after(path, 3)
-    assert not path.exists()
-    lines = [json.dumps({"epoch": epoch, "note": "a\u2028b"}, ensure_ascii=False) + "\n" for epoch in (0, 1, 2, 10)]
-    path.write_text("".join(lines) + '{"epoch": 3, "train_lo', encoding="utf-8")
-    metrics.cut_log_after(path, 2)
-    assert path.read_text(encoding="utf-8") == "".join(lines[:3])
-    for bad in ("no json\n", "[1]\n", '{"epoch": "two"}\n'):
-        path.write_text(lines[0] + bad + lines[1], encoding="utf-8")
-        with pytest.raises(InputError, match="log.txt, line 2"):
-            metrics.cut_log_after(path, 2)
-
-
-def test_metrics_json_is_strict_json_with_null_for_undefined(tmp_path):
-    path = tmp_path / "metrics_val.json"
-    metrics.write_metrics_json(path, {"f1": 0.1 + 0.2, "kappa": math.nan, "n": 12})
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    assert json.loads(path.read_text(), parse_constant=refuse) == {
-        "f1": {"value": 0.1 + 0.2, "lower": None, "upper": None},
-        "kappa": {"value": None, "lower": None, "upper": None},
-        "n": {"value": 12, "lower": None, "upper": None}}
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    metrics.write_metrics_json(path, {"f1": 0.5})
-    before = path.read_bytes()
-
-    def full_disk(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(metrics.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        metrics.write_metrics_json(path, {"f1": 0.6})
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

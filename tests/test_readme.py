@@ -181,7 +181,7 @@ def test_columns_of_the_metrics_files():
 def literals() -> list[str]:
     """Every text of the source, with … for what is filled in."""
     texts = []
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("util/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("jobs/*.py"), *ROOT.glob("util/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))

@@ -335,13 +335,15 @@ class PictureLost(RunError):
 class ImageDataset(torch.utils.data.Dataset):
     """The table's pictures as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
 
-    table: rows as above; transform: a path -> (3, S, S) float32; seed: an int.
+    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row a picture; transform: a path ->
+    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the picture, or None.
     """
 
-    def __init__(self, table, transform, seed):
+    def __init__(self, table, targets, transform, seed, covariates=None):
         self.transform = transform
         self.seed = seed
-        self._targets = table["target"].to_numpy(np.int64)
+        self.covariates = covariates
+        self._targets = torch.tensor(targets)
         self._indices = table["index"].to_numpy(np.int64)
         # One block of bytes: a million str objects would be copied into every forked worker as it counts references.
         encoded = [os.fsencode(path) for path in table["path"]]
@@ -356,14 +358,14 @@ class ImageDataset(torch.utils.data.Dataset):
         return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes())
 
     def __getitem__(self, key):
-        """key: (epoch, position in the table) -> (float32 (3, S, S), target, position). Raises RunError."""
+        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). Raises RunError."""
         epoch, position = key
         with _seeded(self.seed, epoch, self._indices[position]):
             try:
                 picture = self.transform(self.path(position))
             except ImageError as error:
                 raise PictureLost(f"a picture that was there at the start cannot be read any more: {error}") from None
-        return picture, int(self._targets[position]), position
+        return picture, self._targets[position], position
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From a table of predictions to figures, and from figures to the files of a run.
+"""From a table of predictions to figures.
 
 Everything is computed from one table with a row an image (columns index, path, patient, split, true_class,
 predicted_class, then prob_<class> and logit_<class>, the classes in the order of the model's outputs). The table can be
@@ -8,16 +8,14 @@ N is the number of images, K the number of classes. Counts (accuracy, F1, kappa,
 matrix, so a bootstrap needs to resample no more than that; AUC and average precision come from sorted probabilities.
 """
 
-import csv
-import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from util.errors import InputError, RunError
+from util.run_files import read_table
 
 TEXT_COLUMNS = ("path", "patient", "split", "true_class", "predicted_class")
 SCORE_PARTS = ("f1", "roc_auc", "kappa")  # the best epoch has the highest mean of these on val
@@ -68,38 +66,16 @@ def class_names_of(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("prob_") for column in table.columns if column.startswith("prob_")]
 
 
-def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back needs."""
-    # Text is always quoted: minimal quoting forgets the carriage return, which file names may hold.
-    _write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
-
-
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
-    """Read what `write_predictions` wrote, equal in every bit; text stays text, even "01", "NA" or "".
+    """Read what run_files.write_predictions wrote, equal in every bit. InputError for a file that is no such table."""
+    def columns(header):
+        names = [column.removeprefix("prob_") for column in header if column.startswith("prob_")]
+        return names and ["index", *TEXT_COLUMNS, *(f"logit_{name}" for name in names)]
 
-    Raises InputError for a file that is not there or is no table of predictions.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    names = [column.removeprefix("prob_") for column in header if column.startswith("prob_")]
-    needed = ["index", *TEXT_COLUMNS, *(f"logit_{name}" for name in names)]
-    missing = [column for column in needed if column not in header]
-    if missing or not names or len(set(header)) != len(header):
-        problem = f"lacks the columns {', '.join(missing)}" if missing else "has no prob_<class> columns"
-        if len(set(header)) != len(header):
-            problem = "has a column twice"
-        raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
-    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, keeps changing.
-    types = {"index": np.int64} | {f"{kind}_{name}": np.float64 for kind in ("prob", "logit") for name in names}
-    try:
-        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
-        return pd.DataFrame({column: np.array(cells, dtype=types.get(column, object))
-                             for column, cells in columns.items()})
-    except ValueError as error:
-        raise InputError(f"{path}: not a table of predictions ({error})") from error
+    def types(header):
+        return {"index": np.int64} | {column: np.float64 for column in header if column.startswith(("prob_", "logit_"))}
+
+    return read_table(path, columns, types)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -257,120 +233,3 @@ def _quotient(part: np.ndarray, whole: np.ndarray, otherwise: float) -> np.ndarr
 def _mean_of_defined(values: np.ndarray) -> float:
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else math.nan
-
-
-# ---- the files of a run ---------------------------------------------------------------------------------------------
-
-def metrics_row(metrics: dict[str, float], epoch: int | None = None) -> dict[str, float | int | None]:
-    """The figures of `classification_metrics` under the names of METRIC_COLUMNS; epoch None leaves that cell empty."""
-    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in METRIC_COLUMNS[1:]}
-
-
-def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | None]) -> None:
-    """Add one evaluation to a metrics CSV; a new file gets the header METRIC_COLUMNS first.
-
-    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a run
-    that died while writing) is dropped. Raises InputError where the file has another header, ValueError for a row
-    that doesn't fit.
-    """
-    if set(row) | {"epoch"} != set(METRIC_COLUMNS):
-        raise ValueError(f"a metrics row needs {', '.join(METRIC_COLUMNS)}; got {', '.join(row)}")
-    cells = ["" if row.get(column) is None else _number_text(row[column]) for column in METRIC_COLUMNS]
-    lines = _metrics_lines(path) or [",".join(METRIC_COLUMNS) + "\n"]
-    _write_whole(path, "".join([*lines, ",".join(cells) + "\n"]))
-
-
-def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float]) -> None:
-    """Write {metric: {"value", "lower", "upper"}}, whole or not at all; NaN becomes null, bounds are null so far."""
-    def entry(value):
-        return {"value": None if math.isnan(value) else value, "lower": None, "upper": None}
-
-    figures = {name: entry(value) for name, value in metrics.items()}
-    _write_whole(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
-
-
-def cut_rows_after(path: str | os.PathLike, epoch: int) -> None:
-    """Drop the rows of a metrics CSV that are past an epoch, so that a resumed run writes each epoch once.
-
-    Rows without an epoch stay, a line without its line end goes. A missing file is fine.
-    Raises InputError for another header or a row that doesn't fit it.
-    """
-    def stays(line, number):
-        cells = line.rstrip("\r\n").split(",")
-        try:
-            if len(cells) != len(METRIC_COLUMNS):
-                raise ValueError(f"{len(cells)} cells for {len(METRIC_COLUMNS)} columns")
-            return cells[0] == "" or float(cells[0]) <= epoch
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}; mend or remove that line") from error
-
-    lines = _metrics_lines(path)
-    kept = lines[:1] + [line for number, line in enumerate(lines[1:], 2) if stays(line, number)]
-    _rewrite_if_changed(path, kept)
-
-
-def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
-    """The same for log.txt, one JSON object with "epoch" a line; a last line that is cut short goes.
-
-    Lines without an epoch stay. A missing file is fine. Raises InputError for a line in the middle that is no JSON
-    object.
-    """
-    def stays(line, number):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), (int, float, type(None))):
-                raise ValueError("no JSON object with a number as its epoch")
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}; mend or remove that line") from error
-        return entry.get("epoch") is None or entry["epoch"] <= epoch
-
-    lines = _whole_lines(_text_of(path))
-    _rewrite_if_changed(path, [line for number, line in enumerate(lines, 1) if stays(line, number)])
-
-
-def _metrics_lines(path: str | os.PathLike) -> list[str]:
-    """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its header."""
-    text, header = _text_of(path), ",".join(METRIC_COLUMNS)
-    lines = _whole_lines(text)
-    ours = lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
-    if not ours:
-        raise InputError(f"{path}: has other columns than this program writes ({header}); "
-                         "move that file away or choose another --task")
-    return lines
-
-
-def _text_of(path: str | os.PathLike) -> str:
-    if not Path(path).exists():
-        return ""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return file.read()
-
-
-def _whole_lines(text: str) -> list[str]:
-    """The lines that have their line end: every line is written with it, so one without was cut short."""
-    return [line + "\n" for line in text.split("\n")[:-1]]  # splitlines would also cut at U+2028 and others
-
-
-def _number_text(value: float | int) -> str:
-    return str(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
-
-
-def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:
-    text = "".join(lines)
-    if text != _text_of(path):
-        _write_whole(path, text)
-
-
-def _write_whole(path: str | os.PathLike, text: str) -> None:
-    """Write to a temporary name, then rename, so that nobody ever reads half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,27 +15,29 @@ import time
 from pathlib import Path
 
 from util.errors import InputError, RunError
-from util.metrics import (
-    METRIC_COLUMNS,
+from util.report import learning_curves_figure
+from util.run_files import (
     append_metrics_row,
     cut_log_after,
     cut_rows_after,
+    has_columns,
     metrics_row,
-    read_predictions,
     write_metrics_json,
     write_predictions,
 )
-from util.report import confusion_matrix_figure, learning_curves_figure
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "learning_curves.png", "run.json", "skipped_images.earlier.csv")
-CURVES = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")  # the others stand in log.txt
+        "agreement_*.png", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
 
 
 class RunFolder:
-    """The files of one run. Only the main process writes; reading is for all."""
+    """The files of one run. Only the main process writes; reading is for all.
 
-    def __init__(self, output_dir: str, log_dir: str, task: str):
+    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt).
+    """
+
+    def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple = (), curves: tuple = ()):
+        self.columns, self.curves = columns, curves
         self.path = Path(output_dir) / task if task else Path(output_dir)
         self.tensorboard_path = Path(log_dir) / task if task else Path(log_dir)
         self._tensorboard = None
@@ -85,14 +87,14 @@ class RunFolder:
         self.put_aside()
         for name in ("checkpoint-best.pth", "log.txt", "metrics_val.csv", "metrics_val.json", "predictions_val.csv"):
             if (other / name).exists():
-                with self._writing(self.file(name)):
+                with self.writing(self.file(name)):
                     shutil.copyfile(other / name, self.file(name))
 
     def cut_after(self, epoch: int) -> None:
         """Drop what a cut run wrote past its checkpoint of `epoch`."""
         self.tensorboard(purge_step=epoch + 1)
         cut_log_after(self.file("log.txt"), epoch)
-        cut_rows_after(self.file("metrics_val.csv"), epoch)
+        cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
 
     def tensorboard(self, purge_step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter
@@ -112,8 +114,7 @@ class RunFolder:
         """Rename metrics files with other columns (the original scripts'), so that rows can be appended; lines for the user."""
         lines = []
         for path in sorted(self.path.glob("metrics_*.csv")):
-            header = path.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
-            if header and header[0].split(",") != list(METRIC_COLUMNS):
+            if not has_columns(path, self.columns):
                 other = path.with_name(f"{path.stem}.before.csv")
                 path.replace(other)
                 lines.append(f"{path} has other columns: it is now {other.name}")
@@ -132,7 +133,7 @@ class RunFolder:
     def add_log(self, row: dict) -> None:
         """One JSON object an epoch, flushed to the disk."""
         row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        with self._writing(self.file("log.txt")) as path, open(path, "a", encoding="utf-8") as file:
+        with self.writing(self.file("log.txt")) as path, open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -145,35 +146,27 @@ class RunFolder:
 
     def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool) -> None:
         """One row of metrics_SPLIT.csv; with `keep` also the predictions and the figures."""
-        with self._writing(self.path):
+        with self.writing(self.path):
             if keep:
                 write_predictions(predictions, self.file(f"predictions_{split}.csv"))
                 write_metrics_json(self.file(f"metrics_{split}.json"), figures)
-            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, epoch))
-
-    def draw_confusion(self, split: str, class_names: list[str]) -> list[str]:
-        """confusion_matrix_SPLIT.png from the predictions on the disk; lines for the user."""
-        if not self.file(f"predictions_{split}.csv").exists():
-            return []
-        predictions = read_predictions(self.file(f"predictions_{split}.csv"))
-        with self._writing(self.path):
-            return confusion_matrix_figure(predictions, class_names, self.file(f"confusion_matrix_{split}.png"),
-                                           f"{split}, {len(predictions):,} images")
+            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch), self.columns)
 
     def draw_curves(self, best_epoch: int | None) -> None:
-        shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in CURVES))
+        shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))
         rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
         if len(rows) > 1:
             learning_curves_figure(rows, self.file("learning_curves.png"), best_epoch=best_epoch)
 
     def write_run(self, facts: dict) -> None:
-        with self._writing(self.file("run.json")) as path:
+        with self.writing(self.file("run.json")) as path:
             temporary = path.with_name(".run.json.tmp")
             temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, path)
 
-    def _writing(self, path: Path):
-        return _Writing(path)
+    def writing(self, path: Path | None = None):
+        """Turns a disk that can't be written into a RunError of one line."""
+        return _Writing(path or self.path)
 
 
 class _Writing:

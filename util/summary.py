@@ -5,9 +5,6 @@ import math
 from util.datasets import counts
 
 MOST_CLASSES_LISTED = 60
-SHOWN = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
-         ("precision", "precision"), ("recall", "recall"), ("jaccard", "Jaccard"), ("hamming", "Hamming"),
-         ("brier", "Brier"), ("loss", "loss"), ("score", "score"))
 
 
 def describe(job) -> list[str]:
@@ -23,7 +20,7 @@ def describe(job) -> list[str]:
              f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {options.input_size} pixels"
              + (f", reads the {reads}" if backbone.model != "timm" else "")]
     lines.append(f"weights    {_weights(job)}")
-    lines += _data(job)
+    lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
     lines.append(f"device     {world.device} ({cores}), precision {job.precision.name}, decoding {options.decode}")
@@ -44,34 +41,36 @@ def _weights(job) -> str:
     return job.started_from.text.removeprefix("weights: ")
 
 
-def _data(job) -> list[str]:
-    table = counts(job.data.table, job.class_names)
-    source = job.options.csv_file or job.options.data_path
+def classes(data, source: str) -> list[str]:
+    """How many images of each class each split has."""
+    table = counts(data.table, data.class_names)
     totals = ", ".join(f"{split} {table[split].sum():,}" for split in table)
-    lines = [f"data       {source}: {len(job.class_names)} classes; {totals}"]
-    width = max(len(str(name)) for name in job.class_names)
-    for name in job.class_names[:MOST_CLASSES_LISTED]:
+    lines = [f"data       {source}: {len(data.class_names)} classes; {totals}"]
+    width = max(len(str(name)) for name in data.class_names)
+    for name in data.class_names[:MOST_CLASSES_LISTED]:
         lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table))
-    if len(job.class_names) > MOST_CLASSES_LISTED:
-        rest = table.loc[job.class_names[MOST_CLASSES_LISTED:]]
+    if len(data.class_names) > MOST_CLASSES_LISTED:
+        rest = table.loc[data.class_names[MOST_CLASSES_LISTED:]]
         lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to {rest.max().max():,} images a split "
                      "(all in run.json)")
-    return lines + [f"           note: {note}" for note in job.data.notes]
+    return lines
 
 
-def epoch_line(epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
-    shown = "  ".join(f"{label} {_figure(metrics[name])}" for name, label in SHOWN[:4])
-    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  {shown}"
-            f"  score {_figure(metrics['score'])}{' best' if is_best else ''}  {duration(seconds)}")
+def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
+    shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
+    if task.score not in [name for name, _ in task.shown[:4]]:
+        shown.append(f"{task.score} {_figure(metrics[task.score])}")
+    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  "
+            f"{'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
 
 
-def figures(split: str, metrics: dict, folder) -> list[str]:
+def figures(task, split: str, metrics: dict, folder) -> list[str]:
     """A split's figures, and where they are written."""
-    parts = [f"{label} {_figure(metrics[name])}" for name, label in SHOWN]
+    parts = [f"{label} {_figure(metrics[name])}" for name, label in task.shown]
     half = (len(parts) + 1) // 2
     return [f"{split} ({metrics['n']:,} images)  " + "  ".join(parts[:half]), "  " + "  ".join(parts[half:]),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
-            f"confusion_matrix_{split}.png"]
+            f"{task.pictures(split)}"]
 
 
 def duration(seconds: float) -> str:

@@ -21,9 +21,10 @@ def write_digits(folder):
 
 def test_digits_are_learned(tmp_path):
     data = write_digits(tmp_path / "digits")
-    run = start_process("--model", "timm", "--model_arch", "test_vit", "--input_size", 64, "--nb_classes", 10, "--epochs", 30,
-                        "--batch_size", 32, "--lr", 2e-3, "--layer_decay", 1, "--drop_path", 0, "--aa", "none", "--reprob", 0,
-                        "--crop_scale", 0.7, 1, "--hflip", 0, "--device", "cpu", "--task", "digits", "--data_path", data,
+    run = start_process("--model", "timm", "--model_arch", "test_vit", "--input_size", 64, "--nb_classes", 10, "--epochs", 90,
+                        "--batch_size", 16, "--lr", 1e-3, "--warmup_epochs", 5, "--layer_decay", 1, "--drop_path", 0,
+                        "--aa", "none", "--reprob", 0, "--crop_scale", 0.7, 1, "--hflip", 0, "--precision", "fp32",
+                        "--num_workers", 0, "--device", "cpu", "--task", "digits", "--data_path", data,
                         folder=tmp_path, timeout=900)
     assert run.returncode == 0, run.stderr
     found = pd.read_csv(tmp_path / "output_dir/digits/metrics_test.csv")

@@ -90,16 +90,16 @@ def test_same_seed_same_weights_other_seed_other(start, tmp_path):
 def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after):
     options = ("--epochs", 4, "--mixup", 0.4, "--aa", "rand-m9-mstd0.5-inc1", "--clip_grad", 1, "--accum_iter", 2)
     assert start("--task", "whole", *options)[0] == 0
-    import run_finetune
+    from jobs import training
 
-    say_line = run_finetune.summary.epoch_line
+    say_line = training.summary.epoch_line
 
-    def die(epoch, *rest):
+    def die(task, epoch, *rest):
         if epoch == cut_after + 1:  # the epoch after: its log row is written, its checkpoint is not
             raise KeyboardInterrupt
-        return say_line(epoch, *rest)
+        return say_line(task, epoch, *rest)
 
-    monkeypatch.setattr(run_finetune.summary, "epoch_line", die)
+    monkeypatch.setattr(training.summary, "epoch_line", die)
     code, _, err = start("--task", "cut", *options)
     assert code == 130 and "goes on with --resume auto" in err
     monkeypatch.undo()

@@ -1,0 +1,127 @@
+"""Classification: a folder or a CSV with a class a picture, cross-entropy, figures of counts and ranks."""
+
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
+from jobs.task import Task
+from util import datasets, summary
+from util import options as flags
+from util.errors import InputError
+from util.metrics import METRIC_COLUMNS, classification_metrics, predictions_table, read_predictions
+from util.report import confusion_matrix_figure
+from util.results import RunFolder
+from util.state_dicts import Fit, WeightFile
+
+
+class Classification(Task):
+    """One class of several a picture."""
+
+    kind, program, score = "classification", "main_finetune.py", "score"
+    columns = METRIC_COLUMNS
+    curves = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")
+    shown = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
+             ("precision", "precision"), ("recall", "recall"), ("jaccard", "Jaccard"), ("hamming", "Hamming"),
+             ("brier", "Brier"), ("loss", "loss"), ("score", "score"))
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.class_names: list[str] = []
+
+    # ---- data
+
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> datasets.Data:
+        options = self.options
+        if options.csv_file:
+            data = datasets.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
+                                     options.patient_col, splits)
+        else:
+            data = datasets.read_folder(options.data_path, splits)
+        known = resumed.rest.get("class_names") if resumed is not None else None
+        if not known:
+            data = datasets.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
+        elif "nb_classes" in parsed.typed and options.nb_classes != len(known):
+            raise InputError(f"--nb_classes {options.nb_classes}, but {resumed.path} knows {len(known)}: "
+                             f"pass --nb_classes {len(known)}")
+        else:
+            data = datasets.match_classes(data, known)
+        self.class_names, options.nb_classes = data.class_names, len(data.class_names)
+        return data
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows["target"].to_numpy(np.int64)
+
+    # ---- model
+
+    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
+        options = self.options
+        return models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
+                                      options.global_pool, options.fc_norm_passes)
+
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
+        return models_vit.load_trained(model, backbone, file)
+
+    def freeze(self, model: torch.nn.Module) -> None:
+        models_vit.freeze_backbone(model)
+
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        weights = None
+        if self.options.class_weights == "balanced":
+            weights = balanced_class_weights(np.bincount(train_rows["target"], minlength=len(self.class_names)))
+        return ClassificationLoss(len(self.class_names), self.options.smoothing, weights)
+
+    def mixing(self):
+        options = self.options
+        if not (options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax):
+            return None
+        return Mixing(len(self.class_names), options.smoothing, options.mixup, options.cutmix, options.cutmix_minmax,
+                      options.mixup_prob, options.mixup_switch_prob, options.mixup_mode)
+
+    # ---- figures
+
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        return predictions_table(rows, outputs, self.class_names)
+
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        return classification_metrics(predictions)
+
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
+        return confusion_matrix_figure(predictions, self.class_names, folder.file(self.pictures(split)),
+                                       f"{split}, {len(predictions):,} images")
+
+    def pictures(self, split: str) -> str:
+        return f"confusion_matrix_{split}.png"
+
+    # ---- what is said and stored
+
+    def describe_data(self, data: datasets.Data) -> list[str]:
+        return summary.classes(data, self.options.csv_file or self.options.data_path)
+
+    def stored(self) -> dict:
+        return {"class_names": self.class_names}
+
+    def facts(self, data: datasets.Data) -> dict:
+        counts = datasets.counts(data.table, data.class_names)
+        return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts}}
+
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""
+        options, said = parsed.options, file.arguments
+        for name in ("model", "model_arch", "input_size", "global_pool"):
+            if name not in parsed.typed and said.get(name) not in (None, ""):
+                setattr(options, name, said[name])
+        if options.fc_norm_passes is None:
+            options.fc_norm_passes = 2 if said.get("model") == "RETFound_mae" and options.global_pool else 1
+        if "precision" not in parsed.typed:
+            options.precision = "fp32"  # so that its figures are those that it had, to rounding
+        what = f"{file.path} is a checkpoint of the original scripts"
+        if said.get("model"):
+            what += f" (model {said['model']}, epoch {file.rest.get('epoch', 'unknown')})"
+        if options.fc_norm_passes == 2:
+            what += ", scored as they do, with fc_norm applied twice (--fc_norm_passes)"
+        return what + "; it does not name its classes, so the folders' names in order are taken"

@@ -1,0 +1,258 @@
+"""A job: all that is decided before the first step, for every task. Read `prepare` from top to bottom.
+
+It stands apart from the entry points so that flags are read, refused and explained before torch is imported.
+"""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models_vit
+from engine_finetune import Schedule, make_loader
+from jobs.task import Task
+from util import checkpoint, datasets, lr_sched, transforms
+from util import options as flags
+from util.distributed import World, usable_cores
+from util.errors import InputError, RunError
+from util.precision import Precision, resolve_precision
+from util.pretrained import sha256
+from util.results import RunFolder
+from util.sampling import EvalBatches, StepPlan
+from util.state_dicts import WeightFile, set_buffers
+
+
+@dataclass
+class Job:
+    """All that was decided before the first step."""
+
+    options: Namespace
+    world: World
+    folder: RunFolder
+    task: Task
+    backbone: models_vit.Backbone
+    precision: Precision
+    data: datasets.Data
+    model: torch.nn.Module
+    started_from: models_vit.LoadedWeights | dict | None
+    resumed: WeightFile | None
+    loaded: str  # the line about the checkpoint's tensors
+    eval_transform: dict
+    train_transform: dict | None = None
+    plan: StepPlan | None = None
+    schedule: Schedule | None = None
+
+    def rows(self, split: str):
+        return self.data.table[self.data.table["split"] == split].reset_index(drop=True)
+
+
+def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
+    """Resolve everything that the options say. InputError, RunError: see util/errors.py."""
+    options = parsed.options
+    folder = RunFolder(options.output_dir, options.log_dir, options.task)
+    resumed = world.main_first(lambda: _find_checkpoint(parsed, folder, task))
+    if len(set(world.gather(resumed.rest.get("epoch", -1) if resumed is not None else None))) > 1:
+        raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
+                       "all nodes share", everywhere=True)
+    for line in _take_over(parsed, resumed, task):
+        world.say(line)
+    backbone = models_vit.find_backbone(options.model, options.model_arch)
+    options.model_arch = backbone.arch
+    stored = resumed.rest.get("backbone") if resumed is not None else None
+    if stored and stored["arch"] != backbone.arch:
+        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
+                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
+    options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    precision = resolve_precision(options.precision, world.device, backbone.timm_name)
+    if not options.dry_run:
+        world.main_first(folder.make)
+    data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
+    folder.columns, folder.curves = task.columns, task.curves
+    model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
+    job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
+              _eval_transform(parsed, backbone, resumed))
+    if not options.eval:
+        plan_training(job)
+    return job
+
+
+# ---- what was there before ------------------------------------------------------------------------------------------
+
+def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> WeightFile | None:
+    options = parsed.options
+    if not options.resume:
+        return None
+    path = Path(options.resume)
+    if options.resume in ("auto", "same"):
+        path = folder.file(checkpoint.BEST if options.eval else checkpoint.LAST)
+        if not path.exists() and not options.eval:
+            return None
+    file = checkpoint.read(path)
+    kind = file.rest.get("task", "classification") if checkpoint.is_ours(file) else task.kind
+    if kind != task.kind:
+        raise InputError(f"{path} is a checkpoint of a {kind}, and {task.program} runs a {task.kind}: start the other program")
+    if options.eval:
+        return file
+    checkpoint.require_resumable(file)
+    if options.resume == "same":
+        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"]))
+        if changed:
+            raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
+                             "with --task (TASK=...), or go on with the new options by --resume auto")
+    return file
+
+
+def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
+    """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
+    filled = Namespace(**vars(parsed.options))
+    for name in ("model_arch", "input_size", "decode", "fc_norm_passes"):
+        if getattr(filled, name) is None:
+            setattr(filled, name, stored.get(name))
+    if "nb_classes" not in parsed.typed:
+        filled.nb_classes = stored.get("nb_classes")
+    return filled
+
+
+def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> list[str]:
+    """Fill what was not typed from the checkpoint; lines about what differs from it."""
+    options, typed = parsed.options, parsed.typed
+    if resumed is None:
+        options.decode = options.decode or ("full" if options.eval else "scaled")
+        options.fc_norm_passes = options.fc_norm_passes or 1
+        return ["no checkpoint to go on from: starting anew"] if options.resume == "auto" else []
+    lines = []
+    if checkpoint.is_ours(resumed):
+        stored = resumed.rest["options"]
+        if "data_path" in typed and "csv_file" not in typed:
+            stored = {**stored, "csv_file": None}  # other pictures were named: not the CSV that it was trained on
+        changed = flags.differences(stored, options, typed)
+        if changed:
+            lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))
+        flags.take_stored(stored, options, typed)
+    else:
+        lines.append(task.take_over_foreign(parsed, resumed))
+    options.decode = options.decode or "full"
+    options.fc_norm_passes = options.fc_norm_passes or 1
+    return lines
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
+               task: Task) -> datasets.Data:
+    options = parsed.options
+    data = task.read(parsed, resumed, ("test",) if options.eval else datasets.SPLITS)
+    # a picture's number counts within its split, so that it is the same where only test is read
+    data.table["index"] = data.table.groupby("split", sort=False).cumcount()
+    if not options.skip_file_check:
+        writes = world.is_main and not options.dry_run and options.bad_images == "skip"
+        skipped = folder.new_list_of_skipped() if writes else None
+        data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
+    if options.dataratio[0] < 1 and not options.eval:
+        data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
+    return task.settle(data, resumed)
+
+
+def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) -> dict:
+    stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
+    if stored and not {"input_size", "decode"} & parsed.typed:
+        return stored
+    options = parsed.options
+    return transforms.eval_settings(options.input_size, backbone.mean, backbone.std, options.decode)
+
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+
+def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: World, task: Task):
+    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone."""
+    options, loaded = parsed.options, ""
+
+    def build():
+        torch.manual_seed(options.seed)
+        with torch.device("meta" if options.dry_run else "cpu"):
+            return task.build(backbone)
+    try:
+        model = build()
+    except models_vit.NoStochasticDepth:
+        if "drop_path" in parsed.typed:
+            raise
+        options.drop_path = 0.0
+        world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
+        model = build()
+    if resumed is not None:
+        fitted = task.load_trained(model, backbone, resumed)
+        loaded = f"{resumed.path}  sha256 {sha256(resumed.path)}  {fitted.describe()}" if world.is_main else ""
+        if not options.dry_run:
+            set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
+        started_from = resumed.rest.get("weights")
+    elif options.finetune:
+        started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
+                                                options.allow_partial)
+    else:
+        started_from = None
+    if options.adaptation == "lp":
+        task.freeze(model)
+    return model, started_from, loaded
+
+
+# ---- training and loading -------------------------------------------------------------------------------------------
+
+def plan_training(job: Job) -> None:
+    options = job.options
+    job.train_transform = transforms.train_settings(
+        options.input_size, job.backbone.mean, job.backbone.std, options.decode, options.crop_scale, options.crop_ratio,
+        options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount)
+    # a dry run is one process and may plan for several
+    processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
+    job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
+    peak = options.lr if options.lr is not None else options.blr * job.plan.step_size / 256
+    if options.min_lr > peak:
+        raise InputError(f"--min_lr {options.min_lr:g} is above the peak rate {peak:g}: lower it, or raise --lr or --blr")
+    job.schedule = Schedule(peak, options.min_lr, lr_sched.usable_warmup(options.warmup_epochs, options.epochs),
+                            options.epochs)
+
+
+def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
+    """Lines about what the user asked for and does not get, or gets otherwise."""
+    options, typed, lines = job.options, parsed.typed, []
+    if options.eval:
+        return lines
+    if job.schedule.warmup_epochs < options.warmup_epochs:
+        lines.append(f"warm-up: {job.schedule.warmup_epochs:g} of {options.epochs} epochs instead of "
+                     f"{options.warmup_epochs:g}, at most a fifth of the run")
+    if "global_pool" in typed and not options.global_pool and job.backbone.family != "mae":
+        lines.append(f"--cls_token changes nothing: {job.backbone.arch} reads its class token anyway"
+                     if job.backbone.model != models_vit.TIMM else
+                     "--cls_token changes nothing: a timm model pools as timm builds it")
+    if "fc_norm_passes" in typed and job.backbone.family != "mae":
+        lines.append(f"--fc_norm_passes does nothing for {job.backbone.arch}: RETFound_mae alone has fc_norm")
+    if workers(options, job.world) < options.num_workers:
+        lines.append(f"loader processes: {workers(options, job.world)} instead of {options.num_workers}, for "
+                     f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
+    if "start_epoch" in typed and job.resumed is not None:
+        lines.append("--start_epoch does nothing with --resume: the checkpoint says where to go on")
+    if "finetune" in typed and job.resumed is not None and job.resumed.rest["options"].get("finetune") != options.finetune:
+        lines.append("--finetune does nothing with --resume: the weights are the checkpoint's")
+    if options.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
+        lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
+    if options.adaptation == "lp":
+        lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
+                  for name in ("drop_path", "layer_decay") if name in typed]
+    return lines + job.task.idle(parsed, job.backbone)
+
+
+def loader(job: Job, split: str, batches=None):
+    options = job.options
+    settings = job.train_transform if batches is not None else job.eval_transform
+    transform = transforms.TrainTransform(settings) if batches is not None else transforms.EvalTransform(settings)
+    rows = job.rows(split)
+    batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
+    pinned = options.pin_mem and job.world.device.type == "cuda"
+    dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows))
+    return make_loader(dataset, batches, workers(options, job.world), pinned)
+
+
+def workers(options: Namespace, world: World) -> int:
+    """Loader processes: as asked, at most this machine's cores divided by its processes."""
+    return min(options.num_workers, max(1, usable_cores() // world.local_size))

@@ -1,0 +1,116 @@
+"""What a classification and a regression do differently; the rest of a job is the same for both."""
+
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models_vit import Backbone
+from util import options as flags
+from util.datasets import Data
+from util.results import RunFolder
+from util.state_dicts import Fit, WeightFile
+
+
+class Task:
+    """A kind of job: what it reads, what its model gives out, how that is scored.
+
+    kind     stands in the checkpoint, so that one of another kind is refused
+    program  the entry point that runs it
+    score    the figure whose highest value on val makes the best epoch
+    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the terminal's lines,
+             the first four of them after every epoch
+    """
+
+    kind = program = score = ""
+    columns: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    shown: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, options: Namespace):
+        self.options = options
+
+    # ---- data
+
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
+        """The table of pictures, checked. InputError for anything that the user can mend."""
+        raise NotImplementedError
+
+    def settle(self, data: Data, resumed: WeightFile | None) -> Data:
+        """Learn what the training rows decide, once bad pictures and surplus rows are out of the table."""
+        return data
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        """What the loss compares with, a row a picture: (N,) labels or (N, T) numbers."""
+        raise NotImplementedError
+
+    def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
+        """What the model reads beside the picture, (N, C), or None."""
+        return None
+
+    # ---- model
+
+    def build(self, backbone: Backbone) -> torch.nn.Module:
+        """The model with random weights."""
+        raise NotImplementedError
+
+    def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The part of the model that takes pre-trained weights."""
+        return model
+
+    def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
+        """Put a trained checkpoint into the model, head included; InputError unless all of it fits."""
+        raise NotImplementedError
+
+    def freeze(self, model: torch.nn.Module) -> None:
+        """Leave the head alone trainable."""
+        raise NotImplementedError
+
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        """Outputs and targets of a batch -> a loss a picture, (B,)."""
+        raise NotImplementedError
+
+    def mixing(self):
+        """What mixes the pictures and labels of a batch, or None."""
+        return None
+
+    # ---- figures
+
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        """The predictions table of rows and the model's outputs for them."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        """All figures of a predictions table, and lines that say what they leave out."""
+        raise NotImplementedError
+
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        """Pictures of the predictions on the disk; lines for the user."""
+        raise NotImplementedError
+
+    def pictures(self, split: str) -> str:
+        """Names of the files that `draw` makes, for the last line on the terminal."""
+        raise NotImplementedError
+
+    # ---- what is said and stored
+
+    def describe_data(self, data: Data) -> list[str]:
+        """What stands on the terminal about the data."""
+        raise NotImplementedError
+
+    def idle(self, parsed: flags.Parsed, backbone: Backbone) -> list[str]:
+        """Lines about flags that this task and model keep from acting."""
+        return []
+
+    def stored(self) -> dict:
+        """What a checkpoint holds for this task: plain values."""
+        raise NotImplementedError
+
+    def facts(self, data: Data) -> dict:
+        """What run.json says of the data, for this task."""
+        raise NotImplementedError
+
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        """Take options from a checkpoint that this program did not write; a line about it, or InputError."""
+        raise NotImplementedError

@@ -1,0 +1,262 @@
+"""A job from its first step to its results on the disk, for every task. Read `run`, then `_train`."""
+
+import copy
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import Trainer, outputs, train_one_epoch
+from jobs.job import Job, loader, prepare, without_effect_here
+from jobs.task import Task
+from util import checkpoint, datasets, summary
+from util import options as flags
+from util.distributed import World, wrap
+from util.errors import InputError, RunError
+from util.lr_decay import parameter_groups
+from util.memory import estimate_memory
+from util.results import commit, now, versions
+from util.sampling import TrainBatches
+
+
+def run(parsed: flags.Parsed, world: World, task: Task) -> None:
+    """Train (or only score, or only tell) as the options say. InputError, RunError: see util/errors.py."""
+    options, job = parsed.options, prepare(parsed, world, task)
+    world.say(*summary.describe(job), *without_effect_here(parsed, job))
+    if options.dry_run:
+        world.say(*_memory(job), "dry run: nothing was trained")
+        return
+    job.precision.prepare()
+    try:
+        job.model.to(world.device)
+        if options.eval:
+            _evaluate_only(job)
+        else:
+            _train(job)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
+                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
+
+
+def _memory(job: Job) -> list[str]:
+    if job.options.eval:
+        return []
+    estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name)
+    return [f"memory     about {estimate}"]
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+def trainer_of(job: Job) -> Trainer:
+    options, world = job.options, job.world
+    optimizer = torch.optim.AdamW(parameter_groups(job.model, options.weight_decay, options.layer_decay),
+                                  lr=job.schedule.peak)
+    return Trainer(wrap(job.model, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
+                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
+                   job.task.mixing(), eval_mode=options.adaptation == "lp")
+
+
+def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
+    """The predictions table of a split, in the main process (None in the others)."""
+    _, values = outputs(job.model, batches, job.precision, job.world, split)
+    return job.task.predictions(job.rows(split), values) if job.world.is_main else None
+
+
+def _train(job: Job) -> None:
+    options, world, folder = job.options, job.world, job.folder
+    trainer = trainer_of(job)
+    first, best = options.start_epoch, {"epoch": None, "score": None, "figures": {}}
+    if job.resumed is not None:
+        first, best = _resume(job, trainer)
+    elif world.is_main:
+        line = folder.put_aside()
+        if line:
+            world.say(line)
+    if world.is_main:
+        checkpoint.remove_torn(folder.path)
+        folder.write_run(_facts(job))
+    train_loader = loader(job, "train", TrainBatches(job.plan, world.rank, options.seed))
+    val_loader = loader(job, "val")
+    started, best_weights = time.monotonic(), None
+    for epoch in range(first, options.epochs):
+        begun = time.monotonic()
+        figures = train_one_epoch(trainer, train_loader, epoch)
+        world.share_buffers(job.model)
+        predictions = evaluate(job, "val", val_loader)
+        metrics, notes = world.from_main(job.task.metrics(predictions) if world.is_main else None)
+        score = metrics[job.task.score]
+        is_best = best["epoch"] is None or score > best["score"] or best["score"] != best["score"]
+        if epoch == first:
+            world.say(*(f"val: {note}" for note in notes))
+        if is_best:
+            best = {"epoch": epoch, "score": score, "figures": metrics}
+        states = world.gather(checkpoint.random_states(world.device))
+        if world.is_main:
+            folder.add_evaluation("val", predictions, metrics, epoch, keep=is_best)
+            values = {f"val_{name}": value for name, value in metrics.items()}
+            folder.add_log({"epoch": epoch, **figures, **values, "seconds": round(time.monotonic() - begun, 1)})
+            folder.add_scalars({**figures, **values}, epoch)
+            world.say(summary.epoch_line(job.task, epoch, options.epochs, figures, metrics, is_best,
+                                         time.monotonic() - begun))
+            # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
+            if options.savemodel:
+                checkpoint.write(folder.file(checkpoint.LAST), _content(job, epoch, best) | {
+                    "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
+                    "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
+                    "random_states": checkpoint.plain(states)})
+            if is_best:
+                best_weights = _keep_best(job, best)
+        world.barrier()
+    if world.is_main:
+        folder.draw_curves(best["epoch"])
+        _draw(job, "val")
+    if world.from_main(first >= options.epochs and folder.is_scored(best["epoch"])):
+        world.say(f"this run is complete: its results stand in {folder.path}")
+    else:
+        _load_best(job, best_weights)
+        _score(job, "test", epoch=best["epoch"])
+        world.say(f"best epoch {best['epoch']} (val score {best['score']:.4f}); trained in "
+                  f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
+    if world.is_main:
+        folder.close()
+
+
+def _resume(job: Job, trainer: Trainer) -> tuple[int, dict]:
+    """Put the run back where its checkpoint left it -> (the next epoch, the best one so far)."""
+    rest = job.resumed.rest
+    _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
+    if trainer.scaler.is_enabled() and rest["scaler"]:
+        trainer.scaler.load_state_dict(rest["scaler"])
+    if job.world.is_main:
+        job.folder.adopt(job.resumed.path.parent)
+    if len(rest["random_states"]) == job.world.size:
+        checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
+    first, best = rest["epoch"] + 1, dict(rest["best"])
+    if job.world.is_main:
+        job.folder.cut_after(rest["epoch"])
+        best = _require_best(job, best, rest["epoch"])
+    before = rest["schedule"]
+    for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
+                               ("learning rate", before["peak"], job.schedule.peak)):
+        if stored != here:
+            job.world.say(f"{what}: {stored:g} before, {here:g} from here on")
+    job.world.say(f"resumed at epoch {first} from {job.resumed.path}")
+    return first, job.world.from_main(best)
+
+
+def _require_best(job: Job, best: dict, last_epoch: int) -> dict:
+    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one."""
+    path = job.folder.file(checkpoint.BEST)
+    if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
+        return best
+    if best["epoch"] == last_epoch:
+        _keep_best(job, best)
+        return best
+    job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew from here")
+    return {"epoch": None, "score": None, "figures": {}}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Path) -> None:
+    """The moments come from the checkpoint, weight decay and layer-wise rates from this start's options.
+
+    InputError where other parameters are trained now, or ones of another shape.
+    """
+    groups = stored["param_groups"]
+    now = [name for group in optimizer.param_groups for name in group["names"]]
+    before = [name for group in groups for name in group["names"]]
+    shapes = {name: tuple(p.shape) for group in optimizer.param_groups
+              for name, p in zip(group["names"], group["params"], strict=True)}
+    moments = {name: stored["state"].get(number) for group in groups
+               for name, number in zip(group["names"], group["params"], strict=True)}
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
+            state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
+        raise InputError(f"{path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
+                         "decay 0): start a new run from its weights with --finetune and another --task")
+    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    # copied: the file is mapped, and the next checkpoint takes its place
+    optimizer.load_state_dict(copy.deepcopy(stored))
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+
+
+def _content(job: Job, epoch: int, best: dict) -> dict:
+    """What every checkpoint holds; `model` loads in timm as it is."""
+    buffers = {name: buffer for name, buffer in job.model.named_buffers() if name == "rope.periods"}
+    return {
+        "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
+        **checkpoint.plain({
+            "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
+            "transform": {"eval": job.eval_transform, "train": job.train_transform},
+            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
+            "weights": _weights_facts(job)}),
+    }
+
+
+def _keep_best(job: Job, best: dict) -> dict | None:
+    if job.options.savemodel:
+        checkpoint.write(job.folder.file(checkpoint.BEST), _content(job, best["epoch"], best))
+        return None
+    return {name: tensor.detach().cpu().clone() for name, tensor in job.model.state_dict().items()}
+
+
+def _load_best(job: Job, in_memory: dict | None) -> None:
+    """The best epoch's weights into the model, from the main process to all."""
+    if job.world.is_main:
+        if in_memory is not None:
+            job.model.load_state_dict(in_memory)
+        elif job.folder.file(checkpoint.BEST).exists():
+            job.model.load_state_dict(checkpoint.read(job.folder.file(checkpoint.BEST)).tensors)
+        else:
+            raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+    if job.world.size > 1:
+        for tensor in job.model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def _score(job: Job, split: str, epoch: int | None) -> None:
+    """Evaluate a split, write what came out, and print it."""
+    world = job.world
+    predictions = evaluate(job, split, loader(job, split))
+    if not world.is_main:
+        return
+    metrics, notes = job.task.metrics(predictions)
+    job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True)
+    notes += _draw(job, split)
+    world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, metrics, job.folder))
+
+
+def _draw(job: Job, split: str) -> list[str]:
+    if not job.folder.file(f"predictions_{split}.csv").exists():
+        return []
+    with job.folder.writing():
+        return job.task.draw(job.folder, split)
+
+
+def _evaluate_only(job: Job) -> None:
+    if job.world.is_main:
+        job.world.say(*job.folder.put_foreign_tables_aside())
+        if not job.folder.file("run.json").exists():
+            job.folder.write_run(_facts(job))
+    _score(job, "test", epoch=None)
+
+
+def _weights_facts(job: Job) -> dict | None:
+    return asdict(job.started_from) if isinstance(job.started_from, models_vit.LoadedWeights) else job.started_from
+
+
+def _facts(job: Job) -> dict:
+    """run.json: what is needed to say, and to do, the same again."""
+    return checkpoint.plain({
+        "started": now(), "options": vars(job.options), "versions": versions(), "commit": commit(),
+        "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
+        "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
+                  "parameters": models_vit.count_parameters(job.model),
+                  "trained": models_vit.count_parameters(job.model, trainable_only=True)},
+        "weights": _weights_facts(job),
+        "data": {"fingerprint": datasets.fingerprint(job.data.table), **job.task.facts(job.data), "notes": job.data.notes},
+        **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
+                                        "steps_an_epoch": job.plan.steps}),
+    })
