@@ -151,7 +151,8 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     for micro_step, ((images, labels, positions), bar) in enumerate(_batches(loader, f"epoch {epoch}", t.world)):
         step = micro_step // plan.accum_iter
         if micro_step % plan.accum_iter == 0:
-            rate = t.schedule.at(epoch + micro_step / plan.micro_steps)
+            # the middle of the step: at its start the first step of a warm-up would have no rate at all
+            rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
         seed_step(t.seed, epoch, micro_step, t.world.rank)
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

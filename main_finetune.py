@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
     options = parsed.options
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*flags.without_effect(parsed), *flags.idle(parsed), *filter(None, [world.note]))
+        world.say(*flags.without_effect(parsed), *filter(None, [world.note]))
         for job in flags.one_run_a_ratio(parsed):
             run(job, world, Classification(job.options))
     return 0

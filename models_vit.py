@@ -15,7 +15,7 @@ from timm.layers import trunc_normal_
 
 from util.errors import InputError
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
-from util.state_dicts import Fit, WeightFile, fit, put_in, read_weights
+from util.state_dicts import Fit, WeightFile, fit, put_in, read_weights, set_buffers
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
@@ -99,6 +99,12 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
     raise InputError(f"--model_arch {arch} is not an architecture of --model {rows[0].model}: {hint}")
 
 
+def belongs(model: str, arch: str | None) -> bool:
+    """Whether `arch` is an architecture of `model`, one of the table's."""
+    model = MODEL_ALIASES.get(model, model)
+    return any(row.model.lower() == model.lower() and row.arch.lower() == (arch or "").lower() for row in BACKBONES)
+
+
 def _timm_backbone(arch: str | None) -> Backbone:
     if not arch:
         raise InputError("--model timm needs --model_arch: any name that timm knows, such as efficientnet_b4")
@@ -178,6 +184,8 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
         raise NoStochasticDepth(f"{backbone.arch} has no stochastic depth: pass --drop_path 0") from error
     except AssertionError as error:
         raise InputError(f"{backbone.arch} can't be built at --input_size {input_size}: {error}") from error
+    if not hasattr(model, "get_classifier"):
+        raise InputError(f"{backbone.arch} is no image classifier of timm's kind: choose another --model_arch")
     if backbone.family == "mae" and fc_norm_passes != 1:
         if not global_pool:
             raise InputError("--fc_norm_passes has a meaning with --global_pool alone")
@@ -261,6 +269,7 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
         text += f"  PARTIAL (--allow_partial): {fitted.problems(limit=0)}"
     if not any(parameter.is_meta for parameter in model.parameters()):
         put_in(model, fitted)
+        set_buffers(model, file.rest.get("buffers", {}))  # a checkpoint of ours keeps rotary periods there
     return LoadedWeights(name, str(path), digest, len(fitted.used), len(fitted.expected), text)
 
 

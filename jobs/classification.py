@@ -38,7 +38,8 @@ class Classification(Task):
         options = self.options
         if options.csv_file:
             data = datasets.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
-                                     options.patient_col, splits)
+                                     options.patient_col, splits,
+                                     by_value=resumed is None or "class_names" in resumed.rest)
         else:
             data = datasets.read_folder(options.data_path, splits)
         known = resumed.rest.get("class_names") if resumed is not None else None
@@ -115,6 +116,8 @@ class Classification(Task):
         for name in ("model", "model_arch", "input_size", "global_pool"):
             if name not in parsed.typed and said.get(name) not in (None, ""):
                 setattr(options, name, said[name])
+        if "model_arch" not in parsed.typed and not models_vit.belongs(options.model, options.model_arch):
+            options.model_arch = None  # the original's parser stores its default for every model, which it then ignores
         if options.fc_norm_passes is None:
             options.fc_norm_passes = 2 if said.get("model") == "RETFound_mae" and options.global_pool else 1
         if "precision" not in parsed.typed:

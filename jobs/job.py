@@ -55,10 +55,9 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if len(set(world.gather(resumed.rest.get("epoch", -1) if resumed is not None else None))) > 1:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
-    for line in _take_over(parsed, resumed, task):
-        world.say(line)
+    world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
     backbone = models_vit.find_backbone(options.model, options.model_arch)
-    options.model_arch = backbone.arch
+    options.model, options.model_arch = backbone.model, backbone.arch
     stored = resumed.rest.get("backbone") if resumed is not None else None
     if stored and stored["arch"] != backbone.arch:
         raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
@@ -68,6 +67,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if not options.dry_run:
         world.main_first(folder.make)
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
+    world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
     model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
@@ -109,6 +109,8 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
     for name in ("model_arch", "input_size", "decode", "fc_norm_passes"):
         if getattr(filled, name) is None:
             setattr(filled, name, stored.get(name))
+    backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
+    filled.model, filled.model_arch = backbone.model, backbone.arch
     if "nb_classes" not in parsed.typed:
         filled.nb_classes = stored.get("nb_classes")
     return filled
@@ -149,9 +151,23 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
         writes = world.is_main and not options.dry_run and options.bad_images == "skip"
         skipped = folder.new_list_of_skipped() if writes else None
         data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
+    if not options.eval:
+        data.fingerprint = datasets.fingerprint(data.table)
     if options.dataratio[0] < 1 and not options.eval:
         data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
     return task.settle(data, resumed)
+
+
+def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile | None) -> list[str]:
+    """A line where the pictures are not those that the run began with; InputError where --resume same asks for the same."""
+    before = resumed.rest.get("data_fingerprint") if resumed is not None else None
+    if options.eval or before in (None, data.fingerprint):
+        return []
+    if options.resume == "same":
+        raise InputError(f"the pictures, their labels or splits have changed since {resumed.path} was written: name this run "
+                         "otherwise with --task (TASK=...), or go on with the new ones by --resume auto")
+    return [f"warning: the pictures, their labels or splits have changed since {resumed.path} was written: figures of epochs "
+            "before and after don't compare"]
 
 
 def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) -> dict:
@@ -177,9 +193,10 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
     except models_vit.NoStochasticDepth:
         if "drop_path" in parsed.typed:
             raise
-        options.drop_path = 0.0
+        asked, options.drop_path = options.drop_path, 0.0
         world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
         model = build()
+        options.drop_path = asked  # stored as asked, so that the same start again is the same
     if resumed is not None:
         fitted = task.load_trained(model, backbone, resumed)
         loaded = f"{resumed.path}  sha256 {sha256(resumed.path)}  {fitted.describe()}" if world.is_main else ""

@@ -1,8 +1,10 @@
 """A job from its first step to its results on the disk, for every task. Read `run`, then `_train`."""
 
 import copy
+import math
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,7 @@ import models_vit
 from engine_finetune import Trainer, outputs, train_one_epoch
 from jobs.job import Job, loader, prepare, without_effect_here
 from jobs.task import Task
-from util import checkpoint, datasets, summary
+from util import checkpoint, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import InputError, RunError
@@ -20,6 +22,7 @@ from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
 from util.results import commit, now, versions
 from util.sampling import TrainBatches
+from util.state_dicts import load_file
 
 
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
@@ -65,67 +68,99 @@ def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
     return job.task.predictions(job.rows(split), values) if job.world.is_main else None
 
 
+@dataclass
+class Epoch:
+    """What an epoch came to. The predictions table is the main process's; the figures are everybody's."""
+
+    number: int
+    training: dict[str, float]
+    predictions: pd.DataFrame | None
+    metrics: dict[str, float]
+    notes: list[str]
+    seconds: float
+
+
+def epochs(job: Job, trainer: Trainer, first: int) -> Iterator[Epoch]:
+    """Train and evaluate on val, epoch by epoch from `first`; the caller may stop in between."""
+    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed))
+    val_loader = loader(job, "val")
+    for number in range(first, job.options.epochs):
+        begun = time.monotonic()
+        figures = train_one_epoch(trainer, train_loader, number)
+        job.world.share_buffers(job.model)
+        predictions = evaluate(job, "val", val_loader)
+        metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
+        yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
+
+
+def is_better(score: float, best: float | None) -> bool:
+    """Whether a score beats the best one so far; any number beats none and NaN."""
+    return best is None or score > best or math.isnan(best)
+
+
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    first, best = options.start_epoch, {"epoch": None, "score": None, "figures": {}}
+    first, best, best_weights = options.start_epoch, {"epoch": None, "score": None, "figures": {}}, None
     if job.resumed is not None:
-        first, best = _resume(job, trainer)
+        first, best, best_weights = _resume(job, trainer)
     elif world.is_main:
         line = folder.put_aside()
         if line:
             world.say(line)
+    complete = world.from_main(first >= options.epochs and folder.is_scored(best["epoch"]))
     if world.is_main:
         checkpoint.remove_torn(folder.path)
-        folder.write_run(_facts(job))
-    train_loader = loader(job, "train", TrainBatches(job.plan, world.rank, options.seed))
-    val_loader = loader(job, "val")
-    started, best_weights = time.monotonic(), None
-    for epoch in range(first, options.epochs):
-        begun = time.monotonic()
-        figures = train_one_epoch(trainer, train_loader, epoch)
-        world.share_buffers(job.model)
-        predictions = evaluate(job, "val", val_loader)
-        metrics, notes = world.from_main(job.task.metrics(predictions) if world.is_main else None)
-        score = metrics[job.task.score]
-        is_best = best["epoch"] is None or score > best["score"] or best["score"] != best["score"]
-        if epoch == first:
-            world.say(*(f"val: {note}" for note in notes))
+        if not complete:
+            folder.write_run(_facts(job), first if job.resumed is not None else None)
+    started = time.monotonic()
+    for epoch in epochs(job, trainer, first):
+        is_best = is_better(epoch.metrics[job.task.score], best["score"])
+        if epoch.number == first:
+            world.say(*(f"val: {note}" for note in epoch.notes))
         if is_best:
-            best = {"epoch": epoch, "score": score, "figures": metrics}
+            best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
         states = world.gather(checkpoint.random_states(world.device))
         if world.is_main:
-            folder.add_evaluation("val", predictions, metrics, epoch, keep=is_best)
-            values = {f"val_{name}": value for name, value in metrics.items()}
-            folder.add_log({"epoch": epoch, **figures, **values, "seconds": round(time.monotonic() - begun, 1)})
-            folder.add_scalars({**figures, **values}, epoch)
-            world.say(summary.epoch_line(job.task, epoch, options.epochs, figures, metrics, is_best,
-                                         time.monotonic() - begun))
-            # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
-            if options.savemodel:
-                checkpoint.write(folder.file(checkpoint.LAST), _content(job, epoch, best) | {
-                    "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
-                    "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
-                    "random_states": checkpoint.plain(states)})
-            if is_best:
-                best_weights = _keep_best(job, best)
+            kept = _keep_epoch(job, trainer, epoch, best, states)
+            best_weights = kept if is_best else best_weights
         world.barrier()
-    if world.is_main:
+    if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
         _draw(job, "val")
-    if world.from_main(first >= options.epochs and folder.is_scored(best["epoch"])):
-        world.say(f"this run is complete: its results stand in {folder.path}")
+    if complete:
+        world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
+                  f"this run is complete: its results stand in {folder.path}")
     else:
         _load_best(job, best_weights)
         _score(job, "test", epoch=best["epoch"])
-        world.say(f"best epoch {best['epoch']} (val score {best['score']:.4f}); trained in "
+        world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
     if world.is_main:
         folder.close()
 
 
-def _resume(job: Job, trainer: Trainer) -> tuple[int, dict]:
-    """Put the run back where its checkpoint left it -> (the next epoch, the best one so far)."""
+def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
+    """Write an epoch down (main process) -> the best weights, where no checkpoint keeps them."""
+    folder, is_best = job.folder, best["epoch"] == epoch.number
+    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
+    values = {f"val_{name}": value for name, value in epoch.metrics.items()}
+    folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
+    job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
+                                     epoch.seconds))
+    # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
+    if job.options.savemodel:
+        checkpoint.write(folder.file(checkpoint.LAST), _content(job, epoch.number, best) | {
+            "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
+            "schedule": {"position": epoch.number + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
+            "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
+    kept = _keep_best(job, best) if is_best else None
+    folder.add_scalars({**epoch.training, **values}, epoch.number)
+    return kept
+
+
+def _resume(job: Job, trainer: Trainer) -> tuple[int, dict, dict | None]:
+    """Put the run back where its checkpoint left it -> (the next epoch, the best one so far, its weights if in memory)."""
     rest = job.resumed.rest
     _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
     if trainer.scaler.is_enabled() and rest["scaler"]:
@@ -134,29 +169,29 @@ def _resume(job: Job, trainer: Trainer) -> tuple[int, dict]:
         job.folder.adopt(job.resumed.path.parent)
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
-    first, best = rest["epoch"] + 1, dict(rest["best"])
+    first, best, weights = rest["epoch"] + 1, dict(rest["best"]), None
     if job.world.is_main:
         job.folder.cut_after(rest["epoch"])
-        best = _require_best(job, best, rest["epoch"])
+        best, weights = _require_best(job, best, rest["epoch"])
     before = rest["schedule"]
     for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
                                ("learning rate", before["peak"], job.schedule.peak)):
         if stored != here:
             job.world.say(f"{what}: {stored:g} before, {here:g} from here on")
     job.world.say(f"resumed at epoch {first} from {job.resumed.path}")
-    return first, job.world.from_main(best)
+    return first, job.world.from_main(best), weights
 
 
-def _require_best(job: Job, best: dict, last_epoch: int) -> dict:
-    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one."""
+def _require_best(job: Job, best: dict, last_epoch: int) -> tuple[dict, dict | None]:
+    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one. With
+    --no_savemodel they are kept in memory."""
     path = job.folder.file(checkpoint.BEST)
     if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
-        return best
+        return best, None
     if best["epoch"] == last_epoch:
-        _keep_best(job, best)
-        return best
+        return best, _keep_best(job, best)
     job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew from here")
-    return {"epoch": None, "score": None, "figures": {}}
+    return {"epoch": None, "score": None, "figures": {}}, None
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Path) -> None:
@@ -208,7 +243,7 @@ def _load_best(job: Job, in_memory: dict | None) -> None:
         if in_memory is not None:
             job.model.load_state_dict(in_memory)
         elif job.folder.file(checkpoint.BEST).exists():
-            job.model.load_state_dict(checkpoint.read(job.folder.file(checkpoint.BEST)).tensors)
+            job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
         else:
             raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
     if job.world.size > 1:
@@ -256,7 +291,7 @@ def _facts(job: Job) -> dict:
                   "parameters": models_vit.count_parameters(job.model),
                   "trained": models_vit.count_parameters(job.model, trainable_only=True)},
         "weights": _weights_facts(job),
-        "data": {"fingerprint": datasets.fingerprint(job.data.table), **job.task.facts(job.data), "notes": job.data.notes},
+        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
         **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
                                         "steps_an_epoch": job.plan.steps}),
     })

@@ -153,8 +153,8 @@ def test_several_processes_are_checked_then_started(clone, stub, shell):
     program = str(clone / "main_finetune.py")
     assert check[0] == program and check[-3:] == ["--world_size", "2", "--dry_run"], "planned for both processes"
     at = started.index(program)
-    launcher = options(started[2:at])
-    assert started[:2] == ["-m", "torch.distributed.run"] and started[at:] == check[:-3]
+    launcher = options(started[1:at])
+    assert started[0] == str(clone / "util/torchrun.py") and started[at:] == check[:-3]
     assert launcher["--nproc_per_node"] == ["2"] and launcher["--master_port"] == ["48766"]
     assert launcher["--nnodes"] == ["1"] and launcher["--max-restarts"] == ["3"]
     assert launcher["--signals-to-handle"] == ["SIGTERM,SIGINT,SIGUSR1"]
@@ -163,7 +163,7 @@ def test_several_processes_are_checked_then_started(clone, stub, shell):
 
 def test_a_run_that_would_not_find_its_checkpoint_is_not_restarted(clone, stub):
     run = Run(clone, stub, "train.sh", "--resume=", DATA_PATH="d", NUM_CLASS="5", GPUS="2")
-    assert options(run.calls[1][2:])["--max-restarts"] == ["0"]
+    assert options(run.calls[1][1:])["--max-restarts"] == ["0"]
 
 
 @pytest.mark.parametrize("code, mapped", [(1, 1), (2, 2), (139, 1)])
@@ -174,7 +174,7 @@ def test_a_failed_check_starts_nothing(clone, stub, code, mapped):
 
 def test_several_nodes(clone, stub):
     nodes = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29501", "GPUS": "1"}
-    launcher = options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes).calls[1][2:14])
+    launcher = options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes).calls[1][1:13])
     assert (launcher["--nnodes"], launcher["--node_rank"], launcher["--nproc_per_node"]) == (["3"], ["2"], ["1"])
     assert (launcher["--master_addr"], launcher["--master_port"]) == (["10.0.0.7"], ["29501"])
 
@@ -190,7 +190,7 @@ def test_a_taken_port_is_one_line(clone, stub):
 
 def test_visible_gpus_are_counted(clone, stub):
     job = {"DATA_PATH": "d", "NUM_CLASS": "5", "STUB_NVIDIA": "GPU 0: A\\nGPU 1: B\\n", "STUB_GPUS": "2"}
-    assert options(Run(clone, stub, "train.sh", **job).calls[1][2:])["--nproc_per_node"] == ["2"]
+    assert options(Run(clone, stub, "train.sh", **job).calls[1][1:])["--nproc_per_node"] == ["2"]
     assert len(Run(clone, stub, "train.sh", **(job | {"STUB_GPUS": "1"})).calls) == 1
     assert len(Run(clone, stub, "train.sh", "--device", "cpu", **job).calls) == 1
     hidden = Run(clone, stub, "train.sh", GPUS="0", **job)

@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import torch
 
 from util.lr_decay import layer_of_parameters, parameter_groups
 
@@ -51,3 +52,11 @@ def test_every_trained_parameter_is_in_one_group_and_weight_decay_spares_vectors
 def test_no_decay_gives_one_rate():
     model = timm.create_model("resnet18", num_classes=3)
     assert {group["lr_scale"] for group in parameter_groups(model, 0.05, 1.0)} == {1.0}
+
+
+def test_a_model_without_timms_order_is_taken_part_by_part():
+    with torch.device("meta"):
+        model = timm.create_model("poolformer_s12", num_classes=2)
+    layers, last = layer_of_parameters(model)
+    assert layers["stem.conv.weight"] == 0 and layers["head.fc.weight"] == last
+    assert {layers[name] for name in layers if name.startswith("stages.")} == {1}

@@ -246,3 +246,15 @@ def test_building_needs_no_network_and_no_weights():
             "print('built', len(models_vit.BACKBONES))")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert run.stdout.strip() == f"built {len(BACKBONES)}", run.stderr
+
+
+def test_rotary_periods_of_our_own_checkpoints_come_along(tmp_path):
+    """A new run that starts from a trained DINOv3's weights keeps the periods that those were trained with."""
+    row = parity.row("dinov3_vits16")
+    first = build_model(row, 0, 224)
+    load_backbone(first, row, str(parity.weight_file(tmp_path / "meta.pth", row.arch, periods="bf16")), "")
+    assert not torch.equal(first.rope.periods, build_model(row, 0, 224).rope.periods)
+    torch.save({"model": first.state_dict(), "buffers": {"rope.periods": first.rope.periods}}, tmp_path / "ours.pth")
+    second = build_model(row, 0, 224)
+    load_backbone(second, row, str(tmp_path / "ours.pth"), "")
+    assert torch.equal(second.rope.periods, first.rope.periods)

@@ -15,11 +15,12 @@ from util.errors import InputError
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
-def read_columns(csv_file, columns):
+def read_columns(csv_file, columns, flags=None):
     """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
 
     Separated by comma, semicolon or tab, whichever splits the header into most names; UTF-8, or UTF-16 with its mark.
-    Blank rows are passed over. Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
+    Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
+    Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
     """
     try:
         with open(csv_file, "rb") as stream:
@@ -30,7 +31,7 @@ def read_columns(csv_file, columns):
             stream.seek(0)
             reader = csv.reader(stream, delimiter=separator, strict=True)
             names = [name.strip() for name in next(reader, [])]
-            picks = _positions(csv_file, names, columns)
+            picks = _positions(csv_file, names, columns, flags or {})
             cells, lines = [[] for _ in columns], []
             line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
@@ -65,13 +66,14 @@ def _undecodable_line(csv_file):
     return "?"
 
 
-def _positions(csv_file, names, columns):
+def _positions(csv_file, names, columns, flags):
     if not any(names):
         raise InputError(f"{csv_file}: empty; its first line must name the columns, among them {some(columns)}")
     for column in columns:
         if column not in names:
             there = some([name for name in names if name], 20)
-            raise InputError(f"{csv_file}, line 1: no column {column}; there is {there}")
+            flag = f" ({flags[column]})" if column in flags else ""
+            raise InputError(f"{csv_file}, line 1: no column {column}{flag}; there is {there}")
         if names.count(column) > 1:
             where = [str(number) for number, name in enumerate(names, 1) if name == column]
             raise InputError(f"{csv_file}, line 1: columns {' and '.join(where)} are both named {column}; rename one")

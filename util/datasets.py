@@ -48,6 +48,7 @@ class Data:
     table: pd.DataFrame
     class_names: list
     notes: list = field(default_factory=list)
+    fingerprint: str = ""
 
 
 # Reading a folder
@@ -127,15 +128,18 @@ def _same_classes(data_path, found):
 # Reading a CSV
 
 
-def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS):
+def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
+             by_value=True):
     """A CSV with a picture a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
     those of `splits` are kept, and each of `splits` must occur. Classes are in the order of their names, of their
-    values where all are whole numbers. Raises InputError with the line of the file.
+    values where all are whole numbers (unless by_value is off: folders, and so the original's checkpoints, know names
+    alone). Raises InputError with the line of the file.
     """
     columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
-    cells, lines, separator = read_columns(csv_file, columns)
+    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
+    cells, lines, separator = read_columns(csv_file, columns, flags)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     paths, labels, written_splits = cells[:3]
     patients = cells[3] if patient_col else [""] * len(paths)
@@ -157,7 +161,7 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
         )
     refuse_absent(csv_file, paths, lines)
     class_names = sorted(set(labels))
-    if all(re.fullmatch(r"[+-]?\d+", name) for name in class_names):
+    if by_value and all(re.fullmatch(r"[+-]?\d+", name) for name in class_names):
         class_names.sort(key=int)
         notes.append("labels are whole numbers: classes in the order of their values")
     data = Data(_table(paths, labels, row_splits, patients, class_names), class_names, notes)
@@ -183,6 +187,14 @@ def _csv_classes(csv_file, data, splits):
 
 
 def _table(paths, labels, splits, patients, class_names):
+    """`picture_table` with each label's position in the order of classes."""
+    position = {name: target for target, name in enumerate(class_names)}
+    table = picture_table(paths, labels, splits, patients)
+    table.insert(3, "target", np.array([position[label] for label in labels], dtype=np.int64))
+    return table
+
+
+def picture_table(paths, labels, splits, patients):
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can hold."""
     try:
         "".join(paths).encode()
@@ -190,13 +202,11 @@ def _table(paths, labels, splits, patients, class_names):
         wrong = next(path for path in paths if not path.isprintable())
         name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
         raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
-    position = {name: target for target, name in enumerate(class_names)}
     return pd.DataFrame(
         {
             "index": np.arange(len(paths), dtype=np.int64),
             "path": paths,
             "label": labels,
-            "target": np.array([position[label] for label in labels], dtype=np.int64),
             "split": splits,
             "patient": patients,
         }
@@ -265,6 +275,10 @@ def check_files(data, bad_images, known_file=None, skipped_file=None, workers=No
     table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
     for split in data.table["split"].unique():
         left = set(table["label"][table["split"] == split])
+        if not data.class_names:
+            if not left:
+                raise InputError(f"--bad_images skip leaves no readable picture in {split}; see {bad[0][0]}")
+            continue
         emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
         if emptied and (split == "train" or not left):
             raise InputError(f"--bad_images skip leaves no readable picture of {emptied} in {split}; see {bad[0][0]}")

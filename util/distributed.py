@@ -116,7 +116,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
             raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
                              "torchrun")
         options = {"device_id": chosen} if chosen.type == "cuda" else {}
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", init_method=dist_url, rank=rank,
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=_store(dist_url, rank, size), rank=rank,
                                 world_size=size, timeout=PATIENCE, **options)
     try:
         yield world
@@ -127,6 +127,13 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store(dist_url: str, rank: int, size: int) -> dist.Store:
+    """Where the processes find each other. torchrun keeps its store over a restart, so each attempt has its own names:
+    without them a process of the second attempt waits for an address of the first."""
+    store, _, _ = next(dist.rendezvous(dist_url, rank, size, timeout=PATIENCE))
+    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:

@@ -7,8 +7,12 @@ input (exit code 1). Both reach the terminal as one line; anything else is a bug
 import os
 import sys
 import time
+from pathlib import Path
 
 LAUNCHER_GRACE_S = 3.0
+# A file that util/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
+# processes again whatever they ended of, and a wrong flag does not get right by that.
+ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
 
 
 class InputError(Exception):
@@ -41,14 +45,22 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     everybody as soon as one leaves.
     """
     is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+    marker = os.environ.get(ENDED_BY_ITSELF)
+    if marker and os.path.exists(marker):
+        return int(Path(marker).read_text(encoding="ascii"))
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:
+        code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        if marker:
+            partial = Path(f"{marker}.{os.getpid()}")
+            partial.write_text(str(code), encoding="ascii")
+            partial.replace(marker)
+        if not is_main:
             time.sleep(LAUNCHER_GRACE_S)
-        return error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
+        return code
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto", file=sys.stderr,

@@ -96,8 +96,8 @@ count_processes() (
 )
 
 # launch PROGRAM ARGUMENTS...: becomes the program, so that its exit code and the user's signals reach the right one.
-# One process is plain Python. Several are checked once by a dry run, whose message and code 2 torchrun would bury, then
-# torchrun takes this shell's place: a signal to this script (Ctrl-C, a scheduler's USR1) reaches it, none is lost.
+# One process is plain Python. Several are checked once by a dry run, so that a mistake is said before any is started, then
+# the launcher takes this shell's place: a signal to this script (Ctrl-C, a scheduler's USR1) reaches it, none is lost.
 launch() {
     program=$1
     shift
@@ -122,7 +122,7 @@ launch() {
         stop "port $MASTER_PORT of this machine is taken, perhaps by another job: set MASTER_PORT to another number"
     fi
     code=0
-    "$PYTHON" "$program" "$@" --world_size $((NNODES * processes)) --dry_run || code=$?
+    "$PYTHON" "$program" "$@" --world_size $((NNODES * processes)) --dry_run >/dev/null || code=$?
     case $code in
         0) ;;
         2) exit 2 ;;
@@ -131,7 +131,7 @@ launch() {
     # a restart helps only where the program finds its own last checkpoint
     restarts=0
     case $(value_of --resume "$@") in same | auto) restarts=3 ;; esac
-    exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
+    exec "$PYTHON" "$ROOT/util/torchrun.py" --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
         --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
 }

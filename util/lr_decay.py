@@ -12,12 +12,21 @@ def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """({parameter name: layer}, number of layers): 0 = embeddings, the last = what follows the blocks.
 
     Vision transformers: embeddings, class, register and position tokens are layer 0, block i is layer i + 1, norms and
-    head the last. Other models (ResNet, EfficientNet, ConvNeXt, Swin): timm's own order of their stages, the head last.
+    head the last. Other models (ResNet, EfficientNet, ConvNeXt, Swin): timm's own order of their stages, the head last;
+    where timm names none, the order of the model's own parts. A model with a `backbone` and a head of its own: the
+    backbone's layers, the head in the last.
     """
+    if hasattr(model, "backbone"):
+        inside, last = layer_of_parameters(model.backbone)
+        outside = {name: last for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+        return {f"backbone.{name}": layer for name, layer in inside.items()} | outside, last
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "patch_embed") and isinstance(getattr(model, "blocks", None), torch.nn.Sequential | torch.nn.ModuleList):
         layers = len(model.blocks) + 1
         return {name: _vit_layer(name, layers) for name in names}, layers
+    if not hasattr(model, "group_matcher"):
+        parts = {name.split(".")[0]: None for name in names}  # in the order of the model
+        return {name: list(parts).index(name.split(".")[0]) for name in names}, len(parts) - 1
     matched = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     last = max(matched.values())
     return {name: int(matched.get(name, last)) for name in names}, int(last)
@@ -31,6 +40,13 @@ def _vit_layer(name: str, layers: int) -> int:
     return layers
 
 
+def _exempt(model: torch.nn.Module) -> set[str]:
+    """Names that a model, or a part of it, wants without weight decay."""
+    return {f"{part}.{name}" if part else name for part, module in model.named_modules()
+            if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
+            for name in module.no_weight_decay()}
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups for an optimizer, one a layer and kind, of the parameters that are trained.
 
@@ -38,7 +54,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     `lr_scale`, which util/lr_sched.py multiplies the rate with, and `names` for reading.
     """
     layer_of, layers = layer_of_parameters(model)
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    exempt = _exempt(model)
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -28,6 +28,17 @@ OF_THIS_START = {
 }
 
 
+# What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
+OF_SCORING = {"model", "model_arch", "input_size", "decode", "precision", "global_pool", "fc_norm_passes", "csv_file"}
+# What training alone reads.
+OF_TRAINING = (
+    "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
+    "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
+    "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
+    "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial",
+)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag's name for a misspelt one."""
 
@@ -258,10 +269,13 @@ def without_effect(parsed: Parsed) -> list[str]:
 
 
 def idle(parsed: Parsed) -> list[str]:
-    """A line for each typed flag that another flag keeps from doing anything."""
+    """A line for each typed flag that another option, typed or a checkpoint's, keeps from doing anything."""
     options, typed = parsed.options, parsed.typed
-    mixes = options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax
-    both = options.mixup > 0 and (options.cutmix > 0 or options.cutmix_minmax)
+    if options.eval:
+        names = [f"--{name}" for name in OF_TRAINING if name in typed]
+        return [f"with --eval these do nothing: {', '.join(names)}"] if names else []
+    mixup, cutmix = getattr(options, "mixup", 0), getattr(options, "cutmix", 0) or getattr(options, "cutmix_minmax", None)
+    mixes, both = mixup or cutmix, mixup and cutmix
     conditions = (
         (("mixup_prob", "mixup_mode"), not mixes, "without --mixup or --cutmix"),
         (("mixup_switch_prob",), not both, "unless both --mixup and --cutmix are on"),
@@ -270,7 +284,6 @@ def idle(parsed: Parsed) -> list[str]:
         (("stratified", "datasets_seed"), options.dataratio == [1.0], "with --dataratio 1"),
         (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check"),
-        (("finetune", "allow_partial"), bool(options.resume) and options.eval, "with --eval: --resume names the checkpoint"),
     )
     return [f"--{name} does nothing {why}" for names, is_idle, why in conditions for name in names
             if is_idle and name in typed]
@@ -296,14 +309,19 @@ def check_combinations(parsed: Parsed) -> None:
         raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
     if options.start_epoch >= options.epochs and not options.eval:
         raise InputError(f"--start_epoch {options.start_epoch} leaves nothing of --epochs {options.epochs}")
-    if options.task and (options.task in (".", "..") or options.task.startswith("/")):
+    if options.task and (options.task == "." or ".." in options.task.split("/") or options.task.startswith("/")):
         raise InputError(f"--task {options.task} is no name for a folder below --output_dir")
 
 
 def differences(stored: dict, options, typed: set[str] | None = None) -> list[str]:
-    """`name: stored -> now` for the options of a run that differ (of those typed alone, where given)."""
+    """`name: stored -> now` for the options of a run that differ (of those typed alone, where given).
+
+    Where the checkpoint is only scored, for those that its figures depend on.
+    """
     now = vars(options)
     names = [name for name in stored if name in now and name not in OF_THIS_START]
+    if options.eval:
+        names = [name for name in names if name in OF_SCORING]
     if typed is not None:
         names = [name for name in names if name in typed]
     return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names if stored[name] != now[name]]

@@ -46,14 +46,15 @@ class RunFolder:
         return self.path / name
 
     def make(self) -> None:
-        """InputError where the folder can't be made or written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"--output_dir: {self.path} can't be written ({error.strerror}); name another folder") from error
+        """InputError where the folder, or TensorBoard's, can't be made or written."""
+        for flag, folder in (("--output_dir", self.path), ("--log_dir", self.tensorboard_path)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".writable.{platform.node()}.{os.getpid()}"
+                probe.touch()
+                probe.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{flag}: {folder} can't be written ({error.strerror}); name another folder") from error
 
     def new_list_of_skipped(self) -> Path:
         """Where this start lists the pictures that it leaves out; an earlier start's list gets another name."""
@@ -115,15 +116,17 @@ class RunFolder:
         lines = []
         for path in sorted(self.path.glob("metrics_*.csv")):
             if not has_columns(path, self.columns):
-                other = path.with_name(f"{path.stem}.before.csv")
+                number = sum(1 for _ in self.path.glob(f"{path.stem}.before*.csv"))
+                other = path.with_name(f"{path.stem}.before{number or ''}.csv")
                 path.replace(other)
                 lines.append(f"{path} has other columns: it is now {other.name}")
         return lines
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            if value is not None and not math.isnan(value):
-                self.tensorboard().add_scalar(name, value, step)
+        with self.writing(self.tensorboard_path):
+            for name, value in values.items():
+                if value is not None and not math.isnan(value):
+                    self.tensorboard().add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -152,17 +155,33 @@ class RunFolder:
                 write_metrics_json(self.file(f"metrics_{split}.json"), figures)
             append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch), self.columns)
 
+    def figures(self, split: str) -> dict[str, float]:
+        """What metrics_SPLIT.json holds; NaN where it says null."""
+        stored = json.loads(self.file(f"metrics_{split}.json").read_text(encoding="utf-8"))
+        return {name: math.nan if entry["value"] is None else entry["value"] for name, entry in stored.items()}
+
     def draw_curves(self, best_epoch: int | None) -> None:
         shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))
         rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
         if len(rows) > 1:
             learning_curves_figure(rows, self.file("learning_curves.png"), best_epoch=best_epoch)
 
-    def write_run(self, facts: dict) -> None:
+    def write_run(self, facts: dict, resumed_at: int | None = None) -> None:
+        """run.json; a resumed run keeps the time of its start and adds a line to `resumed`."""
+        before = self._earlier_run() if resumed_at is not None else {}
+        if before:
+            again = {"epoch": resumed_at, **{name: facts[name] for name in ("started", "processes", "device")}}
+            facts = {**facts, "started": before.get("started"), "resumed": [*before.get("resumed", []), again]}
         with self.writing(self.file("run.json")) as path:
             temporary = path.with_name(".run.json.tmp")
             temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, path)
+
+    def _earlier_run(self) -> dict:
+        try:
+            return json.loads(self.file("run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # not there, or cut: it is written anew
 
     def writing(self, path: Path | None = None):
         """Turns a disk that can't be written into a RunError of one line."""

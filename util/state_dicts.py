@@ -81,6 +81,7 @@ class Fit:
     left_over: dict[str, int]  # kind -> number of tensors
     new: list[str]
     buffers: dict[str, torch.Tensor]  # rotary periods: no part of timm's state dict, copied in afterwards
+    parameters: int  # numbers in `used`, without batch norm's running statistics
 
     @property
     def complete(self) -> bool:
@@ -88,8 +89,7 @@ class Fit:
 
     def describe(self) -> str:
         """`used / expected tensors, parameters; left over …; new …`."""
-        parameters = sum(tensor.numel() for tensor in self.used.values())
-        text = f"{len(self.used)}/{len(self.expected)} tensors, {parameters:,} parameters"
+        text = f"{len(self.used)}/{len(self.expected)} tensors, {self.parameters:,} parameters"
         if self.left_over:
             text += "; not needed: " + ", ".join(f"{kind} {n}" for kind, n in self.left_over.items())
         if self.new:
@@ -147,6 +147,8 @@ def load_file(path: str | Path):
             raise _damaged(path, error) from error
         raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and not _starts_as_pickle(path):
+            raise _damaged(path, error) from error
         kind = re.search(r"GLOBAL (\S+)", str(error))
         what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values"
         if "magic number" in str(error) or "invalid load key" in str(error) or "Invalid" in str(error):
@@ -155,6 +157,11 @@ def load_file(path: str | Path):
                          "tensors alone (or a .safetensors file)") from error
     except Exception as error:  # a stranger's bytes can fail the reader in any way; the cause stays attached
         raise _damaged(path, error) from error
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -279,7 +286,8 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
         missing = [name for name in missing if name not in biases]
     if family == "mae" and not with_head:
         expected = [name for name in expected if name in used or name in missing or name in shapes_off]
-    return Fit(used, expected, missing, misshapen, unexpected, left_over, new, buffers)
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name in used)
+    return Fit(used, expected, missing, misshapen, unexpected, left_over, new, buffers, parameters)
 
 
 def _fit_position_embedding(tensor: torch.Tensor, model: torch.nn.Module, family: str) -> torch.Tensor:

@@ -95,6 +95,8 @@ def test_csv(start, tmp_path, pictures):
     (["--epochs", 0], "--epochs"),
     (["--eval"], "--eval needs --resume"),
     (["--task", "/tmp"], "no name for a folder"),
+    (["--task", "../elsewhere"], "no name for a folder"),
+    (["--model_arch", "deepseek_vit_base_patch14"], "deepseek_vit_base_patch14"),
     (["--fc_norm_passes", 3], "--fc_norm_passes"),
 ])
 def test_flags(start, words, says):
@@ -127,6 +129,8 @@ def test_checkpoints(start, copy, tmp_path):
     wrong(start("--resume", best), "holds the model alone")
     shutil.move(copy / "test" / "mild", copy / "test" / "moderate")
     wrong(start("--eval", "--resume", best, data=copy), "the checkpoint has no class moderate", "healthy, mild, severe")
+    picture = next(copy.rglob("*.png"))
+    wrong(start("--eval", "--resume", picture), "no PyTorch file")
     (tmp_path / "cut.pth").write_bytes(best.read_bytes()[:5000])
     wrong(start("--eval", "--resume", tmp_path / "cut.pth"), "damaged")
     content = torch.load(best, weights_only=True)
@@ -170,7 +174,8 @@ def test_pictures_of_all_kinds_train(start, tmp_path):
 
 def test_output_folder_that_can_not_be_written(start, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    wrong(start("--output_dir", tmp_path / "file"), "can't be written")
+    wrong(start("--output_dir", tmp_path / "file"), "--output_dir", "can't be written")
+    wrong(start("--log_dir", tmp_path / "file"), "--log_dir", "can't be written")
 
 
 def test_a_real_start_ends_with_2(tmp_path):

@@ -50,7 +50,8 @@ def test_dinov2_in_timm_names(start, tmp_path, photographs):
     arguments = argparse.Namespace(model="Dinov2", model_arch="dinov2_vits14", nb_classes=3, input_size=224, lr=1e-3)
     torch.save({"model": model.state_dict(), "epoch": 9, "args": arguments}, tmp_path / "checkpoint-best.pth")
     out, found = score(start, tmp_path, photographs, "--resume", tmp_path / "checkpoint-best.pth")
-    assert "is a checkpoint of the original scripts (model Dinov2, epoch 9)" in out and "decoding full" in out
+    assert "is a checkpoint of the original scripts (model Dinov2, epoch 9)" in out
+    assert "decoding full" in out and "precision fp32" in out
     expected, _ = logits_by_hand(model, photographs)
     assert np.allclose(found, expected, atol=1e-4)
     _, scaled = score(start, tmp_path, photographs, "--resume", tmp_path / "checkpoint-best.pth", "--decode", "scaled")
@@ -81,7 +82,8 @@ def test_mae_with_fc_norm(start, tmp_path, photographs, monkeypatch, said, passe
     model = models_vit.build_model(models_vit.find_backbone("RETFound_mae"), 3, 224).eval()
     torch.nn.init.normal_(model.head.weight)
     torch.nn.init.normal_(model.fc_norm.weight)
-    arguments = argparse.Namespace(model=said, nb_classes=3, input_size=224, global_pool=True)
+    # the original's parser stores its default of --model_arch whatever the model
+    arguments = argparse.Namespace(model=said, model_arch="dinov3_vits16", nb_classes=3, input_size=224, global_pool=True)
     torch.save({"model": model.state_dict(), "epoch": 1, "args": arguments}, tmp_path / "checkpoint-best.pth")
     out, found = score(start, tmp_path, photographs, "--resume", tmp_path / "checkpoint-best.pth")
     assert ("fc_norm applied twice" in out) == (passes == 2)

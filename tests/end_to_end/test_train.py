@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,49 @@ def test_second_start_of_a_finished_run(start, tmp_path):
     assert "other options (--weight_decay 0.05 -> 0.1): name this one otherwise with --task" in err
     code, out, _ = start("--task", "r", "--epochs", 3, "--resume", "auto", "--weight_decay", 0.1)
     assert code == 0 and "the command line wins" in out and "resumed at epoch 2" in out
+
+
+def test_the_same_start_in_other_words_goes_on(start, tmp_path):
+    for words in (("--model_arch", "test_vit"), ("--model_arch", "dla46_c")):  # dla46_c has no stochastic depth
+        assert start("--task", words[1], "--epochs", 1, *words)[0] == 0
+        code, out, err = start("--task", words[1], "--epochs", 1, "--model_arch", f"timm/{words[1]}", "--resume", "same")
+        assert code == 0 and "this run is complete" in out and "AUC" in out, err
+
+
+def test_other_pictures_are_noticed(start, tmp_path, pictures):
+    data = shutil.copytree(pictures, tmp_path / "copy")
+    assert start("--task", "r", data=data)[0] == 0
+    shutil.copy(data / "train" / "mild" / "00.png", data / "train" / "mild" / "new.png")
+    code, _, err = start("--task", "r", "--resume", "same", data=data)
+    assert code == 2 and "have changed since" in err and "--resume auto" in err
+    facts = json.loads((tmp_path / "output_dir/r/run.json").read_text())
+    code, out, _ = start("--task", "r", "--resume", "auto", "--epochs", 3, data=data)
+    assert code == 0 and "warning: the pictures" in out
+    again = json.loads((tmp_path / "output_dir/r/run.json").read_text())
+    assert again["started"] == facts["started"] and [line["epoch"] for line in again["resumed"]] == [2]
+    assert again["data"]["fingerprint"] != facts["data"]["fingerprint"]
+
+
+def test_an_epoch_of_one_step_learns(start, tmp_path):
+    assert start("--task", "one", "--epochs", 1, "--batch_size", 64)[0] == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "output_dir/one/log.txt").read_text().splitlines()]
+    assert row["lr"] > 1e-4
+
+
+def test_best_epoch_kept_in_memory_after_a_resume(start, tmp_path):
+    assert start("--task", "m", "--epochs", 1)[0] == 0
+    (tmp_path / "output_dir/m/checkpoint-best.pth").unlink()
+    code, out, err = start("--task", "m", "--epochs", 1, "--resume", "auto", "--no_savemodel", "--lr", 1e-3)
+    assert code == 0, err
+    assert not (tmp_path / "output_dir/m/checkpoint-best.pth").exists()
+
+
+def test_flags_are_called_idle_by_what_the_checkpoint_says(start, tmp_path):
+    assert start("--task", "i", "--epochs", 1, "--dataratio", 0.5)[0] == 0
+    code, out, _ = start("--task", "i", "--epochs", 2, "--resume", "auto", "--stratified")
+    assert code == 0 and "--stratified does nothing" not in out
+    code, out, _ = start("--task", "i", "--eval", "--resume", "auto", "--batch_size", 5)
+    assert code == 0 and "--batch_size 8 -> 5" not in out and "with --eval these do nothing" in out
 
 
 def test_new_run_of_the_same_task_puts_the_old_one_aside(start, tmp_path):
