@@ -1,4 +1,4 @@
-"""The loops: train one epoch, compute outputs. The same for every task; what is trained, and on what, is decided elsewhere."""
+"""The loops: train one epoch, compute outputs. The same for every task: what is trained, and on what, is decided elsewhere."""
 
 import hashlib
 import math
@@ -51,6 +51,23 @@ class ClassificationLoss(torch.nn.Module):
         if self.class_weights is not None:
             losses = losses * (labels @ self.class_weights)
         return losses
+
+
+class RegressionLoss(torch.nn.Module):
+    """Smooth L1 a picture, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
+
+    A missing target adds nothing. The sum over a picture's targets is divided by `known_a_picture`, the training
+    pictures' mean number of known targets, so that the mean over all pictures is the mean over all known values.
+    """
+
+    def __init__(self, beta: float, known_a_picture: float):
+        super().__init__()
+        self.beta, self.known_a_picture = beta, known_a_picture
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        known = ~targets.isnan()
+        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta, reduction="none")
+        return (losses * known).sum(dim=1) / self.known_a_picture
 
 
 class Mixing:

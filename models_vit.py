@@ -15,7 +15,7 @@ from timm.layers import trunc_normal_
 
 from util.errors import InputError
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
-from util.state_dicts import Fit, WeightFile, fit, put_in, read_weights, set_buffers
+from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in, read_weights, set_buffers
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
@@ -190,8 +190,30 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
         if not global_pool:
             raise InputError("--fc_norm_passes has a meaning with --global_pool alone")
         model.fc_norm = RepeatedLayerNorm(model.fc_norm.normalized_shape, fc_norm_passes, model.fc_norm.eps)
-    _start_head(model)
+    if not num_classes:
+        with torch.device("meta"):
+            whole = timm.create_model(backbone.timm_name, pretrained=False, **options | {"num_classes": 1})
+        model.without_head = tuple(sorted({name.rpartition(".")[0] for name in whole.state_dict().keys()
+                                           - model.state_dict().keys()}))
+    else:
+        _start_head(model)
     return model
+
+
+class Regressor(torch.nn.Module):
+    """A backbone without a classifier, and a head that reads its feature: (B, 3, S, S), (B, C) or None -> (B, T)."""
+
+    def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module):
+        super().__init__()
+        self.backbone, self.regression_head = backbone, regression_head
+
+    def forward(self, images: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        return self.regression_head(self.backbone(images), covariates)
+
+
+def feature_width(model: torch.nn.Module) -> int:
+    """Width of the feature that a timm model without classifier gives out."""
+    return getattr(model, "head_hidden_size", None) or model.num_features
 
 
 class NoStochasticDepth(InputError):
@@ -212,7 +234,10 @@ class RepeatedLayerNorm(torch.nn.LayerNorm):
 
 
 def head_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the classifiers' parameter names ("head", "fc", "head.fc"; two for a distilled model of timm)."""
+    """Prefixes of the classifiers' parameter names ("head", "fc", "head.fc"; two for a distilled model of timm); those that
+    a model built without a classifier would have."""
+    if hasattr(model, "without_head"):
+        return model.without_head
     classifiers = model.get_classifier()
     classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
     return tuple(name for name, module in model.named_modules() if name and any(module is head for head in classifiers))
@@ -233,8 +258,8 @@ def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> in
 
 
 def freeze_backbone(model: torch.nn.Module) -> None:
-    """Linear probe: everything but the classifier stands still."""
-    prefixes = tuple(f"{head}." for head in head_names(model))
+    """Linear probe: everything but the head stands still."""
+    prefixes = HEAD_PREFIX if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
 
@@ -275,6 +300,8 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
 
 def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
     """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits."""
+    if isinstance(model, Regressor):
+        return _load_trained_regressor(model, backbone, file)
     heads = head_names(model)
     if not any(name.startswith(tuple(f"{head}." for head in heads)) for name in file.tensors):
         raise InputError(f"{file.path} has no classifier ({heads[0]}.weight): it holds a backbone's weights; pass it with "
@@ -285,6 +312,25 @@ def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -
     if not any(parameter.is_meta for parameter in model.parameters()):
         put_in(model, fitted)
     return fitted
+
+
+def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFile) -> Fit:
+    """Head and backbone are fitted apart: the backbone's names are timm's, the head's are its own."""
+    head = {name: tensor for name, tensor in file.tensors.items() if name.startswith(HEAD_PREFIX)}
+    if not head:
+        raise InputError(f"{file.path} has no regression head: pass a backbone's weights with --finetune, and a trained "
+                         "checkpoint with --resume")
+    rest = {name: tensor for name, tensor in file.tensors.items() if name not in head}
+    fitted = fit(model.backbone, rest, backbone.family, head_names(model.backbone), with_head=True)
+    of_head = fit(model.regression_head, {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()}, "timm", (),
+                  with_head=True)
+    flags = f"--model {backbone.model} --model_arch {backbone.arch} and the head's flags"
+    for part in (fitted, of_head):
+        _require_complete(part, file, flags, allow_partial=False)
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        put_in(model.backbone, fitted)
+        put_in(model.regression_head, of_head)
+    return fitted.together_with(of_head)
 
 
 def _require_complete(fitted: Fit, file: WeightFile, flags: str, allow_partial: bool) -> None:

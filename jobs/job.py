@@ -18,6 +18,7 @@ from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
 from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
+from util.probe import FeatureDataset
 from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
 from util.state_dicts import WeightFile, set_buffers
@@ -42,6 +43,12 @@ class Job:
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
+    features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
+
+    @property
+    def running(self) -> torch.nn.Module:
+        """What a loader's batches are given to: the model, or its head where features are stored."""
+        return self.model if self.features is None else self.task.head_of(self.model)
 
     def rows(self, split: str):
         return self.data.table[self.data.table["split"] == split].reset_index(drop=True)
@@ -260,10 +267,13 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
 
 
 def loader(job: Job, split: str, batches=None):
-    options = job.options
+    options, rows = job.options, job.rows(split)
+    if job.features is not None:
+        dataset = FeatureDataset(job.features[split], job.task.targets(rows), list(rows["path"]), job.task.covariates(rows))
+        batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
+        return make_loader(dataset, batches, 0, False)
     settings = job.train_transform if batches is not None else job.eval_transform
     transform = transforms.TrainTransform(settings) if batches is not None else transforms.EvalTransform(settings)
-    rows = job.rows(split)
     batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
     pinned = options.pin_mem and job.world.device.type == "cuda"
     dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows))

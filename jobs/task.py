@@ -24,6 +24,7 @@ class Task:
     """
 
     kind = program = score = ""
+    probes_features = False  # whether a frozen backbone's features are computed once, and the head trained on them
     columns: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
     shown: tuple[tuple[str, str], ...] = ()
@@ -59,6 +60,10 @@ class Task:
         """The part of the model that takes pre-trained weights."""
         return model
 
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The part that reads the backbone's feature, where `probes_features`."""
+        raise NotImplementedError
+
     def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
         """Put a trained checkpoint into the model, head included; InputError unless all of it fits."""
         raise NotImplementedError
@@ -92,6 +97,10 @@ class Task:
     def pictures(self, split: str) -> str:
         """Names of the files that `draw` makes, for the last line on the terminal."""
         raise NotImplementedError
+
+    def by_target(self, metrics: dict[str, float]) -> list[str]:
+        """Lines of figures below those of `shown`."""
+        return []
 
     # ---- what is said and stored
 

@@ -14,12 +14,13 @@ import models_vit
 from engine_finetune import Trainer, outputs, train_one_epoch
 from jobs.job import Job, loader, prepare, without_effect_here
 from jobs.task import Task
-from util import checkpoint, summary
+from util import checkpoint, datasets, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import InputError, RunError
 from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
+from util.probe import feature_file, pictures_digest, stored_features, weights_digest
 from util.results import commit, now, versions
 from util.sampling import TrainBatches
 from util.state_dicts import load_file
@@ -37,8 +38,10 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
         job.model.to(world.device)
         if options.eval:
             _evaluate_only(job)
-        else:
-            _train(job)
+            return
+        if task.probes_features:
+            job.features = features_of(job)
+        _train(job)
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
                        "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
@@ -55,16 +58,35 @@ def _memory(job: Job) -> list[str]:
 
 def trainer_of(job: Job) -> Trainer:
     options, world = job.options, job.world
-    optimizer = torch.optim.AdamW(parameter_groups(job.model, options.weight_decay, options.layer_decay),
+    optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
                                   lr=job.schedule.peak)
-    return Trainer(wrap(job.model, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
+    return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
-                   job.task.mixing(), eval_mode=options.adaptation == "lp")
+                   job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
+
+
+def features_of(job: Job) -> dict[str, torch.Tensor]:
+    """The frozen backbone's features of every split, computed once or found on the disk (OUTPUT_DIR/.features)."""
+    world, options, backbone = job.world, job.options, job.task.backbone_of(job.model)
+    weights = world.from_main(weights_digest(backbone) if world.is_main else None)
+    settings = {"transform": job.eval_transform, "precision": job.precision.name, "backbone": job.backbone.timm_name,
+                "batch": options.batch_size}
+    features, counts, began = {}, {True: 0, False: 0}, time.monotonic()
+    for split in datasets.SPLITS:
+        rows = job.rows(split)
+        pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
+        features[split], found = stored_features(
+            feature_file(Path(options.output_dir) / ".features", weights, pictures, settings), len(rows),
+            lambda split=split: outputs(backbone, loader(job, split), job.precision, world, f"features of {split}")[1], world)
+        counts[found] += len(rows)
+    world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
+              f"{features['val'].shape[1]:,}; {summary.duration(time.monotonic() - began)}")
+    return features
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others)."""
-    _, values = outputs(job.model, batches, job.precision, job.world, split)
+    _, values = outputs(job.running, batches, job.precision, job.world, split)
     return job.task.predictions(job.rows(split), values) if job.world.is_main else None
 
 
@@ -87,7 +109,7 @@ def epochs(job: Job, trainer: Trainer, first: int) -> Iterator[Epoch]:
     for number in range(first, job.options.epochs):
         begun = time.monotonic()
         figures = train_one_epoch(trainer, train_loader, number)
-        job.world.share_buffers(job.model)
+        job.world.share_buffers(job.running)
         predictions = evaluate(job, "val", val_loader)
         metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
@@ -114,6 +136,7 @@ def _train(job: Job) -> None:
         if not complete:
             folder.write_run(_facts(job), first if job.resumed is not None else None)
     started = time.monotonic()
+    epoch = states = None
     for epoch in epochs(job, trainer, first):
         is_best = is_better(epoch.metrics[job.task.score], best["score"])
         if epoch.number == first:
@@ -125,6 +148,8 @@ def _train(job: Job) -> None:
             kept = _keep_epoch(job, trainer, epoch, best, states)
             best_weights = kept if is_best else best_weights
         world.barrier()
+    if job.features is not None and world.is_main and epoch is not None and options.savemodel:
+        _keep_last(job, trainer, epoch.number, best, states)
     if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
         _draw(job, "val")
@@ -133,6 +158,8 @@ def _train(job: Job) -> None:
                   f"this run is complete: its results stand in {folder.path}")
     else:
         _load_best(job, best_weights)
+        if world.is_main and best_weights is not None and options.savemodel:
+            checkpoint.write(folder.file(checkpoint.BEST), _content(job, best["epoch"], best))
         _score(job, "test", epoch=best["epoch"])
         world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
@@ -149,14 +176,18 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
     job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
                                      epoch.seconds))
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
-    if job.options.savemodel:
-        checkpoint.write(folder.file(checkpoint.LAST), _content(job, epoch.number, best) | {
-            "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
-            "schedule": {"position": epoch.number + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
-            "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
+    if job.options.savemodel and job.features is None:
+        _keep_last(job, trainer, epoch.number, best, states)
     kept = _keep_best(job, best) if is_best else None
     folder.add_scalars({**epoch.training, **values}, epoch.number)
     return kept
+
+
+def _keep_last(job: Job, trainer: Trainer, epoch: int, best: dict, states: list) -> None:
+    checkpoint.write(job.folder.file(checkpoint.LAST), _content(job, epoch, best) | {
+        "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
+        "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
+        "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
 
 
 def _resume(job: Job, trainer: Trainer) -> tuple[int, dict, dict | None]:
@@ -219,7 +250,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Pat
 
 def _content(job: Job, epoch: int, best: dict) -> dict:
     """What every checkpoint holds; `model` loads in timm as it is."""
-    buffers = {name: buffer for name, buffer in job.model.named_buffers() if name == "rope.periods"}
+    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
     return {
         "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
@@ -231,17 +262,19 @@ def _content(job: Job, epoch: int, best: dict) -> dict:
 
 
 def _keep_best(job: Job, best: dict) -> dict | None:
-    if job.options.savemodel:
+    """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
+    stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end)."""
+    if job.options.savemodel and job.features is None:
         checkpoint.write(job.folder.file(checkpoint.BEST), _content(job, best["epoch"], best))
         return None
-    return {name: tensor.detach().cpu().clone() for name, tensor in job.model.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in job.running.state_dict().items()}
 
 
 def _load_best(job: Job, in_memory: dict | None) -> None:
     """The best epoch's weights into the model, from the main process to all."""
     if job.world.is_main:
         if in_memory is not None:
-            job.model.load_state_dict(in_memory)
+            job.running.load_state_dict(in_memory)
         elif job.folder.file(checkpoint.BEST).exists():
             job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
         else:

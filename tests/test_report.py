@@ -125,11 +125,11 @@ def test_names_with_any_characters_are_drawn_or_numbered(tmp_path, capfd):
 
 def test_labels_are_whole_unless_no_font_has_them_or_they_are_long():
     names = ["no DR", "\U0003fffd", "", "x" * 99, "two\nlines"]
-    labels, texts, fonts, notes = report._drawable(names, ["a \U0003fffd"])
+    labels, texts, fonts, notes = report.drawable(names, ["a \U0003fffd"])
     assert labels == ["no DR", "class 1", "class 2", "x" * 21 + "…" + "x" * 12, "two lines"]
     assert texts == ["a ?"] and fonts == [report.DEFAULT_FONT] and len(notes) == 1
     twins = ["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50]
-    assert report._drawable(twins, [])[0] == twins  # cut, they would read the same
+    assert report.drawable(twins, [])[0] == twins  # cut, they would read the same
 
 
 def test_an_installed_font_is_found_for_what_the_first_lacks(tmp_path):

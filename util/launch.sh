@@ -147,6 +147,9 @@ with socket.socket() as listener:
         sys.exit(1)' "$MASTER_PORT"
 }
 
-# The demo: its pictures and the model that train.sh trains and eval.sh scores.
+# The demos: their pictures, the model that train.sh trains and eval.sh scores, and the one that search.sh searches with.
 DEMO_DATA=$ROOT/demo_data
 DEMO_MODEL="--model timm --model_arch efficientvit_m0 --input_size 128 --nb_classes 5"
+DEMO_TARGETS="vessel_width disc_radius lesion_area lesion_count disc_x brightness"
+DEMO_REGRESSION="--model timm --model_arch test_resnet --input_size 96 --batch_size 16 --accum_iter 1 --warmup_epochs 1
+    --aa none --reprob 0 --hflip 0"

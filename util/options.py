@@ -99,7 +99,7 @@ share = _number(float, 0, 1)
 below_one = _number(float, 0, 1, open_high=True)
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
     return _number(int, 0, 2**32 - 1)(text)
 
 
@@ -113,12 +113,12 @@ def ratios(text: str) -> list[float]:
     return values
 
 
-def add_model_flags(parser) -> None:
+def add_model_flags(parser, finetune="") -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="RETFound_dinov2", help="RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm")
     group.add_argument("--model_arch", default=None,
                        help="architecture of the model; left out where the model has one. Any timm name with --model timm")
-    group.add_argument("--finetune", default="",
+    group.add_argument("--finetune", default=finetune,
                        help="weights to start from: a file, its name under --weights_dir, a name of the hub, or "
                             "hf:owner/repo/file; empty: random weights")
     group.add_argument("--weights_dir", default="./weights", help="folder of weight files")
@@ -150,7 +150,7 @@ def add_data_flags(parser) -> None:
     group.add_argument("--dataratio", type=ratios, default=[1.0],
                        help="share of the training pictures, or a comma-separated list to run one after the other")
     group.add_argument("--stratified", action="store_true", help="take that share of each class")
-    group.add_argument("--datasets_seed", type=_seed, default=2026, help="seed of the choice of that share")
+    group.add_argument("--datasets_seed", type=seed_number, default=2026, help="seed of the choice of that share")
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
                        help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
     group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
@@ -210,7 +210,8 @@ def add_run_flags(parser, num_workers=10) -> None:
     group.add_argument("--task", default="", help="name of the run: results go to OUTPUT_DIR/TASK")
     group.add_argument("--output_dir", default="./output_dir", help="folder of all runs' results")
     group.add_argument("--log_dir", default="./output_logs", help="TensorBoard's folder")
-    group.add_argument("--seed", type=_seed, default=0, help="of the head, the order, the augmentation and every other draw")
+    group.add_argument("--seed", type=seed_number, default=0,
+                       help="of the head, the order, the augmentation and every other draw")
     group.add_argument("--resume", default="",
                        help="go on from a checkpoint: its path; auto = the run's own checkpoint-last.pth where there is "
                             "one; same = as auto, but refuse a run of other options. With --eval: the checkpoint to score")
@@ -236,11 +237,13 @@ def add_distribution_flags(parser) -> None:
     group.add_argument("--local-rank", dest="local_rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-def add_compatibility_flags(parser) -> None:
+def add_compatibility_flags(parser):
+    """The group, so that a program can add its own."""
     group = parser.add_argument_group("accepted for compatibility, no effect")
     for name in ("dist_eval", "resplit", "enhance"):
         group.add_argument(f"--{name}", action="store_true", help=WITHOUT_EFFECT[name])
     group.add_argument("--norm", default="IMAGENET", help=WITHOUT_EFFECT["norm"])
+    return group
 
 
 def one_run_a_ratio(parsed: Parsed) -> list[Parsed]:
@@ -257,14 +260,15 @@ def one_run_a_ratio(parsed: Parsed) -> list[Parsed]:
     return runs
 
 
-def without_effect(parsed: Parsed) -> list[str]:
-    """One line naming the flags that were typed and do nothing, with the reason of each."""
-    names = [name for name in WITHOUT_EFFECT if name in parsed.typed]
+def without_effect(parsed: Parsed, more: dict[str, str] | None = None) -> list[str]:
+    """One line naming the flags that were typed and do nothing, with the reason of each. more: those of one program."""
+    known = WITHOUT_EFFECT | (more or {})
+    names = [name for name in known if name in parsed.typed]
     if parsed.options.dry_run and "world_size" in names:
         names.remove("world_size")
     if not names:
         return []
-    reasons = "; ".join(f"--{name} ({WITHOUT_EFFECT[name]})" for name in names)
+    reasons = "; ".join(f"--{name} ({known[name]})" for name in names)
     return [f"accepted for compatibility, no effect: {reasons}"]
 
 
@@ -292,7 +296,7 @@ def idle(parsed: Parsed) -> list[str]:
 def check_combinations(parsed: Parsed) -> None:
     """Refuse what contradicts itself whatever the data."""
     options = parsed.options
-    if {"data_path", "csv_file"} <= parsed.typed:
+    if {"data_path", "csv_file", "label_col"} <= vars(options).keys() and {"data_path", "csv_file"} <= parsed.typed:
         raise InputError("--data_path and --csv_file both name the pictures: pass one of them")
     for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):
         pair = getattr(options, name, None)

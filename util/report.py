@@ -47,9 +47,9 @@ def confusion_matrix_figure(table_or_confusion: pd.DataFrame | np.ndarray, class
     from matplotlib import style
 
     confusion = _counts(table_or_confusion, class_names)
-    labels, (title,), fonts, notes = _drawable(class_names, [title])
+    labels, (title,), fonts, notes = drawable(class_names, [title])
     with style.context("default"):
-        _save(_draw_confusion(confusion, labels, title, fonts), path)
+        save_figure(_draw_confusion(confusion, labels, title, fonts), path)
     return notes
 
 
@@ -201,9 +201,9 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
     panels = _panels(rows)
     if not panels:
         return ["no epoch is logged, so there are no learning curves to draw"]
-    _, (title,), fonts, notes = _drawable([], [title])
+    _, (title,), fonts, notes = drawable([], [title])
     with style.context("default"):
-        _save(_draw_curves([row["epoch"] for row in rows], panels, title, fonts, best_epoch), path, crop=False)
+        save_figure(_draw_curves([row["epoch"] for row in rows], panels, title, fonts, best_epoch), path, crop=False)
     return notes
 
 
@@ -297,7 +297,7 @@ def _characters_of(font):
     return set(map(chr, font_manager.get_font(file).get_charmap()))
 
 
-def _drawable(class_names, texts):
+def drawable(class_names, texts):
     """Labels for the K class names and the other texts, the fonts that draw them, and a line where a font is missing.
 
     A name that cannot be drawn becomes "class 3" (its number in the model's order), a character of a text "?".
@@ -327,7 +327,7 @@ def _width_in_em(text):
     return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
 
 
-def _save(figure, path, crop=True):
+def save_figure(figure, path, crop=True):
     """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

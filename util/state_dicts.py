@@ -34,6 +34,7 @@ LEFT_OVER = {
     },
     "timm": {},
 }
+HEAD_PREFIX = "regression_head."  # of the names of a regression's head in a checkpoint of ours
 # What a model may have that a family's files lack (its own start is used, and said).
 MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm": r"(?!)"}
 
@@ -82,6 +83,12 @@ class Fit:
     new: list[str]
     buffers: dict[str, torch.Tensor]  # rotary periods: no part of timm's state dict, copied in afterwards
     parameters: int  # numbers in `used`, without batch norm's running statistics
+
+    def together_with(self, other: "Fit") -> "Fit":
+        """What two parts of one model come to."""
+        return Fit(self.used | other.used, self.expected + other.expected, self.missing + other.missing,
+                   self.misshapen + other.misshapen, self.unexpected + other.unexpected, self.left_over | other.left_over,
+                   self.new + other.new, self.buffers | other.buffers, self.parameters + other.parameters)
 
     @property
     def complete(self) -> bool:
@@ -250,7 +257,7 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
     head_pattern = rf"({'|'.join(map(re.escape, heads)) or '(?!)'})\..+"
     is_head = re.compile(head_pattern).fullmatch
     expected = [name for name in wanted if with_head or not is_head(name)]
-    kinds = dict(LEFT_OVER[family])
+    kinds = LEFT_OVER[family] | ({} if with_head else {"regression head": re.escape(HEAD_PREFIX) + ".+"})
     if not with_head and family == "timm":
         kinds["head"] = head_pattern
     if family == "mae":

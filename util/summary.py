@@ -24,7 +24,7 @@ def describe(job) -> list[str]:
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
     lines.append(f"device     {world.device} ({cores}), precision {job.precision.name}, decoding {options.decode}")
-    if job.plan is not None:
+    if job.plan is not None and not getattr(options, "optuna_trials", 0):
         plan = job.plan
         lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
                      f"{options.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
@@ -69,6 +69,7 @@ def figures(task, split: str, metrics: dict, folder) -> list[str]:
     parts = [f"{label} {_figure(metrics[name])}" for name, label in task.shown]
     half = (len(parts) + 1) // 2
     return [f"{split} ({metrics['n']:,} images)  " + "  ".join(parts[:half]), "  " + "  ".join(parts[half:]),
+            *task.by_target(metrics),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
 

@@ -1,0 +1,190 @@
+"""Regression: a CSV with numbers to predict, a head with a token a target, figures in the CSV's own units."""
+
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import RegressionLoss
+from jobs.task import Task
+from util import datasets
+from util import options as flags
+from util.agreement import agreement_figures, agreement_files
+from util.errors import InputError
+from util.regression_data import parse_transforms, read_regression_csv
+from util.regression_head import RegressionHead
+from util.regression_metrics import (
+    FIGURES,
+    metric_columns,
+    predictions_table,
+    read_predictions,
+    regression_metrics,
+)
+from util.results import RunFolder
+from util.state_dicts import Fit, WeightFile
+from util.targets import Covariate, TargetScale, encode_all
+
+
+class Regression(Task):
+    """Several numbers a picture."""
+
+    kind, program, score = "regression", "main_regression.py", "r2"
+    curves = ("loss", *FIGURES)
+    shown = (("r2", "R2"), ("pearson", "r"), ("mae", "MAE"), ("rmse", "RMSE"), ("loss", "loss"))
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.scale: TargetScale | None = None
+        self.covariates_read: tuple[Covariate, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return metric_columns(self.options.targets)
+
+    @property
+    def probes_features(self) -> bool:
+        return self.options.adaptation == "lp"
+
+    # ---- data
+
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> datasets.Data:
+        options = self.options
+        if not options.csv_file:
+            raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
+        if resumed is not None:
+            known = resumed.rest["targets"]["names"]
+            if options.targets != known:
+                raise InputError(f"--targets {' '.join(options.targets)}: {resumed.path} predicts {' '.join(known)}; leave the "
+                                 "flag out")
+        transforms = parse_transforms(options.target_transform, options.targets)
+        return read_regression_csv(options.csv_file, options.targets, options.path_col, options.split_col, options.patient_col,
+                                   options.covariates, transforms, options.dropna, splits)
+
+    def settle(self, data: datasets.Data, resumed: WeightFile | None) -> datasets.Data:
+        """Means and standard deviations: of the training rows, or of those that the checkpoint was trained on."""
+        if resumed is not None:
+            self.scale = TargetScale.from_plain(resumed.rest["targets"])
+            self.covariates_read = tuple(Covariate.from_plain(stored) for stored in resumed.rest["covariates"])
+            self._check_covariates(data)
+            return data
+        train = data.table[data.table["split"] == "train"]
+        values = train[[f"true_{name}" for name in self.options.targets]].to_numpy(np.float64)
+        transforms = parse_transforms(self.options.target_transform, self.options.targets)
+        self.scale = TargetScale.learn(self.options.targets, transforms, values)
+        self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
+                                     for name in self.options.covariates)
+        self._check_covariates(data)
+        return data
+
+    def _check_covariates(self, data: datasets.Data) -> None:
+        """InputError for text in a column of numbers; a note for levels that training did not have."""
+        for covariate in self.covariates_read:
+            cells = data.table[f"covariate_{covariate.name}"]
+            if covariate.is_category:
+                unknown = sorted(set(cells) - set(covariate.levels) - {""})
+                if unknown:
+                    data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
+                                      f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
+                continue
+            wrong = pd.to_numeric(cells.where(cells != "", "nan"), errors="coerce").isna() & ~cells.isin(["", "nan"])
+            if wrong.any():
+                found = ", ".join(map(repr, cells[wrong].unique()[:5]))
+                raise InputError(f"{self.options.csv_file}: covariate {covariate.name} is a number in train, but elsewhere "
+                                 f"there is {found}: correct the column")
+
+    def _true(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows[[f"true_{name}" for name in self.scale.names]].to_numpy(np.float64)
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        return self.scale.standardise(self._true(rows)).astype(np.float32)
+
+    def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
+        return encode_all(self.covariates_read, [list(rows[f"covariate_{c.name}"]) for c in self.covariates_read])
+
+    # ---- model
+
+    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
+        options = self.options
+        features = models_vit.build_model(backbone, 0, options.input_size, options.drop_path, options.global_pool,
+                                          options.fc_norm_passes)
+        return models_vit.Regressor(features, self.new_head(models_vit.feature_width(features)))
+
+    def new_head(self, width: int) -> RegressionHead:
+        options = self.options
+        return RegressionHead(width, len(self.scale.names), options.head_embed_dim, options.head_depth, options.head_num_heads,
+                              options.head_mlp_ratio, options.head_dropout, self.covariates_read)
+
+    def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.backbone
+
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.regression_head
+
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
+        return models_vit.load_trained(model, backbone, file)
+
+    def freeze(self, model: torch.nn.Module) -> None:
+        models_vit.freeze_backbone(model)
+
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        known = (~np.isnan(self._true(train_rows))).sum(axis=1).mean()
+        return RegressionLoss(self.options.huber_beta, float(known))
+
+    # ---- figures
+
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
+
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        return regression_metrics(predictions, self.scale, self.options.huber_beta)
+
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
+        return agreement_figures(predictions, list(self.scale.names), folder.path, split)
+
+    def pictures(self, split: str) -> str:
+        files = agreement_files(split, list(self.scale.names))
+        return files[0] + (f" and {len(files) - 1} more targets' pictures" if len(files) > 1 else "")
+
+    def by_target(self, metrics: dict[str, float]) -> list[str]:
+        width = max(map(len, self.scale.names))
+        return [f"  {name:<{width}}  " + "  ".join(
+            f"{label} {'undefined' if np.isnan(metrics[f'{figure}_{name}']) else format(metrics[f'{figure}_{name}'], '.4g')}"
+            for figure, label in self.shown[:4]) + f"  n {metrics[f'n_{name}']:,.0f}" for name in self.scale.names]
+
+    # ---- what is said and stored
+
+    def describe_data(self, data: datasets.Data) -> list[str]:
+        table = data.table
+        totals = ", ".join(f"{split} {(table['split'] == split).sum():,}" for split in datasets.SPLITS
+                           if (table["split"] == split).any())
+        lines = [f"data       {self.options.csv_file}: {len(self.scale.names)} targets; {totals}"]
+        width = max(map(len, self.scale.names))
+        for name, transform, mean, sd in zip(*self.scale.plain().values(), strict=True):
+            logarithm = ", of the logarithm" if transform == "log" else ""
+            known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
+            lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; known in "
+                         + ", ".join(f"{split} {known[split]:,}" for split in datasets.SPLITS if split in known))
+        for covariate in self.covariates_read:
+            kind = f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else (
+                f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
+            lines.append(f"           covariate {covariate.name}: {kind}")
+        return lines
+
+    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+        names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
+        typed = [f"--{name}" for name in names if name in parsed.typed]
+        if not (self.probes_features and typed):
+            return []
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole picture)"]
+
+    def stored(self) -> dict:
+        return {"targets": self.scale.plain(), "covariates": [covariate.plain() for covariate in self.covariates_read]}
+
+    def facts(self, data: datasets.Data) -> dict:
+        return {**self.stored(), "images": {split: int((data.table["split"] == split).sum()) for split in datasets.SPLITS}}
+
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with --finetune")

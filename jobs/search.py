@@ -1,0 +1,287 @@
+"""A search for good settings of a regression: trials under one process or several, every one from the same start.
+
+The main process owns the study: it asks, reports, decides to prune and tells; parameters, decisions and errors go to all
+processes, which begin and leave every trial together. The process group is made once, for the whole search.
+"""
+
+import copy
+import math
+import sys
+import time
+from argparse import Namespace
+from dataclasses import replace
+
+import optuna
+import torch
+from sqlalchemy.exc import SQLAlchemyError
+from tqdm import tqdm
+
+import models_vit
+from jobs.job import Job, loader, plan_training, prepare, without_effect_here
+from jobs.regression import Regression
+from jobs.training import Epoch, epochs, evaluate, features_of, is_better, trainer_of
+from util import hpo, summary
+from util import options as flags
+from util.distributed import World
+from util.errors import RunError
+
+
+def search(parsed: flags.Parsed, world: World) -> None:
+    """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
+    options = parsed.options
+    job = prepare(parsed, world, Regression(options))
+    frozen = options.adaptation == "lp"
+    depth = has_stochastic_depth(job)
+    parameters = hpo.space(job.model.regression_head.dim, frozen, depth)
+    world.say(*summary.describe(job), *without_effect_here(parsed, job), *_describe(job, parameters, frozen, depth))
+    if options.dry_run:
+        world.say("dry run: no trial was begun")
+        return
+    job.precision.prepare()
+    job.model.to(world.device)
+    if frozen:
+        job.features = features_of(job)
+    try:
+        Search(job, parameters).run()
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
+        raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it works") from error
+
+
+def has_stochastic_depth(job: Job) -> bool:
+    """Whether timm builds this model with a drop path, asked by building it without memory."""
+    try:
+        with torch.device("meta"):
+            models_vit.build_model(job.backbone, 0, job.options.input_size, 0.1, job.options.global_pool)
+    except models_vit.NoStochasticDepth:
+        return False
+    return True
+
+
+def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bool) -> list[str]:
+    options = job.options
+    lines = [f"search     {options.optuna_trials} trials of {options.optuna_epochs} epochs in total, "
+             f"{options.optuna_direction} {options.optuna_metric} on val; sampler {options.optuna_sampler}, pruner "
+             f"{options.optuna_pruner}",
+             f"           {', '.join(parameter.name for parameter in parameters)}",
+             f"           lr is taken as it is; batch {options.batch_size} x accumulation {options.accum_iter} x processes = "
+             f"{job.plan.step_size}"]
+    if frozen:
+        lines.append("           layer_decay and drop_path are not proposed: the backbone is frozen")
+    elif not depth:
+        lines.append(f"           drop_path is not proposed: {job.backbone.arch} has no stochastic depth")
+    return lines
+
+
+class Search:
+    """The trials of this group of processes."""
+
+    def __init__(self, job: Job, parameters: list[hpo.Parameter]):
+        options = job.options
+        self.job, self.world, self.folder = job, job.world, job.folder
+        seed = options.optuna_seed if options.optuna_seed is not None else options.seed
+        ends_at = None if options.optuna_timeout is None else time.monotonic() + options.optuna_timeout
+        self.settings = hpo.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
+        self.backbone_state = {name: tensor.clone() for name, tensor in job.model.backbone.state_dict().items()}
+        self.backbone_buffers = {name: tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
+        self.study = self.world.main_first(lambda: self._open() if self.world.is_main else None)
+
+    def _open(self) -> optuna.Study:
+        options = self.job.options
+        storage = options.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
+        made_for = {"metric": options.optuna_metric, "epochs": options.optuna_epochs, "targets": list(options.targets),
+                    "model": self.job.backbone.arch, "adaptation": options.adaptation, "data": self.job.data.fingerprint}
+        return hpo.open_study(hpo.open_storage(storage), options.optuna_study_name or options.task, options.optuna_direction,
+                              made_for, options.optuna_resume, options.optuna_pruner)
+
+    def run(self) -> None:
+        world, began = self.world, time.monotonic()
+        bar = tqdm(total=self.settings.total, desc="trials", unit="trial", leave=False,
+                   disable=not (world.is_main and sys.stderr.isatty()))
+        self.say = (lambda line: bar.write(line) if not bar.disable else print(line, flush=True))
+        while True:
+            chosen = world.from_main(self._next() if world.is_main else None)
+            if chosen is None:
+                break
+            number, params, seed = chosen
+            started = time.monotonic()
+            state, value, reason = self._trial(params, seed)
+            if world.is_main:
+                self._tell(state, value, reason)
+                bar.n = sum(map(hpo.counts, self.study.get_trials(deepcopy=False)))
+                best = hpo.best_of(self.study)
+                bar.set_postfix_str("" if best is None else f"best {best.value:.4f}")
+                self.say(self._trial_line(number, state, value, reason, params, best, time.monotonic() - started))
+        bar.close()
+        self._finish(began)
+
+    # ---- one trial
+
+    def _next(self) -> tuple[int, dict, int] | None:
+        found = hpo.next_trial(self.study, self.settings, self.say)
+        if found is None:
+            return None
+        self.trial, params = found
+        return self.trial.number, params, hpo.trial_seed(self.settings, self.trial)
+
+    def _trial(self, params: dict, seed: int) -> tuple[str, float | None, str]:
+        """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
+        try:
+            job = self._job_of(params, seed)
+            trainer = trainer_of(job)
+            if self.world.size > 1 and self.world.any(not _fits_in_memory(job)):
+                return "fail", None, self._memory_is_full()
+            return self._epochs(job, trainer)
+        except torch.OutOfMemoryError:
+            if self.world.size > 1:
+                raise  # the others wait inside a step: the group has to end, and the trial is put in the queue again
+            return "fail", None, self._memory_is_full()
+        except RunError as error:
+            if not error.everywhere:
+                raise
+            return "fail", None, str(error)
+
+    def _memory_is_full(self) -> str:
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return f"the device's memory is full at --batch_size {self.job.options.batch_size}"
+
+    def _epochs(self, job: Job, trainer) -> tuple[str, float | None, str]:
+        options, best, best_weights = job.options, None, None
+        figures = self._tensorboard() if self.world.is_main else None
+        longest = 0.0
+        for epoch in epochs(job, trainer, 0):
+            value = epoch.metrics[options.optuna_metric]
+            longest = max(longest, epoch.seconds)
+            if self._improves(value, best):
+                best = value
+                if options.optuna_eval_test:
+                    best_weights = {name: tensor.detach().clone() for name, tensor in job.running.state_dict().items()}
+                if self.world.is_main:
+                    self.trial.set_user_attr("best_epoch", epoch.number)
+            prune = self.world.from_main(self._report(epoch, best, longest, figures) if self.world.is_main else None)
+            if prune:
+                return "pruned", best, ""
+        if best is None or math.isnan(best):
+            return "fail", None, f"{options.optuna_metric} on val is undefined"
+        if options.optuna_eval_test:
+            self._score_test(job, best_weights)
+        return "complete", best, ""
+
+    def _improves(self, value: float, best: float | None) -> bool:
+        if best is not None and math.isnan(value):
+            return False
+        return is_better(value, best) if self.job.options.optuna_direction == "maximize" else (
+            best is None or math.isnan(best) or value < best)
+
+    def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
+        """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
+        self.trial.set_user_attr("lease", hpo.lease(hpo.lease_length(longest)))
+        values = {**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}}
+        for name, value in values.items():
+            if value is not None and not math.isnan(value):
+                figures.add_scalar(name, value, epoch.number)
+        figures.flush()
+        self.trial.report(best, epoch.number)
+        return self.trial.should_prune()
+
+    def _tensorboard(self):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with self.folder.writing(self.folder.tensorboard_path):
+            return SummaryWriter(str(self.folder.tensorboard_path / f"trial_{self.trial.number:04d}"))
+
+    def _score_test(self, job: Job, weights: dict) -> None:
+        job.running.load_state_dict(weights)
+        predictions = evaluate(job, "test", loader(job, "test"))
+        if self.world.is_main:
+            metrics, _ = job.task.metrics(predictions)
+            self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
+                                              for name, value in metrics.items()})
+
+    def _job_of(self, params: dict, seed: int) -> Job:
+        """The job of a trial: its own settings and head, the backbone as it was at the start."""
+        base = self.job
+        options = Namespace(**{**vars(base.options), **params, "seed": seed, "epochs": base.options.optuna_epochs})
+        task = copy.copy(base.task)
+        task.options = options
+        torch.manual_seed(seed)
+        if base.features is not None:
+            model = models_vit.Regressor(base.model.backbone, task.new_head(models_vit.feature_width(base.model.backbone)))
+        else:
+            model = task.build(base.backbone)
+            model.backbone.load_state_dict(self.backbone_state)
+            for name, buffer in model.backbone.named_buffers():
+                buffer.copy_(self.backbone_buffers[name])
+        if options.adaptation == "lp":
+            task.freeze(model)
+        job = replace(base, options=options, task=task, model=model.to(self.world.device))
+        plan_training(job)
+        return job
+
+    # ---- after it
+
+    def _tell(self, state: str, value: float | None, reason: str) -> None:
+        if state == "fail":
+            self.trial.set_user_attr("reason", reason)
+            self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
+        elif state == "pruned":
+            self.study.tell(self.trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(self.trial, value)
+        hpo.write_results(self.study, self.folder.path, self.job.options.optuna_metric, self.job.options.optuna_epochs)
+
+    def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
+        shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
+        result = f"{self.job.options.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
+        sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
+        return f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  {summary.duration(seconds)}"
+
+    def _finish(self, began: float) -> None:
+        if self.world.is_main:
+            lines = self._results(began)
+            self.world.say(*lines)
+        self.world.barrier()
+        if self.world.from_main(hpo.best_of(self.study) is None if self.world.is_main else None):
+            raise RunError(f"no trial came to an end by itself: the reasons stand in {self.folder.path}/optuna_trials.csv",
+                           everywhere=True)
+
+    def _results(self, began: float) -> list[str]:
+        options, path = self.job.options, self.folder.path
+        hpo.write_results(self.study, path, options.optuna_metric, options.optuna_epochs)
+        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False) if hpo.counts(trial)]
+        counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
+        lines = [f"{len(states)} trials ({counted}) in {summary.duration(time.monotonic() - began)}"]
+        best = hpo.best_of(self.study)
+        if best is None:
+            return lines
+        lines += hpo.draw(self.study, path)
+        lines.append(f"best: trial {best.number}, {options.optuna_metric} {best.value:.4f}: "
+                     + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
+        lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "
+                     "optuna_slices.png")
+        lines.append(f"now train once more, at the full number of epochs: --params {path / 'optuna_best.json'} instead of the "
+                     "search's flags")
+        return lines
+
+
+def _fits_in_memory(job: Job) -> bool:
+    """Whether a full batch goes forward and back on this device, tried without the other processes, who would otherwise
+    wait inside a step for one that has run out of memory."""
+    options, model = job.options, job.running.train()
+    try:
+        rows = job.features["train"][:options.batch_size] if job.features is not None else torch.zeros(
+            options.batch_size, 3, options.input_size, options.input_size)
+        inputs = (rows.to(job.world.device),)
+        if job.task.covariates_read:
+            inputs += (torch.zeros(len(rows), len(job.task.covariates_read), device=job.world.device),)
+        with job.precision.autocast():
+            loss = model(*inputs).float().sum()
+        loss.backward()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True
+
+

@@ -1,0 +1,63 @@
+"""Predict numbers from retinal images, and search for good settings with Optuna.
+
+On a laptop's CPU, with the demo's pictures (sh search.sh does this):
+    python main_regression.py --model timm --model_arch efficientvit_m0 --input_size 128 --csv_file demo_data/demo.csv \
+        --targets vessel_width disc_radius lesion_area
+On one GPU or several of a machine, RETFound's weights by default:
+    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --targets tc ldl hdl --task NAME
+A search, then the final run with what it found:
+    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --optuna_trials 20 --optuna_epochs 10 --task S
+    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --params output_dir/S/optuna_best.json --task F
+Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
+"""
+
+import sys
+
+from util import options as flags
+from util import regression_options as own
+from util.errors import InputError, exit_code_of
+
+
+def make_parser() -> flags.OneLineParser:
+    parser = flags.OneLineParser(prog="main_regression.py", description=__doc__.split("\n")[0])
+    flags.add_model_flags(parser, finetune=own.DEFAULT_WEIGHTS)
+    own.add_head_flags(parser)
+    own.add_csv_flags(parser)
+    flags.add_image_flags(parser, crop_scale=(0.8, 1.0))
+    flags.add_optimisation_flags(parser, batch_size=64, epochs=30, accum_iter=2, blr=2e-3, warmup_epochs=5)
+    own.add_search_flags(parser)
+    flags.add_run_flags(parser, num_workers=8)
+    flags.add_distribution_flags(parser)
+    own.add_compatibility_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parsed = flags.parse(make_parser(), argv)
+    options = parsed.options
+    if not options.csv_file and not options.resume:
+        raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
+    lines = own.take_params(parsed)
+    flags.check_combinations(parsed)
+    lines += own.check_search(parsed)
+
+    from jobs.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
+    from jobs.regression_start import resolve_names
+    from jobs.training import run
+    from util.distributed import process_group
+
+    resolve_names(parsed)
+    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
+        world.say(*flags.without_effect(parsed, own.WITHOUT_EFFECT), *lines, *filter(None, [world.note]))
+        if options.optuna_trials:
+            from jobs.search import search
+
+            search(parsed, world)
+            return 0
+        for job in flags.one_run_a_ratio(parsed):
+            run(job, world, Regression(job.options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
