@@ -14,6 +14,7 @@ import torch
 from timm.layers import trunc_normal_
 
 from util.errors import InputError
+from util.lr_decay import layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
 from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in, read_weights, set_buffers
 
@@ -195,6 +196,7 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
             whole = timm.create_model(backbone.timm_name, pretrained=False, **options | {"num_classes": 1})
         model.without_head = tuple(sorted({name.rpartition(".")[0] for name in whole.state_dict().keys()
                                            - model.state_dict().keys()}))
+        model.layers_with_head = layer_of_parameters(whole)
     else:
         _start_head(model)
     return model

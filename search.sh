@@ -44,7 +44,7 @@ fi
 if [ "$demo" = yes ]; then
     asks_for_help "$@" || (cd "$ROOT" && "$PYTHON" -m util.demo_data demo_data)
     TASK=${TASK:-demo_search}
-    TARGETS=$DEMO_TARGETS TRIALS=6 TRIAL_EPOCHS=4 EPOCHS=14
+    TARGETS=$DEMO_TARGETS TRIALS=6 TRIAL_EPOCHS=5 EPOCHS=20
     # shellcheck disable=SC2086 # a list of flags
     set -- $DEMO_REGRESSION --csv_file "$DEMO_DATA/demo.csv" --output_dir "$ROOT/output_dir" --log_dir "$ROOT/output_logs" "$@"
 else

@@ -183,7 +183,7 @@ class Search:
                 figures.add_scalar(name, value, epoch.number)
         figures.flush()
         self.trial.report(best, epoch.number)
-        return self.trial.should_prune()
+        return bool(self.trial.should_prune())
 
     def _tensorboard(self):
         from torch.utils.tensorboard import SummaryWriter
@@ -255,7 +255,7 @@ class Search:
         best = hpo.best_of(self.study)
         if best is None:
             return lines
-        lines += hpo.draw(self.study, path)
+        lines += hpo.draw(self.study, path, options.optuna_metric)
         lines.append(f"best: trial {best.number}, {options.optuna_metric} {best.value:.4f}: "
                      + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
         lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "

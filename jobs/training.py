@@ -50,7 +50,9 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
 def _memory(job: Job) -> list[str]:
     if job.options.eval:
         return []
-    estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name)
+    covariates = job.task.covariates(job.rows("train")[:1])
+    estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name,
+                               0 if covariates is None else covariates.shape[1])
     return [f"memory     about {estimate}"]
 
 

@@ -59,12 +59,13 @@ def start(tmp_path, monkeypatch, capsys, pictures):
     return run
 
 
-def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300, **environment):
-    """Start main_finetune.py for real, under torchrun for several processes -> CompletedProcess."""
-    command = [sys.executable, str(ROOT / "main_finetune.py")]
+def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300, program: str = "main_finetune.py",
+                  **environment):
+    """Start a program for real, under torchrun for several processes -> CompletedProcess."""
+    command = [sys.executable, str(ROOT / program)]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-                   str(ROOT / "main_finetune.py")]
+                   str(ROOT / program)]
     return subprocess.run([*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=timeout,
                           env=os.environ | {"PYTHONPATH": str(ROOT), **environment})
 

@@ -83,8 +83,8 @@ def open_storage(place: str):
     if "://" not in place:
         from optuna.storages.journal import JournalFileBackend
 
+        _make_folder(place, Path(place).parent)
         try:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(JournalFileBackend(place))
         except OSError as error:
             raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
@@ -100,7 +100,7 @@ def open_storage(place: str):
     if url.drivername == "postgresql":
         url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
     if url.drivername.startswith("sqlite") and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(place, Path(url.database).parent)
     for left in reversed(range(OPENING_TRIES)):
         try:
             return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_engine(url))
@@ -111,6 +111,13 @@ def open_storage(place: str):
             time.sleep(0.5 * (1 + os.getpid() % 7 / 7))
         except ImportError as error:
             raise InputError(f"--optuna_storage {shown}: its driver is not installed ({error})") from error
+
+
+def _make_folder(place: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
 
 
 def _postgres_driver(shown: str) -> str:
@@ -303,9 +310,10 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(study: optuna.Study, folder: Path) -> list[str]:
+def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
     """optuna_history.png, optuna_importances.png, optuna_slices.png by Optuna's own plots; lines about what lacks."""
     import matplotlib
+    from matplotlib.ticker import NullFormatter
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -320,13 +328,15 @@ def draw(study: optuna.Study, folder: Path) -> list[str]:
         for name, plot in (("history", plots.plot_optimization_history), ("importances", plots.plot_param_importances),
                            ("slices", plots.plot_slice)):
             try:
-                axes = plot(study)
+                axes = plot(study, target=lambda trial: trial.value, target_name=f"{metric} on val")
             except (ValueError, RuntimeError) as error:  # importances of trials that all came to the same value
                 notes.append(f"no picture of the {name}: {str(error).splitlines()[0]}")
                 continue
             figure = axes.flat[0].figure if hasattr(axes, "flat") else axes.figure
             if name == "slices":
                 figure.set_size_inches(2.6 * len(axes), 3.2)
+                for axis in axes.flat:
+                    axis.xaxis.set_minor_formatter(NullFormatter())  # of logarithmic axes: they would overlap
             figure.savefig(folder / f"optuna_{name}.png", dpi=110, bbox_inches="tight")
             pyplot.close(figure)
     return notes

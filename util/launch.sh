@@ -151,5 +151,5 @@ with socket.socket() as listener:
 DEMO_DATA=$ROOT/demo_data
 DEMO_MODEL="--model timm --model_arch efficientvit_m0 --input_size 128 --nb_classes 5"
 DEMO_TARGETS="vessel_width disc_radius lesion_area lesion_count disc_x brightness"
-DEMO_REGRESSION="--model timm --model_arch test_resnet --input_size 96 --batch_size 16 --accum_iter 1 --warmup_epochs 1
+DEMO_REGRESSION="--model timm --model_arch test_resnet --input_size 128 --batch_size 32 --accum_iter 1 --warmup_epochs 1
     --aa none --reprob 0 --hflip 0"

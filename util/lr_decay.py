@@ -21,6 +21,9 @@ def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
         outside = {name: last for name, _ in model.named_parameters() if not name.startswith("backbone.")}
         return {f"backbone.{name}": layer for name, layer in inside.items()} | outside, last
     names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "layers_with_head"):  # built without a classifier: a head of ours stands where that would
+        layer_of, last = model.layers_with_head
+        return {name: layer_of[name] for name in names}, last
     if hasattr(model, "patch_embed") and isinstance(getattr(model, "blocks", None), torch.nn.Sequential | torch.nn.ModuleList):
         layers = len(model.blocks) + 1
         return {name: _vit_layer(name, layers) for name in names}, layers

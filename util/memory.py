@@ -32,19 +32,21 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def estimate_memory(model: torch.nn.Module, batch_size: int, input_size: int, precision: str) -> MemoryEstimate:
+def estimate_memory(model: torch.nn.Module, batch_size: int, input_size: int, precision: str,
+                    num_covariates: int = 0) -> MemoryEstimate:
     """Weights and gradients in fp32, AdamW's two moments, and the tensors that autograd saves for one batch.
 
     The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and every
-    tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or fp16.
+    tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or fp16;
+    `num_covariates`: what the model reads beside each picture.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     weights += sum(b.numel() * b.element_size() for b in model.buffers())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return MemoryEstimate(weights, trained, 2 * trained, _saved_bytes(model, batch_size, input_size, precision))
+    return MemoryEstimate(weights, trained, 2 * trained, _saved_bytes(model, batch_size, input_size, precision, num_covariates))
 
 
-def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str) -> int:
+def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str, num_covariates: int) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     shadow = copy.deepcopy(model).to("meta").train()
@@ -61,7 +63,10 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         half = torch.bfloat16  # fp16 is as large, and known to the CPU's kernels in fewer places
         casting = torch.autocast("cpu", dtype=half) if precision != "fp32" else nullcontext()
         with fake, casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            shadow(torch.empty(batch_size, 3, input_size, input_size)).float().sum()
+            inputs = (torch.empty(batch_size, 3, input_size, input_size),)
+            if num_covariates:
+                inputs += (torch.empty(batch_size, num_covariates),)
+            shadow(*inputs).float().sum()
     return sum(kept.values())
 
 

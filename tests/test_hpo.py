@@ -1,0 +1,170 @@
+"""The study: proposals, totals, killed trials taken back, results; with a storage of each kind."""
+
+import json
+import os
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from util import hpo
+from util.errors import InputError
+from util.regression_options import SEARCHED
+
+JOB = {"metric": "r2", "epochs": 3}
+
+
+def settings(total=3, seed=0, sampler="tpe", width=64):
+    return hpo.Settings(total, seed, sampler, hpo.space(width))
+
+
+@pytest.fixture(params=["sqlite", "journal"])
+def place(request, tmp_path):
+    return f"sqlite:///{tmp_path}/o.db" if request.param == "sqlite" else str(tmp_path / "journal.log")
+
+
+def study_in(place, resume=False, direction="maximize", job=JOB, pruner="none"):
+    return hpo.open_study(hpo.open_storage(place), "s", direction, job, resume, pruner)
+
+
+def run_all(study, settings, value=lambda trial, params: -abs(params["lr"] - 1e-3)):
+    """Run the search with a function in the place of training -> [(number, parameters, seed)]."""
+    done, lines = [], []
+    while (found := hpo.next_trial(study, settings, lines.append)) is not None:
+        trial, params = found
+        done.append((trial.number, params, hpo.trial_seed(settings, trial)))
+        study.tell(trial, value(trial, params))
+    return done, lines
+
+
+def test_space_is_the_contracts():
+    found = {parameter.name: parameter for parameter in hpo.space(64)}
+    assert tuple(found) == SEARCHED
+    ranges = {name: (p.low, p.high, p.log) for name, p in found.items() if not p.choices}
+    assert ranges == {"lr": (5e-5, 5e-3, True), "weight_decay": (1e-6, 0.1, True), "layer_decay": (0.4, 0.95, False),
+                      "drop_path": (0.0, 0.4, False), "head_dropout": (0.0, 0.5, False), "head_depth": (1, 4, False),
+                      "head_mlp_ratio": (1.0, 4.0, False), "huber_beta": (0.5, 2.0, False)}
+    assert found["head_num_heads"].choices == (2, 4, 8)
+
+
+def test_heads_that_do_not_divide_are_never_proposed_and_a_frozen_backbone_has_less():
+    assert [p.choices for p in hpo.space(12) if p.choices] == [(2, 4)]
+    with pytest.raises(InputError, match="--head_embed_dim"):
+        hpo.space(15)
+    assert {"layer_decay", "drop_path"}.isdisjoint(p.name for p in hpo.space(64, frozen=True))
+    assert "drop_path" not in {p.name for p in hpo.space(64, stochastic_depth=False)}
+
+
+def test_total_is_of_the_study_and_the_same_whoever_asks(place, tmp_path):
+    whole, _ = run_all(study_in(place), settings(5))
+    assert [number for number, _, _ in whole] == [0, 1, 2, 3, 4]
+    assert run_all(study_in(place, resume=True), settings(5))[0] == []
+    other = f"sqlite:///{tmp_path}/other.db"
+    first, _ = run_all(study_in(other), settings(2))
+    rest, _ = run_all(study_in(other, resume=True), settings(5))  # a second start adds what is missing
+    assert first + rest == whole
+    different, _ = run_all(study_in(f"sqlite:///{tmp_path}/third.db"), settings(2, seed=1))
+    assert different[0][1] != whole[0][1] and different[0][2] != whole[0][2]
+
+
+def test_a_study_is_not_continued_by_accident_or_for_another_job(place):
+    study_in(place)
+    with pytest.raises(InputError, match="--optuna_resume"):
+        study_in(place)
+    with pytest.raises(InputError, match="epochs 3 -> 4"):
+        study_in(place, resume=True, job=JOB | {"epochs": 4})
+    with pytest.raises(InputError, match="maximized, not minimized"):
+        study_in(place, resume=True, direction="minimize")
+
+
+def kill(study, hold):
+    """Leave a trial running as a process that was killed leaves it."""
+    trial = study.ask()
+    params = {parameter.name: parameter.propose(trial) for parameter in hpo.space(64)}
+    if hold is not None:
+        trial.set_user_attr("lease", hold)
+    return trial.number, params
+
+
+def test_killed_trials_are_run_again_neither_lost_nor_doubled(place):
+    study = study_in(place)
+    dead = hpo.lease(1000) | {"started": "1"}  # this machine's, of a process that is no more
+    over = {"host": "elsewhere", "pid": 1, "started": "1", "until": time.time() - 1}
+    left = [kill(study, dead), kill(study, over)]
+    done, lines = run_all(study, settings(4))
+    assert len(done) == 4 and sum("was left running" in line for line in lines) == 2
+    assert [params for _, params, _ in done[:2]] == [params for _, params in left]
+    assert [seed for _, _, seed in done[:2]] == [hpo.number_from("trial", 0, number) for number, _ in left]
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) == 4 and states.count(TrialState.FAIL) == 2
+    assert sum(map(hpo.counts, study.trials)) == 4
+
+
+def test_a_trial_that_lives_elsewhere_counts_and_is_left_alone(place):
+    study = study_in(place)
+    alive = {"host": "elsewhere", "pid": 1, "started": "1", "until": time.time() + 1.0}
+    number, params = kill(study, alive)
+    begun = time.monotonic()
+    done, lines = run_all(study, settings(2))  # waits for it, and runs it when its lease is over
+    assert len(done) == 2 and time.monotonic() - begun >= 0.9
+    assert "waiting for 1 trials" in lines[0] and done[1][1] == params
+
+
+def test_what_kills_its_process_every_time_is_given_up(place):
+    study = study_in(place)
+    for _ in range(hpo.MOST_STARTS):
+        hpo.take_back_killed(study)
+        kill(study, hpo.lease(1000) | {"started": "1"})
+    assert "not tried again" in hpo.take_back_killed(study)[0]
+    assert sum(map(hpo.counts, study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
+
+
+def test_own_running_trial_is_alive():
+    held = hpo.lease(0)
+    assert held["pid"] == os.getpid() and held["started"] == hpo.process_start(os.getpid())
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_user_attr("lease", held)
+    assert hpo.is_alive(study.trials[0])
+
+
+@pytest.mark.parametrize("pruner, expected", [("none", False), ("median", True)])
+def test_none_never_prunes(place, pruner, expected):
+    study = study_in(place, pruner=pruner)
+    for _ in range(6):
+        trial = study.ask()
+        trial.report(1.0, 0)
+        study.tell(trial, 1.0)
+    trial = study.ask()
+    trial.report(0.0, 0)
+    assert bool(trial.should_prune()) is expected
+
+
+def test_results(place, tmp_path):
+    study = study_in(place)
+    done, _ = run_all(study, settings(4))
+    failed = study.ask()
+    failed.set_user_attr("reason", "diverged")
+    study.tell(failed, state=TrialState.FAIL)
+    hpo.write_results(study, tmp_path, "r2", 3)
+    best = json.loads((tmp_path / "optuna_best.json").read_text())
+    assert best["params"] == max(done, key=lambda entry: -abs(entry[1]["lr"] - 1e-3))[1]
+    assert {name: best[name] for name in ("metric", "direction", "epochs", "study")} == {
+        "metric": "r2", "direction": "maximize", "epochs": 3, "study": "s"}
+    table = hpo.trials_table(study)
+    assert list(table["state"]) == ["complete"] * 4 + ["fail"] and table["reason"][4] == "diverged"
+    assert hpo.draw(study, tmp_path, "r2") == []
+    for name in ("history", "importances", "slices"):
+        assert (tmp_path / f"optuna_{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("place, says", [
+    ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"), ("nonsense://", "no address of a database|can't be opened"),
+    ("/proc/nothing/j.log", "can't be written"), ("sqlite:////proc/nothing/o.db", "can't be")])
+def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, says, monkeypatch):
+    pytest.importorskip("psycopg") if place.startswith("postgresql") else None
+    monkeypatch.setattr(hpo, "OPENING_TRIES", 1)
+    with pytest.raises(InputError, match=says) as caught:
+        hpo.open_storage(place)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)

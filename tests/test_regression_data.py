@@ -1,0 +1,78 @@
+"""A CSV of numbers: every mistake is one line with column and line, missing cells stay missing."""
+
+import numpy as np
+import pytest
+
+from util.errors import InputError
+from util.regression_data import parse_transforms, read_regression_csv
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """csv(rows…) writes them below the header path,split,patient,age,tc,ldl and returns the path."""
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+
+    def write(*rows, header="path,split,patient,age,tc,ldl"):
+        path = tmp_path / "data.csv"
+        path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+ROWS = ("0.png,train,p0,50,5.1,3", "1.png,Train,p1,60,4.2,", "2.png,iv,p2,NA,6,2.5", "3.png,EV,p0,44,5.5,nan")
+
+
+def test_rows_splits_and_missing_cells(csv, tmp_path):
+    data = read_regression_csv(csv(*ROWS), ["tc", "ldl"], patient_col="patient", covariates=["age"])
+    table = data.table
+    assert list(table["split"]) == ["train", "train", "val", "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
+    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60", "", "44"]
+    assert np.isnan(table["true_ldl"]).tolist() == [False, True, False, True]
+    text = " ".join(data.notes)
+    assert "ldl is missing in some rows (train 1 of 2, test 1 of 1)" in text and "age is missing" in text
+    assert "warning: 1 of 3 patients are in more than one split (p0)" in text
+
+
+def test_dropna_counts(csv):
+    data = read_regression_csv(csv(*ROWS, "4.png,test,p9,1,1,1"), ["tc", "ldl"], dropna=True)
+    assert len(data.table) == 3 and "--dropna left out 2 of 5 rows" in data.notes[0]
+    with pytest.raises(InputError, match="no row with split test after --dropna"):
+        read_regression_csv(csv(*ROWS), ["tc", "ldl"], dropna=True)
+
+
+WRONG = {
+    "absent column": (ROWS, {"targets": ["tc", "hdl"]}, r"line 1: no column hdl \(--targets\); there is"),
+    "absent covariate": (ROWS, {"covariates": ["sex"]}, r"no column sex \(--covariates\)"),
+    "text": (("0.png,train,p,1,high,1", *ROWS[1:]), {}, "column tc has text in 1 of 4 rows: line 2 'high'"),
+    "decimal comma": (("0.png,train,p,1,\"5,1\",1", *ROWS[1:]), {}, "write decimals with a point"),
+    "infinite": (("0.png,train,p,1,inf,1", *ROWS[1:]), {}, "column tc is infinite in 1 rows: line 2 'inf'"),
+    "no val": ((ROWS[0], ROWS[3]), {}, "no row with split val; there is EV, train"),
+    "unknown split": (("0.png,holdout,p,1,1,1", *ROWS[1:]), {}, "line 2 holdout"),
+    "absent file": (("9.png,train,p,1,1,1", *ROWS[1:]), {}, "1 of 4 files are not there: line 2"),
+    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 pictures stand there in two splits, the first on lines 2 and 6"),
+    "logarithm": (("0.png,train,p,1,0,1", *ROWS[1:]), {"transforms": ["log"]}, "tc is not above 0 in 1 rows: line 2 0"),
+    "twice": (ROWS, {"targets": ["tc", "tc"]}, "--targets names tc twice"),
+    "two roles": (ROWS, {"covariates": ["tc"]}, "--covariates tc: already a target"),
+    "path as target": (ROWS, {"targets": ["path"]}, "that column is the path"),
+}
+
+
+@pytest.mark.parametrize("rows, words, says", WRONG.values(), ids=WRONG)
+def test_mistakes_name_column_and_line(csv, rows, words, says):
+    with pytest.raises(InputError, match=says) as caught:
+        read_regression_csv(csv(*rows), **{"targets": ["tc"], **words})
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_first_five_of_many_are_listed(csv):
+    with pytest.raises(InputError, match="text in 7 of 7 rows: line 2 'x'; .* and more") as caught:
+        read_regression_csv(csv(*(f"{n}.png,train,p,1,x,1" for n in range(7))), ["tc"])
+    assert str(caught.value).count("'x'") == 5
+
+
+def test_transforms():
+    assert parse_transforms(["log"], ["a", "b"]) == ["log", "log"] and parse_transforms(["none", "log"], ["a", "b"])[1] == "log"
+    with pytest.raises(InputError, match="each of the 3"):
+        parse_transforms(["log", "none"], ["a", "b", "c"])
