@@ -17,7 +17,7 @@ def copy_scripts(tmp_path):
     """The scripts of the clone, under a path with spaces, quotes, a dollar sign and non-ASCII letters."""
     folder = tmp_path / "眼底 Köln's $HOME"
     (folder / "util").mkdir(parents=True)
-    for name in ("train.sh", "eval.sh", "util/env.sh", "util/environment.py", "util/launch.sh"):
+    for name in ("train.sh", "eval.sh", "search.sh", "util/env.sh", "util/environment.py", "util/launch.sh"):
         shutil.copy(CLONE / name, folder / name)
     needs = ["# a comment", "numpy>=1  # which the tests' Python has", "none-such ; python_version < '3'"]
     (folder / "requirements.txt").write_text("\n".join(needs) + "\n")

@@ -234,3 +234,33 @@ def test_eval_finds_the_demo(clone, stub):
     assert scored["--resume"] == [str(best)] and "--eval" in scored
     for flag in ("--model", "--model_arch", "--input_size", "--nb_classes", "--data_path", "--task", "--output_dir"):
         assert scored[flag] == trained[flag]
+
+
+@in_every_shell
+def test_a_search_and_then_its_final_run(clone, stub, shell, tmp_path):
+    names = {"CSV_FILE": "my data/r.csv", "TARGETS": "tc ldl", "TRIALS": "7", "ADAPTATION": "lp", "STORAGE": "sqlite:///x y.db"}
+    run = Run(clone, stub, "search.sh", "--batch_size", "16", shell=shell, folder=tmp_path, **names)
+    assert (run.returncode, run.stderr) == (0, "")
+    (program, *searching), (_, *final) = run.calls
+    assert program == str(clone / "main_regression.py")
+    searching, final = options(searching), options(final)
+    shared = {"--csv_file": ["my data/r.csv"], "--targets": ["tc", "ldl"], "--adaptation": ["lp"], "--batch_size": ["16"],
+              "--model": ["RETFound_dinov2"], "--finetune": ["RETFound_dinov2_meh"]}
+    assert searching == shared | {"--task": ["r_search"], "--optuna_trials": ["7"], "--optuna_epochs": ["10"],
+                                  "--optuna_resume": [], "--optuna_storage": ["sqlite:///x y.db"]}
+    assert final == shared | {"--task": ["r_search_final"], "--epochs": ["40"], "--resume": ["same"],
+                              "--params": ["./output_dir/r_search/optuna_best.json"]}
+
+
+def test_a_failed_search_has_no_final_run(clone, stub):
+    run = Run(clone, stub, "search.sh", CSV_FILE="r.csv", STUB_EXIT="2")
+    assert run.returncode == 2 and len(run.calls) == 1
+
+
+def test_nothing_set_is_the_demo_search(clone, stub):
+    run = Run(clone, stub, "search.sh")
+    drawing, searching, final = run.calls
+    assert drawing == ["-m", "util.demo_data", "demo_data"] and "demo" in run.stdout
+    assert options(searching[1:])["--csv_file"] == [f"{clone}/demo_data/demo.csv"] == options(final[1:])["--csv_file"]
+    assert len(options(searching[1:])["--targets"]) == 6 and options(searching[1:])["--optuna_trials"] == ["6"]
+    assert options(final[1:])["--params"] == [f"{clone}/output_dir/demo_search/optuna_best.json"]

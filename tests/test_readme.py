@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import models_vit
+from jobs.regression_start import resolve_names
 from main_finetune import make_parser
+from main_regression import make_parser as make_regression_parser
 from util import options as flags
+from util import regression_options
 from util.metrics import METRIC_COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -51,22 +54,23 @@ def shown_default(action: argparse.Action) -> str | list[float]:
         return "none"
     if isinstance(action.default, str):
         return f"`{action.default}`" if action.default else "empty"
+    if action.default == []:
+        return "empty"
+    if isinstance(action.default, list) and isinstance(action.default[0], str):
+        return f"`{' '.join(action.default)}`"
     return list(action.default) if isinstance(action.default, list) else [action.default]
 
 
-def groups() -> dict[str, dict[str, argparse.Action]]:
-    """{group's title: {flag: action}} of the parser, hidden flags and --help left out."""
+def groups(parser=None) -> dict[str, dict[str, argparse.Action]]:
+    """{group's title: {flag: action}} of a parser (main_finetune.py's), hidden flags and --help left out."""
     found = {group.title: {action.option_strings[0]: action for action in group._group_actions
                            if action.help != argparse.SUPPRESS and "--help" not in action.option_strings}
-             for group in make_parser()._action_groups}
+             for group in (parser or make_parser())._action_groups}
     return {title: actions for title, actions in found.items() if actions}
 
 
-@pytest.mark.parametrize("title", groups())
-def test_flags_of_a_group(title):
-    """Each flag of the parser stands under its group with its default and choices, and no other flag stands there."""
-    actions = groups()[title]
-    rows = table_rows(section(title[0].upper() + title[1:], section("All flags")))
+def check_table(actions: dict[str, argparse.Action], rows: list[list[str]]) -> None:
+    """The rows name these flags, no other, each with its default and choices."""
     assert [bare(row[0]) for row in rows] == list(actions)
     for (flag, action), (_, default, meaning) in zip(actions.items(), rows, strict=True):
         expected = shown_default(action)
@@ -78,6 +82,34 @@ def test_flags_of_a_group(title):
             assert f"`{choice}`" in meaning or default == f"`{choice}`", (flag, choice)
 
 
+@pytest.mark.parametrize("title", groups())
+def test_flags_of_a_group(title):
+    """Each flag of the parser stands under its group with its default and choices, and no other flag stands there."""
+    check_table(groups()[title], table_rows(section(title[0].upper() + title[1:], section("All flags"))))
+
+
+OWN_GROUPS = {"head and loss": "Head and loss", "data": "CSV and targets", "search (Optuna)": "Search (Optuna)"}
+
+
+@pytest.mark.parametrize("title", OWN_GROUPS)
+def test_own_flags_of_a_regression(title):
+    own = section("Flags of main_regression.py")
+    check_table(groups(make_regression_parser())[title], table_rows(section(OWN_GROUPS[title], own)))
+
+
+def test_defaults_of_a_regression_that_differ():
+    """The table names the shared flags whose default is another one there, and no other."""
+    own, shared = ({flag: action for actions in groups(parser).values() for flag, action in actions.items()}
+                   for parser in (make_regression_parser(), make_parser()))
+    elsewhere = {flag for title in OWN_GROUPS for flag in groups(make_regression_parser())[title]}
+    differing = {flag: shown_default(action) for flag, action in own.items()
+                 if flag in shared and flag not in elsewhere and shown_default(action) != shown_default(shared[flag])}
+    first_table = section("Flags of main_regression.py").split("####")[0]
+    rows = {bare(flag): [float(word) for word in default.split()] if default[0].isdigit() else default
+            for flag, default in table_rows(first_table)}
+    assert rows == differing
+
+
 def test_no_flag_stands_outside_the_groups():
     titles = re.findall(r"^### (.+)$", section("All flags"), re.M)
     assert [title.lower() for title in titles] == [title.lower() for title in groups()]
@@ -85,7 +117,8 @@ def test_no_flag_stands_outside_the_groups():
 
 def test_flags_named_in_the_text_exist():
     """--flags of other programs (pip, torchrun, git …) stand in fenced blocks alone."""
-    known = {option for action in make_parser()._actions for option in action.option_strings}
+    known = {option for parser in (make_parser(), make_regression_parser()) for action in parser._actions
+             for option in action.option_strings}
     text = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
     named = set(re.findall(r"(?<![\w-])--[a-z]\w+", text)) - {"--logdir"}  # TensorBoard's
     assert not named - known
@@ -136,8 +169,12 @@ def commands() -> list[str]:
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S):
             found += [line for line in block.replace("\\\n", " ").split("\n")
-                      if re.search(r"(main_finetune\.py|train\.sh|eval\.sh)\b", line)]
+                      if re.search(r"(main_finetune\.py|main_regression\.py|任务\.py|train\.sh|eval\.sh|search\.sh)\b", line)]
     return found
+
+
+def parser_of(program: str) -> argparse.ArgumentParser:
+    return make_regression_parser() if program.endswith(("main_regression.py", "任务.py")) else make_parser()
 
 
 def script_variables(script: str) -> set[str]:
@@ -151,20 +188,24 @@ def test_commands_are_understood():
     for line in lines:
         words = shlex.split(line, comments=True)
         start = next(number for number, word in enumerate(words)
-                     if word.endswith(("main_finetune.py", "train.sh", "eval.sh")))
+                     if re.search(r"(main_finetune|main_regression|任务)\.py$|(train|eval|search)\.sh$", word))
         assert (ROOT / words[start]).is_file(), line
         variables = {word.partition("=")[0] for word in words[:start] if re.match(r"[A-Z_]+=", word)}
         if words[start].endswith(".sh"):
             assert variables <= script_variables(words[start]), line
         if "--help" in words:
             continue
-        parsed = flags.parse(make_parser(), words[start + 1:])  # an InputError names the flag
+        program = "main_regression.py" if words[start] == "search.sh" else words[start]
+        parsed = flags.parse(parser_of(program), words[start + 1:])  # an InputError names the flag
         flags.check_combinations(parsed)
+        if parser_of(program).prog == "main_regression.py":
+            regression_options.check_search(parsed)
+            resolve_names(parsed)
         models_vit.find_backbone(parsed.options.model, parsed.options.model_arch)
 
 
 def test_variables_of_the_scripts_are_explained():
-    for script in ("train.sh", "eval.sh"):
+    for script in ("train.sh", "eval.sh", "search.sh"):
         missing = {name for name in script_variables(script) if f"`{name}`" not in README}
         assert not missing, script
 

@@ -100,11 +100,11 @@ def take_params(parsed: Parsed) -> list[str]:
         return []
     try:
         stored = json.loads(Path(options.params).read_text(encoding="utf-8"))
-        params = stored["params"]
+        params = dict(stored["params"].items())
         unknown = [name for name in params if name not in SEARCHED]
     except OSError as error:
         raise InputError(f"--params {options.params}: can't be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--params {options.params}: not the optuna_best.json of a search ({error})") from error
     if unknown:
         raise InputError(f"--params {options.params}: unknown settings {', '.join(unknown)}")
