@@ -16,6 +16,7 @@ from util import checkpoint, datasets, lr_sched, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
+from util.image_cache import ImageCache
 from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
 from util.probe import FeatureDataset
@@ -43,6 +44,7 @@ class Job:
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
+    cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
 
     @property
@@ -276,7 +278,8 @@ def loader(job: Job, split: str, batches=None):
     transform = transforms.TrainTransform(settings) if batches is not None else transforms.EvalTransform(settings)
     batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
     pinned = options.pin_mem and job.world.device.type == "cuda"
-    dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows))
+    dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
+                                    job.cache)
     return make_loader(dataset, batches, workers(options, job.world), pinned)
 
 

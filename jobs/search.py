@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import torch
@@ -22,8 +23,9 @@ from jobs.regression import Regression
 from jobs.training import Epoch, epochs, evaluate, features_of, is_better, trainer_of
 from util import hpo, summary
 from util import options as flags
-from util.distributed import World
+from util.distributed import World, usable_cores
 from util.errors import RunError
+from util.image_cache import ImageCache, kept_side, make_cache
 
 
 def search(parsed: flags.Parsed, world: World) -> None:
@@ -41,6 +43,8 @@ def search(parsed: flags.Parsed, world: World) -> None:
     job.model.to(world.device)
     if frozen:
         job.features = features_of(job)
+    else:
+        job.cache = _decode_once(job)
     try:
         Search(job, parameters).run()
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
@@ -56,6 +60,21 @@ def has_stochastic_depth(job: Job) -> bool:
     except models_vit.NoStochasticDepth:
         return False
     return True
+
+
+def _decode_once(job: Job) -> ImageCache | None:
+    """The pictures of all trials, decoded by the first process of each machine."""
+    options, world = job.options, job.world
+    rows = job.data.table if options.optuna_eval_test else job.data.table[job.data.table["split"] != "test"]
+
+    def make(say):
+        return make_cache(Path(options.output_dir) / ".pictures", list(rows["path"]),
+                          kept_side(options.input_size, options.crop_scale, options.crop_ratio), usable_cores(), say)
+
+    cache = make(world.say) if world.local_rank == 0 else None
+    world.barrier()
+    cache = cache if world.local_rank == 0 else make(lambda line: None)
+    return None if world.any(cache is None) else cache  # all the same, so that all trials see the same pixels
 
 
 def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bool) -> list[str]:

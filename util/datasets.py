@@ -350,11 +350,13 @@ class ImageDataset(torch.utils.data.Dataset):
     """The table's pictures as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
 
     table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row a picture; transform: a path ->
-    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the picture, or None.
+    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the picture, or None; source: from a
+    path to what the transform reads in its place (util/image_cache.py), or None.
     """
 
-    def __init__(self, table, targets, transform, seed, covariates=None):
+    def __init__(self, table, targets, transform, seed, covariates=None, source=None):
         self.transform = transform
+        self.source = source
         self.seed = seed
         self.covariates = covariates
         self._targets = torch.tensor(targets)
@@ -376,7 +378,8 @@ class ImageDataset(torch.utils.data.Dataset):
         epoch, position = key
         with _seeded(self.seed, epoch, self._indices[position]):
             try:
-                picture = self.transform(self.path(position))
+                path = self.path(position)
+                picture = self.transform(path if self.source is None else self.source(path))
             except ImageError as error:
                 raise PictureLost(f"a picture that was there at the start cannot be read any more: {error}") from None
         return picture, self._targets[position], position

@@ -29,6 +29,7 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     code, out, err = predict(*SEARCH, "--optuna_trials", 3, "--optuna_eval_test")
     assert code == 0, err
     assert "3 trials of 2 epochs in total, maximize r2 on val" in out and out.count("\ntrial ") == 3
+    assert "pictures   60 decoded once" in out
     folder = tmp_path / "output_dir/s"
     best = json.loads((folder / "optuna_best.json").read_text())
     table = trials(tmp_path)
@@ -39,8 +40,8 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     # a second start without --optuna_resume is refused, with it there is nothing to do
     code, _, err = predict(*SEARCH, "--optuna_trials", 3)
     assert code == 2 and "--optuna_resume" in err and err.count("\n") == 1
-    code, out, _ = predict(*SEARCH, "--optuna_trials", 3, "--optuna_resume")
-    assert code == 0 and out.count("\ntrial ") == 0 and "3 trials (3 complete)" in out
+    code, out, _ = predict(*SEARCH, "--optuna_trials", 3, "--optuna_resume", "--optuna_eval_test")
+    assert code == 0 and out.count("\ntrial ") == 0 and "3 trials (3 complete)" in out and "60 found decoded" in out
     # the final run takes the settings back, but for what is typed
     code, out, err = predict("--task", "final", "--params", folder / "optuna_best.json", "--epochs", 1, "--lr", 1e-4)
     assert code == 0, err
