@@ -213,8 +213,14 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
             set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
         started_from = resumed.rest.get("weights")
     elif options.finetune:
-        started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
-                                                options.allow_partial)
+        try:
+            started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
+                                                    options.allow_partial)
+        except InputError as error:
+            if "finetune" in parsed.typed or getattr(options, "pretrained", False):
+                raise
+            raise InputError(f"{error}; {options.finetune} is only the default: another model does as well, such as "
+                             "--model efficientnet_b4 (--pretrained takes timm's weights of it)") from error
     else:
         started_from = None
     if options.adaptation == "lp":

@@ -168,3 +168,9 @@ def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, sa
     with pytest.raises(InputError, match=says) as caught:
         hpo.open_storage(place)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_trial_is_begun_when_the_time_is_over(place):
+    late = hpo.Settings(3, 0, "random", hpo.space(64), ends_at=time.monotonic() - 1)
+    study = study_in(place)
+    assert run_all(study, late) == ([], []) and study.trials == []

@@ -118,7 +118,7 @@ def test_frozen_backbone_trains_on_stored_features(predict, tmp_path):
     assert code == 0 and "resumed at epoch 3" in out, err
 
 
-def test_mistakes(predict, tmp_path, demo):
+def test_mistakes(predict, tmp_path, demo, monkeypatch):
     def wrong(result, *says):
         code, out, err = result
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (out, err)
@@ -126,6 +126,10 @@ def test_mistakes(predict, tmp_path, demo):
             assert words in err
 
     wrong(predict(csv=None), "--csv_file is not given")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    wrong(predict("--targets", "brightness", "--device", "cpu", "--num_workers", 0, small=False),
+          "RETFound_dinov2_meh.pth is not on this disk", "--finetune", "is only the default: another model does as well")
     wrong(predict("--targets", "hdl"), "no column hdl (--targets)")
     wrong(predict("--head_num_heads", 3), "--head_num_heads 3 does not divide")
     wrong(predict("--target_transform", "log"), "lesion_area is not above 0")
