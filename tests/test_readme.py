@@ -18,7 +18,8 @@ from util.metrics import METRIC_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "BENCHMARK.md")
+CHINESE = "README_zh.md"
+PAGES = ("README.md", CHINESE, "BENCHMARK.md")
 
 
 def section(title: str, text: str = README) -> str:
@@ -246,3 +247,30 @@ def test_quoted_messages_are_the_programs_own():
 def test_exit_codes():
     codes = {row[0] for row in table_rows(section("Errors and remedies")) if row[0].isdigit()}
     assert codes == {"0", "1", "2", "130"}
+
+
+# ---- the page in Chinese --------------------------------------------------------------------------------------------
+
+def code_of(text: str) -> list[list[str]]:
+    """The lines of every fenced block, without comments and drawings of folders."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S)
+    return [[line.split(" #")[0].rstrip() for line in block.split("\n")] for block in blocks if "──" not in block]
+
+
+def test_the_chinese_page_says_the_same():
+    chinese = (ROOT / CHINESE).read_text(encoding="utf-8")
+    headings = [re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M) for text in (README, chinese)]
+    assert headings[0] == headings[1]
+    ours, theirs = code_of(README), code_of(chinese)
+    assert len(ours) == len(theirs)
+    for block, other in zip(ours, theirs, strict=True):
+        # a comment that fills its line is translated; everything else is the same command
+        assert [line for line in block if line] == [line for line in other if line]
+    words = {"开": "on", "关": "off", "未设": "none", "空": "empty"}
+    rows, others = table_rows(README), table_rows(chinese)
+    assert [len(row) for row in rows] == [len(row) for row in others]
+    for row, other in zip(rows, others, strict=True):
+        if row[0].startswith("`"):
+            assert row[0] == other[0]
+        if row[0].startswith("`--") and len(row) == 3 and row[1][:1] in "`0123456789oneff-" and row[0] != "`--resume`":
+            assert row[1] == words.get(other[1], other[1]), row[0]
