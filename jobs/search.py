@@ -147,10 +147,9 @@ class Search:
         """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
         try:
             job = self._job_of(params, seed)
-            trainer = trainer_of(job)
             if self.world.size > 1 and self.world.any(not _fits_in_memory(job)):
                 return "fail", None, self._memory_is_full()
-            return self._epochs(job, trainer)
+            return self._epochs(job, trainer_of(job))
         except torch.OutOfMemoryError:
             if self.world.size > 1:
                 raise  # the others wait inside a step: the group has to end, and the trial is put in the queue again
@@ -221,7 +220,8 @@ class Search:
     def _job_of(self, params: dict, seed: int) -> Job:
         """The job of a trial: its own settings and head, the backbone as it was at the start."""
         base = self.job
-        options = Namespace(**{**vars(base.options), **params, "seed": seed, "epochs": base.options.optuna_epochs})
+        own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.optuna_epochs}
+        options = Namespace(**{**vars(base.options), **own})
         task = copy.copy(base.task)
         task.options = options
         torch.manual_seed(seed)
@@ -286,8 +286,9 @@ class Search:
 
 def _fits_in_memory(job: Job) -> bool:
     """Whether a full batch goes forward and back on this device, tried without the other processes, who would otherwise
-    wait inside a step for one that has run out of memory."""
+    wait inside a step for one that has run out of memory. The model stays as it was."""
     options, model = job.options, job.running.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         rows = job.features["train"][:options.batch_size] if job.features is not None else torch.zeros(
             options.batch_size, 3, options.input_size, options.input_size)
@@ -301,6 +302,8 @@ def _fits_in_memory(job: Job) -> bool:
         return False
     finally:
         model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     return True
 
 

@@ -112,6 +112,12 @@ def test_direction_and_metric(predict, tmp_path):  # noqa: F811
     assert code == 2 and "contradicts" in err
 
 
+def test_a_model_without_stochastic_depth(predict, tmp_path):  # noqa: F811
+    code, out, err = predict(*SEARCH, "--optuna_trials", 1, "--optuna_epochs", 1, "--model", "dla46_c")
+    assert code == 0, err
+    assert "drop_path is not proposed: dla46_c has no stochastic depth" in out and "drop_path" not in trials(tmp_path)
+
+
 def test_two_processes_search_like_one(demo, tmp_path):  # noqa: F811
     words = [*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 3]
     for processes in (1, 2):
