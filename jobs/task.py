@@ -1,5 +1,6 @@
 """What a classification and a regression do differently; the rest of a job is the same for both."""
 
+from abc import ABC, abstractmethod
 from argparse import Namespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from util.results import RunFolder
 from util.state_dicts import Fit, WeightFile
 
 
-class Task:
+class Task(ABC):
     """A kind of job: what it reads, what its model gives out, how that is scored.
 
     kind     stands in the checkpoint, so that one of another kind is refused
@@ -34,17 +35,17 @@ class Task:
 
     # ---- data
 
+    @abstractmethod
     def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
         """The table of pictures, checked. InputError for anything that the user can mend."""
-        raise NotImplementedError
 
     def settle(self, data: Data, resumed: WeightFile | None) -> Data:
         """Learn what the training rows decide, once bad pictures and surplus rows are out of the table."""
         return data
 
+    @abstractmethod
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         """What the loss compares with, a row a picture: (N,) labels or (N, T) numbers."""
-        raise NotImplementedError
 
     def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
         """What the model reads beside the picture, (N, C), or None."""
@@ -52,29 +53,29 @@ class Task:
 
     # ---- model
 
+    @abstractmethod
     def build(self, backbone: Backbone) -> torch.nn.Module:
         """The model with random weights."""
-        raise NotImplementedError
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         """The part of the model that takes pre-trained weights."""
         return model
 
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The part that reads the backbone's feature, where `probes_features`."""
-        raise NotImplementedError
+        """The part that reads the backbone's feature: the model itself, but where `probes_features`."""
+        return model
 
+    @abstractmethod
     def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
         """Put a trained checkpoint into the model, head included; InputError unless all of it fits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def freeze(self, model: torch.nn.Module) -> None:
         """Leave the head alone trainable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss a picture, (B,)."""
-        raise NotImplementedError
 
     def mixing(self):
         """What mixes the pictures and labels of a batch, or None."""
@@ -82,21 +83,21 @@ class Task:
 
     # ---- figures
 
+    @abstractmethod
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         """The predictions table of rows and the model's outputs for them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
         """All figures of a predictions table, and lines that say what they leave out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         """Pictures of the predictions on the disk; lines for the user."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pictures(self, split: str) -> str:
         """Names of the files that `draw` makes, for the last line on the terminal."""
-        raise NotImplementedError
 
     def by_target(self, metrics: dict[str, float]) -> list[str]:
         """Lines of figures below those of `shown`."""
@@ -104,22 +105,22 @@ class Task:
 
     # ---- what is said and stored
 
+    @abstractmethod
     def describe_data(self, data: Data) -> list[str]:
         """What stands on the terminal about the data."""
-        raise NotImplementedError
 
     def idle(self, parsed: flags.Parsed, backbone: Backbone) -> list[str]:
         """Lines about flags that this task and model keep from acting."""
         return []
 
+    @abstractmethod
     def stored(self) -> dict:
         """What a checkpoint holds for this task: plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self, data: Data) -> dict:
         """What run.json says of the data, for this task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
         """Take options from a checkpoint that this program did not write; a line about it, or InputError."""
-        raise NotImplementedError

@@ -87,9 +87,19 @@ def features_of(job: Job) -> dict[str, torch.Tensor]:
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
-    """The predictions table of a split, in the main process (None in the others)."""
+    """The predictions table of a split, in the main process (None in the others). RunError, in all of them, where outputs
+    are no numbers."""
     _, values = outputs(job.running, batches, job.precision, job.world, split)
-    return job.task.predictions(job.rows(split), values) if job.world.is_main else None
+    table = problem = None
+    if job.world.is_main:
+        try:
+            table = job.task.predictions(job.rows(split), values)
+        except RunError as error:
+            problem = str(error)
+    problem = job.world.from_main(problem)
+    if problem:
+        raise RunError(problem, everywhere=True)
+    return table
 
 
 @dataclass

@@ -101,6 +101,28 @@ def test_failed_trials_are_marked_and_the_search_goes_on(predict, tmp_path, monk
     assert code == 1 and "no trial came to an end by itself" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_trial_whose_outputs_are_no_numbers_fails_alone(demo, tmp_path, processes):  # noqa: F811
+    """The first trial's outputs on val are made NaN, in every process; the search goes on with the next."""
+    (tmp_path / "spoilt.py").write_text(
+        "import sys\n"
+        "import main_regression\n"
+        "from jobs import training\n"
+        "from util.errors import exit_code_of\n"
+        "calls, outputs = [], training.outputs\n"
+        "def spoil(*words):\n"
+        "    calls.append(1)\n"
+        "    where, values = outputs(*words)\n"
+        "    return where, values * (float('nan') if len(calls) == 1 else 1)\n"
+        "training.outputs = spoil\n"
+        "sys.exit(exit_code_of(main_regression.main))\n")
+    run = start_process(*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 2, folder=tmp_path, processes=processes,
+                        program=tmp_path / "spoilt.py", OMP_NUM_THREADS="1")
+    assert run.returncode == 0, run.stderr
+    table = trials(tmp_path)
+    assert list(table["state"]) == ["fail", "complete"] and "NaN or infinite" in table["reason"][0]
+
+
 def test_direction_and_metric(predict, tmp_path):  # noqa: F811
     code, out, _ = predict(*SEARCH, "--optuna_trials", 1, "--optuna_direction", "minimize")
     assert code == 0 and "the search minimizes the loss on val" in out
