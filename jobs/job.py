@@ -16,7 +16,7 @@ from util import checkpoint, datasets, lr_sched, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
-from util.image_cache import ImageCache
+from util.image_cache import ImageCache, default_side, open_cache
 from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
 from util.probe import FeatureDataset
@@ -72,6 +72,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
                          f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
     options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    if options.image_cache and not options.cache_size and not options.eval:
+        options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     if not options.dry_run:
         world.main_first(folder.make)
@@ -115,7 +117,8 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
 def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
     """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
     filled = Namespace(**vars(parsed.options))
-    for name in ("model_arch", "input_size", "decode", "fc_norm_passes"):
+    names = ("model_arch", "input_size", "decode", "fc_norm_passes", *(("cache_size",) if filled.image_cache else ()))
+    for name in names:
         if getattr(filled, name) is None:
             setattr(filled, name, stored.get(name))
     backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
@@ -181,10 +184,10 @@ def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile |
 
 def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) -> dict:
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
-    if stored and not {"input_size", "decode"} & parsed.typed:
+    if stored and not {"input_size", "decode", "cache_size"} & parsed.typed:
         return stored
     options = parsed.options
-    return transforms.eval_settings(options.input_size, backbone.mean, backbone.std, options.decode)
+    return transforms.eval_settings(options.input_size, backbone.mean, backbone.std, options.decode, options.cache_size)
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -234,7 +237,8 @@ def plan_training(job: Job) -> None:
     options = job.options
     job.train_transform = transforms.train_settings(
         options.input_size, job.backbone.mean, job.backbone.std, options.decode, options.crop_scale, options.crop_ratio,
-        options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount)
+        options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
+        options.cache_size)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
@@ -268,10 +272,33 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
         lines.append("--finetune does nothing with --resume: the weights are the checkpoint's")
     if options.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
         lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
+    if options.cache_size and not options.image_cache and "cache_size" not in typed:
+        lines.append(f"pictures are brought to a short side of {options.cache_size} first, as this run began; --image_cache "
+                     "DIR keeps them decoded")
     if options.adaptation == "lp":
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay") if name in typed]
     return lines + job.task.idle(parsed, job.backbone)
+
+
+def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
+    """With --image_cache: `job.cache` with the pictures of these splits, filled by the first process of each machine."""
+    options, world, side = job.options, job.world, job.eval_transform.get("kept")
+    if not options.image_cache:
+        return
+    if not side:
+        world.say(f"--image_cache does nothing: {options.resume} reads pictures at their own size (--cache_size brings them "
+                  "to another)")
+        return
+    paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
+
+    def of(say, fill):
+        return open_cache(Path(options.image_cache), paths, side, job.eval_transform["decode"], usable_cores(), say, fill)
+
+    job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
+    world.barrier()
+    if job.cache is None:
+        job.cache = of(world.say, fill=False)
 
 
 def loader(job: Job, split: str, batches=None):

@@ -18,19 +18,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 import models_vit
-from jobs.job import Job, loader, plan_training, prepare, without_effect_here
+from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
 from jobs.regression import Regression
 from jobs.training import Epoch, epochs, evaluate, features_of, is_better, trainer_of
 from util import hpo, summary
 from util import options as flags
-from util.distributed import World, usable_cores
+from util.datasets import SPLITS
+from util.distributed import World
 from util.errors import RunError
-from util.image_cache import ImageCache, kept_side, make_cache
 
 
 def search(parsed: flags.Parsed, world: World) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
     options = parsed.options
+    if options.adaptation != "lp" and not options.image_cache:
+        options.image_cache = str(Path(options.output_dir) / ".pictures")  # every trial reads every picture again
     job = prepare(parsed, world, Regression(options))
     frozen = options.adaptation == "lp"
     depth = has_stochastic_depth(job)
@@ -44,7 +46,7 @@ def search(parsed: flags.Parsed, world: World) -> None:
     if frozen:
         job.features = features_of(job)
     else:
-        job.cache = _decode_once(job)
+        fill_cache(job, SPLITS if options.optuna_eval_test else ("train", "val"))
     try:
         Search(job, parameters).run()
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
@@ -60,21 +62,6 @@ def has_stochastic_depth(job: Job) -> bool:
     except models_vit.NoStochasticDepth:
         return False
     return True
-
-
-def _decode_once(job: Job) -> ImageCache | None:
-    """The pictures of all trials, decoded by the first process of each machine."""
-    options, world = job.options, job.world
-    rows = job.data.table if options.optuna_eval_test else job.data.table[job.data.table["split"] != "test"]
-
-    def make(say):
-        return make_cache(Path(options.output_dir) / ".pictures", list(rows["path"]),
-                          kept_side(options.input_size, options.crop_scale, options.crop_ratio), usable_cores(), say)
-
-    cache = make(world.say) if world.local_rank == 0 else None
-    world.barrier()
-    cache = cache if world.local_rank == 0 else make(lambda line: None)
-    return None if world.any(cache is None) else cache  # all the same, so that all trials see the same pixels
 
 
 def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bool) -> list[str]:

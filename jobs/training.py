@@ -12,7 +12,7 @@ import torch
 
 import models_vit
 from engine_finetune import Trainer, outputs, train_one_epoch
-from jobs.job import Job, loader, prepare, without_effect_here
+from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.task import Task
 from util import checkpoint, datasets, summary
 from util import options as flags
@@ -37,8 +37,10 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     try:
         job.model.to(world.device)
         if options.eval:
+            fill_cache(job, ("test",))
             _evaluate_only(job)
             return
+        fill_cache(job, datasets.SPLITS)
         if task.probes_features:
             job.features = features_of(job)
         _train(job)

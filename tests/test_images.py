@@ -167,6 +167,61 @@ def test_dct_denominator_agrees_with_what_pillow_decodes(tmp_path):
             assert image.size == (-(-width // denominator), -(-height // denominator))
 
 
+def test_a_part_is_what_pillow_decodes_at_the_coarsest_scale_that_is_enough(tmp_path):
+    smooth(800, 600).save(tmp_path / "a.jpg", quality=95)
+    path = str(tmp_path / "a.jpg")
+    for resolution, factor in ((None, 1), ((800, 600), 1), ((400, 300), 2), ((401, 20), 1), ((200, 150), 4), ((1, 1), 8)):
+        whole, denominator = ImageSource(path).decode_scaled((800 // factor, 600 // factor))
+        found = ImageSource(path).part(None, resolution)
+        assert denominator == factor and found.flags.writeable and np.array_equal(found, np.asarray(whole))
+    crop = ImageSource(path).part((10, 20, 210, 220), (50, 50))
+    assert np.array_equal(crop, ImageSource(path).part(None, (200, 150))[5:55, 2:52])  # 2.5 to the even number
+
+
+def test_parts_of_other_formats_are_averaged_over_squares(tmp_path):
+    smooth(801, 603).save(tmp_path / "a.png")
+    path, whole = str(tmp_path / "a.png"), np.asarray(smooth(801, 603)).astype(int)
+    assert np.array_equal(ImageSource(path).part(), whole)
+    assert np.array_equal(ImageSource(path).part((5, 7, 105, 57), (60, 50)), whole[7:57, 5:105])
+    squares = whole[7:57, 5:105].reshape(25, 2, 50, 2, 3).mean(axis=(1, 3))
+    assert np.abs(ImageSource(path).part((5, 7, 105, 57), (50, 25)) - squares).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_a_part_of_a_jpeg_has_the_colours_that_pillow_finds(tmp_path, mode):
+    smooth(300, 200).convert(mode).save(tmp_path / "a.jpg", quality=95, progressive=mode == "RGB")
+    found = ImageSource(str(tmp_path / "a.jpg")).part().astype(int)
+    assert np.abs(found - pixels(tmp_path / "a.jpg")).max() <= 1
+
+
+def test_a_damaged_jpeg_says_of_its_part_what_it_says_of_the_whole(tmp_path):
+    smooth(300, 200).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for content in (whole[:-40], whole[:60], whole[:2], b"", whole[:400] + b"\xff" * 40 + whole[440:900]):
+        (tmp_path / "b.jpg").write_bytes(content)
+        reasons = []
+        for read in (lambda source: source.part(None, (20, 20)), lambda source: source.decode()):
+            with pytest.raises(ImageError) as caught:
+                read(ImageSource(str(tmp_path / "b.jpg")))
+            reasons.append(caught.value.reason)
+        assert reasons[0] == reasons[1]
+    with pytest.raises(ImageError, match="no such file"):
+        ImageSource(str(tmp_path / "c.jpg")).part()
+
+
+def test_a_part_of_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    smooth(300, 200).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="exceeds limit"):
+        ImageSource(str(tmp_path / "a.jpg")).part(None, (10, 10))
+
+
+def test_resizing_agrees_with_pillow():
+    picture = smooth(333, 257)
+    found = images.resized(np.array(picture), (100, 90)).astype(int)
+    assert np.abs(found - np.asarray(picture.resize((100, 90), Image.Resampling.BICUBIC))).max() <= 2
+
+
 def test_size_is_known_without_decoding_and_decode_works_twice(tmp_path):
     path = tmp_path / "a.jpg"
     smooth(200, 100).save(path)

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
-import util.transforms
 from util.errors import InputError
+from util.image_cache import KeptSource, kept_pixels
 from util.images import ImageError, ImageSource
 from util.transforms import (
     EvalTransform,
@@ -122,19 +122,26 @@ def test_scaled_training_draws_the_same_crop_and_flip(large_jpeg):
     assert 0 < max(differences) < 2
 
 
-def test_scaled_decoding_leaves_the_crop_its_resolution(jpeg, monkeypatch):
+@pytest.fixture
+def parts(monkeypatch):
+    """Shapes (width, height) of all parts that a source gives out."""
+    plain, seen = ImageSource.part, []
+
+    def watch(source, box=None, resolution=None):
+        pixels = plain(source, box, resolution)
+        seen.append(pixels.shape[1::-1])
+        return pixels
+
+    monkeypatch.setattr(ImageSource, "part", watch)
+    return seen
+
+
+def test_scaled_decoding_leaves_the_crop_its_resolution(jpeg, monkeypatch, parts):
     scaled = TrainTransform(train_settings(40, MEAN, STD, "scaled", aa="none", reprob=0))
-    plain, seen = ImageSource.decode_scaled, []
-
-    def watch(source, minimum_size=None):
-        seen.append(plain(source, minimum_size))
-        return seen[-1]
-
-    monkeypatch.setattr(ImageSource, "decode_scaled", watch)
     monkeypatch.setattr(scaled, "_draw_crop", lambda image, scale, ratio: (10, 20, *crop))
-    for crop, denominator in (((79, 200), 1), ((80, 80), 2), ((159, 200), 2), ((160, 160), 4)):
+    for crop, size in (((79, 200), (200, 79)), ((80, 80), (40, 40)), ((159, 200), (100, 79)), ((160, 160), (40, 40))):
         scaled(jpeg)
-        assert seen[-1][1] == denominator, crop
+        assert parts.pop() == size, crop
 
 
 @pytest.mark.parametrize(("edge", "resized"), [(32, 36), (224, 256), (225, 225), (336, 336)])
@@ -161,27 +168,32 @@ def test_scaled_evaluation_is_close(large_jpeg):
     assert 0 < grey_levels(full, scaled) <= 2
 
 
-def test_scaled_evaluation_keeps_a_margin(tmp_path, monkeypatch):
-    plain, denominators = ImageSource.decode_scaled, []
-
-    def watch(source, minimum_size=None):
-        denominators.append(plain(source, minimum_size)[1])
-        return plain(source, minimum_size)
-
-    monkeypatch.setattr(ImageSource, "decode_scaled", watch)
+def test_scaled_evaluation_keeps_a_margin(tmp_path, parts):
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled"))
-    for edge, denominator in ((760, 1), (768, 2), (1528, 2), (1536, 4)):  # 256 · 1.5 · denominator
+    for edge, denominator in ((639, 1), (640, 2), (1279, 2), (1280, 4)):  # 256 · 1.25 · denominator
         Image.new("RGB", (edge, edge + 100)).save(tmp_path / "a.jpg")
         scaled(str(tmp_path / "a.jpg"))
-        assert denominators.pop() == denominator
+        assert parts.pop()[0] == round(edge / denominator)
 
 
-def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, monkeypatch):
-    Image.new("RGB", (1537, 1541)).save(tmp_path / "a.jpg")  # at 1/4: 384.25 x 385.25, rounded up
-    boxes, plain = [], util.transforms._resized
-    monkeypatch.setattr(util.transforms, "_resized", lambda *args: boxes.append(args[:2]) or plain(*args))
+def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, parts):
+    Image.new("RGB", (1537, 1541)).save(tmp_path / "a.jpg")  # at 1/4 libjpeg gives 385 x 386, of 384.25 x 385.25
     EvalTransform(eval_settings(224, MEAN, STD, "scaled"))(str(tmp_path / "a.jpg"))
-    assert boxes[0][0].size == (385, 386) and boxes[0][1] == (0, 0, 384.25, 385.25)
+    assert parts == [(384, 385)]
+
+
+def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):
+    """As if the picture had been stored at that size."""
+    whole = kept_pixels(large_jpeg, 512, "full")
+    assert whole.shape == (512, 512, 3)
+    for make, transform in ((eval_settings, EvalTransform), (train_settings, TrainTransform)):
+        results = []
+        for kept, source in ((512, large_jpeg), (None, KeptSource(whole)), (512, KeptSource(whole))):
+            seed(4)
+            results.append(transform(make(224, MEAN, STD, "full", kept=kept))(source))
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled", kept=512))(large_jpeg)
+    assert grey_levels(scaled, EvalTransform(eval_settings(224, MEAN, STD, "full"))(large_jpeg)) <= 2
 
 
 def test_a_source_does_as_well_as_a_path(jpeg):
@@ -208,7 +220,7 @@ def test_posterize_to_no_bits_is_black_as_it_used_to_be(jpeg, monkeypatch):
         assert (np.asarray(_posterize(picture, bits)) == np.asarray(auto_augment.posterize(picture, bits))).all()
 
     transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full", aa="rand-m10-n1-inc1-p1", reprob=0))
-    augmenting = next(step for step in transform._after_crop.transforms if hasattr(step, "ops"))
+    augmenting = next(step for step in transform._augment.transforms if hasattr(step, "ops"))
     posterizes = [op for op in augmenting.ops if op.name == "PosterizeIncreasing"]
     assert len(posterizes) == 1
     monkeypatch.setattr(augmenting, "ops", posterizes)
@@ -231,7 +243,7 @@ def test_every_operation_runs_at_every_magnitude(name):
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original", "v0r", "originalr", "3a"])
 def test_posterize_is_replaced_wherever_timm_puts_it(aa):
     settings = train_settings(32, MEAN, STD, "full", aa=aa)
-    operations = list(_augment_operations(TrainTransform(settings)._after_crop))
+    operations = list(_augment_operations(TrainTransform(settings)._augment))
     assert len(operations) > 2
     posterizes = [op for op in operations if op.name.startswith("Posterize")]
     assert (aa == "3a") == (not posterizes) and all(op.aug_fn is _posterize for op in posterizes)

@@ -2,8 +2,9 @@
 
 Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by timm.
 Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that the
-decoder may compute the picture no finer than the crop needs (`decode="scaled"`). Evaluation resizes the short side
-and cuts out the centre. With `decode="full"` both equal timm's and torchvision's own results bit for bit.
+decoder may compute the picture no finer than the crop needs (`decode="scaled"`); the part is then resized as 8-bit
+pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts out the centre.
+With `decode="full"` both equal timm's and torchvision's own results bit for bit.
 
 Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint.
 """
@@ -11,19 +12,22 @@ import math
 import os
 import re
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
+from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import Compose
 from torchvision.transforms import functional as F
 
 from util.errors import InputError
-from util.images import ImageSource
+from util.image_cache import KeptSource, kept_pixels
+from util.images import ImageSource, resized
 
 DECODES = ("full", "scaled")
 ERASE_MODES = ("const", "rand", "pixel")
-EVAL_MARGIN = 1.5  # with decode="scaled", pixels decoded for each pixel of the resized picture, at least
+EVAL_MARGIN = 1.25  # with decode="scaled", pixels decoded for each pixel of the resized picture, at least
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -35,12 +39,14 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode):
+def eval_settings(input_size, mean, std, decode, kept=None):
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
+
+    kept: the short side in pixels that a picture is first brought to, so that it can be kept in a cache; None: its own.
 
     The short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
     """
-    settings = _common_settings("eval", input_size, mean, std, decode)
+    settings = _common_settings("eval", input_size, mean, std, decode, kept)
     settings["resize"] = int(input_size / 0.875) if input_size <= 224 else input_size
     return settings
 
@@ -59,8 +65,9 @@ def train_settings(
     reprob=0.25,
     remode="pixel",
     recount=1,
+    kept=None,
 ):
-    """Settings of `TrainTransform`; input_size, mean, std and decode as in `eval_settings`.
+    """Settings of `TrainTransform`; input_size, mean, std, decode and kept as in `eval_settings`.
 
     crop_scale: (least, most) share of the picture's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
@@ -68,7 +75,7 @@ def train_settings(
     its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
     erasing. Raises InputError naming the flag.
     """
-    settings = _common_settings("train", input_size, mean, std, decode)
+    settings = _common_settings("train", input_size, mean, std, decode, kept)
     for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= MAX{' <= 1' * (most == 1)}")
@@ -112,16 +119,16 @@ class EvalTransform:
 
     def __call__(self, source):
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
-        settings, source = self.settings, _as_source(source)
+        settings, source = self.settings, _as_source(source, self.settings)
         width, height = source.size
-        short = min(width, height)
-        # As torchvision rounds: the long side down.
-        size = tuple(int(settings["resize"] * edge / short) for edge in (width, height))
-        least = tuple(math.ceil(EVAL_MARGIN * edge) for edge in size) if settings["decode"] == "scaled" else None
-        image, denominator = source.decode_scaled(least)
-        image = _resized(image, (0, 0, width / denominator, height / denominator), size)
-        tensor = F.to_tensor(F.center_crop(image, settings["input_size"]))
-        return F.normalize(tensor, settings["mean"], settings["std"])
+        short, edge = min(width, height), settings["input_size"]
+        # As torchvision rounds: the long side down, the centre to the nearest pixel.
+        size = tuple(int(settings["resize"] * side / short) for side in (width, height))
+        if settings["decode"] == "full":
+            return _normalised(F.center_crop(_resized_exactly(source.decode(), size), edge), settings)
+        part = source.part(None, tuple(math.ceil(EVAL_MARGIN * side) for side in size))
+        left, top = (round((side - edge) / 2) for side in size)
+        return _normalised(resized(part, size)[top:top + edge, left:left + edge], settings)
 
     def __reduce__(self):
         return EvalTransform, (self.settings,)
@@ -153,44 +160,48 @@ class TrainTransform:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
         self._draw_crop = cropping.transforms[0].get_params
-        self._after_crop = Compose(cropping.transforms[1:] + augmenting.transforms + finishing.transforms)
+        self._augment = Compose(cropping.transforms[1:] + augmenting.transforms)
+        # timm's own tensor and normalisation are left out for `_normalised`, which gives the same bits sooner
+        self._erase = Compose([step for step in finishing.transforms if isinstance(step, RandomErasing)])
 
     def __call__(self, source):
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
-        settings, source = self.settings, _as_source(source)
+        settings, source = self.settings, _as_source(source, self.settings)
         width, height = source.size
         shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element in memory
         top, left, crop_height, crop_width = self._draw_crop(
             shape_only, settings["crop_scale"], settings["crop_ratio"]
         )
-        edge = settings["input_size"]
-        least = None
-        if settings["decode"] == "scaled":
-            # The whole picture may be as coarse as leaves the crop its `edge` pixels, in width and in height.
-            coarsest = max(1, min(crop_width // edge, crop_height // edge))
-            least = (width // coarsest, height // coarsest)
-        image, denominator = source.decode_scaled(least)
-        box = (left, top, left + crop_width, top + crop_height)
-        return self._after_crop(_resized(image, tuple(side / denominator for side in box), (edge, edge)))
+        box, size = (left, top, left + crop_width, top + crop_height), (settings["input_size"],) * 2
+        if settings["decode"] == "full":
+            # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's does not.
+            crop = _resized_exactly(source.decode().crop(box), size)
+        else:
+            crop = Image.fromarray(resized(source.part(box, size), size))
+        return self._erase(_normalised(self._augment(crop), settings))
 
     def __reduce__(self):
         return TrainTransform, (self.settings,)
 
 
-def _resized(image, box, size):
-    """The part `box` (left, top, right, bottom; fractions of pixels allowed) of a PIL image at `size`, bicubic.
-
-    Cut first, then resized: Pillow's resize with a box alone would also look at pixels outside the box, timm's crop
-    does not.
-    """
-    left, top = math.floor(box[0]), math.floor(box[1])
-    part = image.crop((left, top, math.ceil(box[2]), math.ceil(box[3])))
-    inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return part.resize(size, Image.Resampling.BICUBIC, box=inside)
+def _resized_exactly(image, size):
+    """A PIL image at `size` (width, height), bicubic, as timm and torchvision do it."""
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _as_source(source):
-    return ImageSource(source) if isinstance(source, (str, os.PathLike)) else source
+def _normalised(image, settings):
+    """A PIL image or (S, S, 3) uint8 -> (3, S, S) float32: the operations of timm and torchvision, in place."""
+    pixels = torch.from_numpy(np.array(image)) if isinstance(image, Image.Image) else torch.from_numpy(image)
+    tensor = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
+    return tensor.div_(255).sub_(mean).div_(std)
+
+
+def _as_source(source, settings):
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    side = settings.get("kept")  # checkpoints of before there was a cache have none
+    return KeptSource(kept_pixels(source, side, settings["decode"])) if side else ImageSource(source)
 
 
 def _augment_operations(augmenting):
@@ -209,7 +220,7 @@ def _posterize(image, bits_to_keep, **_):
     return ImageOps.posterize(image, bits_to_keep)
 
 
-def _common_settings(kind, input_size, mean, std, decode):
+def _common_settings(kind, input_size, mean, std, decode, kept):
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
     if decode not in DECODES:
@@ -222,6 +233,7 @@ def _common_settings(kind, input_size, mean, std, decode):
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "decode": decode,
+        "kept": kept,
     }
 
 
