@@ -218,6 +218,55 @@ def feature_width(model: torch.nn.Module) -> int:
     return getattr(model, "head_hidden_size", None) or model.num_features
 
 
+class ExactLinear(torch.nn.Linear):
+    """A classifier that runs in fp32 whatever the precision: in bf16 the logits of many pictures would be equal, and ranks
+    would tie."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.nn.functional.linear(features.float(), self.weight, self.bias)
+
+
+def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """The last linear layer of a timm model's classifier; None where there are several classifiers, or none is linear."""
+    names = head_names(model)
+    layers = [module for module in model.get_submodule(names[0]).modules() if isinstance(module, torch.nn.Linear)
+              ] if len(names) == 1 else []
+    return layers[-1] if layers else None
+
+
+class FeatureReader(torch.nn.Module):
+    """What a model's final linear layer reads: (B, 3, S, S) -> (B, W)."""
+
+    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear):
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        read = []
+        handle = self.layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+        try:
+            self.model(images)
+        finally:
+            handle.remove()
+        return read[0]
+
+
+@torch.inference_mode()
+def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | None:
+    """The reader of a model's features; None unless the model's outputs are its final linear layer of them, and no more."""
+    layer = final_linear(model)
+    if layer is None:
+        return None
+    reader, was_training = FeatureReader(model, layer), model.training
+    model.eval()
+    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size, input_size)
+    features, logits = reader(images), model(images)
+    model.train(was_training)
+    agrees = features.shape == (2, layer.in_features) and torch.allclose(layer(features), logits, rtol=1e-3, atol=1e-7)
+    return reader if agrees else None
+
+
 class NoStochasticDepth(InputError):
     """A timm model that takes no drop_path_rate was asked for one."""
 
@@ -247,12 +296,22 @@ def head_names(model: torch.nn.Module) -> tuple[str, ...]:
 
 def _start_head(model: torch.nn.Module) -> None:
     """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning)."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
+            model.set_submodule(name, _exact(layer))
     for name in head_names(model):
         head = model.get_submodule(name)
         if isinstance(head, torch.nn.Linear):
             trunc_normal_(head.weight, std=2e-5)
             if head.bias is not None:
                 torch.nn.init.zeros_(head.bias)
+
+
+def _exact(layer: torch.nn.Linear) -> ExactLinear:
+    with torch.device("meta"):
+        exact = ExactLinear(layer.in_features, layer.out_features, layer.bias is not None)
+    exact.weight, exact.bias = layer.weight, layer.bias
+    return exact
 
 
 def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:

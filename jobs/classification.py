@@ -22,6 +22,7 @@ class Classification(Task):
     """One class of several a picture."""
 
     kind, program, score = "classification", "main_finetune.py", "score"
+    head_is_linear = True
     columns = METRIC_COLUMNS
     curves = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")
     shown = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
@@ -63,6 +64,12 @@ class Classification(Task):
         return models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
                                       options.global_pool, options.fc_norm_passes)
 
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return models_vit.final_linear(model) or model
+
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        return models_vit.feature_reader(model, self.options.input_size)
+
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
         return models_vit.load_trained(model, backbone, file)
 
@@ -99,6 +106,17 @@ class Classification(Task):
         return f"confusion_matrix_{split}.png"
 
     # ---- what is said and stored
+
+    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+        if self.options.adaptation != "lp":
+            return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in parsed.typed else []
+        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad"]
+        if self.options.lp_views == 1:
+            names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"]
+        typed = [f"--{name}" for name in names if name in parsed.typed]
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored features"
+                + (" of the evaluation's view; --lp_views K takes K random ones)" if self.options.lp_views == 1 else ")")
+                ] if typed else []
 
     def describe_data(self, data: datasets.Data) -> list[str]:
         return summary.classes(data, self.options.csv_file or self.options.data_path)

@@ -301,15 +301,17 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
         job.cache = of(world.say, fill=False)
 
 
-def loader(job: Job, split: str, batches=None):
+def loader(job: Job, split: str, batches=None, view: int | None = None):
+    """Batches of a split: as `batches` says, through the training's transform; else all of it in order, through the
+    evaluation's. view: all of it in order, through the training's transform as in that epoch."""
     options, rows = job.options, job.rows(split)
     if job.features is not None:
         dataset = FeatureDataset(job.features[split], job.task.targets(rows), list(rows["path"]), job.task.covariates(rows))
         batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
         return make_loader(dataset, batches, 0, False)
-    settings = job.train_transform if batches is not None else job.eval_transform
-    transform = transforms.TrainTransform(settings) if batches is not None else transforms.EvalTransform(settings)
-    batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
+    random_view = batches is not None or view is not None
+    transform = transforms.TrainTransform(job.train_transform) if random_view else transforms.EvalTransform(job.eval_transform)
+    batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size, view or 0)
     pinned = options.pin_mem and job.world.device.type == "cuda"
     dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
                                     job.cache)

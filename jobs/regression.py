@@ -43,10 +43,6 @@ class Regression(Task):
     def columns(self) -> tuple[str, ...]:
         return metric_columns(self.options.targets)
 
-    @property
-    def probes_features(self) -> bool:
-        return self.options.adaptation == "lp"
-
     # ---- data
 
     def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> datasets.Data:
@@ -122,6 +118,9 @@ class Regression(Task):
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.regression_head
 
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.backbone
+
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
         return models_vit.load_trained(model, backbone, file)
 
@@ -176,7 +175,7 @@ class Regression(Task):
     def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
         names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
         typed = [f"--{name}" for name in names if name in parsed.typed]
-        if not (self.probes_features and typed):
+        if not (self.options.adaptation == "lp" and typed):
             return []
         return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole picture)"]
 

@@ -18,9 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 import models_vit
+from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
 from jobs.regression import Regression
-from jobs.training import Epoch, epochs, evaluate, features_of, is_better, trainer_of
+from jobs.training import Epoch, epochs, evaluate, is_better, trainer_of
 from util import hpo, summary
 from util import options as flags
 from util.datasets import SPLITS

@@ -25,7 +25,7 @@ class Task(ABC):
     """
 
     kind = program = score = ""
-    probes_features = False  # whether a frozen backbone's features are computed once, and the head trained on them
+    head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
     shown: tuple[tuple[str, str], ...] = ()
@@ -62,8 +62,12 @@ class Task(ABC):
         return model
 
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The part that reads the backbone's feature: the model itself, but where `probes_features`."""
+        """The part that is trained on stored features, where the task has a `feature_reader`."""
         return model
+
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature a picture."""
+        return None
 
     @abstractmethod
     def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:

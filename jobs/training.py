@@ -10,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import models_vit
 from engine_finetune import Trainer, outputs, train_one_epoch
+from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
+from jobs.probe import probe
+from jobs.records import content, draw, facts
 from jobs.task import Task
 from util import checkpoint, datasets, summary
 from util import options as flags
@@ -20,8 +22,6 @@ from util.distributed import World, wrap
 from util.errors import InputError, RunError
 from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
-from util.probe import feature_file, pictures_digest, stored_features, weights_digest
-from util.results import commit, now, versions
 from util.sampling import TrainBatches
 from util.state_dicts import load_file
 
@@ -41,9 +41,12 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
             _evaluate_only(job)
             return
         fill_cache(job, datasets.SPLITS)
-        if task.probes_features:
+        if options.adaptation == "lp":
             job.features = features_of(job)
-        _train(job)
+        if job.features is not None and task.head_is_linear:
+            probe(job)
+        else:
+            _train(job)
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
                        "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
@@ -67,25 +70,6 @@ def trainer_of(job: Job) -> Trainer:
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
                    job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
-
-
-def features_of(job: Job) -> dict[str, torch.Tensor]:
-    """The frozen backbone's features of every split, computed once or found on the disk (OUTPUT_DIR/.features)."""
-    world, options, backbone = job.world, job.options, job.task.backbone_of(job.model)
-    weights = world.from_main(weights_digest(backbone) if world.is_main else None)
-    settings = {"transform": job.eval_transform, "precision": job.precision.name, "backbone": job.backbone.timm_name,
-                "batch": options.batch_size}
-    features, counts, began = {}, {True: 0, False: 0}, time.monotonic()
-    for split in datasets.SPLITS:
-        rows = job.rows(split)
-        pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
-        features[split], found = stored_features(
-            feature_file(Path(options.output_dir) / ".features", weights, pictures, settings), len(rows),
-            lambda split=split: outputs(backbone, loader(job, split), job.precision, world, f"features of {split}")[1], world)
-        counts[found] += len(rows)
-    world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
-              f"{features['val'].shape[1]:,}; {summary.duration(time.monotonic() - began)}")
-    return features
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
@@ -148,7 +132,7 @@ def _train(job: Job) -> None:
     if world.is_main:
         checkpoint.remove_torn(folder.path)
         if not complete:
-            folder.write_run(_facts(job), first if job.resumed is not None else None)
+            folder.write_run(facts(job), first if job.resumed is not None else None)
     started = time.monotonic()
     epoch = states = None
     for epoch in epochs(job, trainer, first):
@@ -166,14 +150,14 @@ def _train(job: Job) -> None:
         _keep_last(job, trainer, epoch.number, best, states)
     if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
-        _draw(job, "val")
+        draw(job, "val")
     if complete:
         world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
                   f"this run is complete: its results stand in {folder.path}")
     else:
         _load_best(job, best_weights)
         if world.is_main and best_weights is not None and options.savemodel:
-            checkpoint.write(folder.file(checkpoint.BEST), _content(job, best["epoch"], best))
+            checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
         _score(job, "test", epoch=best["epoch"])
         world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
@@ -198,7 +182,7 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
 
 
 def _keep_last(job: Job, trainer: Trainer, epoch: int, best: dict, states: list) -> None:
-    checkpoint.write(job.folder.file(checkpoint.LAST), _content(job, epoch, best) | {
+    checkpoint.write(job.folder.file(checkpoint.LAST), content(job, epoch, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
         "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
@@ -262,24 +246,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Pat
         group.update(own)
 
 
-def _content(job: Job, epoch: int, best: dict) -> dict:
-    """What every checkpoint holds; `model` loads in timm as it is."""
-    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
-    return {
-        "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
-        **checkpoint.plain({
-            "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
-            "transform": {"eval": job.eval_transform, "train": job.train_transform},
-            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
-            "weights": _weights_facts(job)}),
-    }
-
-
 def _keep_best(job: Job, best: dict) -> dict | None:
     """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
     stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end)."""
     if job.options.savemodel and job.features is None:
-        checkpoint.write(job.folder.file(checkpoint.BEST), _content(job, best["epoch"], best))
+        checkpoint.write(job.folder.file(checkpoint.BEST), content(job, best["epoch"], best))
         return None
     return {name: tensor.detach().cpu().clone() for name, tensor in job.running.state_dict().items()}
 
@@ -306,39 +277,13 @@ def _score(job: Job, split: str, epoch: int | None) -> None:
         return
     metrics, notes = job.task.metrics(predictions)
     job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True)
-    notes += _draw(job, split)
+    notes += draw(job, split)
     world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, metrics, job.folder))
-
-
-def _draw(job: Job, split: str) -> list[str]:
-    if not job.folder.file(f"predictions_{split}.csv").exists():
-        return []
-    with job.folder.writing():
-        return job.task.draw(job.folder, split)
 
 
 def _evaluate_only(job: Job) -> None:
     if job.world.is_main:
         job.world.say(*job.folder.put_foreign_tables_aside())
         if not job.folder.file("run.json").exists():
-            job.folder.write_run(_facts(job))
+            job.folder.write_run(facts(job))
     _score(job, "test", epoch=None)
-
-
-def _weights_facts(job: Job) -> dict | None:
-    return asdict(job.started_from) if isinstance(job.started_from, models_vit.LoadedWeights) else job.started_from
-
-
-def _facts(job: Job) -> dict:
-    """run.json: what is needed to say, and to do, the same again."""
-    return checkpoint.plain({
-        "started": now(), "options": vars(job.options), "versions": versions(), "commit": commit(),
-        "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
-        "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
-                  "parameters": models_vit.count_parameters(job.model),
-                  "trained": models_vit.count_parameters(job.model, trainable_only=True)},
-        "weights": _weights_facts(job),
-        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
-        **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
-                                        "steps_an_epoch": job.plan.steps}),
-    })

@@ -258,3 +258,37 @@ def test_rotary_periods_of_our_own_checkpoints_come_along(tmp_path):
     second = build_model(row, 0, 224)
     load_backbone(second, row, str(tmp_path / "ours.pth"), "")
     assert torch.equal(second.rope.periods, first.rope.periods)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "test_convnext", "efficientvit_m0", "vit_tiny_patch16_224"])
+def test_the_final_layer_of_what_the_reader_reads_is_the_models_output(arch):
+    torch.manual_seed(0)
+    backbone = models_vit.find_backbone("timm", arch)
+    model = models_vit.build_model(backbone, 4, 64).eval()
+    reader = models_vit.feature_reader(model, 64)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        features = reader(images)
+        assert features.shape == (3, models_vit.final_linear(model).in_features)
+        torch.testing.assert_close(models_vit.final_linear(model)(features), model(images))
+
+
+def test_a_model_of_two_classifiers_has_no_reader():
+    model = models_vit.build_model(models_vit.find_backbone("timm", "deit_tiny_distilled_patch16_224"), 4, 64)
+    assert models_vit.feature_reader(model, 64) is None
+
+
+def test_a_model_that_does_more_than_its_last_layer_has_no_reader(monkeypatch):
+    model = models_vit.build_model(models_vit.find_backbone("timm", "test_vit"), 4, 64)
+    plain = model.forward
+    monkeypatch.setattr(model, "forward", lambda images: plain(images) * 2)
+    assert models_vit.feature_reader(model, 64) is None
+
+
+def test_the_classifier_runs_in_fp32():
+    model = models_vit.build_model(models_vit.find_backbone("timm", "test_vit"), 4, 64).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        features = model.forward_head(model.forward_features(torch.randn(2, 3, 64, 64)), pre_logits=True)
+        logits = model.head(features)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, features.float() @ model.head.weight.T + model.head.bias)

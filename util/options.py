@@ -139,6 +139,12 @@ def add_model_flags(parser, finetune="") -> None:
                        help="finetune trains all weights, lp (linear probe) the head alone")
 
 
+def add_probe_flags(parser) -> None:
+    group = parser.add_argument_group("linear probe")
+    group.add_argument("--lp_views", type=count, default=1,
+                       help="random views of each training picture whose features are computed; 1: the evaluation's view")
+
+
 def add_data_flags(parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="./data/", help="folder with train, val and test, a folder a class in each")

@@ -16,10 +16,12 @@ from util.distributed import World
 from util.errors import RunError
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """A hash of a model's tensors, buffers included, by name."""
-    digest = hashlib.blake2b(digest_size=16)
+def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
+    """A hash of a model's tensors, buffers included, by name; those of its part `without` left out."""
+    digest, left_out = hashlib.blake2b(digest_size=16), {id(tensor) for tensor in [*without.parameters(), *without.buffers()]}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) in left_out:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()

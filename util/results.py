@@ -27,7 +27,7 @@ from util.run_files import (
 )
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "agreement_*.png", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
+        "agreement_*.png", "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
 
 
 class RunFolder:
@@ -133,11 +133,12 @@ class RunFolder:
             self._tensorboard.close()
             self._tensorboard = None
 
-    def add_log(self, row: dict) -> None:
+    def add_log(self, *rows: dict) -> None:
         """One JSON object an epoch, flushed to the disk."""
-        row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
         with self.writing(self.file("log.txt")) as path, open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            for row in rows:
+                row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+                file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -92,8 +92,9 @@ class EvalBatches:
     don't move by a rounding of the matrix products.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int):
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0):
         self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+        self.epoch = epoch  # whose random draws a sample gets, where it gets any
 
     def _starts(self) -> range:
         return range(self.rank * self.batch_size, self.num_samples, self.batch_size * self.world_size)
@@ -103,4 +104,4 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in self._starts():
-            yield [(0, position) for position in range(start, min(start + self.batch_size, self.num_samples))]
+            yield [(self.epoch, position) for position in range(start, min(start + self.batch_size, self.num_samples))]

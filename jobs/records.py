@@ -1,0 +1,48 @@
+"""What is written down about a run: in its checkpoints, in run.json, as pictures."""
+
+from dataclasses import asdict
+
+import models_vit
+from jobs.job import Job
+from util import checkpoint
+from util.results import commit, now, versions
+
+
+def content(job: Job, epoch: int, best: dict) -> dict:
+    """What every checkpoint holds; `model` loads in timm as it is."""
+    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
+    return {
+        "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
+        **checkpoint.plain({
+            "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
+            "transform": {"eval": job.eval_transform, "train": job.train_transform},
+            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
+            "weights": weights_facts(job)}),
+    }
+
+
+def weights_facts(job: Job) -> dict | None:
+    return asdict(job.started_from) if isinstance(job.started_from, models_vit.LoadedWeights) else job.started_from
+
+
+def facts(job: Job) -> dict:
+    """run.json: what is needed to say, and to do, the same again."""
+    return checkpoint.plain({
+        "started": now(), "options": vars(job.options), "versions": versions(), "commit": commit(),
+        "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
+        "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
+                  "parameters": models_vit.count_parameters(job.model),
+                  "trained": models_vit.count_parameters(job.model, trainable_only=True)},
+        "weights": weights_facts(job),
+        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
+        **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
+                                        "steps_an_epoch": job.plan.steps}),
+    })
+
+
+def draw(job: Job, split: str) -> list[str]:
+    """Pictures of a split's predictions; lines for the user."""
+    if not job.folder.file(f"predictions_{split}.csv").exists():
+        return []
+    with job.folder.writing():
+        return job.task.draw(job.folder, split)
