@@ -17,6 +17,8 @@ from util.lr_sched import learning_rate_at, set_learning_rate
 from util.precision import Precision
 from util.sampling import EvalBatches, StepPlan, TrainBatches
 
+READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -151,17 +153,66 @@ def _batches(loader, title: str, world: World):
         bar.close()
 
 
+class StepLosses:
+    """The losses of an epoch's optimizer steps, kept on the device and read once in `READ_EVERY` steps.
+
+    The host never waits for a step: a loss that is not finite is noticed on the device, where it keeps the optimizer from
+    changing anything, in all processes and from that step on; the host learns of it at the next reading.
+    """
+
+    def __init__(self, trainer: Trainer, dataset, epoch: int):
+        self.trainer, self.dataset, self.epoch = trainer, dataset, epoch
+        self.device = trainer.world.device
+        self.stopped = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
+        self.total, self.first = 0.0, 0
+        self._new_interval()
+
+    def _new_interval(self) -> None:
+        self.losses, self.suspects, self.of_step = [], [], torch.zeros((), device=self.device)
+
+    def add(self, loss: torch.Tensor, positions: torch.Tensor) -> None:
+        """A micro-step's loss, summed over its pictures."""
+        self.of_step = self.of_step + loss.detach()
+        self.suspects.append((positions, loss.detach()))
+
+    def end_step(self) -> None:
+        """Add the losses of all processes, and tell the optimizer whether it may step."""
+        self.losses.append(self.trainer.world.sum(self.of_step))
+        self.of_step = torch.zeros((), device=self.device)
+        self.stopped = torch.maximum(self.stopped, (~self.losses[-1].isfinite()).to(self.stopped.dtype))
+        if not self.trainer.scaler.is_enabled():  # a loss scaler tells the optimizer itself
+            self.trainer.optimizer.found_inf = self.stopped
+
+    def is_due(self) -> bool:
+        return len(self.losses) >= READ_EVERY
+
+    def read(self) -> float | None:
+        """The last step's loss (None where there is no new one); RunError, in all processes, for one that is not finite."""
+        if not self.losses:
+            return None
+        values = torch.stack(self.losses).double().tolist() if self.device.type != "mps" else torch.stack(self.losses).tolist()
+        for number, value in enumerate(values):
+            if not math.isfinite(value):
+                wrong = [place for positions, loss in self.suspects if not math.isfinite(loss.item())
+                         for place in positions.tolist()]
+                raise _not_finite(self.trainer.world, self.dataset, wrong, self.epoch, self.first + number)
+        self.total += sum(values)
+        self.first += len(values)
+        self._new_interval()
+        return values[-1]
+
+
 def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     """One pass over the training pictures -> {"train_loss", "lr"}: the mean loss of all pictures, the last rate.
 
     An optimizer step's gradient is the mean over its pictures, however many processes and micro-steps they were dealt
-    to. RunError, in all processes and before the optimizer step, when a loss is not finite.
+    to. RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
     """
     t, plan, device = trainer, trainer.plan, trainer.world.device
     loader.batch_sampler.set_epoch(epoch)
     t.model.train(not t.eval_mode)
     t.optimizer.zero_grad(set_to_none=True)
-    epoch_loss, step_loss, suspects = 0.0, torch.zeros((), device=device), []
+    losses = StepLosses(t, loader.dataset, epoch)
     rate = t.schedule.at(epoch)
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
@@ -172,7 +223,7 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
         seed_step(t.seed, epoch, micro_step, t.world.rank)
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images, labels = to_device(images, device), labels.to(device, non_blocking=True)
         if t.mixing is not None:
             images, labels = t.mixing(images, labels)
         ends_step = plan.ends_step(micro_step)
@@ -187,20 +238,24 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
         loss = t.loss(predicted, labels).sum()
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's picture, computed so that all take part in the step
-        if not math.isfinite(loss.item()):
-            suspects += positions.tolist()
-        step_loss += loss.detach()
+        losses.add(loss, positions)
         # DistributedDataParallel takes the mean over the processes
         t.scaler.scale(loss * (t.world.size / plan.samples_of_step(step))).backward()
         if ends_step:
-            if t.world.any(not math.isfinite(step_loss.item())):
-                raise _not_finite(t.world, loader.dataset, suspects, epoch, step)
+            losses.end_step()
+            last = losses.read() if t.scaler.is_enabled() else None  # it skips one step alone: so read before every step
             _optimizer_step(t)
-            epoch_loss += step_loss.item()
-            bar.set_postfix(loss=f"{step_loss.item() * t.world.size / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
-            step_loss.zero_()
-    total = t.world.sum(torch.tensor(epoch_loss, dtype=torch.float64 if device.type != "mps" else None, device=device))
-    return {"train_loss": total.item() / plan.num_samples, "lr": rate}
+            last = losses.read() if losses.is_due() else last
+            if last is not None:
+                bar.set_postfix(loss=f"{last / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
+    losses.read()
+    return {"train_loss": losses.total / plan.num_samples, "lr": rate}
+
+
+def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch of pictures on the device, channels last (as convolutions want them), without waiting for it."""
+    images = images.to(device, non_blocking=True)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def _optimizer_step(trainer: Trainer) -> None:
@@ -228,13 +283,18 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     """
     model.eval()
     positions, rows, covariates = [], [], loader.dataset.covariates
+    waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each
     for (images, _, where), _ in _batches(loader, title, world):
-        inputs = (images.to(world.device, non_blocking=True),)
+        inputs = (to_device(images, world.device),)
         if covariates is not None:
             inputs += (covariates[where].to(world.device),)
         with precision.autocast():
-            rows.append(model(*inputs).float().cpu().numpy())
+            waiting.append(model(*inputs).float())
         positions.append(where.numpy())
+        if len(waiting) == READ_EVERY:
+            rows += [values.cpu().numpy() for values in waiting]
+            waiting = []
+    rows += [values.cpu().numpy() for values in waiting]
     width = rows[0].shape[1] if rows else 0
     mine = (np.concatenate(positions) if rows else np.empty(0, np.int64),
             np.concatenate(rows) if rows else np.empty((0, width), np.float32))

@@ -24,6 +24,8 @@ from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
 from util.state_dicts import WeightFile, set_buffers
 
+EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations
+
 
 @dataclass
 class Job:
@@ -81,6 +83,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
     model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
+    precision.place(task.backbone_of(model))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
               _eval_transform(parsed, backbone, resumed))
     if not options.eval:
@@ -311,7 +314,7 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
         return make_loader(dataset, batches, 0, False)
     random_view = batches is not None or view is not None
     transform = transforms.TrainTransform(job.train_transform) if random_view else transforms.EvalTransform(job.eval_transform)
-    batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size, view or 0)
+    batches = batches or EvalBatches(len(rows), EVAL_BATCHES * options.batch_size, job.world.rank, job.world.size, view or 0)
     pinned = options.pin_mem and job.world.device.type == "cuda"
     dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
                                     job.cache)

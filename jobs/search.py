@@ -217,6 +217,7 @@ class Search:
             model = models_vit.Regressor(base.model.backbone, task.new_head(models_vit.feature_width(base.model.backbone)))
         else:
             model = task.build(base.backbone)
+            base.precision.place(model.backbone)
             model.backbone.load_state_dict(self.backbone_state)
             for name, buffer in model.backbone.named_buffers():
                 buffer.copy_(self.backbone_buffers[name])

@@ -66,7 +66,9 @@ def _memory(job: Job) -> list[str]:
 def trainer_of(job: Job) -> Trainer:
     options, world = job.options, job.world
     optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
-                                  lr=job.schedule.peak)
+                                  lr=job.schedule.peak, fused=True)
+    if options.compile:
+        job.running.compile()  # in place: names of the weights stay as they are
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
                    job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)

@@ -7,6 +7,8 @@ Nothing heavy is imported here, so that `--help` answers at once. A flag that wo
 import argparse
 import difflib
 import json
+import os
+import shutil
 from dataclasses import dataclass
 
 from util.errors import InputError
@@ -36,7 +38,7 @@ OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
-    "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial",
+    "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views",
 )
 
 
@@ -215,6 +217,8 @@ def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=
     group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
     group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
                        help="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the model first (a minute or more), then train faster; needs a C++ compiler")
 
 
 def add_run_flags(parser, num_workers=10) -> None:
@@ -321,6 +325,8 @@ def check_combinations(parsed: Parsed) -> None:
         raise InputError("--eval needs --resume: the checkpoint to score")
     if options.eval and options.resume in ("auto", "same") and not options.task:
         raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
+    if options.compile and not options.eval and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
+        raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out")
     if options.lr is not None and options.min_lr > options.lr:
         raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
     if options.start_epoch >= options.epochs and not options.eval:

@@ -1,5 +1,6 @@
-"""In which number format the matrix products run, and what goes with it."""
+"""In which number format the matrix products run, and what goes with it: the layout of weights, the kind of attention."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 
 from util.errors import InputError
 
+# PyTorch's fused attention for CPUs does not use their bf16 instructions: up to so many patches plain products are faster
+MOST_TOKENS = 600
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -25,6 +28,17 @@ class Precision:
         """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""
         torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
         torch.backends.cudnn.allow_tf32 = self.name != "fp32"
+
+    def place(self, model: torch.nn.Module, device: torch.device | None = None) -> torch.nn.Module:
+        """The model on its device, laid out for it: convolutions' weights with their channels last (1.1 to 1.7 times as fast
+        on CPUs, no difference for transformers), and in bf16 on a CPU attention by plain matrix products."""
+        model = model.to(device) if device is not None else model
+        tokens = getattr(getattr(model, "patch_embed", None), "num_patches", math.inf)
+        if self.device_type == "cpu" and self.name == "bf16" and tokens <= MOST_TOKENS:
+            for module in model.modules():
+                if hasattr(module, "fused_attn"):  # timm's attention layers
+                    module.fused_attn = False
+        return model.to(memory_format=torch.channels_last)
 
     def scaler(self) -> torch.amp.GradScaler:
         """fp16 scales its loss, so that small gradients are not lost; the others pass through."""
