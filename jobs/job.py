@@ -24,7 +24,7 @@ from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
 from util.state_dicts import WeightFile, set_buffers
 
-EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations
+GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 
 
 @dataclass
@@ -314,7 +314,8 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
         return make_loader(dataset, batches, 0, False)
     random_view = batches is not None or view is not None
     transform = transforms.TrainTransform(job.train_transform) if random_view else transforms.EvalTransform(job.eval_transform)
-    batches = batches or EvalBatches(len(rows), EVAL_BATCHES * options.batch_size, job.world.rank, job.world.size, view or 0)
+    size = options.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
+    batches = batches or EvalBatches(len(rows), size, job.world.rank, job.world.size, view or 0)
     pinned = options.pin_mem and job.world.device.type == "cuda"
     dataset = datasets.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
                                     job.cache)

@@ -1,11 +1,29 @@
 """Losses and steps against PyTorch's own and a second way of computing them."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
 import torch
 
-from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights, seed_step
+import engine_finetune
+from engine_finetune import (
+    READ_EVERY,
+    ClassificationLoss,
+    Mixing,
+    Schedule,
+    Trainer,
+    balanced_class_weights,
+    make_loader,
+    outputs,
+    seed_step,
+    train_one_epoch,
+)
+from util.distributed import World
+from util.errors import RunError
+from util.precision import Precision
+from util.sampling import EvalBatches, StepPlan, TrainBatches
 
 
 @pytest.fixture
@@ -73,3 +91,110 @@ def test_draws_of_a_step_depend_on_where_the_run_stands():
 
     assert draw(0, 1, 2, 0) == draw(0, 1, 2, 0)
     assert len({draw(*where) for where in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0), (0, 1, 2, 1)]}) == 5
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
+
+FP32 = Precision("fp32", "cpu")
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Features as samples; those of `bad` are infinite."""
+
+    covariates = None
+
+    def __init__(self, size, bad=()):
+        self.values = torch.randn(size, 6, generator=torch.Generator().manual_seed(1))
+        self.values[list(bad)] = torch.inf
+
+    def __len__(self):
+        return len(self.values)
+
+    def path(self, position):
+        return f"picture {position}"
+
+    def __getitem__(self, key):
+        return self.values[key[1]], key[1] % 3, key[1]
+
+
+def trainer_of(size, batch_size=2, accum_iter=1):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.1, fused=True)
+    return Trainer(model, ClassificationLoss(3), optimizer, FP32.scaler(), Schedule(0.1, 0.01, 0, 5),
+                   StepPlan(size, batch_size, accum_iter, 1), FP32, World(), seed=0)
+
+
+def loader_of(trainer, dataset):
+    return make_loader(dataset, TrainBatches(trainer.plan, 0, 0), 0, False)
+
+
+@pytest.mark.parametrize("accum_iter", [1, 3])
+def test_an_epoch_is_pytorchs_own_adamw_step_by_step(accum_iter):
+    dataset = Numbers(61)
+    trainer = trainer_of(len(dataset), accum_iter=accum_iter)
+    other, losses = copy.deepcopy(trainer.model), []
+    optimizer = torch.optim.AdamW(other.parameters(), foreach=False)
+    found = train_one_epoch(trainer, loader_of(trainer, dataset), 0)
+
+    order = [position for batch in TrainBatches(trainer.plan, 0, 0) for _, position in batch]
+    for step in range(trainer.plan.steps):
+        rows = order[step * 2 * accum_iter:(step + 1) * 2 * accum_iter]
+        optimizer.param_groups[0]["lr"] = trainer.schedule.at((step + 0.5) / trainer.plan.steps)
+        loss = torch.nn.functional.cross_entropy(other(dataset.values[rows]), torch.tensor(rows) % 3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses += [loss.item()] * len(rows)
+    torch.testing.assert_close(trainer.model.weight, other.weight, rtol=1e-5, atol=1e-6)
+    assert found["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad_step", [0, 3, READ_EVERY - 1, READ_EVERY, 2 * READ_EVERY + 4])
+def test_the_step_of_a_loss_that_is_not_finite_changes_nothing_nor_do_those_after_it(bad_step):
+    size = 2 * (3 * READ_EVERY)
+    order = [position for batch in TrainBatches(StepPlan(size, 2, 1, 1), 0, 0) for _, position in batch]
+    bad = order[2 * bad_step + 1]
+    trainer, until_then = trainer_of(size), trainer_of(size)
+    with pytest.raises(RunError, match=rf"epoch 0, step {bad_step} \(pictures of the batch: picture") as caught:
+        train_one_epoch(trainer, loader_of(trainer, Numbers(size, [bad])), 0)
+    assert f"picture {bad}" in str(caught.value) and caught.value.everywhere
+
+    steps = 0
+
+    class Enough(Exception):
+        pass
+
+    def count(stepped):
+        nonlocal steps
+        if steps == bad_step:
+            raise Enough
+        plain(stepped)
+        steps += 1
+
+    plain = engine_finetune._optimizer_step
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Enough):
+        patched.setattr(engine_finetune, "_optimizer_step", count)
+        train_one_epoch(until_then, loader_of(until_then, Numbers(size)), 0)
+    assert torch.equal(trainer.model.weight, until_then.model.weight)
+
+
+def test_the_host_does_not_wait_for_a_step(monkeypatch):
+    """Tensors are read once in READ_EVERY steps: with every reading a GPU's queue runs empty."""
+    readings = []
+    for name in ("item", "tolist", "cpu", "__bool__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *rest, plain=plain: (
+            readings.append(tensor.dtype) if tensor.dtype.is_floating_point else None) or plain(tensor, *rest))
+    trainer = trainer_of(8 * READ_EVERY)
+    train_one_epoch(trainer, loader_of(trainer, Numbers(8 * READ_EVERY)), 0)
+    assert 0 < len(readings) <= 4 * READ_EVERY / READ_EVERY + 1
+
+
+def test_outputs_come_in_the_order_of_the_pictures_whatever_the_batch():
+    dataset, model = Numbers(8 * READ_EVERY + 3), torch.nn.Linear(6, 3)
+    for batch_size in (1, 4, 1000):
+        loader = make_loader(dataset, EvalBatches(len(dataset), batch_size, 0, 1), 0, False)
+        where, values = outputs(model, loader, FP32, World(), "test")
+        assert np.array_equal(where, np.arange(len(dataset)))
+        np.testing.assert_allclose(values, model(dataset.values).detach(), rtol=1e-5, atol=1e-6)

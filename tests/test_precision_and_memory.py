@@ -35,6 +35,30 @@ def test_bf16_runs_matrix_products_in_bf16():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+def test_models_are_placed_with_channels_last_and_plain_attention_in_bf16():
+    def fused(name, arch="test_vit", **options):
+        model = Precision(name, "cpu").place(timm.create_model(arch, **options), CPU)
+        return {module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
+
+    assert fused("bf16") == {False} and fused("fp32") == {True}
+    assert fused("bf16", "vit_tiny_patch16_224", img_size=512) == {True}  # 1024 patches: products would fill the memory
+    weight = Precision("fp32", "cpu").place(timm.create_model("test_resnet")).layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_plain_attention_is_no_further_from_fp32_than_the_fused_one():
+    """Sharp attention: queries and keys large enough for the softmax to pick few patches."""
+    torch.manual_seed(0)
+    layer = timm.layers.Attention(64, num_heads=4)
+    torch.nn.init.normal_(layer.qkv.weight, std=0.3)
+    tokens = torch.randn(4, 50, 64)
+    exact, errors = layer(tokens), []
+    for layer.fused_attn in (True, False):
+        with Precision("bf16", "cpu").autocast():
+            errors.append((layer(tokens).float() - exact).norm() / exact.norm())
+    assert errors[1] < 1.5 * errors[0] and errors[1] < 0.02
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["test_vit", "resnet10t"])
 def test_activations_are_what_autograd_keeps(name, precision):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from util.errors import InputError, PeerEnded, RunError
+from util.memory import keep_freed_memory
 
 # A rank may have to wait for another that downloads weights or checks a million files.
 PATIENCE = timedelta(hours=2)
@@ -111,6 +112,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
         _share_cores(local_size)
+        keep_freed_memory()
     if size > 1:
         if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
             raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "

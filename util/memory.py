@@ -1,6 +1,7 @@
-"""What a training step needs on a device, estimated before anything is allocated there."""
+"""What a training step needs on a device, estimated before anything is allocated there; and the host's own allocator."""
 
 import copy
+import ctypes
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -72,3 +73,17 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed instead of giving it back to the system; False where there is no glibc.
+
+    A layer's output is larger than what malloc keeps by itself, so that each is mapped, cleared page by page and given back:
+    a third of a forward pass on CPUs. The most memory that a process takes stays the same.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(trim_threshold, ctypes.c_int(2**31 - 1)) and mallopt(mmap_threshold, ctypes.c_int(2**30)))

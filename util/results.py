@@ -208,7 +208,7 @@ def versions() -> dict[str, str]:
     """Versions that a figure may depend on."""
     from importlib.metadata import version
 
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pillow")
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pillow", "simplejpeg")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 

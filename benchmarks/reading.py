@@ -1,0 +1,154 @@
+"""Reading pictures: what a loader's core does to a file, plain and ours."""
+
+import contextlib
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from simplejpeg import decode_jpeg
+
+from benchmarks import plain
+from benchmarks.pictures import photographs
+from benchmarks.timing import Row, compare_apart, seconds
+from util.image_cache import default_side, kept_pixels, open_cache
+from util.images import ImageSource, resized
+from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+
+SIZE = 224
+
+
+def seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+    torch.default_generator.manual_seed(number)
+
+
+def plain_way(what: str, paths: list[str], number: int):
+    """A call that takes `number` pictures through the plain train or eval transform, the k-th with the same random draws
+    every time."""
+    transform = plain.train_transform(SIZE) if what == "train" else plain.eval_transform(SIZE)
+
+    def work():
+        for k in range(number):
+            seed(k)
+            with contextlib.suppress(ValueError):  # timm's posterize fails under Pillow 13 for 0 bits, after all else is done
+                transform(plain.read(paths[k % len(paths)]))
+    return work
+
+
+def our_way(what: str, paths: list[str], number: int, kept: int | None = None, folder: Path | None = None):
+    """The same through ours; with `kept` from the cache in `folder`."""
+    transform = scaled(kept)[what == "eval"]
+    source = open_cache(folder, paths, kept, "scaled", 1, lambda line: None) if kept else lambda path: path
+
+    def work():
+        for k in range(number):
+            seed(k)
+            transform(source(paths[k % len(paths)]))
+    return work
+
+
+def scaled(kept=None):
+    return (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled", kept=kept)),
+            EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "scaled", kept=kept)))
+
+
+def rows(folder: Path, quick: bool) -> list[Row]:
+    """One core; a call is some 20 pictures, the same draws for both."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [*_files(folder, quick), *_cached(folder, quick)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _files(folder: Path, quick: bool) -> list[Row]:
+    kinds = [("JPEG 2048x2048", (2048, 2048), {}, (">= 4.5x", ">= 7x")),
+             ("JPEG 4288x2848", (4288, 2848), {}, (">= 7x", ">= 11x")),
+             ("progressive JPEG 2048x2048", (2048, 2048), {"progressive": True}, ("", "")),
+             ("noisy JPEG 2048x2048 (2 bits a pixel)", (2048, 2048), {"noise": 5.0}, ("", "")),
+             ("PNG 2048x2048", (2048, 2048), {"suffix": ".png", "compress_level": 3}, ("", "")),
+             ("TIFF 2048x2048 (LZW)", (2048, 2048), {"suffix": ".tif", "compression": "tiff_lzw"}, ("", ""))]
+    found, pairs, number = [], 1 if quick else 7, 3 if quick else 21
+    for name, size, options, goals in kinds[:1] if quick else kinds:
+        paths = photographs(folder, size, 3, **options)
+        limit = _limit(paths)
+        for what, goal in zip(("train", "eval"), goals, strict=True):
+            found.append(compare_apart(f"{name}, {what}, a picture", (plain_way, what, paths, number),
+                                       (our_way, what, paths, number), pairs, goal, limit, of_plain=1 / number,
+                                       of_ours=1 / number, threads=1))
+        if goals[0]:
+            found.append(_difference(name, paths, number))
+    return found
+
+
+def _limit(paths: list[str]) -> str:
+    """What no reader can leave out: a JPEG's Huffman codes (the coarsest scale), another file's whole decoding."""
+    contents = [Path(path).read_bytes() for path in paths]
+    jpeg = paths[0].endswith(".jpg")
+
+    def decode():
+        for path, content in zip(paths, contents, strict=True):
+            if jpeg:
+                decode_jpeg(content, "RGB", min_height=1, min_width=1)
+            else:
+                Image.open(path).load()
+    decode()
+    least = min(seconds(decode) for _ in range(5)) / len(paths)
+    return f"{1e3 * least:.1f} ms: {'its Huffman codes' if jpeg else 'decoding'} alone"
+
+
+def _grey_levels(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(((one - other).abs() * 255 * torch.tensor(plain.STD)[:, None, None]).mean())
+
+
+def _difference(name: str, paths: list[str], number: int) -> Row:
+    """Mean difference of crops from those of the full decode, in grey levels: the larger of train's and eval's."""
+    off = {"aa": "none", "reprob": 0}
+    exact = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "full", **off)),
+             EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "full")))
+    ours = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled", **off)), scaled()[1])
+    means = []
+    for one, other in zip(exact, ours, strict=True):
+        crops = []
+        for k in range(number):
+            for transform in (one, other):
+                seed(k)
+                crops.append(transform(paths[k % len(paths)]))
+        means.append(np.mean([_grey_levels(*pair) for pair in zip(crops[::2], crops[1::2], strict=True)]))
+    return Row(f"{name}, crops against the full decode", None, float(max(means)), "grey levels", goal="<= 2")
+
+
+def _cached(folder: Path, quick: bool) -> list[Row]:
+    paths = photographs(folder, (2048, 2048), 3)
+    side = default_side(SIZE, (0.08, 1.0), (3 / 4, 4 / 3))
+    open_cache(folder / "cache", paths, side, "scaled", 2, lambda line: None)
+    pairs, number, many = (1, 3, 6) if quick else (7, 12, 240)
+    found = []
+    for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):
+        found.append(compare_apart(f"image cache at {side}, {what}, a picture of 2048x2048 from the second epoch on",
+                                   (plain_way, what, paths, number), (our_way, what, paths, many, side, folder / "cache"),
+                                   pairs, goal, of_plain=1 / number, of_ours=1 / many, threads=1))
+    found.append(_kept_difference(paths, side, 3 if quick else 60))
+    return found
+
+
+def _kept_difference(paths: list[str], side: int, number: int) -> Row:
+    """Crops of kept pictures against the same part of the whole picture, flips and colours left out."""
+    draw = scaled()[0]._draw_crop
+    differences = []
+    for k in range(number):
+        path = paths[k % len(paths)]
+        kept, whole = kept_pixels(path, side, "scaled"), ImageSource(path).decode()
+        seed(k)
+        top, left, height, width = draw(torch.empty(1).expand(3, *kept.shape[:2]), (0.08, 1.0), (3 / 4, 4 / 3))
+        ours = resized(np.ascontiguousarray(kept[top:top + height, left:left + width]), (SIZE, SIZE))
+        scale = whole.width / kept.shape[1]
+        box = tuple(scale * edge for edge in (left, top, left + width, top + height))
+        exact = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+        differences.append(np.abs(ours.astype(int) - exact).mean())
+    return Row(f"image cache at {side}, crops against the same part of the whole picture", None, float(np.mean(differences)),
+               "grey levels", goal="<= 2")

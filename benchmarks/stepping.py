@@ -1,0 +1,197 @@
+"""The training step and the evaluation of a ViT-S/14 at batch 16 (a net of convolutions for the layout), and what each part of
+ours gives."""
+
+import os
+import shutil
+from pathlib import Path
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import models_vit
+from benchmarks.plain import Step
+from benchmarks.timing import Row, compare, compare_apart, seconds
+from engine_finetune import ClassificationLoss, Schedule, Trainer, train_one_epoch
+from util.distributed import World, usable_cores
+from util.lr_decay import parameter_groups
+from util.memory import keep_freed_memory
+from util.precision import Precision, cpu_has_bf16
+from util.sampling import StepPlan, TrainBatches
+
+BATCH, STEPS, CLASSES = 16, 3, 5
+
+
+class Batches:
+    """A loader whose pictures are there already: what is timed is the step."""
+
+    class _Nothing:
+        covariates = None
+
+        @staticmethod
+        def path(position):
+            return str(position)
+
+    def __init__(self, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor):
+        self.batch_sampler, self.dataset = TrainBatches(plan, 0, 0), self._Nothing()
+        self.batch = images, labels, torch.arange(len(images))
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        return iter([self.batch] * len(self))
+
+
+class Unfused(torch.optim.AdamW):
+    """AdamW as it comes, which can't be told on the device to leave a step out."""
+
+    found_inf = property(lambda self: None, lambda self, value: None)
+
+
+def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.device, fused: bool = True):
+    """A call that trains STEPS steps through the program's own loop."""
+    precision = Precision(precision, device.type)
+    model = precision.place(model.to(device))
+    plan = StepPlan(STEPS * len(images), len(images), 1, 1)
+    groups = parameter_groups(model, 0.05, 0.65)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if fused else Unfused(groups, lr=1e-4)
+    trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(), Schedule(1e-4, 1e-6, 0, 1000), plan,
+                      precision, World(device=device), 0)
+    loader = Batches(plan, images, labels)
+    return lambda: train_one_epoch(trainer, loader, 0)
+
+
+def plain(model: torch.nn.Module, images, labels, device: torch.device, bf16: bool = False):
+    step = Step(model.to(device).train(), bf16)
+
+    def work():
+        for _ in range(STEPS):
+            step(images.to(device), labels.to(device))
+    return work
+
+
+def vit(size: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models_vit.build_model(models_vit.find_backbone("Dinov2", "dinov2_vits14"), CLASSES, size, 0.2)
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a large matrix product."""
+    one, other = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+    one @ other
+    return 2 * 2048**3 / min(seconds(lambda: (one @ other).sum().item()) for _ in range(8))
+
+
+def rows(folder: Path, quick: bool) -> list[Row]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pairs, size = (1, 56) if quick else (5, 224)
+    images, labels = torch.randn(BATCH, 3, size, size), torch.arange(BATCH) % CLASSES
+    bf16 = device.type == "cuda" or cpu_has_bf16()
+    name = "bf16" if bf16 else "fp32"
+    share = 1 / STEPS
+
+    def against(what, other, mine, goal="", limit=""):
+        return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal, limit, of_plain=share,
+                       of_ours=share)
+    found = [against("fp32 as it comes, ours", plain(vit(size), images, labels, device),
+                     ours(vit(size), name, images, labels, device), ">= 1.7x, aim 2.3x" if bf16 else "")]
+    whole = found[0]
+    if bf16:
+        found.append(_rate(whole, size, device))
+        found.append(against("of it, autocast alone", plain(vit(size), images, labels, device),
+                             plain(vit(size), images, labels, device, True)))
+        fused = vit(size)
+        found.append(against("of it, attention by plain products",
+                             _fused_attention(ours(fused, name, images, labels, device), fused),
+                             ours(vit(size), name, images, labels, device)))
+    found.append(against("of it, fused AdamW", ours(vit(size), name, images, labels, device, fused=False),
+                         ours(vit(size), name, images, labels, device)))
+    if not quick and any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
+        compiled = vit(size)
+        compiled.compile()
+        found.append(against("--compile against ours without", ours(vit(size), name, images, labels, device),
+                             ours(compiled, name, images, labels, device)))
+    found.append(_channels_last(quick, name, device))
+    found += _evaluation(size, name, device, pairs)
+    if device.type == "cpu":
+        found.append(_threads(size, name, images, labels, pairs))
+    return found
+
+
+def _fused_attention(work, model: torch.nn.Module):
+    """The same call with PyTorch's fused attention, which `Precision.place` turns off on CPUs in bf16."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True
+    return work
+
+
+def _rate(row: Row, size: int, device: torch.device) -> Row:
+    """The step's matrix products a second, of what this machine's products alone reach."""
+    model = vit(size).to(device).train()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(BATCH, 3, size, size, device=device)).sum().backward()
+    rate, limit = counter.get_total_flops() / (row.ours / 1e3), product_rate(torch.bfloat16, device)
+    return Row("its products a second, of those of a matrix product alone in bf16", None, 100 * rate / limit, "%",
+               goal=">= 50 %, aim 70 %", limit=f"{limit / 1e9:,.0f} GFLOP/s, reached {rate / 1e9:,.0f}")
+
+
+def _channels_last(quick: bool, name: str, device: torch.device) -> Row:
+    arch, size = ("test_resnet", 64) if quick else ("resnet50", 224)
+    images, labels = torch.randn(BATCH, 3, size, size), torch.arange(BATCH) % CLASSES
+
+    def build():
+        torch.manual_seed(0)
+        return timm.create_model(arch, num_classes=CLASSES)
+    return compare(f"training step, {arch}, batch {BATCH}: channels last against first, both {name}",
+                   plain(build(), images, labels, device, name == "bf16"), ours(build(), name, images, labels, device),
+                   1 if quick else 5, of_plain=1 / STEPS, of_ours=1 / STEPS)
+
+
+def plain_evaluation(size: int, device: torch.device):
+    """Forward passes of 32 pictures in batches of 16, in fp32 and without gradients."""
+    model, images = vit(size).to(device).eval(), torch.randn(2 * BATCH, 3, size, size)
+
+    @torch.no_grad()
+    def work():
+        for part in images.split(BATCH):
+            model(part.to(device)).cpu()
+    return work
+
+
+def our_evaluation(size: int, device: torch.device, name: str, batch: int, keeps_memory: bool):
+    """The same at the training's precision; keeps_memory: as `keep_freed_memory` leaves the allocator."""
+    if keeps_memory:
+        keep_freed_memory()
+    precision, images = Precision(name, device.type), torch.randn(2 * BATCH, 3, size, size)
+    model = precision.place(vit(size).to(device)).eval()
+
+    @torch.inference_mode()
+    def work():
+        with precision.autocast():
+            for part in images.split(batch):
+                model(part.to(device)).cpu()
+    return work
+
+
+def _evaluation(size: int, name: str, device: torch.device, pairs: int) -> list[Row]:
+    mine, theirs = (our_evaluation, size, device, name, BATCH, True), (plain_evaluation, size, device)
+    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} pictures: fp32 as it comes, ours", theirs, mine, pairs)
+    if device.type == "cpu":
+        given_back = (our_evaluation, size, device, name, BATCH, False)
+        return [whole, compare_apart("evaluation, of it, freed memory kept", given_back, mine, pairs)]
+    twice = (our_evaluation, size, device, name, 2 * BATCH, True)
+    return [whole, compare_apart("evaluation, of it, twice training's batch", mine, twice, pairs)]
+
+
+def _threads(size: int, name: str, images, labels, pairs: int) -> Row:
+    """A process of torchrun gets one thread from it, and from us its share of the cores."""
+    work, cores = ours(vit(size), name, images, labels, torch.device("cpu")), usable_cores()
+
+    def single():
+        torch.set_num_threads(1)
+        work()
+        torch.set_num_threads(cores)
+    return compare(f"a process with its share of the cores (here {cores}), against the one thread that torchrun sets", single,
+                   work, pairs, of_plain=1 / STEPS, of_ours=1 / STEPS)
