@@ -63,9 +63,9 @@ def rows(folder: Path, quick: bool) -> list[Row]:
                  goal="<= 5 s")]
     for what, work in (("read a CSV", "read_csv"), ("an epoch's order and paths", "walk"), ("figures and tables", "results")):
         figures = [measured(work, make_csv(folder, paths[:size])) for size in sizes]
-        for figure, unit, scale in (("seconds", "us", 1e6), ("MB", "bytes", 2**20)):
+        for figure, kind, unit, scale in (("seconds", "time", "us", 1e6), ("MB", "memory", "bytes", 2**20)):
             values = ", ".join(f"{scale * values[figure] / size:,.1f}" for values, size in zip(figures, sizes, strict=True))
-            found.append(Row(f"{what}, a picture of {' / '.join(f'{size:,}' for size in sizes)}", None,
+            found.append(Row(f"{what}, {kind} a picture of {' / '.join(f'{size:,}' for size in sizes)}", None,
                              scale * figures[-1][figure] / sizes[-1], unit, goal="flat", limit=values))
     return found
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from util.errors import InputError
 
+MOST_REPEATED = 10_000  # different texts of a column that are kept once each
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
@@ -33,13 +34,15 @@ def read_columns(csv_file, columns, flags=None):
             names = [name.strip() for name in next(reader, [])]
             picks = _positions(csv_file, names, columns, flags or {})
             cells, lines = [[] for _ in columns], []
+            known = [{} for _ in columns]  # one object for equal texts: labels and splits are repeated a million times
             line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
                 if not any(row):
                     pass
                 elif len(row) == len(names):
-                    for column, pick in zip(cells, picks, strict=True):
-                        column.append(row[pick].strip())
+                    for column, pick, same in zip(cells, picks, known, strict=True):
+                        text = row[pick].strip()
+                        column.append(same.setdefault(text, text) if len(same) < MOST_REPEATED else same.get(text, text))
                     lines.append(line)
                 else:
                     raise InputError(
@@ -132,14 +135,13 @@ def refuse_repeated(csv_file, paths, lines, columns):
 
 def refuse_absent(csv_file, paths, lines):
     """InputError when files are not there. A folder is listed once: quicker than to look a million files up."""
-    present, absent = {}, []
-    for path, line in zip(paths, lines, strict=True):
-        name = path.rpartition("/")[2]
-        folder = path[: len(path) - len(name)]  # with its last slash: "" is not "/"
-        if folder not in present:
-            present[folder] = _file_names(folder or ".")
-        if name not in present[folder]:
-            absent.append(f"line {line} {path}")
+    rows_of, absent = {}, []
+    for row, path in enumerate(paths):
+        rows_of.setdefault(path[: path.rfind("/") + 1], []).append(row)  # with its last slash: "" is not "/"
+    for folder, rows in rows_of.items():
+        names = _file_names(folder or ".")  # of one folder at a time: a million names take 100 MB
+        absent += [row for row in rows if paths[row][len(folder):] not in names]
+    absent = [f"line {lines[row]} {paths[row]}" for row in sorted(absent)]
     if absent:
         raise InputError(
             f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; relative paths start at "
