@@ -228,11 +228,12 @@ class ExactLinear(torch.nn.Linear):
 
 
 def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """The last linear layer of a timm model's classifier; None where there are several classifiers, or none is linear."""
+    """The last linear layer of a timm model's classifier; None where there are several classifiers, or none that is linear and
+    has a bias."""
     names = head_names(model)
     layers = [module for module in model.get_submodule(names[0]).modules() if isinstance(module, torch.nn.Linear)
               ] if len(names) == 1 else []
-    return layers[-1] if layers else None
+    return layers[-1] if layers and layers[-1].bias is not None else None
 
 
 class FeatureReader(torch.nn.Module):

@@ -110,7 +110,8 @@ class Classification(Task):
     def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
         if self.options.adaptation != "lp":
             return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in parsed.typed else []
-        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad"]
+        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad", "min_lr",
+                 "compile"]
         if self.options.lp_views == 1:
             names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"]
         typed = [f"--{name}" for name in names if name in parsed.typed]

@@ -13,7 +13,7 @@ import torch
 from jobs.job import Job
 from jobs.records import content, draw, facts
 from util import checkpoint, lr_sched, summary
-from util.errors import RunError
+from util.errors import InputError, RunError
 from util.probe_heads import (
     MOST_ROWS,
     Candidate,
@@ -47,8 +47,7 @@ def probe(job: Job) -> None:
     head = job.task.head_of(job.model)
     with torch.no_grad():
         head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.copy_(bias)
+        head.bias.copy_(bias)
     if world.is_main:
         _write(job, best)
         world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
@@ -63,10 +62,13 @@ def probe(job: Job) -> None:
 
 
 def _is_complete(job: Job) -> bool:
-    """Whether the checkpoint that was found is of all epochs, and its head is scored."""
+    """Whether the checkpoint that was found is a probe's, of all epochs, and its head is scored."""
     if job.resumed is None:
         return False
     rest, folder = job.resumed.rest, job.folder
+    if rest["options"].get("adaptation") != "lp":
+        raise InputError(f"{job.resumed.path} is no probe's: start a new run from its weights with --finetune and another "
+                         "--task")
     if job.world.is_main and job.resumed.path.parent.resolve() != folder.path.resolve():
         job.world.say(f"a probe is not gone on with: it is trained anew, from the backbone of {job.resumed.path}")
     mine = job.resumed.path.parent.resolve() == folder.path.resolve()

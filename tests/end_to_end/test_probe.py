@@ -68,6 +68,12 @@ def test_a_complete_probe_is_not_run_again(start, tmp_path):
     assert code == 2 and "was trained with other parameters" in err
 
 
+def test_a_fine_tuned_run_is_no_probe_to_go_on_with(start):
+    assert start("--task", "p", "--epochs", 1)[0] == 0
+    code, out, err = start(*PROBE, "--resume", "auto")
+    assert code == 2 and "is no probe's" in err and "complete" not in out
+
+
 def test_random_views(start, tmp_path):
     views = (*PROBE, "--lp_views", 3, "--hflip", 0.5)
     code, out, err = start(*views)
