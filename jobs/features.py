@@ -14,8 +14,8 @@ from util.probe import feature_file, pictures_digest, stored_features, weights_d
 def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     """{split: (N, W)}, computed once or found on the disk (OUTPUT_DIR/.features).
 
-    With --lp_views K above 1 train has K random views instead of the evaluation's, "train 0" to "train K-1". None, and a
-    line, for a model whose head does not read one feature a picture.
+    With --lp_views K above 1 the train pictures of a grid of heads have K random views instead of the
+    evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature a picture.
     """
     world, options, reader = job.world, job.options, job.task.feature_reader(job.model)
     if reader is None:
@@ -25,7 +25,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     head = job.task.head_of(job.model)
     weights = world.from_main(weights_digest(job.model, without=head) if world.is_main else None)
     found, counts, began = {}, {True: 0, False: 0}, time.monotonic()
-    for name, split, view in _wanted(getattr(options, "lp_views", 1)):
+    for name, split, view in _wanted(options.lp_views if job.task.head_is_linear else 1):
         rows = job.rows(split)
         settings = {"transform": job.eval_transform if view is None else job.train_transform, "precision": job.precision.name,
                     "backbone": job.backbone.timm_name, "batch": options.batch_size,

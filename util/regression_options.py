@@ -17,6 +17,7 @@ WITHOUT_EFFECT = {
     "smoothing": "it softens class labels", "mixup": "it mixes class labels", "cutmix": "it mixes class labels",
     "cutmix_minmax": "it belongs to cutmix", "mixup_prob": "it belongs to mixup",
     "mixup_switch_prob": "it belongs to mixup", "mixup_mode": "it belongs to mixup",
+    "lp_views": "a regression's head is trained on the evaluation's view",
 }
 # The options that a search proposes.
 SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
@@ -91,6 +92,7 @@ def add_compatibility_flags(parser) -> None:
     group.add_argument("--cutmix_minmax", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
                        help=WITHOUT_EFFECT["cutmix_minmax"])
     group.add_argument("--mixup_mode", default="batch", help=WITHOUT_EFFECT["mixup_mode"])
+    group.add_argument("--lp_views", type=count, default=1, help=WITHOUT_EFFECT["lp_views"])
 
 
 def take_params(parsed: Parsed) -> list[str]:
