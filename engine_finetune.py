@@ -14,6 +14,7 @@ from tqdm import tqdm
 from util.distributed import World
 from util.errors import RunError
 from util.lr_sched import learning_rate_at, set_learning_rate
+from util.memory import keep_freed_memory
 from util.precision import Precision
 from util.sampling import EvalBatches, StepPlan, TrainBatches
 
@@ -135,7 +136,12 @@ def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, 
     """A loader fed by one of our batch samplers; workers stay for the run."""
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-        persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None)
+        persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None, worker_init_fn=_start_worker)
+
+
+def _start_worker(number: int) -> None:
+    """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each."""
+    keep_freed_memory()
 
 
 def _batches(loader, title: str, world: World):

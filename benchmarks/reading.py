@@ -14,6 +14,7 @@ from benchmarks.pictures import photographs
 from benchmarks.timing import Row, compare_apart, seconds
 from util.image_cache import default_side, kept_pixels, open_cache
 from util.images import ImageSource, resized
+from util.memory import keep_freed_memory
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
 SIZE = 224
@@ -39,7 +40,8 @@ def plain_way(what: str, paths: list[str], number: int):
 
 
 def our_way(what: str, paths: list[str], number: int, kept: int | None = None, folder: Path | None = None):
-    """The same through ours; with `kept` from the cache in `folder`."""
+    """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in `folder`."""
+    keep_freed_memory()
     transform = scaled(kept)[what == "eval"]
     source = open_cache(folder, paths, kept, "scaled", 1, lambda line: None) if kept else lambda path: path
 

@@ -222,6 +222,19 @@ def test_resizing_agrees_with_pillow():
     assert np.abs(found - np.asarray(picture.resize((100, 90), Image.Resampling.BICUBIC))).max() <= 2
 
 
+@pytest.mark.parametrize(("pixels", "size"), [((512, 512), (256, 256)), ((536, 356), (385, 256)), ((281, 257), (279, 256)),
+                                              ((120, 100), (307, 256)), ((256, 256), (256, 256)), ((224, 224), (224, 224))])
+def test_a_part_of_a_resized_picture_is_that_of_the_whole_one(pixels, size):
+    noise = np.random.RandomState(0).randint(0, 256, (*pixels[::-1], 3), dtype=np.uint8)  # where a shift would show most
+    left, top = ((side - 224) // 2 for side in size)
+    box = (left, top, left + 224, top + 224)
+    found = images.resized(noise, size, box).astype(int)
+    whole = images.resized(noise, size)[top:top + 224, left:left + 224]
+    assert found.shape == whole.shape == (224, 224, 3)
+    assert np.abs(found - whole).mean() < 1.5  # of 255; a whole pixel beside its place it would be some 80
+
+
+
 def test_size_is_known_without_decoding_and_decode_works_twice(tmp_path):
     path = tmp_path / "a.jpg"
     smooth(200, 100).save(path)

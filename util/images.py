@@ -157,16 +157,34 @@ def read_image(path, minimum_size=None):
     return ImageSource(path).decode(minimum_size)
 
 
-def resized(pixels, size):
-    """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height).
+def resized(pixels, size, box=None):
+    """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
 
-    Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time.
+    Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
+    bottom) in pixels of the result; no more pixels are read than it needs, and it lies within 1/64 of a pixel of its place.
     """
     if pixels.shape[1::-1] == tuple(size):
-        return pixels
+        return pixels if box is None else pixels[box[1]:box[3], box[0]:box[2]]
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    result = torch.nn.functional.interpolate(tensor, size[::-1], mode="bicubic", antialias=True)
-    return result[0].permute(1, 2, 0).contiguous().numpy()
+    if box is None:
+        result = torch.nn.functional.interpolate(tensor, size[::-1], mode="bicubic", antialias=True)[0]
+    else:
+        (rows, above, up), (columns, before, along) = (
+            _needed(pixels.shape[axis], size[1 - axis], box[1 - axis], box[3 - axis]) for axis in (0, 1))
+        part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+        result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
+        result = result[:, above:above + box[3] - box[1], before:before + box[2] - box[0]]
+    return result.permute(1, 2, 0).contiguous().numpy()
+
+
+def _needed(have, want, first, last):
+    """What of an axis of `have` pixels, resized to `want`, gives its pixels first to last: the slice to resize, where
+    `first` stands in its result, and the factor."""
+    pixels = have / want
+    margin = math.ceil(2 * max(pixels, 1) / pixels) + 1  # bicubic looks at two pixels of the coarser grid
+    # the part starts where pixels of both grids begin together
+    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= 1 / 64), 0)
+    return slice(round(start * pixels), min(have, math.ceil((last + margin) * pixels))), first - start, want / have
 
 
 def dct_denominator(size, minimum_size):

@@ -192,6 +192,7 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dic
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     if len(labels) > MOST_ROWS:
         rows = np.random.RandomState(seed % 2**32).choice(len(labels), MOST_ROWS, replace=False)
@@ -199,8 +200,10 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dic
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine", algorithm="brute")
     logistic = [make_pipeline(StandardScaler(), LogisticRegression(C=penalty, tol=1e-2, max_iter=1000))
                 for penalty in PENALTIES]
-    return {"k nearest neighbours": [neighbours.fit(train, labels)],
-            "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}
+    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and PyTorch in turn
+    with threadpool_limits(1):
+        return {"k nearest neighbours": [neighbours.fit(train, labels)],
+                "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}
 
 
 def probabilities(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:

@@ -128,7 +128,7 @@ class EvalTransform:
             return _normalised(F.center_crop(_resized_exactly(source.decode(), size), edge), settings)
         part = source.part(None, tuple(math.ceil(EVAL_MARGIN * side) for side in size))
         left, top = (round((side - edge) / 2) for side in size)
-        return _normalised(resized(part, size)[top:top + edge, left:left + edge], settings)
+        return _normalised(resized(part, size, (left, top, left + edge, top + edge)), settings)
 
     def __reduce__(self):
         return EvalTransform, (self.settings,)
