@@ -11,7 +11,6 @@ training (with --label_col class --patient_col patient, so that intervals are ma
 which somebody else makes the same folders. util/public_sets.py knows the sets.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from util.errors import InputError, RunError, exit_code_of
+from util.options import OneLineParser
 
 SPLITS = ("train", "val", "test")
 LIST_FILE = "split_list.csv"
@@ -140,6 +140,7 @@ def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, 
     two splits, a class that differs from the label, and a list that names no picture at all.
     """
     from util.csv_columns import some
+    from util.public_sets import counted
 
     keys = [("sha256", lambda item: item.sha256), ("path", lambda item: item.source.lower()),
             ("name", lambda item: _stem(item.source))]
@@ -174,9 +175,8 @@ def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, 
     if not split_of:
         raise InputError(f"--split_list {place}: none of its {len(entries)} pictures is among the {len(items)} of RAW_DIR, "
                          f"such as {entries[0]['path']}; is it a list of another data set?")
-    notes = [f"{place} names {len(absent)} pictures that are not in RAW_DIR: {some(absent)}"] if absent else []
     left = [item.source for row, item in enumerate(items) if row not in split_of]
-    notes += [f"{len(left)} pictures are not named in {place}, left out: {some(left)}"] if left else []
+    notes = [*counted(f"named in {place}, but not in RAW_DIR", absent), *counted(f"not named in {place}, left out", left)]
     for row, split in split_of.items():
         items[row].split = split
     kept = [item for row, item in enumerate(items) if row in split_of]
@@ -304,8 +304,8 @@ def _repeats(items: list[Item]) -> list[str]:
         labels_of.setdefault(item.sha256, []).append(item.label)
     again = sum(len(labels) - 1 for labels in labels_of.values())
     unlike = sum(len(set(labels)) > 1 for labels in labels_of.values())
-    other_label = f"; {unlike} times under two labels" if unlike else ""
-    return [f"{again} pictures are equal to another one in every byte{other_label}"] if again else []
+    other_label = f"; under two labels: {unlike}" if unlike else ""
+    return [f"equal to another picture in every byte: {again}{other_label}"] if again else []
 
 
 def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: float = 0.3, seed: int = 0,
@@ -324,7 +324,7 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
                          f"the pictures from {public_set.url}, or give a --split_list")
     notes = [*found.notes, *([found.no_patients] if found.no_patients else [])]
     if len(found.pictures) != public_set.pictures:
-        notes.append(f"{len(found.pictures)} pictures with a label; the whole set has {public_set.pictures}")
+        notes.append(f"with a label: {len(found.pictures)}, of {public_set.pictures} in the whole set")
     items = _items(found, raw)
     notes += _repeats(items)
     if split_list:
@@ -357,27 +357,26 @@ def _patients(items: list[Item]) -> list[str]:
     """What is known of patients, and a warning where the splits part what belongs together."""
     patients = len({item.patient for item in items} - {""})
     lines = [f"  patients: {patients}" if patients else "  patients: not published, the split is one of pictures"]
-    lines += [f"  WARNING: {count} {kind} are in two splits, as given; figures on test will flatter"
+    lines += [f"  WARNING: {kind} in two splits, as given: {count}; figures on test will flatter"
               for kind, count in parted(items).items() if count]
     return lines
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     from util.public_sets import SETS
 
-    parser = argparse.ArgumentParser(prog="python -m util.prepare", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m util.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", choices=SETS, help=f"the data set: {', '.join(SETS)}")
     parser.add_argument("raw_dir", metavar="RAW_DIR", help="the files as downloaded, archives unpacked")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so before")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws another split (default %(default)s)")
-    parser.add_argument("--val", type=float, default=0.15, help="share of all patients or pictures (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another split")
+    parser.add_argument("--val", type=float, default=0.15, help="share of all patients, or pictures, of a class")
     parser.add_argument("--test", type=float, default=0.3,
-                        help="the same; no effect where the owner publishes a test split (default %(default)s)")
+                        help="the same; no effect where the owner publishes a test split (IDRID)")
     parser.add_argument("--split_list", default=None, metavar="FILE",
-                        help="take this split: a CSV with path and split, or a folder with train/, val/ and test/")
+                        help="take this split, draw none: a CSV with path and split, or a folder with train/, val/, test/")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--copy", action="store_true", help="copy the pictures (the default)")
+    how.add_argument("--copy", action="store_true", help="copy the pictures; this is what happens without --link")
     how.add_argument("--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay where it is")
     return parser
 

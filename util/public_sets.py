@@ -128,9 +128,13 @@ class RawFolder:
             raise self.missing(f"none of the {len(label_of)} pictures that {what} names, such as {next(iter(label_of))},")
         absent = [stem for stem in label_of if stem not in by_stem]
         unlabelled = [path.name for stem, paths in by_stem.items() if stem not in label_of for path in paths]
-        notes = [f"{what} names {len(absent)} pictures that are not there: {some(absent)}"] if absent else []
-        notes += [f"{len(unlabelled)} pictures have no label in {what}, left out: {some(unlabelled)}"] if unlabelled else []
-        return pairs, notes
+        return pairs, [*counted(f"named in {what}, but not there", absent),
+                       *counted(f"without a label in {what}, left out", unlabelled)]
+
+
+def counted(what: str, names: list) -> list[str]:
+    """A note that says what, how many and which; none where there are none."""
+    return [f"{what}: {len(names)} ({some(names)})"] if names else []
 
 
 def plain(name: str) -> str:
@@ -194,8 +198,7 @@ def _read_messidor2(raw: RawFolder) -> Found:
         "" if cell in ("0", "0.0") else _grade(csv_file, line, "adjudicated_dr_grade", grade, DR_GRADES)
         for line, grade, cell in zip(lines, grades, gradable, strict=True)], lines)
     pairs, notes = raw.matched(raw.pictures, labels, csv_file.name)
-    if ungradable:
-        notes.append(f"{len(ungradable)} pictures cannot be graded ({csv_file.name}), left out: {some(ungradable)}")
+    notes += counted(f"not gradable by {csv_file.name}, left out", ungradable)
     pairs_file = raw.file("messidor-2.csv")
     patients, no_patients = {}, ""
     if pairs_file is None:
@@ -206,8 +209,7 @@ def _read_messidor2(raw: RawFolder) -> Found:
                 for name in pair if name]
         patients = _by_stem(raw, pairs_file, "left or right", *map(list, zip(*eyes, strict=True))) if eyes else {}
         alone = [path.name for path, stem in pairs if labels[stem] and stem not in patients]
-        notes += [f"{len(alone)} pictures are in no pair of {pairs_file.name}, each taken as a patient: {some(alone)}"
-                  ] if alone else []
+        notes += counted(f"in no pair of {pairs_file.name}, each taken as a patient", alone)
     pictures = [Picture(path, labels[stem], patients.get(stem, "" if no_patients else stem))
                 for path, stem in pairs if labels[stem]]
     return Found(pictures, notes, no_patients)
@@ -289,8 +291,7 @@ def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_fo
     absent = [name for name in raw.set.classes if name not in there]
     if absent:
         raise raw.missing(f"no picture of {some(absent)} (looked for {looked_for})")
-    notes = [f"{len(unlabelled)} pictures are in no class's folder, left out: {some(unlabelled)}"] if unlabelled else []
-    return Found(pictures, notes)
+    return Found(pictures, counted("in no class's folder, left out", unlabelled))
 
 
 def _letters(name: str) -> str:
