@@ -35,7 +35,7 @@ def test_the_page_names_what_the_table_names():
 def test_every_set_has_a_line_for_figures_and_every_figure_of_the_papers_is_there():
     rows = cells("Published figures")
     assert {row[0] for row in rows} == set(SETS)
-    assert all(row[4] == "" for row in rows)  # one's own
+    assert all(row[4] == row[5] == "" for row in rows)  # one's own
     figures = {(row[0], row[1], row[2]): row[3] for row in rows}
     assert figures["APTOS2019", "RETFound-MAE (CFP)", "AUROC"] == "0.943 (0.941–0.944)"
     assert figures["IDRID", "RETFound-MAE (CFP)", "AUROC"] == "0.822 (0.815–0.829)"
@@ -46,7 +46,8 @@ def test_every_set_has_a_line_for_figures_and_every_figure_of_the_papers_is_ther
     for link in ("10.1038/s41586-023-06555-x", "arxiv.org/abs/2509.03421", "rs-6080254",
                  "https://github.com/rmaphoh/RETFound/blob/main/BENCHMARK.md"):
         assert link in PAGE
-    assert "not comparable" in PAGE
+    header = next(line for line in PAGE.split("\n") if line.startswith("| Data set | Model |"))
+    assert "own split: not comparable" in header
 
 
 def page_commands() -> list[list[str]]:
@@ -56,19 +57,27 @@ def page_commands() -> list[list[str]]:
 
 
 def test_the_pages_commands_are_understood():
-    """Those of prepare here, each set's; those of training in test_readme.py; the others with their own parsers."""
-    seen = set()
+    """Those of prepare and compare.py by their parsers, with the right number of classes where one is trained or scored;
+    the flags of training are parsed in test_readme.py, which reads this page too."""
+    prepared, scored = set(), set()
     for words in page_commands():
         if "util.prepare" in words:
             options = module.make_parser().parse_args(words[words.index("util.prepare") + 1:])
-            assert options.out_dir.endswith(options.name)
-            seen.add(options.name)
-        elif any(word in ("main_finetune.py", "train.sh", "eval.sh") for word in words):
-            variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
-            data = variables.get("DATA_PATH") or next(word for word in words if word.endswith("split_list.csv"))
-            name = data.removesuffix("/split_list.csv").rsplit("/", 1)[-1]
-            assert variables["NUM_CLASS"] == str(len(SETS[name].classes)), words
-    assert seen == set(SETS)
+            assert options.out_dir.rsplit("/", 1)[-1] == options.name
+            prepared.add(options.name)
+        elif "compare.py" in words:
+            assert len(words) > 3
+        else:
+            values = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+            values |= {word: value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
+            data = values.get("DATA_PATH") or values.get("--data_path") or values["--csv_file"].removesuffix("/split_list.csv")
+            name = data.rsplit("/", 1)[-1]
+            assert int(values.get("NUM_CLASS") or values["--nb_classes"]) == len(SETS[name].classes), words
+            if "--csv_file" in values:  # the columns of the list, and the patients that are the reason for it
+                assert (values["--label_col"], values["--patient_col"]) == ("class", "patient") and SETS[name].patients
+                assert {"class", "patient"} < set(module.LIST_COLUMNS)
+            scored.add(name)
+    assert prepared == scored == set(SETS)
 
 
 def test_flags_are_pinned():
@@ -76,4 +85,4 @@ def test_flags_are_pinned():
     flags = {action.option_strings[0]: action.default for action in parser._actions
              if action.option_strings and action.dest != "help"}
     assert flags == {"--seed": 0, "--val": 0.15, "--test": 0.3, "--split_list": None, "--copy": False, "--link": False}
-    assert all(f"`{flag}" in PAGE for flag in flags)
+    assert all(f"`{flag}`" in PAGE for flag in flags)
