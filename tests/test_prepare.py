@@ -81,6 +81,13 @@ def items_of(groups: list[tuple[str, list[str]]]) -> list[Item]:
             for patient, labels in groups for number, label in enumerate(labels)]
 
 
+def test_order_of_the_pictures_does_not_matter():
+    items = items_of([(f"p{number}", ["0_a", "1_b"][:1 + number % 2]) for number in range(40)])
+    forth = dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
+    items = items[::-1]
+    assert forth == dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
+
+
 def test_a_patient_counts_as_the_worse_eye():
     """Ten patients with one severe eye: they are stratified as severe, whatever the other eye is."""
     mild, severe = [(f"m{n}", ["0_a", "0_a"]) for n in range(20)], [(f"s{n}", ["0_a", "1_b"]) for n in range(10)]

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_idrid_keeps_its_test_and_draws_val_of_its_training(tmp_path):
     assert {row["source"] for row in rows if row["split"] == "test"} == test and len(test) == 12
     assert Counter(row["split"] for row in rows) == {"train": 38, "val": 12, "test": 12}  # of 12 or 13 a class: 2 or 3
     assert any("test as the owner publishes it" in line for line in lines)
+    assert not any("without a label" in line for line in lines)  # the part for segmentation is no part of this
     grades = {row["source"]: row["class"] for row in rows}  # one name, two pictures
     assert grades["B. Disease Grading/1. Original Images/a. Training Set/IDRiD_003.jpg"] == "3_severe"
     assert not any("Segmentation" in row["source"] for row in rows)
@@ -195,6 +197,26 @@ def test_workbooks(tmp_path):
     for text in ("no zip", ""):
         with pytest.raises(InputError, match="not a workbook"):
             read_first_sheet(put(tmp_path / "a" / "b.xlsx", text or "PK"))
+
+
+def test_workbooks_of_other_programs(tmp_path):
+    """Places relative to xl/, texts within the cells and in several runs, rows and cells that are left out."""
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    files = {
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{links}"><sheets><sheet name="b" sheetId="9" r:id="rId2"/>'
+                           '<sheet name="a" sheetId="1" r:id="rId1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+                                      '<Relationship Id="rId1" Target="worksheets/a.xml"/>'
+                                      '<Relationship Id="rId2" Target="worksheets/b.xml"/></Relationships>',
+        "xl/worksheets/b.xml": f'<worksheet xmlns="{main}"><sheetData><row r="2"><c r="B2" t="inlineStr"><is><r><t>Diag</t></r>'
+                               '<r><t>nosis</t></r><rPh sb="0" eb="1"><t>x</t></rPh></is></c><c r="AB2" t="str"><f>1</f>'
+                               '<v>f</v></c></row><row r="4"><c r="A4"><v>1.5</v></c></row></sheetData></worksheet>',
+    }
+    with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    assert read_first_sheet(tmp_path / "book.xlsx") == [[], ["", "Diagnosis", *[""] * 25, "f"], [], ["1.5"]]
 
 
 def test_papila_refuses_what_it_does_not_understand(tmp_path, monkeypatch):
