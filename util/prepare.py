@@ -109,8 +109,9 @@ def _groups(items: list[Item]) -> list[list[int]]:
 def read_split_list(place: str) -> list[dict[str, str]]:
     """A split list -> [{"path", "split", "class", "sha256"}], the last two "" where it does not say.
 
-    place: a CSV with the columns path and split, and class and sha256 if it has them (`split_list.csv` is one); or a
-    folder with train/, val/ and test/, whose pictures say by their names what belongs where. Raises InputError.
+    place: a CSV with the columns path and split, and class, sha256 and source (the path below RAW_DIR, taken before path)
+    if it has them, as `split_list.csv` does; or a folder with train/, val/ and test/, whose pictures are the list. Raises
+    InputError.
     """
     from util.csv_columns import read_columns, refuse_empty, refuse_unknown
     from util.datasets import EXTENSIONS, SPLIT_NAMES
