@@ -11,7 +11,8 @@ rollout   for vision transformers: attention rollout (S. Abnar and W. Zuidema, Q
           what was mixed into the feature, for or against the output, used or not.
 gradcam   for models whose last feature map is a picture (CNNs, also Swin): Grad-CAM (R. Selvaraju et al., ICCV 2017), as
           captum computes it, on the last feature map. As coarse as that map: 7 x 7 fields at 224 pixels in most CNNs, so
-          that a small lesion gets a large patch.
+          that a small lesion gets a large patch. It may lie up to half a field right of and below what caused it: a
+          strided convolution that pads looks at the upper left of its field (ResNets do; Swin and ConvNeXt don't).
 
 On drawn grey retinas with one lesion of 2.3 % of the picture, small models trained from scratch put so many times the lesion's
 share of the area inside of it (tests/test_heatmaps.py prints three of these): gradient 3.5 to 16, rollout 6 to 12, neither
