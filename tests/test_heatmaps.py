@@ -424,7 +424,7 @@ def grey(number):
 def test_overlays_are_written_and_listed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = ["left/eye 1.jpg", "right/eye 1.jpg", "right/eye 1.png", tmp_path / "right" / ("目" * 70 + ".jpg"),
-             b"right/\xff?.jpg".decode(errors="surrogateescape")]
+             "a" * 250 + ".png", b"right/\xff?.jpg".decode(errors="surrogateescape")]
     pictures, maps = grey(len(paths))
     names = write_overlays(paths, maps, tmp_path / "run" / "heatmaps", pictures)
     assert list(names) == [str(tmp_path / path) for path in paths] and len(set(names.values())) == len(paths)
