@@ -6,9 +6,16 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+# Chromium reads its commands from descriptor 3 and writes to 4.
+PUT_PIPES = """import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, pipe in zip((3, 4), pipes):
+    os.dup2(pipe, place)
+os.execv(sys.argv[3], sys.argv[3:])"""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -24,8 +31,7 @@ class Browser:
     def __init__(self, program: str, profile: Path):
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        # Chromium reads its commands from descriptor 3 and writes to 4: a shell puts the pipes there
-        command = ["sh", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$0" "$@"', program, "--headless=new", "--no-sandbox",
+        command = [sys.executable, "-c", PUT_PIPES, str(to_read), str(to_write), program, "--headless=new", "--no-sandbox",
                    "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--disable-gpu",
                    "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "about:blank"]
         self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ label, line, area, bar, dots, rule, note, and s0 … s7 for the colours of a ser
 """
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -37,12 +38,15 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     """The ticks with as many decimals as tell them apart; powers of ten for the very small and the very large."""
     if not values:
         return []
-    step = min((abs(b - a) for a, b in zip(values, values[1:], strict=False)), default=abs(values[0]) or 1.0)
-    largest = max(map(abs, values))
-    if largest >= 1e6 or (0 < largest < 1e-3):
-        return [f"{value:.3g}" for value in values]
-    decimals = min(8, max(0, -math.floor(math.log10(step) + 1e-9))) if step else 0
-    return [f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}") for value in values]
+    step = min((abs(b - a) for a, b in zip(values, values[1:], strict=False)), default=0) or abs(values[0]) or 1.0
+    largest, finest = max(map(abs, values)), math.floor(math.log10(step) + 1e-9)
+    if finest < -3 or largest >= 1e6:
+        digits = max(0, math.floor(math.log10(largest) + 1e-9) - finest) if largest else 0
+        texts = [re.sub(r"(\.\d*?)0*e([+-])0*", lambda found: found[1].rstrip(".") + "e" + found[2].strip("+"),
+                        f"{value:#.{digits}e}") if value else "0" for value in values]
+    else:
+        texts = [f"{value:,.{max(0, -finest)}f}" for value in values]
+    return [text.replace("-", "\N{MINUS SIGN}") for text in texts]
 
 
 def room_around(values: np.ndarray, share: float = 0.05) -> tuple[float, float]:
@@ -166,4 +170,5 @@ class Chart:
                               f'<path class="{look}" d="{text}"/>')
 
     def _text(self, x: float, y: float, text: str, look: str, anchor: str) -> None:
-        self.parts.append(f'<text class="{look}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{clean(text)}</text>')
+        if text:
+            self.parts.append(f'<text class="{look}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{clean(text)}</text>')

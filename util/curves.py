@@ -42,13 +42,14 @@ def roc_points(is_class: np.ndarray, scores: np.ndarray, most: int = MOST_POINTS
 def precision_recall_points(is_class: np.ndarray, scores: np.ndarray,
                             most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray] | None:
     """(recall, precision) by falling threshold up to the first full recall, each a point of scikit-learn's
-    precision_recall_curve; None where the class is absent. Of many, the lowest and highest precision of each of most / 2
-    equal steps of recall stay, so that every peak does."""
+    precision_recall_curve; None where the class is absent. Of thresholds with the same recall the highest precision stands
+    there, as average precision counts it; of many points the lowest and highest precision of each of most / 2 equal steps
+    of recall stay, so that every peak does."""
     hits, false_alarms = counts_at_thresholds(is_class, scores)
     if not len(hits) or not hits[-1]:
         return None
-    stop = int(np.searchsorted(hits, hits[-1])) + 1
-    recall, precision = hits[:stop] / hits[-1], hits[:stop] / (hits + false_alarms)[:stop]
+    rises = np.diff(hits, prepend=0) > 0
+    recall, precision = hits[rises] / hits[-1], (hits / (hits + false_alarms))[rises]
     kept = extremes_of_steps(recall, precision, most)
     return recall[kept], precision[kept]
 

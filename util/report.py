@@ -346,12 +346,14 @@ def main(argv: list[str] | None = None) -> int:
     """Make the report of each run's folder again, from its files alone."""
     from util.errors import InputError, RunError
     from util.options import OneLineParser
-    from util.report_page import write_report
 
     parser = OneLineParser(prog="python -m util.report", description="Write report.html and the pictures of runs again.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, OUTPUT_DIR/TASK")
-    failed = []
-    for folder in parser.parse_args(argv).runs:
+    runs, failed = parser.parse_args(argv).runs, []
+
+    from util.report_page import write_report  # brings torch and pandas: --help does not wait for them
+
+    for folder in runs:
         try:
             print(*write_report(folder), sep="\n")
         except InputError as error:

@@ -6,15 +6,17 @@ import numpy as np
 import pandas as pd
 
 from util.agreement import limits_of_agreement
-from util.charts import SERIES, Chart, clean, room_around
+from util.charts import SERIES, Chart, clean, room_around, ticks
 from util.curves import Curves
 from util.report import CURVE_NAMES, MAX_CLASSES_WITH_COUNTS, MAX_CLASSES_WITH_SHARES, cell_texts, curve_panels, row_shares
-from util.report_figures import with_interval, written
+from util.report_figures import GROUPS, with_interval, written
 from util.resampling import wilson_interval
 
 MOST_POINTS = 1500  # of a scatter plot on the page
 # Over the epochs; log.txt has more, which say nearly the same.
 FOLLOWED = {"loss", "score", "select_score", "roc_auc", "f1", "kappa", "qwk", "accuracy", "r2", "pearson", "mae", "rmse", "lr"}
+# A cell's text turns white on the light page, or black on the dark one, where its colour asks for it (contrast 4.6 there).
+DARK_FROM, BRIGHT_FROM = 0.93, 0.68
 SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
 
 
@@ -23,10 +25,10 @@ def figure(caption: str, small: str, body: str) -> str:
     return f"<figure><figcaption>{clean(caption)}{below}</figcaption>{body}</figure>"
 
 
-def legend(entries: list[tuple[str, str]]) -> str:
-    """[(classes of the mark, text)]."""
-    return '<ul class="legend">' + "".join(f'<li><i class="{look}"></i><span>{clean(text)}</span></li>'
-                                           for look, text in entries) + "</ul>"
+def legend(entries: list[tuple[str, str, str]]) -> str:
+    """[(classes of the mark, name, figure or '')]."""
+    return '<ul class="legend">' + "".join(f'<li><i class="{look}"></i><span>{clean(name)}</span><b>{clean(text)}</b></li>'
+                                           for look, name, text in entries) + "</ul>"
 
 
 # ---- classification -------------------------------------------------------------------------------------------------
@@ -63,10 +65,10 @@ def _curves_of_classes(split, key, caption, points, names, rows, name, label, la
     for k in sorted(points, key=lambda k: looks[k] != "faint"):  # the grey ones below
         draw = chart.steps if key == "pr" else chart.line
         draw(*points[k], looks[k], f"{names[k]} {with_interval(entries[k])}")
-    listed = [(looks[k], f"{names[k]}  {with_interval(entries[k])}") for k in points if looks[k] != "faint"]
+    listed = [(looks[k], names[k], with_interval(entries[k])) for k in points if looks[k] != "faint"]
     grey = sum(look == "faint" for look in looks.values())
     if grey:
-        listed.append(("faint", f"{grey} other classes: the table of classes has their figures"))
+        listed.append(("faint", f"{grey} other classes: their figures stand in the table of classes", ""))
     small = f"{label} and its 95 % interval" if any(entry.get("lower") is not None for entry in entries.values()) else label
     if grey:
         small += f"; in colour, the {SERIES} classes of lowest ROC AUC"
@@ -75,7 +77,7 @@ def _curves_of_classes(split, key, caption, points, names, rows, name, label, la
     return figure(caption, small, chart.svg() + legend(listed))
 
 
-def reliability(split: str, curves: Curves, entries: dict[str, dict]) -> str:
+def reliability(split: str, curves: Curves, names: list[str], entries: dict[str, dict]) -> str:
     """The reliability diagram, and below it how many images stand behind each point."""
     bins = len(curves.calibration[0][1][2])
     total = int(curves.calibration[0][1][2].sum())
@@ -88,9 +90,9 @@ def reliability(split: str, curves: Curves, entries: dict[str, dict]) -> str:
     chart.rule((0, 0, 1, 1))
     for place, (label, (mean, share, images)) in enumerate(curves.calibration):
         known, look = images > 0, f"s{place}"
-        for x, y, count in zip(mean[known], share[known], images[known], strict=True):
+        for x, y, count in zip(mean[known], share[known], images[known], strict=True) if place == 0 else ():
             low, high = wilson_interval(round(y * count), int(count))
-            chart.rule((x, low, x, high), f"firm {look}")
+            chart.rule((x, low, x, high), f"thin {look}")
         chart.line(mean[known], share[known], look, label)
         chart.dots(mean[known], share[known], f"firm {look}", label)
     counts = curves.calibration[0][1][2]
@@ -105,10 +107,12 @@ def reliability(split: str, curves: Curves, entries: dict[str, dict]) -> str:
             below.bar((number + 0.08) / bins, (number + 0.92) / bins, 0, count, "s0",
                       f"{number / bins:.2f} to {(number + 1) / bins:.2f}: {count:,} images")
             below.note((number + 0.5) / bins, count, f"{count}" if count < 10000 else f"{count / 1000:.0f}k", "middle", up=4)
-    listed = [(f"s{place}", label) for place, (label, _) in enumerate(curves.calibration)]
-    small = f"{curves.of_what}, {bins} bins of {total:,} images; bars: Wilson 95 % intervals. {said}"
+    listed = [(f"s{place}", label, with_interval(entries[name]) if name in entries and len(names) > 2 else "")
+              for place, ((label, _), name) in enumerate(zip(curves.calibration, errors, strict=False))]
+    small = (f"{curves.of_what}; {total:,} images in {bins} bins. Upright lines: Wilson 95 % intervals"
+             + ("; numbers: expected calibration error" if listed[0][2] else ""))
     return figure("Reliability diagram", small, chart.svg() + below.svg() + legend(
-        [*listed, ("faint", "dotted: perfect calibration")]))
+        [*listed, ("faint", "broken line: perfect calibration", "")]))
 
 
 def scores(split: str, curves: Curves) -> str:
@@ -130,7 +134,7 @@ def scores(split: str, curves: Curves) -> str:
             chart.bar(number / bins, (number + 1) / bins, base, base + float(heights[place][number]), looks[place],
                       f"{curves.scores[place][0]}, {number / bins:.2f} to {(number + 1) / bins:.2f}: "
                       f"{int(curves.scores[place][1][number]):,} images")
-    listed = [(f"box {looks[place]}", f"{'truly ' if two else 'predicted '}{name} ({int(counts.sum()):,})")
+    listed = [(f"box {looks[place]}", f"{'truly ' if two else 'predicted '}{name}", f"{int(counts.sum()):,}")
               for place, (name, counts) in enumerate(curves.scores)]
     return figure("Score distribution", f"{curves.of_what}, {bins} bins", chart.svg() + legend(listed))
 
@@ -157,33 +161,33 @@ def spread_of_classes(split: str, curves: Curves, names: list[str]) -> str:
                           f"{names[k]}: half of the images between {found[1]:.2f} and {found[3]:.2f}")
                 chart.rule((found[2], place + low - 0.04, found[2], place + high + 0.04), "firm")
     return figure("Probability of each class", "Lines: 5 to 95 % of the images; boxes: the middle half; upright: the median",
-                  chart.svg() + legend([("box s0", "images of the class"), ("box faint", "all other images")]))
+                  chart.svg() + legend([("box s0", "images of the class", ""), ("box faint", "all other images", "")]))
 
 
 def confusion(split: str, counts: np.ndarray, names: list[str]) -> str:
-    """The confusion matrix as a table, coloured by the share of the row; of many classes the commonest confusions."""
+    """The confusion matrix as a table, coloured by the share of the row."""
     if len(names) > MAX_CLASSES_WITH_COUNTS:
-        return (f"<p>{len(names)} classes are too many for a table of them here: confusion_matrix_{split}.png in the run's "
-                f"folder shows all.</p>{confusions(counts, names)}")
+        return (f"<p>{len(names)} classes are too many for their confusion matrix here: confusion_matrix_{split}.png in the "
+                "run's folder shows all.</p>")
     dense = len(names) > MAX_CLASSES_WITH_SHARES
     shares, texts, rows = row_shares(counts), cell_texts(counts), []
     for k, name in enumerate(names):
         cells = []
         for column, text in enumerate(texts[k]):
             share = shares[k, column]
-            look = "none" if np.isnan(share) else "strong" if share >= 0.55 else ""
+            look = "none" if np.isnan(share) else "strong" if share >= DARK_FROM else "middle" if share >= BRIGHT_FROM else ""
             count, _, part = text.partition("\n")
             style = f' style="--share:{share:.3f}"' if share > 0 else ""
             cells.append(f'<td{f" class={look}" if look else ""}{style}>{count}{f"<small>{part}</small>" if part else ""}</td>')
         rows.append(f'<tr><th scope="row">{clean(name)} <small>({int(counts[k].sum()):,})</small></th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{clean(name)}</th>' for name in names)
     right, total = int(np.trace(counts)), int(counts.sum())
-    caption = (f"Rows: true class (images). Columns: predicted class. {right:,} of {total:,} on the diagonal"
-               + (f" ({100 * right / total:.1f} %)." if total else "."))
-    table = (f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix, {split}">'
-             f'<table class="confusion{" dense" if dense else ""}"><caption>{caption}</caption><thead><tr>'
-             f'<td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
-    return table + (confusions(counts, names) if dense else "")
+    small = (f"Rows: true class (images); columns: predicted class. {right:,} of {total:,} on the diagonal"
+             + (f" ({100 * right / total:.1f} %)" if total else ""))
+    table = (f'<div class="scroll bare" tabindex="0" role="region" aria-label="Confusion matrix, {split}">'
+             f'<table class="confusion{" dense" if dense else ""}"><thead><tr>'
+             f'<td class="corner"></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+    return figure("Confusion matrix", small, table)
 
 
 def confusions(counts: np.ndarray, names: list[str], most: int = 10) -> str:
@@ -215,16 +219,17 @@ def agreement(split: str, number: int, target: str, table: pd.DataFrame) -> str:
     ends = room_around(np.concatenate([true, predicted]))
     look = "many" if len(shown) > 300 else ""
     scatter = Chart(f"scatter-{split}-{number}", f"{target}: predicted against true, {split}",
-                    f"Each dot is an image; the broken line is equality. True values from {written(float(true.min()))} to "
-                    f"{written(float(true.max()))}.", ends, ends, ("True", "Predicted"), left=58).axes()
+                    "Each dot is an image; the broken line is equality. True values from "
+                    f"{written(float(true.min()))} to {written(float(true.max()))}.", ends, ends,
+                    ("True", "Predicted"), left=58).axes()
     scatter.rule((ends[0], ends[0], ends[1], ends[1]))
     scatter.dots(true[shown], predicted[shown], f"s0 {look}")
     bias, lower, upper = limits_of_agreement(true, predicted)
     means, differences = (true + predicted) / 2, predicted - true
     heights = room_around(np.append(differences, [bias, lower, upper, 0]), 0.08)
     plot = Chart(f"bland-{split}-{number}", f"{target}: Bland-Altman plot, {split}",
-                 f"Difference predicted minus true against their mean: mean difference {written(bias)}, 95 % limits of agreement "
-                 f"{written(_finite(lower))} to {written(_finite(upper))}.", room_around(means), heights,
+                 f"Difference predicted minus true against their mean: mean difference {written(bias)}, 95 % limits of "
+                 f"agreement {written(_finite(lower))} to {written(_finite(upper))}.", room_around(means), heights,
                  ("Mean of true and predicted", "Predicted − true"), left=58).axes()
     plot.dots(means[shown], differences[shown], f"s0 {look}")
     edge = plot.x[1]
@@ -250,15 +255,15 @@ def learning(log: list[dict], best_epoch: int | None) -> list[str]:
         return []
     epochs = [row["epoch"] for row in log]
     marked = epochs.index(best_epoch) if best_epoch in epochs else len(epochs) - 1
-    charts = []
+    charts, known = [], {name: pair[0] for members in GROUPS.values() for name, pair in members.items()} | CURVE_NAMES
     for number, (name, lines) in enumerate(panels.items()):
         low, high = room_around(np.concatenate(list(lines.values())), 0.08)
         x = (epochs[0], epochs[-1]) if epochs[0] < epochs[-1] else (epochs[0] - 1, epochs[0] + 1)
-        label, value = CURVE_NAMES.get(name, name), lines.get("val", lines.get("train"))[marked]
+        label, value = known.get(name, name), lines.get("val", lines.get("train"))[marked]
         text = written(_finite(float(value))) if np.isfinite(value) else "–"
         chart = Chart(f"learning-{number}", f"{label} over the epochs", f"{text} at epoch {epochs[marked]}.", x, (low, high),
-                      ("", ""), size=(300, 170), left=52, top=8)
-        chart.axes(_whole_ticks(*x))
+                      ("", ""), size=(220, 150), left=56, right=8, top=8, bottom=22)
+        chart.axes(_whole_ticks(*x), ticks(low, high, 3))
         if best_epoch in epochs and len(epochs) > 1:
             chart.rule((best_epoch, low, best_epoch, high))
         for source, values in _thinned(lines, epochs):

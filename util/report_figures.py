@@ -6,6 +6,11 @@ from util.report_data import Run, Split
 TO = " to "
 # name -> (label, what a reader should know of it); in the order of the table
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Numbers": {
+        "r2": ("R²", "mean over the targets"), "pearson": ("Pearson's r", "mean over the targets"),
+        "mae": ("Mean absolute error", "mean over the targets, whatever their units"),
+        "rmse": ("Root mean squared error", "mean over the targets, whatever their units"),
+    },
     "Ranking": {
         "roc_auc": ("ROC AUC", "mean over the classes, each against the rest"),
         "average_precision": ("Average precision", "mean over the classes"),
@@ -35,11 +40,6 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "calibration_slope": ("Calibration slope", "1 is ideal; below, probabilities are too extreme"),
         "calibration_intercept": ("Calibration intercept", "0 is ideal; below, probabilities are too high"),
         "temperature": ("Temperature", "fitted on val"),
-    },
-    "Numbers": {
-        "r2": ("R²", "mean over the targets"), "pearson": ("Pearson's r", "mean over the targets"),
-        "mae": ("Mean absolute error", "mean over the targets, whatever their units"),
-        "rmse": ("Root mean squared error", "mean over the targets, whatever their units"),
     },
     "Choice of the best epoch": {"score": ("Score", "mean of F1, ROC AUC and kappa")},
 }
@@ -87,7 +87,8 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         if len(run.names) == 1:
             target = run.names[0]
             return [(f"{name}_{target}", known[name][0], target) for name in ("r2", "pearson", "mae", "rmse")]
-        return [(name, *known[name]) for name in ("r2", "pearson")] + [(f"r2_{name}", "R²", name) for name in run.names]
+        means = [(name, *known[name]) for name in ("r2", "pearson")]
+        return means + [(f"r2_{name}", f"R² of {name}", "") for name in run.names]
     names = ["roc_auc", "balanced_accuracy", "accuracy", "f1", "kappa", "qwk", "ece", "brier"]
     chosen = [(name, *known[name]) for name in names]
     if len(run.names) == 2:
@@ -119,7 +120,7 @@ def all_figures(run: Run) -> str:
     single = {f"{figure}_{name}" for name in run.names for figure in (*PER_CLASS, *PER_TARGET)}
     head = "".join(f'<th scope="col">{clean(s.name)}</th><th scope="col">95 % interval</th>' for s in splits)
     rows = []
-    for group, members in GROUPS.items():
+    for members in GROUPS.values():
         for name, (label, hint) in members.items():
             if any(name in s.entries for s in splits):
                 rows.append(_row(name, label, "" if run.kind == "regression" and name == "loss" else hint, splits))

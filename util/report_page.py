@@ -19,7 +19,7 @@ from util.report_figures import (
     undefined,
     written,
 )
-from util.report_mistakes import mistakes
+from util.report_mistakes import Mistake, mistakes
 from util.report_words import data_table, facts_of, subtitle, warnings_of
 from util.run_files import write_whole
 
@@ -66,10 +66,10 @@ def _sections(run: Run, notes: list[str]) -> tuple[list[tuple[str, str, str]], l
         made.append(("mistakes", *_mistakes(run, main, notes)))
     learning = charts.learning(run.log, run.best_epoch)
     if learning:
-        marked = f"Dotted: epoch {run.best_epoch}, whose weights were scored. " if run.best_epoch is not None else ""
-        made.append(("learning", "Learning curves", f'<p class="lead">{marked}Line: validation; broken: training. The numbers are '
-                     f'those of the {"marked" if run.best_epoch is not None else "last"} epoch.</p>'
-                     f'<div class="charts small-ones">{"".join(learning)}</div>'))
+        which = f"epoch {run.best_epoch} (upright line), whose weights were scored" if run.best_epoch is not None else (
+            "the last epoch")
+        made.append(("learning", "Learning curves", '<p class="lead">Blue: validation; broken grey: training. The numbers are '
+                     f'those of {which}.</p><div class="charts small-ones">{"".join(learning)}</div>'))
     made.append(("data", "Data", data_table(run)))
     made.append(("run", "What was run", f'<div class="panel"><dl class="facts">{_definitions(facts_of(run))}</dl></div>'))
     made.append(("intervals", "How the intervals were made", _intervals(run)))
@@ -113,10 +113,13 @@ def _classification(run: Run, split: Split, is_main: bool) -> tuple[str, list[st
     curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, names, temperature)
     counts = confusion_matrix(outputs.true, outputs.predicted, len(names))
     parts = [charts.roc(split.name, curves, names, rows), charts.precision_recall(split.name, curves, names, rows)]
-    later = [charts.reliability(split.name, curves, split.entries), charts.scores(split.name, curves),
-             charts.spread_of_classes(split.name, curves, names)]
-    body = (f'<div class="charts">{"".join(parts)}</div>{charts.confusion(split.name, counts, names)}'
-            f'<div class="charts">{"".join(later)}</div>')
+    parts += [charts.reliability(split.name, curves, names, split.entries), charts.scores(split.name, curves)]
+    matrix, spread = charts.confusion(split.name, counts, names), charts.spread_of_classes(split.name, curves, names)
+    if len(names) <= charts.MAX_CLASSES_WITH_SHARES:
+        body = f'<div class="charts">{"".join(parts)}{matrix}{spread}</div>'
+    else:
+        body = (f'<div class="charts">{"".join(parts)}</div><div class="wide">{matrix}{charts.confusions(counts, names)}</div>'
+                f'<div class="charts">{spread}</div>')
     drawn, lines = [], []
     if is_main:  # a tenth of a second each: of the split that the page is headed by
         looks = charts.looks_of(sorted(curves.precision_recall), {k: rows[k]["roc_auc"] for k in curves.precision_recall})
@@ -150,11 +153,13 @@ def _mistakes(run: Run, split: Split, notes: list[str]) -> tuple[str, str]:
                 + (" (the worst target of each)." if len(run.names) > 1 else "."))
     if any(mistake.heat_map for mistake in found):
         lead += " On the right, where the model looked."
-    items = "".join(_item(run, split, mistake) for mistake in found)
-    return heading, f'<p class="lead">{clean(lead)}</p>' + (f'<ol class="mistakes">{items}</ol>' if items else "")
+    pairs = any(mistake.heat_map for mistake in found)
+    items = "".join(_item(run, split, mistake, pairs) for mistake in found)
+    look = "mistakes pairs" if pairs else "mistakes"
+    return heading, f'<p class="lead">{clean(lead)}</p>' + (f'<ol class="{look}">{items}</ol>' if items else "")
 
 
-def _item(run: Run, split: Split, mistake) -> str:
+def _item(run: Run, split: Split, mistake: Mistake, pairs: bool) -> str:
     name = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
     row = split.table.iloc[mistake.row]
     if run.kind == "classification":
@@ -169,8 +174,8 @@ def _item(run: Run, split: Split, mistake) -> str:
             words.append(f"<p><small>{clean(target)}</small> {written(said)} <small>predicted,</small> "
                          f"{known} <small>true</small></p>")
     shots = [_image(mistake.thumbnail, f"Picture {name}")] if mistake.thumbnail else [f"<p>{clean(mistake.why)}</p>"]
-    if mistake.heat_map:
-        shots.append(_image(mistake.heat_map, f"Heat map of {name}"))
+    if pairs:
+        shots.append(_image(mistake.heat_map, f"Heat map of {name}") if mistake.heat_map else "<p>no heat map</p>")
     return (f'<li><div class="shots">{"".join(shots)}</div><div class="words">{"".join(words)}'
             f'<p class="file" title="{clean(mistake.path)}">{clean(name)}</p></div></li>')
 
@@ -202,13 +207,14 @@ def _again(run: Run) -> str:
         command, unknown = training_command(run.kind, options, processes if isinstance(processes, int) else 1)
         parts.append(f"<p>Train it again, from the folder of the code{_at_commit(run)}:</p><pre>{clean(command)}</pre>")
         if unknown:
-            parts.append(f'<p class="small">Options of run.json that this version does not have: {clean(", ".join(unknown))}</p>')
+            parts.append('<p class="small">Options of run.json that this version does not have: '
+                         f'{clean(", ".join(unknown))}</p>')
         checkpoint = run.folder / "checkpoint-best.pth"
         if checkpoint.exists():
             parts.append("<p>Score its best weights on test again:</p>"
                          f"<pre>{clean(evaluation_command(run.kind, options, checkpoint))}</pre>")
         else:
-            parts.append('<p class="small">checkpoint-best.pth is not in this folder, so the weights cannot be scored again.</p>')
+            parts.append('<p class="small">checkpoint-best.pth is not in this folder: its weights cannot be scored again.</p>')
     parts.append(f"<p>Make this page again:</p><pre>{clean(report_command(run.folder))}</pre>")
     return "".join(parts)
 
@@ -232,9 +238,9 @@ def _page(run: Run, sections: list[tuple[str, str, str]], notes: list[str]) -> s
     if found:
         items = "".join(f"<li>{clean(text)}" + (f"<ul>{''.join(f'<li>{clean(line)}</li>' for line in examples)}</ul>"
                                                 if examples else "") + "</li>" for text, examples in found)
-        warned = (f'<aside class="warnings" aria-labelledby="warnings-h"><h2 id="warnings-h">Before these figures are trusted</h2>'
-                  f"<ul>{items}</ul></aside>")
-    absent = (f'<section aria-labelledby="absent-h"><h2 id="absent-h">Not on this page</h2><ul class="small">'
+        warned = ('<aside class="warnings" aria-labelledby="warnings-h"><h2 id="warnings-h">Before these figures are trusted'
+                  f"</h2><ul>{items}</ul></aside>")
+    absent = ('<section aria-labelledby="absent-h"><h2 id="absent-h">Not on this page</h2><ul class="small">'
               + "".join(f"<li>{clean(note)}</li>" for note in notes) + "</ul></section>") if notes else ""
     kind = {"classification": "Classification", "regression": "Regression"}[run.kind]
     style = STYLE.read_text(encoding="utf-8")
@@ -245,5 +251,5 @@ def _page(run: Run, sections: list[tuple[str, str, str]], notes: list[str]) -> s
         f'<title>{clean(run.title)}: report</title><link rel="icon" href="data:,"><style>\n{style}</style></head>\n<body><main>'
         f'<header><p class="over">{kind} report</p><h1>{clean(run.title)}</h1><p class="lead">{clean(subtitle(run))}</p>'
         f'<nav aria-label="Sections">{links}</nav></header>{warned}{body}{absent}'
-        f'<footer><p>Made {time.strftime("%Y-%m-%d %H:%M")} from the files in {clean(run.folder.resolve())}. It holds thumbnails '
-        "of pictures: whoever may not see those should not get this page.</p></footer></main></body></html>\n")
+        f'<footer><p>Made {time.strftime("%Y-%m-%d %H:%M")} from the files in {clean(run.folder.resolve())}. It holds '
+        "thumbnails of pictures: whoever may not see those should not get this page.</p></footer></main></body></html>\n")

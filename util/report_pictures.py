@@ -10,8 +10,8 @@ import numpy as np
 from util.agreement import agreement_figures, agreement_files
 from util.curves import Curves
 from util.report import confusion_matrix_figure, drawable, learning_curves_figure, save_figure
-from util.report_figures import with_interval
 from util.report_data import Run, Split
+from util.report_figures import with_interval
 
 COLOURS = ("#1f5fae", "#c05a00", "#1a7f5a", "#a8327d", "#7a5a12", "#0b7f9e", "#6446b5", "#b3261e")
 
@@ -104,7 +104,7 @@ def _classes(kept, key, heading, points, entries, labels, looks, axis_labels):
 
 
 def _reliability(kept, curves: Curves) -> None:
-    figure, axes = _figure(kept, "Reliability diagram", (_short(curves.of_what), "Share that came true"))
+    figure, axes = _figure(kept, "Reliability diagram", (_short(curves.of_what), "Share that came true (grey bars: images)"))
     axes.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--")
     bins = len(curves.calibration[0][1][2])
     for (label, (mean, share, images)), colour in zip(curves.calibration, COLOURS, strict=False):

@@ -22,8 +22,8 @@ def subtitle(run: Run) -> str:
     parts = [str(model.get("arch") or options.get("model_arch") or options.get("model") or ""),
              FINETUNE.get(options.get("adaptation"), ""), str(run.facts.get("started") or "")[:10]]
     said = ", ".join(part for part in parts if part)
-    counted = "; ".join(f"{split.name}: {split.images:,} images" + (f" of {split.patients:,} patients" if split.patients else "")
-                        for split in run.splits.values())
+    counted = "; ".join(f"{split.name}: {split.images:,} images"
+                        + (f" of {split.patients:,} patients" if split.patients else "") for split in run.splits.values())
     return ". ".join(part for part in (said, counted) if part)
 
 
@@ -33,16 +33,20 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     """[(what, examples)], the gravest first."""
     found = _leakage(run) + _weights(run) + _absent(run)
     if run.skipped:
-        found.append((f"{len(run.skipped):,} pictures could not be read and were left out.",
+        found.append((f"{_pictures(len(run.skipped))} could not be read and had to be left out.",
                       [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]] + _more(len(run.skipped))))
     notes = _dict(run.facts.get("data")).get("notes")
     if isinstance(notes, list) and notes:
         found.append(("Notes from reading the data:", [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
-        found.append(("Some figures are undefined in some resamples, which their intervals leave out: too few images of a class.",
-                      lines))
+        found.append(("Some figures are undefined in some resamples, which their intervals leave out: too few images of a "
+                      "class.", lines))
     return found
+
+
+def _pictures(number: int) -> str:
+    return "1 picture" if number == 1 else f"{number:,} pictures"
 
 
 def _more(number: int) -> list[str]:
@@ -60,11 +64,12 @@ def _leakage(run: Run) -> list[tuple[str, list[str]]]:
         number = counts.get(kind) if isinstance(counts.get(kind), int) else len(own)
         if number:
             what = KINDS.get(kind, kind)
-            found.append((f"Leakage: {what} in two splits, {number:,} time{'s' if number > 1 else ''}. Figures on those images are "
-                          "too good.", [_finding(finding) for finding in own[:EXAMPLES]] + _more(number)))
+            often = "once" if number == 1 else f"{number:,} times"
+            found.append((f"Leakage: {what} in two splits, {often}. Figures on those images are too good.",
+                          [_finding(finding) for finding in own[:EXAMPLES]] + _more(number)))
     unreadable = run.leakage.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
-        found.append((f"The check for leakage could not read {len(unreadable):,} pictures.",
+        found.append((f"The check for leakage could not read {_pictures(len(unreadable))}.",
                       [str(path) for path in unreadable[:EXAMPLES]] + _more(len(unreadable))))
     return found
 
@@ -87,8 +92,8 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
         return [("Training started from random weights: no pre-trained ones were given (--finetune).", [])]
     used, expected = weights.get("used"), weights.get("expected")
     if isinstance(used, int) and isinstance(expected, int) and used < expected:
-        return [(f"Only {used:,} of the {expected:,} tensors of the backbone came from the pre-trained weights; the others started "
-                 "at random.", [str(weights.get("text") or "")])]
+        return [(f"Only {used:,} of the {expected:,} tensors of the backbone came from the pre-trained weights; the others "
+                 "started at random.", [str(weights.get("text") or "")])]
     return []
 
 
@@ -134,8 +139,8 @@ def data_table(run: Run) -> str:
     source = options.get("csv_file") or options.get("data_path") or ""
     lead = f'<p class="lead">Read from {clean(source)}.</p>' if source else ""
     if run.leakage is None:
-        lead += ('<p class="small">No check for leakage stands in this folder; <code>python -m util.leakage DATA</code> makes one.'
-                 "</p>")
+        lead += ('<p class="small">No check for leakage stands in this folder; <code>python -m util.leakage DATA</code> makes '
+                 "one.</p>")
     else:
         checked, total = run.leakage.get("checked"), run.leakage.get("pictures")
         blind = run.leakage.get("cannot see")
@@ -223,8 +228,8 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 def _weights_text(weights) -> str:
     if not isinstance(weights, dict):
         return "none: random ones"
-    used = f"{weights['used']:,} of {weights['expected']:,} tensors used" if isinstance(weights.get("used"), int) and isinstance(
-        weights.get("expected"), int) else ""
+    known = isinstance(weights.get("used"), int) and isinstance(weights.get("expected"), int)
+    used = f"{weights['used']:,} of {weights['expected']:,} tensors used" if known else ""
     digest = f"sha256 {weights['sha256']}" if weights.get("sha256") else ""
     return ", ".join(part for part in (str(weights.get("name") or weights.get("path") or ""), used, digest) if part)
 
