@@ -254,9 +254,8 @@ def class_figures(outputs: Outputs, names: list[str], entries: dict[str, dict]) 
     hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     rows = []
     for k, name in enumerate(names):
-        if f"roc_auc_{name}" in entries:
-            auc = precision = None  # sorting a million probabilities again takes its time
-        else:
+        auc = precision = None
+        if not {f"roc_auc_{name}", f"average_precision_{name}"} <= entries.keys():  # sorting a million of them takes its time
             auc, precision = metrics.rank_figures(outputs.true == k, outputs.probabilities[:, k])
         rest = len(outputs.true) - true[k]
         computed = {

@@ -20,7 +20,7 @@ from util.report_figures import (
     written,
 )
 from util.report_mistakes import Mistake, mistakes
-from util.report_words import data_table, facts_of, subtitle, warnings_of
+from util.report_words import NOTES, data_table, facts_of, subtitle, warnings_of
 from util.run_files import write_whole
 
 PAGE = "report.html"
@@ -238,8 +238,9 @@ def _page(run: Run, sections: list[tuple[str, str, str]], notes: list[str]) -> s
     if found:
         items = "".join(f"<li>{clean(text)}" + (f"<ul>{''.join(f'<li>{clean(line)}</li>' for line in examples)}</ul>"
                                                 if examples else "") + "</li>" for text, examples in found)
-        warned = ('<aside class="warnings" aria-labelledby="warnings-h"><h2 id="warnings-h">Before these figures are trusted'
-                  f"</h2><ul>{items}</ul></aside>")
+        only_notes = [text for text, _ in found] == [NOTES]
+        warned = (f'<aside class="warnings{" notes" if only_notes else ""}" aria-labelledby="warnings-h"><h2 id="warnings-h">'
+                  f'{"Notes" if only_notes else "Before these figures are trusted"}</h2><ul>{items}</ul></aside>')
     absent = ('<section aria-labelledby="absent-h"><h2 id="absent-h">Not on this page</h2><ul class="small">'
               + "".join(f"<li>{clean(note)}</li>" for note in notes) + "</ul></section>") if notes else ""
     kind = {"classification": "Classification", "regression": "Regression"}[run.kind]

@@ -9,6 +9,7 @@ from util.report_figures import undefined, written
 EXAMPLES = 4  # of each kind of finding
 KINDS = {"same bytes": "the very same file", "same pixels": "the same picture in another file", "near duplicate":
          "nearly the same picture", "same patient": "pictures of one patient"}
+NOTES = "From reading the data:"
 FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained"}
 
 
@@ -37,7 +38,7 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
                       [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]] + _more(len(run.skipped))))
     notes = _dict(run.facts.get("data")).get("notes")
     if isinstance(notes, list) and notes:
-        found.append(("Notes from reading the data:", [str(note) for note in notes]))
+        found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
         found.append(("Some figures are undefined in some resamples, which their intervals leave out: too few images of a "
