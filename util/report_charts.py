@@ -12,6 +12,7 @@ from util.report import CURVE_NAMES, MAX_CLASSES_WITH_COUNTS, MAX_CLASSES_WITH_S
 from util.report_figures import GROUPS, with_interval, written
 from util.resampling import wilson_interval
 
+MOST_ROWS = 40  # classes in one chart of their probabilities, which then still fits a printed page
 MOST_POINTS = 1500  # of a scatter plot on the page
 # Over the epochs; log.txt has more, which say nearly the same.
 FOLLOWED = {"loss", "score", "select_score", "roc_auc", "f1", "kappa", "qwk", "accuracy", "r2", "pearson", "mae", "rmse", "lr"}
@@ -142,13 +143,14 @@ def scores(split: str, curves: Curves) -> str:
 def spread_of_classes(split: str, curves: Curves, names: list[str]) -> str:
     """Of each class the probability that it is given: its own images against all others."""
     rows = [k for k in range(len(curves.own)) if curves.own[k] is not None]
-    if not rows or len(names) == 2 or len(names) > MAX_CLASSES_WITH_COUNTS:
+    if not rows or len(names) == 2 or len(names) > MOST_ROWS:
         return ""
+    height = 34 if len(rows) <= MAX_CLASSES_WITH_SHARES else 17
     letters = min(24, max(len(names[k]) for k in rows))
     chart = Chart(f"spread-{split}", f"Probability of each class, {split}", "; ".join(
         f"{names[k]}: median {curves.own[k][2]:.2f} of its own images"
         + (f", {curves.others[k][2]:.2f} of the others" if curves.others[k] is not None else "") for k in rows[:12]),
-        (0, 1), (len(rows), 0), ("Probability given to the class", ""), size=(420, 64 + 34 * len(rows)),
+        (0, 1), (len(rows), 0), ("Probability given to the class", ""), size=(420, 64 + height * len(rows)),
         left=20 + int(6.6 * letters))
     texts = [names[k] if len(names[k]) <= 24 else names[k][:23] + "…" for k in rows]
     chart.axes(SHARES, [place + 0.5 for place in range(len(rows))], y_texts=texts, grid=False)
@@ -262,7 +264,7 @@ def learning(log: list[dict], best_epoch: int | None) -> list[str]:
         label, value = known.get(name, name), lines.get("val", lines.get("train"))[marked]
         text = written(_finite(float(value))) if np.isfinite(value) else "–"
         chart = Chart(f"learning-{number}", f"{label} over the epochs", f"{text} at epoch {epochs[marked]}.", x, (low, high),
-                      ("", ""), size=(220, 150), left=56, right=8, top=8, bottom=22)
+                      ("", ""), size=(220, 150), left=64, right=8, top=8, bottom=22)
         chart.axes(_whole_ticks(*x), ticks(low, high, 3))
         if best_epoch in epochs and len(epochs) > 1:
             chart.rule((best_epoch, low, best_epoch, high))
