@@ -15,7 +15,7 @@ from util.resampling import wilson_interval
 MOST_ROWS = 40  # classes in one chart of their probabilities, which then still fits a printed page
 MOST_POINTS = 1500  # of a scatter plot on the page
 # Over the epochs; log.txt has more, which say nearly the same.
-FOLLOWED = {"loss", "score", "select_score", "roc_auc", "f1", "kappa", "qwk", "accuracy", "r2", "pearson", "mae", "rmse", "lr"}
+FOLLOWED = {"loss", "score", "selection", "roc_auc", "f1", "kappa", "qwk", "accuracy", "r2", "pearson", "mae", "rmse", "lr"}
 # A cell's text turns white on the light page, or black on the dark one, where its colour asks for it (contrast 4.6 there).
 DARK_FROM, BRIGHT_FROM = 0.93, 0.68
 SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)

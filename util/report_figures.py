@@ -41,7 +41,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "calibration_intercept": ("Calibration intercept", "0 is ideal; below, probabilities are too high"),
         "temperature": ("Temperature", "fitted on val"),
     },
-    "Choice of the best epoch": {"score": ("Score", "mean of F1, ROC AUC and kappa")},
+    "Choice of the best epoch": {"score": ("Score", "mean of F1, ROC AUC and kappa"),
+                                "selection": ("What chose the epoch", "higher is better; see --select_metric")},
 }
 PER_CLASS = {"n": "Images", "sensitivity": "Sensitivity", "specificity": "Specificity", "precision": "Precision", "f1": "F1",
              "roc_auc": "ROC AUC", "average_precision": "Average precision"}

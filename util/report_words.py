@@ -5,6 +5,7 @@ import pandas as pd
 from util.charts import clean
 from util.report_data import Run
 from util.report_figures import undefined, written
+from util.selection import LESS_IS_BETTER
 
 EXAMPLES = 4  # of each kind of finding
 KINDS = {"same bytes": "the very same file", "same pixels": "the same picture in another file", "near duplicate":
@@ -214,7 +215,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
             ("Weights", _weights_text(weights) if "weights" in facts else ""),
             ("Adaptation", FINETUNE.get(options.get("adaptation"), str(options.get("adaptation") or ""))),
             ("Training", _training(run)),
-            ("Chosen by", f"the highest {options['select_metric']} on val" if options.get("select_metric") else ""),
+            ("Chosen by", _chosen_by(str(options.get("select_metric") or ""))),
             ("Device", ", ".join(part for part in (
                 str(facts.get("device") or ""), f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else "",
                 f"precision {facts['precision']}" if facts.get("precision") else "") if part)),
@@ -244,6 +245,14 @@ def _training(run: Run) -> str:
              f"seed {options['seed']}" if "seed" in options else "",
              f"best epoch {run.best_epoch}" if run.best_epoch is not None else ""]
     return ", ".join(part for part in parts if part)
+
+
+def _chosen_by(metric: str) -> str:
+    parts = metric.split("+")
+    if len(parts) > 1:
+        return f"the mean of {', '.join(parts)} on val" + (
+            " (those of which less is better with their sign turned)" if LESS_IS_BETTER & set(parts) else "")
+    return f"the {'lowest' if metric in LESS_IS_BETTER else 'highest'} {metric} on val" if metric else ""
 
 
 def _when(facts: dict) -> str:
