@@ -273,6 +273,20 @@ def add_compatibility_flags(parser):
     return group
 
 
+def add_classification_flags(parser) -> None:
+    """All flags of main_finetune.py, in the order of its help."""
+    add_model_flags(parser)
+    add_probe_flags(parser)
+    add_data_flags(parser)
+    add_image_flags(parser)
+    add_mixing_flags(parser)
+    add_figure_flags(parser)
+    add_optimisation_flags(parser)
+    add_run_flags(parser)
+    add_distribution_flags(parser)
+    add_compatibility_flags(parser)
+
+
 def one_run_a_ratio(parsed: Parsed) -> list[Parsed]:
     """A list of --dataratio becomes one run after the other, each with a task of its own."""
     listed = parsed.options.dataratio
