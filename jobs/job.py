@@ -67,13 +67,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
-    backbone = models_vit.find_backbone(options.model, options.model_arch)
-    options.model, options.model_arch = backbone.model, backbone.arch
-    stored = resumed.rest.get("backbone") if resumed is not None else None
-    if stored and stored["arch"] != backbone.arch:
-        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
-                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
-    options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    backbone = resolve_backbone(options, resumed)
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
@@ -85,10 +79,22 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
     precision.place(task.backbone_of(model))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              _eval_transform(parsed, backbone, resumed))
+              evaluation_settings(parsed, backbone, resumed))
     if not options.eval:
         plan_training(job)
     return job
+
+
+def resolve_backbone(options: Namespace, resumed: WeightFile | None) -> models_vit.Backbone:
+    """The row of the table that the options and the checkpoint name; the options then say its names and its input size."""
+    backbone = models_vit.find_backbone(options.model, options.model_arch)
+    options.model, options.model_arch = backbone.model, backbone.arch
+    stored = resumed.rest.get("backbone") if resumed is not None else None
+    if stored and stored["arch"] != backbone.arch:
+        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
+                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
+    options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    return backbone
 
 
 # ---- what was there before ------------------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile |
             "before and after don't compare"]
 
 
-def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) -> dict:
+def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None) -> dict:
+    """Of the transform that evaluation reads pictures by: the checkpoint's, unless a flag was typed that changes it."""
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
     if stored and not {"input_size", "decode", "cache_size"} & parsed.typed:
         return stored
