@@ -16,11 +16,9 @@ from util import options as flags
 from util import use_options as own
 from util.errors import exit_code_of
 
-LAUNCH = "\n".join(__doc__.split("\n")[2:])
-
 
 def make_parser() -> flags.OneLineParser:
-    parser = flags.OneLineParser(prog="predict.py", description=__doc__.split("\n")[0])
+    parser = own.parser_of("predict.py", __doc__)
     group = parser.add_argument_group("checkpoint, pictures and result")
     group.add_argument("--resume", required=True, metavar="CKPT",
                        help="the checkpoint: of main_finetune.py, main_regression.py or the original scripts")

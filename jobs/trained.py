@@ -129,16 +129,20 @@ def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor 
     what is done with them) and what stands here. RunError for outputs that are no numbers and a full disk or device.
     """
     size = options.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
-    partial, done = None, 0
-    if world.is_main:
+
+    def find() -> PartialRows | None:
+        if not world.is_main:
+            return None
         beside = None if covariates is None else hashlib.sha256(covariates.numpy().tobytes()).hexdigest()
         partial = PartialRows(options.output, depends_on | {
             "transform": transform, "precision": precision.name, "batch size": size, "device": world.device.type,
             "pictures": pictures_digest(list(data.table["path"])), "covariates": beside, "versions": versions()})
         line = partial.open()
-        world.say(*[f"pictures   {line}"] if line else [])
-        done = partial.rows
-    done = world.from_main(done)
+        world.say(*[f"           {line}"] if line else [])
+        return partial
+
+    partial = world.main_first(find)
+    done = world.from_main(partial.rows if partial is not None else None)
     if done < len(data.table):
         rest = loader(options, world, data.table[done:], None if covariates is None else covariates[done:], transform, size)
         try:

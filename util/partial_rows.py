@@ -5,6 +5,7 @@ line what they depend on, and in a line a piece how many rows it has, how wide t
 piece counts once its line is whole and its digest is right, so that neither a cut piece nor a damaged one is taken.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.errors import RunError
+from util.errors import InputError, RunError
 from util.run_files import write_whole
 
 FORMAT = 1
@@ -33,10 +34,19 @@ class PartialRows:
         self.depends_on = json.loads(json.dumps(depends_on))  # as it is read back: tuples are lists
         self.rows = self.width = 0
         self._marks: dict[str, int] = {}
+        self._lock = None
 
     def open(self) -> str:
-        """Find out what an earlier start left -> a line about it, or ''. RunError where the files can't be written."""
+        """Find out what an earlier start left -> a line about it, or ''.
+
+        InputError where another start is writing the same output, RunError where the files can't be written.
+        """
         with self._writing():
+            self._lock = open(self.data, "ab")  # noqa: SIM115  (held as long as rows are added; the system frees it)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another start is writing {self.data}: wait for its end, or name another --output") from None
             found = self._read_index()
             before = found[0].get("depends_on") if found and found[0].get("format") == FORMAT else None
             if before != self.depends_on:
@@ -68,8 +78,6 @@ class PartialRows:
     def _check(self, lines: list[dict]) -> list[dict]:
         """Those of the index's lines whose rows are there, up to the first that is not right."""
         kept = []
-        if not self.data.exists():
-            return kept
         with open(self.data, "rb") as file:
             for line in lines:
                 if "mark" in line:
@@ -124,6 +132,8 @@ class PartialRows:
         with self._writing():
             self.index.unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
+            if self._lock is not None:
+                self._lock.close()
 
     @contextmanager
     def _writing(self):

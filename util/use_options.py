@@ -1,15 +1,27 @@
 """The flags of the programs that use trained weights: predict.py and latent_feature.py. See util/options.py for the shared
 ones."""
 
+import argparse
 import os
 from pathlib import Path
 
 from util.errors import InputError
-from util.options import Parsed, count, whole
+from util.options import OneLineParser, Parsed, count, seed_number, whole
 
 HEATMAP_METHODS = ("auto", "gradient", "rollout", "gradcam")
 NOT_FOR_USE = ("finetune", "weights_dir", "allow_partial", "drop_path", "adaptation")  # flags of training's start
 FOREIGN = "model of a checkpoint that does not name its own (of the original scripts)"
+
+
+class _LaunchLinesAsTheyAre(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with defaults, and a description whose lines are not filled anew."""
+
+
+def parser_of(program: str, documentation: str) -> OneLineParser:
+    """A parser whose help begins with the program's own documentation, launch lines included."""
+    parser = OneLineParser(prog=program, description=documentation)
+    parser.formatter_class = _LaunchLinesAsTheyAre
+    return parser
 
 
 def add_picture_flags(group) -> None:
@@ -30,6 +42,31 @@ def add_heatmap_flags(parser) -> None:
                        help="auto: gradient-weighted attention for vision transformers, Grad-CAM for CNNs")
     group.add_argument("--heatmap_of", default=None, metavar="NAME",
                        help="the class or target whose map is shown; not set: the predicted class, the first target")
+
+
+def add_weights_flags(parser) -> None:
+    group = parser.add_argument_group("weights (one of --finetune, --resume, --random_weights)")
+    group.add_argument("--finetune", default="",
+                       help="a backbone's weights, as in training: a file, its name under --weights_dir, a name of the hub, or "
+                            "hf:owner/repo/file")
+    group.add_argument("--resume", default="", metavar="CKPT",
+                       help="a trained checkpoint, which also says the model and how pictures are read")
+    group.add_argument("--random_weights", action="store_true", help="weights drawn at random, for comparison alone")
+    group.add_argument("--seed", type=seed_number, default=0, help="of --random_weights")
+    group.add_argument("--weights_dir", default="./weights", help="folder of weight files")
+    group.add_argument("--allow_partial", action="store_true",
+                       help="go on although some tensors of the weights don't fit, and print which")
+
+
+def check_weights(parsed: Parsed) -> None:
+    """InputError unless exactly one source of weights is named."""
+    options = parsed.options
+    named = [name for name in ("finetune", "resume", "random_weights") if getattr(options, name)]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in named)} each name the weights: pass one of them")
+    if not named:
+        raise InputError("no weights are named: pass --finetune (a backbone's, see README.md) or --resume (a trained "
+                         "checkpoint); features of random weights are made with --random_weights alone")
 
 
 def add_machine_flags(parser, batch_size: str) -> None:
