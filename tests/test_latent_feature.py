@@ -12,6 +12,7 @@ from torchvision import transforms as T
 
 import latent_feature
 import models_vit
+from jobs.latent import FeatureParts
 from tests import parity
 from tests.conftest import SMALL, write_pictures
 from util.errors import InputError, exit_code_of
@@ -98,7 +99,8 @@ def test_mae_with_its_class_token(run, tmp_path, two_blocks):
     assert np.allclose(file["patch_mean"], tokens[:, 1:].mean(axis=1), atol=1e-4)
 
 
-@pytest.mark.parametrize("model, arch, size, registers", [("Dinov2", "dinov2_vits14", 56, 0), ("Dinov3", "dinov3_vits16", 64, 4)])
+@pytest.mark.parametrize("model, arch, size, registers", [("Dinov2", "dinov2_vits14", 56, 0),
+                                                          ("Dinov3", "dinov3_vits16", 64, 4)])
 def test_dino_without_its_registers(run, tmp_path, two_blocks, model, arch, size, registers):
     name = parity.row(arch).timm_name
     options = {"depth": 2, "global_pool": "token"}
@@ -116,10 +118,8 @@ def test_dino_without_its_registers(run, tmp_path, two_blocks, model, arch, size
         assert not np.allclose(file["patch_mean"], tokens[:, 1:].mean(axis=1), atol=1e-2)
 
 
-@pytest.mark.parametrize("name, pooled_is_mean", [("test_resnet", True), ("test_convnext", False), ("test_swin", False)])
+@pytest.mark.parametrize("name, pooled_is_mean", [("test_resnet", True), ("test_convnext", False)])
 def test_a_model_without_class_token(run, tmp_path, name, pooled_is_mean):
-    if not timm.is_model(name):
-        name = {"test_swin": "swin_tiny_patch4_window7_224"}[name]
     torch.manual_seed(1)
     model = timm.create_model(name, num_classes=0).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
@@ -131,9 +131,38 @@ def test_a_model_without_class_token(run, tmp_path, name, pooled_is_mean):
     with torch.no_grad():
         images = images_by_hand(file["paths"], size, model.default_cfg["mean"], model.default_cfg["std"])
         features, pooled = model.forward_features(images).numpy(), model(images).numpy()
-    mean = features.mean(axis=(1, 2) if getattr(model, "output_fmt", "") == "NHWC" else (2, 3))
+    mean = features.mean(axis=(2, 3))
     assert np.allclose(file["pooled"], pooled, atol=1e-4) and np.allclose(file["patch_mean"], mean, atol=1e-4)
     assert np.allclose(mean, pooled, atol=1e-4) or not pooled_is_mean
+
+
+def test_channels_last_and_other_kinds_of_models():
+    """Swin's map has its channels last; a distilled model has two class tokens; a head may come after the pooling."""
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=56, window_size=7, embed_dim=24,
+                             depths=(1, 1), num_heads=(1, 2)).eval()
+    parts = FeatureParts(swin, 56)
+    images = torch.randn(3, 3, 56, 56)
+    with torch.no_grad():
+        found = parts.split(parts(images).numpy())
+        assert parts.widths == {"patch_mean": 48, "pooled": 48}
+        assert np.allclose(found["patch_mean"], swin.forward_features(images).mean(dim=(1, 2)).numpy(), atol=1e-6)
+        assert np.allclose(found["pooled"], swin(images).numpy(), atol=1e-6)
+    deit = FeatureParts(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, img_size=32, depth=1).eval(), 32)
+    with torch.no_grad():
+        images = torch.randn(3, 3, 32, 32)
+        found, tokens = deit.split(deit(images).numpy()), deit.model.forward_features(images).numpy()
+    assert tokens.shape[1] == 2 + 4 and np.allclose(found["patch_mean"], tokens[:, 2:].mean(axis=1), atol=1e-6)
+    assert np.allclose(found["cls"], tokens[:, 0], atol=1e-6)
+    late = FeatureParts(timm.create_model("mobilenetv3_small_050", num_classes=0), 64)
+    assert late.widths["pooled"] == 1024 != late.widths["patch_mean"]
+
+
+def test_a_model_that_does_more_than_pool_is_refused(monkeypatch):
+    model = timm.create_model("test_vit", num_classes=0, img_size=32)
+    whole = model.forward
+    monkeypatch.setattr(model, "forward", lambda images: whole(images) * 2)
+    with pytest.raises(InputError, match="VisionTransformer does more than pool its last features"):
+        FeatureParts(model, 32)
 
 
 def test_a_trained_checkpoint_says_model_and_transform(run, tmp_path, pictures):
@@ -182,7 +211,8 @@ def test_parquet(run, tmp_path, monkeypatch):
     words = ("--model", "timm", "--model_arch", "test_vit", "--input_size", 32, "--random_weights")
     assert run(*words)[0] == 0 and run(*words, output="f.parquet")[0] == 0
     table, file = parquet.read_table("f.parquet"), np.load("f.npz")
-    assert table.column_names == ["paths", "cls", "patch_mean", "pooled"] and table.column("paths").to_pylist() == list(file["paths"])
+    assert table.column_names == ["paths", "cls", "patch_mean", "pooled"]
+    assert table.column("paths").to_pylist() == list(file["paths"])
     for name in table.column_names[1:]:
         assert np.array_equal(np.stack(table.column(name).to_numpy()), file[name])
     facts = json.loads(table.schema.metadata[b"facts"])
