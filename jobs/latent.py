@@ -57,7 +57,9 @@ class FeatureParts(torch.nn.Module):
             has_class = getattr(model, "cls_token", None) is not None
             if has_class:
                 found["cls"] = norm(features[:, 0])
-            found["patch_mean"] = norm(features[:, getattr(model, "num_prefix_tokens", int(has_class)):].mean(dim=1))
+            patches = features[:, getattr(model, "num_prefix_tokens", int(has_class)):]
+            if patches.shape[1]:  # PiT gives out its class token alone
+                found["patch_mean"] = norm(patches.mean(dim=1))
         elif isinstance(features, torch.Tensor) and features.ndim == 4:
             places = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
             found["patch_mean"] = features.mean(dim=places)

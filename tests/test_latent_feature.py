@@ -153,6 +153,7 @@ def test_channels_last_and_other_kinds_of_models():
         found, tokens = deit.split(deit(images).numpy()), deit.model.forward_features(images).numpy()
     assert tokens.shape[1] == 2 + 4 and np.allclose(found["patch_mean"], tokens[:, 2:].mean(axis=1), atol=1e-6)
     assert np.allclose(found["cls"], tokens[:, 0], atol=1e-6)
+    assert FeatureParts(timm.create_model("pit_ti_224", num_classes=0), 224).widths == {"cls": 256, "pooled": 256}
     late = FeatureParts(timm.create_model("mobilenetv3_small_050", num_classes=0), 64)
     assert late.widths["pooled"] == 1024 != late.widths["patch_mean"]
 

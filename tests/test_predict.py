@@ -246,6 +246,8 @@ def test_a_regression_with_covariates(run, tmp_path):
     table = pd.read_csv("p.csv")
     assert np.array_equal(table[["pred_lesion_area", "pred_brightness"]], expected[["pred_lesion_area", "pred_brightness"]])
     assert list(table["patient"]) == list(rows["patient"]) and list(table["path"]) == list(expected["path"])
+    code, out, err = run(*words, folder / "new.csv", "--heatmaps", "--heatmap_of", "brightness")
+    assert code == 0 and "gradient, of brightness" in out and len(list(tmp_path.glob("heatmaps/*.png"))) == len(rows), err
     wrong(run(*words, folder), "reads eye, grade beside each picture")
     rows.drop(columns="eye").to_csv(folder / "new.csv", index=False)
     wrong(run(*words, folder / "new.csv"), "no column eye (a covariate of this model)")

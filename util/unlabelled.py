@@ -126,8 +126,9 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], 
 
 
 def skipped_file(output: str | os.PathLike) -> Path:
-    """Where the pictures are listed that were left out of an output: FILE.csv -> FILE.skipped.csv."""
-    return Path(output).with_suffix(".skipped.csv")
+    """Where the pictures are listed that were left out of an output: FILE.csv -> FILE.skipped.csv, else FILE.npz.skipped.csv."""
+    path = Path(output)
+    return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 
 
 def known_file(output: str | os.PathLike) -> Path:
