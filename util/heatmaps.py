@@ -156,7 +156,7 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, str]:
-    """{absolute path of a picture: its overlay's file name} of a folder, {} where there is none; InputError for no such file."""
+    """{absolute path of a picture: its overlay's file name}, {} where nothing was written; InputError for another file."""
     path = Path(folder) / INDEX_FILE
     if not path.exists():
         return {}
