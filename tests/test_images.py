@@ -231,7 +231,7 @@ def test_a_part_of_a_resized_picture_is_that_of_the_whole_one(pixels, size):
     found = images.resized(noise, size, box).astype(int)
     whole = images.resized(noise, size)[top:top + 224, left:left + 224]
     assert found.shape == whole.shape == (224, 224, 3)
-    assert np.abs(found - whole).mean() < 1.5  # of 255; a whole pixel beside its place it would be some 80
+    assert np.abs(found - whole).mean() < 3  # of 255; a whole pixel beside its place it would be some 80
 
 
 

@@ -14,6 +14,7 @@ import os
 import numpy as np
 import pandas as pd
 
+from util.calibration import expected_calibration_error
 from util.errors import InputError, RunError
 from util.run_files import read_table
 
@@ -21,7 +22,7 @@ TEXT_COLUMNS = ("path", "patient", "split", "true_class", "predicted_class")
 SCORE_PARTS = ("f1", "roc_auc", "kappa")  # the best epoch has the highest mean of these on val
 # The columns of metrics_val.csv and metrics_test.csv; users' scripts read those from val_loss to kappa by name.
 METRIC_COLUMNS = ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard", "precision", "recall",
-                  "average_precision", "kappa", "score", "n", "brier")
+                  "average_precision", "kappa", "score", "n", "brier", "qwk", "balanced_accuracy", "mae_grades", "ece")
 
 
 # ---- the predictions table ------------------------------------------------------------------------------------------
@@ -101,7 +102,9 @@ def count_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     confusion: (..., K, K), rows true, columns predicted. Every value has shape (...).
     F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient needs.
     Hamming is that of (N, K) one-hot matrices: a wrong image has two wrong entries, so 2 * errors / (N * K).
-    Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always; everything is NaN for no images.
+    Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always, and so is qwk, with quadratic weights of the
+    distance between the classes in their order (Cohen, 1968), which is meant for grades. Balanced accuracy is the mean recall
+    of the classes that are there. Everything is NaN for no images.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     num_classes = confusion.shape[-1]
@@ -116,14 +119,21 @@ def count_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     accuracy = _quotient(correct, n, np.nan)
     # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.
     kappa = 1 - _quotient(n * (n - correct), n * n - (true * predicted).sum(axis=-1), np.nan)
+    distance = (np.arange(num_classes)[:, None] - np.arange(num_classes)) ** 2
+    by_chance = np.einsum("...i,ij,...j->...", true, distance.astype(np.float64), predicted)
+    qwk = 1 - _quotient(n * (confusion * distance).sum(axis=(-2, -1)), by_chance, np.nan)
+    present = true > 0
+    balanced = _quotient(_quotient(hits, true, 0.0).sum(axis=-1), present.sum(axis=-1), np.nan)
     return {
         "accuracy": accuracy,
+        "balanced_accuracy": balanced,
         "f1": macro(2 * hits, true + predicted),
         "hamming": _quotient(2 * (n - correct), n * num_classes, np.nan),
         "jaccard": macro(hits, true + predicted - hits),
         "precision": macro(hits, predicted),
         "recall": macro(hits, true),
         "kappa": kappa,
+        "qwk": qwk,
     }
 
 
@@ -152,12 +162,13 @@ def rank_figures(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, float
 def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """All figures of a predictions table, and lines that say what they leave out.
 
-    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n,
-    brier}, notes). loss is the mean cross-entropy (nats) of the logits in float64, roc_auc and average_precision are
-    one-vs-rest means over the classes where they are defined, score the mean of f1, roc_auc and kappa (of those of
-    them that are defined). brier is scikit-learn's: the squared error of the probabilities summed over the classes,
-    halved for two classes, so that it is then the usual mean (p - y)^2. An undefined figure is NaN; the order of the
-    rows changes nothing.
+    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n, brier,
+    qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats) of the logits in float64,
+    roc_auc and average_precision are one-vs-rest means over the classes where they are defined, score the mean of f1,
+    roc_auc and kappa (of those of them that are defined). brier is scikit-learn's: the squared error of the probabilities
+    summed over the classes, halved for two classes, so that it is then the usual mean (p - y)^2. mae_grades is the mean
+    distance of predicted and true class in their order, ece the expected calibration error (see util/calibration.py). An
+    undefined figure is NaN; the order of the rows changes nothing.
     Raises RunError for non-finite outputs or an empty table, InputError for a class that has no column.
     """
     if table.empty:
@@ -167,7 +178,7 @@ def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[
     probabilities = table[[f"prob_{name}" for name in names]].to_numpy(dtype=np.float64)
     logits = table[[f"logit_{name}" for name in names]].to_numpy(dtype=np.float64)
     _refuse_non_finite(np.hstack([logits, probabilities]), table["path"])
-    true, predicted = _class_numbers(table, "true_class", names), _class_numbers(table, "predicted_class", names)
+    true, predicted = class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names)
 
     one_hot = np.eye(len(names), dtype=bool)[true]
     by_class = np.array([rank_figures(one_hot[:, k], probabilities[:, k]) for k in range(len(names))])
@@ -180,6 +191,8 @@ def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[
         "average_precision": average_precision,
         "n": len(table),
         "brier": float(squared_error / 2 if len(names) == 2 else squared_error),
+        "mae_grades": float(np.abs(true - predicted).mean()),
+        "ece": expected_calibration_error(probabilities, true),
     }
     figures["score"] = _mean_of_defined(np.array([figures[part] for part in SCORE_PARTS]))
     order = [column.removeprefix("val_") for column in METRIC_COLUMNS if column != "epoch"]
@@ -203,7 +216,8 @@ def _notes(names: list[str], images: np.ndarray, figures: dict[str, float]) -> l
     return notes
 
 
-def _class_numbers(table: pd.DataFrame, column: str, names: list[str]) -> np.ndarray:
+def class_numbers(table: pd.DataFrame, column: str, names: list[str]) -> np.ndarray:
+    """(N,) the places in `names` of a column's classes. InputError for one that is not among them."""
     numbers = pd.Index(names, dtype=object).get_indexer(table[column].astype(object))
     if (numbers < 0).any():
         stray = table[column].iloc[int(np.argmax(numbers < 0))]

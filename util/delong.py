@@ -1,0 +1,99 @@
+"""Intervals and tests of the area under the ROC curve, without resampling.
+
+Everything rests on one number an image: how much it moves the AUC. The sum of the squares of these influences is the
+variance of DeLong, DeLong and Clarke-Pearson (Biometrics 1988), computed from ranks in N log N steps as Sun and Xu (IEEE
+Signal Processing Letters 2014) do. Influences add up: those of several classes to that of their mean, those of a patient's
+images to the patient's (as Obuchowski, Biometrics 1997, does for clusters), and those of two models on the same images
+subtract to that of their difference.
+
+N is the number of images.
+"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+LEVEL = 0.95
+QUANTILE = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
+
+
+def auc_influence(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
+    """AUC of one class against the rest, and what each image adds to its error.
+
+    is_class (N,) bool, scores (N,), higher means more likely this class; a tie counts half. NaN unless both kinds are there;
+    the influences (N,) are NaN where one kind has a single image, whose variance nobody knows.
+    """
+    is_class = np.asarray(is_class, dtype=bool)
+    levels, level = np.unique(scores, return_inverse=True)
+    inside = np.bincount(level[is_class], minlength=len(levels)).astype(np.float64)
+    outside = np.bincount(level[~is_class], minlength=len(levels)).astype(np.float64)
+    num_inside, num_outside = inside.sum(), outside.sum()
+    influence = np.full(len(is_class), math.nan)
+    if min(num_inside, num_outside) == 0:
+        return math.nan, influence
+    beaten = (np.cumsum(outside) - outside / 2) / num_outside  # share of the others that an image of the class beats
+    beating = 1 - (np.cumsum(inside) - inside / 2) / num_inside  # share of the class that beats another image
+    auc = float((inside * beaten).sum() / num_inside)
+    if min(num_inside, num_outside) > 1:
+        influence[is_class] = (beaten[level[is_class]] - auc) / math.sqrt(num_inside * (num_inside - 1))
+        influence[~is_class] = (beating[level[~is_class]] - auc) / math.sqrt(num_outside * (num_outside - 1))
+    return auc, influence
+
+
+def macro_auc_influence(one_hot: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean one-vs-rest AUC over the classes where it is defined, and its influences (N,).
+
+    one_hot: (N, K) bool; scores: (N, K). With two classes whose scores sum to one both AUCs are the same.
+    """
+    by_class = [auc_influence(one_hot[:, k], scores[:, k]) for k in range(one_hot.shape[1])]
+    defined = [pair for pair in by_class if not math.isnan(pair[0])]
+    if not defined:
+        return math.nan, np.full(len(one_hot), math.nan)
+    return float(np.mean([auc for auc, _ in defined])), np.mean([influence for _, influence in defined], axis=0)
+
+
+def variance(influence: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Sum of the squared influences; groups (N,) int: images of one patient count together."""
+    if groups is None:
+        return float((influence**2).sum())
+    together = np.bincount(groups, weights=influence)
+    number, images = np.count_nonzero(np.bincount(groups)), len(influence)
+    # the influences carry images / (images - 1); for patients it is their number that counts
+    correction = number / (number - 1) * (images - 1) / images if number > 1 else math.nan
+    return float((together**2).sum() * correction)
+
+
+def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, float]:
+    """Interval of a share such as the AUC, symmetric on the logit scale, so that it stays within 0 and 1.
+
+    fewest: independent images (or patients) of the rarer kind. Where all pairs are in order (or none), DeLong's variance is
+    0: the bound is then Wilson's for so many successes out of as many trials.
+    """
+    if math.isnan(value) or math.isnan(variance_):
+        return math.nan, math.nan
+    if value in (0.0, 1.0):
+        bound = fewest / (fewest + QUANTILE**2)
+        return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+    logit, half = math.log(value / (1 - value)), QUANTILE * math.sqrt(variance_) / (value * (1 - value))
+    return _expit(logit - half), _expit(logit + half)
+
+
+def difference_test(first: np.ndarray, second: np.ndarray, difference: float,
+                    groups: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Two models on the same images: (lower, upper, p) of the difference of their AUCs, first - second.
+
+    first, second: their influences (N,), image by image. p is two-sided, from the normal distribution; 1 where the models
+    rank alike (no variance and no difference), NaN where the variance is unknown.
+    """
+    error = math.sqrt(variance(first - second, groups))
+    if math.isnan(error):
+        return math.nan, math.nan, math.nan
+    if error == 0:
+        return difference, difference, 1.0 if difference == 0 else 0.0
+    p = math.erfc(abs(difference) / error / math.sqrt(2))
+    return difference - QUANTILE * error, difference + QUANTILE * error, p
+
+
+def _expit(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
