@@ -126,7 +126,7 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], 
 
 
 def skipped_file(output: str | os.PathLike) -> Path:
-    """Where the pictures are listed that were left out of an output: FILE.csv -> FILE.skipped.csv, else FILE.npz.skipped.csv."""
+    """Where the pictures are listed that an output leaves out: FILE.skipped.csv of FILE.csv, FILE.npz.skipped.csv of FILE.npz."""
     path = Path(output)
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.conftest import ROOT, SMALL, start_process, write_pictures
 
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
     """A folder with pictures, a checkpoint, and what one undisturbed process writes."""
     folder = tmp_path_factory.mktemp("use")
     write_pictures(folder / "pictures", numbers=(4, 2, 10))
-    run = start_process(*SMALL, "--epochs", 1, "--data_path", "pictures", "--task", "c", folder=folder, **ALONE)
+    run = start_process(*SMALL, "--epochs", 1, "--calibrate", "--data_path", "pictures", "--task", "c", folder=folder, **ALONE)
     assert run.returncode == 0, run.stderr
     for program, output, more in (("predict.py", "p.csv", ("--heatmaps", "maps")), ("latent_feature.py", "f.npz", ())):
         run = start_process(*words(output), *more, folder=folder, program=program, **ALONE)
@@ -57,6 +58,14 @@ def start_and_kill(program, times, plan, folder):
     run = subprocess.run([sys.executable, "-c", KILLED.format(program=program, times=times), *map(str, plan)], cwd=folder,
                          capture_output=True, text=True, env=os.environ | ALONE | {"PYTHONPATH": str(ROOT)})
     assert run.returncode == -signal.SIGKILL, run.stderr
+
+
+def test_what_calibrate_fitted_is_used(trained):
+    temperature = torch.load(trained / "output_dir/c/checkpoint-best.pth", weights_only=True)["best"]["temperature"]
+    table, names = pd.read_csv(trained / "p.csv"), ("healthy", "mild", "severe")
+    logits, probabilities = (table[[f"{kind}_{name}" for name in names]].to_numpy() for kind in ("logit", "prob"))
+    assert temperature > 0 and temperature != 1
+    assert np.allclose(np.log(probabilities[:, :1] / probabilities), (logits[:, :1] - logits) / temperature, atol=1e-9)
 
 
 def test_two_processes_write_the_same(trained):
