@@ -267,12 +267,7 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
     if job.schedule.warmup_epochs < options.warmup_epochs:
         lines.append(f"warm-up: {job.schedule.warmup_epochs:g} of {options.epochs} epochs instead of "
                      f"{options.warmup_epochs:g}, at most a fifth of the run")
-    if "global_pool" in typed and not options.global_pool and job.backbone.family != "mae":
-        lines.append(f"--cls_token changes nothing: {job.backbone.arch} reads its class token anyway"
-                     if job.backbone.model != models_vit.TIMM else
-                     "--cls_token changes nothing: a timm model pools as timm builds it")
-    if "fc_norm_passes" in typed and job.backbone.family != "mae":
-        lines.append(f"--fc_norm_passes does nothing for {job.backbone.arch}: RETFound_mae alone has fc_norm")
+    lines += idle_for_backbone(parsed, job.backbone)
     if workers(options, job.world) < options.num_workers:
         lines.append(f"loader processes: {workers(options, job.world)} instead of {options.num_workers}, for "
                      f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
@@ -289,6 +284,18 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay") if name in typed]
     return lines + job.task.idle(parsed, job.backbone)
+
+
+def idle_for_backbone(parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+    """Lines about typed flags of the model that only RETFound_mae knows."""
+    lines = []
+    if "global_pool" in parsed.typed and not parsed.options.global_pool and backbone.family != "mae":
+        lines.append(f"--cls_token changes nothing: {backbone.arch} reads its class token anyway"
+                     if backbone.model != models_vit.TIMM else
+                     "--cls_token changes nothing: a timm model pools as timm builds it")
+    if "fc_norm_passes" in parsed.typed and backbone.family != "mae":
+        lines.append(f"--fc_norm_passes does nothing for {backbone.arch}: RETFound_mae alone has fc_norm")
+    return lines
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:

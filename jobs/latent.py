@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import models_vit
-from jobs.job import evaluation_settings, resolve_backbone
+from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
 from util import checkpoint, summary, use_options
 from util import options as flags
@@ -86,6 +86,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     world.say(*lines, *use_options.idle(parsed))
     ours = file if file is not None and checkpoint.is_ours(file) else None
     backbone = resolve_backbone(options, ours)
+    world.say(*idle_for_backbone(parsed, backbone))
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     torch.manual_seed(options.seed)
     model = models_vit.build_model(backbone, 0, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)

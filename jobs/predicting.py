@@ -11,7 +11,7 @@ import torch
 
 import models_vit
 from jobs.classification import Classification
-from jobs.job import evaluation_settings, resolve_backbone
+from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
 from util import checkpoint, summary, use_options
@@ -78,6 +78,7 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     options, ours = parsed.options, checkpoint.is_ours(file)
     world.say(*lines, *use_options.idle(parsed))
     backbone = resolve_backbone(options, file)
+    world.say(*idle_for_backbone(parsed, backbone))
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     if isinstance(task, Classification):
         task.class_names, lines = class_names(options, backbone, file)

@@ -203,8 +203,9 @@ def test_weights_are_named_or_refused(run, tmp_path):
     assert code == 0 and "weights    RANDOM, drawn with seed 0" in out, err
     first = np.load("f.npz")["pooled"]
     assert run(*words, "--random_weights")[0] == 0 and np.array_equal(np.load("f.npz")["pooled"], first)
-    code, out, _ = run(*words, "--random_weights", "--seed", 1, "--allow_partial")
-    assert code == 0 and not np.allclose(np.load("f.npz")["pooled"], first) and "--allow_partial does nothing" in out
+    code, out, _ = run(*words, "--random_weights", "--seed", 1, "--allow_partial", "--cls_token")
+    assert code == 0 and "--cls_token changes nothing" in out and "--allow_partial does nothing" in out
+    assert not np.allclose(np.load("f.npz")["pooled"], first)
 
 
 def test_parquet(run, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], 
 
 
 def skipped_file(output: str | os.PathLike) -> Path:
-    """Where the pictures are listed that an output leaves out: FILE.skipped.csv of FILE.csv, FILE.npz.skipped.csv of FILE.npz."""
+    """Where the pictures are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
     path = Path(output)
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 
