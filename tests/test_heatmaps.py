@@ -88,19 +88,21 @@ def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
     outputs[range(len(images)), targets].sum().backward()
     model.zero_grad(set_to_none=True)
     tokens, prefix = seen[0].shape[-1], backbone.num_prefix_tokens
+    pooled_from = 0 if getattr(backbone, "pool_include_prefix", False) else prefix
     rollout = gradient = torch.eye(tokens, dtype=images.dtype).expand(len(images), -1, -1)
     for weights in seen:
         rollout = (0.5 * weights.mean(1) + 0.5 * torch.eye(tokens)) @ rollout
         gradient = gradient + (weights.grad * weights).clamp(min=0).mean(1) @ gradient
-    rows = slice(prefix, None) if backbone.global_pool == "avg" else slice(0, 1)
+    rows = slice(pooled_from, None) if backbone.global_pool == "avg" else slice(0, 1)
     found = {"rollout": rollout[:, rows, prefix:].mean(1), "gradient": gradient[:, rows, prefix:].mean(1)}
     if backbone.global_pool == "avg":
-        found["gradient"] = found["gradient"] - 1 / (tokens - prefix)  # the identity that relevance starts from
+        found["gradient"] = found["gradient"] - 1 / (tokens - pooled_from)  # the identity that relevance starts from
     return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
 
 
 def stretched(row: torch.Tensor, backbone: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
-    grid = row.detach().reshape(len(row), 1, *backbone.patch_embed.grid_size)
+    patch = backbone.patch_embed.patch_size[0]
+    grid = row.detach().reshape(len(row), 1, *(side // patch for side in images.shape[2:]))
     fine = F.interpolate(grid, images.shape[2:], mode="bilinear")[:, 0].double().numpy()
     return np.stack([(one - one.min()) / (one.max() - one.min()) for one in fine])
 
@@ -150,10 +152,13 @@ def test_gradients_equal_finite_differences():
     assert np.abs(heat_maps(model, images, [1]) - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_patches_lie_in_rows_and_columns(monkeypatch, pool):
-    model = tiny(img_size=(16, 40), global_pool=pool, num_classes=3, class_token=pool == "token", reg_tokens=2)
-    images = images_for(model)
+@pytest.mark.parametrize("changes", [
+    {"img_size": (16, 40), "reg_tokens": 2}, {"dynamic_img_size": True},
+    {"img_size": (16, 40), "reg_tokens": 2, "global_pool": "avg", "class_token": False},
+    {"img_size": (16, 40), "reg_tokens": 2, "global_pool": "avg", "pool_include_prefix": True}])
+def test_patches_lie_in_rows_and_columns(monkeypatch, changes):
+    model = tiny(**changes)
+    images = torch.randn(2, 3, 16, 40, generator=torch.Generator().manual_seed(1))
     plain = by_hand(monkeypatch, model, images, [1, 1])
     for method in ("rollout", "gradient"):
         maps = heat_maps(model, images, [1, 1], method)
@@ -419,7 +424,7 @@ def grey(number):
 def test_overlays_are_written_and_listed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = ["left/eye 1.jpg", "right/eye 1.jpg", "right/eye 1.png", tmp_path / "right" / ("目" * 70 + ".jpg"),
-             b"right/\xff?.jpg".decode(errors="surrogateescape")]
+             "a" * 250 + ".png", b"right/\xff?.jpg".decode(errors="surrogateescape")]
     pictures, maps = grey(len(paths))
     names = write_overlays(paths, maps, tmp_path / "run" / "heatmaps", pictures)
     assert list(names) == [str(tmp_path / path) for path in paths] and len(set(names.values())) == len(paths)
