@@ -240,7 +240,7 @@ def agreement(split: str, number: int, target: str, table: pd.DataFrame) -> str:
             plot.rule((plot.x[0], value, edge, value), f"{line} s1")
             plot.note(edge, value, f"{label} {written(value)}", "end", up=4)
     return (figure(f"{target}: predicted against true", f"Broken line: equality{some}", scatter.svg())
-            + figure(f"{target}: Bland-Altman plot", "Mean difference and 95 % limits of agreement (mean ± 1.96 sd)" + some,
+            + figure(f"{target}: Bland-Altman plot", "Mean difference ± 1.96 sd: the 95 % limits of agreement" + some,
                      plot.svg()))
 
 
@@ -269,7 +269,8 @@ def learning(log: list[dict], best_epoch: int | None) -> list[str]:
         if best_epoch in epochs and len(epochs) > 1:
             chart.rule((best_epoch, low, best_epoch, high))
         for source, values in _thinned(lines, epochs):
-            chart.line(*values, "plain" if source == "train" else "s0", {"train": "training", "val": "validation"}[source])
+            hint = "" if name == "lr" else {"train": "training", "val": "validation"}[source]
+            chart.line(*values, "plain" if source == "train" else "s0", hint)
         charts.append(figure(f"{label}  {text}", "", chart.svg()))
     return charts
 

@@ -42,7 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "temperature": ("Temperature", "fitted on val"),
     },
     "Choice of the best epoch": {"score": ("Score", "mean of F1, ROC AUC and kappa"),
-                                "selection": ("What chose the epoch", "higher is better; see --select_metric")},
+                                "selection": ("Selection", "what chose the epoch (--select_metric); higher is better")},
 }
 PER_CLASS = {"n": "Images", "sensitivity": "Sensitivity", "specificity": "Specificity", "precision": "Precision", "f1": "F1",
              "roc_auc": "ROC AUC", "average_precision": "Average precision"}

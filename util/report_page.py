@@ -193,8 +193,9 @@ def _intervals(run: Run) -> str:
         return ("<p>The figures of this folder have no intervals: it was written before they were. "
                 "Scoring the checkpoint again makes them (below).</p>")
     explained = ("A bootstrap draws whole patients where they are known, else images, with replacement, not by class; its "
-                 "interval holds the middle 95 % of the resampled figures. DeLong's is that of a ROC AUC, on the logit scale; "
-                 "Wilson's that of a share of independent images; a sandwich error's that of a calibration slope or intercept.")
+                 "interval holds the middle 95 % of the resampled figures (of the calibration error, which chance alone "
+                 "raises, mirrored at the figure). DeLong's is that of a ROC AUC, on the logit scale; Wilson's that of a "
+                 "share of independent images; a sandwich error's that of a calibration slope or intercept.")
     left_out = "".join(f"<li>undefined resamples, left out of their interval: {clean(line)}</li>" for line in undefined(run))
     return (f'<div class="panel"><p>{explained}</p><ul class="small">'
             + "".join(f"<li>{clean(line)}</li>" for line in lines) + f"{left_out}</ul></div>")
