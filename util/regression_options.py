@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from util.errors import InputError
-from util.options import Parsed, below_one, count, positive, ratios, seed_number, whole
+from util.options import Parsed, add_leakage_flags, below_one, count, positive, ratios, seed_number, whole
 from util.options import add_compatibility_flags as add_shared_compatibility_flags
 
 DEFAULT_TARGETS = ("tc", "ldl", "hdl", "tg", "apoa", "apob")
@@ -43,6 +43,7 @@ def add_csv_flags(parser) -> None:
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
                        help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
     group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+    add_leakage_flags(group)
 
 
 def add_head_flags(parser) -> None:
