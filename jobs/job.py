@@ -162,7 +162,7 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     data = task.read(parsed, resumed, ("test",) if options.eval else datasets.SPLITS)
     # a picture's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
-    if options.patient_regex:
+    if options.patient_regex and "patient_col" not in parsed.typed:  # a stored expression gives way to a typed column
         data.table, lines = leakage.name_patients(data.table, options.patient_regex, "patient_regex" in parsed.typed)
         data.notes += lines
     if not options.skip_file_check:

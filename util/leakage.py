@@ -86,7 +86,8 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
     return {"pictures": len(paths), "checked": len(paths) - len(unreadable), "seconds": round(time.monotonic() - begun, 2),
             "unreadable": [path for path in paths if path in unreadable], "within splits": within,
             "counts": {kind: len(found) for kind, found in by_kind.items()},
-            "findings": [finding for found in by_kind.values() for finding in found[:MOST_LISTED]], "cannot see": cannot + CANNOT_SEE, "notes": notes}
+            "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
+            "cannot see": cannot + CANNOT_SEE, "notes": notes}
 
 
 def _cores() -> int:
