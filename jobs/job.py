@@ -187,8 +187,9 @@ def _check_leakage(options: Namespace, data: datasets.Data, resumed: WeightFile 
     are found all the same.
     """
     name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
+    before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
     if goes_on and options.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
-            folder.file(name).exists()):
+            folder.file(name).exists()) and all(before.get(option) == vars(options).get(option) for option in looked_at):
         return [f"leakage    looked for when this run began, on the same pictures: {folder.file(name)}"]
     path = None if options.dry_run else folder.file(name) if goes_on else folder.new_file(name)
     if options.leakage == "off":
