@@ -151,12 +151,13 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
     return found
 
 
-def search_time(pictures: int) -> dict:
+def search_time(pictures: int, distinct: int) -> dict:
     """Seconds of the comparison alone, which grows with the square: of distinct pictures, each there several times."""
     with ProcessPoolExecutor(usable_cores()) as pool:
-        some = np.array([one for one, _ in pool.map(partial(prints_of, True), range(1000), [False] * 1000, chunksize=20)],
-                        FINGERPRINT)
-    train, test = np.resize(some[:600], 2 * pictures // 3), np.resize(some[600:], pictures - 2 * pictures // 3)
+        made = list(pool.map(partial(prints_of, True), range(distinct), [False] * distinct, chunksize=20))
+    some = np.array([one for one, _ in made], FINGERPRINT)
+    cut = 2 * distinct // 3
+    train, test = np.resize(some[:cut], 2 * pictures // 3), np.resize(some[cut:], pictures - 2 * pictures // 3)
     begun, used = time.perf_counter(), time.process_time()
     nearest(test, train)
     return {"what": f"comparison alone, {len(test):,} x {len(train):,} pictures", "seconds": time.perf_counter() - begun,
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [row for one_camera in (False, True) for row in errors(one_camera, options.pictures, usable_cores())]
     with tempfile.TemporaryDirectory(prefix="leakage-") as folder:
         rows += times(Path(folder), 24 if options.quick else options.files, 512 if options.quick else 2048)
-    rows.append(search_time(1000 if options.quick else 10_000))
+    rows.append(search_time(*((200, 60) if options.quick else (10_000, 1200))))
     print(f"{usable_cores()} cores, {os.uname().machine}\n")
     for row in rows:
         print(row["what"] + ": " + ", ".join(f"{name} {_text(name, value)}" for name, value in row.items()

@@ -246,6 +246,17 @@ def test_command(planted, tmp_path, capsys):
     assert code == 2 and "only test is there" in err
 
 
+def test_benchmark_reaches_its_goals_on_a_few(tmp_path):
+    from benchmarks import leakage as benchmark
+
+    assert benchmark.main(["--pictures", "40", "--files", "12", "--quick", "--json", str(tmp_path / "rows.json")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    goals = [row for row in rows if row.get("goal", "").startswith((">=", "100"))]
+    assert len(goals) == 12 and all(min(row["found"], row["found the other way round"]) >= 0.95 for row in goals)
+    assert [row["share"] for row in rows if "share" in row] == [0, 0]
+    assert len([row for row in rows if "seconds" in row]) == 3
+
+
 # ---- in a run -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
