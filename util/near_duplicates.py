@@ -102,10 +102,13 @@ def _local(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(uniform_filter(views * views, window) - mean * mean, 0))
 
 
-def _patterns(thumbnails: np.ndarray, numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """(N, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of each thumbnail, light and colour taken out."""
-    views = np.stack([np.asarray(_view(Image.fromarray(thumbnail), number), np.float32)
-                      for thumbnail, number in zip(thumbnails, numbers, strict=True)])
+def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """(K, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of the pictures at K places, light and colour taken
+    out. What is asked for several times is computed once."""
+    (places, numbers, mirrored), again = np.unique(np.stack([places, numbers, mirrored]), axis=1, return_inverse=True)
+    mirrored = mirrored.astype(bool)
+    views = np.stack([np.asarray(_view(Image.fromarray(pictures["thumbnail"][place]), number), np.float32)
+                      for place, number in zip(places, numbers, strict=True)])
     views[mirrored] = views[mirrored, :, ::-1]
     mean, deviation = _local(views)
     bright = np.percentile(views, 99, axis=(1, 2), keepdims=True)
@@ -113,7 +116,8 @@ def _patterns(thumbnails: np.ndarray, numbers: np.ndarray, mirrored: np.ndarray)
     patterns = np.where(inside, (views - mean) / (deviation + NOISE), 0)
     patterns -= patterns.sum(axis=(1, 2), keepdims=True) / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
     patterns = np.where(inside, patterns, 0).reshape(len(views), -1)
-    return patterns / np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-6)
+    patterns /= np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-6)
+    return patterns[again.reshape(-1)]
 
 
 @dataclass
@@ -153,8 +157,8 @@ def _search(pictures, block, others, usable, found: Matches) -> None:
     views = np.array(PAIRS)[pair]
     for start in range(0, len(row), CHUNK):
         part = slice(start, start + CHUNK)
-        one = _patterns(others["thumbnail"][place[part]], views[part, 0], np.zeros(len(row[part]), bool))
-        two = _patterns(pictures["thumbnail"][block[row[part]]], views[part, 1], mirrored[part])
+        one = _patterns(others, place[part], views[part, 0], np.zeros(len(row[part]), bool))
+        two = _patterns(pictures, block[row[part]], views[part, 1], mirrored[part])
         similarity = (one * two).sum(axis=1)
         for k in np.flatnonzero(similarity >= LEAST_SIMILARITY):
             picture = block[row[part][k]]
