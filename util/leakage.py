@@ -31,10 +31,10 @@ from util.errors import InputError, exit_code_of
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
 SPLITS = ("train", "val", "test")
-CANNOT_SEE = ("crops off the centre (by 2 % of the side most are missed, from 5 % on all), crops to less than 78 % of the "
-              "side, rotations of more than 3 degrees, upside-down copies, strongly retouched ones, another photograph of the "
-              "same eye, and a picture with next to no contrast unless its pixels are the same; patients are seen only where a "
-              "column or --patient_regex names them. A near duplicate may be a mistake: look at the pair")
+CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, rotations of more than "
+              "3 degrees, upside-down copies, strongly retouched ones, another photograph of the same eye, and a picture with "
+              "next to no contrast unless its pixels are the same; patients are seen only where a column or --patient_regex "
+              "names them. A near duplicate may be a mistake: look at the pair")
 NOT_DECODED = "pictures were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
 TOO_MANY = ("pictures were not decoded: above {:,} comparing each with each takes hours; python -m util.leakage does it all "
             "the same; ")
