@@ -11,9 +11,9 @@ Two stages, because neither does the job alone on retinas, which all look alike.
    Among half a million pairs distinct pictures reached 0.56 at most, and copies had 0.66 or more. Alone it would cost
    nine times the sieve's products.
 
-benchmarks/leakage.py measures both kinds of error: on 3000 pictures all copies are found and no distinct picture of 1000 is
-taken for one. The thresholds were chosen on the pictures of util/demo_data.py, also
-with all discs, maculas and lights at one place, as one camera and one protocol make them.
+benchmarks/leakage.py measures both kinds of error: on 3000 pictures all copies are found, and none of 1000 distinct ones is
+taken for a copy. The thresholds were chosen on the pictures of util/demo_data.py, also with all discs, maculas and lights
+at one place, as one camera and one protocol make them.
 """
 
 from dataclasses import dataclass
