@@ -12,7 +12,7 @@ import torch
 import models_vit
 from engine_finetune import Schedule, make_loader
 from jobs.task import Task
-from util import checkpoint, datasets, lr_sched, transforms
+from util import checkpoint, datasets, leakage, lr_sched, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -168,15 +168,45 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     data = task.read(parsed, resumed, ("test",) if options.eval else datasets.SPLITS)
     # a picture's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
+    if options.patient_regex and "patient_col" not in parsed.typed:  # a stored expression gives way to a typed column
+        data.table, lines = leakage.name_patients(data.table, options.patient_regex, "patient_regex" in parsed.typed)
+        data.notes += lines
     if not options.skip_file_check:
         writes = world.is_main and not options.dry_run and options.bad_images == "skip"
-        skipped = folder.new_list_of_skipped() if writes else None
+        skipped = folder.new_file("skipped_images.csv") if writes else None
         data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
     if not options.eval:
         data.fingerprint = datasets.fingerprint(data.table)
     if options.dataratio[0] < 1 and not options.eval:
         data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
+    if world.is_main and not options.eval:
+        world.say(*_check_leakage(options, data, resumed, folder))
     return task.settle(data, resumed)
+
+
+def _check_leakage(options: Namespace, data: datasets.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
+    """Look for pictures and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
+    lists them. InputError with --leakage stop where there are any.
+
+    A run that goes on with the same pictures was checked when it began; a dry run is checked, too, and writes nothing.
+    Without the check of all files (--skip_file_check) pictures are not decoded here either: the same bytes and patients
+    are found all the same.
+    """
+    name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
+    before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
+    if goes_on and options.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
+            folder.file(name).exists()) and all(before.get(option) == vars(options).get(option) for option in looked_at):
+        return [f"leakage    looked for when this run began, on the same pictures: {folder.file(name)}"]
+    path = None if options.dry_run else folder.file(name) if goes_on else folder.new_file(name)
+    if options.leakage == "off":
+        return []
+    found = leakage.check(data.table, Path(options.output_dir) / ".fingerprints.npy", decode=not options.skip_file_check)
+    if path is not None:
+        with folder.writing(path):
+            leakage.write(found, path)
+    if options.leakage == "stop" and leakage.summary(found):
+        raise leakage.refusal(found, path or "")
+    return leakage.describe(found, path or "")
 
 
 def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile | None) -> list[str]:

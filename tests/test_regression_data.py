@@ -32,7 +32,6 @@ def test_rows_splits_and_missing_cells(csv, tmp_path):
     assert np.isnan(table["true_ldl"]).tolist() == [False, True, False, True]
     text = " ".join(data.notes)
     assert "ldl is missing in some rows (train 1 of 2, test 1 of 1)" in text and "age is missing" in text
-    assert "warning: 1 of 3 patients are in more than one split (p0)" in text
 
 
 def test_dropna_counts(csv):

@@ -281,10 +281,10 @@ class KnownGood:
     @staticmethod
     def _hashes(paths):
         folder = os.getcwd()
-        return np.fromiter((_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
+        return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
 
 
-def _identity(path):
+def file_identity(path):
     """64-bit number of a file as it is now; 0, which is never remembered, when it cannot be looked at."""
     try:
         stat = os.stat(path)

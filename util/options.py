@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "resplit", "norm", "enhance", "image_cache",
+    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache",
 }
 
 
@@ -40,7 +40,7 @@ OF_TRAINING = (
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
     "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
-    "calibrate",
+    "calibrate", "leakage",
 )
 
 
@@ -171,6 +171,16 @@ def add_data_flags(parser) -> None:
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
                        help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
     group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+    add_leakage_flags(group)
+
+
+def add_leakage_flags(group) -> None:
+    group.add_argument("--leakage", choices=("warn", "stop", "off"), default="warn",
+                       help="look for the same picture, a near duplicate or the same patient in two splits before training: "
+                            "warn, stop where something is found, or don't look")
+    group.add_argument("--patient_regex", default=None, metavar="RE",
+                       help="where no column names the patients: a regular expression whose one group is the patient in a "
+                            "picture's file name, such as '(p[0-9]+)_'")
 
 
 def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
@@ -345,6 +355,8 @@ def check_combinations(parsed: Parsed) -> None:
     options = parsed.options
     if {"data_path", "csv_file", "label_col"} <= vars(options).keys() and {"data_path", "csv_file"} <= parsed.typed:
         raise InputError("--data_path and --csv_file both name the pictures: pass one of them")
+    if {"patient_col", "patient_regex"} <= parsed.typed:
+        raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
     for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):
         pair = getattr(options, name, None)
         if pair and pair[0] > pair[1]:

@@ -75,8 +75,7 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     more = {f"true_{name}": numbers[name][kept] for name in targets}
     more |= {f"covariate_{name}": ["" if cell.lower() in MISSING else cell for cell in picked[name]] for name in covariates}
     table = pd.concat([table, pd.DataFrame(more)], axis=1)
-    return Data(table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_")
-                + (shared_patients(table) if patient_col else []))
+    return Data(table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_"))
 
 
 def _refuse_two_roles(csv_file, path_col, split_col, targets, covariates):
@@ -134,17 +133,6 @@ def _missing(table, names, prefix):
             kind = "target, left out of loss and figures" if prefix == "true_" else "covariate, told to the model as missing"
             notes.append(f"{name} is missing in some rows ({by_split}): a missing {kind}")
     return notes
-
-
-def shared_patients(table):
-    """A note where a patient is in two splits: the figures of the later split are then too good."""
-    known = table[table["patient"] != ""]
-    splits = known.groupby("patient")["split"].nunique()
-    shared = list(splits.index[splits > 1])
-    if not shared:
-        return []
-    return [f"warning: {len(shared):,} of {len(splits):,} patients are in more than one split ({some(shared)}): figures of val "
-            "and test will be too good"]
 
 
 def parse_transforms(given, targets):

@@ -6,7 +6,7 @@ from pathlib import Path
 from util import options as shared
 from util import selection
 from util.errors import InputError
-from util.options import Parsed, below_one, count, positive, ratios, seed_number, whole
+from util.options import Parsed, add_leakage_flags, below_one, count, positive, ratios, seed_number, whole
 
 DEFAULT_TARGETS = ("tc", "ldl", "hdl", "tg", "apoa", "apob")
 DEFAULT_WEIGHTS = "RETFound_dinov2_meh"
@@ -45,6 +45,7 @@ def add_csv_flags(parser) -> None:
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
                        help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
     group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+    add_leakage_flags(group)
 
 
 def add_head_flags(parser) -> None:

@@ -29,7 +29,7 @@ from util.run_files import (
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
         "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
-        "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
+        "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv", "leakage.earlier.json")
 
 
 class RunFolder:
@@ -58,11 +58,12 @@ class RunFolder:
             except OSError as error:
                 raise InputError(f"{flag}: {folder} can't be written ({error.strerror}); name another folder") from error
 
-    def new_list_of_skipped(self) -> Path:
-        """Where this start lists the pictures that it leaves out; an earlier start's list gets another name."""
-        path = self.file("skipped_images.csv")
+    def new_file(self, name: str) -> Path:
+        """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file gets another
+        name."""
+        path = self.file(name)
         if path.exists():
-            path.replace(self.file("skipped_images.earlier.csv"))
+            path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
         return path
 
     def put_aside(self) -> str:
