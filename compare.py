@@ -127,7 +127,7 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
         write_whole(output / "comparison_tests.csv", tests_table(comparison).to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))
     except OSError as error:
-        raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder by --output") from error
+        raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder") from error
     print(*terminal(comparison), sep="\n")
     print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison.md, comparison.png")
 

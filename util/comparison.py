@@ -29,7 +29,9 @@ from util.weighted_figures import Images, WeightedFigures
 
 DEFAULT_METRICS = {"classification": ("roc_auc", "average_precision", "f1"), "regression": ("r2", "pearson", "mae")}
 LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming", "mae", "rmse", "mae_grades")
+LEVEL = 0.05  # of the tests
 SAME = 1e-6  # a stored figure and the same one computed again from the predictions
+DELONG, BOOTSTRAP = "paired DeLong", "paired bootstrap"
 ROUNDING = 1e-12  # means over seeds are summed in different orders
 
 
@@ -89,6 +91,11 @@ class Comparison:
 
     def summary(self, group: str, metric: str) -> Summary:
         return next(one for one in self.summaries if (one.group, one.metric) == (group, metric))
+
+    def main_tests(self) -> list[Test]:
+        """One test a pair and metric: DeLong's where there is one, else the bootstrap's."""
+        by_delong = {test.metric for test in self.tests if test.method == DELONG}
+        return [test for test in self.tests if test.method == DELONG or test.metric not in by_delong]
 
 
 def is_better_low(metric: str) -> bool:
@@ -176,7 +183,8 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     untested = [metric for metric in metrics if metric not in figures[0].replicates]
     if untested and len(groups) > 1:
         notes.append(f"no paired test of {', '.join(untested)}: it is not computed from the predictions of {split} alone")
-    tests = [test for metric in metrics if metric not in untested for test in _tests(groups, figures, metric, patients, notes)]
+    tests = [test for metric in metrics if metric not in untested and len(groups) > 1
+             for test in _tests(groups, figures, metric, patients, used, notes)]
     number = None if patients is None else int(patients.max()) + 1
     return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split,
                       list(dict.fromkeys(notes)))
@@ -247,7 +255,7 @@ def _fewest(metric: str, run: Run, patients: np.ndarray | None) -> int:
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
-def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: np.ndarray | None,
+def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: np.ndarray | None, used: int,
            notes: list[str]) -> list[Test]:
     """All pairs by each method of a figure; each method's p values are corrected over the pairs."""
     families: dict[str, list[Test]] = {}
@@ -259,13 +267,13 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
             apart = _subtracted(one.influences[metric], other.influences[metric])
             found = delong.difference_test(apart, np.zeros_like(apart), difference, patients)
             spread = delong.variance(apart, patients)
-            families.setdefault("DeLong", []).append(
-                Test(*pair, "paired DeLong", difference, *found, p_seeds=with_seeds(difference, spread, *values)))
+            families.setdefault(DELONG, []).append(
+                Test(*pair, DELONG, difference, *found, p_seeds=with_seeds(difference, spread, *values)))
         apart = _subtracted(one.replicates[metric], other.replicates[metric])
         lower, upper, p, undefined = paired_bootstrap(apart, difference, metric in SHIFTED)
         spread = math.nan if len(apart) - undefined < 2 else float(np.nanvar(apart, ddof=1))
-        families.setdefault("bootstrap", []).append(
-            Test(*pair, "paired bootstrap", difference, lower, upper, p, p_seeds=with_seeds(difference, spread, *values)))
+        families.setdefault(BOOTSTRAP, []).append(
+            Test(*pair, BOOTSTRAP, difference, lower, upper, p, p_seeds=with_seeds(difference, spread, *values)))
         if undefined:
             notes.append(f"{metric} is undefined in {undefined} of {len(apart)} resamples of {first.name} or "
                          f"{second.name}: the others are counted")
@@ -273,6 +281,10 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
         for plain, corrected in (("p", "p_holm"), ("p_seeds", "p_seeds_holm")):
             for test, value in zip(tests, holm([getattr(test, plain) for test in tests]), strict=True):
                 setattr(test, corrected, value)
+    lowest = len(families[BOOTSTRAP]) * 2 / (used + 1)
+    if lowest >= LEVEL:
+        notes.append(f"with {used} resamples and {len(families[BOOTSTRAP])} pairs no bootstrap's p can be below {lowest:.2g} "
+                     f"after Holm's correction: raise --draws above {math.ceil(len(families[BOOTSTRAP]) * 2 / LEVEL)}")
     return [test for tests in families.values() for test in tests]
 
 
@@ -288,8 +300,8 @@ def paired_bootstrap(differences: np.ndarray, difference: float, shifted: bool =
     The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the interval leaves out 0
     (but for the last resample): twice the smaller share of differences on either side of 0, an equal one being on both, with 1
     added above and below (Davison and Hinkley, 1997), so that no p is 0. shifted: of figures that resampling itself moves
-    (ECE), the differences are taken to the other side of the observed one first, as `basic_interval` does. NaN differences are left
-    out and counted; p is NaN where nothing is left.
+    (ECE), the differences are taken to the other side of the observed one first, as `basic_interval` does. NaN differences
+    are left out and counted; p is NaN where nothing is left.
     """
     defined = differences[~np.isnan(differences)]
     undefined = len(differences) - len(defined)

@@ -6,13 +6,15 @@ matplotlib is imported where the picture is drawn (see util/report.py).
 import math
 import os
 
-from util.comparison import Comparison, Test, is_better_low
+from util.comparison import LEVEL, Comparison, is_better_low
 from util.comparison_text import difference_text, summary_text
 from util.report import CURVE_NAMES, drawable, save_figure
 
 MOST_METRICS = 6  # beside each other
 MOST_PAIRS = 15  # beyond, the differences from the first group alone are drawn
 ROW, COLUMN = 0.34, 2.9  # inches
+NOTE = {"textcoords": "offset points", "fontsize": 6, "va": "bottom", "ha": "center", "color": "0.25",
+        "annotation_clip": False, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.4}}
 BLUE, GREY, RED = "#08519c", "0.55", "#a50f15"
 
 
@@ -29,7 +31,7 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
         notes.append(f"the picture shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
     labels, _, fonts, lines = drawable(names, [])
-    tests = [drawn_test(comparison, metric) for metric in metrics]
+    tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
         notes.append(f"the picture shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
@@ -37,12 +39,6 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     with style.context("default"):
         save_figure(_draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)), fonts), path)
     return [*notes, *lines]
-
-
-def drawn_test(comparison: Comparison, metric: str) -> list[Test]:
-    """The tests of a metric that the picture shows, one a pair: DeLong's where there is one."""
-    tests = [test for test in comparison.tests if test.metric == metric]
-    return [test for test in tests if "DeLong" in test.method] or tests
 
 
 def _draw(comparison, metrics, tests, pairs, labels, fonts):
@@ -62,6 +58,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
         rows = [list(labels.values())]
         if pairs:
             _draw_differences(all_axes[1, column], of_metric, pairs)
+            all_axes[1, column].xaxis.set_visible(bool(of_metric))
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
             rows.append([f"{labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
@@ -73,6 +70,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="x", color="0.92", linewidth=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
+            _keep_inside(axes)
     figure.text(0, 0, _caption(comparison, bool(pairs)), fontsize=7, color="0.3", va="top")
     return figure
 
@@ -87,12 +85,12 @@ def _draw_groups(axes, summaries):
         if len(one.values) > 1:
             axes.plot(one.values, [row] * len(one.values), "o", color="none", markeredgecolor=GREY, markersize=4, zorder=3)
         axes.plot([one.mean], [row], "s", color=BLUE, markersize=5, zorder=4)
-        axes.annotate(summary_text(one), (one.mean, row), (0, 4), textcoords="offset points", fontsize=6, ha="center",
-                      va="bottom", color="0.25", annotation_clip=False)
+        axes.annotate(summary_text(one), (one.mean, row), (0, 4), **NOTE)
 
 
 def _draw_differences(axes, tests, pairs):
-    axes.axvline(0, color="0.4", linewidth=0.8)
+    if tests:
+        axes.axvline(0, color="0.4", linewidth=0.8)
     by_pair = {(test.first, test.second): test for test in tests}
     for row, pair in enumerate(pairs):
         test = by_pair.get(pair)
@@ -100,13 +98,21 @@ def _draw_differences(axes, tests, pairs):
             text = "undefined" if test is not None else "no test"
             axes.text(0.02, row, text, transform=axes.get_yaxis_transform(), fontsize=7, color=GREY, va="center")
             continue
-        colour = RED if test.p_holm < 0.05 else BLUE
+        colour = RED if test.p_holm < LEVEL else BLUE
         if not math.isnan(test.lower):
             axes.plot([test.lower, test.upper], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")
-        axes.plot([test.difference], [row], "s", color=colour if test.p_holm < 0.05 else "white", markeredgecolor=colour,
+        axes.plot([test.difference], [row], "s", color=colour if test.p_holm < LEVEL else "white", markeredgecolor=colour,
                   markersize=5, zorder=4)
-        axes.annotate(difference_text(test), (test.difference, row), (0, 4), textcoords="offset points", fontsize=6,
-                      ha="center", va="bottom", color="0.25", annotation_clip=False)
+        axes.annotate(difference_text(test), (test.difference, row), (0, 4), **NOTE)
+
+
+def _keep_inside(axes):
+    """Texts over points near an end of the axis grow inwards, not into the next panel."""
+    left, right = axes.get_xlim()
+    for text in axes.texts:
+        if hasattr(text, "xy"):
+            place = (text.xy[0] - left) / (right - left)
+            text.set_horizontalalignment("left" if place < 0.28 else "right" if place > 0.72 else "center")
 
 
 def _caption(comparison, tested):

@@ -22,7 +22,7 @@ FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune"
 SPEAKS_FOR_ITSELF = ("model_arch", "adaptation")  # in a group's name without the option's name
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What one run folder says about one split."""
 

@@ -12,10 +12,10 @@ def terminal(comparison: Comparison) -> list[str]:
     """Lines with the table of groups, that of tests, and what is to be said of them."""
     lines = [_what(comparison), "", *_aligned(_groups_rows(comparison))]
     if comparison.tests:
-        shown = comparison.tests[:MOST_TESTS_SHOWN]
+        shown = comparison.main_tests()[:MOST_TESTS_SHOWN]
         lines += ["", *_aligned(_tests_rows(comparison, shown))]
         if len(shown) < len(comparison.tests):
-            lines.append(f"and {len(comparison.tests) - len(shown)} more tests, which stand in the files")
+            lines.append(f"the files have {len(comparison.tests) - len(shown)} more tests")
     return [*lines, "", *explanations(comparison), *(f"note: {note}" for note in comparison.notes)]
 
 
