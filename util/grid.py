@@ -188,14 +188,16 @@ class _Reader:
 
     def named(self, node, key: str, scalars: bool = False):
         """(name or None, flags' node or None, its own node) of each entry: a mapping's, or a list's of one-key mappings (a name
-        and its flags), of mappings of flags, of plain words where `scalars`."""
+        and its flags), of flags (as a mapping or as typed), of plain words where `scalars`."""
         if isinstance(node, yaml.MappingNode):
             self.mapping(node, key)
             for name, value in node.value:
                 yield self.text(name, key), value, name
             return
         for item in self.sequence(node, key):
-            if isinstance(item, yaml.ScalarNode) and scalars:
+            if isinstance(item, yaml.ScalarNode) and item.value.startswith("-"):
+                yield None, item, item
+            elif isinstance(item, yaml.ScalarNode) and scalars:
                 yield self.text(item, key), None, item
             elif isinstance(item, yaml.MappingNode):
                 self.mapping(item, key)
