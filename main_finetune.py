@@ -24,6 +24,7 @@ def make_parser() -> flags.OneLineParser:
     flags.add_data_flags(parser)
     flags.add_image_flags(parser)
     flags.add_mixing_flags(parser)
+    flags.add_figure_flags(parser)
     flags.add_optimisation_flags(parser)
     flags.add_run_flags(parser)
     flags.add_distribution_flags(parser)

@@ -25,6 +25,7 @@ def make_parser() -> flags.OneLineParser:
     own.add_csv_flags(parser)
     flags.add_image_flags(parser, crop_scale=(0.8, 1.0))
     flags.add_optimisation_flags(parser, batch_size=64, epochs=30, accum_iter=2, blr=2e-3, warmup_epochs=5)
+    own.add_figure_flags(parser)
     own.add_search_flags(parser)
     flags.add_run_flags(parser, num_workers=8)
     flags.add_distribution_flags(parser)

@@ -4,9 +4,9 @@
     python benchmarks/coverage.py --quick                 # 20 of each: that it runs, no more
     python benchmarks/coverage.py --json FILE
 
-A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal distributions
-(binormal), so that the AUC is known exactly; more classes: a normal distribution each, in a row, as grades are. Probabilities are
-made too extreme on purpose. The other truths are figures of a million images drawn alike.
+A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal distributions;
+more classes: a normal distribution each, in a row, as grades are. Probabilities are made too extreme on purpose. The truths
+are figures of a million images drawn alike.
 """
 
 import argparse
@@ -26,8 +26,9 @@ from util.intervals import classification_intervals
 from util.metrics import predictions_table
 
 SETS, IMAGES, OF_TRUTH = 2000, 500, 1_000_000
-SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision", "recall", "jaccard",
-         "score", "loss", "brier", "mae_grades", "ece", "calibration_slope", "calibration_intercept")
+SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision", "recall",
+         "jaccard", "score", "loss", "brier", "mae_grades", "ece", "calibration_slope",
+         "calibration_intercept")
 LEAST, MOST = 0.925, 0.97
 
 
@@ -73,7 +74,7 @@ def truth(kind: Kind) -> dict[str, float]:
 
 
 def holds(kind: Kind, true: dict[str, float], start: int, stop: int) -> dict[str, tuple[int, int, int, float, str]]:
-    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: the interval lies below."""
+    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below the truth."""
     found = {}
     for number in range(start, stop):
         table = draw(kind, kind.images, np.random.default_rng((number, 7)))
@@ -118,8 +119,8 @@ def main(argv=None) -> int:
         for row in rows:
             if row["kind"] == kind and (options.all or row["figure"] in SHOWN):
                 mark = "" if LEAST <= row["coverage"] <= MOST else "  <-"
-                print(f"{row['figure']:<32} {row['truth']:>8.4f} {row['method']:<20} {row['coverage']:>8.1%} {row['too low']:>8.1%} "
-                      f"{row['too high']:>8.1%} {row['mean width']:>7.4f}{mark}")
+                print(f"{row['figure']:<32} {row['truth']:>8.4f} {row['method']:<20} {row['coverage']:>8.1%} "
+                      f"{row['too low']:>8.1%} {row['too high']:>8.1%} {row['mean width']:>7.4f}{mark}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -9,29 +9,34 @@ import torch
 import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
 from jobs.task import Task
-from util import datasets, summary
+from util import datasets, selection, summary
 from util import options as flags
+from util.calibration import fit_temperature
 from util.errors import InputError
+from util.intervals import classification_intervals, entry
 from util.metrics import METRIC_COLUMNS, classification_metrics, predictions_table, read_predictions
 from util.report import confusion_matrix_figure
 from util.results import RunFolder
 from util.state_dicts import Fit, WeightFile
+from util.weighted_figures import Images, operating_thresholds
 
 
 class Classification(Task):
     """One class of several a picture."""
 
-    kind, program, score = "classification", "main_finetune.py", "score"
+    kind, program = "classification", "main_finetune.py"
     head_is_linear = True
-    columns = METRIC_COLUMNS
     curves = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")
     shown = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
-             ("precision", "precision"), ("recall", "recall"), ("jaccard", "Jaccard"), ("hamming", "Hamming"),
-             ("brier", "Brier"), ("loss", "loss"), ("score", "score"))
+             ("precision", "precision"), ("recall", "recall"), ("qwk", "quadratic kappa"), ("jaccard", "Jaccard"),
+             ("hamming", "Hamming"), ("brier", "Brier"), ("ece", "ECE"), ("loss", "loss"),
+             ("calibration_slope", "calibr. slope"), ("score", "score"))
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         self.class_names: list[str] = []
+        self.score = selection.figure_of(options.select_metric)
+        self.columns = METRIC_COLUMNS + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
 
     # ---- data
 
@@ -95,7 +100,37 @@ class Classification(Task):
         return predictions_table(rows, outputs, self.class_names)
 
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        return classification_metrics(predictions)
+        figures, notes = classification_metrics(predictions)
+        return figures | selection.composed(self.options.select_metric, figures), notes
+
+    def read_predictions(self, path) -> pd.DataFrame:
+        return read_predictions(path)
+
+    def decide(self, predictions: pd.DataFrame) -> dict:
+        images = Images.of(predictions)
+        temperature = fit_temperature(images.logits, images.true) if self.options.calibrate else None
+        return {"temperature": temperature, "thresholds": operating_thresholds(images)}
+
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        entries = classification_intervals(predictions, self.options.seed, thresholds=decided.get("thresholds"),
+                                           temperature=decided.get("temperature"))
+        if selection.COMPOSED in figures:
+            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}
+
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
+        lines = []
+        if "temperature" in entries:
+            lines.append(f"  calibrated on val (temperature {entries['temperature']['value']:.3f}): " + "  ".join(
+                f"{label} {summary.figure_with_interval(entries[f'{name}_calibrated'])}"
+                for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
+        for name in entries:
+            if "_at_" in name:
+                figure, _, rest = name.partition("_at_")
+                point, other = rest.split("_")
+                lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
+                             + summary.figure_with_interval(entries[name]))
+        return lines
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))

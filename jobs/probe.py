@@ -50,7 +50,7 @@ def probe(job: Job) -> None:
         head.bias.copy_(bias)
     if world.is_main:
         _write(job, best)
-        world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
+        world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - began)}; results in {folder.path}")
         if options.savemodel:
             last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
@@ -111,9 +111,11 @@ def _train_and_choose(job: Job) -> dict | None:
     weight, bias = trained.folded(chosen)
     _compare(job, features)
     predictions, figures = _scored(job, "val", features["val"] @ weight.T + bias)
-    job.folder.add_evaluation("val", predictions, figures, chosen.epoch, keep=True)
+    decided = task.decide(predictions)
+    job.folder.add_evaluation("val", predictions, figures, chosen.epoch, keep=True,
+                              entries=task.intervals(predictions, figures, decided))
     return {"epoch": chosen.epoch, "score": figures[task.score], "figures": figures, "weight": weight.cpu().numpy(),
-            "bias": bias.cpu().numpy()}
+            "bias": bias.cpu().numpy(), **decided}
 
 
 def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -200,6 +202,7 @@ def _write(job: Job, best: dict) -> None:
     if job.options.savemodel:
         checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
     predictions, figures = _scored(job, "test", logits)
-    folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True)
+    entries = task.intervals(predictions, figures, best)
+    folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
     notes = task.metrics(predictions)[1] + draw(job, "test")
-    job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", figures, folder))
+    job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", entries, folder))

@@ -9,10 +9,11 @@ import torch
 import models_vit
 from engine_finetune import RegressionLoss
 from jobs.task import Task
-from util import datasets
+from util import datasets, selection, summary
 from util import options as flags
 from util.agreement import agreement_figures, agreement_files
 from util.errors import InputError
+from util.intervals import entry, regression_intervals
 from util.regression_data import parse_transforms, read_regression_csv
 from util.regression_head import RegressionHead
 from util.regression_metrics import (
@@ -30,18 +31,19 @@ from util.targets import Covariate, TargetScale, encode_all
 class Regression(Task):
     """Several numbers a picture."""
 
-    kind, program, score = "regression", "main_regression.py", "r2"
+    kind, program = "regression", "main_regression.py"
     curves = ("loss", *FIGURES)
     shown = (("r2", "R2"), ("pearson", "r"), ("mae", "MAE"), ("rmse", "RMSE"), ("loss", "loss"))
 
     def __init__(self, options: Namespace):
         super().__init__(options)
+        self.score = selection.figure_of(options.select_metric)
         self.scale: TargetScale | None = None
         self.covariates_read: tuple[Covariate, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return metric_columns(self.options.targets)
+        return metric_columns(self.options.targets) + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
 
     # ---- data
 
@@ -137,7 +139,17 @@ class Regression(Task):
         return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
 
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        return regression_metrics(predictions, self.scale, self.options.huber_beta)
+        figures, notes = regression_metrics(predictions, self.scale, self.options.huber_beta)
+        return figures | selection.composed(self.options.select_metric, figures), notes
+
+    def read_predictions(self, path) -> pd.DataFrame:
+        return read_predictions(path)
+
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.seed)
+        if selection.COMPOSED in figures:
+            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        return entries
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
@@ -147,11 +159,11 @@ class Regression(Task):
         files = agreement_files(split, list(self.scale.names))
         return files[0] + (f" and {len(files) - 1} more targets' pictures" if len(files) > 1 else "")
 
-    def by_target(self, metrics: dict[str, float]) -> list[str]:
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
         width = max(map(len, self.scale.names))
         return [f"  {name:<{width}}  " + "  ".join(
-            f"{label} {'undefined' if np.isnan(metrics[f'{figure}_{name}']) else format(metrics[f'{figure}_{name}'], '.4g')}"
-            for figure, label in self.shown[:4]) + f"  n {metrics[f'n_{name}']:,.0f}" for name in self.scale.names]
+            f"{label} {summary.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}" for figure, label in self.shown[:4])
+            + f"  n {entries[f'n_{name}']['value']:,.0f}" for name in self.scale.names]
 
     # ---- what is said and stored
 

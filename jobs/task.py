@@ -19,7 +19,7 @@ class Task(ABC):
 
     kind     stands in the checkpoint, so that one of another kind is refused
     program  the entry point that runs it
-    score    the figure whose highest value on val makes the best epoch
+    score    the figure whose highest value on val makes the best epoch (--select_metric)
     columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the terminal's lines,
              the first four of them after every epoch
     """
@@ -103,7 +103,20 @@ class Task(ABC):
     def pictures(self, split: str) -> str:
         """Names of the files that `draw` makes, for the last line on the terminal."""
 
-    def by_target(self, metrics: dict[str, float]) -> list[str]:
+    @abstractmethod
+    def read_predictions(self, path) -> pd.DataFrame:
+        """A predictions table that a run wrote, equal in every bit."""
+
+    def decide(self, predictions: pd.DataFrame) -> dict:
+        """What is chosen on val's predictions and used on test: it goes with the best epoch into the checkpoint."""
+        return {}
+
+    @abstractmethod
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        """The figures with their intervals and what else is told of a whole split; see util/intervals.py. decided: from
+        `decide`, of the best epoch."""
+
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
         """Lines of figures below those of `shown`."""
         return []
 

@@ -143,6 +143,7 @@ def _train(job: Job) -> None:
             world.say(*(f"val: {note}" for note in epoch.notes))
         if is_best:
             best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
+            best |= job.task.decide(epoch.predictions) if world.is_main else {}
         states = world.gather(checkpoint.random_states(world.device))
         if world.is_main:
             kept = _keep_epoch(job, trainer, epoch, best, states)
@@ -152,7 +153,7 @@ def _train(job: Job) -> None:
         _keep_last(job, trainer, epoch.number, best, states)
     if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
-        draw(job, "val")
+        _finish_val(job, best)
     if complete:
         world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
                   f"this run is complete: its results stand in {folder.path}")
@@ -160,8 +161,8 @@ def _train(job: Job) -> None:
         _load_best(job, best_weights)
         if world.is_main and best_weights is not None and options.savemodel:
             checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
-        _score(job, "test", epoch=best["epoch"])
-        world.say(f"best epoch {best['epoch']} (val {job.task.score} {best['score']:.4f}); trained in "
+        _score(job, "test", best["epoch"], best)
+        world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
     if world.is_main:
         folder.close()
@@ -271,16 +272,25 @@ def _load_best(job: Job, in_memory: dict | None) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
-def _score(job: Job, split: str, epoch: int | None) -> None:
+def _finish_val(job: Job, best: dict) -> None:
+    """Intervals and pictures of the best epoch's predictions on val, once it is known to be the best."""
+    path = job.folder.file("predictions_val.csv")
+    if path.exists():
+        job.folder.write_figures("val", job.task.intervals(job.task.read_predictions(path), best["figures"], best))
+    draw(job, "val")
+
+
+def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
     """Evaluate a split, write what came out, and print it."""
     world = job.world
     predictions = evaluate(job, split, loader(job, split))
     if not world.is_main:
         return
     metrics, notes = job.task.metrics(predictions)
-    job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True)
+    entries = job.task.intervals(predictions, metrics, decided)
+    job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
     notes += draw(job, split)
-    world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, metrics, job.folder))
+    world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, entries, job.folder))
 
 
 def _evaluate_only(job: Job) -> None:
@@ -288,4 +298,4 @@ def _evaluate_only(job: Job) -> None:
         job.world.say(*job.folder.put_foreign_tables_aside())
         if not job.folder.file("run.json").exists():
             job.folder.write_run(facts(job))
-    _score(job, "test", epoch=None)
+    _score(job, "test", None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})

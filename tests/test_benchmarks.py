@@ -67,3 +67,14 @@ def test_the_readmes_table_is_that_of_the_stored_run():
             assert number_of(cell) == pytest.approx(stored[what][name], rel=0.06), (what, name)
     chinese = speed_table("README_zh.md")
     assert [row[1:4] for row in chinese] == [row[1:4] for row in rows]
+
+
+@pytest.mark.parametrize("words", [["coverage.py", "--quick", "--json", "rows.json"], ["intervals.py", "--quick"]])
+def test_intervals_are_measured(tmp_path, words):
+    run = subprocess.run([sys.executable, ROOT / "benchmarks" / words[0], *words[1:]], cwd=tmp_path, capture_output=True,
+                         text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    if words[0] == "coverage.py":
+        rows = json.loads((tmp_path / "rows.json").read_text())
+        assert {"roc_auc", "f1", "brier", "calibration_slope"} <= {row["figure"] for row in rows}
+        assert all(0 <= row["coverage"] <= 1 for row in rows)

@@ -120,3 +120,23 @@ def test_joined_is_join_and_some_is_short():
         for paths in (["x", "y/z"], ["x", "/y"]):
             assert joined(folder, paths) == [os.path.join(folder, path) for path in paths]
     assert some("abc", 3) == "a, b, c" and some("abcd", 3) == "a, b, c and 1 more" and some([]) == ""
+
+
+def test_rows_of_a_spreadsheet_may_be_shorter_or_longer_by_empty_cells(tmp_path):
+    path = tmp_path / "saved.csv"
+    path.write_text("name,grade,,\na,1,,\nb,2\nc\n\nd,4,,,,\n")
+    cells, lines, _ = read_columns(str(path), ["name", "grade"], ragged=True)
+    assert (cells, lines) == ([["a", "b", "c", "d"], ["1", "2", "", "4"]], [2, 3, 4, 6])
+    with pytest.raises(InputError, match="line 3: 2 columns where the header has 4"):
+        read_columns(str(path), ["name", "grade"])
+    path.write_text("name,grade\na,1,x\n")
+    with pytest.raises(InputError, match="line 2: 3 columns where the header has 2"):
+        read_columns(str(path), ["name", "grade"], ragged=True)
+
+
+def test_optional_columns_are_empty_where_they_are_absent(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,split\na,train\nb,test\n")
+    assert read_columns(str(path), ["sha256", "path"], optional=("sha256",))[0] == [["", ""], ["a", "b"]]
+    with pytest.raises(InputError, match="no column sha256"):
+        read_columns(str(path), ["sha256", "path"])

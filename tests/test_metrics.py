@@ -48,10 +48,24 @@ def sklearn_figures(table):
         "average_precision": sklearn_metrics.average_precision_score(
             true_one_hot[:, present], probabilities[:, present], average="macro"),
         "kappa": sklearn_metrics.cohen_kappa_score(true, predicted),
+        "qwk": sklearn_metrics.cohen_kappa_score(true, predicted, weights="quadratic", labels=range(len(names))),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(true, predicted),
+        "mae_grades": sklearn_metrics.mean_absolute_error(true, predicted),
+        "ece": calibration_error(probabilities, true, 15),
         "n": len(table),
         "brier": ((probabilities - true_one_hot) ** 2).sum(axis=1).mean() / (2 if len(names) == 2 else 1),
     }
     return figures | {"score": (figures["f1"] + figures["roc_auc"] + figures["kappa"]) / 3}
+
+
+def calibration_error(probabilities, true, bins):
+    """Guo et al.'s formula, bin by bin."""
+    confidence, right, total = probabilities.max(axis=1), probabilities.argmax(axis=1) == true, 0.0
+    for number in range(bins):
+        inside = (confidence > number / bins) & (confidence <= (number + 1) / bins)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
 
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["distinct scores", "tied scores"])
@@ -92,6 +106,8 @@ def test_example_computed_by_hand():
         "score": ((2 / 3 + 4 / 5) / 2 + 3 / 4 + 1 / 2) / 3,
         "n": 4,
         "brier": (3 * (1 / 4) ** 2 + (3 / 4) ** 2) / 4,
+        "qwk": 1 / 2, "balanced_accuracy": 3 / 4, "mae_grades": 1 / 4,
+        "ece": 0,  # all are 3/4 sure, and three of four are right
     }, abs=1e-12)
 
 

@@ -11,6 +11,7 @@ from util.delong import QUANTILE, variance
 
 BINS = 15  # of the calibration error, of equal width, as Guo et al. (ICML 2017) take them
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 100.0
+Estimate = tuple[float, np.ndarray]  # a value and its influences (N,)
 _STEPS = 100  # of Newton's method, which needs some five
 
 
@@ -71,7 +72,7 @@ def class_log_odds(logits: np.ndarray, k: int) -> np.ndarray:
     return logits[:, k] - most - np.log(np.exp(others - most[:, None]).sum(axis=1))
 
 
-def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[tuple[float, np.ndarray], tuple[float, np.ndarray]]:
+def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[Estimate, Estimate]:
     """Calibration slope and intercept of one class, as Van Calster et al. (BMC Medicine 2019) define them.
 
     The slope is that of a logistic regression of the class on the log odds that were predicted (1 is ideal, below 1 they are

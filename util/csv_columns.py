@@ -16,11 +16,13 @@ MOST_REPEATED = 10_000  # different texts of a column that are kept once each
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
-def read_columns(csv_file, columns, flags=None):
+def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
     """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
 
     Separated by comma, semicolon or tab, whichever splits the header into most names; UTF-8, or UTF-16 with its mark.
     Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
+    ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save them. optional: those of
+    `columns` that may be absent; all their cells are "" then.
     Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
     """
     try:
@@ -32,11 +34,14 @@ def read_columns(csv_file, columns, flags=None):
             stream.seek(0)
             reader = csv.reader(stream, delimiter=separator, strict=True)
             names = [name.strip() for name in next(reader, [])]
-            picks = _positions(csv_file, names, columns, flags or {})
-            cells, lines = [[] for _ in columns], []
-            known = [{} for _ in columns]  # one object for equal texts: labels and splits are repeated a million times
+            present = [column for column in columns if column in names or column not in optional]
+            picks = _positions(csv_file, names, present, flags or {})
+            cells, lines = [[] for _ in present], []
+            known = [{} for _ in present]  # one object for equal texts: labels and splits are repeated a million times
             line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
+                if ragged and not any(row[len(names):]):
+                    row = row[:len(names)] + [""] * (len(names) - len(row))
                 if not any(row):
                     pass
                 elif len(row) == len(names):
@@ -58,6 +63,9 @@ def read_columns(csv_file, columns, flags=None):
         raise InputError(f"--csv_file {csv_file}: {error.strerror.lower()}") from None
     if not lines:
         raise InputError(f"{csv_file}: no row below the header")
+    if len(present) < len(columns):
+        read = dict(zip(present, cells, strict=True))
+        cells = [read.get(column) or [""] * len(lines) for column in columns]
     return cells, lines, separator
 
 

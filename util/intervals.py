@@ -33,8 +33,9 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
 
     Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
     average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of two
-    classes; of more a mean over the classes, each against the rest); with `thresholds` (see operating_thresholds; None: chosen on
-    this table itself) the operating points of two classes; with `temperature` loss, brier and ece after it, _calibrated.
+    classes; of more a mean over the classes, each against the rest); with `thresholds` (see operating_thresholds; None:
+    chosen on this table itself) the operating points of two classes; with `temperature` loss, brier and ece after it,
+    _calibrated.
     A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are left out of it.
     """
     images = Images.of(table)
@@ -111,6 +112,8 @@ def _bootstrapped(value: float, replicates: np.ndarray, groups: np.ndarray | Non
         return entry(value)
     lower, upper, undefined = find(replicates, value, 0.0) if find else percentile_interval(replicates)
     of = "images" if groups is None else "patients"
+    if lower == upper:  # no error at all in any resample: that says nothing about how far off the figure may be
+        lower = upper = math.nan
     return entry(value, lower, upper, f"bootstrap of {of}", resamples=draws, seed=seed, undefined=undefined)
 
 

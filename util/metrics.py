@@ -162,13 +162,13 @@ def rank_figures(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, float
 def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """All figures of a predictions table, and lines that say what they leave out.
 
-    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n,
-    brier, qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats) of the logits in float64, roc_auc and average_precision are
-    one-vs-rest means over the classes where they are defined, score the mean of f1, roc_auc and kappa (of those of
-    them that are defined). brier is scikit-learn's: the squared error of the probabilities summed over the classes,
-    halved for two classes, so that it is then the usual mean (p - y)^2. mae_grades is the mean distance of predicted and true
-    class in their order, ece the expected calibration error (see util/calibration.py). An undefined figure is NaN; the order of the
-    rows changes nothing.
+    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n, brier,
+    qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats) of the logits in float64,
+    roc_auc and average_precision are one-vs-rest means over the classes where they are defined, score the mean of f1,
+    roc_auc and kappa (of those of them that are defined). brier is scikit-learn's: the squared error of the probabilities
+    summed over the classes, halved for two classes, so that it is then the usual mean (p - y)^2. mae_grades is the mean
+    distance of predicted and true class in their order, ece the expected calibration error (see util/calibration.py). An
+    undefined figure is NaN; the order of the rows changes nothing.
     Raises RunError for non-finite outputs or an empty table, InputError for a class that has no column.
     """
     if table.empty:

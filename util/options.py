@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
+from util import selection
 from util.errors import InputError
 
 # Accepted because documented command lines and people's scripts pass them.
@@ -38,7 +39,8 @@ OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
-    "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views",
+    "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
+    "calibrate",
 )
 
 
@@ -186,6 +188,15 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
     group.add_argument("--cache_size", type=count, default=None,
                        help="short side in pixels that pictures are first brought to, kept or not. With --image_cache, where "
                             "not given: what the smallest crop needs, at most 16/7 of --input_size (512 at 224)")
+
+
+def add_figure_flags(parser) -> None:
+    group = parser.add_argument_group("figures")
+    group.add_argument("--select_metric", type=selection.reader(selection.CLASSIFICATION), default="score",
+                       help="the figure of val whose best epoch is kept, or several joined by + (their mean): score (the "
+                            "mean of macro F1, ROC AUC and kappa), auc, f1, kappa, qwk, accuracy, balanced_accuracy, ap, loss")
+    group.add_argument("--calibrate", action="store_true",
+                       help="fit a temperature on val, keep it in the checkpoint, show calibrated figures beside the others")
 
 
 def add_mixing_flags(parser) -> None:

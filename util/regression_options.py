@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from util import selection
 from util.errors import InputError
 from util.options import Parsed, below_one, count, positive, ratios, seed_number, whole
 from util.options import add_compatibility_flags as add_shared_compatibility_flags
@@ -18,6 +19,7 @@ WITHOUT_EFFECT = {
     "cutmix_minmax": "it belongs to cutmix", "mixup_prob": "it belongs to mixup",
     "mixup_switch_prob": "it belongs to mixup", "mixup_mode": "it belongs to mixup",
     "lp_views": "a regression's head is trained on the evaluation's view",
+    "calibrate": "a regression has no probabilities",
 }
 # The options that a search proposes.
 SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
@@ -59,6 +61,13 @@ def add_head_flags(parser) -> None:
                        help="settings that a search found (optuna_best.json); what is typed wins")
 
 
+def add_figure_flags(parser) -> None:
+    group = parser.add_argument_group("figures")
+    group.add_argument("--select_metric", type=selection.reader(selection.REGRESSION), default="r2",
+                       help="the figure of val whose best epoch is kept, or several joined by + for their mean: r2 (the mean "
+                            "over the targets), pearson, mae, rmse, loss")
+
+
 def add_search_flags(parser) -> None:
     group = parser.add_argument_group("search (Optuna)")
     group.add_argument("--optuna_trials", type=whole, default=0, help="trials of the study in total; 0: no search")
@@ -93,6 +102,7 @@ def add_compatibility_flags(parser) -> None:
                        help=WITHOUT_EFFECT["cutmix_minmax"])
     group.add_argument("--mixup_mode", default="batch", help=WITHOUT_EFFECT["mixup_mode"])
     group.add_argument("--lp_views", type=count, default=1, help=WITHOUT_EFFECT["lp_views"])
+    group.add_argument("--calibrate", action="store_true", help=WITHOUT_EFFECT["calibrate"])
 
 
 def take_params(parsed: Parsed) -> list[str]:

@@ -22,6 +22,7 @@ from util.run_files import (
     cut_rows_after,
     has_columns,
     metrics_row,
+    read_metrics_json,
     write_metrics_json,
     write_predictions,
 )
@@ -148,18 +149,23 @@ class RunFolder:
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
-    def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool) -> None:
-        """One row of metrics_SPLIT.csv; with `keep` also the predictions and the figures."""
+    def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool,
+                       entries: dict[str, dict] | None = None) -> None:
+        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their intervals (`entries`)."""
         with self.writing(self.path):
             if keep:
                 write_predictions(predictions, self.file(f"predictions_{split}.csv"))
-                write_metrics_json(self.file(f"metrics_{split}.json"), figures)
+                write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)
             append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch), self.columns)
 
-    def figures(self, split: str) -> dict[str, float]:
-        """What metrics_SPLIT.json holds; NaN where it says null."""
-        stored = json.loads(self.file(f"metrics_{split}.json").read_text(encoding="utf-8"))
-        return {name: math.nan if entry["value"] is None else entry["value"] for name, entry in stored.items()}
+    def write_figures(self, split: str, entries: dict[str, dict]) -> None:
+        """metrics_SPLIT.json anew, with intervals."""
+        with self.writing(self.file(f"metrics_{split}.json")) as path:
+            write_metrics_json(path, entries)
+
+    def figures(self, split: str) -> dict[str, dict]:
+        """What metrics_SPLIT.json holds: {name: {"value", "lower", "upper", …}}; NaN where it says null."""
+        return read_metrics_json(self.file(f"metrics_{split}.json"))
 
     def draw_curves(self, best_epoch: int | None) -> None:
         shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))

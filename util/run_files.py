@@ -81,13 +81,24 @@ def _line(cells: Sequence[str]) -> str:
     return line.getvalue()
 
 
-def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float]) -> None:
-    """Write {metric: {"value", "lower", "upper"}}, whole or not at all; NaN becomes null, bounds are null so far."""
+def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]) -> None:
+    """Write {metric: {"value", "lower", "upper", …}}, whole or not at all; NaN becomes null.
+
+    metrics: values, whose bounds are null, or entries of util/intervals.py.
+    """
     def entry(value):
-        return {"value": None if math.isnan(value) else value, "lower": None, "upper": None}
+        parts = value if isinstance(value, dict) else {"value": value, "lower": None, "upper": None}
+        return {name: None if isinstance(part, float) and math.isnan(part) else part for name, part in parts.items()}
 
     figures = {name: entry(value) for name, value in metrics.items()}
     write_whole(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
+    """What write_metrics_json wrote, null as NaN; the method of an interval is None where there is none."""
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {name: {part: math.nan if part in ("value", "lower", "upper") and value is None else value
+                   for part, value in entry.items()} for name, entry in stored.items()}
 
 
 def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:

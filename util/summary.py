@@ -5,6 +5,7 @@ import math
 from util.datasets import counts
 
 MOST_CLASSES_LISTED = 60
+FIGURES_A_LINE = 3
 
 
 def describe(job) -> list[str]:
@@ -59,19 +60,45 @@ def classes(data, source: str) -> list[str]:
 def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
     shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
     if task.score not in [name for name, _ in task.shown[:4]]:
-        shown.append(f"{task.score} {_figure(metrics[task.score])}")
+        shown.append(f"{task.options.select_metric} {_figure(metrics[task.score])}")
     return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  "
             f"{'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
 
 
-def figures(task, split: str, metrics: dict, folder) -> list[str]:
-    """A split's figures, and where they are written."""
-    parts = [f"{label} {_figure(metrics[name])}" for name, label in task.shown]
-    half = (len(parts) + 1) // 2
-    return [f"{split} ({metrics['n']:,} images)  " + "  ".join(parts[:half]), "  " + "  ".join(parts[half:]),
-            *task.by_target(metrics),
+def figures(task, split: str, entries: dict[str, dict], folder) -> list[str]:
+    """A split's figures with their intervals, and where they are written. entries: from util/intervals.py."""
+    parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown if name in entries]
+    width = max(map(len, parts))
+    lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
+             for start in range(0, len(parts), FIGURES_A_LINE)]
+    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines, *task.lines_below(entries),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
+
+
+def figure_with_interval(entry: dict, digits: str = ".4f") -> str:
+    """0.9037 (0.871-0.929), or the value alone."""
+    value, lower, upper = entry["value"], entry["lower"], entry["upper"]
+    if math.isnan(value):
+        return "undefined"
+    bounds = "" if lower is None or math.isnan(lower) else f" ({lower:.3f}-{upper:.3f})" if digits == ".4f" else (
+        f" ({lower:{digits}}-{upper:{digits}})")
+    return f"{value:{digits}}{bounds}"
+
+
+def _how(entries: dict[str, dict]) -> str:
+    """How the intervals were made, and what was left out of them."""
+    drawn = [entry for entry in entries.values() if entry.get("resamples")]
+    if not drawn:
+        return ""
+    first = drawn[0]
+    text = f"; 95 % intervals: {first['resamples']:,} resamples of {first['method'].split()[-1]}, seed {first['seed']}"
+    others = dict.fromkeys(entry["method"] for entry in entries.values()
+                           if entry.get("method") and not entry.get("resamples"))
+    text += f"; by {', '.join(others)} where these are better" if others else ""
+    lacking = {name: entry["undefined"] for name, entry in entries.items() if entry.get("undefined")}
+    return text + (f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking.values())}"
+                   if lacking else "")
 
 
 def duration(seconds: float) -> str:

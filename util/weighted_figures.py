@@ -1,4 +1,4 @@
-"""Figures of a classification for many weightings of the same images at once: all ones give the figures, resamples the bootstrap.
+"""Figures of a classification for many weightings of the same images at once: ones give the figures, resamples the bootstrap.
 
 B is the number of weightings, N of images, K of classes. What stands in the order of the images (probabilities, ranks, bins) is
 prepared once; a weighting then costs a few passes over N.

@@ -1,0 +1,233 @@
+"""The owners' files are understood: labels, patients, variants of a layout; what is missing or wrong is one line."""
+
+import re
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.public_fakes import (
+    WORKBOOKS,
+    fake_folders,
+    fake_idrid,
+    hidden,
+    make,
+    put,
+    rows_of,
+)
+from util import prepare as module
+from util.datasets import EXTENSIONS
+from util.errors import InputError, exit_code_of
+from util.prepare import prepare
+from util.public_sets import SETS
+from util.spreadsheet import read_first_sheet
+
+
+def test_labels_are_the_owners(tmp_path):
+    """The class of single pictures, read off the fakes by hand."""
+    expected = {
+        "APTOS2019": {"00000000000d.png": "3_severe", "000000000000.png": "0_no_dr"},
+        "MESSIDOR2": {"IM000002.JPG": "1_mild", "20051011_40011_0100_PP.png": "0_no_dr"},
+        "PAPILA": {"RET002OD.jpg": "0_normal", "RET002OS.jpg": "1_suspect", "RET005OD.jpg": "2_glaucoma",
+                   "RET006OS.jpg": "1_suspect"},
+        "Retina": {"NL_001.png": "0_normal", "Glaucoma_001.png": "2_glaucoma", "Retina_010.png": "3_retina_disease"},
+        "OCTID": {"NORMAL1.jpeg": "0_normal", "DR12.jpeg": "3_dr", "AMRD3.jpeg": "1_amrd", "CSR1.jpeg": "2_csr"},
+    }
+    for name, pictures in expected.items():
+        prepare(name, str(make(name, tmp_path)), str(tmp_path / name))
+        labels = {Path(row["path"]).name: row["class"] for row in rows_of(tmp_path / name)}
+        assert {picture: labels[picture] for picture in pictures} == pictures
+
+
+def test_idrid_keeps_its_test_and_draws_val_of_its_training(tmp_path):
+    raw = make("IDRID", tmp_path)
+    lines = prepare("IDRID", str(raw), str(tmp_path / "out"), val=0.2)
+    rows = rows_of(tmp_path / "out")
+    test = {row["source"] for row in rows if "b. Testing Set" in row["source"]}
+    assert {row["source"] for row in rows if row["split"] == "test"} == test and len(test) == 12
+    assert Counter(row["split"] for row in rows) == {"train": 38, "val": 12, "test": 12}  # of 12 or 13 a class: 2 or 3
+    assert any("test as the owner publishes it" in line for line in lines)
+    assert not any("without a label" in line for line in lines)  # the part for segmentation is no part of this
+    grades = {row["source"]: row["class"] for row in rows}  # one name, two pictures
+    assert grades["B. Disease Grading/1. Original Images/a. Training Set/IDRiD_003.jpg"] == "3_severe"
+    assert not any("Segmentation" in row["source"] for row in rows)
+
+
+# ---- variants and what is said ---------------------------------------------------------------------------------------
+
+
+def test_variants_of_layouts(tmp_path):
+    """Other numbers, other capitals, blanks as %20, flat files; split folders of the owner count."""
+    raw = tmp_path / "retina"
+    fake_folders(raw, {f"Retina Dataset/{name}": [f"{name[0]}{number}.PNG" for number in range(9)]
+                       for name in ("0_cataract", "1_Normal", "3_glaucoma", "4_retina_disease")})
+    prepare("Retina", str(raw), str(tmp_path / "out1"))
+    raw = tmp_path / "octid"
+    fake_folders(raw, {"pictures": [f"{name}{number}.jpeg" for name in ("NORMAL", "AMRD", "CSR", "DR", "MH")
+                                    for number in range(9)]})
+    prepare("OCTID", str(raw), str(tmp_path / "out2"))
+    assert Counter(row["class"] for row in rows_of(tmp_path / "out2")) == dict.fromkeys(SETS["OCTID"].classes, 9)
+    raw = tmp_path / "idrid"
+    fake_idrid(raw)
+    (raw / "B. Disease Grading").rename(raw / "B.%20Disease%20Grading")
+    prepare("IDRID", str(raw), str(tmp_path / "out3"))
+    raw = tmp_path / "glaucoma"
+    fake_folders(raw, {f"{split}/{name}": [f"{split}{number}.png" for number in range(number)]
+                       for split, number in (("Training", 6), ("Validation", 2), ("Test", 3))
+                       for name in ("Normal", "Early", "Advanced")})
+    prepare("Glaucoma_fundus", str(raw), str(tmp_path / "out4"))
+    assert Counter(row["split"] for row in rows_of(tmp_path / "out4")) == {"train": 18, "val": 6, "test": 9}
+
+
+def test_what_is_left_out_is_counted_and_said(tmp_path):
+    raw = make("APTOS2019", tmp_path)
+    (raw / "train_images" / "000000000007.png").unlink()
+    text = "\n".join(prepare("APTOS2019", str(raw), str(tmp_path / "a")))
+    assert "named in train.csv, but not there: 1 (000000000007)" in text
+    assert "without a label in train.csv, left out: 4 (ffff00000000.png, " in text
+    assert "with a label: 59, of 3662 in the whole set" in text
+    text = "\n".join(prepare("MESSIDOR2", str(make("MESSIDOR2", tmp_path)), str(tmp_path / "b")))
+    assert "not gradable by messidor_data.csv, left out: 2 (IM000006.jpg, 20051007_40007_0100_PP.png)" in text
+    raw = make("Retina", tmp_path)
+    put(raw / "dataset" / "figures" / "overview.png")
+    text = "\n".join(prepare("Retina", str(raw), str(tmp_path / "c")))
+    assert "in no class's folder, left out: 1 (dataset/figures/overview.png)" in text
+    assert "patients: not published" in text
+
+
+def test_extensions_are_those_of_training(tmp_path):
+    raw = tmp_path / "raw"
+    fake_folders(raw, {f"{name}_x": [f"{number}{extension}" for number in range(2) for extension in EXTENSIONS] + ["a.gif"]
+                       for name in ("normal", "cataract", "glaucoma", "retina disease")})
+    for folder in list(raw.iterdir()):
+        folder.rename(folder.with_name(folder.name.removesuffix("_x")))
+    prepare("Retina", str(raw), str(tmp_path / "out"))
+    assert len(rows_of(tmp_path / "out")) == 4 * 2 * len(EXTENSIONS)
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def remove(raw: Path, name: str) -> None:
+    found = sorted(raw.rglob(name))
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.parent.is_dir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(("name", "gone", "message"), [
+    ("APTOS2019", "train.csv", "no file train.csv"),
+    ("APTOS2019", "train_images", "none of the 60 pictures that train.csv names"),
+    ("MESSIDOR2", "messidor_data.csv", "no file messidor_data.csv"),
+    ("MESSIDOR2", "messidor-2.csv", "no file messidor-2.csv .*part a patient's eyes"),
+    ("MESSIDOR2", "IMAGES", "none of the 80 pictures"),
+    ("IDRID", "b. IDRiD*", "no file IDRiD_Disease Grading_Testing Labels.csv"),
+    ("IDRID", "b. Testing Set", "none of the 12 pictures"),
+    ("PAPILA", "patient_data_os.xlsx", "no file patient_data_os.xlsx"),
+    ("PAPILA", "FundusImages", "none of the 66 pictures"),
+    ("Glaucoma_fundus", "early_glaucoma", "no picture of 1_early"),
+    ("JSIEC", "29.1.Blur*", "no picture of 29.1.Blur fundus with suspected PDR"),
+    ("Retina", "2_glaucoma", "no picture of 2_glaucoma"),
+    ("OCTID", "MH", "no picture of 4_mh"),
+])
+def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, message, tmp_path, capsys):
+    raw = make(name, tmp_path)
+    remove(raw, gone)
+    assert exit_code_of(module.main, [name, str(raw), str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert re.search(message, printed.err) and str(raw) in printed.err and SETS[name].url in printed.err
+    assert not (tmp_path / "out").exists() and hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new", "message"), [
+    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,bad",
+     "line 6: diagnosis is 'bad', not a whole number from 0 to 4"),
+    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,", "line 6: diagnosis is ''"),
+    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,5", "line 6: diagnosis is '5'"),
+    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,nan", "line 6: diagnosis is 'nan'"),
+    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,1.5", "line 6: diagnosis is '1.5'"),
+    ("APTOS2019", "train.csv", "000000000004,", "000000000003,",
+     "line 6: id_code 000000000003 stands there twice, also on line 5"),
+    ("APTOS2019", "train.csv", "diagnosis", "grade", "no column diagnosis"),
+    ("MESSIDOR2", "messidor_data.csv", ",,,0", ",,,1", "adjudicated_dr_grade is ''"),
+    ("MESSIDOR2", "messidor-2.csv", "IM000004.JPG", "IM000002.JPG", "IM000002.JPG stands there twice"),
+    ("IDRID", "Disease Grading_Training Labels.csv", "IDRiD_002,2", "IDRiD_001,2", "Image name IDRiD_001 stands there twice"),
+])
+def test_wrong_labels(name, file, old, new, message, tmp_path):
+    raw = make(name, tmp_path)
+    path = next(raw.rglob(f"*{file}"))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        prepare(name, str(raw), str(tmp_path / "out"))
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    raw = make("APTOS2019", tmp_path)
+    text = (raw / "train.csv").read_text()
+    (raw / "train.csv").write_text(re.sub(r",(\d)\n", r",\1.0\n", text), encoding="utf-8-sig")
+    prepare("APTOS2019", str(raw), str(tmp_path / "out"))
+    assert Counter(row["class"] for row in rows_of(tmp_path / "out")) == dict.fromkeys(SETS["APTOS2019"].classes, 12)
+
+
+def test_two_pictures_for_one_label_and_two_lists(tmp_path):
+    raw = make("APTOS2019", tmp_path)
+    put(raw / "resized" / "000000000001.jpg")
+    with pytest.raises(InputError, match="two pictures for 000000000001: .*resized.*train_images"):
+        prepare("APTOS2019", str(raw), str(tmp_path / "out"))
+    shutil.rmtree(raw / "resized")
+    put(raw / "backup" / "train.csv", (raw / "train.csv").read_text())  # the same list twice does no harm
+    prepare("APTOS2019", str(raw), str(tmp_path / "out"))
+    put(raw / "backup" / "train.csv", "id_code,diagnosis\nx,1\n")
+    with pytest.raises(InputError, match="two different files could be train.csv"):
+        prepare("APTOS2019", str(raw), str(tmp_path / "out2"))
+
+
+def test_workbooks(tmp_path):
+    """What openpyxl wrote: shared texts, empty cells within and at the end of rows, numbers as they are."""
+    rows = read_first_sheet(WORKBOOKS / "patient_data_od.xlsx")
+    assert rows[0][:5] == ["", "Age", "Gender", "Diagnosis", "Refractive Defect"] and rows[2] == ["ID"]
+    assert rows[3][:5] == ["#002", "50", "0", "0", ""] and rows[4][:6] == ["#003", "51", "1", "0", "-0.5", "0.25"]
+    for text in ("no zip", ""):
+        with pytest.raises(InputError, match="not a workbook"):
+            read_first_sheet(put(tmp_path / "a" / "b.xlsx", text or "PK"))
+
+
+def test_workbooks_of_other_programs(tmp_path):
+    """Places relative to xl/, texts within the cells and in several runs, rows and cells that are left out."""
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    files = {
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{links}"><sheets><sheet name="b" sheetId="9" r:id="rId2"/>'
+                           '<sheet name="a" sheetId="1" r:id="rId1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+                                      '<Relationship Id="rId1" Target="worksheets/a.xml"/>'
+                                      '<Relationship Id="rId2" Target="worksheets/b.xml"/></Relationships>',
+        "xl/worksheets/b.xml": f'<worksheet xmlns="{main}"><sheetData><row r="2"><c r="B2" t="inlineStr"><is><r><t>Diag</t></r>'
+                               '<r><t>nosis</t></r><rPh sb="0" eb="1"><t>x</t></rPh></is></c><c r="AB2" t="str"><f>1</f>'
+                               '<v>f</v></c></row><row r="4"><c r="A4"><v>1.5</v></c></row></sheetData></worksheet>',
+    }
+    with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    assert read_first_sheet(tmp_path / "book.xlsx") == [[], ["", "Diagnosis", *[""] * 25, "f"], [], ["1.5"]]
+
+
+def test_papila_refuses_what_it_does_not_understand(tmp_path, monkeypatch):
+    raw = make("PAPILA", tmp_path)
+    good = read_first_sheet(WORKBOOKS / "patient_data_od.xlsx")
+    for change, message in ((lambda rows: rows[3].__setitem__(3, "x"), "line 4: Diagnosis is 'x'"),
+                            (lambda rows: rows[4].__setitem__(0, "#002"), "patient #002 stands there twice"),
+                            (lambda rows: rows[0].__setitem__(3, "Dx"), "no column Diagnosis"),
+                            (lambda rows: rows.__delitem__(slice(3, None)), "no patient")):
+        changed = [list(row) for row in good]
+        change(changed)
+        monkeypatch.setattr("util.public_sets.read_first_sheet", lambda path, changed=changed: changed)
+        with pytest.raises(InputError, match=message):
+            prepare("PAPILA", str(raw), str(tmp_path / "out"))
