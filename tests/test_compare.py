@@ -146,6 +146,13 @@ def test_what_makes_a_group(tmp_path):
     assert len({group.name for group in groups}) == 4
 
 
+def test_an_option_of_a_later_release_makes_no_group(tmp_path):
+    make(tmp_path / "a", seed=0)
+    make(tmp_path / "b", seed=1, new_flag=3)
+    (group,), notes = grouped(read_runs([str(tmp_path / name) for name in "ab"], "test"))
+    assert len(group.runs) == 2 and not notes and not group.settings
+
+
 # ---- the same images ------------------------------------------------------------------------------------------------
 
 def test_another_order_of_rows_and_classes_changes_nothing(start, tmp_path):
@@ -158,7 +165,7 @@ def test_another_order_of_rows_and_classes_changes_nothing(start, tmp_path):
     new_place = np.array([classes.index(name) for name in CLASSES])
     other["target"] = new_place[other["target"]]
     write_run(tmp_path / "C", other, logits[shuffled][:, np.argsort(new_place)], classes=classes, epochs=20)
-    metrics = ("--metric", "roc_auc", "f1", "kappa", "loss", "ece")
+    metrics = ("--metric", "roc_auc", "roc_auc_mild", "f1", "qwk", "mae_grades", "loss", "ece")
     _, out, _ = start("A", "B", *metrics, "--output", "b")
     _, moved, _ = start("A", "C", *metrics, "--output", "c")
     tests = [pd.read_csv(f"{name}/comparison_tests.csv").drop(columns="second") for name in "bc"]
@@ -269,6 +276,8 @@ def test_folders_that_are_no_scored_runs(start, tmp_path):
     assert "metrics_test.json is no JSON" in refused(start("A"))
     (tmp_path / "A/metrics_test.json").write_text('{"f1": 0.5}')
     assert "f1 has no value" in refused(start("A"))
+    (tmp_path / "A/metrics_test.json").write_text('{"f1": {"value": "high"}}')
+    assert "f1 is no number" in refused(start("A"))
     (tmp_path / "A/run.json").write_text("[]")
     assert "an object is expected" in refused(start("A"))
 

@@ -150,6 +150,15 @@ def test_a_signal_stops_the_run_and_the_study(tmp_path, number, code):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains any more
 
 
+def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path):
+    process, folder = begin(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None and (folder / "starts").read_text() == "x"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
 def test_a_study_killed_without_a_word_leaves_its_run_locked(tmp_path):
     process, folder = begin(tmp_path)
     process.kill()
@@ -168,13 +177,13 @@ def cmdline(entry: Path) -> str:
         return ""  # ended while it was looked at
 
 
-def begin(tmp_path):
+def begin(tmp_path, **more):
     """A study whose first run waits for its end -> (the process, that run's folder)."""
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "study.py").write_text(CHILD.format(root=str(Path(__file__).parent.parent)))
     process = subprocess.Popen([sys.executable, "study.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+                               text=True, **more)
     folder = tmp_path / "output_dir/study/a_finetune_ratio1_seed0"
     deadline = time.monotonic() + 60
     while not (folder / "starts").exists() or not (folder / "starts").read_text():

@@ -97,12 +97,11 @@ def read_run(folder: Path, split: str) -> Run:
 
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
-    kept = {name: value for name, value in options.items() if name not in OF_THIS_START and name != "seed"}
-    if fingerprint:  # the pictures themselves count, not where they are mounted
-        for name in ("data_path", "csv_file"):
-            kept.pop(name, None)
-        kept["data"] = fingerprint[:12]
-    return kept | {"effective_batch": facts.get("effective_batch")}
+    left_out = {"seed", "data_path", "csv_file", *OF_THIS_START}
+    kept = {name: value for name, value in options.items() if name not in left_out}
+    # the pictures themselves count, not where they are mounted
+    place = options.get("csv_file") or options.get("data_path")
+    return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
 
 
 def _json(path: Path, otherwise: str) -> dict:
@@ -122,8 +121,11 @@ def _entries(path: Path) -> dict[str, dict]:
     for name, entry in _json(path, f"{path} can't be read").items():
         if not isinstance(entry, dict) or "value" not in entry:
             raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
-        entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
-                                 for part in ("value", "lower", "upper")}
+        try:
+            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
+                                     for part in ("value", "lower", "upper")}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} is no number ({error})") from error
     return entries
 
 
@@ -280,15 +282,17 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
     """
     members: dict[tuple, list[Run]] = {}
     notes, taken = [], Counter()
+    # an option that a run does not have is one that its release did not know, and is no choice
+    known = set.intersection(*(set(run.settings) for run in runs))
     for run in runs:
-        settings = json.dumps(run.settings, sort_keys=True, default=str)
+        settings = json.dumps({name: run.settings[name] for name in sorted(known)}, default=str)
         again = taken[settings, run.seed]
         taken[settings, run.seed] += 1
         members.setdefault((settings, again), []).append(run)
         if again:
             notes.append(f"{run.folder} has the options and the seed of another run: they are compared, not averaged")
     lists = list(members.values())
-    varying = _varying(lists)
+    varying = _varying(lists, known)
     if names is not None and len(names) != len(lists):
         raise InputError(f"--names gives {len(names)} names to {len(lists)} groups ("
                          + "; ".join(", ".join(run.name for run in runs) for runs in lists) + "): one a group, in this order")
@@ -299,10 +303,10 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
             for name, runs in zip(names, lists, strict=True)], notes
 
 
-def _varying(lists: list[list[Run]]) -> list[str]:
+def _varying(lists: list[list[Run]], known: set[str]) -> list[str]:
     """The options in which the groups differ, those that make good names first."""
-    options = dict.fromkeys(name for runs in lists for name in runs[0].settings)
-    varying = [name for name in options if len({_text(runs[0].settings.get(name)) for runs in lists}) > 1]
+    options = [name for name in lists[0][0].settings if name in known]
+    varying = [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
     return sorted(varying, key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
 
 

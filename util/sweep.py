@@ -212,7 +212,9 @@ class Stopper:
         self.signal, self.child = 0, None
 
     def __enter__(self) -> "Stopper":
-        self.before = {number: signal.signal(number, self._stop) for number in self.SIGNALS}
+        # what is ignored stays so: nohup wants a closed terminal to stop nothing
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._stop) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:
