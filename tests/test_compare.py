@@ -78,6 +78,7 @@ def test_groups_of_seeds(start, tmp_path):
                  "no paired test of calibration_slope"):
         assert text in page, text
     assert cell in out and "p (new seeds)" in out and "written to found" in out
+    assert "the stored" not in out, "what is stored and what is computed from the predictions agree"
     with Image.open(tmp_path / "found/comparison.png") as picture:
         assert picture.width > 800 and np.asarray(picture.convert("L")).std() > 5
 
@@ -128,6 +129,14 @@ def test_names_of_groups(start, tmp_path):
     assert code == 0 and "眼底 \\| ours" in (tmp_path / "o/comparison.md").read_text()
     assert "gives 3 names to 2 groups (s0, s1; x)" in refused(start("s0", "s1", "x", "--names", "a", "b", "c"))
     assert "gives a name twice" in refused(start("s0", "s1", "x", "--names", "a", "a"))
+
+
+def test_names_that_no_font_can_draw(start, tmp_path):
+    for name, options in (("a", {}), ("b", {"blr": 1e-3}), ("c", {"blr": 1e-4})):
+        make(tmp_path / name, **options)
+    code, out, _ = start("a", "b", "c", "--names", "A $x", "\U00014400", "C")
+    assert code == 0 and "class 1" not in out
+    assert ("group 1 is '\U00014400'" in out) == ("no installed font" in out)
 
 
 def test_what_makes_a_group(tmp_path):

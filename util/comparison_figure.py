@@ -5,6 +5,7 @@ matplotlib is imported where the picture is drawn (see util/report.py).
 
 import math
 import os
+import textwrap
 
 from util.comparison import LEVEL, Comparison, is_better_low
 from util.comparison_text import difference_text, summary_text
@@ -30,7 +31,7 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     if len(metrics) < len(comparison.metrics):
         notes.append(f"the picture shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
-    labels, _, fonts, lines = drawable(names, [])
+    labels, fonts, lines = _labels(names)
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
@@ -41,10 +42,21 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     return [*notes, *lines]
 
 
+def _labels(names):
+    """What stands for the groups, the fonts that draw it, lines. A name that no font draws becomes "group 3"."""
+    labels, _, fonts, lines = drawable(names, [])
+    for k, name in enumerate(names):
+        if labels[k] == f"class {k}" != name:
+            labels[k] = f"group {k}"
+            lines = [line.replace(f"class {k} is", f"group {k} is") for line in lines]
+    return labels, fonts, lines
+
+
 def _draw(comparison, metrics, tests, pairs, labels, fonts):
     from matplotlib.figure import Figure
 
     heights = [len(labels), *([len(pairs)] if pairs else [])]
+    base = pairs[0][0] if len({first for first, _ in pairs}) == 1 and len(pairs) > 1 else None
     height = ROW * sum(heights) + 0.75 * len(heights)
     figure = Figure(figsize=(COLUMN * len(metrics), height))
     figure.subplots_adjust(left=0, right=1, bottom=0.4 / height, top=1 - 0.3 / height, wspace=0.12,
@@ -60,7 +72,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             _draw_differences(all_axes[1, column], of_metric, pairs)
             all_axes[1, column].xaxis.set_visible(bool(of_metric))
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
-            rows.append([f"{labels[first]} – {labels[second]}" for first, second in pairs])
+            rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
             axes.set_yticks(range(len(texts)), texts if column == 0 else [], fontsize=8, family=fonts, parse_math=False)
             axes.set_ylim(len(texts) - 0.5, -0.6)
@@ -71,7 +83,8 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             axes.grid(axis="x", color="0.92", linewidth=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
             _keep_inside(axes)
-    figure.text(0, 0, _caption(comparison, bool(pairs)), fontsize=7, color="0.3", va="top")
+    caption = _caption(comparison, bool(pairs)) + (f" …: {labels[base]}." if base else "")
+    figure.text(0, 0, textwrap.fill(caption, 20 + 46 * len(metrics)), fontsize=7, color="0.3", va="top", family=fonts, parse_math=False)
     return figure
 
 

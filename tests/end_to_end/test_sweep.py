@@ -56,7 +56,7 @@ def test_a_study_is_gone_on_with(tmp_path, pictures):
     table = pd.read_csv(study / "comparison.csv")
     assert list(table["group"]) == ["finetune", "lp"] and list(table["seeds"]) == [2, 2]
     assert list(pd.read_csv(study / "comparison_tests.csv")["metric"]) == ["roc_auc", "roc_auc", "accuracy"]
-    assert (study / "comparison.png").exists()
+    assert (study / "comparison.png").exists() and "the stored" not in out
 
     process = begin(tmp_path, "--draws", "200")  # what trainings stored is what the grid asks for: nothing is left to do
     out, err = process.communicate(timeout=100)
