@@ -12,6 +12,7 @@ from PIL import Image
 import compare
 from tests.run_folders import CLASSES, guesses, images, write_regression, write_run
 from util.comparison_runs import align, grouped, read_runs
+from util.comparison_text import figure_text
 from util.errors import exit_code_of
 from util.metrics import read_predictions
 
@@ -95,7 +96,7 @@ def test_older_runs_get_intervals_from_their_predictions(start, tmp_path):
     assert code == 0 and list(table["group"]) == ["old", "new"]
     assert table["roc_auc_lower"][0] == pytest.approx(table["roc_auc_lower"][1])
     assert table["f1_lower"][0] == pytest.approx(table["f1_lower"][1], abs=0.02)
-    assert "+0.000 [0.000, 0.000]  1.000" in out
+    assert "  0.000 [0.000, 0.000]  1.000" in out
     assert "no test of these runs can say" in out
 
 
@@ -160,6 +161,12 @@ def test_an_option_of_a_later_release_makes_no_group(tmp_path):
     make(tmp_path / "b", seed=1, new_flag=3)
     (group,), notes = grouped(read_runs([str(tmp_path / name) for name in "ab"], "test"))
     assert len(group.runs) == 2 and not notes and not group.settings
+
+
+@pytest.mark.parametrize("value, text", [(0.12345, "0.123"), (-0.0004, "0.000"), (-0.0006, "-0.001"), (12.345, "12.3"),
+                                         (12345.6, "12346"), (math.nan, "–")])
+def test_numbers_as_text(value, text):
+    assert figure_text(value) == text
 
 
 # ---- the same images ------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ def figure_text(value: float) -> str:
     """Three decimals, or three digits where the figure is in units of its own; – where it is undefined."""
     if math.isnan(value):
         return "–"
+    if abs(value) < 0.0005:
+        return "0.000"  # without a sign
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -87,7 +89,7 @@ def summary_text(one: Summary) -> str:
 def difference_text(test: Test) -> str:
     if math.isnan(test.difference):
         return "–"
-    text = f"{test.difference:+.3f}" if abs(test.difference) < 10 else f"{test.difference:+.3g}"
+    text = ("+" if test.difference >= 0.0005 else "") + figure_text(test.difference)
     return text + ("" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, {figure_text(test.upper)}]")
 
 
