@@ -1,10 +1,12 @@
 """The loops: train one epoch, compute outputs. The same for every task: what is trained, and on what, is decided elsewhere."""
 
 import hashlib
+import itertools
 import math
 import random
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from util.precision import Precision
 from util.sampling import EvalBatches, StepPlan, TrainBatches
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
+CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def _start_worker(number: int) -> None:
     keep_freed_memory()
 
 
-def _batches(loader, title: str, world: World):
+def loaded(loader, title: str, world: World):
     """The loader's batches behind a progress bar (on a terminal); a picture's error in a worker keeps its one line."""
     bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
                disable=not (world.is_main and sys.stderr.isatty()))
@@ -222,7 +225,7 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     rate = t.schedule.at(epoch)
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(_batches(loader, f"epoch {epoch}", t.world)):
+    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world)):
         step = micro_step // plan.accum_iter
         if micro_step % plan.accum_iter == 0:
             # the middle of the step: at its start the first step of a warm-up would have no rate at all
@@ -281,16 +284,49 @@ def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: i
                     "this step changed the weights; lower --lr or --blr, or try --precision fp32", everywhere=True)
 
 
-@torch.inference_mode()
 def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> tuple[np.ndarray, np.ndarray]:
     """A row a picture of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every process.
 
     Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
     """
     model.eval()
-    positions, rows, covariates = [], [], loader.dataset.covariates
+    where, values = _gathered(_rows(model, loaded(loader, title, world), loader.dataset.covariates, precision, world), world)
+    if not np.array_equal(where, np.arange(len(loader.dataset))):
+        raise AssertionError("evaluation did not see each picture once")
+    return where, values
+
+
+def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> Iterator[np.ndarray]:
+    """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in the order of positions,
+    in every process.
+
+    What the caller does with a piece is done while the loaders go on reading.
+    """
+    model.eval()
+    batches, covariates = loaded(loader, title, world), loader.dataset.covariates
+    rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
+    while done < rounds:
+        began = time.monotonic()
+        where, values = _gathered(_rows(model, itertools.islice(batches, size), covariates, precision, world), world)
+        if not np.array_equal(where, np.arange(first, first + len(where))):
+            raise AssertionError("the processes did not see each picture once")
+        yield values
+        done, first = done + size, first + len(where)
+        # the first piece is one batch; how fast that was says how many the next takes, at most ten times as many
+        wanted = size * CHUNK_SECONDS / max(time.monotonic() - began, 1e-3)
+        size = world.from_main(round(min(10 * size, max(1, wanted))))
+    batches.close()
+    if first != len(loader.dataset):
+        raise AssertionError("the processes did not see each picture once")
+
+
+@torch.inference_mode()
+def _rows(model: torch.nn.Module, batches, covariates: torch.Tensor | None, precision: Precision,
+          world: World) -> tuple[np.ndarray, np.ndarray]:
+    """This process's (n,) positions and (n, K) outputs of some batches."""
+    positions, rows = [], []
     waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each
-    for (images, _, where), _ in _batches(loader, title, world):
+    for (images, _, where), _ in batches:
         inputs = (to_device(images, world.device),)
         if covariates is not None:
             inputs += (covariates[where].to(world.device),)
@@ -301,14 +337,15 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
             rows += [values.cpu().numpy() for values in waiting]
             waiting = []
     rows += [values.cpu().numpy() for values in waiting]
-    width = rows[0].shape[1] if rows else 0
-    mine = (np.concatenate(positions) if rows else np.empty(0, np.int64),
-            np.concatenate(rows) if rows else np.empty((0, width), np.float32))
+    if not rows:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    return np.concatenate(positions), np.concatenate(rows)
+
+
+def _gathered(mine: tuple[np.ndarray, np.ndarray], world: World) -> tuple[np.ndarray, np.ndarray]:
+    """The positions and rows of all processes, in order."""
     gathered = [(where, values) for where, values in world.gather(mine) if len(where)]
     where = np.concatenate([where for where, _ in gathered])
     values = np.concatenate([values for _, values in gathered])
     order = np.argsort(where, kind="stable")
-    where, values = where[order], values[order]
-    if not np.array_equal(where, np.arange(len(loader.dataset))):
-        raise AssertionError("evaluation did not see each picture once")
-    return where, values
+    return where[order], values[order]

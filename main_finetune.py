@@ -19,16 +19,7 @@ from util.errors import exit_code_of
 
 def make_parser() -> flags.OneLineParser:
     parser = flags.OneLineParser(prog="main_finetune.py", description=__doc__.split("\n")[0])
-    flags.add_model_flags(parser)
-    flags.add_probe_flags(parser)
-    flags.add_data_flags(parser)
-    flags.add_image_flags(parser)
-    flags.add_mixing_flags(parser)
-    flags.add_figure_flags(parser)
-    flags.add_optimisation_flags(parser)
-    flags.add_run_flags(parser)
-    flags.add_distribution_flags(parser)
-    flags.add_compatibility_flags(parser)
+    flags.add_classification_flags(parser)
     return parser
 
 

@@ -20,16 +20,7 @@ from util.errors import InputError, exit_code_of
 
 def make_parser() -> flags.OneLineParser:
     parser = flags.OneLineParser(prog="main_regression.py", description=__doc__.split("\n")[0])
-    flags.add_model_flags(parser, finetune=own.DEFAULT_WEIGHTS)
-    own.add_head_flags(parser)
-    own.add_csv_flags(parser)
-    flags.add_image_flags(parser, crop_scale=(0.8, 1.0))
-    flags.add_optimisation_flags(parser, batch_size=64, epochs=30, accum_iter=2, blr=2e-3, warmup_epochs=5)
-    own.add_figure_flags(parser)
-    own.add_search_flags(parser)
-    flags.add_run_flags(parser, num_workers=8)
-    flags.add_distribution_flags(parser)
-    own.add_compatibility_flags(parser)
+    own.add_regression_flags(parser)
     return parser
 
 

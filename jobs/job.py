@@ -67,13 +67,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
-    backbone = models_vit.find_backbone(options.model, options.model_arch)
-    options.model, options.model_arch = backbone.model, backbone.arch
-    stored = resumed.rest.get("backbone") if resumed is not None else None
-    if stored and stored["arch"] != backbone.arch:
-        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
-                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
-    options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    backbone = resolve_backbone(options, resumed)
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
@@ -85,10 +79,22 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
     precision.place(task.backbone_of(model))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              _eval_transform(parsed, backbone, resumed))
+              evaluation_settings(parsed, backbone, resumed))
     if not options.eval:
         plan_training(job)
     return job
+
+
+def resolve_backbone(options: Namespace, resumed: WeightFile | None) -> models_vit.Backbone:
+    """The row of the table that the options and the checkpoint name; the options then say its names and its input size."""
+    backbone = models_vit.find_backbone(options.model, options.model_arch)
+    options.model, options.model_arch = backbone.model, backbone.arch
+    stored = resumed.rest.get("backbone") if resumed is not None else None
+    if stored and stored["arch"] != backbone.arch:
+        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
+                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
+    options.input_size = models_vit.resolve_input_size(backbone, options.input_size)
+    return backbone
 
 
 # ---- what was there before ------------------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile |
             "before and after don't compare"]
 
 
-def _eval_transform(parsed: flags.Parsed, backbone, resumed: WeightFile | None) -> dict:
+def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None) -> dict:
+    """Of the transform that evaluation reads pictures by: the checkpoint's, unless a flag was typed that changes it."""
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
     if stored and not {"input_size", "decode", "cache_size"} & parsed.typed:
         return stored
@@ -260,12 +267,7 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
     if job.schedule.warmup_epochs < options.warmup_epochs:
         lines.append(f"warm-up: {job.schedule.warmup_epochs:g} of {options.epochs} epochs instead of "
                      f"{options.warmup_epochs:g}, at most a fifth of the run")
-    if "global_pool" in typed and not options.global_pool and job.backbone.family != "mae":
-        lines.append(f"--cls_token changes nothing: {job.backbone.arch} reads its class token anyway"
-                     if job.backbone.model != models_vit.TIMM else
-                     "--cls_token changes nothing: a timm model pools as timm builds it")
-    if "fc_norm_passes" in typed and job.backbone.family != "mae":
-        lines.append(f"--fc_norm_passes does nothing for {job.backbone.arch}: RETFound_mae alone has fc_norm")
+    lines += idle_for_backbone(parsed, job.backbone)
     if workers(options, job.world) < options.num_workers:
         lines.append(f"loader processes: {workers(options, job.world)} instead of {options.num_workers}, for "
                      f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
@@ -282,6 +284,18 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay") if name in typed]
     return lines + job.task.idle(parsed, job.backbone)
+
+
+def idle_for_backbone(parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+    """Lines about typed flags of the model that only RETFound_mae knows."""
+    lines = []
+    if "global_pool" in parsed.typed and not parsed.options.global_pool and backbone.family != "mae":
+        lines.append(f"--cls_token changes nothing: {backbone.arch} reads its class token anyway"
+                     if backbone.model != models_vit.TIMM else
+                     "--cls_token changes nothing: a timm model pools as timm builds it")
+    if "fc_norm_passes" in parsed.typed and backbone.family != "mae":
+        lines.append(f"--fc_norm_passes does nothing for {backbone.arch}: RETFound_mae alone has fc_norm")
+    return lines
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:

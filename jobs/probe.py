@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from jobs.job import Job
-from jobs.records import content, draw, facts
+from jobs.records import content, draw, facts, report
 from util import checkpoint, lr_sched, summary
 from util.errors import InputError, RunError
 from util.probe_heads import (
@@ -205,4 +205,4 @@ def _write(job: Job, best: dict) -> None:
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
     notes = task.metrics(predictions)[1] + draw(job, "test")
-    job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", entries, folder))
+    job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", entries, folder), *report(job))

@@ -1,10 +1,11 @@
-"""What is written down about a run: in its checkpoints, in run.json, as pictures."""
+"""What is written down about a run: in its checkpoints, in run.json, as pictures, as one page."""
 
 from dataclasses import asdict
 
 import models_vit
 from jobs.job import Job
 from util import checkpoint
+from util.report_page import write_report
 from util.results import commit, now, versions
 
 
@@ -46,3 +47,9 @@ def draw(job: Job, split: str) -> list[str]:
         return []
     with job.folder.writing():
         return job.task.draw(job.folder, split)
+
+
+def report(job: Job) -> list[str]:
+    """report.html of what lies in the run's folder; lines for the user."""
+    with job.folder.writing():
+        return write_report(job.folder.path)

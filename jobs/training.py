@@ -14,7 +14,7 @@ from engine_finetune import Trainer, outputs, train_one_epoch
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.probe import probe
-from jobs.records import content, draw, facts
+from jobs.records import content, draw, facts, report
 from jobs.task import Task
 from util import checkpoint, datasets, summary
 from util import options as flags
@@ -290,7 +290,7 @@ def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
     entries = job.task.intervals(predictions, metrics, decided)
     job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
     notes += draw(job, split)
-    world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, entries, job.folder))
+    world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, entries, job.folder), *report(job))
 
 
 def _evaluate_only(job: Job) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import compare
-from tests.run_folders import CLASSES, guesses, images, write_regression, write_run
+from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
 from util.comparison_runs import align, grouped, read_runs
 from util.comparison_text import figure_text
 from util.errors import exit_code_of

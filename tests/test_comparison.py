@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest, norm, ttest_ind
 
 from benchmarks import error_rates
-from tests.run_folders import CLASSES, guesses, images, write_regression, write_run
+from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
 from util.comparison import compare, figures_of, holm, paired_bootstrap, with_seeds
 from util.comparison_runs import Group, Run, align, read_runs
 from util.metrics import predictions_table, rank_figures

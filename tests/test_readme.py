@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 import models_vit
+import compare
+import latent_feature
+import predict
 from jobs.regression_start import resolve_names
 from main_finetune import make_parser
 from main_regression import make_parser as make_regression_parser
 from util import options as flags
-from util import regression_options
+from util import leakage, prepare, regression_options
 from util.metrics import METRIC_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = "README_zh.md"
+PARSERS = {"main_finetune.py": make_parser, "main_regression.py": make_regression_parser, "predict.py": predict.make_parser,
+           "latent_feature.py": latent_feature.make_parser, "compare.py": compare.make_parser,
+           "util.leakage": leakage.make_parser, "util.prepare": prepare.make_parser}
 PAGES = ("README.md", CHINESE, "BENCHMARK.md")
 
 
@@ -116,10 +122,22 @@ def test_no_flag_stands_outside_the_groups():
     assert [title.lower() for title in titles] == [title.lower() for title in groups()]
 
 
+OTHER_TABLES = {"Predict new pictures": "predict.py", "Features": "latent_feature.py", "Compare": "compare.py"}
+
+
+@pytest.mark.parametrize(("title", "program"), OTHER_TABLES.items())
+def test_own_flags_of_the_other_programs(title, program):
+    """The tables of their sections name flags that are theirs, with their defaults and choices; compare.py's names all."""
+    actions = {option: action for action in PARSERS[program]()._actions for option in action.option_strings}
+    rows = [row for row in table_rows(section(title)) if row[0].startswith("`--")]
+    check_table({bare(row[0]): actions[bare(row[0])] for row in rows}, rows)
+    if program == "compare.py":
+        assert {bare(row[0]) for row in rows} == {option for option in actions if option not in ("-h", "--help")}
+
+
 def test_flags_named_in_the_text_exist():
     """--flags of other programs (pip, torchrun, git …) stand in fenced blocks alone."""
-    known = {option for parser in (make_parser(), make_regression_parser()) for action in parser._actions
-             for option in action.option_strings}
+    known = {option for parser in PARSERS.values() for action in parser()._actions for option in action.option_strings}
     text = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
     named = set(re.findall(r"(?<![\w-])--[a-z]\w+", text)) - {"--logdir"}  # TensorBoard's
     assert not named - known

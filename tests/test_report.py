@@ -196,7 +196,7 @@ def test_panels_pair_training_and_validation_and_keep_their_order():
     rows = [{"epoch": 0, "train_loss": 2.0, "train_lr": 0.1, "val_zeta": 1, "val_f1": 0.5, "val_loss": 1.0, "val_n": 9,
              "seconds": 3.0, "note": "x", "kappa": 0.1},
             {"epoch": 1, "train_loss": math.inf, "val_f1": None, "val_loss": 0.5, "kappa": math.nan, "val_n": 9}]
-    panels = report._panels(rows)
+    panels = report.curve_panels(rows)
     assert list(panels) == ["loss", "f1", "kappa", "lr", "zeta"]
     np.testing.assert_array_equal(panels["loss"]["train"], [2.0, math.nan])
     np.testing.assert_array_equal(panels["loss"]["val"], [1.0, 0.5])

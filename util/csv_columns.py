@@ -19,6 +19,7 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
     """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
 
+    columns: their names, or a function from all names of the header to those that are wanted.
     Separated by comma, semicolon or tab, whichever splits the header into most names; UTF-8, or UTF-16 with its mark.
     Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
     ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save them. optional: those of
@@ -34,6 +35,7 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
             stream.seek(0)
             reader = csv.reader(stream, delimiter=separator, strict=True)
             names = [name.strip() for name in next(reader, [])]
+            columns = columns(names) if callable(columns) else columns
             present = [column for column in columns if column in names or column not in optional]
             picks = _positions(csv_file, names, present, flags or {})
             cells, lines = [[] for _ in present], []

@@ -73,7 +73,7 @@ def read_folder(data_path, splits=SPLITS):
         classes = _folders(folder)
         if not classes:
             raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} with pictures")
-        found[split] = {name: _pictures(os.path.join(folder, name), ignored) for name in classes}
+        found[split] = {name: pictures_below(os.path.join(folder, name), ignored) for name in classes}
     _same_classes(data_path, found)
     for split, classes in found.items():
         empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
@@ -95,8 +95,8 @@ def _folders(folder):
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
-def _pictures(folder, ignored):
-    """Paths of the pictures in and below a class folder; what is not taken is added to `ignored`."""
+def pictures_below(folder, ignored):
+    """Paths of the pictures in a folder and below, in order; what is not taken is added to `ignored`."""
     by_folder, open_folders = {}, [(folder, ())]
     while open_folders:
         current, above = open_folders.pop()

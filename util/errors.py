@@ -63,6 +63,6 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         if is_main:
-            print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume",
-                  file=sys.stderr, flush=True)
+            print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
+                  "predict.py and latent_feature.py when they are started again", file=sys.stderr, flush=True)
         return 130

@@ -118,29 +118,35 @@ def ratios(text: str) -> list[float]:
     return values
 
 
-def add_model_flags(parser, finetune="") -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", default="RETFound_dinov2", help="RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm")
-    group.add_argument("--model_arch", default=None,
-                       help="architecture of the model; left out where the model has one. Any timm name with --model timm")
-    group.add_argument("--finetune", default=finetune,
-                       help="weights to start from: a file, its name under --weights_dir, a name of the hub, or "
-                            "hf:owner/repo/file; empty: random weights")
-    group.add_argument("--weights_dir", default="./weights", help="folder of weight files")
-    group.add_argument("--allow_partial", action="store_true",
-                       help="start although some tensors of the weights don't fit, and print which")
-    group.add_argument("--input_size", type=count, default=None,
-                       help="side of the input in pixels; 224, or a timm model's own size")
-    group.add_argument("--drop_path", type=below_one, default=0.2, help="stochastic depth")
-    group.add_argument("--global_pool", action="store_true", default=True,
-                       help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
-    group.add_argument("--cls_token", action="store_false", dest="global_pool",
-                       help="RETFound_mae reads the class token")
-    group.add_argument("--fc_norm_passes", type=int, choices=(1, 2), default=None,
-                       help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present "
-                            "code (told from the checkpoint where not given)")
-    group.add_argument("--adaptation", choices=("finetune", "lp"), default="finetune",
-                       help="finetune trains all weights, lp (linear probe) the head alone")
+def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
+    """leave_out: names of flags that a program has no use for."""
+    group = parser.add_argument_group(title)
+
+    def add(flag, **settings):
+        if flag[2:] not in leave_out:
+            group.add_argument(flag, **settings)
+
+    add("--model", default="RETFound_dinov2", help="RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm")
+    add("--model_arch", default=None,
+        help="architecture of the model; left out where the model has one. Any timm name with --model timm")
+    add("--finetune", default=finetune,
+        help="weights to start from: a file, its name under --weights_dir, a name of the hub, or "
+             "hf:owner/repo/file; empty: random weights")
+    add("--weights_dir", default="./weights", help="folder of weight files")
+    add("--allow_partial", action="store_true",
+        help="start although some tensors of the weights don't fit, and print which")
+    add("--input_size", type=count, default=None,
+        help="side of the input in pixels; 224, or a timm model's own size")
+    add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
+    add("--global_pool", action="store_true", default=True,
+        help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
+    add("--cls_token", action="store_false", dest="global_pool",
+        help="RETFound_mae reads the class token")
+    add("--fc_norm_passes", type=int, choices=(1, 2), default=None,
+        help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present "
+             "code (told from the checkpoint where not given)")
+    add("--adaptation", choices=("finetune", "lp"), default="finetune",
+        help="finetune trains all weights, lp (linear probe) the head alone")
 
 
 def add_probe_flags(parser) -> None:
@@ -271,6 +277,20 @@ def add_compatibility_flags(parser):
         group.add_argument(f"--{name}", action="store_true", help=WITHOUT_EFFECT[name])
     group.add_argument("--norm", default="IMAGENET", help=WITHOUT_EFFECT["norm"])
     return group
+
+
+def add_classification_flags(parser) -> None:
+    """All flags of main_finetune.py, in the order of its help."""
+    add_model_flags(parser)
+    add_probe_flags(parser)
+    add_data_flags(parser)
+    add_image_flags(parser)
+    add_mixing_flags(parser)
+    add_figure_flags(parser)
+    add_optimisation_flags(parser)
+    add_run_flags(parser)
+    add_distribution_flags(parser)
+    add_compatibility_flags(parser)
 
 
 def one_run_a_ratio(parsed: Parsed) -> list[Parsed]:

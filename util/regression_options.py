@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from util import options as shared
 from util import selection
 from util.errors import InputError
 from util.options import Parsed, below_one, count, positive, ratios, seed_number, whole
-from util.options import add_compatibility_flags as add_shared_compatibility_flags
 
 DEFAULT_TARGETS = ("tc", "ldl", "hdl", "tg", "apoa", "apob")
 DEFAULT_WEIGHTS = "RETFound_dinov2_meh"
@@ -92,7 +92,7 @@ def add_search_flags(parser) -> None:
 
 
 def add_compatibility_flags(parser) -> None:
-    group = add_shared_compatibility_flags(parser)
+    group = shared.add_compatibility_flags(parser)
     group.add_argument("--data_path", default="./data/", help=WITHOUT_EFFECT["data_path"])
     group.add_argument("--nb_classes", type=count, default=8, help=WITHOUT_EFFECT["nb_classes"])
     group.add_argument("--stratified", action="store_true", help=WITHOUT_EFFECT["stratified"])
@@ -103,6 +103,20 @@ def add_compatibility_flags(parser) -> None:
     group.add_argument("--mixup_mode", default="batch", help=WITHOUT_EFFECT["mixup_mode"])
     group.add_argument("--lp_views", type=count, default=1, help=WITHOUT_EFFECT["lp_views"])
     group.add_argument("--calibrate", action="store_true", help=WITHOUT_EFFECT["calibrate"])
+
+
+def add_regression_flags(parser) -> None:
+    """All flags of main_regression.py, in the order of its help."""
+    shared.add_model_flags(parser, finetune=DEFAULT_WEIGHTS)
+    add_head_flags(parser)
+    add_csv_flags(parser)
+    shared.add_image_flags(parser, crop_scale=(0.8, 1.0))
+    shared.add_optimisation_flags(parser, batch_size=64, epochs=30, accum_iter=2, blr=2e-3, warmup_epochs=5)
+    add_figure_flags(parser)
+    add_search_flags(parser)
+    shared.add_run_flags(parser, num_workers=8)
+    shared.add_distribution_flags(parser)
+    add_compatibility_flags(parser)
 
 
 def take_params(parsed: Parsed) -> list[str]:

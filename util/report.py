@@ -6,6 +6,7 @@ without pyplot (no window, no display), and in matplotlib's own default style wh
 
 import math
 import os
+import sys
 import textwrap
 import unicodedata
 from pathlib import Path
@@ -198,7 +199,7 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
     from matplotlib import style
 
     rows = sorted((row for row in log_rows if row.get("epoch") is not None), key=lambda row: row["epoch"])
-    panels = _panels(rows)
+    panels = curve_panels(rows)
     if not panels:
         return ["no epoch is logged, so there are no learning curves to draw"]
     _, (title,), fonts, notes = drawable([], [title])
@@ -207,7 +208,7 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
     return notes
 
 
-def _panels(rows):
+def curve_panels(rows):
     """{figure: {"train" or "val": values, NaN where an epoch lacks one}} in the order of CURVE_NAMES, then by name."""
     panels = {}
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -337,3 +338,34 @@ def save_figure(figure, path, crop=True):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# ---- python -m util.report RUN ----------------------------------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the report of each run's folder again, from its files alone."""
+    from util.errors import InputError, RunError
+    from util.options import OneLineParser
+
+    parser = OneLineParser(prog="python -m util.report", description="Write report.html and the pictures of runs again.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, OUTPUT_DIR/TASK")
+    runs, failed = parser.parse_args(argv).runs, []
+
+    from util.report_page import write_report  # brings torch and pandas: --help does not wait for them
+
+    for folder in runs:
+        try:
+            print(*write_report(folder), sep="\n")
+        except InputError as error:
+            failed.append(str(error))
+        except OSError as error:
+            raise RunError(f"{folder}: the report can't be written ({error.strerror})") from error
+    if failed:
+        raise InputError("; ".join(failed))
+    return 0
+
+
+if __name__ == "__main__":
+    from util.errors import exit_code_of
+
+    sys.exit(exit_code_of(main))

@@ -28,7 +28,8 @@ from util.run_files import (
 )
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "agreement_*.png", "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
+        "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
+        "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv")
 
 
 class RunFolder:

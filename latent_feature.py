@@ -1,0 +1,53 @@
+"""One feature vector a picture, of a backbone's weights or of a trained checkpoint: for one's own statistics and plots.
+
+A folder with pictures at any depth, RETFound's weights, on one GPU or a CPU:
+    python latent_feature.py --model RETFound_mae --finetune RETFound_mae_natureCFP --input DIR --output features.npz
+A CSV, on four GPUs, as a table (pip install -r requirements-parquet.txt):
+    torchrun --nproc_per_node=4 latent_feature.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \
+        --input patients.csv --path_col image --output features.parquet
+The backbone of a fine-tuned checkpoint:
+    python latent_feature.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output features.npz
+Read them with numpy:
+    file = numpy.load("features.npz"); file["paths"], file["pooled"]; json.loads(str(file["facts"]))
+paths (N,), and float32 (N, D): cls, the class token after the last norm; patch_mean, the mean of the patch tokens (or of the
+last feature map); pooled, what a classifier's head reads. A start that was cut goes on when it is started again.
+Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
+"""
+
+import sys
+
+from util import options as flags
+from util import use_options as own
+from util.errors import exit_code_of
+
+
+def make_parser() -> flags.OneLineParser:
+    parser = own.parser_of("latent_feature.py", __doc__)
+    group = parser.add_argument_group("pictures and result")
+    own.add_picture_flags(group)
+    group.add_argument("--output", required=True, metavar="FILE", help="FILE.npz, or FILE.parquet (needs pyarrow)")
+    group.add_argument("--decode", choices=("full", "scaled"), default=None,
+                       help="how much of a JPEG is decoded; not set: scaled as in training, or as the checkpoint was trained")
+    own.add_weights_flags(parser)
+    flags.add_model_flags(parser, leave_out=own.NOT_FOR_USE)
+    own.add_machine_flags(parser, "64, or as the checkpoint was trained")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parsed = flags.parse(make_parser(), argv)
+    options = parsed.options
+    own.check_weights(parsed)
+    own.check_output(options.output, (".npz", ".parquet"), options.input)
+
+    from jobs.latent import extract  # torch and timm take seconds to import: --help does not wait
+    from util.distributed import process_group
+
+    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
+        world.say(*filter(None, [world.note]))
+        extract(parsed, world)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,462 @@
+"""Maps equal what a second, plain way computes; a trained model's map lies on the one lesion that decides the class."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.layers import apply_rot_embed_cat
+from torch.nn import functional as F
+from torchvision.transforms import functional as TF
+
+from models_vit import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Regressor, build_model, find_backbone, freeze_backbone
+from util.errors import InputError, RunError
+from util.heatmaps import heat_maps, methods_of, overlay, pictures_of, read_index, write_overlays
+from util.regression_head import RegressionHead
+from util.targets import Covariate
+from util.transforms import EvalTransform, eval_settings
+
+
+def small(arch: str, num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
+    """A row of the table at 4 x 4 patches, narrow and of two blocks, with weights that make its classes differ."""
+    backbone = find_backbone(next(row.model for row in BACKBONES if row.arch == arch), arch)
+    torch.manual_seed(seed)
+    model = build_model(backbone, num_classes, 4 * backbone.patch, depth=2, embed_dim=48, num_heads=3)
+    return shaken(model).eval()
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases, class tokens and scales too, which start at 0, or next to it
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def tiny(**changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return shaken(timm.models.VisionTransformer(**settings | changes)).eval()
+
+
+def images_for(model: torch.nn.Module, number: int = 2) -> torch.Tensor:
+    size = getattr(model, "backbone", model).patch_embed.img_size
+    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def tiny_regressor(covariates=()) -> Regressor:
+    model = tiny(num_classes=0)
+    head = RegressionHead(8, 2, embed_dim=8, depth=1, num_heads=2, covariates=covariates)
+    return shaken(Regressor(model, head)).eval()
+
+
+def plain_attention(layer: torch.nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None):
+    """Attention written out from a timm layer's weights -> what the layer gives out, its softmax (B, heads, N, N)."""
+    if getattr(layer, "q_bias", None) is not None:
+        bias = torch.cat([layer.q_bias, torch.zeros_like(layer.q_bias), layer.v_bias])
+    else:
+        bias = layer.qkv.bias
+    parts = F.linear(tokens, layer.qkv.weight, bias).chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in parts)
+    if rope is not None:
+        first = layer.num_prefix_tokens
+        q, k = (torch.cat([part[:, :, :first], apply_rot_embed_cat(part[:, :, first:], rope, half=layer.rotate_half)], dim=2)
+                for part in (q, k))
+    weights = torch.einsum("bhid,bhjd->bhij", q, k).div(q.shape[-1] ** 0.5).softmax(dim=-1)
+    mixed = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
+    return layer.proj(layer.norm(mixed)), weights
+
+
+def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
+    """Outputs, and the maps of both methods from attention written out and N x N matrices multiplied block by block."""
+    backbone, seen = getattr(model, "backbone", model), []
+
+    def written_out(layer):
+        def forward(tokens, rope=None, attn_mask=None, is_causal=False):
+            out, weights = plain_attention(layer, tokens, rope)
+            weights.retain_grad()
+            seen.append(weights)
+            return out
+        return forward
+
+    with monkeypatch.context() as patch:
+        for block in backbone.blocks:
+            patch.setattr(block.attn, "forward", written_out(block.attn))
+        outputs = model(images)
+    outputs[range(len(images)), targets].sum().backward()
+    model.zero_grad(set_to_none=True)
+    tokens, prefix = seen[0].shape[-1], backbone.num_prefix_tokens
+    pooled_from = 0 if getattr(backbone, "pool_include_prefix", False) else prefix
+    rollout = gradient = torch.eye(tokens, dtype=images.dtype).expand(len(images), -1, -1)
+    for weights in seen:
+        rollout = (0.5 * weights.mean(1) + 0.5 * torch.eye(tokens)) @ rollout
+        gradient = gradient + (weights.grad * weights).clamp(min=0).mean(1) @ gradient
+    rows = slice(pooled_from, None) if backbone.global_pool == "avg" else slice(0, 1)
+    found = {"rollout": rollout[:, rows, prefix:].mean(1), "gradient": gradient[:, rows, prefix:].mean(1)}
+    if backbone.global_pool == "avg":
+        found["gradient"] = found["gradient"] - 1 / (tokens - pooled_from)  # the identity that relevance starts from
+    return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
+
+
+def stretched(row: torch.Tensor, backbone: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
+    patch = backbone.patch_embed.patch_size[0]
+    grid = row.detach().reshape(len(row), 1, *(side // patch for side in images.shape[2:]))
+    fine = F.interpolate(grid, images.shape[2:], mode="bilinear")[:, 0].double().numpy()
+    return np.stack([(one - one.min()) / (one.max() - one.min()) for one in fine])
+
+
+@pytest.mark.parametrize("arch", [row.arch for row in BACKBONES])
+def test_every_row_of_the_table_equals_attention_written_out(monkeypatch, arch):
+    model = small(arch)
+    images, targets = images_for(model), [2, 0]
+    plain = by_hand(monkeypatch, model, images, targets)
+    with torch.no_grad():
+        assert torch.allclose(model(images), plain["outputs"], atol=1e-5)
+    for method in ("rollout", "gradient"):
+        assert np.abs(heat_maps(model, images, targets, method) - plain[method]).max() < 2e-3, method
+    assert methods_of(model)[0] == "gradient"
+    assert np.array_equal(heat_maps(model, images, targets), heat_maps(model, images, targets, "gradient"))
+
+
+def test_gradients_equal_finite_differences():
+    model, images = tiny().double(), images_for(tiny(), 1).double()
+    layers = [block.attn for block in model.blocks]
+    for layer in layers:
+        layer.fused_attn = False
+    change, seen = {}, {}
+
+    def changed(layer):
+        def hook(module, given, weights):
+            seen[layer] = weights
+            return weights + change[layer] if layer in change else weights
+        return hook
+
+    handles = [layer.attn_drop.register_forward_hook(changed(layer)) for layer in layers]
+    relevance = torch.eye(5, dtype=torch.float64)
+    with torch.no_grad():
+        model(images)
+        for layer, weights in [(layer, seen[layer]) for layer in layers]:
+            gradient = torch.zeros_like(weights)
+            for place in np.ndindex(*weights.shape):
+                for step in (1e-5, -1e-5):
+                    change[layer] = torch.zeros_like(weights)
+                    change[layer][place] = step
+                    gradient[place] += model(images)[0, 1] / (2 * step)
+            change.clear()
+            relevance = relevance + (gradient * weights).clamp(min=0).mean(1)[0] @ relevance
+    for handle in handles:
+        handle.remove()
+    expected = stretched(relevance[:1, 1:], model, images)
+    assert np.abs(heat_maps(model, images, [1]) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("changes", [
+    {"img_size": (16, 40), "reg_tokens": 2}, {"dynamic_img_size": True},
+    {"img_size": (16, 40), "reg_tokens": 2, "global_pool": "avg", "class_token": False},
+    {"img_size": (16, 40), "reg_tokens": 2, "global_pool": "avg", "pool_include_prefix": True}])
+def test_patches_lie_in_rows_and_columns(monkeypatch, changes):
+    model = tiny(**changes)
+    images = torch.randn(2, 3, 16, 40, generator=torch.Generator().manual_seed(1))
+    plain = by_hand(monkeypatch, model, images, [1, 1])
+    for method in ("rollout", "gradient"):
+        maps = heat_maps(model, images, [1, 1], method)
+        assert maps.shape == (2, 16, 40) and maps.dtype == np.float32
+        assert np.abs(maps - plain[method]).max() < 1e-3
+
+
+def test_the_predicted_class_is_explained_and_parts_of_a_batch_agree():
+    model = tiny()
+    images = images_for(model, 700)  # more tokens than one pass takes
+    predicted = model(images).argmax(dim=1)
+    assert len(predicted.unique()) > 1
+    maps = heat_maps(model, images)
+    assert np.array_equal(maps, heat_maps(model, images, predicted))
+    assert np.abs(maps[690:] - heat_maps(model, images[690:])).max() < 1e-4
+    other = heat_maps(model, images, (predicted + 1) % 3)
+    assert np.abs(maps - other).mean() > 0.05  # another class, another map
+    rollouts = [heat_maps(model, images[:3], [number] * 3, "rollout") for number in (0, 2)]
+    assert np.array_equal(*rollouts)  # knows of no class
+    assert heat_maps(model, images[:0]).shape == (0, 16, 16)
+
+
+def test_regression(monkeypatch):
+    model = tiny_regressor()
+    images = images_for(model)
+    assert (model(images)[:, 1] * model(images)[:, 0] != 0).all()
+    plain, signs = by_hand(monkeypatch, model, images, [1, 1]), model(images)[:, 1].sign()
+    maps = heat_maps(model, images, [1, 1])
+    for one, expected, sign in zip(maps, plain["gradient"], signs, strict=True):
+        assert (np.abs(one - expected).max() < 1e-3) == (sign > 0)
+    assert np.array_equal(heat_maps(model, images), heat_maps(model, images, [0, 0]))
+    assert not np.allclose(maps, heat_maps(model, images), atol=0.01)
+    with torch.no_grad():  # what pulls down explains a low output as what pushes up explains a high one
+        model.regression_head.read.weight.neg_()
+        model.regression_head.read.bias.neg_()
+    assert np.abs(maps - heat_maps(model, images, [1, 1])).max() < 1e-5
+
+
+def test_a_regression_that_reads_covariates():
+    model, missing = tiny_regressor([Covariate("age"), Covariate("eye", ("L", "R"))]), torch.full((2, 2), torch.nan)
+    images, known = images_for(model), torch.tensor([[1.5, 1.0], [-2.0, 0.0]])
+    assert np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=missing))
+    assert not np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=known))
+
+
+def state_of(model):
+    return ([(module.training, vars(module).get("fused_attn"), vars(module).get("grad_checkpointing"),
+              len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+            [(p.requires_grad, p.grad) for p in model.parameters()], [t.clone() for t in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("method", ["gradient", "rollout", "gradcam"])
+def test_the_model_is_left_as_found(method):
+    model = timm.create_model("test_resnet", num_classes=3) if method == "gradcam" else tiny()
+    images = torch.randn(2, 3, 64, 64) if method == "gradcam" else images_for(model)
+    model.train()
+    list(model.children())[1].eval()
+    next(model.parameters()).requires_grad_(False)
+    model.set_grad_checkpointing()
+    if method != "gradcam":
+        model.blocks[0].attn.fused_attn = False  # as a run in bf16 on a CPU has it
+    before = state_of(model)
+    heat_maps(model, images, method=method)
+    with pytest.raises(RunError, match="not finite"):
+        heat_maps(model, images * torch.nan, [0, 0], method=method)
+    if method != "rollout":
+        with pytest.raises(ValueError, match="3 outputs"):
+            heat_maps(model, images, [0, 7], method=method)
+    after = state_of(model)
+    assert before[:2] == after[:2]
+    assert all(torch.equal(a, b) for a, b in zip(before[2], after[2], strict=True))
+
+
+@pytest.mark.parametrize("make", [tiny, lambda: timm.create_model("test_resnet", num_classes=3).eval()])
+def test_callers_of_all_kinds_get_the_same_map(make):
+    torch.manual_seed(0)
+    model = make()
+    images = torch.randn(2, 3, *((16, 16) if hasattr(model, "blocks") else (64, 64)))
+    maps = heat_maps(model, images)
+    assert maps.max() == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(maps, heat_maps(model, images))
+    with torch.no_grad():
+        assert np.array_equal(maps, heat_maps(model, images))
+    with torch.inference_mode():
+        assert np.array_equal(maps, heat_maps(model, images.clone(), model(images).argmax(1)))
+        torch.manual_seed(0)
+        assert np.array_equal(maps, heat_maps(make(), images))  # even the weights were made in inference mode
+    freeze_backbone(model)
+    assert np.array_equal(maps, heat_maps(model, images))
+    model.requires_grad_(False)
+    assert np.array_equal(maps, heat_maps(model, images))
+    model.compile(backend="eager")
+    assert np.array_equal(maps, heat_maps(model, images))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name, changes, size", [
+    ("test_resnet", {}, 96), ("test_efficientnet", {}, 96),
+    ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}, 224)])
+def test_gradcam_equals_its_formula(name, changes, size):
+    torch.manual_seed(1)
+    model = shaken(timm.create_model(name, num_classes=3, **changes)).eval()
+    images = torch.randn(3, 3, size, size)
+    features = model.forward_features(images)
+    gradients = torch.autograd.grad(model.forward_head(features)[:, 2].sum(), features)[0]
+    if name.startswith("swin"):
+        features, gradients = features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2)
+    coarse = (gradients.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    fine = F.interpolate(coarse, (size, size), mode="bilinear")[:, 0].detach().numpy()
+    maps = heat_maps(model, images, [2, 2, 2])
+    for one, expected in zip(maps, fine, strict=True):
+        spread = expected.max() - expected.min()
+        assert np.abs(one - (expected - expected.min()) / (spread or 1)).max() < 1e-4
+    assert maps.max() == 1
+
+
+@pytest.mark.parametrize("name, method, says", [
+    ("vit", "gradcam", "does not fit VisionTransformer: choose gradient or rollout, or auto"),
+    ("vit", "Gradient", "method Gradient is unknown: choose gradient or rollout, or auto"),
+    ("test_resnet", "rollout", "does not fit ResNet: choose gradcam, or auto"),
+    ("test_resnet", "nonsense", "is unknown: choose gradcam, or auto"),
+    ("mixer_s32_224", "auto", "heat maps of MlpMixer can't be made"),
+    ("cait_xxs24_224", "auto", "heat maps of Cait can't be made"),
+    ("xcit_nano_12_p16_224", "auto", "heat maps of Xcit can't be made"),
+])
+def test_methods_that_do_not_fit(name, method, says):
+    model = tiny() if name == "vit" else timm.create_model(name, num_classes=2, **({"depth": 1} if "cait" in name else {}))
+    with pytest.raises(InputError, match=says):
+        heat_maps(model, torch.zeros(1, 3, *((16, 16) if name == "vit" else (224, 224))), method=method)
+
+
+def test_images_and_targets_of_another_shape():
+    with pytest.raises(ValueError, match="needed"):
+        heat_maps(tiny(), torch.zeros(3, 16, 16))
+    with pytest.raises(ValueError, match="1 targets for 2 images"):
+        heat_maps(tiny(), torch.zeros(2, 3, 16, 16), [0])
+
+
+# --- one lesion decides ---
+
+@pytest.fixture
+def one_thread():
+    """Layers this small are slower on several threads, and many times slower where other programs run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+LESIONS = {"red": (110, 40, 40), "yellow": (210, 190, 90)}
+
+
+def retina(rng: np.random.Generator, kind: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy grey field on black with at most one lesion of 2.3 % of the picture -> (size, size, 3), where the lesion is."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    picture = np.repeat(110 + 12 * rng.standard_normal((size, size, 1)), 3, axis=2)
+    picture[np.hypot(x, y) > 0.48 * size] = 0
+    distance, angle, radius = 0.33 * size * rng.uniform() ** 0.5, rng.uniform(0, 2 * np.pi), size * rng.uniform(0.07, 0.10)
+    lesion = np.hypot(x - distance * np.cos(angle), y - distance * np.sin(angle)) < radius
+    if kind not in LESIONS:
+        return picture, np.zeros_like(lesion)
+    picture[lesion] = LESIONS[kind]
+    return picture, lesion
+
+
+def retinas(number: int, kinds, size: int, seed: int):
+    rng = np.random.default_rng(seed)
+    labels = torch.arange(number) % len(kinds)
+    pictures, lesions = zip(*(retina(rng, kinds[label], size) for label in labels), strict=True)
+    images = torch.tensor(np.stack(pictures), dtype=torch.float32).permute(0, 3, 1, 2) / 255
+    return (images - 0.45) / 0.225, labels, torch.tensor(np.stack(lesions))
+
+
+def trained(model, images, labels, epochs, learning_rate):
+    draw = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+    steps = epochs * (len(images) // 32)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    model.train()
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(images), generator=draw).split(32):
+            sides = [side for side in (2, 3) if torch.rand((), generator=draw) < 0.5]
+            loss = F.cross_entropy(model(images[chosen].flip(sides)), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def on_the_lesion(model, test, method="auto") -> float:
+    """Mean of (the map's mass inside the lesion / the lesion's share of the area), over pictures that are classified right."""
+    images, labels, lesions = test
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels) & lesions.any(dim=(1, 2))
+    assert right.sum() >= 0.9 * lesions.any(dim=(1, 2)).sum()  # it learnt the task
+    maps, lesions = torch.tensor(heat_maps(model, images[right], method=method)), lesions[right].float()
+    shares = (maps * lesions).sum((1, 2)) / maps.sum((1, 2)).clamp(min=1e-6)
+    return float((shares / lesions.mean((1, 2))).mean())
+
+
+@pytest.mark.parametrize("pool, kinds", [("token", ("none", "red")), ("avg", ("red", "yellow"))])
+def test_a_transformer_looks_at_the_lesion(one_thread, pool, kinds):
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(img_size=48, patch_size=8, embed_dim=64, depth=3, num_heads=4, num_classes=2,
+                                          global_pool=pool)
+    test = retinas(96, kinds, 48, seed=1)
+    model = trained(model, *retinas(640, kinds, 48, seed=0)[:2], epochs=12, learning_rate=1e-3)
+    factors = {method: round(on_the_lesion(model, test, method), 1) for method in ("auto", "rollout")}
+    print(f"{pool}, {kinds}: {factors}")
+    assert factors["auto"] >= 3, factors
+
+
+def test_a_cnn_looks_at_the_lesion(one_thread):
+    torch.manual_seed(0)
+    resnet = timm.models.resnet
+    model = resnet.ResNet(resnet.BasicBlock, (1, 1, 1, 1), num_classes=2, channels=(16, 24, 32, 32), stem_width=16,
+                          output_stride=8)
+    test = retinas(96, ("red", "yellow"), 96, seed=1)
+    model = trained(model, *retinas(384, ("red", "yellow"), 96, seed=0)[:2], epochs=6, learning_rate=3e-3)
+    factor = on_the_lesion(model, test)
+    print(f"Grad-CAM: {factor:.1f}")
+    assert factor >= 3
+
+
+# --- pictures ---
+
+@pytest.mark.parametrize("decode", ["full", "scaled"])
+def test_the_picture_is_what_the_model_saw(tmp_path, decode):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 14, 3), dtype=np.uint8))
+    picture = coarse.resize((280, 180), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.png")
+    tensor = EvalTransform(eval_settings(112, IMAGENET_MEAN, IMAGENET_STD, decode))(tmp_path / "a.png")
+    seen = pictures_of(tensor[None], IMAGENET_MEAN, IMAGENET_STD)[0]
+    expected = TF.center_crop(TF.resize(picture, 128, TF.InterpolationMode.BICUBIC), 112)
+    difference = np.abs(np.asarray(seen, float) - np.asarray(expected, float))
+    assert difference.max() == 0 if decode == "full" else difference.mean() < 2
+
+
+def test_overlay():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8))
+    heat = np.zeros((8, 12), np.float32)
+    heat[2, 9] = 1
+    laid = np.asarray(overlay(picture, heat)).astype(int)
+    changed = (laid != np.asarray(picture)).any(axis=2)
+    assert changed.sum() == 1 and changed[2, 9]
+    yellow = 0.35 * np.asarray(picture)[2, 9] + 0.65 * np.array([253, 231, 37])
+    assert np.abs(laid[2, 9] - yellow).max() <= 1
+    bigger = np.asarray(overlay(picture.resize((24, 16), Image.Resampling.NEAREST), heat)).astype(int)
+    assert bigger.shape == (16, 24, 3) and (bigger[8:] == np.asarray(picture)[4:].repeat(2, 0).repeat(2, 1)).all()
+    assert overlay(picture.convert("L"), heat).mode == "RGB"
+    for wrong in (heat + 0.5, heat - 0.1, heat * np.nan, heat[None], heat[:0]):
+        with pytest.raises(ValueError, match="is needed"):
+            overlay(picture, wrong)
+
+
+def grey(number):
+    return [Image.new("RGB", (6, 6), (90, 90, 90))] * number, np.full((number, 6, 6), 0.5, np.float32)
+
+
+def test_overlays_are_written_and_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["left/eye 1.jpg", "right/eye 1.jpg", "right/eye 1.png", tmp_path / "right" / ("目" * 70 + ".jpg"),
+             "a" * 250 + ".png", b"right/\xff?.jpg".decode(errors="surrogateescape")]
+    pictures, maps = grey(len(paths))
+    names = write_overlays(paths, maps, tmp_path / "run" / "heatmaps", pictures)
+    assert list(names) == [str(tmp_path / path) for path in paths] and len(set(names.values())) == len(paths)
+    assert names[str(tmp_path / "left" / "eye 1.jpg")].startswith("eye_1_")
+    folder = tmp_path / "run" / "heatmaps"
+    for name in names.values():
+        assert np.asarray(Image.open(folder / name)).shape == (6, 6, 3)
+    assert json.loads((folder / "heatmaps.json").read_text()) == names == read_index(folder)
+    more = write_overlays(["new.png"], maps[:1], folder, pictures[:1])
+    again = write_overlays(paths[:1], maps[:1], folder, pictures[:1])
+    assert again.items() <= names.items()
+    assert read_index(folder) == names | more
+    assert {path.name for path in folder.iterdir()} == {*names.values(), *more.values(), "heatmaps.json", ".lock"}
+
+
+def test_many_writers_lose_nothing(tmp_path):
+    pictures, maps = grey(1)
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda name: write_overlays([f"/eyes/{name}.png"], maps, tmp_path, pictures), range(40)))
+    assert len(read_index(tmp_path)) == len(written) == 40
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    pictures, maps = grey(1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="name another folder"):
+        write_overlays(["a.png"], maps, tmp_path / "file", pictures)
+    for content, says in (("{", "is no JSON"), ("[1]", "does not list"), ('{"a": 1}', "does not list")):
+        (tmp_path / "heatmaps.json").write_text(content)
+        with pytest.raises(InputError, match=says):
+            write_overlays(["a.png"], maps, tmp_path, pictures)
+        assert (tmp_path / "heatmaps.json").read_text() == content
+    assert read_index(tmp_path / "none") == {}
+    with pytest.raises(ValueError, match="2 paths"):
+        write_overlays(["a", "b"], maps, tmp_path, pictures)

@@ -1,0 +1,315 @@
+"""report.html against fabricated folders: what stands on it, what is said to be missing, and that no name breaks it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.run_folders import HOSTILE, classification_run, regression_run
+from util import report, report_pictures
+from util.errors import InputError
+from util.report_data import read_run, standardised_errors, worst_first
+from util.report_page import write_report
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page's text, tags and pictures; AssertionError where a tag is not closed."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.open, self.tags, self.words, self.sources = [], [], [], []
+        self.source = (folder / "report.html").read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style",):
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def drawing():
+    """Asked for by the tests that look at the PNG files."""
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch):
+    """matplotlib's pictures take most of a report's time and are not what most of these tests look at."""
+    if "drawing" not in request.fixturenames:
+        monkeypatch.setattr(report_pictures, "classification_pictures", lambda *words: [])
+        monkeypatch.setattr(report_pictures, "other_pictures", lambda run: [])
+
+
+def page_of(folder):
+    lines = write_report(folder)
+    return Page(folder), lines
+
+
+@pytest.mark.parametrize("number", [2, 5, 39])
+def test_classification(tmp_path, number, drawing):
+    names = [f"{k}. class" for k in range(number)]
+    folder = classification_run(tmp_path / "run", names, number=4 * number + 40)
+    page, lines = page_of(folder)
+    assert lines[0].startswith(f"report     {folder}/report.html") and not lines[1:]
+    for part in ("Classification report", "vit_x", "294 of 294 tensors used", "all weights trained", "Learning curves",
+                 "bootstrap of patients", "2,000 resamples, seed 0", "a note <b>", "Reliability diagram", "Score distribution",
+                 "abc123", "python -m util.report", f"{(4 * number + 40) // 2} patients", "Most confident mistakes"):
+        assert part in page.text, part
+    assert (folder / "report.html").stat().st_size < 2_000_000
+    assert all((folder / f"{key}_test.png").stat().st_size > 5000
+               for key in ("roc", "precision_recall", "reliability", "scores", "confusion_matrix"))
+    assert all(svg["role"] == "img" for svg in page.all("svg")) and len(page.all("svg")) >= 12
+    assert all(image["alt"] and image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert all("scope" in th for th in page.all("th")) and page.all("html")[0]["lang"] == "en"
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"https?://|url\((?!#)", page.source)
+
+
+def test_figures_stand_with_their_intervals(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    stored = json.loads((folder / "metrics_test.json").read_text())
+    page, _ = page_of(folder)
+    for name in ("roc_auc", "accuracy", "brier"):
+        value = stored[name]["value"]
+        assert f"{value:.3f}" in page.text and f"{value - 0.05:.3f} to {value + 0.05:.3f}" in page.text, name
+    table = pd.read_csv(folder / "predictions_test.csv")
+    assert f"{(table.true_class == table.predicted_class).sum()} of {len(table)} on the diagonal" in page.text
+    precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (table.predicted_class == "a").sum()
+    row = re.search(r'<th scope="row">a</th>(.*?)</tr>', page.source)[1]
+    assert f"{precision:.3f}" in row and "0.500<small>0.450 to 0.550" in row  # computed, and stored with an interval
+
+
+def test_regression(tmp_path, drawing):
+    folder = regression_run(tmp_path / "run", ["systolic <mmHg>", "age"])
+    page, lines = page_of(folder)
+    assert len(lines) == 1
+    for part in ("Regression report", "systolic <mmHg>: predicted against true", "age: Bland-Altman plot", "Largest errors",
+                 "R² of age", "limits of agreement"):
+        assert part in page.text, part
+    assert len(page.all("img")) == 24 and (folder / "agreement_test_age.png").exists()
+    true = pd.read_csv(folder / "predictions_test.csv")["true_age"].dropna()
+    assert f"{len(true)} {true.mean():.4g} ± {true.std():.4g}" in page.text
+
+
+def test_hostile_names_stay_text(tmp_path):
+    folder = classification_run(tmp_path / "<b>run</b>", HOSTILE, leakage=None,
+                                options={"task": "<img src=x onerror=alert(1)>", "data_path": "<i>&", "odd": "<script>"})
+    (folder / "leakage.json").write_text(json.dumps({"pictures": 9, "checked": 9, "unreadable": ["<u>"], "findings": [
+        {"kind": "<kind>", "splits": ["<s>"], "paths": ["<p>", "b"], "similarity": 0.9}], "counts": {"<kind>": 1},
+        "cannot see": "<blind>"}))
+    (folder / "skipped_images.csv").write_text('path,reason\n"<q>.jpg",cut\n')
+    page, lines = page_of(folder)
+    assert not page.all("script") and all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
+    for name in HOSTILE:
+        assert html.unescape(name).replace("\n", " ") in page.text
+    for part in ("<u>", "<kind>", "<blind>", "<q>.jpg", "<img src=x onerror=alert(1)>", "<p> and b"):
+        assert part in page.text, part
+    assert {tag for tag, _ in page.tags} <= {
+        "html", "head", "meta", "title", "link", "style", "body", "main", "header", "p", "h1", "h2", "h3", "nav", "a", "aside",
+        "ul", "li", "section", "div", "i", "b", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "small",
+        "figure", "figcaption", "svg", "desc", "path", "text", "rect", "span", "ol", "img", "dl", "dt", "dd", "pre", "code",
+        "footer"}
+
+
+# ---- warnings -------------------------------------------------------------------------------------------------------
+
+def test_warnings_stand_at_the_top(tmp_path):
+    names = ["a", "b", "c"]
+    folder = classification_run(tmp_path / "run", names, weights={"name": "w", "used": 3, "expected": 9, "text": "lacks <x>"})
+    facts = json.loads((folder / "run.json").read_text())
+    facts["data"]["images"]["train"]["c"] = 0
+    (folder / "run.json").write_text(json.dumps(facts))
+    finding = {"kind": "same bytes", "splits": ["train", "test"], "similarity": None}
+    (folder / "leakage.json").write_text(json.dumps({
+        "pictures": 90, "checked": 88, "seconds": 1, "unreadable": [], "cannot see": "nothing",
+        "findings": [finding | {"paths": [f"x{k}", f"y{k}"]} for k in range(7)]
+        + [{"kind": "same patient", "patient": "p1", "counts": {"train": 2, "test": 1}, "splits": ["train", "test"]}],
+        "counts": {"same bytes": 7, "same patient": 1, "near duplicate": 0}}))
+    (folder / "skipped_images.csv").write_text("path,reason\n" + "".join(f"bad{k}.jpg,cut short\n" for k in range(6)))
+    stored = json.loads((folder / "metrics_test.json").read_text())
+    stored["kappa"]["undefined"] = 12
+    (folder / "metrics_test.json").write_text(json.dumps(stored))
+    page, _ = page_of(folder)
+    top = page.text[page.text.index("Before these figures"):page.text.index("Figures of test", page.text.index("Before these"))]
+    for part in ("in two splits, 7 times", "x3 and y3", "and 3 more", "patient p1: train 2, test 1", "Only 3 of the 9 tensors",
+                 "train has no image of 1 of the 3 classes (c)", "6 pictures could not be read", "bad3.jpg: cut short",
+                 "and 2 more", "a note <b>", "test: kappa in 12 of 2000"):
+        assert part in top, part
+    assert "x4 and" not in top and "nearly the same" not in top
+    assert "88 of 90 pictures" in page.text
+
+
+def test_no_warning_where_there_is_nothing_to_warn_of(tmp_path):
+    page, _ = page_of(regression_run(tmp_path / "run", ["age"]))
+    assert not page.all("aside")
+
+
+# ---- what is missing ------------------------------------------------------------------------------------------------
+
+def test_an_older_run_without_intervals(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b"], intervals=False)
+    page, lines = page_of(folder)
+    assert "no interval" in page.text and "have no intervals" in page.text and len(lines) == 1
+
+
+def test_predictions_alone_are_enough(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"], splits=("test",))
+    for name in ("run.json", "log.txt", "metrics_test.json", "metrics_test.csv"):
+        (folder / name).unlink()
+    page, lines = page_of(folder)
+    said = "\n".join(lines)
+    assert "run.json is not there" in said and "metrics_test.json is not there" in said and "no val split" in said
+    assert "Most confident mistakes" in page.text and "run.json is not there" in page.text
+    assert "Learning curves" not in page.text and "Train it again" not in page.text
+    table = pd.read_csv(folder / "predictions_test.csv")
+    assert f"{(table.true_class == table.predicted_class).mean():.3f}" in page.text
+
+
+def test_figures_alone_are_enough_and_so_is_val(tmp_path, drawing):
+    folder = classification_run(tmp_path / "run", ["a", "b"], splits=("val",))
+    page, _ = page_of(folder)
+    assert "Figures of val" in page.text and (folder / "roc_val.png").exists()
+    (folder / "predictions_val.csv").unlink()
+    page, lines = page_of(folder)
+    assert any("predictions_val.csv is not there" in line for line in lines) and "Charts of" not in page.text
+
+
+def test_damaged_files_are_said(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b"])
+    (folder / "run.json").write_text("{cut")
+    (folder / "leakage.json").write_text("[]")
+    (folder / "metrics_val.json").write_text('{"accuracy": 3, "f1": {"value": "x"}, "kappa": {"value": NaN}}')
+    (folder / "predictions_val.csv").write_text("a,b\n1,2\n")
+    with open(folder / "log.txt", "a") as file:
+        file.write('{"epoch": 3, "tra')
+    page, lines = page_of(folder)
+    said = "\n".join(lines)
+    for part in ("run.json cannot be read", "leakage.json holds no JSON object", "predictions_val.csv", "log.txt: 1 line"):
+        assert part in said and part in page.text, part
+
+
+def test_pictures_that_moved_away_are_counted(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    shutil.rmtree(folder / "pictures")
+    page, lines = page_of(folder)
+    assert not page.all("img") and any("of test cannot be shown as thumbnails" in line for line in lines)
+    assert "not there" in page.text
+
+
+def test_relative_paths_are_found_above_the_run(tmp_path, monkeypatch):
+    folder = classification_run(tmp_path / "output_dir/run", ["a", "b", "c"])
+    (folder / "pictures").rename(tmp_path / "data")
+    for split in ("val", "test"):
+        path = folder / f"predictions_{split}.csv"
+        path.write_text(path.read_text().replace(str(folder / "pictures"), "data"))
+    monkeypatch.chdir("/")
+    page, lines = page_of(folder)
+    assert page.all("img") and len(lines) == 1
+
+
+def test_no_mistake_and_an_absent_class(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    path = folder / "predictions_test.csv"
+    rows = path.read_text().splitlines()
+    kept = [row for row in rows[1:] if row.split(",")[4] == '"a"' and row.split(",")[5] == '"a"']
+    path.write_text("\n".join([rows[0], *kept]) + "\n")
+    page, _ = page_of(folder)
+    assert "No image of test is predicted wrong." in page.text and "undefined" in page.text
+    assert "test has no image of 2 of the 3 classes (b, c)" in page.text
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
+    from util.errors import exit_code_of
+
+    classification_run(tmp_path / "run", ["a", "b"], number=8)
+    (tmp_path / "empty").mkdir()
+    assert exit_code_of(report.main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "holds neither" in captured.err and "is no folder" in captured.err
+    assert (tmp_path / "run/report.html").exists() and "run/report.html" in captured.out
+    with pytest.raises(InputError):
+        write_report(tmp_path / "empty")
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+def test_the_most_confident_mistakes_come_first(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    run = read_run(folder)
+    rows, total = worst_first(run, run.main, 24)
+    table = pd.read_csv(folder / "predictions_test.csv")
+    wrong = table[table.true_class != table.predicted_class]
+    sure = wrong[["prob_a", "prob_b", "prob_c"]].max(axis=1).sort_values(ascending=False)
+    assert total == len(wrong) and rows == sure.index[:24].tolist()
+
+
+def test_the_largest_errors_are_in_standard_deviations_of_the_truth():
+    table = pd.DataFrame({"true_a": [0.0, 2.0, np.nan, 4.0], "pred_a": [0.0, 2.0, 9.0, 4.4],
+                          "true_b": [0.0, 0.02, 0.04, np.nan], "pred_b": [0.01, 0.02, 0.0, 1.0]})
+    sd_a, sd_b = np.std([0, 2, 4]), np.std([0, 0.02, 0.04])
+    np.testing.assert_allclose(standardised_errors(table, ["a", "b"]), [0.01 / sd_b, 0, 0.04 / sd_b, 0.4 / sd_a])
+    assert np.isnan(standardised_errors(table.assign(true_a=np.nan, true_b=np.nan), ["a", "b"])).all()
+
+
+def test_heat_maps_stand_beside_their_pictures(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    run = read_run(folder)
+    first = run.main.table["path"].iloc[worst_first(run, run.main, 1)[0][0]]
+    (folder / "heatmaps").mkdir()
+    Image.new("RGB", (30, 20), "red").save(folder / "heatmaps/0.png")
+    (folder / "heatmaps/heatmaps.json").write_text(json.dumps({first: "0.png", "/elsewhere": "../../../etc/passwd"}))
+    page, _ = page_of(folder)
+    assert any(image["alt"].startswith("Heat map of") for image in page.all("img"))
+    assert all(path.parent == folder / "heatmaps" for path in read_run(folder).heat_maps.values())
+
+
+# ---- large ----------------------------------------------------------------------------------------------------------
+
+def test_many_images_give_a_small_page(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"], number=5_000, pictures=False, splits=("test",))
+    write_report(folder)
+    assert (folder / "report.html").stat().st_size < 150_000
+
+
+def test_hundreds_of_classes(tmp_path):
+    names = [f"c{k}" for k in range(120)]
+    folder = classification_run(tmp_path / "run", names, number=400, pictures=False, splits=("test",))
+    page, _ = page_of(folder)
+    assert "too many for their confusion matrix" in page.text and "Commonest confusions" in page.text
+    assert "60 classes of fewer images are not drawn" in page.text
+
+
+def test_the_command_answers_without_torch(tmp_path):
+    code = ("import sys\nfrom util.report import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])")
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip().endswith("[]") and "RUN" in answer.stdout

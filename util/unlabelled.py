@@ -1,0 +1,136 @@
+"""Pictures without labels: a folder or a CSV -> the table of pictures, and the table of what a model says of them.
+
+The table is that of util/datasets.py with one split, "input", and no labels; covariate_NAME (text, "" where missing)
+stands beside as in util/regression_data.py. The CSV's other columns are kept as they are written.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from util.csv_columns import SEPARATORS, joined, read_columns, refuse_absent, refuse_empty, some
+from util.datasets import EXTENSIONS, Data, picture_table, pictures_below
+from util.errors import InputError
+from util.metrics import predictions_table
+from util.regression_data import MISSING
+
+SPLIT = "input"
+
+
+@dataclass
+class Unlabelled(Data):
+    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`."""
+
+    others: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = ()) -> Unlabelled:
+    """All pictures in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
+
+    Relative paths of a CSV start at its folder; a picture may stand there twice. covariates: columns that the model reads.
+    """
+    if os.path.isdir(source):
+        if covariates:
+            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} beside each picture: "
+                             "pass a CSV with these columns and the path")
+        return _read_folder(source)
+    if not os.path.exists(source):
+        raise InputError(f"--input {source}: not there")
+    if source.lower().endswith(EXTENSIONS):
+        raise InputError(f"--input {source} is a picture: name its folder, or a CSV with a column path")
+    return _read_csv(source, path_col, covariates)
+
+
+def _read_folder(folder: str) -> Unlabelled:
+    ignored: list[str] = []
+    paths = pictures_below(folder, ignored)
+    notes = [f"left out {len(ignored):,} files that are hidden or no pictures: {some(ignored)}"] if ignored else []
+    if not paths:
+        raise InputError(f"--input {folder}: no picture ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
+                         + (f"; {notes[0]}" if notes else ""))
+    return Unlabelled(_table(paths), [], notes)
+
+
+def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...]) -> Unlabelled:
+    asked = list(dict.fromkeys([path_col, *covariates]))
+    names: list[str] = []
+
+    def wanted(header: list[str]) -> list[str]:
+        names.extend([*asked, *(name for name in header if name and name not in asked)])
+        return names
+
+    flags = {path_col: "--path_col"} | dict.fromkeys(covariates, "a covariate of this model")
+    cells, lines, separator = read_columns(csv_file, wanted, flags)
+    columns = dict(zip(names, cells, strict=True))
+    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
+    refuse_empty(csv_file, path_col, columns[path_col], lines)
+    paths = joined(os.path.dirname(csv_file), columns[path_col])
+    refuse_absent(csv_file, paths, lines)
+    table = _table(paths)
+    for name in covariates:
+        table[f"covariate_{name}"] = ["" if cell.lower() in MISSING else cell for cell in columns[name]]
+        missing = int((table[f"covariate_{name}"] == "").sum())
+        if missing:
+            notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
+    others = {name: column for name, column in columns.items() if (name, path_col) != ("path", "path")}
+    return Unlabelled(table, [], notes, others=pd.DataFrame(others, index=table.index, dtype=object))
+
+
+def _table(paths: list[str]) -> pd.DataFrame:
+    empty = [""] * len(paths)
+    return picture_table(paths, empty, [SPLIT] * len(paths), empty)
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """path, the CSV's other columns, the answers (a row a row of data.table) -> (the table, lines about renamed columns)."""
+    others = data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others) else pd.DataFrame()
+    known, renamed = {"path", *answers.columns, *others.columns}, {}
+    for name in others.columns:
+        if name in ("path", *answers.columns):
+            renamed[name] = _free(f"input_{name}", known)
+    others = others.rename(columns=renamed)
+    table = pd.concat([data.table[["path"]].reset_index(drop=True), others, answers], axis=1)
+    lines = ["columns of the CSV that have the name of one that is written: "
+             + ", ".join(f"{name} is now {other}" for name, other in renamed.items())] if renamed else []
+    return table, lines
+
+
+def _free(name: str, known: set[str]) -> str:
+    while name in known:
+        name = f"{name}_"
+    return name
+
+
+def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], temperature: float | None = None,
+                  thresholds: dict[str, float] | None = None) -> pd.DataFrame:
+    """predicted_class, prob_<class>, logit_<class> (the model's own) of logits (N, K).
+
+    Probabilities are softmax(logits / temperature). thresholds: {"sensitivity_at_90_specificity": t, …} of two classes,
+    probabilities of the second one before any temperature; called_at_90_specificity is then 1 where t is reached.
+    Raises RunError for logits that are NaN or infinite.
+    """
+    rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "", "split": SPLIT, "target": 0})
+    plain = predictions_table(rows, logits, class_names)
+    table = plain if not temperature else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
+    columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
+    columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
+    for name, threshold in (thresholds or {}).items():
+        called = (plain[f"prob_{class_names[1]}"] >= threshold).astype(np.int64)
+        columns[f"called_at_{name.partition('_at_')[2]}"] = called
+    return pd.DataFrame(columns)
+
+
+def skipped_file(output: str | os.PathLike) -> Path:
+    """Where the pictures are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
+    path = Path(output)
+    return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
+
+
+def known_file(output: str | os.PathLike) -> Path:
+    """Where it is remembered which pictures decode, until the output is written."""
+    return Path(output).with_name(f".{Path(output).name}.checked.npy")
