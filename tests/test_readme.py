@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import models_vit
 import compare
 import latent_feature
+import models_vit
 import predict
 from jobs.regression_start import resolve_names
 from main_finetune import make_parser
 from main_regression import make_parser as make_regression_parser
-from util import options as flags
 from util import leakage, prepare, regression_options
+from util import options as flags
 from util.metrics import METRIC_COLUMNS
 
 ROOT = Path(__file__).parent.parent

@@ -306,8 +306,7 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split", pati
     return table
 
 
-def main(argv: Iterable[str] | None = None) -> int:
-    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong input, or findings with --leakage stop."""
+def make_parser():
     from util.options import OneLineParser
 
     parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
@@ -319,7 +318,12 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn", help="stop: exit code 2 for any finding")
     parser.add_argument("--json", default=None, metavar="FILE", help="write everything that was found there")
     parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next time")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong input, or findings with --leakage stop."""
+    options = make_parser().parse_args(argv)
     if options.patient_col and options.patient_regex:
         raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
     table = read_table(options.data, options.path_col, options.split_col, options.patient_col)

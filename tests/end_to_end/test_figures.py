@@ -31,7 +31,8 @@ def test_calibrated_run_and_its_evaluation_agree(start, tmp_path):
         for found in (entries, of_val):
             assert found[name]["lower"] is None or found[name]["lower"] <= found[name]["value"] <= found[name]["upper"], name
     assert entries["roc_auc"]["method"] == "DeLong" and entries["accuracy"]["method"] == "Wilson"
-    assert entries["score"]["resamples"] == 2000 and entries["score"]["seed"] == 3 and "2,000 resamples of images, seed 3" in out
+    assert entries["score"]["resamples"] == 2000 and entries["score"]["seed"] == 3
+    assert "2,000 resamples of images, seed 3" in out
     # one temperature, of val, for test; the table keeps the raw probabilities
     temperature = stored["best"]["temperature"]
     assert entries["temperature"]["value"] == of_val["temperature"]["value"] == temperature

@@ -1,0 +1,88 @@
+"""How often the paired tests of compare.py call two equally good models different.
+
+    python benchmarks/error_rates.py                      # 800 test sets of each kind, two minutes
+    python benchmarks/error_rates.py --quick              # 20 of each: that it runs, no more
+
+A good test at the level of 0.05 does so for 5 % of the test sets (four standard errors of 800 sets: 1.9 to 8.1 %). Two models
+see the same images with errors of their own; with patients, half of an error is shared by the two images of a patient.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from util.comparison import LEVEL, compare
+from util.comparison_runs import Group, Run, align
+from util.metrics import predictions_table
+
+METRICS = ["roc_auc", "f1", "ece"]
+SKILL, DRAWS = 1.2, 400  # of a class's own logit, in standard deviations of the errors; resamples
+
+
+@dataclass(frozen=True)
+class Setting:
+    """300 images of so many classes."""
+
+    name: str
+    classes: int
+    positives: int | None = None  # about so many of the second class; None: all classes alike
+    images_a_patient: int = 1
+
+
+SETTINGS = (Setting("3 classes", 3), Setting("2 classes, 50 positives", 2, 50), Setting("3 classes, 150 patients", 3, None, 2))
+
+
+def one_set(setting: Setting, rng: np.random.Generator) -> list[Run]:
+    """Two models of equal skill on the same 300 images."""
+    units = 300 // setting.images_a_patient
+    chances = None if setting.positives is None else (1 - setting.positives / 300, setting.positives / 300)
+    of_unit = rng.choice(setting.classes, units, p=chances)
+    labels = np.repeat(of_unit, setting.images_a_patient)
+    samples = pd.DataFrame({
+        "index": np.arange(300), "path": [f"{n:03d}.png" for n in range(300)], "split": "test", "target": labels,
+        "patient": [str(n // setting.images_a_patient) if setting.images_a_patient > 1 else "" for n in range(300)]})
+    names = [str(k) for k in range(setting.classes)]
+    runs = []
+    for _ in range(2):
+        errors = rng.normal(size=(300, setting.classes))
+        if setting.images_a_patient > 1:
+            shared = np.repeat(rng.normal(size=(units, setting.classes)), setting.images_a_patient, axis=0)
+            errors = (errors + shared) / np.sqrt(2)
+        logits = errors + SKILL * np.eye(setting.classes)[labels]
+        runs.append(Run(None, "classification", {}, 0, {}, predictions_table(samples, logits, names)))
+    align(runs)
+    return runs
+
+
+def rates(setting: Setting, sets: int, seed: int) -> dict[tuple[str, str], float]:
+    """{(metric, test): share of the test sets whose p is below the level}."""
+    rng, called = np.random.default_rng(seed), Counter()
+    for number in range(sets):
+        first, second = one_set(setting, rng)
+        for test in compare([Group("A", [first]), Group("B", [second])], METRICS, "test", DRAWS, number).tests:
+            called[test.metric, test.method] += test.p < LEVEL
+    return {key: count / sets for key, count in called.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="20 test sets of each setting")
+    parser.add_argument("--sets", type=int, default=800, help="test sets of each setting")
+    parser.add_argument("--seed", type=int, default=0, help="of the test sets")
+    options = parser.parse_args(argv)
+    for setting in SETTINGS:
+        for (metric, method), rate in rates(setting, 20 if options.quick else options.sets, options.seed).items():
+            print(f"{setting.name:<26} {metric:<8} {method:<17} {rate:6.1%}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Compare runs on the same test images, or train the runs of a study and compare them.
+
+Runs that were trained already; those that differ in their seed alone are one group:
+    python compare.py output_dir/A_seed0 output_dir/A_seed1 output_dir/B_seed0 --metric roc_auc f1 --output comparison
+A study, backbones x adaptations x shares of the training pictures x seeds; the same command again goes on with it:
+    python compare.py --run examples/grid.yaml --dry_run
+    python compare.py --run examples/grid.yaml --nproc 4
+Written: comparison.csv, comparison_tests.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong input (one line), 1
+where a run of the study failed (the others are run and compared all the same), 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+
+from util import options as flags
+from util.errors import InputError, RunError, exit_code_of
+
+DEFAULT_OUTPUT = "./output_dir/comparison"
+OF_A_STUDY = ("nproc", "dry_run")
+
+
+def make_parser() -> flags.OneLineParser:
+    parser = flags.OneLineParser(prog="compare.py", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, OUTPUT_DIR/TASK")
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--metric", nargs="+", default=None, metavar="NAME",
+                       help="figures to compare, by their names in metrics_test.json; not given: roc_auc average_precision f1, "
+                            "or r2 pearson mae of a regression. After the folders")
+    group.add_argument("--split", choices=("test", "val"), default="test", help="whose predictions are compared")
+    group.add_argument("--output", default=None, metavar="DIR",
+                       help=f"folder for the tables and the picture; {DEFAULT_OUTPUT}, or the study's own folder with --run")
+    group.add_argument("--names", nargs="+", default=None, metavar="NAME",
+                       help="what the groups are called, in the order of their first runs; not given: folders or options")
+    group.add_argument("--draws", type=flags.count, default=2000, help="resamples of the bootstrap")
+    group.add_argument("--seed", type=flags.seed_number, default=0, help="of the resamples")
+    group = parser.add_argument_group("study")
+    group.add_argument("--run", default=None, metavar="GRID.yaml",
+                       help="train the runs of a study first (examples/grid.yaml); what is done already is not done again")
+    group.add_argument("--nproc", type=flags.count, default=1, help="processes (GPUs) of this machine that train a run")
+    group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, then stop")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parsed = flags.parse(make_parser(), argv)
+    options = parsed.options
+    if options.run is not None:
+        return study(parsed)
+    idle = [f"--{name}" for name in OF_A_STUDY if name in parsed.typed]
+    if idle:
+        raise InputError(f"{' and '.join(idle)} belong to a study: name its grid with --run")
+    if not options.runs:
+        raise InputError("no run is named: pass the folders of runs, or a study's grid with --run")
+    folders = [name for name in options.metric or () if Path(name).is_dir()]
+    if folders:
+        raise InputError(f"--metric {folders[0]} is a folder: name the runs before --metric")
+    compare_folders(options, options.runs, Path(options.output or DEFAULT_OUTPUT))
+    return 0
+
+
+def study(parsed: flags.Parsed) -> int:
+    """Run what is missing of a grid, then compare what is there -> exit code."""
+    from util import sweep
+    from util.grid import read_grid
+
+    options = parsed.options
+    if options.runs:
+        raise InputError("--run names a study and the folders its own runs: pass one of the two")
+    if options.names:
+        raise InputError("--names is for folders: a study's groups are called as its grid says")
+    grid = read_grid(options.run, parser_of)
+    if options.dry_run:
+        print(*sweep.listing(grid, sweep.states(grid, canonical), options.nproc), sep="\n")
+        return 0
+    outcome = sweep.run(grid, options.nproc, canonical)
+    done = {str(cell.folder): cell.group for cell in grid.cells if cell.name not in outcome.failed}
+    if done and not outcome.stopped_by:
+        compare_folders(options, list(done), Path(options.output or grid.folder), done)
+    return outcome.exit_code
+
+
+def parser_of(program: str) -> flags.OneLineParser:
+    """The parser of one of the programs that a study may run."""
+    import main_finetune
+    import main_regression
+
+    return (main_finetune if program == "main_finetune.py" else main_regression).make_parser()
+
+
+def canonical(parsed: flags.Parsed) -> None:
+    """A model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
+    from jobs.regression_start import resolve_names
+    from models_vit import find_backbone
+
+    options = parsed.options
+    if hasattr(options, "targets"):
+        resolve_names(parsed)
+    backbone = find_backbone(options.model, options.model_arch)
+    options.model, options.model_arch = backbone.model, backbone.arch
+
+
+def compare_folders(options, folders: list[str], output: Path, labels: dict[str, str] | None = None) -> None:
+    """Read, compare, print, write. labels: {folder: name of its group}. InputError: see util/comparison_runs.py."""
+    from tqdm import tqdm
+
+    from util.comparison import compare, groups_table, tests_table
+    from util.comparison_figure import forest_figure
+    from util.comparison_runs import align, grouped, read_runs
+    from util.comparison_text import markdown, terminal
+    from util.run_files import write_whole
+
+    runs = read_runs(folders, options.split)
+    for run in runs:
+        run.label = (labels or {}).get(str(run.folder), "")
+    notes = align(runs)
+    groups, more = grouped(runs, options.names)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output} can't be made ({error.strerror}): name another folder") from error
+    with tqdm(total=len(runs), desc="resampling", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+        comparison = compare(groups, options.metric, options.split, options.draws, options.seed, bar.update)
+    comparison.notes[:0] = [*notes, *more]
+    try:
+        comparison.notes += forest_figure(comparison, output / "comparison.png")
+        write_whole(output / "comparison.csv", groups_table(comparison).to_csv(index=False, lineterminator="\n"))
+        write_whole(output / "comparison_tests.csv", tests_table(comparison).to_csv(index=False, lineterminator="\n"))
+        write_whole(output / "comparison.md", markdown(comparison))
+    except OSError as error:
+        raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder") from error
+    print(*terminal(comparison), sep="\n")
+    print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison.md, comparison.png")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
