@@ -14,7 +14,14 @@ from util import options as flags
 from util.calibration import fit_temperature
 from util.errors import InputError
 from util.intervals import classification_intervals, entry
-from util.metrics import METRIC_COLUMNS, classification_metrics, predictions_table, read_predictions
+from util.metrics import (
+    METRIC_COLUMNS,
+    classification_metrics,
+    figures_of_outputs,
+    predictions_table,
+    probabilities_of,
+    read_predictions,
+)
 from util.report import confusion_matrix_figure
 from util.results import RunFolder
 from util.state_dicts import Fit, WeightFile
@@ -103,6 +110,11 @@ class Classification(Task):
         figures, notes = classification_metrics(predictions)
         return figures | selection.composed(self.options.select_metric, figures), notes
 
+    def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
+        logits = np.asarray(outputs, dtype=np.float64)
+        figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits)
+        return (figures | selection.composed(self.options.select_metric, figures))[self.score]
+
     def read_predictions(self, path) -> pd.DataFrame:
         return read_predictions(path)
 
@@ -162,7 +174,9 @@ class Classification(Task):
 
     def facts(self, data: datasets.Data) -> dict:
         counts = datasets.counts(data.table, data.class_names)
-        return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts}}
+        patients = datasets.patient_counts(data.table, data.class_names)
+        return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
+                **({"patients": patients} if patients else {})}
 
     def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
         """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""

@@ -125,13 +125,13 @@ def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, d
 
 def _choose(job: Job, trained: Trained, val: torch.Tensor) -> tuple[Candidate | None, list[tuple[Candidate, float]]]:
     """The candidate with the highest score on val (of equal ones that with the least loss), and the score of each."""
-    scores = []
+    scores, rows = [], job.rows("val")
     for candidate in trained.candidates():
         weight, bias = trained.folded(candidate)
         logits = val @ weight.T + bias
         if not bool(torch.isfinite(logits).all()):
             continue
-        scores.append((candidate, _scored(job, "val", logits)[1][job.task.score]))
+        scores.append((candidate, job.task.score_of(rows, logits.cpu().numpy())))
 
     def rank(pair):
         candidate, score = pair

@@ -103,6 +103,10 @@ class Task(ABC):
     def pictures(self, split: str) -> str:
         """Names of the files that `draw` makes, for the last line on the terminal."""
 
+    def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
+        """The `score` of outputs for these rows, without the table."""
+        return self.metrics(self.predictions(rows, outputs))[0][self.score]
+
     @abstractmethod
     def read_predictions(self, path) -> pd.DataFrame:
         """A predictions table that a run wrote, equal in every bit."""

@@ -20,6 +20,7 @@ from util.datasets import (
     counts,
     fingerprint,
     match_classes,
+    patient_counts,
     read_csv,
     read_folder,
     subset,
@@ -406,3 +407,10 @@ def test_a_picture_that_is_gone_in_mid_run_is_named(tmp_path):
     with pytest.raises(RunError) as from_worker:
         list(loader)
     assert str(from_worker.value) == str(caught.value)
+
+
+def test_patients_are_counted_a_class_and_split():
+    table = pd.DataFrame({"split": ["train", "train", "train", "val", "test"], "target": [0, 1, 1, 0, 1],
+                          "patient": ["a", "a", "b", "c", ""]})
+    assert patient_counts(table, ["x", "y"]) == {"train": {"x": 1, "y": 2, "": 2}, "val": {"x": 1, "": 1}}
+    assert patient_counts(table[4:], ["x", "y"]) == {}

@@ -315,6 +315,13 @@ def subset(table, ratio, stratified, seed):
     return table[keep].reset_index(drop=True)
 
 
+def patient_counts(table, class_names):
+    """{split: {class: patients}} where patients are known, "" for all of a split; {} where none is."""
+    known = table[table["patient"] != ""]
+    return {split: {class_names[target]: int(number) for target, number in rows.groupby("target")["patient"].nunique().items()}
+            | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
+
+
 def counts(table, class_names):
     """Pictures a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])

@@ -56,7 +56,7 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
         "true_class": names[target],
         "predicted_class": names[logits.argmax(axis=1)],
     }
-    probabilities = np.exp(_log_softmax(logits))
+    probabilities = probabilities_of(logits)
     columns |= {f"prob_{name}": probabilities[:, k] for k, name in enumerate(class_names)}
     columns |= {f"logit_{name}": logits[:, k] for k, name in enumerate(class_names)}
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)
@@ -179,24 +179,39 @@ def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[
     logits = table[[f"logit_{name}" for name in names]].to_numpy(dtype=np.float64)
     _refuse_non_finite(np.hstack([logits, probabilities]), table["path"])
     true, predicted = class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names)
+    figures = figures_of_outputs(true, predicted, probabilities, logits)
+    return figures, _notes(names, np.bincount(true, minlength=len(names)), figures)
 
-    one_hot = np.eye(len(names), dtype=bool)[true]
-    by_class = np.array([rank_figures(one_hot[:, k], probabilities[:, k]) for k in range(len(names))])
+
+def figures_of_outputs(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray,
+                       logits: np.ndarray) -> dict[str, float]:
+    """The figures of classification_metrics, of images in the order of their index.
+
+    true, predicted: (N,) class numbers; probabilities, logits: (N, K) float64, finite.
+    """
+    num_classes = logits.shape[1]
+    one_hot = np.eye(num_classes, dtype=bool)[true]
+    by_class = np.array([rank_figures(one_hot[:, k], probabilities[:, k]) for k in range(num_classes)])
     auc, average_precision = (_mean_of_defined(column) for column in by_class.T)
     squared_error = ((probabilities - one_hot) ** 2).sum(axis=1).mean()
-    counts = count_figures(confusion_matrix(true, predicted, len(names)))
+    counts = count_figures(confusion_matrix(true, predicted, num_classes))
     figures = {name: float(value) for name, value in counts.items()} | {
         "loss": float(-_log_softmax(logits)[one_hot].mean()),
         "roc_auc": auc,
         "average_precision": average_precision,
-        "n": len(table),
-        "brier": float(squared_error / 2 if len(names) == 2 else squared_error),
+        "n": len(true),
+        "brier": float(squared_error / 2 if num_classes == 2 else squared_error),
         "mae_grades": float(np.abs(true - predicted).mean()),
         "ece": expected_calibration_error(probabilities, true),
     }
     figures["score"] = _mean_of_defined(np.array([figures[part] for part in SCORE_PARTS]))
     order = [column.removeprefix("val_") for column in METRIC_COLUMNS if column != "epoch"]
-    return {name: figures[name] for name in order}, _notes(names, one_hot.sum(axis=0), figures)
+    return {name: figures[name] for name in order}
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """(N, K) logits -> their softmax, in float64, as it stands in a predictions table."""
+    return np.exp(_log_softmax(np.asarray(logits, dtype=np.float64)))
 
 
 def _notes(names: list[str], images: np.ndarray, figures: dict[str, float]) -> list[str]:
