@@ -11,6 +11,7 @@ are figures of a million images drawn alike.
 
 import argparse
 import json
+import math
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if __name__ == "__main__":
 
 from util.intervals import classification_intervals
 from util.metrics import predictions_table
+from util.weighted_figures import Images, operating_thresholds
 
 SETS, IMAGES, OF_TRUTH = 2000, 500, 1_000_000
 SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision", "recall",
@@ -68,20 +70,23 @@ def draw(kind: Kind, images: int, rng: np.random.Generator) -> pd.DataFrame:
     return predictions_table(rows, 1.3 * log_likelihood, [str(k) for k in classes])
 
 
-def truth(kind: Kind) -> dict[str, float]:
-    entries = classification_intervals(draw(kind, OF_TRUTH, np.random.default_rng(1)), draws=2)
-    return {name: entry["value"] for name, entry in entries.items()}
+def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures, and the thresholds of the operating points, which are chosen on other images than they are tried on."""
+    table = draw(kind, OF_TRUTH, np.random.default_rng(1))
+    thresholds = operating_thresholds(Images.of(table))
+    entries = classification_intervals(table, draws=2, thresholds=thresholds)
+    return {name: entry["value"] for name, entry in entries.items()}, thresholds
 
 
-def holds(kind: Kind, true: dict[str, float], start: int, stop: int) -> dict[str, tuple[int, int, int, float, str]]:
+def holds(kind: Kind, known: tuple[dict, dict], start: int, stop: int) -> dict[str, tuple[int, int, int, float, str]]:
     """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below the truth."""
-    found = {}
+    found, (true, thresholds) = {}, known
     for number in range(start, stop):
         table = draw(kind, kind.images, np.random.default_rng((number, 7)))
-        for name, entry in classification_intervals(table, seed=number).items():
-            if not entry["method"]:
-                continue
+        for name, entry in classification_intervals(table, seed=number, thresholds=thresholds).items():
             lower, upper = entry["lower"], entry["upper"]
+            if math.isnan(lower):  # none is claimed
+                continue
             before = found.get(name, (0, 0, 0, 0.0, ""))
             found[name] = (before[0] + 1, before[1] + (upper < true[name]), before[2] + (lower > true[name]),
                            before[3] + upper - lower, entry["method"])
@@ -92,9 +97,9 @@ def table_of(kinds, sets: int, processes: int) -> list[dict]:
     rows = []
     with ProcessPoolExecutor(processes) as pool:
         for kind in kinds:
-            true = truth(kind)
+            known = true, _ = truth(kind)
             step = max(1, sets // (4 * processes))
-            parts = list(pool.map(holds, *zip(*((kind, true, at, min(sets, at + step)) for at in range(0, sets, step)),
+            parts = list(pool.map(holds, *zip(*((kind, known, at, min(sets, at + step)) for at in range(0, sets, step)),
                                               strict=True)))
             for name in dict.fromkeys(name for part in parts for name in part):
                 number, below, above, widths = (sum(part[name][place] for part in parts if name in part) for place in range(4))

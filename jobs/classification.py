@@ -126,6 +126,8 @@ class Classification(Task):
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
         entries = classification_intervals(predictions, self.options.seed, thresholds=decided.get("thresholds"),
                                            temperature=decided.get("temperature"))
+        if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
+            entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
         if selection.COMPOSED in figures:
             entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
         return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}

@@ -1,12 +1,14 @@
 """Weighted figures against those of the same images repeated; intervals against published ones and the plain bootstrap."""
 
 import math
+from argparse import Namespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from jobs.classification import Classification
 from tests.test_metrics import make_table, random_table
 from util import intervals, metrics, resampling
 from util.regression_metrics import regression_metrics
@@ -80,6 +82,18 @@ def test_operating_points_are_those_of_the_roc_curve():
     assert operating_thresholds(Images.of(random_table(3))) == {}
 
 
+def test_on_val_itself_operating_points_claim_no_interval():
+    task = Classification(Namespace(select_metric="score", seed=0, calibrate=True))
+    val = random_table(2, n=200, seed=4)
+    decided = task.decide(val)
+    of_val, of_test = (task.intervals(table, metrics.classification_metrics(table)[0], decided)
+                       for table in (val, random_table(2, n=200, seed=5).assign(split="test")))
+    for name in decided["thresholds"]:
+        assert of_val[name]["value"] >= 0 and math.isnan(of_val[name]["lower"]) and of_val[name]["method"] is None
+        assert of_test[name]["lower"] <= of_test[name]["value"] <= of_test[name]["upper"]
+    assert len(decided["thresholds"]) == 4 and of_test["temperature"]["value"] == decided["temperature"]
+
+
 @pytest.mark.parametrize(("hits", "trials", "lower", "upper"), [
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
 def test_wilson_is_as_newcombe_published_it(hits, trials, lower, upper):
@@ -131,6 +145,30 @@ def test_degenerate_resamples_are_counted():
     alone = intervals.classification_intervals(make_table([0, 0, 0], np.eye(3, 2)), draws=20)
     assert math.isnan(alone["roc_auc"]["value"]) and math.isnan(alone["roc_auc"]["lower"])
     assert alone["roc_auc"]["method"] is None
+
+
+def test_average_precision_loses_the_bias_of_its_resamples():
+    replicates = 1 / (1 + np.exp(-np.random.default_rng(0).normal(1.2, 0.3, 4000)))  # of a value at 1.0 on the logit scale
+    lower, upper, undefined = resampling.corrected_interval(np.append(replicates, math.nan), 1 / (1 + math.exp(-1.0)))
+    half = 1.96 * math.hypot(0.3, 0.2)
+    assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx([0.8 - half, 0.8 + half], abs=0.03)
+    assert undefined == 1 and np.isnan(resampling.corrected_interval(np.full(3, math.nan), 0.5)[:2]).all()
+    entry = intervals.classification_intervals(random_table(3, seed=3), draws=300)["average_precision"]
+    drawn = intervals.classification_replicates(random_table(3, seed=3), draws=300)["average_precision"]
+    assert (entry["lower"], entry["upper"]) == pytest.approx(resampling.corrected_interval(drawn, entry["value"])[:2])
+    assert entry["lower"] < np.quantile(drawn, 0.025)
+
+
+def test_without_a_right_image_of_a_class_its_figures_reach_further():
+    true, predicted = np.repeat([0, 1], [40, 10]), np.repeat([0, 1, 0], [39, 1, 10])
+    found = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[predicted]), draws=1000)
+    for name in ("f1", "kappa", "balanced_accuracy", "precision"):
+        assert found[name]["upper"] > found[name]["value"] + 0.02 and found[name]["without_hits"] == ["grade 1"], name
+    assert found["kappa"]["value"] < 0 < found["kappa"]["upper"]
+    one_right = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]), draws=100)
+    assert all("without_hits" not in entry for entry in one_right.values())
+    absent = intervals.classification_intervals(make_table([0, 1] * 9, 3 * np.eye(3)[[0, 1, 1] * 6]), draws=100)
+    assert all("without_hits" not in entry for entry in absent.values())  # a class that is not there can't be right
 
 
 def test_resamples_that_are_all_alike_claim_no_certainty():

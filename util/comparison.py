@@ -21,10 +21,10 @@ from scipy.special import stdtr
 from util import delong
 from util.comparison_runs import Group, Run
 from util.errors import InputError
-from util.intervals import SHIFTED, classification_replicates, regression_replicates
+from util.intervals import SHIFTED, bootstrap_interval, classification_replicates, regression_replicates
 from util.metrics import classification_metrics
 from util.regression_metrics import FIGURES, target_figures
-from util.resampling import basic_interval, draws_for, groups_of, percentile_interval
+from util.resampling import draws_for, groups_of, percentile_interval
 from util.weighted_figures import Images, WeightedFigures
 
 DEFAULT_METRICS = {"classification": ("roc_auc", "average_precision", "f1"), "regression": ("r2", "pearson", "mae")}
@@ -241,7 +241,7 @@ def _interval(metric: str, figures: Figures, run: Run, patients: np.ndarray | No
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients), fewest)
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
-    lower, upper, _ = basic_interval(replicates, value, 0.0) if metric in SHIFTED else percentile_interval(replicates)
+    lower, upper, _ = bootstrap_interval(metric, value, replicates)
     return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
 
 

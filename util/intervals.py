@@ -11,19 +11,28 @@ import numpy as np
 import pandas as pd
 
 from util import calibration, delong
+from util.metrics import SCORE_PARTS, confusion_matrix, count_figures
 from util.regression_metrics import FIGURES as REGRESSION_FIGURES
 from util.resampling import (
     DRAWS,
     basic_interval,
+    corrected_interval,
     draws_for,
     groups_of,
     percentile_interval,
     resamples,
     wilson_interval,
 )
-from util.weighted_figures import Images, WeightedFigures, operating_hits, operating_thresholds
+from util.weighted_figures import (
+    Images,
+    WeightedFigures,
+    class_count_figures,
+    operating_hits,
+    operating_thresholds,
+)
 
 SHIFTED = ("ece", "ece_calibrated")  # chance alone makes them larger, in a resample once more than in the sample
+SHIFTED_LEVEL = 0.98  # of their percentiles: a sum of absolute values is folded at 0, and 95 % hold the truth in only 90 %
 WITHOUT = ("n", "temperature")
 
 
@@ -53,8 +62,8 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
         if name in WITHOUT or name.startswith("n_"):
             entries[name] = entry(value)
             continue
-        find = basic_interval if name in SHIFTED else None
-        entries[name] = _bootstrapped(value, replicates[name], images.groups, draws, seed, find)
+        entries[name] = _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+    _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images) | _calibration_entries(images)
     if images.groups is None:
         entries |= _share_entries(images, values, thresholds)
@@ -73,7 +82,7 @@ def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets
     regression_metrics (its loss has no interval: it is in units of the training's loss)."""
     groups, draws = groups_of(table["patient"].to_numpy(dtype=object)), draws_for(len(table), draws)
     replicates = regression_replicates(table, targets, draws, seed)
-    return {name: _bootstrapped(value, replicates[name], groups, draws, seed) if name in replicates else entry(value)
+    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed) if name in replicates else entry(value)
             for name, value in figures.items()}
 
 
@@ -107,10 +116,40 @@ def _collect(figures, number: int, groups: np.ndarray | None, draws: int, seed: 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _bootstrapped(value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int, seed: int, find=None) -> dict:
+def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple[float, float, int]:
+    """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
+    if name in SHIFTED:
+        return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
+    return corrected_interval(replicates, value) if name.startswith("average_precision") else percentile_interval(replicates)
+
+
+def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, seed: int) -> None:
+    """Where no image of a class is right, none is in any resample either: half an image is added as one that is, and intervals
+    of counts reach as far as those of resamples with it do."""
+    number = len(images.names)
+    confusion = confusion_matrix(images.true, images.predicted, number).astype(np.float64)
+    without = (np.diagonal(confusion) == 0) & (confusion.sum(axis=1) > 0)
+    if not without.any():
+        return
+    chances = confusion + np.diag(0.5 * without)
+    drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
+    drawn = drawn.reshape(draws, number, number)
+    figures = count_figures(drawn) | class_count_figures(drawn, images.names)
+    figures["score"] = np.nanmean([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
+                                   for part in SCORE_PARTS], axis=0)
+    for name, replicates in figures.items():
+        lower, upper, _ = percentile_interval(replicates)
+        if name in entries and entries[name]["method"] and not math.isnan(lower):
+            own = entries[name]
+            own |= {"lower": float(np.fmin(own["lower"], min(lower, own["value"]))),
+                    "upper": float(np.fmax(own["upper"], max(upper, own["value"]))),
+                    "without_hits": [name for name, lacks in zip(images.names, without, strict=True) if lacks]}
+
+
+def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int, seed: int) -> dict:
     if math.isnan(value):
         return entry(value)
-    lower, upper, undefined = find(replicates, value, 0.0) if find else percentile_interval(replicates)
+    lower, upper, undefined = bootstrap_interval(name, value, replicates)
     of = "images" if groups is None else "patients"
     if lower == upper:  # no error at all in any resample: that says nothing about how far off the figure may be
         lower = upper = math.nan

@@ -51,21 +51,40 @@ def resamples(number: int, groups: np.ndarray | None, draws: int, seed: int) -> 
         yield counts if groups is None else counts[:, groups]
 
 
-def percentile_interval(replicates: np.ndarray) -> tuple[float, float, int]:
+def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float, int]:
     """(lower, upper, undefined): the middle 95 % of the draws where the figure is defined, and in how many it is not."""
     defined = replicates[~np.isnan(replicates)]
     undefined = len(replicates) - len(defined)
     if not len(defined):
         return math.nan, math.nan, undefined
-    lower, upper = np.quantile(defined, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    lower, upper = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(lower), float(upper), undefined
 
 
-def basic_interval(replicates: np.ndarray, value: float, least: float = -math.inf) -> tuple[float, float, int]:
+def basic_interval(replicates: np.ndarray, value: float, least: float = -math.inf,
+                   level: float = LEVEL) -> tuple[float, float, int]:
     """The percentiles' distances from the value, taken to the other side: for figures whose resamples are shifted the way
     that the figure itself is, such as the calibration error, which chance can only raise. Nothing lies below `least`."""
-    lower, upper, undefined = percentile_interval(replicates)
+    lower, upper, undefined = percentile_interval(replicates, level)
     return max(least, 2 * value - upper), max(least, 2 * value - lower), undefined
+
+
+def corrected_interval(replicates: np.ndarray, value: float) -> tuple[float, float, int]:
+    """value - bias ± 1.96 errors on the logit scale: for shares whose resamples are shifted, as average precision's are, in
+    which an image stands beside its own copies. The bias is that of the resamples; its square is added to their variance,
+    because it is only an estimate, too."""
+    defined = replicates[~np.isnan(replicates)]
+    undefined = len(replicates) - len(defined)
+    if not len(defined):
+        return math.nan, math.nan, undefined
+    if defined.min() == defined.max():
+        return float(defined[0]), float(defined[0]), undefined
+    logits, middle = (np.log(shares / (1 - shares)) for shares in (np.clip(defined, 1e-4, 1 - 1e-4),
+                                                                   np.clip(value, 1e-4, 1 - 1e-4)))
+    bias = float(logits.mean() - middle)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(float(logits.var()) + bias**2)
+    lower, upper = (1 / (1 + math.exp(-bound)) for bound in (middle - bias - half, middle - bias + half))
+    return lower, upper, undefined
 
 
 def wilson_interval(hits: float, trials: float) -> tuple[float, float]:
