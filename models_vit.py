@@ -244,13 +244,17 @@ class FeatureReader(torch.nn.Module):
         self.model, self.layer = model, layer
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.with_outputs(images)[0]
+
+    def with_outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the layer reads, and what the model gives out."""
         read = []
         handle = self.layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
         try:
-            self.model(images)
+            outputs = self.model(images)
         finally:
             handle.remove()
-        return read[0]
+        return read[0], outputs
 
 
 @torch.inference_mode()
@@ -262,7 +266,7 @@ def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | N
     reader, was_training = FeatureReader(model, layer), model.training
     model.eval()
     images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size, input_size)
-    features, logits = reader(images), model(images)
+    features, logits = reader.with_outputs(images)
     model.train(was_training)
     agrees = features.shape == (2, layer.in_features) and torch.allclose(layer(features), logits, rtol=1e-3, atol=1e-7)
     return reader if agrees else None

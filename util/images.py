@@ -90,10 +90,11 @@ class ImageSource:
         """Find out the size: of a plain JPEG from its first bytes, of anything else by Pillow."""
         jpeg = b""
         try:
-            with open(self.path, "rb") as stream:
+            # unbuffered: behind a buffer that was looked into, all of the file is copied once more
+            with open(self.path, "rb", buffering=0) as stream:
                 if stream.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC:
                     stream.seek(0)
-                    jpeg = stream.read()
+                    jpeg = stream.readall()
         except OSError as error:
             raise ImageError(self.path, _reason(error)) from error
         if jpeg:

@@ -9,7 +9,9 @@ G is the number of heads, K of classes, W the width of a feature, N of pictures.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's usual ones
 NEIGHBOURS = 20
 MOST_ROWS = 10_000  # of train, for the nearest neighbours and the logistic regression
 PENALTIES = (0.001, 0.01, 0.1)  # scikit-learn's C: features are many, so the weaker ones overfit
+FEW_PRODUCTS = 2**24  # of a batch: with less, threads wait for each other longer than they help
 CHUNK = 8192  # rows of a split that are scored at a time
 
 
@@ -59,10 +62,21 @@ class Heads:
         """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
         weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
         heads, classes, width = weight.shape
-        flat = weight.reshape(heads * classes, width)
-        cut = self.raw * classes
-        parts = [features @ flat[:cut].T, (features - self.mean) / self.deviation @ flat[cut:].T]
+        flat, cut = weight.reshape(heads * classes, width), self.raw * classes
+        parts = [features @ flat[:cut].T, self._normalised(features) @ flat[cut:].T]
         return torch.cat(parts, dim=1).view(len(features), heads, classes).transpose(0, 1) + bias[:, None]
+
+    @torch.no_grad()
+    def step_back(self, features: torch.Tensor, gradient: torch.Tensor) -> None:
+        """The gradients of weights and biases from that of the logits (G, B, K): two products, which autograd would spread
+        over some ten small steps a batch."""
+        heads, rows, classes = gradient.shape
+        flat, cut = gradient.transpose(0, 1).reshape(rows, heads * classes), self.raw * classes
+        parts = [flat[:, :cut].T @ features, flat[:, cut:].T @ self._normalised(features)]
+        self.weight.grad, self.bias.grad = torch.cat(parts).view_as(self.weight), gradient.sum(dim=1)
+
+    def _normalised(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.deviation
 
     def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One head's (K, W) weight and (K,) bias -> those that read the features as they are."""
@@ -95,7 +109,9 @@ class StackedAdamW:
                 parameter.mul_(1 - rates * self.decays.view(shape))
             first.lerp_(parameter.grad, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
-            parameter.sub_(rates / one * first / ((second / two).sqrt_().add_(EPSILON)))
+            # rates / one * first / (sqrt(second / two) + epsilon), in as few passes as it can be
+            divisor = second.sqrt().add_(EPSILON * math.sqrt(two)).mul_(one / math.sqrt(two) / rates)
+            parameter.addcdiv_(first, divisor, value=-1)
             parameter.grad = None
 
 
@@ -144,6 +160,12 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
     loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head is told by
     rate_at   from a position in epochs to the factor of every head's rate
     """
+    products = batch_size * len(settings) * num_classes * views[0].shape[1]
+    with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
+        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at, seed)
+
+
+def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at, seed) -> Trained:
     everything = views[0] if len(views) == 1 else torch.cat(list(views))
     heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
     del everything
@@ -157,8 +179,12 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
         total = torch.zeros(len(settings), device=labels.device)
         for step in range(steps):
             rows = order[step * batch_size:(step + 1) * batch_size]
-            by_head = _loss_by_head(heads.logits(features[rows]), labels[rows], loss)
+            batch = features[rows]
+            with torch.no_grad():
+                logits = heads.logits(batch)
+            by_head = _loss_by_head(logits.requires_grad_(), labels[rows], loss)
             by_head.mean(dim=1).sum().backward()
+            heads.step_back(batch, logits.grad)
             total += by_head.detach().sum(dim=1)
             optimizer.step(rate_at(epoch + (step + 0.5) / steps))
         now = _mean_loss(heads, val, val_labels, val_loss)
@@ -170,6 +196,16 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
         val_losses.append(now)
     curves = [torch.stack(losses).cpu().numpy() for losses in (train_losses, val_losses)]
     return Trained(heads, *curves, (heads.weight.detach(), heads.bias.detach()), kept)
+
+
+@contextmanager
+def _threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:

@@ -333,7 +333,7 @@ def save_figure(figure, path, crop=True):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white",
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3},
                        **({"bbox_inches": "tight", "pad_inches": 0.12} if crop else {}))
         os.replace(temporary, path)
     finally:
