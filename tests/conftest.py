@@ -70,6 +70,12 @@ def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300
                           env=os.environ | {"PYTHONPATH": str(ROOT), **environment})
 
 
+def not_installed(program: str) -> None:
+    """Leave a test out for want of a program that is no part of the environment; where .ci/run was to install it, fail."""
+    line = f"{program} is not installed here (.ci/run installs it: apt-get install {program.lower()})"
+    pytest.fail(line) if os.environ.get("PROGRAMS_ARE_INSTALLED") else pytest.skip(line)
+
+
 def weights_of(path: Path) -> dict:
     import torch
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.chromium import Browser, find_chromium
+from tests.conftest import not_installed
 from tests.run_folders import HOSTILE, classification_run, regression_run
 from util import report_pictures
 from util.report_page import write_report
@@ -20,7 +21,7 @@ def browser(tmp_path_factory):
     """.ci/run installs it."""
     program = find_chromium()
     if program is None:
-        pytest.skip("Chromium is not installed here (.ci/run installs it: apt-get install chromium)")
+        not_installed("Chromium")
     browser = Browser(program, tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT, start_process
+from tests.conftest import ROOT, not_installed, start_process
 from tests.end_to_end.test_regression import SMALL, demo, predict  # noqa: F401 (fixtures)
 from util import hpo
 
@@ -197,7 +197,7 @@ def postgres(tmp_path):
     """A PostgreSQL server of its own on a local port -> its URL. .ci/run installs the server."""
     binaries = sorted(str(path.parent) for path in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not binaries:
-        pytest.skip("PostgreSQL is not installed here (.ci/run installs it: apt-get install postgresql)")
+        not_installed("PostgreSQL")
     pytest.importorskip("psycopg", reason="the driver of requirements-test.txt is not installed")
     data, port = tmp_path / "pg", 20000 + os.getpid() % 20000
     as_other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
