@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from util.distributed import World
+from util import stopping
+from util.distributed import Agreement, World
 from util.errors import RunError
 from util.lr_sched import learning_rate_at, set_learning_rate
 from util.memory import keep_freed_memory
@@ -126,6 +127,15 @@ class Trainer:
     eval_mode: bool = False
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where an epoch stands: optimizer steps that are done, and the sum of their losses over their pictures."""
+
+    epoch: int
+    steps: int = 0
+    loss: float = 0.0
+
+
 def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
     """All generators from where the run stands: drop path, dropout and mixing are the same after a restart."""
     digest = hashlib.blake2b(f"{seed},{epoch},{micro_step},{rank}".encode(), digest_size=8).digest()
@@ -143,8 +153,10 @@ def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, 
 
 
 def _start_worker(number: int) -> None:
-    """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each."""
+    """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
+    end are the main process's to answer, which needs its workers until then."""
     keep_freed_memory()
+    stopping.ignore()
 
 
 def loaded(loader, title: str, world: World):
@@ -166,14 +178,16 @@ class StepLosses:
     """The losses of an epoch's optimizer steps, kept on the device and read once in `READ_EVERY` steps.
 
     The host never waits for a step: a loss that is not finite is noticed on the device, where it keeps the optimizer from
-    changing anything, in all processes and from that step on; the host learns of it at the next reading.
+    changing anything, in all processes and from that step on; the host learns of it at the next reading. Whether a process
+    was asked to end goes the same way, so that all end after the same step.
     """
 
-    def __init__(self, trainer: Trainer, dataset, epoch: int):
-        self.trainer, self.dataset, self.epoch = trainer, dataset, epoch
+    def __init__(self, trainer: Trainer, dataset, done: Progress):
+        self.trainer, self.dataset, self.epoch = trainer, dataset, done.epoch
         self.device = trainer.world.device
         self.stopped = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
-        self.total, self.first = 0.0, 0
+        self.total, self.first = done.loss, done.steps
+        self.wishes = Agreement(trainer.world)
         self._new_interval()
 
     def _new_interval(self) -> None:
@@ -186,7 +200,9 @@ class StepLosses:
 
     def end_step(self) -> None:
         """Add the losses of all processes, and tell the optimizer whether it may step."""
-        self.losses.append(self.trainer.world.sum(self.of_step))
+        together = self.trainer.world.sum(torch.stack([self.of_step, self.wishes.mine()]))
+        self.losses.append(together[0])
+        self.wishes.add(together[1])
         self.of_step = torch.zeros((), device=self.device)
         self.stopped = torch.maximum(self.stopped, (~self.losses[-1].isfinite()).to(self.stopped.dtype))
         if not self.trainer.scaler.is_enabled():  # a loss scaler tells the optimizer itself
@@ -205,27 +221,33 @@ class StepLosses:
                 wrong = [place for positions, loss in self.suspects if not math.isfinite(loss.item())
                          for place in positions.tolist()]
                 raise _not_finite(self.trainer.world, self.dataset, wrong, self.epoch, self.first + number)
-        self.total += sum(values)
+        for value in values:  # one by one: the same sum however often it is read
+            self.total += value
         self.first += len(values)
         self._new_interval()
         return values[-1]
 
 
-def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
-    """One pass over the training pictures -> {"train_loss", "lr"}: the mean loss of all pictures, the last rate.
+def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Progress], None] | None = None,
+                    keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
+    """One pass over the training pictures, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss of all pictures,
+    the last rate), and the finished progress.
 
     An optimizer step's gradient is the mean over its pictures, however many processes and micro-steps they were dealt
-    to. RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
+    to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to end.
+    RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite. StopRequested,
+    in all processes and after the same step, when one of them was asked to end.
     """
-    t, plan, device = trainer, trainer.plan, trainer.world.device
-    loader.batch_sampler.set_epoch(epoch)
+    t, plan, device, epoch = trainer, trainer.plan, trainer.world.device, done.epoch
+    first = done.steps * plan.accum_iter
+    loader.batch_sampler.set_epoch(epoch, first)
     t.model.train(not t.eval_mode)
     t.optimizer.zero_grad(set_to_none=True)
-    losses = StepLosses(t, loader.dataset, epoch)
-    rate = t.schedule.at(epoch)
+    losses = StepLosses(t, loader.dataset, done)
+    rate = t.schedule.at(epoch + max(0, done.steps - 0.5) / plan.steps)
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world)):
+    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world), first):
         step = micro_step // plan.accum_iter
         if micro_step % plan.accum_iter == 0:
             # the middle of the step: at its start the first step of a warm-up would have no rate at all
@@ -257,8 +279,16 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
             last = losses.read() if losses.is_due() else last
             if last is not None:
                 bar.set_postfix(loss=f"{last / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
+            ends = losses.wishes.reached()
+            if ends or (keep and keep_every and (step + 1) % keep_every == 0):
+                losses.read()
+                if keep:
+                    keep(Progress(epoch, step + 1, losses.total))
+            if ends:
+                raise stopping.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint"
+                                             if keep else "")
     losses.read()
-    return {"train_loss": losses.total / plan.num_samples, "lr": rate}
+    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps, losses.total)
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -290,10 +320,24 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
     """
     model.eval()
-    where, values = _gathered(_rows(model, loaded(loader, title, world), loader.dataset.covariates, precision, world), world)
+    batches = loaded(loader, title, world)
+    if stopping.is_held():
+        batches = _until_asked_to_end(batches, max(world.gather(len(loader))), world)
+    where, values = _gathered(_rows(model, batches, loader.dataset.covariates, precision, world), world)
     if not np.array_equal(where, np.arange(len(loader.dataset))):
         raise AssertionError("evaluation did not see each picture once")
     return where, values
+
+
+def _until_asked_to_end(batches: Iterator, rounds: int, world: World) -> Iterator:
+    """The batches; StopRequested, in all processes after the same one, when a process was asked to end."""
+    every = 1 if world.device.type == "cpu" else READ_EVERY  # where the host reads anyway
+    for number in range(1, rounds + 1):
+        batch = next(batches, None)  # a process may have one less than the others
+        if batch is not None:
+            yield batch
+        if (number % every == 0 or number == rounds) and world.any(stopping.asked()):
+            raise stopping.StopRequested
 
 
 def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models_vit
 from benchmarks.plain import Step
 from benchmarks.timing import Row, compare, compare_apart, seconds
-from engine_finetune import ClassificationLoss, Schedule, Trainer, train_one_epoch
+from engine_finetune import ClassificationLoss, Progress, Schedule, Trainer, train_one_epoch
 from util.distributed import World, usable_cores
 from util.lr_decay import parameter_groups
 from util.memory import keep_freed_memory
@@ -59,7 +59,7 @@ def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.d
     trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(), Schedule(1e-4, 1e-6, 0, 1000), plan,
                       precision, World(device=device), 0)
     loader = Batches(plan, images, labels)
-    return lambda: train_one_epoch(trainer, loader, 0)
+    return lambda: train_one_epoch(trainer, loader, Progress(0))
 
 
 def plain(model: torch.nn.Module, images, labels, device: torch.device, bf16: bool = False):

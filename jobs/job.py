@@ -63,7 +63,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     options = parsed.options
     folder = RunFolder(options.output_dir, options.log_dir, options.task)
     resumed = world.main_first(lambda: _find_checkpoint(parsed, folder, task))
-    if len(set(world.gather(resumed.rest.get("epoch", -1) if resumed is not None else None))) > 1:
+    if len(set(world.gather(_place_of(resumed)))) > 1:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
@@ -121,6 +121,11 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
             raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
                              "with --task (TASK=...), or go on with the new options by --resume auto")
     return file
+
+
+def _place_of(resumed: WeightFile | None) -> str:
+    """Where a checkpoint stands, to compare between processes."""
+    return "" if resumed is None else f"{resumed.rest.get('epoch')} {resumed.rest.get('progress')}"
 
 
 def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:

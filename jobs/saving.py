@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine_finetune import Trainer
+from engine_finetune import Progress, Trainer
 from jobs.job import Job
 from jobs.records import content
 from util import checkpoint
@@ -14,16 +14,18 @@ from util.errors import InputError
 from util.state_dicts import load_file
 
 
-def keep_last(job: Job, trainer: Trainer, epoch: int, best: dict, states: list) -> None:
-    """Write the last checkpoint (main process): all that a restart needs."""
-    checkpoint.write(job.folder.file(checkpoint.LAST), content(job, epoch, best) | {
-        "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
-        "schedule": {"position": epoch + 1, "effective_batch": job.plan.step_size, **asdict(job.schedule)},
+def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: list) -> None:
+    """Write the last checkpoint (main process): all that a restart needs. Its `epoch` is the last whole one; `done` says how
+    far the next has come."""
+    checkpoint.write(job.folder.file(checkpoint.LAST), content(job, done.epoch - 1, best) | {
+        "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(), "progress": asdict(done),
+        "schedule": {"position": done.epoch + done.steps / job.plan.steps, "effective_batch": job.plan.step_size,
+                     **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
 
 
-def resume(job: Job, trainer: Trainer) -> tuple[int, dict, dict | None]:
-    """Put the run back where its checkpoint left it -> (the next epoch, the best one so far, its weights if in memory)."""
+def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
+    """Put the run back where its checkpoint left it -> (where it goes on, the best epoch so far, its weights if in memory)."""
     rest = job.resumed.rest
     _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
     if trainer.scaler.is_enabled() and rest["scaler"]:
@@ -32,23 +34,40 @@ def resume(job: Job, trainer: Trainer) -> tuple[int, dict, dict | None]:
         job.folder.adopt(job.resumed.path.parent)
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
-    first, best, weights = rest["epoch"] + 1, dict(rest["best"]), None
+    before, best, weights = rest["schedule"], dict(rest["best"]), None
+    done = Progress(**rest["progress"]) if "progress" in rest else Progress(rest["epoch"] + 1)
     if job.world.is_main:
         job.folder.cut_after(rest["epoch"])
-        best, weights = _require_best(job, best, rest["epoch"])
-    before = rest["schedule"]
+        best, weights = _require_best(job, best, rest["epoch"] if done.steps == 0 else None)
+    done = _placed(job, done, before["effective_batch"])
     for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
                                ("learning rate", before["peak"], job.schedule.peak)):
         if stored != here:
             job.world.say(f"{what}: {stored:g} before, {here:g} from here on")
-    job.world.say(f"resumed at epoch {first} from {job.resumed.path}")
-    return first, job.world.from_main(best), weights
+    inside = f", step {done.steps} of {job.plan.steps}," if done.steps else ""
+    job.world.say(f"resumed at epoch {done.epoch}{inside} from {job.resumed.path}")
+    return done, job.world.from_main(best), weights
 
 
-def _require_best(job: Job, best: dict, last_epoch: int) -> tuple[dict, dict | None]:
-    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one. With
-    --no_savemodel they are kept in memory."""
+def _placed(job: Job, done: Progress, step_size: int) -> Progress:
+    """The same place among an epoch's pictures where a step now takes another number of them."""
+    plan = job.plan
+    if done.steps == 0 or (step_size == plan.step_size and done.steps <= plan.steps):
+        return done
+    seen = min(done.steps * step_size, plan.num_samples)
+    steps = plan.steps if seen == plan.num_samples else seen // plan.step_size
+    kept = min(steps * plan.step_size, plan.num_samples)
+    if kept < seen:
+        job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its pictures are seen once more")
+    return Progress(done.epoch, steps, done.loss * kept / seen)
+
+
+def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, dict | None]:
+    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one (`last_epoch`;
+    None where it stands inside an epoch). With --no_savemodel they are kept in memory."""
     path = job.folder.file(checkpoint.BEST)
+    if best["epoch"] is None:
+        return best, None
     if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
         return best, None
     if best["epoch"] == last_epoch:

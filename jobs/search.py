@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 import models_vit
+from engine_finetune import Progress
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
 from jobs.regression import Regression
@@ -156,7 +157,7 @@ class Search:
         options, best, best_weights = job.options, None, None
         figures = self._tensorboard() if self.world.is_main else None
         longest = 0.0
-        for epoch in epochs(job, trainer, 0):
+        for epoch in epochs(job, trainer, Progress(0)):
             value = epoch.metrics[options.optuna_metric]
             longest = max(longest, epoch.seconds)
             if self._improves(value, best):

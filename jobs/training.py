@@ -2,20 +2,21 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
-from engine_finetune import Trainer, outputs, train_one_epoch
+from engine_finetune import Progress, Trainer, outputs, train_one_epoch
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.probe import probe
 from jobs.records import content, draw, facts, report
 from jobs.saving import keep_best, keep_last, load_best, resume
 from jobs.task import Task
-from util import checkpoint, datasets, summary
+from util import checkpoint, datasets, stopping, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import RunError
@@ -100,15 +101,23 @@ class Epoch:
     seconds: float
 
 
-def epochs(job: Job, trainer: Trainer, first: int) -> Iterator[Epoch]:
-    """Train and evaluate on val, epoch by epoch from `first`; the caller may stop in between."""
+def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
+    """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between. `keep` writes a
+    checkpoint inside an epoch."""
     train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed))
     val_loader = loader(job, "val")
-    for number in range(first, job.options.epochs):
+    for number in range(done.epoch, job.options.epochs):
         begun = time.monotonic()
-        figures = train_one_epoch(trainer, train_loader, number)
+        done = done if number == done.epoch else Progress(number)
+        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.save_every_steps)
         job.world.share_buffers(job.running)
-        predictions = evaluate(job, "val", val_loader)
+        try:
+            predictions = evaluate(job, "val", val_loader)
+        except stopping.StopRequested as stop:
+            if keep is None:
+                raise
+            keep(done)
+            raise stopping.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet evaluated") from stop
         metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
 
@@ -121,34 +130,45 @@ def is_better(score: float, best: float | None) -> bool:
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    first, best, best_weights = options.start_epoch, {"epoch": None, "score": None, "figures": {}}, None
+    done, best, best_weights = Progress(options.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
     if job.resumed is not None:
-        first, best, best_weights = resume(job, trainer)
+        done, best, best_weights = resume(job, trainer)
     elif world.is_main:
         line = folder.put_aside()
         if line:
             world.say(line)
-    complete = world.from_main(first >= options.epochs and folder.is_scored(best["epoch"]))
+    complete = world.from_main(done.epoch >= options.epochs and folder.is_scored(best["epoch"]))
     if world.is_main:
         checkpoint.remove_torn(folder.path)
         if not complete:
-            folder.write_run(facts(job), first if job.resumed is not None else None)
+            folder.write_run(facts(job), done.epoch if job.resumed is not None else None)
     started = time.monotonic()
     epoch = states = None
-    for epoch in epochs(job, trainer, first):
-        is_best = is_better(epoch.metrics[job.task.score], best["score"])
-        if epoch.number == first:
-            world.say(*(f"val: {note}" for note in epoch.notes))
-        if is_best:
-            best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
-            best |= job.task.decide(epoch.predictions) if world.is_main else {}
+    # without a checkpoint on the disk there is nothing that a few more seconds could save
+    keeps = options.savemodel and job.features is None
+
+    def keep(progress: Progress) -> None:
         states = world.gather(checkpoint.random_states(world.device))
         if world.is_main:
-            kept = _keep_epoch(job, trainer, epoch, best, states)
-            best_weights = kept if is_best else best_weights
+            keep_last(job, trainer, progress, best, states)
         world.barrier()
+
+    with stopping.held() if keeps else nullcontext():
+        for epoch in epochs(job, trainer, done, keep if keeps else None):
+            is_best = is_better(epoch.metrics[job.task.score], best["score"])
+            if epoch.number == done.epoch:
+                world.say(*(f"val: {note}" for note in epoch.notes))
+            if is_best:
+                best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
+                best |= job.task.decide(epoch.predictions) if world.is_main else {}
+            states = world.gather(checkpoint.random_states(world.device))
+            if world.is_main:
+                kept = _keep_epoch(job, trainer, epoch, best, states)
+                best_weights = kept if is_best else best_weights
+        if world.any(stopping.asked()):
+            raise stopping.StopRequested("all epochs are trained, the test split is not scored yet")
     if job.features is not None and world.is_main and epoch is not None and options.savemodel:
-        keep_last(job, trainer, epoch.number, best, states)
+        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
         _finish_val(job, best)
@@ -176,7 +196,7 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
                                      epoch.seconds))
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
     if job.options.savemodel and job.features is None:
-        keep_last(job, trainer, epoch.number, best, states)
+        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     kept = keep_best(job, best) if is_best else None
     folder.add_scalars({**epoch.training, **values}, epoch.number)
     return kept

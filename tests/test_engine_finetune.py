@@ -1,6 +1,8 @@
 """Losses and steps against PyTorch's own and a second way of computing them."""
 
 import copy
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from engine_finetune import (
     READ_EVERY,
     ClassificationLoss,
     Mixing,
+    Progress,
     Schedule,
     Trainer,
     balanced_class_weights,
@@ -20,6 +23,7 @@ from engine_finetune import (
     seed_step,
     train_one_epoch,
 )
+from util import stopping
 from util.distributed import World
 from util.errors import RunError
 from util.precision import Precision
@@ -135,7 +139,7 @@ def test_an_epoch_is_pytorchs_own_adamw_step_by_step(accum_iter):
     trainer = trainer_of(len(dataset), accum_iter=accum_iter)
     other, losses = copy.deepcopy(trainer.model), []
     optimizer = torch.optim.AdamW(other.parameters(), foreach=False)
-    found = train_one_epoch(trainer, loader_of(trainer, dataset), 0)
+    found, done = train_one_epoch(trainer, loader_of(trainer, dataset), Progress(0))
 
     order = [position for batch in TrainBatches(trainer.plan, 0, 0) for _, position in batch]
     for step in range(trainer.plan.steps):
@@ -148,6 +152,45 @@ def test_an_epoch_is_pytorchs_own_adamw_step_by_step(accum_iter):
         losses += [loss.item()] * len(rows)
     torch.testing.assert_close(trainer.model.weight, other.weight, rtol=1e-5, atol=1e-6)
     assert found["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert done == Progress(0, trainer.plan.steps, done.loss) and done.loss / 61 == found["train_loss"]
+
+
+@pytest.mark.parametrize("keep_every, accum_iter", [(1, 1), (7, 1), (4, 3)])
+def test_an_epoch_cut_after_any_kept_step_ends_with_the_same_bits(keep_every, accum_iter):
+    dataset = Numbers(61)
+
+    def whole_run(trainer, done, keep=None):
+        return train_one_epoch(trainer, loader_of(trainer, dataset), done, keep, keep_every)
+
+    whole = trainer_of(len(dataset), accum_iter=accum_iter)
+    kept = []
+    figures, end = whole_run(whole, Progress(0), lambda done: kept.append(
+        (done, copy.deepcopy(whole.model.state_dict()), copy.deepcopy(whole.optimizer.state_dict()))))
+    assert [done.steps for done, _, _ in kept] == list(range(keep_every, whole.plan.steps + 1, keep_every))
+    for done, weights, moments in kept:
+        again = trainer_of(len(dataset), accum_iter=accum_iter)
+        again.model.load_state_dict(weights)
+        again.optimizer.load_state_dict(moments)
+        assert whole_run(again, done) == (figures, end)
+        assert torch.equal(again.model.weight, whole.model.weight)
+
+
+def test_asked_to_end_it_keeps_the_step_that_it_is_in():
+    trainer, kept = trainer_of(61), []
+    dataset = Numbers(61)
+    plain = dataset.__getitem__
+
+    class Signals(Numbers):
+        def __getitem__(self, key):
+            if len(seen) == 9:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            seen.append(key)
+            return plain(key)
+
+    seen = []
+    with stopping.answered(), stopping.held(), pytest.raises(stopping.StopRequested, match="step 5 of 31"):
+        train_one_epoch(trainer, loader_of(trainer, Signals(61)), Progress(0), kept.append)
+    assert [done.steps for done in kept] == [5]
 
 
 @pytest.mark.parametrize("bad_step", [0, 3, READ_EVERY - 1, READ_EVERY, 2 * READ_EVERY + 4])
@@ -157,7 +200,7 @@ def test_the_step_of_a_loss_that_is_not_finite_changes_nothing_nor_do_those_afte
     bad = order[2 * bad_step + 1]
     trainer, until_then = trainer_of(size), trainer_of(size)
     with pytest.raises(RunError, match=rf"epoch 0, step {bad_step} \(pictures of the batch: picture") as caught:
-        train_one_epoch(trainer, loader_of(trainer, Numbers(size, [bad])), 0)
+        train_one_epoch(trainer, loader_of(trainer, Numbers(size, [bad])), Progress(0))
     assert f"picture {bad}" in str(caught.value) and caught.value.everywhere
 
     steps = 0
@@ -175,7 +218,7 @@ def test_the_step_of_a_loss_that_is_not_finite_changes_nothing_nor_do_those_afte
     plain = engine_finetune._optimizer_step
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Enough):
         patched.setattr(engine_finetune, "_optimizer_step", count)
-        train_one_epoch(until_then, loader_of(until_then, Numbers(size)), 0)
+        train_one_epoch(until_then, loader_of(until_then, Numbers(size)), Progress(0))
     assert torch.equal(trainer.model.weight, until_then.model.weight)
 
 
@@ -187,7 +230,7 @@ def test_the_host_does_not_wait_for_a_step(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *rest, plain=plain: (
             readings.append(tensor.dtype) if tensor.dtype.is_floating_point else None) or plain(tensor, *rest))
     trainer = trainer_of(8 * READ_EVERY)
-    train_one_epoch(trainer, loader_of(trainer, Numbers(8 * READ_EVERY)), 0)
+    train_one_epoch(trainer, loader_of(trainer, Numbers(8 * READ_EVERY)), Progress(0))
     assert 0 < len(readings) <= 4 * READ_EVERY / READ_EVERY + 1
 
 

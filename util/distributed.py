@@ -6,6 +6,7 @@ device needs none: every method works there too.
 
 import os
 import sys
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from util import stopping
 from util.errors import InputError, PeerEnded, RunError
 from util.memory import keep_freed_memory
 
@@ -98,6 +100,43 @@ class World:
                 raise error
             raise PeerEnded(*ended)
         return result if self.is_main else work()
+
+
+class Agreement:
+    """Whether any process was asked to end, known to all of them at the same step.
+
+    The wish goes along with a step's losses. On a GPU it is read two steps later, so that the host need not wait for the
+    step that it has just begun.
+    """
+
+    def __init__(self, world: World):
+        self.world, self.waiting = world, deque()
+        self.lag = 2 if world.device.type == "cuda" else 0
+
+    def mine(self) -> torch.Tensor:
+        return torch.full((), float(stopping.asked()), device=self.world.device)
+
+    def add(self, wishes: torch.Tensor) -> None:
+        """The sum of all processes' wishes at a step."""
+        if self.world.size == 1:
+            return  # this process knows without asking the device
+        event = None
+        if self.lag:
+            wishes = torch.empty((), pin_memory=True).copy_(wishes, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.waiting.append((wishes, event))
+
+    def reached(self) -> bool:
+        if self.world.size == 1:
+            return stopping.asked()
+        while len(self.waiting) > self.lag:
+            wishes, event = self.waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            if wishes.item() > 0:
+                return True
+        return False
 
 
 @contextmanager

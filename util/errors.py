@@ -2,12 +2,15 @@
 
 An `InputError` is something the user can mend (exit code 2), a `RunError` a run that failed through no fault of the
 input (exit code 1). Both reach the terminal as one line; anything else is a bug and keeps its traceback.
+A run that a scheduler's signal ends leaves with 99 (util/stopping.py).
 """
 
 import os
 import sys
 import time
 from pathlib import Path
+
+from util import stopping
 
 LAUNCHER_GRACE_S = 3.0
 # A file that util/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
@@ -39,7 +42,8 @@ class PeerEnded(Exception):
 
 
 def exit_code_of(main, argv: list[str] | None = None) -> int:
-    """Run `main(argv)`: 0, or 2 (wrong input) or 1 (failed run) after one line. Our own bugs keep their traceback.
+    """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one line. Our own bugs
+    keep their traceback.
 
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
     everybody as soon as one leaves.
@@ -48,21 +52,36 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker and os.path.exists(marker):
         return int(Path(marker).read_text(encoding="ascii"))
+    with stopping.answered():
+        return _guarded(main, argv, is_main, marker)
+
+
+def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) -> int:
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:
         code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        if marker:
-            partial = Path(f"{marker}.{os.getpid()}")
-            partial.write_text(str(code), encoding="ascii")
-            partial.replace(marker)
-        if not is_main:
-            time.sleep(LAUNCHER_GRACE_S)
-        return code
+        return _leave(code, is_main, marker)
+    except stopping.StopRequested as stop:
+        if is_main:
+            print(f"stopped by {stopping.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
+                  file=sys.stderr, flush=True)
+        return _leave(stopping.EXIT_CODE, is_main, marker)
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
                   "predict.py and latent_feature.py when they are started again", file=sys.stderr, flush=True)
         return 130
+
+
+def _leave(code: int, is_main: bool, marker: str | None) -> int:
+    """Tell the launcher that this start ended by its own word; the main process's line comes first."""
+    if marker:
+        partial = Path(f"{marker}.{os.getpid()}")
+        partial.write_text(str(code), encoding="ascii")
+        partial.replace(marker)
+    if not is_main:
+        time.sleep(LAUNCHER_GRACE_S)
+    return code

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache",
+    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache", "save_every_steps",
 }
 
 
@@ -40,7 +40,7 @@ OF_TRAINING = (
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
     "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
-    "calibrate", "leakage",
+    "calibrate", "leakage", "save_every_steps",
 )
 
 
@@ -262,6 +262,8 @@ def add_run_flags(parser, num_workers=10) -> None:
     group.add_argument("--eval", action="store_true", help="score --resume on the test split, without training")
     group.add_argument("--dry_run", action="store_true", help="resolve and print everything, then stop")
     group.add_argument("--savemodel", action="store_true", default=True, help="keep checkpoints")
+    group.add_argument("--save_every_steps", type=count, default=None, metavar="N",
+                       help="write the last checkpoint inside an epoch, too, every N steps; not set: at each epoch's end")
     group.add_argument("--no_savemodel", action="store_false", dest="savemodel", help="keep no checkpoints")
     group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="falls back to cpu, with a line")
     group.add_argument("--num_workers", type=whole, default=num_workers,
@@ -345,6 +347,7 @@ def idle(parsed: Parsed) -> list[str]:
         (("stratified", "datasets_seed"), options.dataratio == [1.0], "with --dataratio 1"),
         (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check"),
+        (("save_every_steps",), not options.savemodel, "with --no_savemodel"),
     )
     return [f"--{name} does nothing {why}" for names, is_idle, why in conditions for name in names
             if is_idle and name in typed]

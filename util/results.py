@@ -108,9 +108,9 @@ class RunFolder:
         return self._tensorboard
 
     def is_scored(self, epoch: int | None) -> bool:
-        """Whether metrics_test.csv holds the test of this epoch's weights."""
+        """Whether metrics_test.csv holds the test of this epoch's weights, and all that comes after it was written, too."""
         path = self.file("metrics_test.csv")
-        if epoch is None or not path.exists() or not self.file("metrics_test.json").exists():
+        if epoch is None or not all(self.file(name).exists() for name in (path.name, "metrics_test.json", "report.html")):
             return False
         return any(line.split(",")[0] == str(epoch) for line in path.read_text(encoding="utf-8").splitlines()[1:])
 
@@ -155,6 +155,8 @@ class RunFolder:
                        entries: dict[str, dict] | None = None) -> None:
         """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their intervals (`entries`)."""
         with self.writing(self.path):
+            if split == "test" and epoch is not None:
+                self.file("report.html").unlink(missing_ok=True)  # it is written last: there again, all of this is whole
             if keep:
                 write_predictions(predictions, self.file(f"predictions_{split}.csv"))
                 write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)

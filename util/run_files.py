@@ -65,13 +65,15 @@ def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | Non
     """Add one evaluation to a metrics CSV; a new file gets the header `columns` first.
 
     row: a value for every column but epoch, which may be missing or None. A last line without its line end (a run
-    that died while writing) is dropped. Raises InputError where the file has another header, ValueError for a row
+    that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after writing).
+    Raises InputError where the file has another header, ValueError for a row
     that doesn't fit.
     """
     if set(row) | {"epoch"} != set(columns):
         raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
     cells = ["" if row.get(column) is None else _number_text(row[column]) for column in columns]
     lines = _metrics_lines(path, columns) or [_line(columns)]
+    lines = lines[:1] + [line for line in lines[1:] if cells[0] == "" or line.split(",")[0] != cells[0]]
     write_whole(path, "".join([*lines, _line(cells)]))
 
 

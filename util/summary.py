@@ -36,7 +36,9 @@ def describe(job) -> list[str]:
 
 def _weights(job) -> str:
     if job.resumed is not None:
-        return f"{job.loaded}; epoch {job.resumed.rest.get('epoch', 'unknown')}"
+        progress = job.resumed.rest.get("progress") or {}
+        inside = f"epoch {progress['epoch']}, step {progress['steps']}" if progress.get("steps") else ""
+        return f"{job.loaded}; {inside or 'epoch ' + str(job.resumed.rest.get('epoch', 'unknown'))}"
     if job.started_from is None:
         return "NONE: training starts from random weights (--finetune names pre-trained ones)"
     return job.started_from.text.removeprefix("weights: ")

@@ -3,7 +3,7 @@
     python util/torchrun.py [torchrun's arguments] PROGRAM [ARGUMENTS]
 
 torchrun itself ends with 1 whatever its processes ended with, under a page of its own. Here what the program printed
-stands alone, and 0, 1, 2 and 130 (Ctrl-C) mean what they mean for one process.
+stands alone, and 0, 1, 2, 99 (asked to end by SIGTERM or SIGUSR1) and 130 (Ctrl-C) mean what they mean for one process.
 """
 
 import os
@@ -19,11 +19,15 @@ from torch.distributed.run import parse_args, run  # noqa: E402
 
 from util.errors import ENDED_BY_ITSELF  # noqa: E402
 
+SHUTDOWN_S = 600
+
 
 def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="retina-") as folder:
         marker = Path(folder) / "exit_code"
         os.environ[ENDED_BY_ITSELF] = str(marker)
+        # a signal is passed on; then the processes have so long for the step that they are in and a checkpoint
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
         try:
             run(parse_args(arguments))
         except ChildFailedError as error:
@@ -34,6 +38,8 @@ def main(arguments: list[str]) -> int:
                   "start again to go on", file=sys.stderr, flush=True)
             return 1
         except SignalException as signalled:
+            if marker.exists():
+                return int(marker.read_text(encoding="ascii"))
             print(f"stopped by {signalled.sigval.name}: what was saved stays; start again to go on", file=sys.stderr,
                   flush=True)
             return 128 + signalled.sigval

@@ -1,0 +1,79 @@
+"""SIGTERM and SIGUSR1: at once where nothing is held, written down where something is, exit code 99."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from util import stopping
+from util.errors import exit_code_of
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_at_once_where_nothing_is_held(number, capsys):
+    def main(argv):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("not reached")
+
+    before = signal.getsignal(number)
+    assert exit_code_of(main) == 99
+    assert capsys.readouterr().err == (f"stopped by {signal.Signals(number).name}: what was saved stays; start again to go on "
+                                       "(training with --resume auto)\n")
+    assert signal.getsignal(number) == before
+
+
+def test_held_it_is_written_down_and_no_second_signal_changes_that():
+    with stopping.answered():
+        with stopping.held():
+            assert not stopping.asked()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopping.asked() and stopping.signal_name() == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not stopping.asked()
+
+
+def test_not_taken_for_an_error():
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Exception:
+            return 1
+
+    assert exit_code_of(main) == 99
+
+
+def test_other_threads_and_ignored_signals_are_left_alone(monkeypatch):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(exit_code_of(lambda argv: 0)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        def main(argv):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+            return 0
+
+        assert exit_code_of(main) == 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_process_for_real():
+    code = ("import sys, time; from util.errors import exit_code_of\n"
+            "def main(argv):\n    print('ready', flush=True); time.sleep(30)\n"
+            "sys.exit(exit_code_of(main))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 99 and process.stderr.read().startswith("stopped by SIGTERM: ")

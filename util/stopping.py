@@ -1,0 +1,85 @@
+"""A scheduler's wish that a run ends: SIGTERM and SIGUSR1, answered at a moment that loses nothing.
+
+Slurm, Grid Engine, LSF and Kubernetes send a signal some time before they kill. A training that can keep its place holds
+the wish back until its next step, writes a checkpoint and ends; everything else ends at once. Both end with EXIT_CODE,
+which a scheduler can be told to queue the job again for.
+"""
+
+import signal
+import threading
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_CODE = 99  # Grid Engine queues a job again that ends so; LSF's and Slurm's settings can name it
+
+
+class StopRequested(BaseException):
+    """The run ends because it was asked to; like KeyboardInterrupt no `except Exception` takes it for an error."""
+
+    def __init__(self, saved: str = "what was saved stays"):
+        super().__init__(saved)
+        self.saved = saved
+
+
+class _Wish:
+    signal_name = ""  # of the first signal that came
+    holders = 0
+
+
+def asked() -> bool:
+    """Whether this process was asked to end."""
+    return bool(_Wish.signal_name)
+
+
+def signal_name() -> str:
+    """SIGTERM or SIGUSR1; "another process's signal" where this process got none."""
+    return _Wish.signal_name or "another process's signal"
+
+
+def is_held() -> bool:
+    return _Wish.holders > 0
+
+
+@contextmanager
+def held():
+    """Inside, a signal is only written down: the code asks `asked()` where it can end well."""
+    _Wish.holders += 1
+    try:
+        yield
+    finally:
+        _Wish.holders -= 1
+
+
+@contextmanager
+def answered():
+    """Inside, the signals are answered; those that the process was started to ignore stay ignored.
+
+    A second signal changes nothing: launchers pass on what a scheduler has sent to every process already.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _Wish.signal_name = ""
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+    try:
+        yield
+    finally:
+        _Wish.signal_name = ""
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _on_signal(number: int, frame) -> None:
+    first = not _Wish.signal_name
+    _Wish.signal_name = _Wish.signal_name or signal.Signals(number).name
+    if first and not _Wish.holders:
+        raise StopRequested
+
+
+def ignore() -> None:
+    """For helper processes such as a loader's workers: they end when the process that they work for does."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
