@@ -6,7 +6,7 @@ A study, backbones x adaptations x shares of the training pictures x seeds; the 
     python compare.py --run examples/grid.yaml --dry_run
     python compare.py --run examples/grid.yaml --nproc 4
 Written: comparison.csv, comparison_tests.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong input (one line), 1
-where a run of the study failed (the others are run and compared all the same), 130 interrupted.
+where a run of the study failed (the others are run and compared all the same), 99 asked to end, 130 interrupted.
 """
 
 import sys

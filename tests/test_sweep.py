@@ -136,7 +136,7 @@ sys.exit(sweep.run(grid, 1, canonical).exit_code)
 """
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 99), (signal.SIGUSR1, 99)])
 def test_a_signal_stops_the_run_and_the_study(tmp_path, number, code):
     """Sent to the study's process alone, as a scheduler or kill does: the run gets it too, and no further one is begun."""
     process, folder = begin(tmp_path)

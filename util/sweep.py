@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from util import options as flags
+from util import stopping
 from util.errors import InputError, RunError
 from util.grid import Cell, Grid
 from util.summary import duration
@@ -44,7 +45,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         if self.stopped_by:
-            return 128 + self.stopped_by
+            return stopping.EXIT_CODE if self.stopped_by in stopping.SIGNALS else 128 + self.stopped_by
         return 1 if self.failed else 0
 
 
@@ -141,6 +142,8 @@ def run(grid: Grid, processes: int, canonical: Callable[[flags.Parsed], None]) -
             if found[cell.name] == FINISHED:
                 continue
             code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", stopper)
+            if code == stopping.EXIT_CODE and not stopper.signal:  # a scheduler has told the run alone
+                stopper.signal = signal.SIGTERM
             if stopper.signal:
                 outcome.stopped_by = stopper.signal
                 print(f"stopped in {cell.name} by {signal.Signals(stopper.signal).name}: what was saved stays; the same "
@@ -206,7 +209,7 @@ class Stopper:
     group, as a terminal does (SIGINT), or to the program alone, which stops its own workers (the others).
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    SIGNALS = (signal.SIGINT, *stopping.SIGNALS, signal.SIGHUP)
 
     def __init__(self):
         self.signal, self.child = 0, None
