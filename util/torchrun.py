@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing import SignalException  # noqa: E
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: E402
 from torch.distributed.run import parse_args, run  # noqa: E402
 
+from util import stopping  # noqa: E402
 from util.errors import ENDED_BY_ITSELF  # noqa: E402
 
 SHUTDOWN_S = 600
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
                 return int(marker.read_text(encoding="ascii"))
             print(f"stopped by {signalled.sigval.name}: what was saved stays; start again to go on", file=sys.stderr,
                   flush=True)
-            return 128 + signalled.sigval
+            return stopping.EXIT_CODE if signalled.sigval in stopping.SIGNALS else 128 + signalled.sigval
     return 0
 
 
