@@ -1,5 +1,6 @@
 """The loops: train one epoch, compute outputs. The same for every task: what is trained, and on what, is decided elsewhere."""
 
+import atexit
 import hashlib
 import itertools
 import math
@@ -147,6 +148,9 @@ def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
 
 def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
     """A loader fed by one of our batch samplers; workers stay for the run."""
+    if num_workers:
+        atexit.unregister(stopping.end_helpers)
+        atexit.register(stopping.end_helpers)
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None, worker_init_fn=_start_worker)
@@ -156,7 +160,7 @@ def _start_worker(number: int) -> None:
     """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
     end are the main process's to answer, which needs its workers until then."""
     keep_freed_memory()
-    stopping.ignore()
+    stopping.leave_to_parent()
 
 
 def loaded(loader, title: str, world: World):

@@ -49,7 +49,10 @@ class Run:
         self.returncode, self.process = process.returncode, str(process.pid)
         blocks = record.read_text().split("call\n")[1:] if record.exists() else []
         self.processes, self.folders, self.devices = [[block.split("\n")[at] for block in blocks] for at in range(3)]
-        self.calls = [block.split("\n")[3:-1] for block in blocks]
+        calls = [block.split("\n")[3:-1] for block in blocks]
+        # what restarts one process is called with the number of restarts, the program and its arguments
+        self.restarts = [int(call[1]) if call[0] == str(clone / "util/restarting.py") else 0 for call in calls]
+        self.calls = [call[2:] if restarts else call for call, restarts in zip(calls, self.restarts, strict=True)]
 
 
 DOCUMENTED = """--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune RETFound_dinov2_meh --savemodel
@@ -76,7 +79,8 @@ def test_nothing_set_is_the_demo(clone, stub, shell, tmp_path):
     assert "demo" in run.stdout and "DATA_PATH=" in run.stdout and "NUM_CLASS=" in run.stdout
     drawing, training = run.calls
     assert drawing == ["-m", "util.demo_data", "demo_data"] and run.folders[0] == str(clone)
-    assert training[0] == str(clone / "main_finetune.py") and run.folders[1] == str(tmp_path)
+    assert training[0] == str(clone / "main_finetune.py") and run.folders[1] == str(tmp_path) and run.restarts == [0, 3]
+    assert Run(clone, stub, "train.sh", "--resume", "a.pth", shell=shell).restarts == [0, 0], "it would begin there again"
     given = options(training[1:])
     assert given["--data_path"] == [f"{clone}/demo_data"] and given["--output_dir"] == [f"{clone}/output_dir"]
     assert given["--resume"] == ["same"] and given["--crop_scale"] == ["0.8", "1"]

@@ -166,6 +166,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
             print(f"error (process {rank}): {error}", file=sys.stderr, flush=True)
         raise
     finally:
+        stopping.leave()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -78,6 +78,7 @@ def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) ->
 
 def _leave(code: int, is_main: bool, marker: str | None) -> int:
     """Tell the launcher that this start ended by its own word; the main process's line comes first."""
+    stopping.leave()
     if marker:
         partial = Path(f"{marker}.{os.getpid()}")
         partial.write_text(str(code), encoding="ascii")

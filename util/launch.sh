@@ -96,8 +96,9 @@ count_processes() (
 )
 
 # launch PROGRAM ARGUMENTS...: becomes the program, so that its exit code and the user's signals reach the right one.
-# One process is plain Python. Several are checked once by a dry run, so that a mistake is said before any is started, then
-# the launcher takes this shell's place: a signal to this script (Ctrl-C, a scheduler's USR1) reaches it, none is lost.
+# One process is plain Python, started again where a signal kills it. Several are checked once by a dry run, so that a mistake
+# is said before any is started. What watches over them takes this shell's place: a signal to this script (Ctrl-C, a
+# scheduler's USR1) reaches it, none is lost.
 launch() {
     program=$1
     shift
@@ -112,7 +113,16 @@ launch() {
     if [ "$GPUS" = 0 ]; then
         export CUDA_VISIBLE_DEVICES=
     fi
+    # a restart helps only where the program finds its own last checkpoint, or its study
+    restarts=0
+    case $(value_of --resume "$@") in same | auto) restarts=3 ;; esac
+    if given --optuna_resume "$@"; then
+        restarts=3
+    fi
     if [ "$NNODES" -eq 1 ] && [ "$processes" -eq 1 ]; then
+        if [ "$restarts" -gt 0 ]; then
+            exec "$PYTHON" "$ROOT/util/restarting.py" "$restarts" "$program" "$@"
+        fi
         exec "$PYTHON" "$program" "$@"
     fi
     if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
@@ -128,9 +138,6 @@ launch() {
         2) exit 2 ;;
         *) exit 1 ;;
     esac
-    # a restart helps only where the program finds its own last checkpoint
-    restarts=0
-    case $(value_of --resume "$@") in same | auto) restarts=3 ;; esac
     exec "$PYTHON" "$ROOT/util/torchrun.py" --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
         --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"

@@ -5,6 +5,7 @@ the wish back until its next step, writes a checkpoint and ends; everything else
 which a scheduler can be told to queue the job again for.
 """
 
+import multiprocessing
 import signal
 import threading
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def answered():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    _Wish.signal_name = ""
+    _Wish.signal_name, _Wish.holders = "", 0
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -79,7 +80,21 @@ def _on_signal(number: int, frame) -> None:
         raise StopRequested
 
 
-def ignore() -> None:
-    """For helper processes such as a loader's workers: they end when the process that they work for does."""
+def leave() -> None:
+    """From here on a signal changes nothing: the process is on its way out, and says why by itself."""
+    _Wish.holders += 1
+
+
+def leave_to_parent() -> None:
+    """In a helper process, such as a loader's worker: a scheduler's signal is for the process that it works for."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_helpers() -> None:
+    """At the exit of the process that they work for: SIGTERM, by which Python would end them, is nothing to them."""
+    helpers = multiprocessing.active_children()
+    if helpers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # their end is no failure that the loader has to report
+    for helper in helpers:
+        helper.kill()
