@@ -83,15 +83,15 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def main_first(self, work):
-        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
-        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+    def main_alone(self, work, *words):
+        """`work(*words)` in the main process, while the others wait -> its result there, None in them. An InputError or
+        RunError of it (a full disk) ends all, and only it is printed."""
         if self.size == 1:
-            return work()
+            return work(*words)
         result = error = None
         if self.is_main:
             try:
-                result = work()
+                result = work(*words)
             except (InputError, RunError) as caught:
                 error = caught
         ended = self.from_main(None if error is None else (type(error).__name__, str(error)))
@@ -99,6 +99,12 @@ class World:
             if error is not None:
                 raise error
             raise PeerEnded(*ended)
+        return result
+
+    def main_first(self, work):
+        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
+        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+        result = self.main_alone(work)
         return result if self.is_main else work()
 
 
