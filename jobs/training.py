@@ -23,7 +23,6 @@ from util.distributed import World, wrap
 from util.errors import RunError
 from util.lr_decay import parameter_groups
 from util.memory import estimate_memory
-from util.report_page import PAGE
 from util.sampling import TrainBatches
 
 
@@ -170,7 +169,8 @@ def _train(job: Job) -> None:
     if not complete:
         world.main_alone(_finish_val, job, best)
     if complete:
-        world.main_alone(_show_complete, job)
+        world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
+                  f"this run is complete: its results stand in {folder.path}")
     else:
         load_best(job, best_weights)
         world.main_alone(_write_best_of_memory, job, best, best_weights)
@@ -225,13 +225,6 @@ def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
     job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
     notes += draw(job, split)
     world.say(*(f"{split}: {note}" for note in notes), *summary.figures(job.task, split, entries, job.folder), *report(job))
-
-
-def _show_complete(job: Job) -> None:
-    """What a start of a run that is done says; a page that the disk had no room for is made now."""
-    made = [] if job.folder.file(PAGE).exists() else [*draw(job, "test"), *report(job)]
-    job.world.say(*summary.figures(job.task, "test", job.folder.figures("test"), job.folder), *made,
-                  f"this run is complete: its results stand in {job.folder.path}")
 
 
 def _evaluate_only(job: Job) -> None:

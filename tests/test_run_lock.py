@@ -129,7 +129,8 @@ def test_two_runs_of_one_task(start, tmp_path, pictures):
             time.sleep(0.05)
         for more in ([], ["--resume", "same"], ["--eval", "--resume", "auto"]):
             code, _, err = start("--task", "t", *more)
-            assert code == 2 and re.fullmatch(rf"error: output_dir/t is in use by another run \(process {first.pid} on .*\n", err)
+            assert code == 2 and re.fullmatch(rf"error: output_dir/t is in use by another run \(process {first.pid} on .*\n",
+                                              err), err
         assert start("--task", "t", "--dry_run")[0] == 0
         assert not list((tmp_path / "output_dir/t").glob("earlier-*"))
         loaders = children(first.pid)

@@ -15,6 +15,7 @@ from util.errors import RunError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+CLOSED = (errno.EPIPE, errno.EBADF)
 AGAIN = "start again with --resume auto"
 
 
@@ -31,11 +32,13 @@ def remedy(error: OSError) -> str:
         return "make the folder writable"
     if error.errno in GONE:
         return "bring the folder back"
+    if error.errno in CLOSED:
+        return "keep it open"
     return "look after the disk"
 
 
 @contextlib.contextmanager
-def writing(path: Path, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path]:
+def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
     """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there still;
     again: how the run goes on."""
     if place is not None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from util import stopping
+from util.disk import writing
 from util.errors import InputError, PeerEnded, RunError
 from util.memory import keep_freed_memory
 
@@ -38,10 +39,16 @@ class World:
         return self.rank == 0
 
     def say(self, *lines: str) -> None:
-        """Print from the main process alone."""
+        """Print from the main process alone. RunError where nobody can take it: a file on a full disk, a closed pipe."""
         if self.is_main:
-            for line in lines:
-                print(line, flush=True)
+            with writing("standard output"):
+                try:
+                    for line in lines:
+                        print(line, flush=True)
+                except OSError:
+                    # what is left in the buffer would fail once more when Python ends
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    raise
 
     def barrier(self) -> None:
         if self.size > 1:
