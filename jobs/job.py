@@ -62,6 +62,10 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     """Resolve everything that the options say. InputError, RunError: see util/errors.py."""
     options = parsed.options
     folder = RunFolder(options.output_dir, options.log_dir, options.task)
+    together = bool(getattr(options, "optuna_trials", 0))  # several processes may search in one folder
+    folder.again = "start again with --optuna_resume" if together else "start again" if options.eval else folder.again
+    if not options.dry_run:
+        world.main_alone(folder.hold, world.say, together)  # before its checkpoint is read: another run may be writing it
     resumed = world.main_first(lambda: _find_checkpoint(parsed, folder, task))
     if len(set(world.gather(_place_of(resumed)))) > 1:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
@@ -73,6 +77,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     if not options.dry_run:
         world.main_first(folder.make)
+        world.main_alone(folder.hold, world.say, together)  # where it was not there before
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
     world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
@@ -179,7 +184,8 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     if not options.skip_file_check:
         writes = world.is_main and not options.dry_run and options.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
-        data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
+        with folder.writing(skipped):
+            data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
     if not options.eval:
         data.fingerprint = datasets.fingerprint(data.table)
     if options.dataratio[0] < 1 and not options.eval:

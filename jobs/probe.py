@@ -29,18 +29,14 @@ from util.run_files import write_whole
 
 def probe(job: Job) -> None:
     """Train, choose, score, write. RunError where no head's outputs are numbers."""
-    world, folder, options = job.world, job.folder, job.options
+    world, folder = job.world, job.folder
     if _is_complete(job):
         world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
                   f"this run is complete: its results stand in {folder.path}")
         return
-    if world.is_main:
-        line = folder.put_aside()
-        world.say(*([line] if line else []))
-        folder.write_run(facts(job))
     began = time.monotonic()
     # one process is enough: the others would compute the same
-    best = world.from_main(_train_and_choose(job) if world.is_main else None)
+    best = world.from_main(world.main_alone(_train_and_choose, job))
     if best is None:
         raise RunError("no head of the probe gives numbers on val: check the weights, or try --precision fp32", everywhere=True)
     weight, bias = (torch.from_numpy(values).to(world.device) for values in (best.pop("weight"), best.pop("bias")))
@@ -48,17 +44,7 @@ def probe(job: Job) -> None:
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    if world.is_main:
-        _write(job, best)
-        world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
-                  f"{summary.duration(time.monotonic() - began)}; results in {folder.path}")
-        if options.savemodel:
-            last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
-                    "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
-                    "data_fingerprint": job.data.fingerprint}
-            checkpoint.write(folder.file(checkpoint.LAST), content(job, options.epochs - 1, best) | last)
-        folder.close()
-    world.barrier()
+    world.main_alone(_write, job, best, began)
 
 
 def _is_complete(job: Job) -> bool:
@@ -83,6 +69,9 @@ def _labels(job: Job, split: str) -> torch.Tensor:
 def _train_and_choose(job: Job) -> dict | None:
     """The best head on val: its figures and folded weights; what else came out is written and said (main process)."""
     options, device, task = job.options, job.world.device, job.task
+    line = job.folder.put_aside()
+    job.world.say(*([line] if line else []))
+    job.folder.write_run(facts(job))
     features = {name: values.to(device) for name, values in job.features.items()}
     views = [values for name, values in features.items() if name.startswith("train")]
     labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
@@ -191,18 +180,25 @@ def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Te
     return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
 
 
-def _write(job: Job, best: dict) -> None:
+def _write(job: Job, best: dict, began: float) -> None:
     """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
-    folder, task = job.folder, job.task
+    folder, task, options = job.folder, job.task, job.options
     head = task.head_of(job.model)
     with torch.inference_mode():
         logits = head(job.features["test"].to(job.world.device))
     folder.draw_curves(best["epoch"])
     draw(job, "val")
-    if job.options.savemodel:
-        checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
+    if options.savemodel:
+        checkpoint.write(folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
     predictions, figures = _scored(job, "test", logits)
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
     notes = task.metrics(predictions)[1] + draw(job, "test")
     job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", entries, folder), *report(job))
+    job.world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
+                  f"{summary.duration(time.monotonic() - began)}; results in {folder.path}")
+    if options.savemodel:
+        last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
+                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
+                "data_fingerprint": job.data.fingerprint}
+        checkpoint.write(folder.file_to_write(checkpoint.LAST), content(job, options.epochs - 1, best) | last)

@@ -17,7 +17,7 @@ from util.state_dicts import load_file
 def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: list) -> None:
     """Write the last checkpoint (main process): all that a restart needs. Its `epoch` is the last whole one; `done` says how
     far the next has come."""
-    checkpoint.write(job.folder.file(checkpoint.LAST), content(job, done.epoch - 1, best) | {
+    checkpoint.write(job.folder.file_to_write(checkpoint.LAST), content(job, done.epoch - 1, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(), "progress": asdict(done),
         "schedule": {"position": done.epoch + done.steps / job.plan.steps, "effective_batch": job.plan.step_size,
                      **asdict(job.schedule)},
@@ -30,15 +30,14 @@ def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
     _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
     if trainer.scaler.is_enabled() and rest["scaler"]:
         trainer.scaler.load_state_dict(rest["scaler"])
-    if job.world.is_main:
-        job.folder.adopt(job.resumed.path.parent)
+    job.world.main_alone(job.folder.adopt, job.resumed.path.parent)
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
-    before, best, weights = rest["schedule"], dict(rest["best"]), None
+    before = rest["schedule"]
     done = Progress(**rest["progress"]) if "progress" in rest else Progress(rest["epoch"] + 1)
-    if job.world.is_main:
-        job.folder.cut_after(rest["epoch"])
-        best, weights = _require_best(job, best, rest["epoch"] if done.steps == 0 else None)
+    job.world.main_alone(job.folder.cut_after, rest["epoch"])
+    best, weights = job.world.main_alone(_require_best, job, dict(rest["best"]), rest["epoch"] if done.steps == 0 else None
+                                         ) or (None, None)
     done = _placed(job, done, before["effective_batch"])
     for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
                                ("learning rate", before["peak"], job.schedule.peak)):
@@ -103,20 +102,23 @@ def keep_best(job: Job, best: dict) -> dict | None:
     """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
     stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end)."""
     if job.options.savemodel and job.features is None:
-        checkpoint.write(job.folder.file(checkpoint.BEST), content(job, best["epoch"], best))
+        checkpoint.write(job.folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
         return None
     return {name: tensor.detach().cpu().clone() for name, tensor in job.running.state_dict().items()}
 
 
 def load_best(job: Job, in_memory: dict | None) -> None:
     """The best epoch's weights into the model, from the main process to all."""
-    if job.world.is_main:
-        if in_memory is not None:
-            job.running.load_state_dict(in_memory)
-        elif job.folder.file(checkpoint.BEST).exists():
-            job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
-        else:
-            raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+    job.world.main_alone(_load_best, job, in_memory)
     if job.world.size > 1:
         for tensor in job.model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
+
+
+def _load_best(job: Job, in_memory: dict | None) -> None:
+    if in_memory is not None:
+        job.running.load_state_dict(in_memory)
+    elif job.folder.file(checkpoint.BEST).exists():
+        job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
+    else:
+        raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")

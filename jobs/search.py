@@ -28,6 +28,7 @@ from util import options as flags
 from util.datasets import SPLITS
 from util.distributed import World
 from util.errors import RunError
+from util.scalars import ScalarFile
 
 
 def search(parsed: flags.Parsed, world: World) -> None:
@@ -51,9 +52,8 @@ def search(parsed: flags.Parsed, world: World) -> None:
         fill_cache(job, SPLITS if options.optuna_eval_test else ("train", "val"))
     try:
         Search(job, parameters).run()
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
-        raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it works") from error
+    finally:
+        job.folder.close()
 
 
 def has_stochastic_depth(job: Job) -> bool:
@@ -92,7 +92,7 @@ class Search:
         self.settings = hpo.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
         self.backbone_state = {name: tensor.clone() for name, tensor in job.model.backbone.state_dict().items()}
         self.backbone_buffers = {name: tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
-        self.study = self.world.main_first(lambda: self._open() if self.world.is_main else None)
+        self.study = self._alone(self._open)
 
     def _open(self) -> optuna.Study:
         options = self.job.options
@@ -108,20 +108,23 @@ class Search:
                    disable=not (world.is_main and sys.stderr.isatty()))
         self.say = (lambda line: bar.write(line) if not bar.disable else print(line, flush=True))
         while True:
-            chosen = world.from_main(self._next() if world.is_main else None)
+            chosen = world.from_main(self._alone(self._next))
             if chosen is None:
                 break
             number, params, seed = chosen
             started = time.monotonic()
             state, value, reason = self._trial(params, seed)
+            told = self._alone(self._tell, state, value, reason)
             if world.is_main:
-                self._tell(state, value, reason)
-                bar.n = sum(map(hpo.counts, self.study.get_trials(deepcopy=False)))
-                best = hpo.best_of(self.study)
+                bar.n, best = told
                 bar.set_postfix_str("" if best is None else f"best {best.value:.4f}")
                 self.say(self._trial_line(number, state, value, reason, params, best, time.monotonic() - started))
         bar.close()
         self._finish(began)
+
+    def _alone(self, work, *words):
+        """`work` in the main process, see World.main_alone. RunError where the study's storage fails, too."""
+        return self.world.main_alone(_with_storage, work, *words)
 
     # ---- one trial
 
@@ -155,7 +158,7 @@ class Search:
 
     def _epochs(self, job: Job, trainer) -> tuple[str, float | None, str]:
         options, best, best_weights = job.options, None, None
-        figures = self._tensorboard() if self.world.is_main else None
+        figures = self._alone(self._trial_scalars)
         longest = 0.0
         for epoch in epochs(job, trainer, Progress(0)):
             value = epoch.metrics[options.optuna_metric]
@@ -164,9 +167,8 @@ class Search:
                 best = value
                 if options.optuna_eval_test:
                     best_weights = {name: tensor.detach().clone() for name, tensor in job.running.state_dict().items()}
-                if self.world.is_main:
-                    self.trial.set_user_attr("best_epoch", epoch.number)
-            prune = self.world.from_main(self._report(epoch, best, longest, figures) if self.world.is_main else None)
+                self._alone(lambda number: self.trial.set_user_attr("best_epoch", number), epoch.number)
+            prune = self.world.from_main(self._alone(self._report, epoch, best, longest, figures))
             if prune:
                 return "pruned", best, ""
         if best is None or math.isnan(best):
@@ -184,27 +186,24 @@ class Search:
     def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
         self.trial.set_user_attr("lease", hpo.lease(hpo.lease_length(longest)))
-        values = {**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}}
-        for name, value in values.items():
-            if value is not None and not math.isnan(value):
-                figures.add_scalar(name, value, epoch.number)
-        figures.flush()
+        with self.folder.writing(figures.path):
+            figures.add({**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}}, epoch.number)
         self.trial.report(best, epoch.number)
         return bool(self.trial.should_prune())
 
-    def _tensorboard(self):
-        from torch.utils.tensorboard import SummaryWriter
-
-        with self.folder.writing(self.folder.tensorboard_path):
-            return SummaryWriter(str(self.folder.tensorboard_path / f"trial_{self.trial.number:04d}"))
+    def _trial_scalars(self) -> ScalarFile:
+        with self.folder.writing(self.folder.tensorboard_path / f"trial_{self.trial.number:04d}") as path:
+            path.mkdir(exist_ok=True)
+        return ScalarFile(path)
 
     def _score_test(self, job: Job, weights: dict) -> None:
         job.running.load_state_dict(weights)
-        predictions = evaluate(job, "test", loader(job, "test"))
-        if self.world.is_main:
-            metrics, _ = job.task.metrics(predictions)
-            self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
-                                              for name, value in metrics.items()})
+        self._alone(self._enter_test, job, evaluate(job, "test", loader(job, "test")))
+
+    def _enter_test(self, job: Job, predictions) -> None:
+        metrics, _ = job.task.metrics(predictions)
+        self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
+                                          for name, value in metrics.items()})
 
     def _job_of(self, params: dict, seed: int) -> Job:
         """The job of a trial: its own settings and head, the backbone as it was at the start."""
@@ -230,7 +229,8 @@ class Search:
 
     # ---- after it
 
-    def _tell(self, state: str, value: float | None, reason: str) -> None:
+    def _tell(self, state: str, value: float | None, reason: str) -> tuple[int, optuna.trial.FrozenTrial | None]:
+        """Enter what a trial came to -> how many there are, the best one so far."""
         if state == "fail":
             self.trial.set_user_attr("reason", reason)
             self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
@@ -239,6 +239,7 @@ class Search:
         else:
             self.study.tell(self.trial, value)
         hpo.write_results(self.study, self.folder.path, self.job.options.optuna_metric, self.job.options.optuna_epochs)
+        return sum(map(hpo.counts, self.study.get_trials(deepcopy=False))), hpo.best_of(self.study)
 
     def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
@@ -247,11 +248,8 @@ class Search:
         return f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  {summary.duration(seconds)}"
 
     def _finish(self, began: float) -> None:
-        if self.world.is_main:
-            lines = self._results(began)
-            self.world.say(*lines)
-        self.world.barrier()
-        if self.world.from_main(hpo.best_of(self.study) is None if self.world.is_main else None):
+        self.world.say(*(self._alone(self._results, began) or ()))
+        if self.world.from_main(self._alone(lambda: hpo.best_of(self.study) is None)):
             raise RunError(f"no trial came to an end by itself: the reasons stand in {self.folder.path}/optuna_trials.csv",
                            everywhere=True)
 
@@ -264,7 +262,8 @@ class Search:
         best = hpo.best_of(self.study)
         if best is None:
             return lines
-        lines += hpo.draw(self.study, path, options.optuna_metric)
+        with self.folder.writing():
+            lines += hpo.draw(self.study, path, options.optuna_metric)
         lines.append(f"best: trial {best.number}, {options.optuna_metric} {best.value:.4f}: "
                      + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
         lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "
@@ -272,6 +271,14 @@ class Search:
         lines.append(f"now train once more, at the full number of epochs: --params {path / 'optuna_best.json'} instead of the "
                      "search's flags")
         return lines
+
+
+def _with_storage(work, *words):
+    try:
+        return work(*words)
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:  # OSError: of a journal file
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
+        raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it works") from error
 
 
 def _fits_in_memory(job: Job) -> bool:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from engine_finetune import Progress, Trainer, outputs, train_one_epoch
+from jobs import room
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.probe import probe
@@ -30,10 +31,11 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     options, job = parsed.options, prepare(parsed, world, task)
     world.say(*summary.describe(job), *without_effect_here(parsed, job))
     if options.dry_run:
-        world.say(*_memory(job), "dry run: nothing was trained")
+        world.say(*_memory(job), *room.describe(job), "dry run: nothing was trained")
         return
     job.precision.prepare()
     try:
+        world.main_alone(room.require, job)
         job.model.to(world.device)
         if options.eval:
             fill_cache(job, ("test",))
@@ -49,6 +51,8 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
                        "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
+    finally:
+        job.folder.close()
 
 
 def _memory(job: Job) -> list[str]:
@@ -133,15 +137,11 @@ def _train(job: Job) -> None:
     done, best, best_weights = Progress(options.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
     if job.resumed is not None:
         done, best, best_weights = resume(job, trainer)
-    elif world.is_main:
-        line = folder.put_aside()
-        if line:
-            world.say(line)
+    else:
+        world.main_alone(_put_aside, job)
     complete = world.from_main(done.epoch >= options.epochs and folder.is_scored(best["epoch"]))
-    if world.is_main:
-        checkpoint.remove_torn(folder.path)
-        if not complete:
-            folder.write_run(facts(job), done.epoch if job.resumed is not None else None)
+    if not complete:
+        world.main_alone(lambda: folder.write_run(facts(job), done.epoch if job.resumed is not None else None))
     started = time.monotonic()
     epoch = states = None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
@@ -149,9 +149,7 @@ def _train(job: Job) -> None:
 
     def keep(progress: Progress) -> None:
         states = world.gather(checkpoint.random_states(world.device))
-        if world.is_main:
-            keep_last(job, trainer, progress, best, states)
-        world.barrier()
+        world.main_alone(keep_last, job, trainer, progress, best, states)
 
     with stopping.held() if keeps else nullcontext():
         for epoch in epochs(job, trainer, done, keep if keeps else None):
@@ -162,28 +160,28 @@ def _train(job: Job) -> None:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
             states = world.gather(checkpoint.random_states(world.device))
-            if world.is_main:
-                kept = _keep_epoch(job, trainer, epoch, best, states)
-                best_weights = kept if is_best else best_weights
+            kept = world.main_alone(_keep_epoch, job, trainer, epoch, best, states)
+            best_weights = kept if is_best and world.is_main else best_weights
         if world.any(stopping.asked()):
             raise stopping.StopRequested("all epochs are trained, the test split is not scored yet")
-    if job.features is not None and world.is_main and epoch is not None and options.savemodel:
-        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
-    if world.is_main and not complete:
-        folder.draw_curves(best["epoch"])
-        _finish_val(job, best)
+    if job.features is not None and epoch is not None and options.savemodel:
+        world.main_alone(keep_last, job, trainer, Progress(epoch.number + 1), best, states)
+    if not complete:
+        world.main_alone(_finish_val, job, best)
     if complete:
         world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
                   f"this run is complete: its results stand in {folder.path}")
     else:
         load_best(job, best_weights)
-        if world.is_main and best_weights is not None and options.savemodel:
-            checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
+        world.main_alone(_write_best_of_memory, job, best, best_weights)
         _score(job, "test", best["epoch"], best)
         world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
-    if world.is_main:
-        folder.close()
+
+
+def _put_aside(job: Job) -> None:
+    line = job.folder.put_aside()
+    job.world.say(*([line] if line else []))
 
 
 def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
@@ -194,16 +192,22 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
     folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
     job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
                                      epoch.seconds))
+    # rows and scalars past the checkpoint are cut when the run goes on, so they stand before it
+    folder.add_scalars({**epoch.training, **values}, epoch.number)
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
     if job.options.savemodel and job.features is None:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
-    kept = keep_best(job, best) if is_best else None
-    folder.add_scalars({**epoch.training, **values}, epoch.number)
-    return kept
+    return keep_best(job, best) if is_best else None
+
+
+def _write_best_of_memory(job: Job, best: dict, best_weights: dict | None) -> None:
+    if best_weights is not None and job.options.savemodel:
+        checkpoint.write(job.folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
 
 
 def _finish_val(job: Job, best: dict) -> None:
     """Intervals and pictures of the best epoch's predictions on val, once it is known to be the best."""
+    job.folder.draw_curves(best["epoch"])
     path = job.folder.file("predictions_val.csv")
     if path.exists():
         job.folder.write_figures("val", job.task.intervals(job.task.read_predictions(path), best["figures"], best))
@@ -224,8 +228,11 @@ def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
 
 
 def _evaluate_only(job: Job) -> None:
-    if job.world.is_main:
-        job.world.say(*job.folder.put_foreign_tables_aside())
-        if not job.folder.file("run.json").exists():
-            job.folder.write_run(facts(job))
+    job.world.main_alone(_begin_evaluation, job)
     _score(job, "test", None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})
+
+
+def _begin_evaluation(job: Job) -> None:
+    job.world.say(*job.folder.put_foreign_tables_aside())
+    if not job.folder.file("run.json").exists():
+        job.folder.write_run(facts(job))

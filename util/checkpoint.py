@@ -5,6 +5,7 @@ loads the file as it is. What a reader needs to use it stands beside: class name
 options, the versions, where the weights came from.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from util.disk import AGAIN, reason, remedy
 from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
 
@@ -26,23 +28,49 @@ def write(path: str | Path, content: dict) -> None:
     RunError where the disk is full or can't be written; what stood there before stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, failure = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            stream = _Remembering(file)
+            try:
+                torch.save(content, stream)
+            except RuntimeError:
+                if stream.error is None:
+                    raise  # no fault of the disk's
+                raise stream.error from None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(f"{path} could not be written ({reason}): the checkpoint before it stays; make room and start "
-                       "again with --resume auto") from error
+    except OSError as error:
+        failure = error
+    finally:
+        with contextlib.suppress(OSError):  # on a disk that is gone; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+    if failure is not None:
+        raise RunError(f"{path} could not be written ({reason(failure)}): the checkpoint before it stays; "
+                       f"{remedy(failure)} and {AGAIN}") from failure
+
+
+class _Remembering:
+    """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in the file."""
+
+    def __init__(self, file):
+        self._file, self.error = file, None
+
+    def write(self, content) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """torch.save calls it; what is written is not kept back."""
 
 
 def remove_torn(folder: Path) -> None:
-    """Delete temporary files that a killed run left behind."""
-    for left in folder.glob(".checkpoint-*.tmp"):
+    """Delete temporary files that a killed run left behind: of checkpoints, tables and pictures."""
+    for left in folder.glob(".*.tmp"):
         pid = re.search(r"\.(\d+)\.tmp$", left.name)
         if not pid or not Path(f"/proc/{pid.group(1)}").exists():
             left.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from util.csv_columns import (
 )
 from util.errors import InputError, RunError
 from util.images import ImageError, KnownGood, check_images
+from util.run_files import write_whole
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}  # internal, external
@@ -261,7 +262,8 @@ def check_files(data, bad_images, known_file=None, skipped_file=None, workers=No
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
     known_file: where `KnownGood` remembers good files for the next start. workers: threads; None takes one a core.
-    Raises InputError also when a class of train, or a split, has no picture left.
+    Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
+    written.
     """
     known = KnownGood(known_file) if known_file else None
     paths = list(dict.fromkeys(data.table["path"]))
@@ -284,8 +286,7 @@ def check_files(data, bad_images, known_file=None, skipped_file=None, workers=No
             raise InputError(f"--bad_images skip leaves no readable picture of {emptied} in {split}; see {bad[0][0]}")
         notes += [f"no readable picture of {emptied} in {split}"] if emptied else []
     if skipped_file:
-        os.makedirs(os.path.dirname(skipped_file) or ".", exist_ok=True)
-        pd.DataFrame(bad, columns=["path", "reason"]).to_csv(skipped_file, index=False)
+        write_whole(skipped_file, pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False))
     written = f", listed in {skipped_file}" if skipped_file else ""
     notes.append(f"left out {len(bad)} of {len(paths)} pictures that cannot be read{written}")
     return Data(table, data.class_names, notes)

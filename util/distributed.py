@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from util import stopping
+from util.disk import writing
 from util.errors import InputError, PeerEnded, RunError
 from util.memory import keep_freed_memory
 
@@ -38,10 +39,16 @@ class World:
         return self.rank == 0
 
     def say(self, *lines: str) -> None:
-        """Print from the main process alone."""
+        """Print from the main process alone. RunError where nobody can take it: a file on a full disk, a closed pipe."""
         if self.is_main:
-            for line in lines:
-                print(line, flush=True)
+            with writing("standard output"):
+                try:
+                    for line in lines:
+                        print(line, flush=True)
+                except OSError:
+                    # what is left in the buffer would fail once more when Python ends
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    raise
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -83,15 +90,15 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def main_first(self, work):
-        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
-        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+    def main_alone(self, work, *words):
+        """`work(*words)` in the main process, while the others wait -> its result there, None in them. An InputError or
+        RunError of it (a full disk) ends all, and only it is printed."""
         if self.size == 1:
-            return work()
+            return work(*words)
         result = error = None
         if self.is_main:
             try:
-                result = work()
+                result = work(*words)
             except (InputError, RunError) as caught:
                 error = caught
         ended = self.from_main(None if error is None else (type(error).__name__, str(error)))
@@ -99,6 +106,12 @@ class World:
             if error is not None:
                 raise error
             raise PeerEnded(*ended)
+        return result
+
+    def main_first(self, work):
+        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
+        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+        result = self.main_alone(work)
         return result if self.is_main else work()
 
 

@@ -21,7 +21,9 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
+from util.disk import reason
 from util.errors import InputError, RunError
+from util.report import save_figure
 from util.run_files import write_whole
 
 LEASE_S, EPOCHS_A_LEASE = 300.0, 5  # a lease lasts at least so long, and so many of the longest epoch
@@ -81,11 +83,11 @@ def number_from(*parts) -> int:
 def open_storage(place: str):
     """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal file. InputError."""
     if "://" not in place:
-        from optuna.storages.journal import JournalFileBackend
+        from util.journal import WholeJournal
 
         _make_folder(place, Path(place).parent)
         try:
-            return optuna.storages.JournalStorage(JournalFileBackend(place))
+            return optuna.storages.JournalStorage(WholeJournal(place))
         except OSError as error:
             raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
     from sqlalchemy.engine import make_url
@@ -295,7 +297,7 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
             write_whole(folder / "optuna_best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         write_whole(folder / "optuna_trials.csv", trials_table(study).to_csv(index=False, lineterminator="\n"))
     except OSError as error:
-        raise RunError(f"{folder} can't be written ({error.strerror}): the trials are safe in the storage; make room and go on "
+        raise RunError(f"{folder} can't be written ({reason(error)}): the trials are safe in the storage; make room and go on "
                        "with --optuna_resume") from error
 
 
@@ -337,6 +339,6 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
                 figure.set_size_inches(2.6 * len(axes), 3.2)
                 for axis in axes.flat:
                     axis.xaxis.set_minor_formatter(NullFormatter())  # of logarithmic axes: they would overlap
-            figure.savefig(folder / f"optuna_{name}.png", dpi=110, bbox_inches="tight")
+            save_figure(figure, folder / f"optuna_{name}.png")
             pyplot.close(figure)
     return notes

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from util.disk import reason
 from util.distributed import World
 from util.errors import RunError
 
@@ -79,7 +80,7 @@ def _write(path: Path, values: np.ndarray, world: World) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        world.say(f"features can't be kept in {path.parent} ({error.strerror}): the next start computes them again")
+        world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them again")
 
 
 class FeatureDataset(torch.utils.data.Dataset):

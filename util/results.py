@@ -14,7 +14,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from util.errors import InputError, RunError
+from util import disk, run_lock
+from util.disk import append_whole
+from util.errors import InputError
 from util.report import learning_curves_figure
 from util.run_files import (
     append_metrics_row,
@@ -25,7 +27,9 @@ from util.run_files import (
     read_metrics_json,
     write_metrics_json,
     write_predictions,
+    write_whole,
 )
+from util.scalars import ScalarFile
 
 OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
         "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
@@ -35,17 +39,32 @@ OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predi
 class RunFolder:
     """The files of one run. Only the main process writes; reading is for all.
 
-    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt).
+    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt); again: how a run
+    goes on that the disk has stopped.
     """
 
     def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple = (), curves: tuple = ()):
         self.columns, self.curves = columns, curves
         self.path = Path(output_dir) / task if task else Path(output_dir)
         self.tensorboard_path = Path(log_dir) / task if task else Path(log_dir)
-        self._tensorboard = None
+        self.again = disk.AGAIN
+        self._scalars = self._lock = None
+        self._places: dict[Path, disk.Place] = {}
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def file_to_write(self, name: str) -> Path:
+        """The same. RunError where the folder is gone: a file must not come to lie in another one of its name."""
+        if self.path in self._places:
+            self._places[self.path].require(self.again)
+        return self.file(name)
+
+    def hold(self, say, shared: bool = False) -> None:
+        """Lock the folder, if it is there, until `close` (main process): see util/run_lock.py. InputError where another run
+        holds it."""
+        if self._lock is None and self.path.is_dir():
+            self._lock = run_lock.hold(self.path, say, shared)
 
     def make(self) -> None:
         """InputError where the folder, or TensorBoard's, can't be made or written."""
@@ -55,15 +74,16 @@ class RunFolder:
                 probe = folder / f".writable.{platform.node()}.{os.getpid()}"
                 probe.touch()
                 probe.unlink(missing_ok=True)
+                self._places[folder] = disk.Place(folder)
             except OSError as error:
                 raise InputError(f"{flag}: {folder} can't be written ({error.strerror}); name another folder") from error
 
     def new_file(self, name: str) -> Path:
         """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file gets another
         name."""
-        path = self.file(name)
-        if path.exists():
-            path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
+        with self.writing(self.file(name)) as path:
+            if path.exists():
+                path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
         return path
 
     def put_aside(self) -> str:
@@ -74,14 +94,16 @@ class RunFolder:
         number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*") if path.name[8:].isdigit()),
                          default=0)
         aside = self.path / f"earlier-{number}"
-        aside.mkdir()
-        for path in found:
-            path.rename(aside / path.name)
+        with self.writing(aside):
+            aside.mkdir()
+            for path in found:
+                path.rename(aside / path.name)
         events = sorted(self.tensorboard_path.glob("events.out.tfevents.*"))
         if events:
-            (self.tensorboard_path / aside.name).mkdir(parents=True, exist_ok=True)
-            for path in events:
-                path.rename(self.tensorboard_path / aside.name / path.name)
+            with self.writing(self.tensorboard_path / aside.name) as scalars_aside:
+                scalars_aside.mkdir(exist_ok=True)
+                for path in events:
+                    path.rename(scalars_aside / path.name)
         return f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone on with it)"
 
     def adopt(self, other: Path) -> None:
@@ -96,16 +118,10 @@ class RunFolder:
 
     def cut_after(self, epoch: int) -> None:
         """Drop what a cut run wrote past its checkpoint of `epoch`."""
-        self.tensorboard(purge_step=epoch + 1)
-        cut_log_after(self.file("log.txt"), epoch)
-        cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
-
-    def tensorboard(self, purge_step: int | None = None):
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.tensorboard_path), purge_step=purge_step)
-        return self._tensorboard
+        self._scalars = ScalarFile(self.tensorboard_path, purge_step=epoch + 1)
+        with self.writing():
+            cut_log_after(self.file("log.txt"), epoch)
+            cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
 
     def is_scored(self, epoch: int | None) -> bool:
         """Whether metrics_test.csv holds the test of this epoch's weights, and all that comes after it was written, too."""
@@ -121,29 +137,31 @@ class RunFolder:
             if not has_columns(path, self.columns):
                 number = sum(1 for _ in self.path.glob(f"{path.stem}.before*.csv"))
                 other = path.with_name(f"{path.stem}.before{number or ''}.csv")
-                path.replace(other)
+                with self.writing(path):
+                    path.replace(other)
                 lines.append(f"{path} has other columns: it is now {other.name}")
         return lines
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
+        self._scalars = self._scalars or ScalarFile(self.tensorboard_path)
         with self.writing(self.tensorboard_path):
-            for name, value in values.items():
-                if value is not None and not math.isnan(value):
-                    self.tensorboard().add_scalar(name, value, step)
+            self._scalars.add(values, step)
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        """Let go of the folder: another run may begin in it."""
+        if self._lock is not None:
+            self._lock.close()
+        for place in self._places.values():
+            place.close()
+        self._scalars = self._lock = None
+        self._places = {}
 
     def add_log(self, *rows: dict) -> None:
         """One JSON object an epoch, flushed to the disk."""
-        with self.writing(self.file("log.txt")) as path, open(path, "a", encoding="utf-8") as file:
-            for row in rows:
-                row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        lines = [json.dumps({key: None if isinstance(value, float) and math.isnan(value) else value
+                             for key, value in row.items()}) + "\n" for row in rows]
+        with self.writing(self.file("log.txt")) as path:
+            append_whole(path, "".join(lines).encode())
 
     def log_rows(self) -> list[dict]:
         path = self.file("log.txt")
@@ -175,7 +193,8 @@ class RunFolder:
         shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))
         rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
         if len(rows) > 1:
-            learning_curves_figure(rows, self.file("learning_curves.png"), best_epoch=best_epoch)
+            with self.writing(self.file("learning_curves.png")) as path:
+                learning_curves_figure(rows, path, best_epoch=best_epoch)
 
     def write_run(self, facts: dict, resumed_at: int | None = None) -> None:
         """run.json; a resumed run keeps the time of its start and adds a line to `resumed`."""
@@ -184,9 +203,7 @@ class RunFolder:
             again = {"epoch": resumed_at, **{name: facts[name] for name in ("started", "processes", "device")}}
             facts = {**facts, "started": before.get("started"), "resumed": [*before.get("resumed", []), again]}
         with self.writing(self.file("run.json")) as path:
-            temporary = path.with_name(".run.json.tmp")
-            temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def _earlier_run(self) -> dict:
         try:
@@ -195,23 +212,10 @@ class RunFolder:
             return {}  # not there, or cut: it is written anew
 
     def writing(self, path: Path | None = None):
-        """Turns a disk that can't be written into a RunError of one line."""
-        return _Writing(path or self.path)
-
-
-class _Writing:
-    """Turns a disk that can't be written into a RunError of one line."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            raise RunError(f"{self.path} can't be written ({error.strerror}): what was saved before stays; make room and "
-                           "start again with --resume auto") from error
+        """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a context, the path."""
+        path = path or self.path
+        folder = self.tensorboard_path if path.is_relative_to(self.tensorboard_path) else self.path
+        return disk.writing(path, self._places.get(folder), self.again)
 
 
 def versions() -> dict[str, str]:
