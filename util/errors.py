@@ -38,6 +38,15 @@ class PeerEnded(Exception):
         self.exit_code = 2 if kind == "InputError" else 1
 
 
+def leave_mark(code: int) -> None:
+    """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit code."""
+    marker = os.environ.get(ENDED_BY_ITSELF)
+    if marker:
+        partial = Path(f"{marker}.{os.getpid()}")
+        partial.write_text(str(code), encoding="ascii")
+        partial.replace(marker)
+
+
 def exit_code_of(main, argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input) or 1 (failed run) after one line. Our own bugs keep their traceback.
 
@@ -54,10 +63,7 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        if marker:
-            partial = Path(f"{marker}.{os.getpid()}")
-            partial.write_text(str(code), encoding="ascii")
-            partial.replace(marker)
+        leave_mark(code)
         if not is_main:
             time.sleep(LAUNCHER_GRACE_S)
         return code
