@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from util.errors import InputError, PeerEnded, RunError
-from util.lifeline import FAILED, ORDERLY, Lifeline
+from util.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
 from util.memory import keep_freed_memory
 
 # A rank may have to wait for another that downloads weights or checks a million files.
@@ -111,6 +111,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
     gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
     """
+    die_with_launcher()
     rank, size, local_rank, local_size = _places(dist_on_itp)
     chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)

@@ -14,15 +14,17 @@ The exit code is 1, without the mark of an end by own word (`util.errors.ENDED_B
 restarts starts the processes again.
 """
 
+import ctypes
 import os
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
 import time
 
-from util.errors import leave_mark
+from util.errors import ENDED_BY_ITSELF, leave_mark
 
 IDLE_S, INTERVAL_S, PROBES = 15, 10, 3  # keepalive: a silent machine is dead after 45 s
 CONNECT_S = 10.0
@@ -152,8 +154,8 @@ class Lifeline:
         if self.rank == 0:
             self._tell(f"dead {rank} {local_rank} {host} {how}\n")
         if not self.closing.wait(GRACE_S):
-            self._leave(f"process {rank} on {host} ended {how}: this one can't go on alone; what was saved stays: start again "
-                        "to go on", 1, self.local_rank == 0 or (local_rank == 0 and host == self.host and self.local_rank == 1))
+            again = "" if os.environ.get(ENDED_BY_ITSELF) else ": start again to go on"  # our launcher says what it does
+            self._leave(f"process {rank} on {host} ended {how}; what was saved stays{again}", 1, self.local_rank == 0 or (local_rank == 0 and host == self.host and self.local_rank == 1))
 
     def _ended_by_itself(self, rank: int, code: int) -> None:
         """Process `rank` ended by its own word, as an error that it printed: leave with its exit code after a while."""
@@ -185,6 +187,14 @@ class Lifeline:
         self.thread.join()
         self.selector.close()
         self._forget()
+
+
+def die_with_launcher() -> None:
+    """Ask Linux to end this process with the launcher that started it, if that is ours: a launcher that was killed would
+    leave processes behind that train on, unseen, into the folder of the next start."""
+    if os.environ.get(ENDED_BY_ITSELF) and sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:
