@@ -155,7 +155,8 @@ class Lifeline:
             self._tell(f"dead {rank} {local_rank} {host} {how}\n")
         if not self.closing.wait(GRACE_S):
             again = "" if os.environ.get(ENDED_BY_ITSELF) else ": start again to go on"  # our launcher says what it does
-            self._leave(f"process {rank} on {host} ended {how}; what was saved stays{again}", 1, self.local_rank == 0 or (local_rank == 0 and host == self.host and self.local_rank == 1))
+            speaks = self.local_rank == 0 or (local_rank == 0 and host == self.host and self.local_rank == 1)
+            self._leave(f"process {rank} on {host} ended {how}; what was saved stays{again}", 1, speaks)
 
     def _ended_by_itself(self, rank: int, code: int) -> None:
         """Process `rank` ended by its own word, as an error that it printed: leave with its exit code after a while."""

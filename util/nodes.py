@@ -26,7 +26,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 
-WAIT_S = 900.0  # for a node that is not there, where RETINA_NODE_WAIT does not say otherwise
+WAIT_S = 900.0  # for a node that is not there, where NODE_WAIT does not say otherwise
 POLL_S = 0.2
 PATIENT_S = 5.0  # after which the waiting is said
 ANSWER_S = 30  # a store that is there answers within
@@ -107,7 +107,7 @@ class Meeting:
     def _begin(self, used: dict[int, str]) -> str | None:
         """The next round's name, as soon as there is one. used: the tokens of the last round, in node 0."""
         if self.store.check(["over"]):
-            raise Over(int(self.store.get("over")))
+            raise Over(self.heard())
         self.missing = "the others"
         if self.rank == 0:
             here = self.here(self.store)
@@ -122,6 +122,13 @@ class Meeting:
         told = json.loads(self.store.get(f"round/{self.own}"))
         self.members = {int(rank): token for rank, token in told["members"].items()}
         return told["name"]
+
+    def heard(self) -> int | None:
+        """The exit code of the job, where a node has said that it is over."""
+        try:
+            return int(self.store.get("over")) if self.store is not None and self.store.check(["over"]) else None
+        except dist.DistError:
+            return None  # node 0 is lost, and its word with it
 
     def here(self, store: dist.Store) -> dict[int, str]:
         """The tokens of the nodes that came, by rank."""
@@ -190,7 +197,7 @@ def run_together(arguments, run_round: Callable[[], End]) -> int:
     arguments: the launcher's, read; run_round: runs the launcher once with them.
     """
     rank, restarts = arguments.node_rank, arguments.max_restarts
-    left, wait = restarts, float(os.environ.get("RETINA_NODE_WAIT") or WAIT_S)
+    left, wait = restarts, float(os.environ.get("NODE_WAIT") or WAIT_S)
     meeting = Meeting(arguments.master_addr, arguments.master_port, rank, int(arguments.nnodes), wait)
     arguments.max_restarts, arguments.rdzv_conf = 0, f"timeout={ROUND_BEGINS_S}"
     try:
@@ -202,6 +209,8 @@ def run_together(arguments, run_round: Callable[[], End]) -> int:
                 end = run_round()
             finally:
                 watch.done.set()
+            if not end.meant and meeting.heard() is not None:
+                raise Over(meeting.heard())
             left = restarts if time.monotonic() - begun > LONG_ROUND_S else left
             if end.meant or left == 0:
                 meeting.end(None if end.code == 0 and rank > 0 else end.code)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost node would fill the screen with the store's warnings
 sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path[1:]]
 
 from torch.distributed import DistError  # noqa: E402
