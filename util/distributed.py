@@ -6,6 +6,8 @@ device needs none: every method works there too.
 
 import os
 import sys
+import time
+import uuid
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from util import stopping
 from util.disk import writing
 from util.errors import InputError, PeerEnded, RunError
+from util.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
 from util.memory import keep_freed_memory
 
 # A rank may have to wait for another that downloads weights or checks a million files.
@@ -154,41 +157,94 @@ class Agreement:
 
 @contextmanager
 def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
-    """The process group of this start, as a `World`; taken down on every way out.
+    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends the others
+    (util/lifeline.py).
 
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
     gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
     """
+    die_with_launcher()
     rank, size, local_rank, local_size = _places(dist_on_itp)
     chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
         _share_cores(local_size)
         keep_freed_memory()
-    if size > 1:
-        if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
-            raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
-                             "torchrun")
-        options = {"device_id": chosen} if chosen.type == "cuda" else {}
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=_store(dist_url, rank, size), rank=rank,
-                                world_size=size, timeout=PATIENCE, **options)
+    lifeline, goodbye = _join(world, dist_url) if size > 1 else None, FAILED
     try:
         yield world
+        goodbye = ORDERLY
     except (InputError, RunError) as error:
+        goodbye = "2" if isinstance(error, InputError) else "1"
         if rank > 0 and not getattr(error, "everywhere", False):
             print(f"error (process {rank}): {error}", file=sys.stderr, flush=True)
         raise
+    except PeerEnded as error:
+        goodbye = str(error.exit_code)
+        raise
+    except RuntimeError:
+        if lifeline is not None:
+            lifeline.wait_for_news()
+        raise
+    except stopping.StopRequested:
+        goodbye = str(stopping.EXIT_CODE)
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        goodbye = ORDERLY
+        raise
     finally:
         stopping.leave()
+        if lifeline is not None:
+            lifeline.close(goodbye)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _store(dist_url: str, rank: int, size: int) -> dist.Store:
-    """Where the processes find each other. torchrun keeps its store over a restart, so each attempt has its own names:
-    without them a process of the second attempt waits for an address of the first."""
-    store, _, _ = next(dist.rendezvous(dist_url, rank, size, timeout=PATIENCE))
-    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+def _join(world: World, dist_url: str) -> Lifeline:
+    """Meet the other processes. InputError where the environment does not say where, RunError where they don't come."""
+    if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+        raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
+                         "torchrun")
+    options = {"device_id": world.device} if world.device.type == "cuda" else {}
+    try:
+        store, _, _ = next(dist.rendezvous(dist_url, world.rank, world.size, timeout=PATIENCE))
+        store = dist.PrefixStore(_attempt(store, world.rank, world.size), store)
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=world.rank,
+                                world_size=world.size, timeout=PATIENCE, **options)
+        lifeline = Lifeline(store, world.rank, world.size, world.local_rank)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if dist_url == "env://" else dist_url
+        raise RunError(f"the {world.size} processes did not all meet at {where}: one of them ended, or its machine cannot be "
+                       f"reached ({str(error).splitlines()[0][:160]})") from error
+    world.say(*filter(None, [lifeline.problem]))
+    return lifeline
+
+
+def _attempt(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes of this attempt share, and none of an earlier one.
+
+    A launcher keeps its store over a restart, and without names of its own a process of the second attempt waits at an
+    address of the first. How often each machine's launcher restarted is no such name: one that came back counts anew. So
+    process 0 draws it, and answers each process that asks for it under this name; one that read the name of an earlier
+    attempt is not answered until it has read the new one.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", own)
+        for other in range(1, size):
+            asking = store.get(f"{own}/asking/{other}").decode()
+            store.set(f"{own}/answer/{asking}", "")
+        return own
+    asked, ends_at = None, time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < ends_at:
+        name = store.get("attempt").decode()
+        if name != asked:
+            store.set(f"{name}/asking/{rank}", own)
+            asked = name
+        if store.check([f"{name}/answer/{own}"]):
+            return name
+        time.sleep(0.02)
+    raise dist.DistStoreError("process 0 of this attempt did not come")
 
 
 def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:

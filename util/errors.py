@@ -41,6 +41,15 @@ class PeerEnded(Exception):
         self.exit_code = 2 if kind == "InputError" else 1
 
 
+def leave_mark(code: int) -> None:
+    """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit code."""
+    marker = os.environ.get(ENDED_BY_ITSELF)
+    if marker:
+        partial = Path(f"{marker}.{os.getpid()}")
+        partial.write_text(str(code), encoding="ascii")
+        partial.replace(marker)
+
+
 def exit_code_of(main, argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one line. Our own bugs
     keep their traceback.
@@ -53,22 +62,22 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     if marker and os.path.exists(marker):
         return int(Path(marker).read_text(encoding="ascii"))
     with stopping.answered():
-        return _guarded(main, argv, is_main, marker)
+        return _guarded(main, argv, is_main)
 
 
-def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) -> int:
+def _guarded(main, argv: list[str] | None, is_main: bool) -> int:
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:
         code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return _leave(code, is_main, marker)
+        return _leave(code, is_main)
     except stopping.StopRequested as stop:
         if is_main:
             print(f"stopped by {stopping.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
                   file=sys.stderr, flush=True)
-        return _leave(stopping.EXIT_CODE, is_main, marker)
+        return _leave(stopping.EXIT_CODE, is_main)
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
@@ -76,13 +85,10 @@ def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) ->
         return 130
 
 
-def _leave(code: int, is_main: bool, marker: str | None) -> int:
+def _leave(code: int, is_main: bool) -> int:
     """Tell the launcher that this start ended by its own word; the main process's line comes first."""
     stopping.leave()
-    if marker:
-        partial = Path(f"{marker}.{os.getpid()}")
-        partial.write_text(str(code), encoding="ascii")
-        partial.replace(marker)
+    leave_mark(code)
     if not is_main:
         time.sleep(LAUNCHER_GRACE_S)
     return code

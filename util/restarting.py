@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         if code >= 0:
             return code
         if child.asked:
-            return stopping.EXIT_CODE if child.asked in stopping.SIGNALS else 128 + child.asked
+            return stopping.code_of(child.asked)
         name = signal.Signals(-code).name
         why = " (the system kills so what takes too much memory)" if -code == signal.SIGKILL else ""
         if restart < restarts:

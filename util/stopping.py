@@ -27,6 +27,11 @@ class _Wish:
     holders = 0
 
 
+def code_of(number: int) -> int:
+    """The exit code of what a signal ended."""
+    return EXIT_CODE if number in SIGNALS else 128 + number
+
+
 def asked() -> bool:
     """Whether this process was asked to end."""
     return bool(_Wish.signal_name)

@@ -45,7 +45,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         if self.stopped_by:
-            return stopping.EXIT_CODE if self.stopped_by in stopping.SIGNALS else 128 + self.stopped_by
+            return stopping.code_of(self.stopped_by)
         return 1 if self.failed else 0
 
 
