@@ -284,13 +284,12 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
             if last is not None:
                 bar.set_postfix(loss=f"{last / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
             ends = losses.wishes.reached()
-            if ends or (keep and keep_every and (step + 1) % keep_every == 0):
+            if keep and (ends or (keep_every and (step + 1) % keep_every == 0)):
                 losses.read()
-                if keep:
-                    keep(Progress(epoch, step + 1, losses.total))
-            if ends:
-                raise stopping.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint"
-                                             if keep else "")
+                keep(Progress(epoch, step + 1, losses.total))
+            if keep and ends:  # without, the signal itself ends it
+                raise stopping.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint",
+                                             together=True)
     losses.read()
     return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps, losses.total)
 
@@ -341,7 +340,7 @@ def _until_asked_to_end(batches: Iterator, rounds: int, world: World) -> Iterato
         if batch is not None:
             yield batch
         if (number % every == 0 or number == rounds) and world.any(stopping.asked()):
-            raise stopping.StopRequested
+            raise stopping.StopRequested(together=True)
 
 
 def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> Iterator[np.ndarray]:

@@ -121,7 +121,8 @@ def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress]
             if keep is None:
                 raise
             keep(done)
-            raise stopping.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet evaluated") from stop
+            raise stopping.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet evaluated",
+                                         together=True) from stop
         metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
 
@@ -163,7 +164,7 @@ def _train(job: Job) -> None:
             kept = world.main_alone(_keep_epoch, job, trainer, epoch, best, states)
             best_weights = kept if is_best and world.is_main else best_weights
         if world.any(stopping.asked()):
-            raise stopping.StopRequested("all epochs are trained, the test split is not scored yet")
+            raise stopping.StopRequested("all epochs are trained, the test split is not scored yet", together=True)
     if job.features is not None and epoch is not None and options.savemodel:
         world.main_alone(keep_last, job, trainer, Progress(epoch.number + 1), best, states)
     if not complete:

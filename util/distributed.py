@@ -186,8 +186,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
         if lifeline is not None:
             lifeline.wait_for_news()
         raise
-    except stopping.StopRequested:
-        goodbye = str(stopping.EXIT_CODE)
+    except stopping.StopRequested as stop:
+        goodbye = str(stopping.EXIT_CODE) if stop.together else FAILED
         raise
     except (KeyboardInterrupt, SystemExit):
         goodbye = ORDERLY

@@ -62,10 +62,10 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     if marker and os.path.exists(marker):
         return int(Path(marker).read_text(encoding="ascii"))
     with stopping.answered():
-        return _guarded(main, argv, is_main)
+        return _guarded(main, argv, is_main, marker)
 
 
-def _guarded(main, argv: list[str] | None, is_main: bool) -> int:
+def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) -> int:
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:
@@ -74,10 +74,10 @@ def _guarded(main, argv: list[str] | None, is_main: bool) -> int:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return _leave(code, is_main)
     except stopping.StopRequested as stop:
-        if is_main:
+        if is_main and (stop.together or not marker):
             print(f"stopped by {stopping.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
                   file=sys.stderr, flush=True)
-        return _leave(stopping.EXIT_CODE, is_main)
+        return _leave(stopping.EXIT_CODE, is_main) if stop.together or not marker else stopping.EXIT_CODE
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "

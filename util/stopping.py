@@ -15,11 +15,15 @@ EXIT_CODE = 99  # Grid Engine queues a job again that ends so; LSF's and Slurm's
 
 
 class StopRequested(BaseException):
-    """The run ends because it was asked to; like KeyboardInterrupt no `except Exception` takes it for an error."""
+    """The run ends because it was asked to; like KeyboardInterrupt no `except Exception` takes it for an error.
 
-    def __init__(self, saved: str = "what was saved stays"):
+    `together`: all processes know it and end at the same place. Alone, a process can't tell a scheduler's signal from that of
+    its launcher, which ends the others so when one has died, and knows by itself whether to start them again.
+    """
+
+    def __init__(self, saved: str = "what was saved stays", together: bool = False):
         super().__init__(saved)
-        self.saved = saved
+        self.saved, self.together = saved, together
 
 
 class _Wish:
