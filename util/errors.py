@@ -53,6 +53,11 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
     everybody as soon as one leaves.
     """
+    from util import faults  # which raises our errors
+
+    if argv is None:  # a start of its own, not a call
+        faults.speak_utf8()
+    faults.keep_standard_streams()
     is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker and os.path.exists(marker):
@@ -67,6 +72,11 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         if not is_main:
             time.sleep(LAUNCHER_GRACE_S)
         return code
+    except BrokenPipeError:
+        faults.forget_unread()
+        print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved stays", file=sys.stderr,
+              flush=True)
+        return 1
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
