@@ -11,6 +11,7 @@ import torch
 
 import models_vit
 from engine_finetune import Schedule, make_loader
+from jobs import batch_size
 from jobs.task import Task
 from util import checkpoint, datasets, leakage, lr_sched, transforms
 from util import options as flags
@@ -70,6 +71,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if len(set(world.gather(_place_of(resumed)))) > 1:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
+    batch_size.take_stored(parsed, resumed)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
     backbone = resolve_backbone(options, resumed)
     if options.image_cache and not options.cache_size and not options.eval:
@@ -85,6 +87,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     precision.place(task.backbone_of(model))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
               evaluation_settings(parsed, backbone, resumed))
+    if options.batch_size == flags.AUTO:
+        world.say(batch_size.choose(job))
     if not options.eval:
         plan_training(job)
     return job
@@ -142,6 +146,8 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
             setattr(filled, name, stored.get(name))
     backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
     filled.model, filled.model_arch = backbone.model, backbone.arch
+    if filled.batch_size == flags.AUTO:
+        filled.batch_size = stored.get("batch_size")
     if "nb_classes" not in parsed.typed:
         filled.nb_classes = stored.get("nb_classes")
     return filled

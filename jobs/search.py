@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import models_vit
 from engine_finetune import Progress
+from jobs.batch_size import fits
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
 from jobs.regression import Regression
@@ -139,7 +140,7 @@ class Search:
         """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
         try:
             job = self._job_of(params, seed)
-            if self.world.size > 1 and self.world.any(not _fits_in_memory(job)):
+            if self.world.size > 1 and self.world.any(not fits(job, job.options.batch_size)):
                 return "fail", None, self._memory_is_full()
             return self._epochs(job, trainer_of(job))
         except torch.OutOfMemoryError:
@@ -279,28 +280,3 @@ def _with_storage(work, *words):
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:  # OSError: of a journal file
         reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
         raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it works") from error
-
-
-def _fits_in_memory(job: Job) -> bool:
-    """Whether a full batch goes forward and back on this device, tried without the other processes, who would otherwise
-    wait inside a step for one that has run out of memory. The model stays as it was."""
-    options, model = job.options, job.running.train()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        rows = job.features["train"][:options.batch_size] if job.features is not None else torch.zeros(
-            options.batch_size, 3, options.input_size, options.input_size)
-        inputs = (rows.to(job.world.device),)
-        if job.task.covariates_read:
-            inputs += (torch.zeros(len(rows), len(job.task.covariates_read), device=job.world.device),)
-        with job.precision.autocast():
-            loss = model(*inputs).float().sum()
-        loss.backward()
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-    return True
-
-

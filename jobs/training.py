@@ -50,7 +50,8 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
             _train(job)
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
-                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch") from error
+                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch, or begin with "
+                       "--batch_size auto") from error
     finally:
         job.folder.close()
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from util import stopping
+from util import faults, stopping
 from util.disk import writing
 from util.errors import InputError, PeerEnded, RunError
 from util.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
@@ -172,7 +172,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
         keep_freed_memory()
     lifeline, goodbye = _join(world, dist_url) if size > 1 else None, FAILED
     try:
-        yield world
+        with faults.explained():
+            yield world
         goodbye = ORDERLY
     except (InputError, RunError) as error:
         goodbye = "2" if isinstance(error, InputError) else "1"

@@ -57,6 +57,11 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
     everybody as soon as one leaves.
     """
+    from util import faults  # which raises our errors
+
+    if argv is None:  # a start of its own, not a call
+        faults.speak_utf8()
+    faults.keep_standard_streams()
     is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker and os.path.exists(marker):
@@ -78,6 +83,13 @@ def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) ->
             print(f"stopped by {stopping.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
                   file=sys.stderr, flush=True)
         return _leave(stopping.EXIT_CODE, is_main) if stop.together or not marker else stopping.EXIT_CODE
+    except BrokenPipeError:
+        from util import faults
+
+        faults.forget_unread()
+        print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved stays", file=sys.stderr,
+              flush=True)
+        return 1
     except KeyboardInterrupt:
         if is_main:
             print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "

@@ -2,8 +2,10 @@
 
 import copy
 import ctypes
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -73,6 +75,31 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def available_bytes() -> int:
+    """Memory of this machine that a process may still take: what Linux calls available, at most what the container's limit
+    leaves; elsewhere half of the machine's."""
+    lines = _numbers("/proc/meminfo")
+    if "MemAvailable:" not in lines:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    found = 1024 * lines["MemAvailable:"]
+    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
+        most, taken = _numbers(limit).get(""), _numbers(used).get("")
+        if most is not None and taken is not None:  # "max": no limit
+            found = min(found, max(0, most - taken))
+    return found
+
+
+def _numbers(path: str) -> dict[str, int]:
+    """{first word: number that follows} of a file's lines, "" for a line that is a number; {} where there is no such file."""
+    try:
+        words = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return {}
+    words = [["", *line] if len(line) == 1 else line for line in words]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}
 
 
 def keep_freed_memory() -> bool:

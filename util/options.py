@@ -101,7 +101,12 @@ whole = _number(int, 0)
 positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
 not_negative = _number(float, 0, high=float("inf"), open_high=True)
 share = _number(float, 0, 1)
+AUTO = "auto"
 below_one = _number(float, 0, 1, open_high=True)
+
+
+def count_or_auto(text: str) -> int | str:
+    return AUTO if text == AUTO else count(text)
 
 
 def seed_number(text: str) -> int:
@@ -231,7 +236,8 @@ def add_mixing_flags(parser) -> None:
 
 def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=5e-3, warmup_epochs=10) -> None:
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch_size", type=count, default=batch_size, help="pictures a process and step")
+    group.add_argument("--batch_size", type=count_or_auto, default=batch_size,
+                       help="pictures a process and step; auto: as many as fit into the device's memory")
     group.add_argument("--epochs", type=count, default=epochs, help="passes over the training pictures")
     group.add_argument("--accum_iter", type=count, default=accum_iter, help="batches whose gradients make one step")
     group.add_argument("--lr", type=positive, default=None, help="peak learning rate, as it is")
