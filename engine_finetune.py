@@ -19,6 +19,7 @@ from util.lr_sched import learning_rate_at, set_learning_rate
 from util.memory import keep_freed_memory
 from util.precision import Precision
 from util.sampling import EvalBatches, StepPlan, TrainBatches
+from util.sharding import average_gradients, is_sharded, without_gradients
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
 CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
@@ -269,6 +270,8 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _optimizer_step(trainer: Trainer) -> None:
     t = trainer
+    if is_sharded(t.model):
+        average_gradients(t.model, t.world)
     if t.clip_grad is not None:
         t.scaler.unscale_(t.optimizer)
         torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]), t.clip_grad)
@@ -290,7 +293,8 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
     """
     model.eval()
-    where, values = _gathered(_rows(model, loaded(loader, title, world), loader.dataset.covariates, precision, world), world)
+    rounds = max(world.gather(len(loader))) if is_sharded(model) else 0
+    where, values = _gathered(_rows(model, loaded(loader, title, world), loader.dataset, precision, world, rounds), world)
     if not np.array_equal(where, np.arange(len(loader.dataset))):
         raise AssertionError("evaluation did not see each picture once")
     return where, values
@@ -303,11 +307,13 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
     What the caller does with a piece is done while the loaders go on reading.
     """
     model.eval()
-    batches, covariates = loaded(loader, title, world), loader.dataset.covariates
+    batches = loaded(loader, title, world)
     rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
     while done < rounds:
         began = time.monotonic()
-        where, values = _gathered(_rows(model, itertools.islice(batches, size), covariates, precision, world), world)
+        all_run = min(size, rounds - done) if is_sharded(model) else 0
+        rows = _rows(model, itertools.islice(batches, size), loader.dataset, precision, world, all_run)
+        where, values = _gathered(rows, world)
         if not np.array_equal(where, np.arange(first, first + len(where))):
             raise AssertionError("the processes did not see each picture once")
         yield values
@@ -320,23 +326,31 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         raise AssertionError("the processes did not see each picture once")
 
 
-@torch.inference_mode()
-def _rows(model: torch.nn.Module, batches, covariates: torch.Tensor | None, precision: Precision,
-          world: World) -> tuple[np.ndarray, np.ndarray]:
-    """This process's (n,) positions and (n, K) outputs of some batches."""
+def _rows(model: torch.nn.Module, batches, dataset, precision: Precision, world: World,
+          all_run: int) -> tuple[np.ndarray, np.ndarray]:
+    """This process's (n,) positions and (n, K) outputs of some batches.
+
+    all_run: forward passes that every process makes; one with fewer batches runs a picture that is not counted, since the
+    parts of a sharded model are gathered from all. 0: as many as it has batches.
+    """
+    def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        inputs = (to_device(images, world.device),)
+        if dataset.covariates is not None:
+            inputs += (dataset.covariates[where].to(world.device),)
+        with without_gradients(model), precision.autocast():
+            return model(*inputs).float()
+
     positions, rows = [], []
     waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each
     for (images, _, where), _ in batches:
-        inputs = (to_device(images, world.device),)
-        if covariates is not None:
-            inputs += (covariates[where].to(world.device),)
-        with precision.autocast():
-            waiting.append(model(*inputs).float())
+        waiting.append(output(images, where))
         positions.append(where.numpy())
         if len(waiting) == READ_EVERY:
             rows += [values.cpu().numpy() for values in waiting]
             waiting = []
     rows += [values.cpu().numpy() for values in waiting]
+    for _ in range(all_run - len(positions)):
+        output(dataset[0, 0][0][None], torch.zeros(1, dtype=torch.long))
     if not rows:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     return np.concatenate(positions), np.concatenate(rows)

@@ -9,6 +9,7 @@ from engine_finetune import outputs
 from jobs.job import Job, loader
 from util import datasets, summary
 from util.probe import feature_file, pictures_digest, stored_features, weights_digest
+from util.sharding import is_sharded
 
 
 def features_of(job: Job) -> dict[str, torch.Tensor] | None:
@@ -23,7 +24,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
                   "which runs in every epoch")
         return None
     head = job.task.head_of(job.model)
-    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main else None)
+    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main or is_sharded(job.model) else None)
     found, counts, began = {}, {True: 0, False: 0}, time.monotonic()
     for name, split, view in _wanted(options.lp_views if job.task.head_is_linear else 1):
         rows = job.rows(split)

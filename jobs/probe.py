@@ -12,6 +12,7 @@ import torch
 
 from jobs.job import Job
 from jobs.records import content, draw, facts, report
+from jobs.saving import write_last, write_model
 from util import checkpoint, lr_sched, summary
 from util.errors import InputError, RunError
 from util.probe_heads import (
@@ -48,15 +49,18 @@ def probe(job: Job) -> None:
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+    if options.savemodel:
+        write_model(job, folder.file(checkpoint.BEST), content(job, best["epoch"], best))
     if world.is_main:
         _write(job, best)
         world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - began)}; results in {folder.path}")
-        if options.savemodel:
-            last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
-                    "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
-                    "data_fingerprint": job.data.fingerprint}
-            checkpoint.write(folder.file(checkpoint.LAST), content(job, options.epochs - 1, best) | last)
+    if options.savemodel:
+        last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
+                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
+                "data_fingerprint": job.data.fingerprint}
+        write_last(job, content(job, options.epochs - 1, best) | last)
+    if world.is_main:
         folder.close()
     world.barrier()
 
@@ -199,8 +203,6 @@ def _write(job: Job, best: dict) -> None:
         logits = head(job.features["test"].to(job.world.device))
     folder.draw_curves(best["epoch"])
     draw(job, "val")
-    if job.options.savemodel:
-        checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
     predictions, figures = _scored(job, "test", logits)
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)

@@ -9,19 +9,20 @@ import pandas as pd
 import torch
 
 from engine_finetune import Trainer, outputs, train_one_epoch
+from jobs import parallel
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.probe import probe
 from jobs.records import content, draw, facts, report
-from jobs.saving import keep_best, keep_last, load_best, resume
+from jobs.saving import keep_best, keep_last, load_best, remove_torn, resume, write_model
 from jobs.task import Task
 from util import checkpoint, datasets, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import RunError
 from util.lr_decay import parameter_groups
-from util.memory import estimate_memory
 from util.sampling import TrainBatches
+from util.sharding import compile_in_place, is_sharded
 
 
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
@@ -33,7 +34,8 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
         return
     job.precision.prepare()
     try:
-        job.model.to(world.device)
+        if not is_sharded(job.model):
+            job.model.to(world.device)
         if options.eval:
             fill_cache(job, ("test",))
             _evaluate_only(job)
@@ -53,10 +55,8 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
 def _memory(job: Job) -> list[str]:
     if job.options.eval:
         return []
-    covariates = job.task.covariates(job.rows("train")[:1])
-    estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name,
-                               0 if covariates is None else covariates.shape[1])
-    return [f"memory     about {estimate}"]
+    covariates = job.task.num_covariates(job.data.table)
+    return parallel.table(job.options, job.task, job.model, job.precision.name, covariates, job.world)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def trainer_of(job: Job) -> Trainer:
     optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
                                   lr=job.schedule.peak, fused=True)
     if options.compile:
-        job.running.compile()  # in place: names of the weights stay as they are
+        compile_in_place(job.running)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
                    job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
@@ -130,7 +130,7 @@ def _train(job: Job) -> None:
             world.say(line)
     complete = world.from_main(first >= options.epochs and folder.is_scored(best["epoch"]))
     if world.is_main:
-        checkpoint.remove_torn(folder.path)
+        remove_torn(job)
         if not complete:
             folder.write_run(facts(job), first if job.resumed is not None else None)
     started = time.monotonic()
@@ -143,11 +143,10 @@ def _train(job: Job) -> None:
             best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
             best |= job.task.decide(epoch.predictions) if world.is_main else {}
         states = world.gather(checkpoint.random_states(world.device))
-        if world.is_main:
-            kept = _keep_epoch(job, trainer, epoch, best, states)
-            best_weights = kept if is_best else best_weights
+        kept = _keep_epoch(job, trainer, epoch, best, states)
+        best_weights = kept if is_best else best_weights
         world.barrier()
-    if job.features is not None and world.is_main and epoch is not None and options.savemodel:
+    if job.features is not None and epoch is not None and options.savemodel:
         keep_last(job, trainer, epoch.number, best, states)
     if world.is_main and not complete:
         folder.draw_curves(best["epoch"])
@@ -157,8 +156,8 @@ def _train(job: Job) -> None:
                   f"this run is complete: its results stand in {folder.path}")
     else:
         load_best(job, best_weights)
-        if world.is_main and best_weights is not None and options.savemodel:
-            checkpoint.write(folder.file(checkpoint.BEST), content(job, best["epoch"], best))
+        if best_weights is not None and options.savemodel:
+            write_model(job, folder.file(checkpoint.BEST), content(job, best["epoch"], best))
         _score(job, "test", best["epoch"], best)
         world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
@@ -167,18 +166,21 @@ def _train(job: Job) -> None:
 
 
 def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
-    """Write an epoch down (main process) -> the best weights, where no checkpoint keeps them."""
+    """Write an epoch down (the main process, and all of them the checkpoints of a sharded model) -> the best weights, where no
+    checkpoint keeps them."""
     folder, is_best = job.folder, best["epoch"] == epoch.number
-    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
     values = {f"val_{name}": value for name, value in epoch.metrics.items()}
-    folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
+    if job.world.is_main:
+        folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
+        folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
     job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
                                      epoch.seconds))
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
     if job.options.savemodel and job.features is None:
         keep_last(job, trainer, epoch.number, best, states)
     kept = keep_best(job, best) if is_best else None
-    folder.add_scalars({**epoch.training, **values}, epoch.number)
+    if job.world.is_main:
+        folder.add_scalars({**epoch.training, **values}, epoch.number)
     return kept
 
 
