@@ -34,12 +34,19 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         found[name], was_there = stored_features(
             feature_file(Path(options.output_dir) / ".features", weights, pictures, settings), len(rows),
-            lambda split=split, view=view, name=name: outputs(reader, loader(job, split, view=view), job.precision, world,
+            lambda split=split, view=view, name=name: outputs(reader, _pictures(job, split, view), job.precision, world,
                                                               f"features of {name}")[1], world)
         counts[was_there] += len(rows)
     world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
               f"{found['val'].shape[1]:,}; {summary.duration(time.monotonic() - began)}")
     return found
+
+
+def _pictures(job: Job, split: str, view: int | None):
+    """Batches of pictures alone: covariates are the head's to read."""
+    batches = loader(job, split, view=view)
+    batches.dataset.covariates = None
+    return batches
 
 
 def _wanted(views: int) -> list[tuple[str, str, int | None]]:

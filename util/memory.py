@@ -123,9 +123,12 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
             inputs[place] = max(inputs[place], sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a)))
         return hook
 
+    def leave(*_):
+        inside.pop()
+
     for name, place in names.items():
         shadow.get_submodule(name).register_forward_pre_hook(enter(place))
-        shadow.get_submodule(name).register_forward_hook(lambda *_: inside.pop() and None)
+        shadow.get_submodule(name).register_forward_hook(leave)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         shadow.to_empty(device="cpu")
         owned = {_storage(tensor) for tensor in [*shadow.parameters(), *shadow.buffers()]}

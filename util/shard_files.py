@@ -23,7 +23,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner
 
 from util.distributed import World
@@ -86,10 +86,15 @@ def _speaks_of_tensors_alone(found: Metadata) -> bool:
                     and not getattr(place, "transform_descriptors", None) for place in places.values()))
 
 
+class _Writer(dcp.FileSystemWriter):
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()  # PyTorch's own notes this machine's path, as an object that a reader has to build
+
+
 class _Reader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs) -> Metadata:
         found = read_index(Path(self.path))
-        found.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
+        found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
 
 
@@ -102,7 +107,7 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors, sharded or the same in all processes, into a new folder; collective. RunError, in all processes."""
     try:
         with _quiet():
-            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(str(folder), thread_count=1))
+            dcp.save(dict(tensors), storage_writer=_Writer(str(folder), thread_count=1))
     except (dcp.CheckpointException, OSError, RuntimeError) as error:
         raise RunError(f"{folder} could not be written ({_reason(error)}): the checkpoint before it stays; make room and start "
                        "again with --resume auto", everywhere=True) from error
@@ -123,7 +128,7 @@ def read_shards(folder: Path, into: dict[str, torch.Tensor], alone: bool = False
     try:
         with _quiet():
             dcp.load(dict(into), storage_reader=_Reader(str(folder)), planner=planner, no_dist=alone)
-    except Exception as error:  # a damaged file can fail the reader in any way; the cause stays attached
+    except (Exception, dcp.CheckpointException) as error:  # a damaged file can fail the reader in any way
         raise InputError(f"{folder} is damaged ({_reason(error)}): go on from checkpoint-best.pth's weights with --finetune, "
                          "or start anew") from error
 
