@@ -21,6 +21,7 @@ from util.lr_sched import learning_rate_at, set_learning_rate
 from util.memory import keep_freed_memory
 from util.precision import Precision
 from util.sampling import EvalBatches, StepPlan, TrainBatches
+from util.sharding import average_gradients, is_sharded, without_gradients
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
 CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
@@ -302,6 +303,8 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _optimizer_step(trainer: Trainer) -> None:
     t = trainer
+    if is_sharded(t.model):
+        average_gradients(t.model, t.world)
     if t.clip_grad is not None:
         t.scaler.unscale_(t.optimizer)
         torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]), t.clip_grad)
@@ -323,23 +326,24 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
     """
     model.eval()
-    batches = loaded(loader, title, world)
-    if stopping.is_held():
-        batches = _until_asked_to_end(batches, max(world.gather(len(loader))), world)
-    where, values = _gathered(_rows(model, batches, loader.dataset.covariates, precision, world), world)
+    batches, all_run = loaded(loader, title, world), is_sharded(model)
+    if all_run or stopping.is_held():
+        batches = _in_rounds(batches, max(world.gather(len(loader))), world, stopping.is_held())
+    where, values = _gathered(_rows(model, batches, loader.dataset, precision, world), world)
     if not np.array_equal(where, np.arange(len(loader.dataset))):
         raise AssertionError("evaluation did not see each picture once")
     return where, values
 
 
-def _until_asked_to_end(batches: Iterator, rounds: int, world: World) -> Iterator:
-    """The batches; StopRequested, in all processes after the same one, when a process was asked to end."""
+def _in_rounds(batches: Iterator, rounds: int, world: World, may_stop: bool) -> Iterator:
+    """The batches, None at the end in a process that has one less than the others.
+
+    may_stop: StopRequested, in all processes after the same round, when one of them was asked to end.
+    """
     every = 1 if world.device.type == "cpu" else READ_EVERY  # where the host reads anyway
     for number in range(1, rounds + 1):
-        batch = next(batches, None)  # a process may have one less than the others
-        if batch is not None:
-            yield batch
-        if (number % every == 0 or number == rounds) and world.any(stopping.asked()):
+        yield next(batches, None)
+        if may_stop and (number % every == 0 or number == rounds) and world.any(stopping.asked()):
             raise stopping.StopRequested(together=True)
 
 
@@ -350,11 +354,14 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
     What the caller does with a piece is done while the loaders go on reading.
     """
     model.eval()
-    batches, covariates = loaded(loader, title, world), loader.dataset.covariates
+    batches = loaded(loader, title, world)
     rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
     while done < rounds:
         began = time.monotonic()
-        where, values = _gathered(_rows(model, itertools.islice(batches, size), covariates, precision, world), world)
+        piece = itertools.islice(batches, size)
+        if is_sharded(model):
+            piece = _in_rounds(piece, min(size, rounds - done), world, may_stop=False)
+        where, values = _gathered(_rows(model, piece, loader.dataset, precision, world), world)
         if not np.array_equal(where, np.arange(first, first + len(where))):
             raise AssertionError("the processes did not see each picture once")
         yield values
@@ -367,18 +374,27 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         raise AssertionError("the processes did not see each picture once")
 
 
-@torch.inference_mode()
-def _rows(model: torch.nn.Module, batches, covariates: torch.Tensor | None, precision: Precision,
-          world: World) -> tuple[np.ndarray, np.ndarray]:
-    """This process's (n,) positions and (n, K) outputs of some batches."""
+def _rows(model: torch.nn.Module, batches, dataset, precision: Precision, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """This process's (n,) positions and (n, K) outputs of some batches.
+
+    Where a batch is None, a sharded model runs a picture that is not counted: its parts are gathered from all processes.
+    """
+    def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        inputs = (to_device(images, world.device),)
+        if dataset.covariates is not None:
+            inputs += (dataset.covariates[where].to(world.device),)
+        with without_gradients(model), precision.autocast():
+            return model(*inputs).float()
+
     positions, rows = [], []
     waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each
-    for (images, _, where), _ in batches:
-        inputs = (to_device(images, world.device),)
-        if covariates is not None:
-            inputs += (covariates[where].to(world.device),)
-        with precision.autocast():
-            waiting.append(model(*inputs).float())
+    for batch in batches:
+        if batch is None:
+            if is_sharded(model):
+                output(dataset[0, 0][0][None], torch.zeros(1, dtype=torch.long))
+            continue
+        (images, _, where), _ = batch
+        waiting.append(output(images, where))
         positions.append(where.numpy())
         if len(waiting) == READ_EVERY:
             rows += [values.cpu().numpy() for values in waiting]

@@ -6,17 +6,18 @@ tests/test_models_vit.py. Nothing is downloaded by building a model.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from timm.layers import trunc_normal_
 
+from util import checkpoint
 from util.errors import InputError
 from util.lr_decay import layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
-from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in, read_weights, set_buffers
+from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
@@ -257,7 +258,7 @@ class FeatureReader(torch.nn.Module):
         return read[0], outputs
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | None:
     """The reader of a model's features; None unless the model's outputs are its final linear layer of them, and no more."""
     layer = final_linear(model)
@@ -300,16 +301,23 @@ def head_names(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _start_head(model: torch.nn.Module) -> None:
-    """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning)."""
+    """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning).
+
+    Drawn on the CPU from the seed alone, however much the backbone has drawn: a model of shapes (meta), whose backbone draws
+    nothing, has the same head.
+    """
+    generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
             model.set_submodule(name, _exact(layer))
     for name in head_names(model):
         head = model.get_submodule(name)
         if isinstance(head, torch.nn.Linear):
-            trunc_normal_(head.weight, std=2e-5)
+            start = torch.empty(head.weight.shape, device="cpu")
+            torch.nn.init.trunc_normal_(start, std=2e-5, generator=generator)
+            head.weight = torch.nn.Parameter(start)
             if head.bias is not None:
-                torch.nn.init.zeros_(head.bias)
+                head.bias = torch.nn.Parameter(torch.zeros(head.bias.shape, device="cpu"))
 
 
 def _exact(layer: torch.nn.Linear) -> ExactLinear:
@@ -321,6 +329,21 @@ def _exact(layer: torch.nn.Linear) -> ExactLinear:
 
 def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def recompute_blocks(model: torch.nn.Module) -> None:
+    """Activation checkpointing: a block's forward pass is computed again in the backward pass, with the same random draws,
+    instead of keeping what lies in between. InputError for a model that can't.
+    """
+    backbone = getattr(model, "backbone", model)
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
+        raise InputError("--activation_checkpointing can't be used with a model that has batch norm, whose running statistics "
+                         "would count each batch twice: leave it out")
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError("--activation_checkpointing: timm knows no way to compute this model's blocks again: leave it out"
+                         ) from error
 
 
 def freeze_backbone(model: torch.nn.Module) -> None:
@@ -343,8 +366,9 @@ class LoadedWeights:
 
 
 def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights_dir: str,
-                  allow_partial: bool = False) -> LoadedWeights:
-    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta).
+                  allow_partial: bool = False, put: Callable[[torch.nn.Module, Fit], None] = put_in) -> LoadedWeights:
+    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta). put: what takes
+    a part of the model and what fits it; one of the caller's own may put it in later, into a model on meta too.
 
     InputError where one backbone tensor is missing, has another shape, or the file holds backbone tensors that nothing
     takes; `allow_partial` turns that into a line with all the names.
@@ -352,22 +376,28 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     path = find_weights(name, weights_dir, HUB_FILES, _how_to_get(backbone))
     digest = sha256(path)
     check_digest(path, digest)
-    file = read_weights(path)
+    file = checkpoint.read(path)
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
     if not fitted.complete:
         text += f"  PARTIAL (--allow_partial): {fitted.problems(limit=0)}"
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        put_in(model, fitted)
-        set_buffers(model, file.rest.get("buffers", {}))  # a checkpoint of ours keeps rotary periods there
+    fitted.buffers |= file.rest.get("buffers", {})  # a checkpoint of ours keeps rotary periods there
+    _put(put, model, fitted)
     return LoadedWeights(name, str(path), digest, len(fitted.used), len(fitted.expected), text)
 
 
-def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
-    """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits."""
+def _put(put: Callable[[torch.nn.Module, Fit], None], model: torch.nn.Module, fitted: Fit) -> None:
+    if put is not put_in or not any(parameter.is_meta for parameter in model.parameters()):
+        put(model, fitted)
+
+
+def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile,
+                 put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
+    """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits. put: see
+    `load_backbone`."""
     if isinstance(model, Regressor):
-        return _load_trained_regressor(model, backbone, file)
+        return _load_trained_regressor(model, backbone, file, put)
     heads = head_names(model)
     if not any(name.startswith(tuple(f"{head}." for head in heads)) for name in file.tensors):
         raise InputError(f"{file.path} has no classifier ({heads[0]}.weight): it holds a backbone's weights; pass it with "
@@ -375,12 +405,12 @@ def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile) -
     fitted = fit(model, file.tensors, backbone.family, heads, with_head=True)
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch} --nb_classes "
                       f"{model.num_classes}", allow_partial=False)
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        put_in(model, fitted)
+    _put(put, model, fitted)
     return fitted
 
 
-def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFile) -> Fit:
+def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFile,
+                            put: Callable[[torch.nn.Module, Fit], None]) -> Fit:
     """Head and backbone are fitted apart: the backbone's names are timm's, the head's are its own."""
     head = {name: tensor for name, tensor in file.tensors.items() if name.startswith(HEAD_PREFIX)}
     if not head:
@@ -393,9 +423,9 @@ def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFi
     flags = f"--model {backbone.model} --model_arch {backbone.arch} and the head's flags"
     for part in (fitted, of_head):
         _require_complete(part, file, flags, allow_partial=False)
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        put_in(model.backbone, fitted)
-        put_in(model.regression_head, of_head)
+    _put(put, model.backbone, fitted)
+    if not any(parameter.is_meta for parameter in model.backbone.parameters()) or put is not put_in:
+        _put(put, model.regression_head, of_head)
     return fitted.together_with(of_head)
 
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from util import checkpoint
-from util.errors import RunError
+from util.errors import InputError, RunError
 from util.memory import available_bytes, estimate_memory
 from util.options import AUTO, Parsed
+from util.sharding import is_sharded
 from util.state_dicts import WeightFile
 
 if TYPE_CHECKING:
@@ -29,12 +30,16 @@ def take_stored(parsed: Parsed, resumed: WeightFile | None) -> None:
 
 
 def choose(job: "Job") -> str:
-    """Set options.batch_size, alike in all processes -> a line that says it. RunError where not one picture fits.
+    """Set options.batch_size, alike in all processes -> a line that says it. RunError where not one picture fits, InputError
+    for a model in shards.
 
     On a GPU whole steps are tried, each process on its own; else, and on a dry run, the need is estimated
     (util/memory.py). Never more than the training pictures of a process.
     """
     options, world = job.options, job.world
+    if is_sharded(job.model):
+        raise InputError("--batch_size auto can't try what no process can run alone: pass a number with --parallel fsdp "
+                         "(--dry_run estimates the need)")
     processes = max(options.world_size, world.size) if options.dry_run else world.size
     sizes = [size for size in SIZES if size == 1 or size * processes <= len(job.rows("train"))]
     tried = world.device.type == "cuda" and not options.dry_run

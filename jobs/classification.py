@@ -24,7 +24,7 @@ from util.metrics import (
 )
 from util.report import confusion_matrix_figure
 from util.results import RunFolder
-from util.state_dicts import Fit, WeightFile
+from util.state_dicts import Fit, WeightFile, put_in
 from util.weighted_figures import Images, operating_thresholds
 
 
@@ -82,8 +82,8 @@ class Classification(Task):
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
         return models_vit.feature_reader(model, self.options.input_size)
 
-    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
-        return models_vit.load_trained(model, backbone, file)
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+        return models_vit.load_trained(model, backbone, file, put)
 
     def freeze(self, model: torch.nn.Module) -> None:
         models_vit.freeze_backbone(model)

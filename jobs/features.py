@@ -9,6 +9,7 @@ from engine_finetune import outputs
 from jobs.job import Job, loader
 from util import datasets, summary
 from util.probe import feature_file, pictures_digest, stored_features, weights_digest
+from util.sharding import is_sharded
 
 
 def features_of(job: Job) -> dict[str, torch.Tensor] | None:
@@ -23,7 +24,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
                   "which runs in every epoch")
         return None
     head = job.task.head_of(job.model)
-    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main else None)
+    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main or is_sharded(job.model) else None)
     found, counts, began = {}, {True: 0, False: 0}, time.monotonic()
     for name, split, view in _wanted(options.lp_views if job.task.head_is_linear else 1):
         rows = job.rows(split)
@@ -33,12 +34,19 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         found[name], was_there = stored_features(
             feature_file(Path(options.output_dir) / ".features", weights, pictures, settings), len(rows),
-            lambda split=split, view=view, name=name: outputs(reader, loader(job, split, view=view), job.precision, world,
+            lambda split=split, view=view, name=name: outputs(reader, _pictures(job, split, view), job.precision, world,
                                                               f"features of {name}")[1], world)
         counts[was_there] += len(rows)
     world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
               f"{found['val'].shape[1]:,}; {summary.duration(time.monotonic() - began)}")
     return found
+
+
+def _pictures(job: Job, split: str, view: int | None):
+    """Batches of pictures alone: covariates are the head's to read."""
+    batches = loader(job, split, view=view)
+    batches.dataset.covariates = None
+    return batches
 
 
 def _wanted(views: int) -> list[tuple[str, str, int | None]]:

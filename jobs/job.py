@@ -3,17 +3,18 @@
 It stands apart from the entry points so that flags are read, refused and explained before torch is imported.
 """
 
+import functools
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import models_vit
 from engine_finetune import Schedule, make_loader
-from jobs import batch_size
+from jobs import batch_size, parallel
 from jobs.task import Task
-from util import checkpoint, datasets, leakage, lr_sched, transforms
+from util import checkpoint, datasets, leakage, lr_sched, shard_files, sharding, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -23,7 +24,7 @@ from util.pretrained import sha256
 from util.probe import FeatureDataset
 from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
-from util.state_dicts import WeightFile, set_buffers
+from util.state_dicts import WeightFile, put_in, set_buffers
 
 GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 
@@ -83,8 +84,22 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
     world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
-    model, started_from, loaded = world.main_first(lambda: _build(parsed, backbone, resumed, world, task))
-    precision.place(task.backbone_of(model))
+    shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
+    way, line = parallel.choose(options, world, lambda: parallel.need(options, task, shapes, precision.name,
+                                                                      task.num_covariates(data.table)))
+    if way == "ddp" and resumed is not None:
+        resumed = world.main_first(lambda: shard_files.whole(resumed, with_moments=not options.eval))
+    build = functools.partial(_build, parsed, backbone, resumed, world, task)
+    parts = [] if way == "fsdp" else None
+    model, started_from, loaded = world.main_first(lambda: build(parts))
+    if parts is not None and not sharding.fills_by_itself(model, parts):
+        parts, (model, started_from, loaded) = None, world.main_first(build)
+    precision.place(task.backbone_of(model), lay_out=way == "ddp")
+    if way == "fsdp":
+        precision = replace(precision, keeps_casts=False)
+        line = "\n".join(filter(None, [line, parallel.deal_out(options, world, model, parts)]))
+        _restore_values(model, resumed, task)
+    world.say(*filter(None, [line]))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
               evaluation_settings(parsed, backbone, resumed))
     if options.batch_size == flags.AUTO:
@@ -117,7 +132,7 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
         path = folder.file(checkpoint.BEST if options.eval else checkpoint.LAST)
         if not path.exists() and not options.eval:
             return None
-    file = checkpoint.read(path)
+    file = checkpoint.read(path, whole=False)
     kind = file.rest.get("task", "classification") if checkpoint.is_ours(file) else task.kind
     if kind != task.kind:
         raise InputError(f"{path} is a checkpoint of a {kind}, and {task.program} runs a {task.kind}: start the other program")
@@ -249,13 +264,13 @@ def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, res
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
-def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: World, task: Task):
-    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone."""
-    options, loaded = parsed.options, ""
+def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: str) -> torch.nn.Module:
+    """The model as it starts, on the CPU, or its shapes alone on "meta"; a frozen backbone is frozen."""
+    options = parsed.options
 
     def build():
         torch.manual_seed(options.seed)
-        with torch.device("meta" if options.dry_run else "cpu"):
+        with torch.device(device):
             return task.build(backbone)
     try:
         model = build()
@@ -263,19 +278,34 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
         if "drop_path" in parsed.typed:
             raise
         asked, options.drop_path = options.drop_path, 0.0
-        world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
+        if device == "cpu" or options.dry_run:
+            world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
         model = build()
         options.drop_path = asked  # stored as asked, so that the same start again is the same
+    if options.adaptation == "lp":
+        task.freeze(model)
+    elif options.activation_checkpointing and not options.eval:
+        models_vit.recompute_blocks(model)
+    return model
+
+
+def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: World, task: Task,
+           parts: sharding.Parts | None = None):
+    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone; so
+    it has with `parts`, which takes what of a file goes into which part of it."""
+    options, loaded = parsed.options, ""
+    model = new_model(parsed, backbone, world, task, "cpu" if parts is None and not options.dry_run else "meta")
+    put = put_in if parts is None else lambda part, fitted: parts.append((part, fitted))
     if resumed is not None:
-        fitted = task.load_trained(model, backbone, resumed)
+        fitted = task.load_trained(model, backbone, resumed, put)
         loaded = f"{resumed.path}  sha256 {sha256(resumed.path)}  {fitted.describe()}" if world.is_main else ""
-        if not options.dry_run:
+        if not options.dry_run and parts is None:
             set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
         started_from = resumed.rest.get("weights")
     elif options.finetune:
         try:
             started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
-                                                    options.allow_partial)
+                                                    options.allow_partial, put)
         except InputError as error:
             if "finetune" in parsed.typed or getattr(options, "pretrained", False):
                 raise
@@ -283,9 +313,16 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
                              "--model efficientnet_b4 (--pretrained takes timm's weights of it)") from error
     else:
         started_from = None
-    if options.adaptation == "lp":
-        task.freeze(model)
     return model, started_from, loaded
+
+
+def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Task) -> None:
+    """Into a sharded model: what its checkpoint keeps in shards of its own, and buffers that stand beside the weights."""
+    folder = shard_files.folder_of(resumed) if resumed is not None else None
+    if folder is not None:
+        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+    if resumed is not None:
+        set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
 
 
 # ---- training and loading -------------------------------------------------------------------------------------------
@@ -329,7 +366,7 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
                      "DIR keeps them decoded")
     if options.adaptation == "lp":
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
-                  for name in ("drop_path", "layer_decay") if name in typed]
+                  for name in ("drop_path", "layer_decay", "activation_checkpointing") if name in typed]
     return lines + job.task.idle(parsed, job.backbone)
 
 

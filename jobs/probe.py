@@ -12,6 +12,7 @@ import torch
 
 from jobs.job import Job
 from jobs.records import content, draw, facts, report
+from jobs.saving import write_last, write_model
 from util import checkpoint, lr_sched, summary
 from util.errors import InputError, RunError
 from util.probe_heads import (
@@ -29,7 +30,7 @@ from util.run_files import write_whole
 
 def probe(job: Job) -> None:
     """Train, choose, score, write. RunError where no head's outputs are numbers."""
-    world, folder = job.world, job.folder
+    world, folder, options = job.world, job.folder, job.options
     if _is_complete(job):
         world.say(*summary.figures(job.task, "test", folder.figures("test"), folder),
                   f"this run is complete: its results stand in {folder.path}")
@@ -44,7 +45,14 @@ def probe(job: Job) -> None:
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+    if options.savemodel:
+        write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
     world.main_alone(_write, job, best, began)
+    if options.savemodel:
+        last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
+                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
+                "data_fingerprint": job.data.fingerprint}
+        write_last(job, content(job, options.epochs - 1, best) | last)
 
 
 def _is_complete(job: Job) -> bool:
@@ -188,8 +196,6 @@ def _write(job: Job, best: dict, began: float) -> None:
         logits = head(job.features["test"].to(job.world.device))
     folder.draw_curves(best["epoch"])
     draw(job, "val")
-    if options.savemodel:
-        checkpoint.write(folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
     predictions, figures = _scored(job, "test", logits)
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
@@ -197,8 +203,3 @@ def _write(job: Job, best: dict, began: float) -> None:
     job.world.say(*(f"test: {note}" for note in notes), *summary.figures(task, "test", entries, folder), *report(job))
     job.world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - began)}; results in {folder.path}")
-    if options.savemodel:
-        last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
-                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
-                "data_fingerprint": job.data.fingerprint}
-        checkpoint.write(folder.file_to_write(checkpoint.LAST), content(job, options.epochs - 1, best) | last)

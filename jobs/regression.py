@@ -24,7 +24,7 @@ from util.regression_metrics import (
     regression_metrics,
 )
 from util.results import RunFolder
-from util.state_dicts import Fit, WeightFile
+from util.state_dicts import Fit, WeightFile, put_in
 from util.targets import Covariate, TargetScale, encode_all
 
 
@@ -107,7 +107,11 @@ class Regression(Task):
         options = self.options
         features = models_vit.build_model(backbone, 0, options.input_size, options.drop_path, options.global_pool,
                                           options.fc_norm_passes)
-        return models_vit.Regressor(features, self.new_head(models_vit.feature_width(features)))
+        # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has the same head
+        torch.manual_seed(torch.initial_seed())
+        with torch.device("cpu"):
+            head = self.new_head(models_vit.feature_width(features))
+        return models_vit.Regressor(features, head)
 
     def new_head(self, width: int) -> RegressionHead:
         options = self.options
@@ -123,8 +127,8 @@ class Regression(Task):
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
 
-    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile) -> Fit:
-        return models_vit.load_trained(model, backbone, file)
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+        return models_vit.load_trained(model, backbone, file, put)
 
     def freeze(self, model: torch.nn.Module) -> None:
         models_vit.freeze_backbone(model)

@@ -33,8 +33,7 @@ def needed_bytes(job: Job) -> int:
 
 
 def require(job: Job) -> None:
-    """Remove what a killed run left half written, then InputError where the room doesn't do (main process)."""
-    checkpoint.remove_torn(job.folder.path)
+    """InputError where the room doesn't do (main process)."""
     if job.options.eval:
         return
     needed, (free, files) = needed_bytes(job), free_of(job.folder.path)

@@ -1,33 +1,75 @@
 """What of a training outlives a kill: the last checkpoint and the best one, written, read back and found again."""
 
-import copy
+import shutil
+import uuid
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from engine_finetune import Progress, Trainer
 from jobs.job import Job
 from jobs.records import content
-from util import checkpoint
-from util.errors import InputError
-from util.state_dicts import load_file
+from util import checkpoint, shard_files
+from util.errors import InputError, RunError
+from util.sharding import fill, is_sharded, local
+from util.state_dicts import WeightFile, load_file
 
 
 def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: list) -> None:
-    """Write the last checkpoint (main process): all that a restart needs. Its `epoch` is the last whole one; `done` says how
-    far the next has come."""
-    checkpoint.write(job.folder.file_to_write(checkpoint.LAST), content(job, done.epoch - 1, best) | {
+    """Write the last checkpoint (all processes call this): all that a restart needs. Its `epoch` is the last whole one; `done`
+    says how far the next has come."""
+    write_last(job, content(job, done.epoch - 1, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(), "progress": asdict(done),
         "schedule": {"position": done.epoch + done.steps / job.plan.steps, "effective_batch": job.plan.step_size,
                      **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
 
 
+def write_last(job: Job, content: dict) -> None:
+    """checkpoint-last.pth (all processes call this); of a sharded model a small one that names its shards, which are written
+    first (util/shard_files.py)."""
+    shards = None
+    if is_sharded(job.model):
+        job.world.main_alone(job.folder.file_to_write, checkpoint.LAST)  # before anything is made in a folder that is gone
+        shards = job.world.from_main(f"checkpoint-last.{uuid.uuid4().hex[:12]}.shards")
+        content, tensors = shard_files.split(content)
+        try:
+            shard_files.write_shards(job.folder.file(shards), tensors)
+        except RunError:
+            if job.world.is_main:
+                shutil.rmtree(job.folder.file(shards), ignore_errors=True)  # the room may be wanted
+            raise
+        content["shards"] = shards
+    job.world.main_alone(_write_last, job, content, shards)
+
+
+def _write_last(job: Job, content: dict, shards: str | None) -> None:
+    checkpoint.write(job.folder.file_to_write(checkpoint.LAST), content)
+    shard_files.remove_unnamed(job.folder.path, shards)
+
+
+def remove_torn(job: Job) -> None:
+    """Delete what a killed run began to write (main process): half files, and shards that no checkpoint names."""
+    checkpoint.remove_torn(job.folder.path)
+    path = job.folder.file(checkpoint.LAST)
+    if any(path.parent.glob(shard_files.PATTERN)):
+        named = checkpoint.read(path, whole=False).rest.get("shards") if path.exists() else None
+        shard_files.remove_unnamed(path.parent, named)
+
+
+def write_model(job: Job, name: str, content: dict) -> None:
+    """A checkpoint that is one ordinary file whatever the model lies on (all processes call this)."""
+    path = job.world.main_alone(job.folder.file_to_write, name) or job.folder.file(name)
+    if is_sharded(job.model):
+        shard_files.write_streamed(path, content, job.world)
+    else:
+        job.world.main_alone(checkpoint.write, path, content)
+
+
 def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
     """Put the run back where its checkpoint left it -> (where it goes on, the best epoch so far, its weights if in memory)."""
     rest = job.resumed.rest
-    _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed.path)
+    _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed)
     if trainer.scaler.is_enabled() and rest["scaler"]:
         trainer.scaler.load_state_dict(rest["scaler"])
     job.world.main_alone(job.folder.adopt, job.resumed.path.parent)
@@ -36,8 +78,7 @@ def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
     before = rest["schedule"]
     done = Progress(**rest["progress"]) if "progress" in rest else Progress(rest["epoch"] + 1)
     job.world.main_alone(job.folder.cut_after, rest["epoch"])
-    best, weights = job.world.main_alone(_require_best, job, dict(rest["best"]), rest["epoch"] if done.steps == 0 else None
-                                         ) or (None, None)
+    best, weights = _require_best(job, job.world.from_main(dict(rest["best"])), rest["epoch"] if done.steps == 0 else None)
     done = _placed(job, done, before["effective_batch"])
     for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
                                ("learning rate", before["peak"], job.schedule.peak)):
@@ -67,7 +108,7 @@ def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, d
     path = job.folder.file(checkpoint.BEST)
     if best["epoch"] is None:
         return best, None
-    if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
+    if job.world.from_main(job.world.is_main and path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
         return best, None
     if best["epoch"] == last_epoch:
         return best, keep_best(job, best)
@@ -75,7 +116,7 @@ def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, d
     return {"epoch": None, "score": None, "figures": {}}, None
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Path) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> None:
     """The moments come from the checkpoint, weight decay and layer-wise rates from this start's options.
 
     InputError where other parameters are trained now, or ones of another shape.
@@ -89,29 +130,55 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Pat
                for name, number in zip(group["names"], group["params"], strict=True)}
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
             state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
-        raise InputError(f"{path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
+        raise InputError(f"{file.path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
                          "decay 0): start a new run from its weights with --finetune and another --task")
     kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    # copied: the file is mapped, and the next checkpoint takes its place
-    optimizer.load_state_dict(copy.deepcopy(stored))
+    optimizer.load_state_dict(stored | {"state": _moments(optimizer, stored["state"], file)})
     for group, own in zip(optimizer.param_groups, kept, strict=True):
         group.update(own)
 
 
+def _moments(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> dict:
+    """The optimizer's state as its parameters lie, sharded or whole: from a file that may hold it either way."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found, waiting = {}, {}
+    for number, entry in stored.items():
+        found[number] = {}
+        for key, tensor in entry.items():
+            if tensor.ndim:
+                # copied: the file is mapped, and the next checkpoint takes its place
+                found[number][key] = torch.zeros_like(parameters[number], dtype=tensor.dtype)
+                if tensor.is_meta:
+                    waiting[f"optimizer.{number}.{key}"] = found[number][key]
+                else:
+                    fill({key: found[number][key]}, {key: tensor})
+            else:
+                found[number][key] = tensor.clone()
+    if waiting:
+        shard_files.read_shards(shard_files.folder_of(file), waiting)
+    return found
+
+
 def keep_best(job: Job, best: dict) -> dict | None:
     """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
-    stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end)."""
+    stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end). All processes call
+    this; what is returned is the main process's ({} elsewhere), of a sharded model each one's shards."""
     if job.options.savemodel and job.features is None:
-        checkpoint.write(job.folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
+        write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
         return None
-    return {name: tensor.detach().cpu().clone() for name, tensor in job.running.state_dict().items()}
+    if not (job.world.is_main or is_sharded(job.running)):
+        return {}
+    return {name: local(tensor).cpu().clone() for name, tensor in job.running.state_dict().items()}
 
 
 def load_best(job: Job, in_memory: dict | None) -> None:
-    """The best epoch's weights into the model, from the main process to all."""
+    """The best epoch's weights into the model, from the main process to all; a sharded model's from the file that all read."""
+    if is_sharded(job.running):
+        _load_best_shards(job, in_memory)
+        return
     job.world.main_alone(_load_best, job, in_memory)
     if job.world.size > 1:
-        for tensor in job.model.state_dict().values():
+        for tensor in job.running.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
 
@@ -119,6 +186,22 @@ def _load_best(job: Job, in_memory: dict | None) -> None:
     if in_memory is not None:
         job.running.load_state_dict(in_memory)
     elif job.folder.file(checkpoint.BEST).exists():
-        job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
+        _fill_model(job)
     else:
         raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+
+
+@torch.no_grad()
+def _load_best_shards(job: Job, in_memory: dict | None) -> None:
+    if in_memory is not None:
+        for name, tensor in job.running.state_dict().items():
+            local(tensor).copy_(in_memory[name])
+    elif job.world.any(not job.folder.file(checkpoint.BEST).exists()):
+        raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+    else:
+        _fill_model(job)
+
+
+def _fill_model(job: Job) -> None:
+    """The best checkpoint's weights into this process's model, whole or sharded."""
+    fill(job.model.state_dict(), load_file(job.folder.file(checkpoint.BEST))["model"])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from argparse import Namespace
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from models_vit import Backbone
 from util import options as flags
 from util.datasets import Data
 from util.results import RunFolder
-from util.state_dicts import Fit, WeightFile
+from util.state_dicts import Fit, WeightFile, put_in
 
 
 class Task(ABC):
@@ -51,6 +52,10 @@ class Task(ABC):
         """What the model reads beside the picture, (N, C), or None."""
         return None
 
+    def num_covariates(self, rows: pd.DataFrame) -> int:
+        covariates = self.covariates(rows[:1])
+        return 0 if covariates is None else covariates.shape[1]
+
     # ---- model
 
     @abstractmethod
@@ -70,8 +75,10 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile) -> Fit:
-        """Put a trained checkpoint into the model, head included; InputError unless all of it fits."""
+    def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile,
+                     put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
+        """Put a trained checkpoint into the model, head included; InputError unless all of it fits. put: see
+        models_vit.load_backbone."""
 
     @abstractmethod
     def freeze(self, model: torch.nn.Module) -> None:

@@ -10,20 +10,20 @@ import pandas as pd
 import torch
 
 from engine_finetune import Progress, Trainer, outputs, train_one_epoch
-from jobs import room
+from jobs import parallel, room
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
 from jobs.probe import probe
 from jobs.records import content, draw, facts, report
-from jobs.saving import keep_best, keep_last, load_best, resume
+from jobs.saving import keep_best, keep_last, load_best, remove_torn, resume, write_model
 from jobs.task import Task
 from util import checkpoint, datasets, stopping, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import RunError
 from util.lr_decay import parameter_groups
-from util.memory import estimate_memory
 from util.sampling import TrainBatches
+from util.sharding import compile_in_place, is_sharded
 
 
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
@@ -35,8 +35,9 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
         return
     job.precision.prepare()
     try:
-        world.main_alone(room.require, job)
-        job.model.to(world.device)
+        world.main_alone(_prepare_folder, job)
+        if not is_sharded(job.model):
+            job.model.to(world.device)
         if options.eval:
             fill_cache(job, ("test",))
             _evaluate_only(job)
@@ -56,13 +57,16 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
         job.folder.close()
 
 
+def _prepare_folder(job: Job) -> None:
+    remove_torn(job)
+    room.require(job)
+
+
 def _memory(job: Job) -> list[str]:
     if job.options.eval:
         return []
-    covariates = job.task.covariates(job.rows("train")[:1])
-    estimate = estimate_memory(job.model, job.options.batch_size, job.options.input_size, job.precision.name,
-                               0 if covariates is None else covariates.shape[1])
-    return [f"memory     about {estimate}"]
+    covariates = job.task.num_covariates(job.data.table)
+    return parallel.table(job.options, job.task, job.model, job.precision.name, covariates, job.world)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -72,7 +76,7 @@ def trainer_of(job: Job) -> Trainer:
     optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
                                   lr=job.schedule.peak, fused=True)
     if options.compile:
-        job.running.compile()  # in place: names of the weights stay as they are
+        compile_in_place(job.running)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
                    job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
@@ -151,7 +155,7 @@ def _train(job: Job) -> None:
 
     def keep(progress: Progress) -> None:
         states = world.gather(checkpoint.random_states(world.device))
-        world.main_alone(keep_last, job, trainer, progress, best, states)
+        keep_last(job, trainer, progress, best, states)
 
     with stopping.held() if keeps else nullcontext():
         for epoch in epochs(job, trainer, done, keep if keeps else None):
@@ -162,12 +166,12 @@ def _train(job: Job) -> None:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
             states = world.gather(checkpoint.random_states(world.device))
-            kept = world.main_alone(_keep_epoch, job, trainer, epoch, best, states)
-            best_weights = kept if is_best and world.is_main else best_weights
+            kept = _keep_epoch(job, trainer, epoch, best, states)
+            best_weights = kept if is_best else best_weights
         if world.any(stopping.asked()):
             raise stopping.StopRequested("all epochs are trained, the test split is not scored yet", together=True)
     if job.features is not None and epoch is not None and options.savemodel:
-        world.main_alone(keep_last, job, trainer, Progress(epoch.number + 1), best, states)
+        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     if not complete:
         world.main_alone(_finish_val, job, best)
     if complete:
@@ -175,7 +179,8 @@ def _train(job: Job) -> None:
                   f"this run is complete: its results stand in {folder.path}")
     else:
         load_best(job, best_weights)
-        world.main_alone(_write_best_of_memory, job, best, best_weights)
+        if best_weights is not None and options.savemodel:
+            write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
         _score(job, "test", best["epoch"], best)
         world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
                   f"{summary.duration(time.monotonic() - started)}; results in {folder.path}")
@@ -187,24 +192,23 @@ def _put_aside(job: Job) -> None:
 
 
 def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
-    """Write an epoch down (main process) -> the best weights, where no checkpoint keeps them."""
-    folder, is_best = job.folder, best["epoch"] == epoch.number
-    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
-    values = {f"val_{name}": value for name, value in epoch.metrics.items()}
-    folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
-    job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
-                                     epoch.seconds))
-    # rows and scalars past the checkpoint are cut when the run goes on, so they stand before it
-    folder.add_scalars({**epoch.training, **values}, epoch.number)
+    """Write an epoch down (all processes call this) -> the best weights, where no checkpoint keeps them."""
+    is_best = best["epoch"] == epoch.number
+    job.world.main_alone(_write_rows, job, epoch, is_best)
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
     if job.options.savemodel and job.features is None:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     return keep_best(job, best) if is_best else None
 
 
-def _write_best_of_memory(job: Job, best: dict, best_weights: dict | None) -> None:
-    if best_weights is not None and job.options.savemodel:
-        checkpoint.write(job.folder.file_to_write(checkpoint.BEST), content(job, best["epoch"], best))
+def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
+    """An epoch's rows and scalars. Those past the checkpoint are cut when the run goes on, so they are written before it."""
+    folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
+    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
+    folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
+    job.world.say(summary.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
+                                     epoch.seconds))
+    folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 
 def _finish_val(job: Job, best: dict) -> None:

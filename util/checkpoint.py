@@ -100,9 +100,18 @@ def set_random_states(states: dict, device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def read(path: str | Path) -> WeightFile:
-    """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data."""
-    return read_weights(path)
+def read(path: str | Path, whole: bool = True) -> WeightFile:
+    """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data.
+
+    A sharded one comes with all its tensors, or, without `whole`, with their shapes alone.
+    """
+    file = read_weights(path)
+    if "shards" not in file.rest:
+        return file
+    from util import shard_files  # what it needs takes long to import, and few checkpoints are sharded
+
+    shard_files.read_index(shard_files.folder_of(file))
+    return shard_files.whole(file) if whole else file
 
 
 def is_ours(file: WeightFile) -> bool:

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from util import faults, stopping
 from util.disk import writing
@@ -297,8 +298,9 @@ def _share_cores(local_size: int) -> None:
 
 
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
-    """The model for training: DistributedDataParallel where there is more than one process. Freeze before this."""
-    if world.size == 1:
+    """The model for training: DistributedDataParallel where there is more than one process and it is not sharded already.
+    Freeze before this."""
+    if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

@@ -27,7 +27,8 @@ WITHOUT_EFFECT = {
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache", "save_every_steps",
+    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache", "save_every_steps", "parallel",
+    "activation_checkpointing",
 }
 
 
@@ -40,7 +41,7 @@ OF_TRAINING = (
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
     "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
-    "calibrate", "leakage", "save_every_steps",
+    "calibrate", "leakage", "save_every_steps", "activation_checkpointing",
 )
 
 
@@ -252,6 +253,8 @@ def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=
                        help="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32")
     group.add_argument("--compile", action="store_true",
                        help="compile the model first (a minute or more), then train faster; needs a C++ compiler")
+    group.add_argument("--activation_checkpointing", action="store_true",
+                       help="compute each block again in the backward pass instead of keeping it: less memory, slower")
 
 
 def add_run_flags(parser, num_workers=10) -> None:
@@ -280,6 +283,9 @@ def add_run_flags(parser, num_workers=10) -> None:
 
 def add_distribution_flags(parser) -> None:
     group = parser.add_argument_group("processes (torchrun sets what is needed)")
+    group.add_argument("--parallel", choices=("auto", "ddp", "fsdp"), default="auto",
+                       help="ddp: the whole model on each device; fsdp: a share of it on each; auto: fsdp where ddp does not "
+                            "fit the memory and fsdp does")
     group.add_argument("--dist_url", default="env://", help="where the processes meet")
     group.add_argument("--dist_on_itp", action="store_true", help="ranks are read from Open MPI's variables")
     for name, kind in (("world_size", int), ("local_rank", int)):

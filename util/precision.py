@@ -19,26 +19,29 @@ class Precision:
 
     name: str
     device_type: str
+    keeps_casts: bool = True  # autocast's copies of weights stay until the forward pass ends; not of a sharded model's
 
     def autocast(self):
         """The context that a forward pass runs in."""
-        return torch.autocast(self.device_type, dtype=DTYPES[self.name]) if self.name in DTYPES else nullcontext()
+        return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts
+                              ) if self.name in DTYPES else nullcontext()
 
     def prepare(self) -> None:
         """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""
         torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
         torch.backends.cudnn.allow_tf32 = self.name != "fp32"
 
-    def place(self, model: torch.nn.Module, device: torch.device | None = None) -> torch.nn.Module:
+    def place(self, model: torch.nn.Module, device: torch.device | None = None, lay_out: bool = True) -> torch.nn.Module:
         """The model on its device, laid out for it: convolutions' weights with their channels last (1.1 to 1.7 times as fast
-        on CPUs, no difference for transformers), and in bf16 on a CPU attention by plain matrix products."""
+        on CPUs, no difference for transformers; not without `lay_out`, for FSDP2 takes plain layouts alone), and in bf16 on
+        a CPU attention by plain matrix products."""
         model = model.to(device) if device is not None else model
         tokens = getattr(getattr(model, "patch_embed", None), "num_patches", math.inf)
         if self.device_type == "cpu" and self.name == "bf16" and tokens <= MOST_TOKENS:
             for module in model.modules():
                 if hasattr(module, "fused_attn"):  # timm's attention layers
                     module.fused_attn = False
-        return model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last) if lay_out else model
 
     def scaler(self) -> torch.amp.GradScaler:
         """fp16 scales its loss, so that small gradients are not lost; the others pass through."""

@@ -15,16 +15,18 @@ import torch
 from util.disk import reason
 from util.distributed import World
 from util.errors import RunError
+from util.sharding import whole_tensors
 
 
 def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
-    """A hash of a model's tensors, buffers included, by name; those of its part `without` left out."""
+    """A hash of a model's tensors, buffers included, by name; those of its part `without` left out. Collective where the model
+    is sharded."""
     digest, left_out = hashlib.blake2b(digest_size=16), {id(tensor) for tensor in [*without.parameters(), *without.buffers()]}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if id(tensor) in left_out:
-            continue
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = {name: tensor for name, tensor in tensors.items() if id(tensor) not in left_out}
+    for name, tensor in whole_tensors(tensors):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

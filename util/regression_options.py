@@ -157,6 +157,8 @@ def check_search(parsed: Parsed) -> list[str]:
         return [f"without --optuna_trials these do nothing: {', '.join(f'--{name}' for name in names)}"] if names else []
     if options.eval:
         raise InputError("--eval scores a checkpoint and --optuna_trials starts a search: pass one of them")
+    if options.parallel == "fsdp":
+        raise InputError("--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one device")
     if options.resume not in ("", "same"):
         raise InputError("--resume goes on with a training; a search goes on with --optuna_resume")
     if options.optuna_metric and "optuna_direction" in typed and METRICS[options.optuna_metric] != options.optuna_direction:

@@ -31,7 +31,8 @@ from util.run_files import (
 )
 from util.scalars import ScalarFile
 
-OURS = ("checkpoint-*.pth", "log.txt", "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
+OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
+        "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
         "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
         "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv", "leakage.earlier.json")
 

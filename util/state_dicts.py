@@ -207,6 +207,8 @@ def read_weights(path: str | Path) -> WeightFile:
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{path} is no weight file: its entry {name!r} is a {type(value).__name__}, not a tensor")
+        if value.is_meta and "shards" not in rest:
+            raise InputError(f"{path} is no weight file: its entry {name!r} is a shape without values")
         flat = str(name).removeprefix("module.").removeprefix("backbone.")
         if flat in tensors:
             raise InputError(f"{path} holds two tensors for {flat}")
@@ -316,9 +318,10 @@ def _shape(tensor: torch.Tensor) -> str:
 def put_in(model: torch.nn.Module, fitted: Fit) -> None:
     """Copy what fits into the model, then read it back: a tensor that did not arrive is our own bug, and said."""
     wanted = model.state_dict()
-    for name, tensor in fitted.used.items():
+    used = {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta}  # the rest comes from shards
+    for name, tensor in used.items():
         wanted[name].copy_(tensor)
-    for name, tensor in fitted.used.items():
+    for name, tensor in used.items():
         # NaN equals itself here: weights that diverged are loaded as they are, and their outputs say so
         if not torch.allclose(wanted[name], tensor.to(wanted[name]), rtol=0, atol=0, equal_nan=True):
             raise AssertionError(f"{name} was not loaded")
