@@ -211,6 +211,18 @@ class StepLosses:
         return values[-1]
 
 
+def set_mode(model: torch.nn.Module, training: bool) -> None:
+    """Training mode for what is trained, evaluation mode for parts that are frozen as a whole: they are read as they were
+    pre-trained, without drop path or dropout, and batch norm's statistics stand still like the weights."""
+    model.train(training)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     """One pass over the training pictures -> {"train_loss", "lr"}: the mean loss of all pictures, the last rate.
 
@@ -219,7 +231,7 @@ def train_one_epoch(trainer: Trainer, loader, epoch: int) -> dict[str, float]:
     """
     t, plan, device = trainer, trainer.plan, trainer.world.device
     loader.batch_sampler.set_epoch(epoch)
-    t.model.train(not t.eval_mode)
+    set_mode(t.model, not t.eval_mode)
     t.optimizer.zero_grad(set_to_none=True)
     losses = StepLosses(t, loader.dataset, epoch)
     rate = t.schedule.at(epoch)

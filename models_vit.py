@@ -14,6 +14,7 @@ import torch
 from timm.layers import trunc_normal_
 
 from util.errors import InputError
+from util.lora import is_adapter
 from util.lr_decay import layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
 from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in, read_weights, set_buffers
@@ -323,9 +324,14 @@ def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> in
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
+def head_prefixes(model: torch.nn.Module) -> tuple[str, ...]:
+    """What the names of the head's parameters begin with."""
+    return (HEAD_PREFIX,) if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))
+
+
 def freeze_backbone(model: torch.nn.Module) -> None:
     """Linear probe: everything but the head stands still."""
-    prefixes = HEAD_PREFIX if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))
+    prefixes = head_prefixes(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
 
@@ -353,6 +359,9 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     digest = sha256(path)
     check_digest(path, digest)
     file = read_weights(path)
+    if is_adapter(file):
+        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the whole model that its "
+                         "run ends with")
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)

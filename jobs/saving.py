@@ -9,7 +9,7 @@ import torch
 from engine_finetune import Trainer
 from jobs.job import Job
 from jobs.records import content
-from util import checkpoint
+from util import checkpoint, lora
 from util.errors import InputError
 from util.state_dicts import load_file
 
@@ -48,7 +48,7 @@ def resume(job: Job, trainer: Trainer) -> tuple[int, dict, dict | None]:
 def _require_best(job: Job, best: dict, last_epoch: int) -> tuple[dict, dict | None]:
     """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one. With
     --no_savemodel they are kept in memory."""
-    path = job.folder.file(checkpoint.BEST)
+    path = best_file(job)
     if path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]:
         return best, None
     if best["epoch"] == last_epoch:
@@ -71,8 +71,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Pat
                for name, number in zip(group["names"], group["params"], strict=True)}
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
             state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
-        raise InputError(f"{path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
-                         "decay 0): start a new run from its weights with --finetune and another --task")
+        raise InputError(f"{path} was trained with other parameters or groups of them (--adaptation, --train_last_blocks, "
+                         "--input_size, weight decay 0): start a new run from its weights with --finetune and another --task")
     kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     # copied: the file is mapped, and the next checkpoint takes its place
     optimizer.load_state_dict(copy.deepcopy(stored))
@@ -83,21 +83,51 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, path: Pat
 def keep_best(job: Job, best: dict) -> dict | None:
     """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
     stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end)."""
+    adapted = lora.adapted_layers(job.model)
     if job.options.savemodel and job.features is None:
-        checkpoint.write(job.folder.file(checkpoint.BEST), content(job, best["epoch"], best))
+        checkpoint.write(best_file(job), content(job, best["epoch"], best))
+        if adapted:
+            job.folder.file(checkpoint.BEST).unlink(missing_ok=True)  # an earlier end's: no longer the best
         return None
-    return {name: tensor.detach().cpu().clone() for name, tensor in job.running.state_dict().items()}
+    state = lora.trained_state(job.running) if adapted else job.running.state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def best_file(job: Job) -> Path:
+    """Where the best epoch's weights stand while the run goes on."""
+    return job.folder.file(checkpoint.ADAPTER if lora.adapted_layers(job.model) else checkpoint.BEST)
 
 
 def load_best(job: Job, in_memory: dict | None) -> None:
     """The best epoch's weights into the model, from the main process to all."""
     if job.world.is_main:
-        if in_memory is not None:
+        path = best_file(job)
+        if in_memory is None and not path.exists():
+            raise InputError(f"{path} is gone, so the test split can't be scored with it")
+        if lora.adapted_layers(job.model):
+            lora.put_in(job.model, in_memory or load_file(path)["model"], path)
+        elif in_memory is not None:
             job.running.load_state_dict(in_memory)
-        elif job.folder.file(checkpoint.BEST).exists():
-            job.model.load_state_dict(load_file(job.folder.file(checkpoint.BEST))["model"])
         else:
-            raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+            job.model.load_state_dict(load_file(path)["model"])
     if job.world.size > 1:
         for tensor in job.model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
+
+
+def make_whole(job: Job) -> bool:
+    """Merge adapters into the model, in every process -> whether there were any; the best checkpoint is then written whole.
+
+    The main process first writes them as PEFT keeps them. What scores the test split is what others will load.
+    """
+    if not lora.adapted_layers(job.model):
+        return False
+    if job.world.is_main and job.options.savemodel:
+        body = job.task.backbone_of(job.model)
+        also = dict.fromkeys(name.rpartition(".")[0] for name, parameter in body.named_parameters()
+                             if parameter.requires_grad and not lora.is_own(name))
+        folder = job.folder.file("adapter")
+        with job.folder.writing(folder):
+            lora.write_peft(folder, body, also, job.options.finetune)
+    lora.merge(job.model)
+    return True

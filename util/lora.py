@@ -1,0 +1,205 @@
+"""LoRA (Hu et al. 2022) by the PEFT library: small matrices beside a frozen backbone's own, and how they come out again.
+
+The one place that knows PEFT and its names. A layer `blocks.0.attn.qkv` with an adapter has `blocks.0.attn.qkv.base_layer.weight`
+(frozen) and `blocks.0.attn.qkv.lora_A.default.weight`, `…lora_B…` (trained). What is saved while training is what is
+trained (`trained_state`); `merge` adds the products to the frozen matrices and leaves a plain timm model.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from util.errors import InputError
+from util.lr_decay import layer_of_parameters
+from util.state_dicts import WeightFile
+
+# Names of timm's linear layers. The whole name has to match, and `attn.` keeps patch_embed.proj out.
+ATTENTION = r"(.*\.)?attn\.(qkv|q|k|v|kv|q_proj|k_proj|v_proj|proj)"
+MLP = r"(.*\.)?mlp\.(fc1|fc2|fc1_g|fc1_x)"
+NAMED_TARGETS = {"attention": ATTENTION, "attention+mlp": f"({ATTENTION})|({MLP})"}
+SUFFIXES = re.compile(r"[\w.]+(,[\w.]+)*")
+LORA_NAME = re.compile(r"\.(base_layer|lora_[AB]\.default)(?=\.)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rank: columns of A, rows of B; alpha / rank: what their product is multiplied with; targets: see `layers_to_adapt`."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str
+
+    @classmethod
+    def of(cls, options) -> "Settings":
+        return cls(options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_targets)
+
+    @classmethod
+    def stored_in(cls, file: WeightFile) -> "Settings":
+        """Those of an adapter's file; InputError where it doesn't hold them."""
+        stored = file.rest["adapter"]
+        kinds = {"rank": int, "alpha": (int, float), "dropout": (int, float), "targets": str}
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(name), kind) for name, kind in kinds.items()) or (
+                not isinstance(file.rest.get("weights"), dict)):
+            raise InputError(f"{file.path} is damaged: it does not say how its adapter was made")
+        return cls(**{name: stored[name] for name in kinds})
+
+    def plain(self) -> dict:
+        return asdict(self)
+
+
+def require() -> None:
+    """InputError where PEFT is not installed."""
+    try:
+        import peft  # noqa: F401  (it brings transformers: only where it is asked for)
+    except ImportError as error:
+        raise InputError("--adaptation lora needs PEFT, which is not installed: pip install -r requirements-lora.txt"
+                         ) from error
+
+
+def is_adapter(file: WeightFile) -> bool:
+    """Whether a checkpoint holds the adapter and the head alone."""
+    return "adapter" in file.rest
+
+
+# ---- which layers ---------------------------------------------------------------------------------------------------
+
+def _expression(targets: str) -> str:
+    if targets in NAMED_TARGETS:
+        return NAMED_TARGETS[targets]
+    if SUFFIXES.fullmatch(targets):
+        return r"(.*\.)?(" + "|".join(map(re.escape, targets.split(","))) + ")"
+    return targets
+
+
+def layers_to_adapt(model: torch.nn.Module, targets: str, heads: tuple[str, ...], arch: str) -> list[str]:
+    """Names of the layers that `--lora_targets` means, the head's never among them.
+
+    attention, attention+mlp; or ends of names, parted by commas (qkv,mlp.fc2), of linear layers; or a regular expression
+    that a layer's whole name matches, which may name convolutions too. InputError where there is none.
+    """
+    kinds = (torch.nn.Linear,) if targets in NAMED_TARGETS or SUFFIXES.fullmatch(targets) else (
+        torch.nn.Linear, torch.nn.Conv2d)
+    pattern = re.compile(_expression(targets))
+    usable = [name for name, module in model.named_modules() if isinstance(module, kinds) and getattr(module, "groups", 1) == 1
+              and not any(name == head or name.startswith(f"{head}.") for head in heads)]
+    found = [name for name in usable if pattern.fullmatch(name)]
+    if not found:
+        ends = dict.fromkeys(".".join(name.split(".")[-2:]) for name in usable)
+        known = f"its layers' names end in {', '.join(list(ends)[:6])}: " if ends else ""
+        raise InputError(f"--lora_targets {targets}: {arch} has no such layers; {known}name layers to adapt with --lora_targets "
+                         "(a regular expression may name convolutions), or train a part with --train_last_blocks")
+    return found
+
+
+# ---- in and out -----------------------------------------------------------------------------------------------------
+
+def inject(model: torch.nn.Module, settings: Settings, heads: tuple[str, ...], arch: str) -> None:
+    """Put adapters into a timm model, in place: they are trainable, all else in it stands still. InputError.
+
+    They start with B = 0, so that the outputs are those of the model without them. The layers of
+    util/lr_decay.py are those of the layers that the adapters belong to.
+    """
+    require()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = layers_to_adapt(model, settings.targets, heads, arch)
+    for name in names:
+        smallest = min(model.get_submodule(name).weight.shape[:2])
+        if settings.rank > smallest:
+            raise InputError(f"--lora_rank {settings.rank} is above {smallest}, the smaller side of {name}: lower it")
+    layer_of, last = layer_of_parameters(model)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                        target_modules="|".join(map(re.escape, names)))
+    inject_adapter_in_model(config, model)
+    if adapted_layers(model) != names:
+        raise AssertionError("PEFT adapted other layers than it was told to")
+    model.layers_with_head = (layer_of | {name: layer_of[plain_name(name)] for name, _ in model.named_parameters()}, last)
+    _call_adapted_layers(model)
+
+
+def _call_adapted_layers(model: torch.nn.Module) -> None:
+    """Some of timm's attentions (EVA's, which DINOv3 has, BEiT's, Swin v2's) multiply with qkv.weight themselves where the
+    biases are kept apart, and an adapter would never be called: there is a switch that makes them call the layer."""
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = hasattr(module.qkv, "lora_A")
+
+
+def plain_name(name: str) -> str:
+    """timm's name of a parameter: blocks.0.attn.qkv.lora_A.default.weight -> blocks.0.attn.qkv.weight."""
+    return LORA_NAME.sub("", name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a parameter is an adapter's (no weight of the backbone)."""
+    return ".lora_" in name
+
+
+def adapted_layers(model: torch.nn.Module) -> list[str]:
+    """Names of the layers that have an adapter; none in a model of timm's own."""
+    return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The part of a state dict that training changes: trained parameters, and buffers (batch norm's statistics)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+@torch.no_grad()
+def put_in(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: str | Path) -> int:
+    """Copy a `trained_state` into a model with the same adapters -> how many tensors. InputError unless all of it fits."""
+    wanted = {_flat(name): tensor for name, tensor in trained_state(model).items()}
+    found = {_flat(name): tensor for name, tensor in tensors.items()}
+    misfits = sorted(wanted.keys() ^ found.keys()) or [name for name in wanted if wanted[name].shape != found[name].shape]
+    if misfits:
+        raise InputError(f"{path} holds an adapter that does not fit this model ({', '.join(misfits[:3])}"
+                         f"{f' and {len(misfits) - 3} more' if len(misfits) > 3 else ''}): leave the model's flags to it")
+    if not any(tensor.is_meta for tensor in wanted.values()):
+        for name, tensor in found.items():
+            wanted[name].copy_(tensor)
+    return len(wanted)
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix("backbone.")  # as a checkpoint is read
+
+
+@torch.no_grad()
+def merge(model: torch.nn.Module) -> None:
+    """Add each adapter's product to its layer's weight and take the adapter out: names and modules are timm's again."""
+    for name in adapted_layers(model):
+        layer = model.get_submodule(name)
+        if not layer.base_layer.weight.is_meta:
+            layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    _call_adapted_layers(model)
+    for module in model.modules():
+        if hasattr(module, "peft_config"):
+            del module.peft_config
+
+
+def write_peft(folder: Path, model: torch.nn.Module, also: Iterable[str], base: str) -> None:
+    """The adapter as PEFT itself keeps one (adapter_config.json, adapter_model.safetensors), so that
+    PeftModel.from_pretrained(timm's model with the base weights, folder) is this model. also: modules trained whole.
+    """
+    from safetensors.torch import save_file
+
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.modules_to_save = sorted(also) or None
+    prefixes = tuple(f"{name}." for name in also)
+    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor.detach().cpu().contiguous()
+               for name, tensor in model.state_dict().items() if is_own(name) or name.startswith(prefixes)}
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    config.save_pretrained(part)
+    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
