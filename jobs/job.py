@@ -269,6 +269,7 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
         started_from = None
     if not options.eval and not lora.adapted_layers(model):
         choose_part(task, model, backbone, options, has_weights=started_from is not None)
+    lora.require_gradients(task.backbone_of(model), options.input_size, backbone.arch)
     return model, started_from, loaded
 
 

@@ -69,30 +69,6 @@ def describe(options: Namespace, model: torch.nn.Module) -> list[str]:
     return []
 
 
-def require_gradients(job) -> None:
-    """InputError where a trained parameter has no part in the outputs (some of timm's attentions go past their layers): one
-    picture of zeros goes forward and back, without randomness, and the model stays as it was."""
-    model, device = job.running, job.world.device
-    if job.options.adaptation == "lp" or all(parameter.requires_grad for parameter in model.parameters()):
-        return
-    images = torch.zeros(1, 3, job.options.input_size, job.options.input_size, device=device)
-    covariates = job.task.covariates(job.rows("train")[:1])
-    inputs = (images,) if covariates is None else (images, covariates.to(device))
-    was_training = model.training
-    model.eval()
-    with job.precision.autocast():
-        outputs = model(*inputs)
-    outputs.float().sum().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    if without:
-        layers = list(dict.fromkeys(lora.plain_name(name) for name in without))
-        raise InputError(f"{job.backbone.arch} does not call {', '.join(layers[:3])}"
-                         f"{f' and {len(layers) - 3} more' if len(layers) > 3 else ''} as layers, so that they would learn "
-                         "nothing: name others with --lora_targets, or train a part with --train_last_blocks")
-
-
 # ---- an adapter alone -----------------------------------------------------------------------------------------------
 
 def load_adapter(model: torch.nn.Module, body: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from engine_finetune import Trainer, outputs, train_one_epoch
-from jobs import part
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
+from jobs.part import describe as describe_part
 from jobs.probe import probe
 from jobs.records import content, draw, facts, report
 from jobs.saving import keep_best, keep_last, load_best, make_whole, resume
@@ -28,7 +28,7 @@ from util.sampling import TrainBatches
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see util/errors.py."""
     options, job = parsed.options, prepare(parsed, world, task)
-    world.say(*summary.describe(job), *part.describe(options, job.model), *without_effect_here(parsed, job))
+    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
     if options.dry_run:
         world.say(*_memory(job), "dry run: nothing was trained")
         return
@@ -66,7 +66,6 @@ def trainer_of(job: Job) -> Trainer:
     options, world = job.options, job.world
     optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
                                   lr=job.schedule.peak, fused=True)
-    world.main_first(lambda: part.require_gradients(job) if world.is_main else None)
     if options.compile:
         job.running.compile()  # in place: names of the weights stay as they are
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,

@@ -130,6 +130,35 @@ def _call_adapted_layers(model: torch.nn.Module) -> None:
             module.qkv_bias_separate = hasattr(module.qkv, "lora_A")
 
 
+def require_gradients(model: torch.nn.Module, input_size: int, arch: str) -> None:
+    """InputError where an adapter has no part in the model's outputs: timm calls not every layer as a layer, and an adapter
+    beside one whose weight is used directly would learn nothing and say nothing.
+
+    One picture goes forward and back through tensors that have shapes alone, so that it costs no memory, whatever the model's
+    size, and works for one on the meta device.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if not adapted_layers(model):
+        return
+    was_training = model.training
+    model.eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        parameters = {name: torch.empty(p.shape, dtype=p.dtype, requires_grad=p.requires_grad)
+                      for name, p in model.named_parameters()}
+        buffers = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in model.named_buffers()}
+        outputs = torch.func.functional_call(model, parameters | buffers, torch.empty(1, 3, input_size, input_size))
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        found = torch.autograd.grad(outputs.sum(), [parameters[name] for name in trained], allow_unused=True)
+    model.train(was_training)
+    without = list(dict.fromkeys(plain_name(name).removesuffix(".weight") for name, gradient in zip(trained, found, strict=True)
+                                 if gradient is None))
+    if without:
+        raise InputError(f"--lora_targets: {arch} does not call {', '.join(without[:3])}"
+                         f"{f' and {len(without) - 3} more' if len(without) > 3 else ''} as layers of their own, so that adapters "
+                         "there would learn nothing: name other layers")
+
+
 def plain_name(name: str) -> str:
     """timm's name of a parameter: blocks.0.attn.qkv.lora_A.default.weight -> blocks.0.attn.qkv.weight."""
     return LORA_NAME.sub("", name)
@@ -188,7 +217,7 @@ def write_peft(folder: Path, model: torch.nn.Module, also: Iterable[str], base: 
     """The adapter as PEFT itself keeps one (adapter_config.json, adapter_model.safetensors), so that
     PeftModel.from_pretrained(timm's model with the base weights, folder) is this model. also: modules trained whole.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base, True
@@ -200,6 +229,6 @@ def write_peft(folder: Path, model: torch.nn.Module, also: Iterable[str], base: 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     config.save_pretrained(part)
-    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+    (part / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
