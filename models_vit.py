@@ -360,8 +360,8 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     check_digest(path, digest)
     file = read_weights(path)
     if is_adapter(file):
-        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the whole model that its "
-                         "run ends with")
+        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the whole model that "
+                         "its run ends with")
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)

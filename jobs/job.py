@@ -268,7 +268,7 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
     else:
         started_from = None
     if not options.eval and not lora.adapted_layers(model):
-        choose_part(task, model, backbone, options, has_weights=started_from is not None)
+        choose_part(task, model, backbone, options, has_weights=started_from is not None or options.dry_run)
     lora.require_gradients(task.backbone_of(model), options.input_size, backbone.arch)
     return model, started_from, loaded
 
@@ -281,8 +281,8 @@ def _load_resumed(parsed: flags.Parsed, model: torch.nn.Module, backbone, resume
                  "weights_dir": options.weights_dir if "weights_dir" in parsed.typed else None}
     if lora.is_adapter(resumed) and not options.eval:
         if options.adaptation != "lora" or lora.Settings.of(options) != lora.Settings.stored_in(resumed):
-            raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ flags "
-                             "to it, or start a new run with another --task")
+            raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ "
+                             "flags to it, or start a new run with another --task")
         started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
     else:
         started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
@@ -334,8 +334,9 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
                      "DIR keeps them decoded")
     if options.adaptation == "lora" and "layer_decay" not in typed and job.resumed is None:
         lines.append("--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at nothing in every layer")
-    if options.train_last_blocks and job.started_from is None and job.resumed is None:
-        lines.append("warning: without --finetune the blocks that --train_last_blocks freezes hold random weights")
+    if (options.train_last_blocks or options.adaptation == "lora") and job.started_from is None and job.resumed is None:
+        lines.append("warning: without --finetune what stands still holds random weights"
+                     + (": training with --adaptation lora refuses that" if options.adaptation == "lora" else ""))
     if options.adaptation == "lp":
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay") if name in typed]

@@ -8,8 +8,7 @@ import torch
 
 import models_vit
 from jobs.task import Task
-from util import lora
-from util import options as flags
+from util import lora, part_options
 from util.errors import InputError
 from util.lr_decay import layer_of_parameters
 from util.pretrained import find_weights
@@ -22,7 +21,7 @@ def choose_part(task: Task, model: torch.nn.Module, backbone: models_vit.Backbon
 
     has_weights: whether the backbone holds pre-trained ones.
     """
-    flags.check_part(options)
+    part_options.check(options)
     if options.adaptation == "lp":
         task.freeze(model)
     elif options.adaptation == "lora":
@@ -34,8 +33,8 @@ def choose_part(task: Task, model: torch.nn.Module, backbone: models_vit.Backbon
 
 
 def _inject(model: torch.nn.Module, body: torch.nn.Module, backbone: models_vit.Backbone, settings: lora.Settings) -> None:
-    """Adapters into `body`, the part of `model` that timm built. The head is trained whole, and so is what the weight files
-    of its family don't have (RETFound_mae's fc_norm)."""
+    """Adapters into `body`, the part of `model` that timm built. The head is trained whole, and so is what the weight
+    files of its family don't have (RETFound_mae's fc_norm)."""
     lora.inject(body, settings, models_vit.head_names(body), backbone.arch)
     prefixes = models_vit.head_prefixes(model)
     for name, parameter in model.named_parameters():
@@ -46,12 +45,12 @@ def _inject(model: torch.nn.Module, body: torch.nn.Module, backbone: models_vit.
 def _train_last_blocks(model: torch.nn.Module, body: torch.nn.Module, number: int, arch: str) -> None:
     """Leave the last blocks trainable and what follows them (norm, head): layers as in util/lr_decay.py."""
     if not hasattr(body, "group_matcher"):
-        raise InputError(f"--train_last_blocks: timm does not say what the blocks of {arch} are; leave it out, or choose another "
-                         "--model_arch")
+        raise InputError(f"--train_last_blocks: timm does not say what the blocks of {arch} are; leave it out, or choose "
+                         "another --model_arch")
     layer_of, last = layer_of_parameters(model)
     if number > last - 1:
-        raise InputError(f"--train_last_blocks {number}, but {arch} has {last - 1} blocks: pass at most {last - 1}, or leave it "
-                         "out to train all")
+        raise InputError(f"--train_last_blocks {number}, but {arch} has {last - 1} blocks: pass at most {last - 1}, or leave "
+                         "it out to train all")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layer_of[name] >= last - number)
 
@@ -61,8 +60,8 @@ def describe(options: Namespace, model: torch.nn.Module) -> list[str]:
     layers = lora.adapted_layers(model)
     if layers:
         size = sum(p.numel() for name, p in model.named_parameters() if lora.is_own(name))
-        return [f"adapters   LoRA of rank {options.lora_rank}, alpha {options.lora_alpha:g}, dropout {options.lora_dropout:g} on "
-                f"{len(layers)} layers ({options.lora_targets}): {size:,} numbers; the head is trained too"]
+        return [f"adapters   LoRA of rank {options.lora_rank}, alpha {options.lora_alpha:g}, dropout {options.lora_dropout:g} "
+                f"on {len(layers)} layers ({options.lora_targets}): {size:,} numbers; the head is trained too"]
     if options.train_last_blocks and not options.eval:
         return [f"part       the last {options.train_last_blocks} blocks and what follows them are trained; the blocks before "
                 "stand still and run as in evaluation, without drop path"]
@@ -82,8 +81,8 @@ def load_adapter(model: torch.nn.Module, body: torch.nn.Module, backbone: models
     base = _find_base(file, weights, place, weights_dir)
     loaded = models_vit.load_backbone(body, backbone, base, "")
     if loaded.sha256 != weights["sha256"]:
-        raise InputError(f"{file.path} is an adapter to {weights['name']} with sha256 {weights['sha256'][:12]}…, and {base} has "
-                         f"{loaded.sha256[:12]}…: pass the place of those weights with --finetune")
+        raise InputError(f"{file.path} is an adapter to {weights['name']} with sha256 {weights['sha256'][:12]}…, and {base} "
+                         f"has {loaded.sha256[:12]}…: pass the place of those weights with --finetune")
     _inject(model, body, backbone, settings)
     tensors = file.tensors
     if model is body and not model.num_classes:  # for features: built without a head
@@ -91,7 +90,8 @@ def load_adapter(model: torch.nn.Module, body: torch.nn.Module, backbone: models
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     count = lora.put_in(model, tensors, file.path)
     return weights | {"path": loaded.path}, (
-        f"{file.path}  {count} tensors of an adapter (rank {settings.rank}) and a head, on {loaded.path}  sha256 {loaded.sha256}")
+        f"{file.path}  {count} tensors of an adapter (rank {settings.rank}) and a head, on {loaded.path}  "
+        f"sha256 {loaded.sha256}")
 
 
 def _find_base(file: WeightFile, weights: dict, place: str, weights_dir: str | None) -> str:

@@ -15,7 +15,8 @@ def content(job: Job, epoch: int, best: dict) -> dict:
     adapted = bool(lora.adapted_layers(job.model))
     buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
     return {
-        "model": lora.trained_state(job.model) if adapted else job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
+        "model": lora.trained_state(job.model) if adapted else job.model.state_dict(), "buffers": buffers,
+        "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
             "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},

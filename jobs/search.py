@@ -40,7 +40,8 @@ def search(parsed: flags.Parsed, world: World) -> None:
     frozen = options.adaptation == "lp"
     depth = has_stochastic_depth(job)
     parameters = hpo.space(job.model.regression_head.dim, frozen, depth, adapters=options.adaptation == "lora")
-    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job), *_describe(job, parameters, frozen, depth))
+    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job),
+              *_describe(job, parameters, frozen, depth))
     if options.dry_run:
         world.say("dry run: no trial was begun")
         return

@@ -119,7 +119,8 @@ def test_what_is_saved_is_what_is_trained_and_fits_nothing_else():
     other = copy.deepcopy(model)
     disturb(model)
     state = lora.trained_state(model)
-    assert len(state) == 2 * 12 + 2 and sum(map(torch.numel, state.values())) < 0.04 * sum(p.numel() for p in model.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert len(state) == 2 * 12 + 2 and sum(map(torch.numel, state.values())) < 0.04 * whole
     assert lora.put_in(other, state, "a.pth") == 26
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
     state.pop("head.bias")
@@ -163,7 +164,7 @@ def test_pefts_own_format(tmp_path):
     adapted(model, models_vit.find_backbone("timm", "test_vit"))
     disturb(model)
     lora.write_peft(tmp_path / "adapter", model, ["head"], "base.pth")
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert {path.name for path in tmp_path.glob("adapter/*")} == {"adapter_config.json", "adapter_model.safetensors"}
     images = torch.randn(2, 3, 32, 32)
     outputs = model(images)
     again = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
@@ -176,10 +177,14 @@ def test_without_peft_one_line_names_the_command(monkeypatch):
         lora.require()
 
 
-@pytest.mark.parametrize("stored", [None, 3, {"rank": "8"}, {"rank": 8, "alpha": 1, "dropout": 0}])
-def test_a_file_that_does_not_say_how_its_adapter_was_made(stored, tmp_path):
-    with pytest.raises(InputError, match="is damaged: it does not say how its adapter was made"):
-        lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {}, rest={"adapter": stored, "weights": {}}))
+def test_a_file_that_does_not_say_how_its_adapter_was_made(tmp_path):
+    made = {"rank": 8, "alpha": 16.0, "dropout": 0, "targets": "attention"}
+    rest = {"adapter": made, "weights": {"name": "a", "path": "b", "sha256": "c"}, "options": {}}
+    assert lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {}, rest=rest)) == lora.Settings(8, 16.0, 0, "attention")
+    for wrong in ({"adapter": None}, {"adapter": made | {"rank": "8"}}, {"adapter": made | {"rank": 0}}, {"weights": None},
+                  {"adapter": made | {"targets": "("}}, {"weights": {"name": "a", "path": "b"}}, {"options": 3}):
+        with pytest.raises(InputError, match="is damaged: it does not say how its adapter was made"):
+            lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {}, rest=rest | wrong))
 
 
 # ---- the last blocks ------------------------------------------------------------------------------------------------

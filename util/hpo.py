@@ -56,7 +56,8 @@ HEADS = (2, 4, 8)
 
 def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> list[Parameter]:
     """What is searched. width: the head's; numbers of attention heads that don't divide it are never proposed.
-    A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay. InputError where no number of heads divides the width."""
+    A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay. InputError where no number
+    of heads divides the width."""
     heads = tuple(number for number in HEADS if width % number == 0)
     if not heads:
         raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention heads "

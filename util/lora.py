@@ -1,8 +1,9 @@
 """LoRA (Hu et al. 2022) by the PEFT library: small matrices beside a frozen backbone's own, and how they come out again.
 
-The one place that knows PEFT and its names. A layer `blocks.0.attn.qkv` with an adapter has `blocks.0.attn.qkv.base_layer.weight`
-(frozen) and `blocks.0.attn.qkv.lora_A.default.weight`, `…lora_B…` (trained). What is saved while training is what is
-trained (`trained_state`); `merge` adds the products to the frozen matrices and leaves a plain timm model.
+The one place that knows PEFT and its names. A layer `blocks.0.attn.qkv` with an adapter has
+`blocks.0.attn.qkv.base_layer.weight` (frozen) and `blocks.0.attn.qkv.lora_A.default.weight`, `…lora_B…` (trained).
+What is saved while training is what is trained (`trained_state`); `merge` adds the products to the frozen matrices and
+leaves a plain timm model.
 """
 
 import re
@@ -41,10 +42,12 @@ class Settings:
     @classmethod
     def stored_in(cls, file: WeightFile) -> "Settings":
         """Those of an adapter's file; InputError where it doesn't hold them."""
-        stored = file.rest["adapter"]
-        kinds = {"rank": int, "alpha": (int, float), "dropout": (int, float), "targets": str}
-        if not isinstance(stored, dict) or not all(isinstance(stored.get(name), kind) for name, kind in kinds.items()) or (
-                not isinstance(file.rest.get("weights"), dict)):
+        stored, weights, options = (file.rest.get(name) for name in ("adapter", "weights", "options"))
+        kinds = {"rank": int, "alpha": int | float, "dropout": int | float, "targets": str}
+        complete = all(isinstance(part, dict) for part in (stored, weights, options)) and all(
+            isinstance(stored.get(name), kind) for name, kind in kinds.items()) and all(
+            isinstance(weights.get(name), str) for name in ("name", "path", "sha256"))
+        if not complete or stored["rank"] < 1 or not 0 <= stored["dropout"] < 1 or not _is_expression(stored["targets"]):
             raise InputError(f"{file.path} is damaged: it does not say how its adapter was made")
         return cls(**{name: stored[name] for name in kinds})
 
@@ -67,6 +70,13 @@ def is_adapter(file: WeightFile) -> bool:
 
 
 # ---- which layers ---------------------------------------------------------------------------------------------------
+
+def _is_expression(targets: str) -> bool:
+    try:
+        return bool(re.compile(_expression(targets)))
+    except re.error:
+        return False
+
 
 def _expression(targets: str) -> str:
     if targets in NAMED_TARGETS:
@@ -91,8 +101,8 @@ def layers_to_adapt(model: torch.nn.Module, targets: str, heads: tuple[str, ...]
     if not found:
         ends = dict.fromkeys(".".join(name.split(".")[-2:]) for name in usable)
         known = f"its layers' names end in {', '.join(list(ends)[:6])}: " if ends else ""
-        raise InputError(f"--lora_targets {targets}: {arch} has no such layers; {known}name layers to adapt with --lora_targets "
-                         "(a regular expression may name convolutions), or train a part with --train_last_blocks")
+        raise InputError(f"--lora_targets {targets}: {arch} has no such layers; {known}name layers to adapt with "
+                         "--lora_targets (a regular expression may name convolutions), or take --train_last_blocks")
     return found
 
 
@@ -155,8 +165,8 @@ def require_gradients(model: torch.nn.Module, input_size: int, arch: str) -> Non
                                  if gradient is None))
     if without:
         raise InputError(f"--lora_targets: {arch} does not call {', '.join(without[:3])}"
-                         f"{f' and {len(without) - 3} more' if len(without) > 3 else ''} as layers of their own, so that adapters "
-                         "there would learn nothing: name other layers")
+                         f"{f' and {len(without) - 3} more' if len(without) > 3 else ''} as layers of their own, so that "
+                         "adapters there would learn nothing: name other layers")
 
 
 def plain_name(name: str) -> str:

@@ -8,11 +8,10 @@ import argparse
 import difflib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 
-from util import selection
+from util import part_options, selection
 from util.errors import InputError
 
 # Accepted because documented command lines and people's scripts pass them.
@@ -163,19 +162,9 @@ def add_part_flags(parser) -> None:
     group.add_argument("--lora_rank", type=count, default=8, help="with --adaptation lora: rank of an adapter's two matrices")
     group.add_argument("--lora_alpha", type=positive, default=16.0, help="an adapter's product is multiplied with alpha / rank")
     group.add_argument("--lora_dropout", type=below_one, default=0.0, help="dropout before an adapter")
-    group.add_argument("--lora_targets", type=_targets, default="attention",
-                       help="layers that get an adapter: attention, attention+mlp, ends of names parted by commas (qkv,fc2), or a "
-                            "regular expression that a layer's whole name matches")
-
-
-def _targets(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
-    if not text:
-        raise argparse.ArgumentTypeError("it names no layers")
-    return text
+    group.add_argument("--lora_targets", type=part_options.layers, default="attention",
+                       help="layers that get an adapter: attention, attention+mlp, ends of names parted by commas (qkv,fc2), "
+                            "or a regular expression that a layer's whole name matches")
 
 
 def add_data_flags(parser) -> None:
@@ -369,7 +358,8 @@ def idle(parsed: Parsed) -> list[str]:
         (("stratified", "datasets_seed"), options.dataratio == [1.0], "with --dataratio 1"),
         (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check"),
-        (("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"), options.adaptation != "lora", "without --adaptation lora"),
+        (("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"), options.adaptation != "lora",
+         "without --adaptation lora"),
     )
     return [f"--{name} does nothing {why}" for names, is_idle, why in conditions for name in names
             if is_idle and name in typed]
@@ -395,25 +385,13 @@ def check_combinations(parsed: Parsed) -> None:
         raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
     if options.compile and not options.eval and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out")
-    check_part(options)
-    if options.adaptation == "lora" and "layer_decay" not in parsed.typed:
-        options.layer_decay = 1.0  # adapters start at nothing: there is nothing of the early layers' that a low rate would keep
+    part_options.settle(options, parsed.typed)
     if options.lr is not None and options.min_lr > options.lr:
         raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
     if options.start_epoch >= options.epochs and not options.eval:
         raise InputError(f"--start_epoch {options.start_epoch} leaves nothing of --epochs {options.epochs}")
     if options.task and (options.task == "." or ".." in options.task.split("/") or options.task.startswith("/")):
         raise InputError(f"--task {options.task} is no name for a folder below --output_dir")
-
-
-def check_part(options) -> None:
-    """Refuse two answers to which part of the model is trained."""
-    if options.train_last_blocks and options.adaptation != "finetune":
-        raise InputError(f"--train_last_blocks and --adaptation {options.adaptation} each say which part is trained: pass one of "
-                         "them")
-    if options.adaptation == "lora" and options.allow_partial and not options.eval:
-        raise InputError("--allow_partial leaves some tensors at random, and --adaptation lora would never train them: pass "
-                         "weights that fit")
 
 
 def differences(stored: dict, options, typed: set[str] | None = None) -> list[str]:

@@ -90,7 +90,8 @@ class RunFolder:
         if other.resolve() == self.path.resolve():
             return
         self.put_aside()
-        for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv", "metrics_val.json", "predictions_val.csv"):
+        for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv", "metrics_val.json",
+                     "predictions_val.csv"):
             if (other / name).exists():
                 with self.writing(self.file(name)):
                     shutil.copyfile(other / name, self.file(name))
