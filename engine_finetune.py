@@ -233,6 +233,18 @@ class StepLosses:
         return values[-1]
 
 
+def set_mode(model: torch.nn.Module, training: bool) -> None:
+    """Training mode for what is trained, evaluation mode for parts that are frozen as a whole: they are read as they were
+    pre-trained, without drop path or dropout, and batch norm's statistics stand still like the weights."""
+    model.train(training)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Progress], None] | None = None,
                     keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
     """One pass over the training pictures, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss of all pictures,
@@ -246,7 +258,7 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     t, plan, device, epoch = trainer, trainer.plan, trainer.world.device, done.epoch
     first = done.steps * plan.accum_iter
     loader.batch_sampler.set_epoch(epoch, first)
-    t.model.train(not t.eval_mode)
+    set_mode(t.model, not t.eval_mode)
     t.optimizer.zero_grad(set_to_none=True)
     losses = StepLosses(t, loader.dataset, done)
     rate = t.schedule.at(epoch + max(0, done.steps - 0.5) / plan.steps)

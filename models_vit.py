@@ -15,6 +15,7 @@ import torch
 
 from util import checkpoint
 from util.errors import InputError
+from util.lora import is_adapter
 from util.lr_decay import layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
 from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
@@ -346,9 +347,14 @@ def recompute_blocks(model: torch.nn.Module) -> None:
                          ) from error
 
 
+def head_prefixes(model: torch.nn.Module) -> tuple[str, ...]:
+    """What the names of the head's parameters begin with."""
+    return (HEAD_PREFIX,) if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))
+
+
 def freeze_backbone(model: torch.nn.Module) -> None:
     """Linear probe: everything but the head stands still."""
-    prefixes = HEAD_PREFIX if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))
+    prefixes = head_prefixes(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
 
@@ -377,6 +383,9 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     digest = sha256(path)
     check_digest(path, digest)
     file = checkpoint.read(path)
+    if is_adapter(file):
+        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the whole model that "
+                         "its run ends with")
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)

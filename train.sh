@@ -14,7 +14,8 @@ NUM_CLASS=${NUM_CLASS:-}                      # the number of classes
 MODEL=${MODEL:-RETFound_dinov2}               # RETFound_dinov2, RETFound_mae, Dinov3, Dinov2, timm
 MODEL_ARCH=${MODEL_ARCH:-}                    # empty: retfound_dinov2 or retfound_mae, as MODEL says
 FINETUNE=${FINETUNE-RETFound_dinov2_meh}      # weights: a name or a file; set but empty: train from scratch
-ADAPTATION=${ADAPTATION:-finetune}            # finetune: all weights learn; lp: the head alone, a linear probe
+ADAPTATION=${ADAPTATION:-finetune}            # finetune: all weights learn; lp: the head alone, a linear probe;
+                                              # lora: small adapters (pip install -r requirements-lora.txt)
 DATASET=${DATASET:-}                          # a name for the results; empty: the last part of DATA_PATH
 TASK=${TASK:-}                                # results go to output_dir/TASK; empty: made of model, data, adaptation
 

@@ -13,8 +13,9 @@ import torch
 import models_vit
 from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
+from jobs.part import choose_part, load_adapter, load_whole
 from jobs.task import Task
-from util import checkpoint, datasets, leakage, lr_sched, shard_files, sharding, transforms
+from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -74,6 +75,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
                        "all nodes share", everywhere=True)
     batch_size.take_stored(parsed, resumed)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
+    if options.adaptation == "lora" and not options.eval:
+        lora.require()
     backbone = resolve_backbone(options, resumed)
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
@@ -85,9 +88,11 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
     shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
+    if shapes is not None and not options.eval:
+        choose_part(task, shapes, backbone, options)
     way, line = parallel.choose(options, world, lambda: parallel.need(options, task, shapes, precision.name,
                                                                       task.num_covariates(data.table)))
-    if way == "ddp" and resumed is not None:
+    if resumed is not None and (way == "ddp" or lora.is_adapter(resumed)):  # an adapter is small
         resumed = world.main_first(lambda: shard_files.whole(resumed, with_moments=not options.eval))
     build = functools.partial(_build, parsed, backbone, resumed, world, task)
     parts = [] if way == "fsdp" else None
@@ -130,6 +135,8 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
     path = Path(options.resume)
     if options.resume in ("auto", "same"):
         path = folder.file(checkpoint.BEST if options.eval else checkpoint.LAST)
+        if options.eval and not path.exists() and folder.file(checkpoint.ADAPTER).exists():
+            path = folder.file(checkpoint.ADAPTER)  # the run has not come to its end yet
         if not path.exists() and not options.eval:
             return None
     file = checkpoint.read(path, whole=False)
@@ -265,7 +272,7 @@ def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, res
 # ---- model ----------------------------------------------------------------------------------------------------------
 
 def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: str) -> torch.nn.Module:
-    """The model as it starts, on the CPU, or its shapes alone on "meta"; a frozen backbone is frozen."""
+    """The model as it starts, on the CPU, or its shapes alone on "meta"."""
     options = parsed.options
 
     def build():
@@ -282,9 +289,7 @@ def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: 
             world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
         model = build()
         options.drop_path = asked  # stored as asked, so that the same start again is the same
-    if options.adaptation == "lp":
-        task.freeze(model)
-    elif options.activation_checkpointing and not options.eval:
+    if options.activation_checkpointing and options.adaptation != "lp" and not options.eval:
         models_vit.recompute_blocks(model)
     return model
 
@@ -297,11 +302,7 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
     model = new_model(parsed, backbone, world, task, "cpu" if parts is None and not options.dry_run else "meta")
     put = put_in if parts is None else lambda part, fitted: parts.append((part, fitted))
     if resumed is not None:
-        fitted = task.load_trained(model, backbone, resumed, put)
-        loaded = f"{resumed.path}  sha256 {sha256(resumed.path)}  {fitted.describe()}" if world.is_main else ""
-        if not options.dry_run and parts is None:
-            set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
-        started_from = resumed.rest.get("weights")
+        started_from, loaded = _load_resumed(parsed, model, backbone, resumed, task, put, streamed=parts is not None)
     elif options.finetune:
         try:
             started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
@@ -313,7 +314,30 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
                              "--model efficientnet_b4 (--pretrained takes timm's weights of it)") from error
     else:
         started_from = None
+    if not options.eval and not lora.adapted_layers(model):
+        choose_part(task, model, backbone, options, has_weights=started_from is not None or options.dry_run)
+    lora.require_gradients(task.backbone_of(model), options.input_size, backbone.arch)
     return model, started_from, loaded
+
+
+def _load_resumed(parsed: flags.Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
+    """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one for training.
+    streamed: the model has shapes alone, and `put` takes what will go into it."""
+    options, where = parsed.options, {"put": put}
+    if lora.is_adapter(resumed):
+        where |= {"place": options.finetune if "finetune" in parsed.typed else "",
+                  "weights_dir": options.weights_dir if "weights_dir" in parsed.typed else None}
+    if lora.is_adapter(resumed) and not options.eval:
+        if options.adaptation != "lora" or lora.Settings.of(options) != lora.Settings.stored_in(resumed):
+            raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ "
+                             "flags to it, or start a new run with another --task")
+        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
+    else:
+        started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
+        line = f"{resumed.path}  sha256 {sha256(resumed.path)}  {line}"
+    if not options.dry_run and not streamed:
+        set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
+    return started_from, line
 
 
 def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Task) -> None:
@@ -357,13 +381,19 @@ def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
                      f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
     if "start_epoch" in typed and job.resumed is not None:
         lines.append("--start_epoch does nothing with --resume: the checkpoint says where to go on")
-    if "finetune" in typed and job.resumed is not None and job.resumed.rest["options"].get("finetune") != options.finetune:
+    if "finetune" in typed and job.resumed is not None and not lora.is_adapter(job.resumed) and (
+            job.resumed.rest["options"].get("finetune") != options.finetune):
         lines.append("--finetune does nothing with --resume: the weights are the checkpoint's")
     if options.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
         lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
     if options.cache_size and not options.image_cache and "cache_size" not in typed:
         lines.append(f"pictures are brought to a short side of {options.cache_size} first, as this run began; --image_cache "
                      "DIR keeps them decoded")
+    if options.adaptation == "lora" and "layer_decay" not in typed and job.resumed is None:
+        lines.append("--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at nothing in every layer")
+    if (options.train_last_blocks or options.adaptation == "lora") and job.started_from is None and job.resumed is None:
+        lines.append("warning: without --finetune what stands still holds random weights"
+                     + (": training with --adaptation lora refuses that" if options.adaptation == "lora" else ""))
     if options.adaptation == "lp":
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay", "activation_checkpointing") if name in typed]

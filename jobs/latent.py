@@ -10,13 +10,15 @@ import torch
 
 import models_vit
 from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
+from jobs.part import load_adapter
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
-from util import checkpoint, summary, use_options
+from util import checkpoint, lora, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
 from util.feature_files import require_parquet, write_features
 from util.precision import resolve_precision
+from util.pretrained import sha256
 from util.results import commit, now, versions
 from util.state_dicts import WeightFile
 from util.unlabelled import known_file
@@ -90,7 +92,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
     torch.manual_seed(options.seed)
     model = models_vit.build_model(backbone, 0, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
-    weights, line = _load(model, backbone, options, world)
+    weights, line = _load(model, backbone, options, world, file)
     data = read_pictures(options, world)
     transform = evaluation_settings(parsed, backbone, ours)
     parts = FeatureParts(model, options.input_size).eval()
@@ -132,10 +134,15 @@ def _resolve(parsed: flags.Parsed, file: WeightFile | None) -> tuple[flags.Parse
     return flags.Parsed(options, parsed.typed), []
 
 
-def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace, world: World) -> tuple[dict, str]:
+def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace, world: World,
+          file: WeightFile | None) -> tuple[dict, str]:
     """The weights into the model, every tensor accounted for -> (facts about them, a line)."""
     if options.random_weights:
         return {"random": options.seed}, f"RANDOM, drawn with seed {options.seed}: nothing was learnt"
+    if file is not None and lora.is_adapter(file):
+        _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
+        lora.merge(model)
+        return {"name": options.resume, "sha256": sha256(file.path), "text": line}, line
     loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone, options.finetune or options.resume,
                                                                options.weights_dir, options.allow_partial))
     facts = asdict(loaded)

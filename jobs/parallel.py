@@ -63,18 +63,13 @@ def pick(found: Need, devices: int, room: int, recomputed: bool) -> tuple[str, s
                    "use more devices, a smaller --batch_size, or --activation_checkpointing")
 
 
-def table(options: Namespace, task: Task, model: torch.nn.Module, precision: str, num_covariates: int,
-          world: World) -> list[str]:
+def table(options: Namespace, task: Task, model: torch.nn.Module, others: dict[str, torch.nn.Module], precision: str,
+          num_covariates: int, world: World) -> list[str]:
     """Lines of a dry run: what a device needs for each way of training and of dealing the model out.
 
-    model: of shapes alone, frozen as the run's --adaptation has it; the other adaptations are counted beside it.
+    model: of shapes alone, frozen as the run's --adaptation has it; others: as the other adaptations would have it.
     """
-    kinds = {options.adaptation: model}
-    for other in ("finetune", "lp"):
-        if other not in kinds:
-            kinds[other] = copy.deepcopy(model).requires_grad_(True)
-            if other == "lp":
-                task.freeze(kinds[other])
+    kinds = {options.adaptation: model} | others
     needs = {kind: need(Namespace(**vars(options) | {"adaptation": kind}), task, of_kind, precision, num_covariates)
              for kind, of_kind in kinds.items()}
     mine, devices = needs[options.adaptation], max(options.world_size, world.size)

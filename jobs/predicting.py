@@ -12,6 +12,7 @@ import torch
 import models_vit
 from jobs.classification import Classification
 from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
+from jobs.part import load_whole
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
 from util import checkpoint, summary, use_options
@@ -88,7 +89,7 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     data = read_pictures(options, world, names)
     task.settle(data, file)
     model = task.build(backbone)
-    fitted = task.load_trained(model, backbone, file)
+    line = load_whole(task, model, backbone, file)
     if ours:
         set_buffers(task.backbone_of(model), file.rest.get("buffers", {}))
     precision.place(task.backbone_of(model))
@@ -96,7 +97,7 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     best = file.rest.get("best") or {} if ours else {}
     job = Prediction(options, world, task, backbone, precision, data, task.covariates(data.table), model.eval(),
                      evaluation_settings(parsed, backbone, file if ours else None), digest, best)
-    world.say(f"checkpoint {file.path}  sha256 {digest}  {fitted.describe()}; epoch {file.rest.get('epoch', 'unknown')}")
+    world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
     world.say(*describe(job))
     return job
 

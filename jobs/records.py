@@ -4,21 +4,24 @@ from dataclasses import asdict
 
 import models_vit
 from jobs.job import Job
-from util import checkpoint
+from util import checkpoint, lora
 from util.report_page import write_report
 from util.results import commit, now, versions
 
 
 def content(job: Job, epoch: int, best: dict) -> dict:
-    """What every checkpoint holds; `model` loads in timm as it is."""
+    """What every checkpoint holds; `model` loads in timm as it is. Of a model with adapters (and of no other) it is what is
+    trained alone, and `adapter` says how they were made; the base weights are `weights`."""
+    adapted = bool(lora.adapted_layers(job.model))
     buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
     return {
-        "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
+        "model": lora.trained_state(job.model) if adapted else job.model.state_dict(), "buffers": buffers,
+        "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
             "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},
             "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
-            "weights": weights_facts(job)}),
+            "weights": weights_facts(job), **({"adapter": lora.Settings.of(job.options).plain()} if adapted else {})}),
     }
 
 

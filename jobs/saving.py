@@ -3,15 +3,16 @@
 import shutil
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from engine_finetune import Progress, Trainer
 from jobs.job import Job
 from jobs.records import content
-from util import checkpoint, shard_files
+from util import checkpoint, lora, shard_files
 from util.errors import InputError, RunError
-from util.sharding import fill, is_sharded, local
+from util.sharding import fill, is_own, is_sharded, local, whole_tensors
 from util.state_dicts import WeightFile, load_file
 
 
@@ -105,7 +106,7 @@ def _placed(job: Job, done: Progress, step_size: int) -> Progress:
 def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, dict | None]:
     """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one (`last_epoch`;
     None where it stands inside an epoch). With --no_savemodel they are kept in memory."""
-    path = job.folder.file(checkpoint.BEST)
+    path = best_file(job)
     if best["epoch"] is None:
         return best, None
     if job.world.from_main(job.world.is_main and path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
@@ -130,8 +131,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, file: Wei
                for name, number in zip(group["names"], group["params"], strict=True)}
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
             state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
-        raise InputError(f"{file.path} was trained with other parameters or groups of them (--adaptation, --input_size, weight "
-                         "decay 0): start a new run from its weights with --finetune and another --task")
+        raise InputError(f"{file.path} was trained with other parameters or groups of them (--adaptation, "
+                         "--train_last_blocks, --input_size, weight decay 0): start a new run from its weights with --finetune "
+                         "and another --task")
     kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(stored | {"state": _moments(optimizer, stored["state"], file)})
     for group, own in zip(optimizer.param_groups, kept, strict=True):
@@ -164,11 +166,23 @@ def keep_best(job: Job, best: dict) -> dict | None:
     stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end). All processes call
     this; what is returned is the main process's ({} elsewhere), of a sharded model each one's shards."""
     if job.options.savemodel and job.features is None:
-        write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
+        write_model(job, best_file(job).name, content(job, best["epoch"], best))
+        if lora.adapted_layers(job.model) and job.world.is_main:
+            job.folder.file(checkpoint.BEST).unlink(missing_ok=True)  # an earlier end's: no longer the best
         return None
     if not (job.world.is_main or is_sharded(job.running)):
         return {}
-    return {name: local(tensor).cpu().clone() for name, tensor in job.running.state_dict().items()}
+    return {name: local(tensor).cpu().clone() for name, tensor in _state_to_keep(job.running).items()}
+
+
+def _state_to_keep(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What of a model its checkpoints hold: all, or of one with adapters what is trained."""
+    return lora.trained_state(model) if lora.adapted_layers(model) else model.state_dict()
+
+
+def best_file(job: Job) -> Path:
+    """Where the best epoch's weights stand while the run goes on."""
+    return job.folder.file(checkpoint.ADAPTER if lora.adapted_layers(job.model) else checkpoint.BEST)
 
 
 def load_best(job: Job, in_memory: dict | None) -> None:
@@ -184,24 +198,51 @@ def load_best(job: Job, in_memory: dict | None) -> None:
 
 def _load_best(job: Job, in_memory: dict | None) -> None:
     if in_memory is not None:
-        job.running.load_state_dict(in_memory)
-    elif job.folder.file(checkpoint.BEST).exists():
+        fill(_state_to_keep(job.running), in_memory)
+    elif best_file(job).exists():
         _fill_model(job)
     else:
-        raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+        raise InputError(f"{best_file(job)} is gone, so the test split can't be scored with it")
 
 
 @torch.no_grad()
 def _load_best_shards(job: Job, in_memory: dict | None) -> None:
     if in_memory is not None:
-        for name, tensor in job.running.state_dict().items():
+        for name, tensor in _state_to_keep(job.running).items():
             local(tensor).copy_(in_memory[name])
-    elif job.world.any(not job.folder.file(checkpoint.BEST).exists()):
-        raise InputError(f"{job.folder.file(checkpoint.BEST)} is gone, so the test split can't be scored with it")
+    elif job.world.any(not best_file(job).exists()):
+        raise InputError(f"{best_file(job)} is gone, so the test split can't be scored with it")
     else:
         _fill_model(job)
 
 
 def _fill_model(job: Job) -> None:
     """The best checkpoint's weights into this process's model, whole or sharded."""
-    fill(job.model.state_dict(), load_file(job.folder.file(checkpoint.BEST))["model"])
+    path = best_file(job)
+    wanted, found = _state_to_keep(job.model), load_file(path)["model"]
+    if wanted.keys() != found.keys():
+        raise InputError(f"{path} was changed while the run went on: it holds other tensors than this run writes")
+    fill(wanted, found)
+
+
+def make_whole(job: Job) -> bool:
+    """Merge adapters into the model, in every process -> whether there were any; the best checkpoint is then written whole.
+
+    They are first written as PEFT keeps them. What scores the test split is what others will load.
+    """
+    if not lora.adapted_layers(job.model):
+        return False
+    if job.options.savemodel:
+        body = job.task.backbone_of(job.model)
+        also = list(dict.fromkeys(name.rpartition(".")[0] for name, parameter in body.named_parameters()
+                                  if parameter.requires_grad and not is_own(name)))
+        tensors = dict(whole_tensors(lora.tensors_of_peft(body, also)))
+        job.world.main_alone(_write_peft, job, body, also, tensors)
+    lora.merge(job.model)
+    return True
+
+
+def _write_peft(job: Job, body: torch.nn.Module, also: list[str], tensors: dict[str, torch.Tensor]) -> None:
+    folder = job.folder.file_to_write("adapter")
+    with job.folder.writing(folder):
+        lora.write_peft(folder, body, also, tensors, job.options.finetune)

@@ -22,6 +22,8 @@ from engine_finetune import Progress
 from jobs.batch_size import fits
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
+from jobs.part import choose_part
+from jobs.part import describe as describe_part
 from jobs.regression import Regression
 from jobs.training import Epoch, epochs, evaluate, is_better, trainer_of
 from util import hpo, summary
@@ -30,6 +32,7 @@ from util.datasets import SPLITS
 from util.distributed import World
 from util.errors import RunError
 from util.scalars import ScalarFile
+from util.sharding import is_own, plain_name
 
 
 def search(parsed: flags.Parsed, world: World) -> None:
@@ -40,8 +43,9 @@ def search(parsed: flags.Parsed, world: World) -> None:
     job = prepare(parsed, world, Regression(options))
     frozen = options.adaptation == "lp"
     depth = has_stochastic_depth(job)
-    parameters = hpo.space(job.model.regression_head.dim, frozen, depth)
-    world.say(*summary.describe(job), *without_effect_here(parsed, job), *_describe(job, parameters, frozen, depth))
+    parameters = hpo.space(job.model.regression_head.dim, frozen, depth, adapters=options.adaptation == "lora")
+    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job),
+              *_describe(job, parameters, frozen, depth))
     if options.dry_run:
         world.say("dry run: no trial was begun")
         return
@@ -77,6 +81,8 @@ def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bo
              f"{job.plan.step_size}"]
     if frozen:
         lines.append("           layer_decay and drop_path are not proposed: the backbone is frozen")
+    elif options.adaptation == "lora":
+        lines.append("           layer_decay is not proposed: adapters start at nothing in every layer")
     elif not depth:
         lines.append(f"           drop_path is not proposed: {job.backbone.arch} has no stochastic depth")
     return lines
@@ -91,8 +97,9 @@ class Search:
         seed = options.optuna_seed if options.optuna_seed is not None else options.seed
         ends_at = None if options.optuna_timeout is None else time.monotonic() + options.optuna_timeout
         self.settings = hpo.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
-        self.backbone_state = {name: tensor.clone() for name, tensor in job.model.backbone.state_dict().items()}
-        self.backbone_buffers = {name: tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
+        self.backbone_state = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.state_dict().items()
+                               if not is_own(name)}  # each trial's adapters are new
+        self.backbone_buffers = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
         self.study = self._alone(self._open)
 
     def _open(self) -> optuna.Study:
@@ -222,8 +229,7 @@ class Search:
             model.backbone.load_state_dict(self.backbone_state)
             for name, buffer in model.backbone.named_buffers():
                 buffer.copy_(self.backbone_buffers[name])
-        if options.adaptation == "lp":
-            task.freeze(model)
+        choose_part(task, model, base.backbone, options)
         job = replace(base, options=options, task=task, model=model.to(self.world.device))
         plan_training(job)
         return job

@@ -13,14 +13,16 @@ from engine_finetune import Progress, Trainer, outputs, train_one_epoch
 from jobs import parallel, room
 from jobs.features import features_of
 from jobs.job import Job, fill_cache, loader, prepare, without_effect_here
+from jobs.part import describe as describe_part
+from jobs.part import shapes_adapted
 from jobs.probe import probe
 from jobs.records import content, draw, facts, report
-from jobs.saving import keep_best, keep_last, load_best, remove_torn, resume, write_model
+from jobs.saving import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
 from jobs.task import Task
 from util import checkpoint, datasets, stopping, summary
 from util import options as flags
 from util.distributed import World, wrap
-from util.errors import RunError
+from util.errors import InputError, RunError
 from util.lr_decay import parameter_groups
 from util.sampling import TrainBatches
 from util.sharding import compile_in_place, is_sharded
@@ -29,7 +31,7 @@ from util.sharding import compile_in_place, is_sharded
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see util/errors.py."""
     options, job = parsed.options, prepare(parsed, world, task)
-    world.say(*summary.describe(job), *without_effect_here(parsed, job))
+    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
     if options.dry_run:
         world.say(*_memory(job), *room.describe(job), "dry run: nothing was trained")
         return
@@ -65,8 +67,15 @@ def _prepare_folder(job: Job) -> None:
 def _memory(job: Job) -> list[str]:
     if job.options.eval:
         return []
+    others, lines = {}, []
+    for kind in ("finetune", "lp", "lora"):
+        if kind != job.options.adaptation:
+            try:
+                others[kind] = shapes_adapted(job.task, job.model, job.backbone, job.options, kind)
+            except InputError as error:
+                lines.append(f"           {kind}: not counted ({error})")
     covariates = job.task.num_covariates(job.data.table)
-    return parallel.table(job.options, job.task, job.model, job.precision.name, covariates, job.world)
+    return parallel.table(job.options, job.task, job.model, others, job.precision.name, covariates, job.world) + lines
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -179,7 +188,8 @@ def _train(job: Job) -> None:
                   f"this run is complete: its results stand in {folder.path}")
     else:
         load_best(job, best_weights)
-        if best_weights is not None and options.savemodel:
+        made_whole = make_whole(job)
+        if (made_whole or best_weights is not None) and options.savemodel:
             write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
         _score(job, "test", best["epoch"], best)
         world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "

@@ -43,7 +43,7 @@ def start(clone, bin_folder, shell=("sh",), **more):
     return subprocess.run(command, env=environment(clone, bin_folder, **more), capture_output=True, text=True)
 
 
-def add_wheel(clone, version):
+def add_wheel(clone, version, needs=""):
     """Puts the smallest package that pip installs where pip looks for it."""
     folder = clone.with_name("wheels")
     folder.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def add_wheel(clone, version):
     tag = "Root-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(folder / f"tiny_retina-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny_retina.py", f"version = '{version}'\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-retina\nVersion: {version}\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-retina\nVersion: {version}\n{needs}")
         wheel.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\n{tag}")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -204,6 +204,19 @@ def test_packages_beside_leave_the_interpreter_alone(clone, bin_folder):
     assert (alone.returncode, alone.stdout) == (1, "tiny-retina\n")
     beside = subprocess.run([*tool, "unmet", needs], env=variables | {"PYTHONPATH": str(target)}, capture_output=True)
     assert beside.returncode == 0
+
+
+def test_packages_beside_bring_no_second_copy_of_what_the_interpreter_has(clone, bin_folder):
+    """peft needs torch: pip's --target alone would fetch it again. Here numpy, which is in no folder that pip may look into."""
+    add_wheel(clone, "1.0", needs="Requires-Dist: numpy>=1.26\n")
+    needs = clone / "needs.txt"
+    needs.write_text("tiny-retina\n")
+    tool = [sys.executable, "-P", clone / "util" / "environment.py"]
+    done = subprocess.run([*tool, "target", clone / ".test-packages", needs], env=environment(clone, bin_folder),
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (clone / ".test-packages").iterdir() if path.name != "__pycache__") == [
+        "stamp", "tiny_retina-1.0.dist-info", "tiny_retina.py"]
 
 
 def test_todays_releases_satisfy_the_requirements():

@@ -19,6 +19,7 @@ from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
+ADAPTER = "checkpoint-adapter.pth"  # the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
 FORMAT = 1
 
 

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -124,10 +125,11 @@ def empty(folder):
             child.unlink()
 
 
-def pip_install(python, requirements, *where):
-    """Runs pip, quietly where nobody watches. Raises EnvironmentFault where it fails; its own message stands above."""
+def pip_install(python, requirements, *words):
+    """Runs pip on a requirement file (or on what `words` name), quietly where nobody watches. Raises EnvironmentFault where it
+    fails; its own message stands above."""
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *where, "-r", requirements]
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *words]
     # A `user = true` in pip's settings would install past the environment that is being made.
     code = subprocess.run(command, env={**os.environ, "PIP_USER": "0"}, stdout=sys.stderr).returncode
     if code:
@@ -171,21 +173,31 @@ def make(clone):
             if code:
                 raise EnvironmentFault(f"{sys.executable} -m venv failed: mend what it says above, then start again", 1)
         write_stamp(venv, UNFINISHED)
-        pip_install(python, requirements)
+        pip_install(python, requirements, "-r", requirements)
         # Asked of the new interpreter: its version may differ from this one's where an older .venv was completed.
         finished = subprocess.check_output([python, "-P", __file__, "fingerprint", requirements], text=True)
         write_stamp(venv, finished.strip())
 
 
 def install_beside(folder, requirements):
-    """Installs a requirement file into a folder of its own, which PYTHONPATH then names."""
+    """Installs what this interpreter lacks of a requirement file into a folder of its own, which PYTHONPATH then names.
+
+    pip itself would put every dependency there (a second torch, for peft), whatever the interpreter has: so it is asked
+    first what it would add to the interpreter, and that alone is installed.
+    """
     folder.mkdir(exist_ok=True)
     with locked(folder.with_name(folder.name + ".lock")):
         if read_stamp(folder) == fingerprint(requirements):
             return
         say(f"installing {requirements.name} into {folder}")
         empty(folder)
-        pip_install(sys.executable, requirements, "--target", folder)
+        report = folder / "report.json"
+        pip_install(sys.executable, requirements, "--dry-run", "--report", report, "-r", requirements)
+        packages = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
+        report.unlink()
+        if packages:
+            exact = [f"{package['name']}=={package['version']}" for package in packages]
+            pip_install(sys.executable, requirements, "--no-deps", "--target", folder, *exact)
         write_stamp(folder, fingerprint(requirements))
 
 

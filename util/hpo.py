@@ -56,16 +56,18 @@ class Parameter:
 HEADS = (2, 4, 8)
 
 
-def space(width: int, frozen: bool = False, stochastic_depth: bool = True) -> list[Parameter]:
+def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> list[Parameter]:
     """What is searched. width: the head's; numbers of attention heads that don't divide it are never proposed.
-    A frozen backbone has no layer_decay and no drop_path. InputError where no number of heads divides the width."""
+    A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay. InputError where no number
+    of heads divides the width."""
     heads = tuple(number for number in HEADS if width % number == 0)
     if not heads:
         raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention heads "
                          f"{', '.join(map(str, HEADS))}: pass another --head_embed_dim")
     found = [Parameter("lr", 5e-5, 5e-3, log=True), Parameter("weight_decay", 1e-6, 0.1, log=True)]
     if not frozen:
-        found.append(Parameter("layer_decay", 0.4, 0.95))
+        if not adapters:
+            found.append(Parameter("layer_decay", 0.4, 0.95))
         if stochastic_depth:
             found.append(Parameter("drop_path", 0.0, 0.4))
     return [*found, Parameter("head_dropout", 0.0, 0.5), Parameter("head_depth", 1, 4, whole=True),

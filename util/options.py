@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from util import selection
+from util import part_options, selection
 from util.errors import InputError
 
 # Accepted because documented command lines and people's scripts pass them.
@@ -41,7 +41,8 @@ OF_TRAINING = (
     "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
     "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
-    "calibrate", "leakage", "save_every_steps", "activation_checkpointing",
+    "calibrate", "leakage", "save_every_steps", "activation_checkpointing", "train_last_blocks", "lora_rank", "lora_alpha",
+    "lora_dropout", "lora_targets",
 )
 
 
@@ -151,14 +152,26 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
     add("--fc_norm_passes", type=int, choices=(1, 2), default=None,
         help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present "
              "code (told from the checkpoint where not given)")
-    add("--adaptation", choices=("finetune", "lp"), default="finetune",
-        help="finetune trains all weights, lp (linear probe) the head alone")
+    add("--adaptation", choices=("finetune", "lp", "lora"), default="finetune",
+        help="finetune trains all weights, lp (linear probe) the head alone, lora small adapters and the head (needs PEFT)")
 
 
 def add_probe_flags(parser) -> None:
     group = parser.add_argument_group("linear probe")
     group.add_argument("--lp_views", type=count, default=1,
                        help="random views of each training picture whose features are computed; 1: the evaluation's view")
+
+
+def add_part_flags(parser) -> None:
+    group = parser.add_argument_group("part of a model")
+    group.add_argument("--train_last_blocks", type=count, default=None, metavar="N",
+                       help="train the last N blocks and what follows them (norm, head); the rest stands still")
+    group.add_argument("--lora_rank", type=count, default=8, help="with --adaptation lora: rank of an adapter's two matrices")
+    group.add_argument("--lora_alpha", type=positive, default=16.0, help="an adapter's product is multiplied with alpha / rank")
+    group.add_argument("--lora_dropout", type=below_one, default=0.0, help="dropout before an adapter")
+    group.add_argument("--lora_targets", type=part_options.layers, default="attention",
+                       help="layers that get an adapter: attention, attention+mlp, ends of names parted by commas (qkv,fc2), "
+                            "or a regular expression that a layer's whole name matches")
 
 
 def add_data_flags(parser) -> None:
@@ -307,6 +320,7 @@ def add_classification_flags(parser) -> None:
     """All flags of main_finetune.py, in the order of its help."""
     add_model_flags(parser)
     add_probe_flags(parser)
+    add_part_flags(parser)
     add_data_flags(parser)
     add_image_flags(parser)
     add_mixing_flags(parser)
@@ -360,6 +374,8 @@ def idle(parsed: Parsed) -> list[str]:
         (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check"),
         (("save_every_steps",), not options.savemodel, "with --no_savemodel"),
+        (("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"), options.adaptation != "lora",
+         "without --adaptation lora"),
     )
     return [f"--{name} does nothing {why}" for names, is_idle, why in conditions for name in names
             if is_idle and name in typed]
@@ -385,6 +401,7 @@ def check_combinations(parsed: Parsed) -> None:
         raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
     if options.compile and not options.eval and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out")
+    part_options.settle(options, parsed.typed)
     if options.lr is not None and options.min_lr > options.lr:
         raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
     if options.start_epoch >= options.epochs and not options.eval:

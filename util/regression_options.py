@@ -109,6 +109,7 @@ def add_compatibility_flags(parser) -> None:
 def add_regression_flags(parser) -> None:
     """All flags of main_regression.py, in the order of its help."""
     shared.add_model_flags(parser, finetune=DEFAULT_WEIGHTS)
+    shared.add_part_flags(parser)
     add_head_flags(parser)
     add_csv_flags(parser)
     shared.add_image_flags(parser, crop_scale=(0.8, 1.0))

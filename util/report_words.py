@@ -11,18 +11,25 @@ EXAMPLES = 4  # of each kind of finding
 KINDS = {"same bytes": "the very same file", "same pixels": "the same picture in another file", "near duplicate":
          "nearly the same picture", "same patient": "pictures of one patient"}
 NOTES = "From reading the data:"
-FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained"}
+FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained",
+            "lora": "LoRA: adapters and the head trained"}
 
 
 def _dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def _adaptation(options: dict) -> str:
+    if options.get("train_last_blocks"):
+        return f"the last {options['train_last_blocks']} blocks and what follows them trained"
+    return FINETUNE.get(options.get("adaptation"), str(options.get("adaptation") or ""))
+
+
 def subtitle(run: Run) -> str:
     """Model, adaptation and date, as far as they are known."""
     model, options = _dict(run.facts.get("model")), run.options
     parts = [str(model.get("arch") or options.get("model_arch") or options.get("model") or ""),
-             FINETUNE.get(options.get("adaptation"), ""), str(run.facts.get("started") or "")[:10]]
+             _adaptation(options), str(run.facts.get("started") or "")[:10]]
     said = ", ".join(part for part in parts if part)
     counted = "; ".join(f"{split.name}: {split.images:,} images"
                         + (f" of {split.patients:,} patients" if split.patients else "") for split in run.splits.values())
@@ -213,7 +220,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""), str(model.get("arch") or ""), *counts, size)
                                 if part)),
             ("Weights", _weights_text(weights) if "weights" in facts else ""),
-            ("Adaptation", FINETUNE.get(options.get("adaptation"), str(options.get("adaptation") or ""))),
+            ("Adaptation", _adaptation(options)),
             ("Training", _training(run)),
             ("Chosen by", _chosen_by(str(options.get("select_metric") or ""))),
             ("Device", ", ".join(part for part in (

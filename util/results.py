@@ -2,6 +2,7 @@
 
 output_dir/TASK/  checkpoint-best.pth checkpoint-last.pth log.txt metrics_val.csv metrics_test.csv metrics_*.json
                   predictions_*.csv confusion_matrix_*.png learning_curves.png run.json
+                  checkpoint-adapter.pth adapter/ (--adaptation lora)
 log_dir/TASK/     TensorBoard
 """
 
@@ -34,7 +35,7 @@ from util.scalars import ScalarFile
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
         "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
         "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
-        "probe_*.csv", "learning_curves.png", "run.json", "skipped_images.earlier.csv", "leakage.earlier.json")
+        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json")
 
 
 class RunFolder:
@@ -112,7 +113,8 @@ class RunFolder:
         if other.resolve() == self.path.resolve():
             return
         self.put_aside()
-        for name in ("checkpoint-best.pth", "log.txt", "metrics_val.csv", "metrics_val.json", "predictions_val.csv"):
+        for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv", "metrics_val.json",
+                     "predictions_val.csv"):
             if (other / name).exists():
                 with self.writing(self.file(name)):
                     shutil.copyfile(other / name, self.file(name))

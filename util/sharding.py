@@ -5,6 +5,7 @@ tensor: no process ever holds the whole of it. What a file does not hold (the he
 were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the whole.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from util.distributed import World
 from util.state_dicts import Fit, set_buffers
 
+ADAPTED_NAME = re.compile(r"\.(base_layer|lora_[AB]\.default)(?=\.)")
 Parts = list[tuple[torch.nn.Module, Fit]]  # what of a file goes into which part of a model
 
 
@@ -60,10 +62,25 @@ def fills_by_itself(model: torch.nn.Module, parts: Parts) -> bool:
     """
     settable = all(hasattr(module, "init_non_persistent_buffers") for module in model.modules()
                    if module._non_persistent_buffers_set)
-    given = {id(tensor) for part, fitted in parts for name, tensor in part.state_dict(keep_vars=True).items()
-             if name in fitted.used}
+    given = {id(tensor) for part, fitted in parts for name, tensor in _by_plain_name(part).items() if name in fitted.used}
     return settable and all(id(tensor) in given or not tensor.is_meta or _is_norm(model, name)
                             for name, tensor in model.state_dict(keep_vars=True).items())
+
+
+def plain_name(name: str) -> str:
+    """timm's name of a parameter beside which PEFT has put an adapter, or of one of the adapter's:
+    blocks.0.attn.qkv.lora_A.default.weight -> blocks.0.attn.qkv.weight."""
+    return ADAPTED_NAME.sub("", name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a parameter is an adapter's (no weight of the backbone)."""
+    return ".lora_" in name
+
+
+def _by_plain_name(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that a weight file may fill, under the names that they have there."""
+    return {plain_name(name): tensor for name, tensor in part.state_dict(keep_vars=True).items() if not is_own(name)}
 
 
 def _is_norm(model: torch.nn.Module, name: str) -> bool:
@@ -91,7 +108,7 @@ def materialise(model: torch.nn.Module, device: torch.device, parts: Parts = ())
             continue
         filled.add(id(tensor))
     for part, fitted in parts:
-        wanted = part.state_dict(keep_vars=True)
+        wanted = _by_plain_name(part)
         # shapes without values are those of a sharded checkpoint: util/shard_files.py fills them
         fill(wanted, {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta})
         filled |= {id(wanted[name]) for name in fitted.used}
