@@ -20,7 +20,7 @@ from util.lr_decay import layer_of_parameters, parameter_groups
 from util.state_dicts import WeightFile
 
 OPTIONS = {"adaptation": "lora", "train_last_blocks": None, "allow_partial": False, "eval": False, "lora_rank": 4,
-           "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention", "select_metric": "loss"}
+           "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention", "select_metric": "loss", "seed": 0}
 
 
 def adapted(model, backbone, **changes):
@@ -163,7 +163,7 @@ def test_pefts_own_format(tmp_path):
     base = copy.deepcopy(model)
     adapted(model, models_vit.find_backbone("timm", "test_vit"))
     disturb(model)
-    lora.write_peft(tmp_path / "adapter", model, ["head"], "base.pth")
+    lora.write_peft(tmp_path / "adapter", model, ["head"], lora.tensors_of_peft(model, ["head"]), "base.pth")
     assert {path.name for path in tmp_path.glob("adapter/*")} == {"adapter_config.json", "adapter_model.safetensors"}
     images = torch.randn(2, 3, 32, 32)
     outputs = model(images)
