@@ -289,8 +289,6 @@ def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: 
             world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
         model = build()
         options.drop_path = asked  # stored as asked, so that the same start again is the same
-    if options.activation_checkpointing and options.adaptation != "lp" and not options.eval:
-        models_vit.recompute_blocks(model)
     return model
 
 
@@ -317,6 +315,8 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
     if not options.eval and not lora.adapted_layers(model):
         choose_part(task, model, backbone, options, has_weights=started_from is not None or options.dry_run)
     lora.require_gradients(task.backbone_of(model), options.input_size, backbone.arch)
+    if options.activation_checkpointing and options.adaptation != "lp" and not options.eval:
+        models_vit.recompute_blocks(model)
     return model, started_from, loaded
 
 

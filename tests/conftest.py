@@ -67,7 +67,8 @@ def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                    str(ROOT / program)]
     return subprocess.run([*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), **environment})
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+                                            **environment})
 
 
 def not_installed(program: str) -> None:

@@ -183,3 +183,27 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
         a, b = (tmp_path / f"{adaptation}_{way}" / way for way in ("ddp", "fsdp"))
         assert furthest(weights_of(a / "checkpoint-best.pth"), weights_of(b / "checkpoint-best.pth")) < 1e-5
         assert len(list(b.glob("*.shards"))) == 1
+
+
+def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
+    """The part that is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and ends whole."""
+    pytest.importorskip("peft")
+    words = [*TWO, "--batch_size", 4, "--drop_path", 0, "--epochs", 2, "--finetune", weights, "--data_path", pictures]
+    for name, part in (("lora", ["--adaptation", "lora", "--lora_rank", 4]), ("last", ["--train_last_blocks", 2])):
+        started(*words, *part, "--parallel", "ddp", "--task", f"{name}_ddp", folder=tmp_path)
+        sharded = [*part, "--parallel", "fsdp", "--activation_checkpointing", "--task", f"{name}_fsdp"]
+        run = started(*words, *sharded, "--epochs", 1, folder=tmp_path)
+        assert "each process built the whole model" not in run.stdout
+        run = started(*words, *sharded, "--resume", "auto", folder=tmp_path)
+        assert "resumed at epoch 1" in run.stdout
+        rows = log_of(tmp_path, f"{name}_ddp"), log_of(tmp_path, f"{name}_fsdp")
+        assert rows[1][0]["train_loss"] == pytest.approx(rows[0][0]["train_loss"], rel=1e-5)
+        best = weights_of(tmp_path / f"output_dir/{name}_fsdp/checkpoint-best.pth")
+        timm.create_model("test_vit", num_classes=3, img_size=32).load_state_dict(best)
+        before = torch.load(weights, weights_only=True)
+        moved = {key for key, tensor in best.items() if key not in before or not torch.equal(tensor, before[key])}
+        assert moved and not {key for key in moved if name == "last" and key.startswith(("blocks.0.", "blocks.3.", "patch"))}
+        if name == "lora":
+            assert moved == {"head.weight", "head.bias"} | {f"blocks.{n}.attn.{layer}.weight" for n in range(6)
+                                                            for layer in ("qkv", "proj")}
+            assert (tmp_path / "output_dir/lora_fsdp/adapter/adapter_model.safetensors").exists()
