@@ -13,7 +13,7 @@ DATA_PATH=${DATA_PATH:-}                      # a folder with train/, val/ and t
 NUM_CLASS=${NUM_CLASS:-}                      # the number of classes
 MODEL=${MODEL:-}                              # the model that was trained; empty: as the checkpoint says
 MODEL_ARCH=${MODEL_ARCH:-}                    # its architecture; empty: as the checkpoint says
-ADAPTATION=${ADAPTATION:-}                    # finetune or lp, as it was trained; empty: as the checkpoint says
+ADAPTATION=${ADAPTATION:-}                    # finetune, lp or lora, as it was trained; empty: as the checkpoint says
 TASK=${TASK:-}                                # results go to output_dir/TASK; empty: the name of the checkpoint's folder
 
 # ---- Where to score it. ----

@@ -76,7 +76,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     batch_size.take_stored(parsed, resumed)
     world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
     if options.adaptation == "lora" and not options.eval:
-        lora.require()
+        world.main_first(lambda: lora.require() if world.is_main else None)
     backbone = resolve_backbone(options, resumed)
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
