@@ -187,7 +187,7 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
 
 
 def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
-    """The part that is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and ends whole."""
+    """What is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and ends whole."""
     pytest.importorskip("peft")
     words = [*TWO, "--batch_size", 4, "--drop_path", 0, "--epochs", 2, "--finetune", weights, "--data_path", pictures]
     for name, part in (("lora", ["--adaptation", "lora", "--lora_rank", 4]), ("last", ["--train_last_blocks", 2])):
