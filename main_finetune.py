@@ -11,10 +11,8 @@ Score a checkpoint:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-import sys
-
 from util import options as flags
-from util.errors import exit_code_of
+from util.errors import exit_code_of, exit_with
 
 
 def make_parser() -> flags.OneLineParser:
@@ -40,4 +38,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_with(exit_code_of(main))

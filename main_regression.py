@@ -11,11 +11,9 @@ A search, then the final run with what it found:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-import sys
-
 from util import options as flags
 from util import regression_options as own
-from util.errors import InputError, exit_code_of
+from util.errors import InputError, exit_code_of, exit_with
 
 
 def make_parser() -> flags.OneLineParser:
@@ -52,4 +50,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_with(exit_code_of(main))

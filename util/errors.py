@@ -5,6 +5,7 @@ input (exit code 1). Both reach the terminal as one line; anything else is a bug
 A run that a scheduler's signal ends leaves with 99 (util/stopping.py).
 """
 
+import atexit
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ LAUNCHER_GRACE_S = 3.0
 # A file that util/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
 # processes again whatever they ended of, and a wrong flag does not get right by that.
 ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
+THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
 class InputError(Exception):
@@ -104,3 +106,17 @@ def _leave(code: int, is_main: bool) -> int:
     if not is_main:
         time.sleep(LAUNCHER_GRACE_S)
     return code
+
+
+def exit_with(code: int) -> None:
+    """End this process with an exit code; at once, after all that is to be done at an exit, where threads would be in the way.
+
+    A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while Python is being
+    taken down ends the process by a signal ("terminate called without an active exception", seen once in some 15 starts).
+    """
+    if os.environ.get(THREADS_LEFT) == str(os.getpid()):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

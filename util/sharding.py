@@ -5,6 +5,7 @@ tensor: no process ever holds the whole of it. What a file does not hold (the he
 were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the whole.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from util.distributed import World
+from util.errors import THREADS_LEFT
 from util.state_dicts import Fit, set_buffers
 
 ADAPTED_NAME = re.compile(r"\.(base_layer|lora_[AB]\.default)(?=\.)")
@@ -44,6 +46,7 @@ def shard(model: torch.nn.Module, world: World, kept_whole: set[torch.nn.Paramet
     kept_whole: parameters that every process keeps (a probe's head: it is run without the rest; `average_gradients`).
     A model's `backbone` is a unit of its own, so that it can be run alone.
     """
+    os.environ[THREADS_LEFT] = str(os.getpid())
     mesh = init_device_mesh(world.device.type, (world.size,))
     roots = [model.backbone] if hasattr(model, "backbone") else []
     kept_whole = set(kept_whole)

@@ -135,7 +135,8 @@ else:  # rank 1 has written no data yet, others may have
             os.kill(os.getpid(), signal.SIGKILL)
         return data(self, plan, planner)
     shard_files._Writer.write_data = killed
-sys.exit(main_finetune.main())
+from util.errors import exit_with
+exit_with(main_finetune.main())
 """
 
 
