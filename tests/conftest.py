@@ -66,9 +66,9 @@ def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                    str(ROOT / program)]
+    found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # beside us: the tests' own packages
     return subprocess.run([*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-                                            **environment})
+                          env=os.environ | {"PYTHONPATH": found, **environment})
 
 
 def not_installed(program: str) -> None:
