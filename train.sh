@@ -25,6 +25,7 @@ NNODES=${NNODES:-1}                           # machines; start this script on e
 NODE_RANK=${NODE_RANK:-0}                     # 0 to NNODES - 1
 MASTER_ADDR=${MASTER_ADDR:-}                  # address of node 0, where there are several
 MASTER_PORT=${MASTER_PORT:-48766}             # a free port there
+NODE_WAIT=${NODE_WAIT:-900}                   # seconds to wait for a machine that is missing
 
 # ---- The demo's recipe: small and from scratch, done in minutes on two CPU cores. ----
 DEMO_RECIPE="--epochs 8 --batch_size 32 --lr 2e-3 --warmup_epochs 1 --layer_decay 1.0 --drop_path 0

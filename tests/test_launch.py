@@ -133,6 +133,7 @@ WRONG = {
     "nodes": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "0"}, "NNODES=0"),
     "rank": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2", "NODE_RANK": "2"}, "0 to 1"),
     "address": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2"}, "MASTER_ADDR"),
+    "waiting": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2", "MASTER_ADDR": "a", "NODE_WAIT": "long"}, "NODE_WAIT=long"),
     "port": ({"DATA_PATH": "d", "NUM_CLASS": "5", "GPUS": "2", "MASTER_PORT": "x"}, "MASTER_PORT=x"),
 }
 

@@ -42,9 +42,17 @@ def explain(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turns such an error into a RunError of one line."""
+    """Turns such an error into a RunError of one line.
+
+    torch raises the end of a loader's process wherever the main one is just then, so also inside the writing of a file, which
+    takes it for the disk's fault.
+    """
     try:
         yield
+    except RunError as error:
+        if not str(error.__cause__).startswith("DataLoader worker"):
+            raise
+        raise RunError(f"{explain(error.__cause__)}; what was saved stays: start again to go on") from error
     except (RuntimeError, MemoryError, OSError) as error:
         line = explain(error)
         if line is None:
@@ -77,6 +85,7 @@ def keep_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    atexit.unregister(forget_unread)
     atexit.register(forget_unread)
 
 

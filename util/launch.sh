@@ -128,6 +128,9 @@ launch() {
     if [ "$NNODES" -gt 1 ] && [ -z "$MASTER_ADDR" ]; then
         stop "NNODES=$NNODES needs MASTER_ADDR: the address of node 0, the same on all nodes"
     fi
+    NODE_WAIT=${NODE_WAIT:-900}
+    is_count "$NODE_WAIT" || stop "NODE_WAIT=$NODE_WAIT is not a number of seconds"
+    export NODE_WAIT
     if [ "$NODE_RANK" -eq 0 ] && ! port_is_free; then
         stop "port $MASTER_PORT of this machine is taken, perhaps by another job: set MASTER_PORT to another number"
     fi

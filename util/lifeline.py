@@ -41,7 +41,7 @@ class Lifeline:
         (then the death of these is noticed late)."""
         self.rank, self.local_rank, self.host = rank, local_rank, socket.gethostname()
         self.places = {}  # rank -> (host, local rank), as the others said
-        self.problem, self.sockets, self.left, self.closing = "", [], set(), threading.Event()
+        self.problem, self.sockets, self.left, self.failed, self.closing = "", [], set(), False, threading.Event()
         if rank == 0:
             self._listen(store, size)
         else:
@@ -162,7 +162,10 @@ class Lifeline:
         """Process `rank` ended by its own word, as an error that it printed: leave with its exit code after a while."""
         if self.rank == 0:
             self._tell(f"left {rank} {code}\n")
-        if not self.closing.wait(PEER_GRACE_S):
+        ends_at = time.monotonic() + PEER_GRACE_S
+        while time.monotonic() < ends_at and not self.failed and not self.closing.wait(0.1):
+            continue
+        if not self.closing.is_set():
             leave_mark(code)  # a launcher need not start again what is wrong
             self._leave(f"process {rank} ended with exit code {code}, and its own line says why", code, self.local_rank == 0)
 
@@ -177,7 +180,8 @@ class Lifeline:
     # ---- the way out
 
     def wait_for_news(self, seconds: float = 3 * GRACE_S) -> None:
-        """After a failed collective: if a peer's death is why, this process ends here, with the line that says so."""
+        """After a failed collective: if a peer's end is why, this process ends here, with the line that says so."""
+        self.failed = True
         time.sleep(seconds)
 
     def close(self, goodbye: str = ORDERLY) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SMALL, start_process
+from tests.conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nodes run on Linux")
 FLAGS = [word for word in SMALL if word not in ("--model", "timm", "--model_arch", "test_vit", "--nb_classes", "3")]
@@ -103,9 +103,9 @@ def nodes(network, tmp_path, pictures):
             process.communicate()
 
 
-def test_each_node_is_lost_and_comes_back(nodes, tmp_path):
+def test_each_node_is_lost_and_comes_back(nodes, tmp_path, start):
     """Two nodes that lost each other train what one process trains alone, and evaluate it."""
-    job = [*FLAGS, "--batch_size", 4, "--epochs", 16, "--drop_path", 0]
+    job = [*FLAGS, "--batch_size", 4, "--epochs", 12, "--drop_path", 0]
     for rank in (0, 1):
         nodes.begin(rank, *job)
     for lost in (1, 0):
@@ -116,11 +116,10 @@ def test_each_node_is_lost_and_comes_back(nodes, tmp_path):
     assert [code for code, _, _ in found] == [0, 0], found
     assert "resumed at epoch" in found[0][1] and "best epoch" in found[0][1]
     assert "going on from the last checkpoint once all nodes are here" in found[1][1] and "Traceback" not in found[1][2]
-    assert [row["epoch"] for row in nodes.epochs()] == list(range(16))
+    assert [row["epoch"] for row in nodes.epochs()] == list(range(12))
 
-    run = start_process(*SMALL, "--epochs", 16, "--drop_path", 0, "--data_path", nodes.data, "--task", "one", folder=tmp_path,
-                        OMP_NUM_THREADS="1")
-    assert run.returncode == 0, run.stderr
+    code, _, err = start("--epochs", 12, "--drop_path", 0, "--task", "one")
+    assert code == 0, err
     for number, (a, b) in enumerate(zip(nodes.epochs("one"), nodes.epochs(), strict=True)):  # roundings grow with the steps
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5 if number < 2 else 1e-3 if number < 8 else 0.05)
 
@@ -133,32 +132,64 @@ def test_each_node_is_lost_and_comes_back(nodes, tmp_path):
         {name: entry["value"] for name, entry in before.items()}, abs=1e-5, nan_ok=True)
 
 
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from util.distributed import process_group
+from util.errors import InputError, exit_code_of
+
+def main(argv):
+    what, rank = sys.argv[1], int(os.environ["RANK"])
+    if what == "broken" and rank == 1:
+        os._exit(5)
+    with process_group("cpu") as world:
+        world.barrier()
+        Path("ready").touch()
+        if what == "wrong" and rank == 1:
+            raise InputError("--this is wrong")
+        for _ in range(3000):
+            time.sleep(0.02)
+            world.barrier()
+
+sys.exit(exit_code_of(main))
+"""
+
+
+def launched(nodes, what: str, restarts: int, **variables) -> None:
+    """Our launcher alone, on both nodes, with a program that only waits for its peer."""
+    (nodes.folder / "program.py").write_text(PROGRAM)
+    for rank, (prefix, environment) in enumerate(nodes.places):
+        command = [*prefix, sys.executable, str(ROOT / "util/torchrun.py"), "--nnodes", "2", "--node_rank", str(rank),
+                   "--nproc_per_node", "1", "--master_addr", nodes.address, "--master_port", str(nodes.port), "--max-restarts",
+                   str(restarts), "program.py", what]
+        nodes.running[rank] = subprocess.Popen(
+            command, cwd=nodes.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment | variables)
+
+
 def test_a_node_that_does_not_come_back(nodes):
-    for rank in (0, 1):
-        nodes.begin(rank, *FLAGS, "--batch_size", 4, "--epochs", 500, NODE_WAIT="4")
-    nodes.wait_for_epoch(1)
+    launched(nodes, "wait", 3, NODE_WAIT="6")
+    ends_at = time.monotonic() + 100
+    while not (nodes.folder / "ready").exists():
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
     nodes.lose(1)
-    ((code, _, err),) = nodes.ends()
-    assert code == 1 and err.splitlines()[-1].startswith("error: node 0 waited 4 s in vain for node 1:"), err
-    assert "Traceback" not in err
+    ((code, out, err),) = nodes.ends()
+    assert code == 1 and err.splitlines()[-1].startswith("error: node 0 waited 6 s in vain for node 1:"), err
+    assert "Traceback" not in err and "going on from the last checkpoint" in out
 
 
-def test_an_error_on_one_node_ends_both_with_its_code(nodes):
-    """No round is tried again: a diverged run diverges again."""
-    for rank in (0, 1):
-        nodes.begin(rank, *FLAGS, "--batch_size", 4, "--lr", 1e30, "--warmup_epochs", 0)
-    found = nodes.ends()
-    assert [code for code, _, _ in found] == [1, 1], found
-    assert sum(err.count("the loss is not finite") for _, _, err in found) == 1
-    assert not any("Traceback" in err or "going on" in out for _, out, err in found)
+def test_wrong_input_on_one_node_ends_both_with_2(nodes):
+    launched(nodes, "wrong", 3)
+    (code, out, err), (other, _, its) = nodes.ends()
+    assert (code, other) == (2, 2), (err, its)
+    assert its.count("error (process 1): --this is wrong") == 1 and "going on" not in out and "Traceback" not in err + its
+    assert "error: process 1 ended with exit code 2, and its own line says why" in err
 
 
-def test_a_process_that_fails_before_all_are_connected_ends_both(nodes, tmp_path):
+def test_a_process_that_fails_before_all_are_connected_ends_both(nodes):
     """Nothing but the nodes' own meeting place tells the other one, which waits to be connected."""
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/sitecustomize.py").write_text("import os\nif 'RANK' in os.environ:\n    os._exit(5)\n")
-    nodes.begin(0, *FLAGS, "--batch_size", 4, "--resume=")
-    nodes.begin(1, *FLAGS, "--batch_size", 4, "--resume=", PYTHONPATH=str(tmp_path / "broken"))
+    launched(nodes, "broken", 0)
     (code, _, err), (other, _, its) = nodes.ends()
     assert (code, other) == (1, 1), (err, its)
     assert its.splitlines()[-1].startswith("error: process 1 ended with 5") and "Traceback" not in err
