@@ -1,9 +1,10 @@
 """Whether the disk has room for what a training will write, asked before its first step."""
 
 from jobs.job import Job
-from util import checkpoint
+from util import checkpoint, lora
 from util.disk import free_of
 from util.errors import InputError
+from util.shard_files import PATTERN
 
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # pictures, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
@@ -11,10 +12,19 @@ GIB, MIB = 2**30, 2**20
 
 
 def checkpoint_bytes(job: Job) -> tuple[int, int]:
-    """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained) and checkpoint-best.pth (weights)."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in job.model.state_dict().values())
-    trained = sum(p.numel() * p.element_size() for p in job.running.parameters() if p.requires_grad)
-    return weights + 2 * trained, weights
+    """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained; with its shards, where there are any)
+    and checkpoint-best.pth (weights). With adapters the last one holds what is trained alone, and beside the best one, which
+    is whole, lies checkpoint-adapter.pth."""
+    weights = _bytes(job.model.state_dict())
+    moments = 2 * sum(p.numel() * p.element_size() for p in job.running.parameters() if p.requires_grad)
+    if not lora.adapted_layers(job.model):
+        return weights + moments, weights
+    alone = _bytes(lora.trained_state(job.model))
+    return alone + moments, weights + alone
+
+
+def _bytes(tensors: dict) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def needed_bytes(job: Job) -> int:
@@ -28,8 +38,9 @@ def needed_bytes(job: Job) -> int:
         return other + last + best
     there = 0
     if job.resumed is not None and job.resumed.path.parent.resolve() == job.folder.path.resolve():
-        there = sum(path.stat().st_size for path in map(job.folder.file, (checkpoint.LAST, checkpoint.BEST)) if path.exists())
-    return other + max(2 * last + best - there, 0)
+        files = [*map(job.folder.file, (checkpoint.LAST, checkpoint.BEST)), *job.folder.path.glob(f"{PATTERN}/*")]
+        there = sum(path.stat().st_size for path in files if path.exists())
+    return other + max(last + best + max(last, best) - there, 0)
 
 
 def require(job: Job) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MIB = 2**20
+MIB, PAGE = 2**20, 4096
 
 
 class SmallDisk:
@@ -24,10 +24,11 @@ class SmallDisk:
         self._stack.callback(subprocess.run, ["umount", "-l", str(path)], capture_output=True)
 
     def fill(self, leave: int = 0) -> None:
-        """Take all room but some bytes."""
+        """Take all room but some bytes (what another process takes meanwhile it keeps)."""
         found = os.statvfs(self.path)
-        with open(self.path / "ballast", "ab") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - leave))
+        with open(self.path / "ballast", "ab", buffering=0) as file, suppress(OSError):
+            for _ in range((found.f_bavail * found.f_frsize - leave) // PAGE):
+                file.write(bytes(PAGE))
 
     def make_read_only(self, folder: Path) -> None:
         """Mount a folder of it once more, above itself: a disk that files are open on can't be made read-only otherwise."""

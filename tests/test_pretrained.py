@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import hub_server
+from tests.small_disk import small_disk  # noqa: F401 (fixture)
 from util.errors import InputError
 from util.pretrained import find_weights, sha256
 
@@ -95,6 +96,16 @@ def test_no_network(tmp_path):
 
     kind, message = ask("RETFound_x", Nobody, tmp_path)
     assert kind == "ERROR" and "can't be reached" in message and "HF_ENDPOINT" in message
+
+
+def test_a_full_disk_then_room(hub, small_disk):  # noqa: F811
+    there = small_disk(4)
+    there.fill()
+    kind, message = ask("RETFound_x", hub, there.path)
+    assert kind == "ERROR" and "can't be stored in the hub's cache (No space left on device): make room" in message, message
+    there.mend(there.path)
+    kind, path = ask("RETFound_x", hub, there.path)
+    assert kind == "PATH" and Path(path).read_bytes() == hub_server.CONTENT
 
 
 def test_cut_off_in_the_middle_then_whole(hub, tmp_path):

@@ -15,7 +15,6 @@ from util.errors import RunError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
-CLOSED = (errno.EPIPE, errno.EBADF)
 AGAIN = "start again with --resume auto"
 
 
@@ -32,8 +31,6 @@ def remedy(error: OSError) -> str:
         return "make the folder writable"
     if error.errno in GONE:
         return "bring the folder back"
-    if error.errno in CLOSED:
-        return "keep it open"
     return "look after the disk"
 
 
@@ -45,6 +42,8 @@ def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) 
         place.require(again)
     try:
         yield path
+    except BrokenPipeError:
+        raise  # of standard output, and no disk's: util/errors.py says so
     except OSError as error:
         if place is not None:
             place.require(again)  # a folder that is gone says so itself

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from util import disk
 from util.errors import InputError
 
 SUFFIXES = ("", ".pth", ".pt", ".safetensors")
@@ -134,6 +135,9 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
         return InputError(f"{what}: the hub has no such file; look at huggingface.co/{repository} for its name")
     if isinstance(error, HfHubHTTPError):
         return InputError(f"{what}: the hub answered {status}: try again later, set HF_ENDPOINT to a mirror, {elsewhere}")
+    if isinstance(error, OSError) and error.errno in (*disk.FULL, *disk.READ_ONLY):
+        return InputError(f"{what} can't be stored in the hub's cache ({disk.reason(error)}): {disk.remedy(error)}, set "
+                          f"HF_HOME to another one, {elsewhere}")
     # the client's HTTP library is httpx in huggingface_hub 1 and httpx2 in 2; its errors are no OSError
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2"):
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
