@@ -13,8 +13,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from util.errors import InputError, PeerEnded, RunError
+from util.errors import InputError, PeerEnded, RunError, one_line
 from util.memory import keep_freed_memory
+from util.secrets import without_secrets
 
 # A rank may have to wait for another that downloads weights or checks a million files.
 PATIENCE = timedelta(hours=2)
@@ -39,7 +40,7 @@ class World:
         """Print from the main process alone."""
         if self.is_main:
             for line in lines:
-                print(line, flush=True)
+                print(without_secrets(line), flush=True)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -124,7 +125,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
         yield world
     except (InputError, RunError) as error:
         if rank > 0 and not getattr(error, "everywhere", False):
-            print(f"error (process {rank}): {error}", file=sys.stderr, flush=True)
+            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         raise
     finally:
         if dist.is_initialized():

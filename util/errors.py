@@ -4,11 +4,16 @@ An `InputError` is something the user can mend (exit code 2), a `RunError` a run
 input (exit code 1). Both reach the terminal as one line; anything else is a bug and keeps its traceback.
 """
 
+import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
+from util.secrets import without_secrets
+
+_ENDLESS = re.compile(r"\S{400,}")
 LAUNCHER_GRACE_S = 3.0
 # A file that util/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
 # processes again whatever they ended of, and a wrong flag does not get right by that.
@@ -38,6 +43,13 @@ class PeerEnded(Exception):
         self.exit_code = 2 if kind == "InputError" else 1
 
 
+def one_line(text: str) -> str:
+    """Text whose line ends, terminal codes and bytes of no encoding are written out, and whose endless words are shortened: a
+    file's name may be any of that."""
+    text = _ENDLESS.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def exit_code_of(main, argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input) or 1 (failed run) after one line. Our own bugs keep their traceback.
 
@@ -45,6 +57,9 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     everybody as soon as one leaves.
     """
     is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name of other letters than the terminal's is no reason to end
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker and os.path.exists(marker):
         return int(Path(marker).read_text(encoding="ascii"))
@@ -53,7 +68,7 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     except (InputError, RunError, PeerEnded) as error:
         code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         if marker:
             partial = Path(f"{marker}.{os.getpid()}")
             partial.write_text(str(code), encoding="ascii")

@@ -1,0 +1,2 @@
+from tests.bad_input.table import Table
+TABLE = Table()
