@@ -15,6 +15,7 @@ import torch
 
 from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
+from util.stored import TAKE_ANOTHER, check_arguments, check_stored
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 FORMAT = 1
@@ -63,18 +64,29 @@ def random_states(device: torch.device) -> dict:
 
 
 def set_random_states(states: dict, device: torch.device) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    """The same, put back. InputError for what is no generator's state."""
+    try:
+        version, words, gauss = states["python"]
+        random.setstate((version, tuple(words), gauss))
+        kind, keys, position, has_gauss, cached = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(states["torch"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint's random_states are no generators' states ({type(error).__name__}): {TAKE_ANOTHER}"
+                         ) from error
 
 
 def read(path: str | Path) -> WeightFile:
     """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data."""
-    return read_weights(path)
+    file = read_weights(path)
+    if is_ours(file):
+        check_stored(path, file.rest)
+    else:  # a stranger's entries mean what they will there; its epoch is only told
+        file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
+        check_arguments(path, file.arguments)
+    return file
 
 
 def is_ours(file: WeightFile) -> bool:

@@ -24,10 +24,10 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
     `hub_files` maps a hub name to (repository, file). InputError where nothing of that name can be had; `how_to_get`
     ends that message.
     """
-    direct = Path(name).expanduser()
-    if direct.is_file():
+    direct = Path(os.path.expanduser(name))  # pathlib's own raises for a user that is not there, and for long names below
+    if os.path.isfile(direct):
         return direct
-    if direct.is_dir():
+    if os.path.isdir(direct):
         raise InputError(f"--finetune {name} is a folder: name the weight file in it")
     if name.startswith("hf:"):
         parts = name[3:].split("/")
@@ -35,8 +35,8 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
             raise InputError(f"--finetune {name}: write it as hf:owner/repo/file")
         return download("/".join(parts[:2]), "/".join(parts[2:]))
     for suffix in SUFFIXES:
-        stored = Path(weights_dir).expanduser() / f"{name}{suffix}"
-        if stored.is_file():
+        stored = Path(os.path.expanduser(weights_dir)) / f"{name}{suffix}"
+        if os.path.isfile(stored):
             return stored
     hub_name = name.removesuffix(".pth")
     if hub_name in hub_files:

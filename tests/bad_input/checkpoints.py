@@ -1,2 +1,386 @@
-from tests.bad_input.table import Table
+"""Weight files and checkpoints: cut, foreign, lying, hostile."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.bad_input.place import TRAINING, Place, predicting, train
+from tests.bad_input.table import ACCEPTED, FAILED, Row, Table
+
+KIND = "Weights and checkpoints"
 TABLE = Table()
+
+ABSENT = Row(KIND, "The file is not there, is a folder, a pipe or a device", "…", "pass the path of the file itself")
+EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it again")
+POINTER = Row(KIND, "The file is a Git LFS pointer", "… is a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`", "`git lfs pull`")
+PAGE = Row(KIND, "The file is a web page: a download was answered by a log-in", "… is a web page, not weights: the download was answered with a page (log in or ask for access first)", "log in, or ask for access first")
+DAMAGED = Row(KIND, "The file was cut short, damaged, or is of another kind (a picture, a zip archive, a numpy or Keras file)", "… is damaged or no …: fetch or copy it again (…)", "fetch it again; compare its size with the source")
+HOSTILE = Row(KIND, "The file holds code, or objects that only code can make: nothing in it is run", "… holds …: refused, and nothing in it was run; ask its author for a file of tensors alone (or a .safetensors file)", "ask its author for the tensors alone, or a `.safetensors` file")
+BOMB = Row(KIND, "A zip bomb, or a tensor that claims far more numbers than its file holds", "… claims …: refused…", "do not use that file")
+NO_TENSORS = Row(KIND, "The file holds no table of tensors", "… holds …", "pass the file of weights: a table of tensors by name, or {\"model\": table}")
+OTHER_ENTRY = Row(KIND, "There is something else among the tensors, or a sparse, quantized or complex one", "… is no weight file: its entry … is …", "pass the file of weights, or take that entry out")
+MISFIT = Row(KIND, "The weights are of another model, another size, or only a part is there", "… does not fit … (… of … tensors fit; …): check --model, --model_arch and the file", "pass the flags of the model that the file belongs to; `--allow_partial` starts all the same and names what is new")
+NOT_FINITE = Row(KIND, "The weights to start from hold NaN or infinite numbers", "… holds NaN or infinite numbers in …", "the file's training diverged or the file is damaged: take another")
+DIVERGED = Row(KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower `--lr`", FAILED)
+CONTRADICTS = Row(KIND, "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, targets)", "…", "leave the flags out: the checkpoint knows its own")
+NOT_TO_RESUME = Row(KIND, "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of another `--adaptation`)", "…", "resume from `checkpoint-last.pth`; start from other weights with `--finetune`")
+NO_HEAD = Row(KIND, "A backbone's weights are given where a trained checkpoint is needed", "… has no …: …", "train first: `main_finetune.py --finetune FILE`")
+WORKS = Row(KIND, "A checkpoint of another script (`{\"model\": …}`, `{\"state_dict\": …}`, `module.`), with an `argparse.Namespace`, in half precision, or a `.safetensors` file called `.pth` and the other way round", "", "nothing to do", ACCEPTED, "they are read")
+
+START = "--finetune"
+
+
+def saved(content) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def old_format(content) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+def weights(place: Place) -> dict:
+    return torch.load(place.kit.best, weights_only=True)["model"]
+
+
+def whole(place: Place) -> dict:
+    return torch.load(place.kit.best, weights_only=True)
+
+
+def start_from(row: Row, name: str, content, *names: str, file="w.pth", words=(), **more) -> None:
+    """main_finetune.py --finetune FILE; content: bytes, or a function of the place that gives bytes."""
+    def make(place: Place):
+        place.write(file, content(place) if callable(content) else content)
+        place.data()
+        begin = [*TRAINING, "--task", "t"] if row.outcome == ACCEPTED else train(place)
+        place.pictures = 4 if row.outcome == ACCEPTED else None
+        return [*begin, "--data_path", "data", START, file, *words]
+    TABLE.add(row, name, make, *names, **more)
+
+
+def score(row: Row, name: str, content, *names: str, file="c.pth", program="predict.py", words=(), **more) -> None:
+    """predict.py --resume FILE, or main_finetune.py --eval."""
+    def make(place: Place):
+        place.write(file, content(place) if callable(content) else content)
+        if program == "predict.py":
+            place.some_pictures()
+            place.pictures = 3 if row.outcome == ACCEPTED else None
+            return predicting(place, "pictures", *words, checkpoint=file)
+        place.data()
+        return ["--eval", "--resume", file, "--data_path", "data", "--device", "cpu", "--num_workers", 0, "--task", "t", *words]
+    TABLE.add(row, name, make, *names, program=program, **more)
+
+
+# ---- no weight file ---------------------------------------------------------------------------------------------------
+
+TABLE.add(ABSENT, "not there", lambda place: [place.data()] and train(place, "--data_path", "data", START, "none.pth"), "none.pth", "no such file", real=True)
+TABLE.add(ABSENT, "a folder", lambda place: [place.data()] and train(place, "--data_path", "data", START, "data"), "folder")
+TABLE.add(ABSENT, "a pipe", lambda place: [place.data(), os.mkfifo("p.pth")] and train(place, "--data_path", "data", START, "p.pth"), "p.pth")
+TABLE.add(ABSENT, "a device", lambda place: [place.data()] and train(place, "--data_path", "data", START, "/dev/zero"), "/dev/zero")
+TABLE.add(ABSENT, "a name too long", lambda place: [place.data()] and train(place, "--data_path", "data", START, "x" * 5000))
+TABLE.add(ABSENT, "to score, not there", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="none.pth"), "none.pth", program="predict.py")
+TABLE.add(ABSENT, "to score, a folder", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="pictures"), "folder", program="predict.py")
+TABLE.add(ABSENT, "to score, a pipe", lambda place: [place.some_pictures(), os.mkfifo("p.pth")] and predicting(place, "pictures", checkpoint="p.pth"), "p.pth", program="predict.py")
+TABLE.add(ABSENT, "to score, a link to itself", lambda place: [place.some_pictures(), Path("l.pth").symlink_to("l.pth")] and predicting(place, "pictures", checkpoint="l.pth"), "l.pth", program="predict.py")
+TABLE.add(ABSENT, "to score, a name too long", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="x" * 5000), program="predict.py")
+TABLE.add(ABSENT, "to resume, not there", lambda place: [place.data()] and train(place, "--data_path", "data", "--resume", "none.pth"), "none.pth")
+
+LFS, HTML = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", b"\n<!DOCTYPE html><html>log in</html>"
+for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetensors")):
+    title = f"{act.__name__} {ending}".replace("_", " ")
+    act(EMPTY, title, b"", file=f"w.{ending}")
+    act(POINTER, title, LFS, file=f"w.{ending}")
+    act(PAGE, title, HTML, file=f"w.{ending}")
+    for name, content in {"a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99), "text": b"weights\n" * 20, "zeros": bytes(999),
+                          "random bytes": np.random.default_rng(2).bytes(999)}.items():
+        act(DAMAGED, f"{title}, {name}", content, file=f"w.{ending}")
+
+for cut in (2, 100, 5000, -300, -1):
+    score(DAMAGED, f"cut at {cut}", lambda place, cut=cut: place.kit.best.read_bytes()[:cut], real=cut == 5000)
+start_from(DAMAGED, "half", lambda place: place.kit.best.read_bytes()[:600_000])
+start_from(DAMAGED, "old format, half", lambda place: old_format(weights(place))[:600_000])
+start_from(DAMAGED, "old format, its head", lambda place: old_format(weights(place))[:700])
+
+
+def flipped(place: Place) -> bytes:
+    content = bytearray(place.kit.best.read_bytes())
+    place_of = content.index(b"data.pkl") + 600
+    content[place_of: place_of + 50] = bytes(50)
+    return bytes(content)
+
+
+
+
+
+def archive(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return stream.getvalue()
+
+
+start_from(DAMAGED, "a zip archive of pictures", archive({"a.png": b"x", "b.png": b"y"}))
+start_from(DAMAGED, "an empty zip archive", archive({}))
+start_from(DAMAGED, "a keras file", b"\x89HDF\r\n\x1a\n" + bytes(99), file="w.h5")
+start_from(DAMAGED, "a numpy archive", archive({"w.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"}))
+
+# ---- hostile ------------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Unpickled, it would call a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def touch(mark: Path) -> str:
+    return f"touch {mark}"
+
+
+ATTACKS = {
+    "os.system": lambda mark: Call(os.system, touch(mark)), "os.mkdir": lambda mark: Call(os.mkdir, str(mark)),
+    "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "exec": lambda mark: Call(exec, f"open({str(mark)!r}, 'w')"),
+    "subprocess": lambda mark: Call(subprocess.check_call, ["touch", str(mark)]), "open": lambda mark: Call(open, str(mark), "w"),
+    "getattr": lambda mark: Call(getattr, Call(__import__, "os"), "system"),
+    "torch.hub": lambda mark: Call(torch.hub.load, str(mark.parent), "x"),
+    "numpy.load": lambda mark: Call(np.load, str(mark), None, True),
+    "a parser's file": lambda mark: Call(argparse.FileType("w"), str(mark)),
+}
+PLACES = {
+    "the whole file": lambda attack, tensors: attack, "beside the model": lambda attack, tensors: {"model": tensors, "args": attack},
+    "in the args": lambda attack, tensors: {"model": tensors, "args": argparse.Namespace(lr=attack)},
+    "in the options": lambda attack, tensors: {"model": tensors, "format": 1, "options": {"epochs": [attack]}},
+    "as a key": lambda attack, tensors: {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors, "deep": [[[[attack]]]]},
+}
+for name, attack in ATTACKS.items():
+    start_from(HOSTILE, name, lambda place, attack=attack: saved({"model": weights(place), "x": attack(place.mark())}), real=name in ("os.system", "eval"))
+for where, wrap in PLACES.items():
+    score(HOSTILE, f"{where}", lambda place, wrap=wrap: saved(wrap(ATTACKS["os.system"](place.mark()), weights(place))))
+score(HOSTILE, "to score with main_finetune.py", lambda place: saved({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}), program="main_finetune.py")
+start_from(HOSTILE, "old format", lambda place: old_format({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}))
+start_from(HOSTILE, "plain pickle", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark())))
+start_from(DAMAGED, "plain pickle of protocol 0", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=0))
+start_from(DAMAGED, "old pickle written by hand", lambda place: f"cos\nsystem\n(S'touch {place.mark()}'\ntR.".encode())
+start_from(DAMAGED, "instance opcode", lambda place: f"(S'touch {place.mark()}'\nios\nsystem\n.".encode())
+start_from(HOSTILE, "called safetensors", lambda place: saved({"x": ATTACKS["os.system"](place.mark())}), file="w.safetensors")
+start_from(HOSTILE, "numpy objects", lambda place: saved({"w": np.array([ATTACKS["os.system"](place.mark())], dtype=object)}))
+start_from(HOSTILE, "a whole model", lambda place: saved(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear")
+start_from(HOSTILE, "a class of its author", lambda place: saved({"model": weights(place), "x": Call(Call, 1)}))
+start_from(HOSTILE, "a set of strings", lambda place: saved({"model": weights(place), "x": frozenset("ab")}))
+
+
+def tar_of_old(place: Place) -> bytes:
+    """The format of before 2017: a tar with a pickle, whose tensors are more pickles."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:") as file:
+        for name in ("storages", "tensors", "pickle"):
+            content = pickle.dumps(ATTACKS["os.system"](place.mark()))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def odd_members(place: Place) -> bytes:
+    """An archive that names its pickle well and writes elsewhere, too."""
+    return archive({"archive/data.pkl": pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=2), "archive/version": b"3\n",
+                    "../../evil.py": b"import os", "/etc/evil": b"x", "archive/byteorder": b"little"})
+
+
+class Doubler(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def torchscript(place: Place) -> bytes:
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Doubler(), torch.ones(2)), stream)
+    return stream.getvalue()
+
+
+def torch_package(place: Place) -> bytes:
+    from torch.package import PackageExporter
+
+    with PackageExporter(str(place.folder / "p.pt")) as exporter:
+        exporter.save_source_string("evil", f"open({str(place.mark())!r}, 'w')")
+        exporter.save_pickle("model", "model.pkl", {"x": 1})
+    return (place.folder / "p.pt").read_bytes()
+
+
+start_from(DAMAGED, "tar of 2016", tar_of_old)
+start_from(DAMAGED, "archive with odd members", odd_members)
+start_from(HOSTILE, "a TorchScript program", torchscript, "TorchScript")
+start_from(HOSTILE, "a torch.package", torch_package, "torch.package")
+score(HOSTILE, "a TorchScript program to score", torchscript, "TorchScript")
+
+score(HOSTILE, "bytes of its table lost", flipped)
+
+# ---- bombs --------------------------------------------------------------------------------------------------------------
+
+
+def zip_bomb(place: Place) -> bytes:
+    """Two gigabytes of zeros as the pickle of an archive of two megabytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file, file.open("archive/data.pkl", "w", force_zip64=True) as member:
+        block = bytes(2**24)
+        for _ in range(16):
+            member.write(block)
+    return stream.getvalue()
+
+
+def laughs(depth=60):
+    """A list of ten times the same list of ten times the same list …: small in memory, endless to print or compare."""
+    value = ["ha"]
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+def deep_pickle(depth: int) -> bytes:
+    """Brackets in brackets, written by hand: Python's own pickler would not go so deep."""
+    return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
+
+
+start_from(BOMB, "a zip bomb", zip_bomb, "bytes in a file of")
+start_from(BOMB, "a tensor of no size in memory", lambda place: saved({"pos_embed": torch.zeros(1).expand(1, 200_001**2, 64), "x": torch.ones(1)}), "pos_embed")
+start_from(BOMB, "a table of huge tensors", lambda place: saved(weights(place) | {"norm.weight": torch.zeros(1).expand(10**12)}), "norm.weight")
+start_from(NO_TENSORS, "laughs", saved(laughs()))
+start_from(OTHER_ENTRY, "laughs as a weight", lambda place: saved({"norm.weight": laughs()}))
+start_from(DAMAGED, "brackets in brackets", deep_pickle(100_000))
+start_from(NO_TENSORS, "brackets in brackets in an archive", archive({"archive/data.pkl": deep_pickle(100_000), "archive/version": b"3\n", "archive/byteorder": b"little"}))
+
+# ---- what it holds --------------------------------------------------------------------------------------------------------
+
+for name, content in {"a number": 5, "a list": [torch.ones(2)], "a tensor": torch.ones(2), "nothing": {}, "text": "weights", "None": None, "an empty model": {"model": {}}}.items():
+    start_from(NO_TENSORS, name, saved(content))
+for name, content in {"a number": 1.5, "a list": [1], "a table": {"a": 1}, "text": "x", "None": None, "a sparse one": torch.eye(3).to_sparse(),
+                      "a complex one": torch.ones(2, dtype=torch.complex64)}.items():
+    start_from(OTHER_ENTRY, name, lambda place, content=content: saved({"model": weights(place) | {"norm.weight": content}}), "norm.weight")
+start_from(OTHER_ENTRY, "one without memory", lambda place: saved({"model": weights(place) | {"norm.weight": torch.ones(2, device="meta")}}), "norm.weight")
+start_from(OTHER_ENTRY, "one by number", lambda place: saved({0: torch.ones(2), "a": torch.ones(2)} | {1: 5}))
+
+start_from(MISFIT, "one tensor alone", lambda place: saved({"norm.weight": weights(place)["norm.weight"]}), "missing")
+start_from(MISFIT, "a tensor too many", lambda place: saved(weights(place) | {"decoder.weight": torch.ones(3)}), "taken by nothing: decoder.weight")
+start_from(MISFIT, "another shape", lambda place: saved(weights(place) | {"norm.weight": torch.ones(65)}), "of another shape", "file 65, model 64")
+start_from(MISFIT, "another number of axes", lambda place: saved(weights(place) | {"norm.weight": torch.ones(1, 1, 64)}), "file 1 x 1 x 64")
+start_from(MISFIT, "whole numbers", lambda place: saved({name: tensor.to(torch.int8) for name, tensor in weights(place).items()}), "int8")
+start_from(MISFIT, "another architecture", lambda place: saved(weights(place)), "0 of", words=("--model_arch", "resnet10t"))
+start_from(MISFIT, "another family", lambda place: saved(weights(place)), words=("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--input_size", 28))
+start_from(MISFIT, "positions of no square", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed")
+start_from(MISFIT, "positions of none", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 1, 64)}), "pos_embed")
+start_from(NOT_FINITE, "NaN", lambda place: saved(weights(place) | {"norm.weight": torch.full((64,), torch.nan)}), "norm.weight")
+start_from(NOT_FINITE, "infinite", lambda place: saved(weights(place) | {"norm.bias": torch.full((64,), torch.inf)}), "norm.bias")
+score(DIVERGED, "in prediction", lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}))
+score(DIVERGED, "in scoring", lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}), program="main_finetune.py")
+
+# ---- safetensors ----------------------------------------------------------------------------------------------------------
+
+
+def safetensors(header: dict | bytes, body: bytes = bytes(256), length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def entry(start=0, end=256, shape=(64,), dtype="F32") -> dict:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+LIES = {
+    "a header of exabytes": safetensors({"norm.weight": entry()}, length=2**62), "a header of 90 MB": safetensors({"norm.weight": entry()}, length=90_000_000),
+    "a header of no bytes": safetensors(b""), "a header that is no JSON": safetensors(b"{norm.weight"), "a header that is a list": safetensors(b"[1, 2]"),
+    "offsets beyond the end": safetensors({"norm.weight": entry(0, 25600, (6400,))}), "offsets below 0": safetensors({"norm.weight": entry(-4, 252)}),
+    "offsets turned round": safetensors({"norm.weight": entry(256, 0)}), "overlapping offsets": safetensors({"norm.weight": entry(), "norm.bias": entry()}),
+    "a hole": safetensors({"norm.weight": entry(128, 256, (32,))}), "another dtype": safetensors({"norm.weight": entry(dtype="F64")}),
+    "an unknown dtype": safetensors({"norm.weight": entry(dtype="F31")}), "a shape that overflows": safetensors({"norm.weight": entry(shape=(2**40, 2**40))}),
+    "a shape below 0": safetensors({"norm.weight": entry(shape=(-64,))}), "bytes behind the end": safetensors({"norm.weight": entry()}, bytes(999)),
+    "cut": safetensors({"norm.weight": entry()}, bytes(100)), "eight bytes": bytes(8), "three bytes": b"\1\0\0",
+    "a deep header": safetensors(b'{"a":' * 2000 + b"1" + b"}" * 2000),
+}
+for name, content in LIES.items():
+    start_from(DAMAGED, f"safetensors: {name}", content, file="w.safetensors")
+start_from(MISFIT, "safetensors: one name twice", safetensors(b'{"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]},"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]}}'), file="w.safetensors")
+start_from(NO_TENSORS, "safetensors: none", safetensors(b"{}", b""), file="w.safetensors")
+
+# ---- trained checkpoints and flags ------------------------------------------------------------------------------------------
+
+
+def kits(which: str, *words, task=CONTRADICTS, name: str, says=(), program="main_finetune.py", source="data"):
+    def make(place: Place):
+        place.data()
+        more = ["--csv_file", place.kit.csv, "--targets", "depth", "--finetune", "", "--head_depth", 1] if program == "main_regression.py" else ["--data_path", source]
+        return [*TRAINING, "--dry_run", *more, "--resume", getattr(place.kit, which), *words]
+    TABLE.add(task, name, make, *says, program=program)
+
+
+kits("best", "--eval", "--model_arch", "resnet10t", name="another architecture", says=("resnet10t contradicts it",))
+kits("best", "--eval", "--nb_classes", 5, name="another number of classes", says=("pass --nb_classes 2",))
+kits("best", "--eval", "--input_size", 33, name="a size that can't be cut", says=("nearest sizes",))
+kits("numbers", "--eval", name="a regression's in classification", says=("start the other program",))
+kits("best", "--eval", name="a classification's in regression", program="main_regression.py", says=("start the other program",))
+kits("best", name="the best one", task=NOT_TO_RESUME, says=("holds the model alone",))
+kits("numbers_last", name="of the other program", task=NOT_TO_RESUME, says=("start the other program",))
+kits("last", "--start_epoch", 1, name="--start_epoch beyond the end", says=("--start_epoch",))
+
+
+@TABLE.case(CONTRADICTS, "other targets", "predicts depth", program="main_regression.py")
+def _(place: Place):
+    return [*TRAINING, "--dry_run", "--csv_file", place.kit.csv, "--targets", "label", "--eval", "--resume", place.kit.numbers]
+
+
+@TABLE.case(CONTRADICTS, "classes that it does not know", "the checkpoint has no class moist")
+def _(place: Place):
+    (place.data() / "test/wet").rename(place.folder / "data/test/moist")
+    return ["--eval", "--resume", place.kit.best, "--data_path", "data", "--device", "cpu"]
+
+
+@TABLE.case(CONTRADICTS, "class names of one's own", "names its classes itself", program="predict.py")
+def _(place: Place):
+    place.some_pictures()
+    return predicting(place, "pictures", "--class_names", "a", "b")
+
+
+@TABLE.case(NOT_TO_RESUME, "another --adaptation", "was trained with other parameters")
+def _(place: Place):
+    place.data()
+    return [*TRAINING, "--data_path", "data", "--task", "t", "--epochs", 2, "--resume", place.kit.last, "--weight_decay", 0, "--layer_decay", 0.5]
+
+
+TABLE.add(NOT_TO_RESUME, "a backbone's weights", lambda place: [place.data(), place.write("w.pth", saved(weights(place)))] and train(place, "--data_path", "data", "--resume", "w.pth"), "was not written by this program")
+score(NO_HEAD, "in prediction", lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}), words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32))
+score(NO_HEAD, "in scoring", lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}), program="main_finetune.py", words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32))
+
+# ---- what works -----------------------------------------------------------------------------------------------------------
+
+
+def as_safetensors(place: Place) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: tensor.contiguous() for name, tensor in weights(place).items()})
+
+
+start_from(WORKS, "state_dict with module", lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()}, "epoch": 3}))
+start_from(WORKS, "with a namespace", lambda place: saved({"model": weights(place), "args": argparse.Namespace(lr=1, seed=2)}))
+start_from(WORKS, "in half precision", lambda place: saved({name: tensor.half() for name, tensor in weights(place).items()}))
+start_from(WORKS, "old format", lambda place: old_format(weights(place)))
+start_from(WORKS, "safetensors", as_safetensors, file="w.safetensors")
+start_from(WORKS, "safetensors called pth", as_safetensors)
+start_from(WORKS, "pth called safetensors", lambda place: saved(weights(place)), file="w.safetensors")
+start_from(WORKS, "a trained checkpoint as a start", lambda place: place.kit.last.read_bytes())
