@@ -82,6 +82,8 @@ def read(path: str | Path) -> WeightFile:
     """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data."""
     file = read_weights(path)
     if is_ours(file):
+        if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
+            raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
         file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
@@ -101,8 +103,6 @@ def require_resumable(file: WeightFile) -> None:
     if "optimizer" not in file.rest:
         raise InputError(f"{file.path} holds the model alone (the best epoch's): go on from {LAST} beside it, or start "
                          "anew from its weights with --finetune")
-    if file.rest["format"] > FORMAT:
-        raise InputError(f"{file.path} was written by a newer version of this program (format {file.rest['format']})")
 
 
 def plain(value):

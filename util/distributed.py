@@ -150,9 +150,14 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
         return 0, 1, 0, 1
     try:
         rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
-        return rank, size, int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
+        local_rank, local_size = int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
     except ValueError as error:
-        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}") from error
+        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with torchrun, or unset "
+                         "them") from error
+    if not (0 <= rank < size and 0 <= local_rank < local_size):
+        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the environment "
+                         "contradict each other; start with torchrun, or unset them")
+    return rank, size, local_rank, local_size
 
 
 def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:

@@ -56,7 +56,8 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
     everybody as soon as one leaves.
     """
-    is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+    rank = os.environ.get("RANK" if "WORLD_SIZE" in os.environ else "OMPI_COMM_WORLD_RANK", "0")
+    is_main = not rank.isdecimal() or int(rank) == 0  # what is no number is an error that has to be seen
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of other letters than the terminal's is no reason to end

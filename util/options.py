@@ -80,7 +80,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> Parsed:
     return Parsed(options, typed)
 
 
-def _number(kind, low=None, high=None, open_low=False, open_high=False):
+def number(kind, low=None, high=None, open_low=False, open_high=False):
     def read(text: str):
         try:
             value = kind(text)
@@ -96,21 +96,23 @@ def _number(kind, low=None, high=None, open_low=False, open_high=False):
     return read
 
 
-count = _number(int, 1)
-whole = _number(int, 0)
-positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
-not_negative = _number(float, 0, high=float("inf"), open_high=True)
-share = _number(float, 0, 1)
-below_one = _number(float, 0, 1, open_high=True)
+count = number(int, 1)
+some = number(int, 1, 1000)  # what the program does one after the other: a mistyped number must not take a year
+side = number(int, 1, 8192)  # pixels, or numbers in a row of a head
+whole = number(int, 0)
+positive = number(float, 0, open_low=True, high=float("inf"), open_high=True)
+not_negative = number(float, 0, high=float("inf"), open_high=True)
+share = number(float, 0, 1)
+below_one = number(float, 0, 1, open_high=True)
 
 
 def seed_number(text: str) -> int:
-    return _number(int, 0, 2**32 - 1)(text)
+    return number(int, 0, 2**32 - 1)(text)
 
 
 def ratios(text: str) -> list[float]:
     """`--dataratio`: one share of the training pictures or a comma-separated list, each in (0, 1]."""
-    values = [_number(float, 0, 1, open_low=True)(part.strip()) for part in text.split(",") if part.strip()]
+    values = [number(float, 0, 1, open_low=True)(part.strip()) for part in text.split(",") if part.strip()]
     if not values:
         raise argparse.ArgumentTypeError(f"{text!r} names no share")
     if len(set(values)) < len(values):
@@ -135,7 +137,7 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
     add("--weights_dir", default="./weights", help="folder of weight files")
     add("--allow_partial", action="store_true",
         help="start although some tensors of the weights don't fit, and print which")
-    add("--input_size", type=count, default=None,
+    add("--input_size", type=side, default=None,
         help="side of the input in pixels; 224, or a timm model's own size")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
@@ -151,7 +153,7 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
 
 def add_probe_flags(parser) -> None:
     group = parser.add_argument_group("linear probe")
-    group.add_argument("--lp_views", type=count, default=1,
+    group.add_argument("--lp_views", type=some, default=1,
                        help="random views of each training picture whose features are computed; 1: the evaluation's view")
 
 
@@ -195,13 +197,13 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
     group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
     group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
-    group.add_argument("--recount", type=count, default=1, help="areas that erasing takes")
+    group.add_argument("--recount", type=some, default=1, help="areas that erasing takes")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
                        help="how much of a JPEG is decoded: scaled decodes no finer than the crop needs. Training: "
                             "scaled; evaluation: as the checkpoint was trained, full where it does not say")
     group.add_argument("--image_cache", default=None, metavar="DIR",
                        help="keep every picture decoded in DIR, for the next epochs and runs (0.8 GiB for a thousand at 512)")
-    group.add_argument("--cache_size", type=count, default=None,
+    group.add_argument("--cache_size", type=side, default=None,
                        help="short side in pixels that pictures are first brought to, kept or not. With --image_cache, where "
                             "not given: what the smallest crop needs, at most 16/7 of --input_size (512 at 224)")
 
@@ -239,7 +241,7 @@ def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=
     group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the rate at the end")
     group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs, help="at most a fifth of the epochs")
     group.add_argument("--weight_decay", type=not_negative, default=0.05, help="AdamW's; 1-D parameters have none")
-    group.add_argument("--layer_decay", type=_number(float, 0, 1, open_low=True), default=0.65,
+    group.add_argument("--layer_decay", type=number(float, 0, 1, open_low=True), default=0.65,
                        help="learning rate of a layer over that of the next")
     group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
     group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",

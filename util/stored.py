@@ -4,7 +4,6 @@ A checkpoint may come from a stranger, or from an editor: epoch = "x", a picture
 ten times over. Options are held to the flags of the program that wrote them, so that a new flag is covered as it is.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 
@@ -13,8 +12,8 @@ import torch
 from util import options as flags
 from util import regression_options
 from util.errors import InputError
+from util.flag_values import LONGEST_TEXT, is_value_of
 
-LONGEST_TEXT = 4096  # letters; a path's bound
 LARGEST_SIDE = 2**16
 SCALARS = (str, int, float, bool, type(None))
 
@@ -35,7 +34,7 @@ def check_stored(path, rest: dict) -> None:
     (regression_options.add_regression_flags if kind == "regression" else flags.add_classification_flags)(parser)
     for action in parser._actions:
         value = rest["options"].get(action.dest)
-        if action.dest in rest["options"] and not _is_value_of(action, value):
+        if action.dest in rest["options"] and not is_value_of(action, value):
             what = "what that flag takes" + (f" ({', '.join(map(str, action.choices))})" if action.choices else "")
             raise _wrong(path, f"option {action.dest!r}", value, what)
 
@@ -66,42 +65,6 @@ def _shown(value) -> str:
     if isinstance(value, SCALARS):
         return repr(value)
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple | dict) else "")
-
-
-# ---- options --------------------------------------------------------------------------------------------------------
-
-def _is_value_of(action: argparse.Action, value) -> bool:
-    """Whether a flag could have given this value."""
-    if value is None:
-        return action.default is None
-    if action.nargs == 0:
-        return isinstance(value, bool)
-    if isinstance(value, str | list) and len(value) > LONGEST_TEXT:
-        return False
-    if isinstance(value, list):
-        if action.nargs is None:  # one word that stands for several, as --dataratio 0.1,1
-            return all(_is_scalar(entry) for entry in value) and _reads(action, ",".join(map(str, value)))
-        return (not isinstance(action.nargs, int) or len(value) == action.nargs) and all(_is_one(action, entry) for entry in value)
-    return action.nargs in (None, "?") and _is_one(action, value)
-
-
-def _is_one(action: argparse.Action, value) -> bool:
-    if action.type is None:
-        return isinstance(value, str) and len(value) <= LONGEST_TEXT and (action.choices is None or value in action.choices)
-    return _is_scalar(value) and _reads(action, str(value)) and (action.choices is None or value in action.choices)
-
-
-def _is_scalar(value) -> bool:
-    return isinstance(value, float | int | str) and not isinstance(value, bool) and (
-        not isinstance(value, int) or abs(value) < 10**18)
-
-
-def _reads(action: argparse.Action, text: str) -> bool:
-    try:
-        action.type(text)
-    except (argparse.ArgumentTypeError, ValueError):
-        return False
-    return True
 
 
 # ---- the other entries ----------------------------------------------------------------------------------------------
