@@ -57,7 +57,9 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     everybody as soon as one leaves.
     """
     rank = os.environ.get("RANK" if "WORLD_SIZE" in os.environ else "OMPI_COMM_WORLD_RANK", "0")
-    is_main = not rank.isdecimal() or int(rank) == 0  # what is no number is an error that has to be seen
+    size = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", ""))
+    # a rank that can't be is an error that has to be seen
+    is_main = not (rank.isdecimal() and int(rank) > 0) or (size.isdecimal() and int(rank) >= int(size))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of other letters than the terminal's is no reason to end

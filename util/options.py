@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache",
+    "skip_file_check", "leakage", "optuna_storage", "resplit", "norm", "enhance", "image_cache",
 }
 
 

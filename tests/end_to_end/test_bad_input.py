@@ -3,7 +3,6 @@
 import resource
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.bad_input.judge import judge, run_case
 from tests.bad_input.place import Kit, Place
 from tests.bad_input.table import all_cases
+from util import hpo
 
 CASES = all_cases()
 MEMORY = 6 * 2**30  # address space that a case may take beside what is taken already
@@ -35,8 +35,9 @@ def place(kit, request):
 
 
 @pytest.fixture
-def bounded():
-    """A case that would fill the machine's memory fails instead."""
+def bounded(monkeypatch):
+    """A case that would fill the machine's memory fails instead; a database that can't be opened is not tried for long."""
+    monkeypatch.setattr(hpo, "OPENING_TRIES", 1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
@@ -52,9 +53,3 @@ def test_case(case, place, bounded):
 @pytest.mark.parametrize("case", [case for case in CASES if case.real], ids=lambda case: case.id)
 def test_case_through_a_real_start(case, place):
     judge(case, place, run_case(case, place, real=True))
-
-
-def test_the_table_is_as_large_as_it_should_be():
-    assert len(CASES) >= 300
-    assert sum(case.real for case in CASES) >= 10
-    print(Counter(case.row.outcome for case in CASES))
