@@ -16,7 +16,8 @@ def content(job: Job, epoch: int, best: dict) -> dict:
     return {
         "model": job.model.state_dict(), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
-            "task": job.task.kind, **job.task.stored(), "best": best, "options": plain_without_secrets(vars(job.options)), "versions": versions(),
+            "task": job.task.kind, **job.task.stored(), "best": best, "versions": versions(),
+            "options": plain_without_secrets(vars(job.options)),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},
             "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
             "weights": weights_facts(job)}),

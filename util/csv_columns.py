@@ -94,8 +94,8 @@ def _require_file(csv_file):
 
 
 def _holds_nul(csv_file, line):
-    return InputError(f"{csv_file}, line {line}: holds NUL bytes, as UTF-16 without its mark or a damaged file does; save it as "
-                      "CSV UTF-8")
+    return InputError(f"{csv_file}, line {line}: holds NUL bytes, as UTF-16 without its mark or a damaged file does; save it "
+                      "as CSV UTF-8")
 
 
 def _undecodable_line(csv_file):

@@ -155,8 +155,8 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
         raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with torchrun, or unset "
                          "them") from error
     if not (0 <= rank < size and 0 <= local_rank < local_size):
-        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the environment "
-                         "contradict each other; start with torchrun, or unset them")
+        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the "
+                         "environment contradict each other; start with torchrun, or unset them")
     return rank, size, local_rank, local_size
 
 

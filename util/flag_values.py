@@ -16,8 +16,14 @@ def is_value_of(action: argparse.Action, value) -> bool:
         return False
     if isinstance(value, list):
         if action.nargs is None:  # one word that stands for several, as --dataratio 0.1,1
-            return isinstance(action.default, list) and all(_is_scalar(entry) for entry in value) and _reads(action, ",".join(map(str, value)))
-        return (not isinstance(action.nargs, int) or len(value) == action.nargs) and all(_is_one(action, entry) for entry in value)
+            return (
+                isinstance(action.default, list)
+                and all(_is_scalar(entry) for entry in value)
+                and _reads(action, ",".join(map(str, value)))
+            )
+        return (not isinstance(action.nargs, int) or len(value) == action.nargs) and all(
+            _is_one(action, entry) for entry in value
+        )
     return action.nargs in (None, "?") and _is_one(action, value)
 
 
@@ -28,8 +34,11 @@ def _is_one(action: argparse.Action, value) -> bool:
 
 
 def _is_scalar(value) -> bool:
-    return isinstance(value, float | int | str) and not isinstance(value, bool) and (
-        not isinstance(value, int) or abs(value) < LARGEST_NUMBER)
+    return (
+        isinstance(value, float | int | str)
+        and not isinstance(value, bool)
+        and (not isinstance(value, int) or abs(value) < LARGEST_NUMBER)
+    )
 
 
 def _reads(action: argparse.Action, text: str) -> bool:

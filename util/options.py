@@ -80,7 +80,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> Parsed:
     return Parsed(options, typed)
 
 
-def number(kind, low=None, high=None, open_low=False, open_high=False):
+def _number(kind, low=None, high=None, open_low=False, open_high=False):
     def read(text: str):
         try:
             value = kind(text)
@@ -96,23 +96,24 @@ def number(kind, low=None, high=None, open_low=False, open_high=False):
     return read
 
 
-count = number(int, 1)
-some = number(int, 1, 1000)  # what the program does one after the other: a mistyped number must not take a year
-side = number(int, 1, 8192)  # pixels, or numbers in a row of a head
-whole = number(int, 0)
-positive = number(float, 0, open_low=True, high=float("inf"), open_high=True)
-not_negative = number(float, 0, high=float("inf"), open_high=True)
-share = number(float, 0, 1)
-below_one = number(float, 0, 1, open_high=True)
+count = _number(int, 1)
+up_to_1000 = _number(int, 1, 1000)  # what the program does one after the other: a mistyped number must not take a year
+side = _number(int, 1, 8192)  # pixels, or the width of a head
+width_ratio = _number(float, 0, 100, open_low=True)
+whole = _number(int, 0)
+positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
+not_negative = _number(float, 0, high=float("inf"), open_high=True)
+share = _number(float, 0, 1)
+below_one = _number(float, 0, 1, open_high=True)
 
 
 def seed_number(text: str) -> int:
-    return number(int, 0, 2**32 - 1)(text)
+    return _number(int, 0, 2**32 - 1)(text)
 
 
 def ratios(text: str) -> list[float]:
     """`--dataratio`: one share of the training pictures or a comma-separated list, each in (0, 1]."""
-    values = [number(float, 0, 1, open_low=True)(part.strip()) for part in text.split(",") if part.strip()]
+    values = [_number(float, 0, 1, open_low=True)(part.strip()) for part in text.split(",") if part.strip()]
     if not values:
         raise argparse.ArgumentTypeError(f"{text!r} names no share")
     if len(set(values)) < len(values):
@@ -153,7 +154,7 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
 
 def add_probe_flags(parser) -> None:
     group = parser.add_argument_group("linear probe")
-    group.add_argument("--lp_views", type=some, default=1,
+    group.add_argument("--lp_views", type=up_to_1000, default=1,
                        help="random views of each training picture whose features are computed; 1: the evaluation's view")
 
 
@@ -197,7 +198,7 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
     group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
     group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
-    group.add_argument("--recount", type=some, default=1, help="areas that erasing takes")
+    group.add_argument("--recount", type=up_to_1000, default=1, help="areas that erasing takes")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
                        help="how much of a JPEG is decoded: scaled decodes no finer than the crop needs. Training: "
                             "scaled; evaluation: as the checkpoint was trained, full where it does not say")
@@ -241,7 +242,7 @@ def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=
     group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the rate at the end")
     group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs, help="at most a fifth of the epochs")
     group.add_argument("--weight_decay", type=not_negative, default=0.05, help="AdamW's; 1-D parameters have none")
-    group.add_argument("--layer_decay", type=number(float, 0, 1, open_low=True), default=0.65,
+    group.add_argument("--layer_decay", type=_number(float, 0, 1, open_low=True), default=0.65,
                        help="learning rate of a layer over that of the next")
     group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
     group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",

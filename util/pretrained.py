@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from util.errors import InputError
+from util.secrets import hide_in_logs
 
 SUFFIXES = ("", ".pth", ".pt", ".safetensors")
 SHA256_PREFIX = re.compile(r"-([0-9a-f]{8})\.pth$")
@@ -76,6 +77,8 @@ def _download_watched(repository: str, file: str) -> str:
     """
     from huggingface_hub import hf_hub_download
     from tqdm.auto import tqdm
+
+    hide_in_logs("huggingface_hub")
 
     last_sign, outcome, patience = [time.monotonic()], {}, _hub_silence()
 

@@ -33,8 +33,8 @@ def refuse_archive(path: Path) -> None:
         raise InputError(f"{path} holds {program}: refused, and nothing in it was run; {ASK}")
     unpacked, size = sum(member.file_size for member in members), path.stat().st_size
     if unpacked > size + SPARE_BYTES:
-        raise InputError(f"{path} claims {unpacked:,} bytes in a file of {size:,}: refused, it is no file of torch.save but may "
-                         "be a zip bomb")
+        raise InputError(f"{path} claims {unpacked:,} bytes in a file of {size:,}: refused, it is no file of torch.save but "
+                         "may be a zip bomb")
 
 
 def refuse_odd(path: Path, name: str, value: object) -> None:
@@ -46,8 +46,8 @@ def refuse_odd(path: Path, name: str, value: object) -> None:
         raise InputError(f"{path} is no weight file: its entry {name!r} is a {kind}, not a tensor of plain numbers")
     claimed, there = value.numel() * value.element_size(), value.untyped_storage().nbytes()
     if claimed > there + SPARE_BYTES:  # repeated by a step of 0: small ones are made by `expand`
-        raise InputError(f"{path}: its entry {name!r} claims {claimed:,} bytes of {there:,}: refused, it may be made to fill the "
-                         "memory")
+        raise InputError(f"{path}: its entry {name!r} claims {claimed:,} bytes of {there:,}: refused, it may be made to fill "
+                         "the memory")
 
 
 def refuse_not_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -55,5 +55,6 @@ def refuse_not_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(
         tensor if tensor.element_size() > 1 else tensor.float()).all()]
     if wrong:
-        raise InputError(f"{path} holds NaN or infinite numbers in {len(wrong)} of {len(tensors)} tensors ({', '.join(wrong[:3])}"
-                         f"{' …' if len(wrong) > 3 else ''}): its training diverged or it is damaged; take another file")
+        raise InputError(f"{path} holds NaN or infinite numbers in {len(wrong)} of {len(tensors)} tensors "
+                         f"({', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}): its training diverged or it is damaged; "
+                         "take another file")

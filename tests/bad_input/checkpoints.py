@@ -22,20 +22,90 @@ TABLE = Table()
 
 ABSENT = Row(KIND, "The file is not there, is a folder, a pipe or a device", "…", "pass the path of the file itself")
 EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it again")
-POINTER = Row(KIND, "The file is a Git LFS pointer", "… is a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`", "`git lfs pull`")
-PAGE = Row(KIND, "The file is a web page: a download was answered by a log-in", "… is a web page, not weights: the download was answered with a page (log in or ask for access first)", "log in, or ask for access first")
-DAMAGED = Row(KIND, "The file was cut short, damaged, or is of another kind (a picture, a zip archive, a numpy or Keras file)", "… is damaged or no …: fetch or copy it again (…)", "fetch it again; compare its size with the source")
-HOSTILE = Row(KIND, "The file holds code, or objects that only code can make: nothing in it is run", "… holds …: refused, and nothing in it was run; ask its author for a file of tensors alone (or a .safetensors file)", "ask its author for the tensors alone, or a `.safetensors` file")
-BOMB = Row(KIND, "A zip bomb, or a tensor that claims far more numbers than its file holds", "… claims …: refused…", "do not use that file")
-NO_TENSORS = Row(KIND, "The file holds no table of tensors", "… holds …", "pass the file of weights: a table of tensors by name, or {\"model\": table}")
-OTHER_ENTRY = Row(KIND, "There is something else among the tensors, or a sparse, quantized or complex one", "… is no weight file: its entry … is …", "pass the file of weights, or take that entry out")
-MISFIT = Row(KIND, "The weights are of another model, another size, or only a part is there", "… does not fit … (… of … tensors fit; …): check --model, --model_arch and the file", "pass the flags of the model that the file belongs to; `--allow_partial` starts all the same and names what is new")
-NOT_FINITE = Row(KIND, "The weights to start from hold NaN or infinite numbers", "… holds NaN or infinite numbers in …", "the file's training diverged or the file is damaged: take another")
-DIVERGED = Row(KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower `--lr`", FAILED)
-CONTRADICTS = Row(KIND, "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, targets)", "…", "leave the flags out: the checkpoint knows its own")
-NOT_TO_RESUME = Row(KIND, "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of another `--adaptation`)", "…", "resume from `checkpoint-last.pth`; start from other weights with `--finetune`")
-NO_HEAD = Row(KIND, "A backbone's weights are given where a trained checkpoint is needed", "… has no …: …", "train first: `main_finetune.py --finetune FILE`")
-WORKS = Row(KIND, "A checkpoint of another script (`{\"model\": …}`, `{\"state_dict\": …}`, `module.`), with an `argparse.Namespace`, in half precision, or a `.safetensors` file called `.pth` and the other way round", "", "nothing to do", ACCEPTED, "they are read")
+POINTER = Row(
+    KIND,
+    "The file is a Git LFS pointer",
+    "… is a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`",
+    "`git lfs pull`",
+)
+PAGE = Row(
+    KIND,
+    "The file is a web page: a download was answered by a log-in",
+    "… is a web page, not weights: the download was answered with a page (log in or ask for access first)",
+    "log in, or ask for access first",
+)
+DAMAGED = Row(
+    KIND,
+    "The file was cut short, damaged, or is of another kind (a picture, a zip archive, a numpy or Keras file)",
+    "… is damaged or no …: fetch or copy it again (…)",
+    "fetch it again; compare its size with the source",
+)
+HOSTILE = Row(
+    KIND,
+    "The file holds code, or objects that only code can make: nothing in it is run",
+    "… holds …: refused, and nothing in it was run; ask its author for a file of tensors alone (or a .safetensors file)",
+    "ask its author for the tensors alone, or a `.safetensors` file",
+)
+BOMB = Row(
+    KIND,
+    "A zip bomb, or a tensor that claims far more numbers than its file holds",
+    "… claims …: refused…",
+    "do not use that file",
+)
+NO_TENSORS = Row(
+    KIND,
+    "The file holds no table of tensors",
+    "… holds …",
+    'pass the file of weights: a table of tensors by name, or {"model": table}',
+)
+OTHER_ENTRY = Row(
+    KIND,
+    "There is something else among the tensors, or a sparse, quantized or complex one",
+    "… is no weight file: its entry … is …",
+    "pass the file of weights, or take that entry out",
+)
+MISFIT = Row(
+    KIND,
+    "The weights are of another model, another size, or only a part is there",
+    "… does not fit … (… of … tensors fit; …): check --model, --model_arch and the file",
+    "pass the flags of the model that the file belongs to; `--allow_partial` starts all the same and names what is new",
+)
+NOT_FINITE = Row(
+    KIND,
+    "The weights to start from hold NaN or infinite numbers",
+    "… holds NaN or infinite numbers in …",
+    "the file's training diverged or the file is damaged: take another",
+)
+DIVERGED = Row(
+    KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower `--lr`", FAILED
+)
+CONTRADICTS = Row(
+    KIND,
+    "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, targets)",
+    "…",
+    "leave the flags out: the checkpoint knows its own",
+)
+NOT_TO_RESUME = Row(
+    KIND,
+    "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of another `--adaptation`)",
+    "…",
+    "resume from `checkpoint-last.pth`; start from other weights with `--finetune`",
+)
+NO_HEAD = Row(
+    KIND,
+    "A backbone's weights are given where a trained checkpoint is needed",
+    "… has no …: …",
+    "train first: `main_finetune.py --finetune FILE`",
+)
+WORKS = Row(
+    KIND,
+    "Weights of another script (`model`, `state_dict`, `module.`), with an `argparse.Namespace`, in half precision, or a "
+    "`.safetensors` file called `.pth` and the other way round",
+    "",
+    "nothing to do",
+    ACCEPTED,
+    "they are read",
+)
 
 START = "--finetune"
 
@@ -62,17 +132,20 @@ def whole(place: Place) -> dict:
 
 def start_from(row: Row, name: str, content, *names: str, file="w.pth", words=(), **more) -> None:
     """main_finetune.py --finetune FILE; content: bytes, or a function of the place that gives bytes."""
+
     def make(place: Place):
         place.write(file, content(place) if callable(content) else content)
         place.data()
         begin = [*TRAINING, "--task", "t"] if row.outcome == ACCEPTED else train(place)
         place.pictures = 4 if row.outcome == ACCEPTED else None
         return [*begin, "--data_path", "data", START, file, *words]
+
     TABLE.add(row, name, make, *names, **more)
 
 
 def score(row: Row, name: str, content, *names: str, file="c.pth", program="predict.py", words=(), **more) -> None:
     """predict.py --resume FILE, or main_finetune.py --eval."""
+
     def make(place: Place):
         place.write(file, content(place) if callable(content) else content)
         if program == "predict.py":
@@ -81,22 +154,73 @@ def score(row: Row, name: str, content, *names: str, file="c.pth", program="pred
             return predicting(place, "pictures", *words, checkpoint=file)
         place.data()
         return ["--eval", "--resume", file, "--data_path", "data", "--device", "cpu", "--num_workers", 0, "--task", "t", *words]
+
     TABLE.add(row, name, make, *names, program=program, **more)
 
 
 # ---- no weight file ---------------------------------------------------------------------------------------------------
 
-TABLE.add(ABSENT, "not there", lambda place: [place.data()] and train(place, "--data_path", "data", START, "none.pth"), "none.pth", "no such file", real=True)
+TABLE.add(
+    ABSENT,
+    "not there",
+    lambda place: [place.data()] and train(place, "--data_path", "data", START, "none.pth"),
+    "none.pth",
+    "no such file",
+    real=True,
+)
 TABLE.add(ABSENT, "a folder", lambda place: [place.data()] and train(place, "--data_path", "data", START, "data"), "folder")
-TABLE.add(ABSENT, "a pipe", lambda place: [place.data(), os.mkfifo("p.pth")] and train(place, "--data_path", "data", START, "p.pth"), "p.pth")
-TABLE.add(ABSENT, "a device", lambda place: [place.data()] and train(place, "--data_path", "data", START, "/dev/zero"), "/dev/zero")
+TABLE.add(
+    ABSENT,
+    "a pipe",
+    lambda place: [place.data(), os.mkfifo("p.pth")] and train(place, "--data_path", "data", START, "p.pth"),
+    "p.pth",
+)
+TABLE.add(
+    ABSENT, "a device", lambda place: [place.data()] and train(place, "--data_path", "data", START, "/dev/zero"), "/dev/zero"
+)
 TABLE.add(ABSENT, "a name too long", lambda place: [place.data()] and train(place, "--data_path", "data", START, "x" * 5000))
-TABLE.add(ABSENT, "to score, not there", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="none.pth"), "none.pth", program="predict.py")
-TABLE.add(ABSENT, "to score, a folder", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="pictures"), "folder", program="predict.py")
-TABLE.add(ABSENT, "to score, a pipe", lambda place: [place.some_pictures(), os.mkfifo("p.pth")] and predicting(place, "pictures", checkpoint="p.pth"), "p.pth", program="predict.py")
-TABLE.add(ABSENT, "to score, a link to itself", lambda place: [place.some_pictures(), Path("l.pth").symlink_to("l.pth")] and predicting(place, "pictures", checkpoint="l.pth"), "l.pth", program="predict.py")
-TABLE.add(ABSENT, "to score, a name too long", lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="x" * 5000), program="predict.py")
-TABLE.add(ABSENT, "to resume, not there", lambda place: [place.data()] and train(place, "--data_path", "data", "--resume", "none.pth"), "none.pth")
+TABLE.add(
+    ABSENT,
+    "to score, not there",
+    lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="none.pth"),
+    "none.pth",
+    program="predict.py",
+)
+TABLE.add(
+    ABSENT,
+    "to score, a folder",
+    lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="pictures"),
+    "folder",
+    program="predict.py",
+)
+TABLE.add(
+    ABSENT,
+    "to score, a pipe",
+    lambda place: [place.some_pictures(), os.mkfifo("p.pth")] and predicting(place, "pictures", checkpoint="p.pth"),
+    "p.pth",
+    program="predict.py",
+)
+TABLE.add(
+    ABSENT,
+    "to score, a link to itself",
+    lambda place: (
+        [place.some_pictures(), Path("l.pth").symlink_to("l.pth")] and predicting(place, "pictures", checkpoint="l.pth")
+    ),
+    "l.pth",
+    program="predict.py",
+)
+TABLE.add(
+    ABSENT,
+    "to score, a name too long",
+    lambda place: [place.some_pictures()] and predicting(place, "pictures", checkpoint="x" * 5000),
+    program="predict.py",
+)
+TABLE.add(
+    ABSENT,
+    "to resume, not there",
+    lambda place: [place.data()] and train(place, "--data_path", "data", "--resume", "none.pth"),
+    "none.pth",
+)
 
 LFS, HTML = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", b"\n<!DOCTYPE html><html>log in</html>"
 for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetensors")):
@@ -104,8 +228,12 @@ for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetenso
     act(EMPTY, title, b"", file=f"w.{ending}")
     act(POINTER, title, LFS, file=f"w.{ending}")
     act(PAGE, title, HTML, file=f"w.{ending}")
-    for name, content in {"a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99), "text": b"weights\n" * 20, "zeros": bytes(999),
-                          "random bytes": np.random.default_rng(2).bytes(999)}.items():
+    for name, content in {
+        "a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99),
+        "text": b"weights\n" * 20,
+        "zeros": bytes(999),
+        "random bytes": np.random.default_rng(2).bytes(999),
+    }.items():
         act(DAMAGED, f"{title}, {name}", content, file=f"w.{ending}")
 
 for cut in (2, 100, 5000, -300, -1):
@@ -118,11 +246,8 @@ start_from(DAMAGED, "old format, its head", lambda place: old_format(weights(pla
 def flipped(place: Place) -> bytes:
     content = bytearray(place.kit.best.read_bytes())
     place_of = content.index(b"data.pkl") + 600
-    content[place_of: place_of + 50] = bytes(50)
+    content[place_of : place_of + 50] = bytes(50)
     return bytes(content)
-
-
-
 
 
 def archive(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
@@ -156,25 +281,41 @@ def touch(mark: Path) -> str:
 
 
 ATTACKS = {
-    "os.system": lambda mark: Call(os.system, touch(mark)), "os.mkdir": lambda mark: Call(os.mkdir, str(mark)),
-    "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "exec": lambda mark: Call(exec, f"open({str(mark)!r}, 'w')"),
-    "subprocess": lambda mark: Call(subprocess.check_call, ["touch", str(mark)]), "open": lambda mark: Call(open, str(mark), "w"),
+    "os.system": lambda mark: Call(os.system, touch(mark)),
+    "os.mkdir": lambda mark: Call(os.mkdir, str(mark)),
+    "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"),
+    "exec": lambda mark: Call(exec, f"open({str(mark)!r}, 'w')"),
+    "subprocess": lambda mark: Call(subprocess.check_call, ["touch", str(mark)]),
+    "open": lambda mark: Call(open, str(mark), "w"),
     "getattr": lambda mark: Call(getattr, Call(__import__, "os"), "system"),
     "torch.hub": lambda mark: Call(torch.hub.load, str(mark.parent), "x"),
     "numpy.load": lambda mark: Call(np.load, str(mark), None, True),
     "a parser's file": lambda mark: Call(argparse.FileType("w"), str(mark)),
 }
 PLACES = {
-    "the whole file": lambda attack, tensors: attack, "beside the model": lambda attack, tensors: {"model": tensors, "args": attack},
+    "the whole file": lambda attack, tensors: attack,
+    "beside the model": lambda attack, tensors: {"model": tensors, "args": attack},
     "in the args": lambda attack, tensors: {"model": tensors, "args": argparse.Namespace(lr=attack)},
     "in the options": lambda attack, tensors: {"model": tensors, "format": 1, "options": {"epochs": [attack]}},
-    "as a key": lambda attack, tensors: {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors, "deep": [[[[attack]]]]},
+    "as a key": lambda attack, tensors: (
+        {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors, "deep": [[[[attack]]]]}
+    ),
 }
 for name, attack in ATTACKS.items():
-    start_from(HOSTILE, name, lambda place, attack=attack: saved({"model": weights(place), "x": attack(place.mark())}), real=name in ("os.system", "eval"))
+    start_from(
+        HOSTILE,
+        name,
+        lambda place, attack=attack: saved({"model": weights(place), "x": attack(place.mark())}),
+        real=name in ("os.system", "eval"),
+    )
 for where, wrap in PLACES.items():
     score(HOSTILE, f"{where}", lambda place, wrap=wrap: saved(wrap(ATTACKS["os.system"](place.mark()), weights(place))))
-score(HOSTILE, "to score with main_finetune.py", lambda place: saved({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}), program="main_finetune.py")
+score(
+    HOSTILE,
+    "to score with main_finetune.py",
+    lambda place: saved({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}),
+    program="main_finetune.py",
+)
 start_from(HOSTILE, "old format", lambda place: old_format({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}))
 start_from(HOSTILE, "plain pickle", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark())))
 start_from(DAMAGED, "plain pickle of protocol 0", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=0))
@@ -201,8 +342,15 @@ def tar_of_old(place: Place) -> bytes:
 
 def odd_members(place: Place) -> bytes:
     """An archive that names its pickle well and writes elsewhere, too."""
-    return archive({"archive/data.pkl": pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=2), "archive/version": b"3\n",
-                    "../../evil.py": b"import os", "/etc/evil": b"x", "archive/byteorder": b"little"})
+    return archive(
+        {
+            "archive/data.pkl": pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=2),
+            "archive/version": b"3\n",
+            "../../evil.py": b"import os",
+            "/etc/evil": b"x",
+            "archive/byteorder": b"little",
+        }
+    )
 
 
 class Doubler(torch.nn.Module):
@@ -239,7 +387,10 @@ score(HOSTILE, "bytes of its table lost", flipped)
 def zip_bomb(place: Place) -> bytes:
     """Two gigabytes of zeros as the pickle of an archive of two megabytes."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file, file.open("archive/data.pkl", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("archive/data.pkl", "w", force_zip64=True) as member,
+    ):
         block = bytes(2**24)
         for _ in range(16):
             member.write(block)
@@ -260,36 +411,116 @@ def deep_pickle(depth: int) -> bytes:
 
 
 start_from(BOMB, "a zip bomb", zip_bomb, "bytes in a file of")
-start_from(BOMB, "a tensor of no size in memory", lambda place: saved({"pos_embed": torch.zeros(1).expand(1, 200_001**2, 64), "x": torch.ones(1)}), "pos_embed")
-start_from(BOMB, "a table of huge tensors", lambda place: saved(weights(place) | {"norm.weight": torch.zeros(1).expand(10**12)}), "norm.weight")
+start_from(
+    BOMB,
+    "a tensor of no size in memory",
+    lambda place: saved({"pos_embed": torch.zeros(1).expand(1, 200_001**2, 64), "x": torch.ones(1)}),
+    "pos_embed",
+)
+start_from(
+    BOMB,
+    "a table of huge tensors",
+    lambda place: saved(weights(place) | {"norm.weight": torch.zeros(1).expand(10**12)}),
+    "norm.weight",
+)
 start_from(NO_TENSORS, "laughs", saved(laughs()))
 start_from(OTHER_ENTRY, "laughs as a weight", lambda place: saved({"norm.weight": laughs()}))
 start_from(DAMAGED, "brackets in brackets", deep_pickle(100_000))
-start_from(NO_TENSORS, "brackets in brackets in an archive", archive({"archive/data.pkl": deep_pickle(100_000), "archive/version": b"3\n", "archive/byteorder": b"little"}))
+start_from(
+    NO_TENSORS,
+    "brackets in brackets in an archive",
+    archive({"archive/data.pkl": deep_pickle(100_000), "archive/version": b"3\n", "archive/byteorder": b"little"}),
+)
 
 # ---- what it holds --------------------------------------------------------------------------------------------------------
 
-for name, content in {"a number": 5, "a list": [torch.ones(2)], "a tensor": torch.ones(2), "nothing": {}, "text": "weights", "None": None, "an empty model": {"model": {}}}.items():
+for name, content in {
+    "a number": 5,
+    "a list": [torch.ones(2)],
+    "a tensor": torch.ones(2),
+    "nothing": {},
+    "text": "weights",
+    "None": None,
+    "an empty model": {"model": {}},
+}.items():
     start_from(NO_TENSORS, name, saved(content))
-for name, content in {"a number": 1.5, "a list": [1], "a table": {"a": 1}, "text": "x", "None": None, "a sparse one": torch.eye(3).to_sparse(),
-                      "a complex one": torch.ones(2, dtype=torch.complex64)}.items():
-    start_from(OTHER_ENTRY, name, lambda place, content=content: saved({"model": weights(place) | {"norm.weight": content}}), "norm.weight")
-start_from(OTHER_ENTRY, "one without memory", lambda place: saved({"model": weights(place) | {"norm.weight": torch.ones(2, device="meta")}}), "norm.weight")
+for name, content in {
+    "a number": 1.5,
+    "a list": [1],
+    "a table": {"a": 1},
+    "text": "x",
+    "None": None,
+    "a sparse one": torch.eye(3).to_sparse(),
+    "a complex one": torch.ones(2, dtype=torch.complex64),
+}.items():
+    start_from(
+        OTHER_ENTRY,
+        name,
+        lambda place, content=content: saved({"model": weights(place) | {"norm.weight": content}}),
+        "norm.weight",
+    )
+start_from(
+    OTHER_ENTRY,
+    "one without memory",
+    lambda place: saved({"model": weights(place) | {"norm.weight": torch.ones(2, device="meta")}}),
+    "norm.weight",
+)
 start_from(OTHER_ENTRY, "one by number", lambda place: saved({0: torch.ones(2), "a": torch.ones(2)} | {1: 5}))
 
 start_from(MISFIT, "one tensor alone", lambda place: saved({"norm.weight": weights(place)["norm.weight"]}), "missing")
-start_from(MISFIT, "a tensor too many", lambda place: saved(weights(place) | {"decoder.weight": torch.ones(3)}), "taken by nothing: decoder.weight")
-start_from(MISFIT, "another shape", lambda place: saved(weights(place) | {"norm.weight": torch.ones(65)}), "of another shape", "file 65, model 64")
-start_from(MISFIT, "another number of axes", lambda place: saved(weights(place) | {"norm.weight": torch.ones(1, 1, 64)}), "file 1 x 1 x 64")
-start_from(MISFIT, "whole numbers", lambda place: saved({name: tensor.to(torch.int8) for name, tensor in weights(place).items()}), "int8")
+start_from(
+    MISFIT,
+    "a tensor too many",
+    lambda place: saved(weights(place) | {"decoder.weight": torch.ones(3)}),
+    "taken by nothing: decoder.weight",
+)
+start_from(
+    MISFIT,
+    "another shape",
+    lambda place: saved(weights(place) | {"norm.weight": torch.ones(65)}),
+    "of another shape",
+    "file 65, model 64",
+)
+start_from(
+    MISFIT,
+    "another number of axes",
+    lambda place: saved(weights(place) | {"norm.weight": torch.ones(1, 1, 64)}),
+    "file 1 x 1 x 64",
+)
+start_from(
+    MISFIT,
+    "whole numbers",
+    lambda place: saved({name: tensor.to(torch.int8) for name, tensor in weights(place).items()}),
+    "int8",
+)
 start_from(MISFIT, "another architecture", lambda place: saved(weights(place)), "0 of", words=("--model_arch", "resnet10t"))
-start_from(MISFIT, "another family", lambda place: saved(weights(place)), words=("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--input_size", 28))
-start_from(MISFIT, "positions of no square", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed")
+start_from(
+    MISFIT,
+    "another family",
+    lambda place: saved(weights(place)),
+    words=("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--input_size", 28),
+)
+start_from(
+    MISFIT, "positions of no square", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed"
+)
 start_from(MISFIT, "positions of none", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 1, 64)}), "pos_embed")
-start_from(NOT_FINITE, "NaN", lambda place: saved(weights(place) | {"norm.weight": torch.full((64,), torch.nan)}), "norm.weight")
-start_from(NOT_FINITE, "infinite", lambda place: saved(weights(place) | {"norm.bias": torch.full((64,), torch.inf)}), "norm.bias")
-score(DIVERGED, "in prediction", lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}))
-score(DIVERGED, "in scoring", lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}), program="main_finetune.py")
+start_from(
+    NOT_FINITE, "NaN", lambda place: saved(weights(place) | {"norm.weight": torch.full((64,), torch.nan)}), "norm.weight"
+)
+start_from(
+    NOT_FINITE, "infinite", lambda place: saved(weights(place) | {"norm.bias": torch.full((64,), torch.inf)}), "norm.bias"
+)
+score(
+    DIVERGED,
+    "in prediction",
+    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}),
+)
+score(
+    DIVERGED,
+    "in scoring",
+    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}),
+    program="main_finetune.py",
+)
 
 # ---- safetensors ----------------------------------------------------------------------------------------------------------
 
@@ -304,19 +535,36 @@ def entry(start=0, end=256, shape=(64,), dtype="F32") -> dict:
 
 
 LIES = {
-    "a header of exabytes": safetensors({"norm.weight": entry()}, length=2**62), "a header of 90 MB": safetensors({"norm.weight": entry()}, length=90_000_000),
-    "a header of no bytes": safetensors(b""), "a header that is no JSON": safetensors(b"{norm.weight"), "a header that is a list": safetensors(b"[1, 2]"),
-    "offsets beyond the end": safetensors({"norm.weight": entry(0, 25600, (6400,))}), "offsets below 0": safetensors({"norm.weight": entry(-4, 252)}),
-    "offsets turned round": safetensors({"norm.weight": entry(256, 0)}), "overlapping offsets": safetensors({"norm.weight": entry(), "norm.bias": entry()}),
-    "a hole": safetensors({"norm.weight": entry(128, 256, (32,))}), "another dtype": safetensors({"norm.weight": entry(dtype="F64")}),
-    "an unknown dtype": safetensors({"norm.weight": entry(dtype="F31")}), "a shape that overflows": safetensors({"norm.weight": entry(shape=(2**40, 2**40))}),
-    "a shape below 0": safetensors({"norm.weight": entry(shape=(-64,))}), "bytes behind the end": safetensors({"norm.weight": entry()}, bytes(999)),
-    "cut": safetensors({"norm.weight": entry()}, bytes(100)), "eight bytes": bytes(8), "three bytes": b"\1\0\0",
+    "a header of exabytes": safetensors({"norm.weight": entry()}, length=2**62),
+    "a header of 90 MB": safetensors({"norm.weight": entry()}, length=90_000_000),
+    "a header of no bytes": safetensors(b""),
+    "a header that is no JSON": safetensors(b"{norm.weight"),
+    "a header that is a list": safetensors(b"[1, 2]"),
+    "offsets beyond the end": safetensors({"norm.weight": entry(0, 25600, (6400,))}),
+    "offsets below 0": safetensors({"norm.weight": entry(-4, 252)}),
+    "offsets turned round": safetensors({"norm.weight": entry(256, 0)}),
+    "overlapping offsets": safetensors({"norm.weight": entry(), "norm.bias": entry()}),
+    "a hole": safetensors({"norm.weight": entry(128, 256, (32,))}),
+    "another dtype": safetensors({"norm.weight": entry(dtype="F64")}),
+    "an unknown dtype": safetensors({"norm.weight": entry(dtype="F31")}),
+    "a shape that overflows": safetensors({"norm.weight": entry(shape=(2**40, 2**40))}),
+    "a shape below 0": safetensors({"norm.weight": entry(shape=(-64,))}),
+    "bytes behind the end": safetensors({"norm.weight": entry()}, bytes(999)),
+    "cut": safetensors({"norm.weight": entry()}, bytes(100)),
+    "eight bytes": bytes(8),
+    "three bytes": b"\1\0\0",
     "a deep header": safetensors(b'{"a":' * 2000 + b"1" + b"}" * 2000),
 }
 for name, content in LIES.items():
     start_from(DAMAGED, f"safetensors: {name}", content, file="w.safetensors")
-start_from(MISFIT, "safetensors: one name twice", safetensors(b'{"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]},"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]}}'), file="w.safetensors")
+start_from(
+    MISFIT,
+    "safetensors: one name twice",
+    safetensors(
+        b'{"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]},"norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,256]}}'
+    ),
+    file="w.safetensors",
+)
 start_from(NO_TENSORS, "safetensors: none", safetensors(b"{}", b""), file="w.safetensors")
 
 # ---- trained checkpoints and flags ------------------------------------------------------------------------------------------
@@ -325,8 +573,13 @@ start_from(NO_TENSORS, "safetensors: none", safetensors(b"{}", b""), file="w.saf
 def kits(which: str, *words, task=CONTRADICTS, name: str, says=(), program="main_finetune.py", source="data"):
     def make(place: Place):
         place.data()
-        more = ["--csv_file", place.kit.csv, "--targets", "depth", "--finetune", "", "--head_depth", 1] if program == "main_regression.py" else ["--data_path", source]
+        more = (
+            ["--csv_file", place.kit.csv, "--targets", "depth", "--finetune", "", "--head_depth", 1]
+            if program == "main_regression.py"
+            else ["--data_path", source]
+        )
         return [*TRAINING, "--dry_run", *more, "--resume", getattr(place.kit, which), *words]
+
     TABLE.add(task, name, make, *says, program=program)
 
 
@@ -360,12 +613,44 @@ def _(place: Place):
 @TABLE.case(NOT_TO_RESUME, "another --adaptation", "was trained with other parameters")
 def _(place: Place):
     place.data()
-    return [*TRAINING, "--data_path", "data", "--task", "t", "--epochs", 2, "--resume", place.kit.last, "--weight_decay", 0, "--layer_decay", 0.5]
+    return [
+        *TRAINING,
+        "--data_path",
+        "data",
+        "--task",
+        "t",
+        "--epochs",
+        2,
+        "--resume",
+        place.kit.last,
+        "--weight_decay",
+        0,
+        "--layer_decay",
+        0.5,
+    ]
 
 
-TABLE.add(NOT_TO_RESUME, "a backbone's weights", lambda place: [place.data(), place.write("w.pth", saved(weights(place)))] and train(place, "--data_path", "data", "--resume", "w.pth"), "was not written by this program")
-score(NO_HEAD, "in prediction", lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}), words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32))
-score(NO_HEAD, "in scoring", lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}), program="main_finetune.py", words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32))
+TABLE.add(
+    NOT_TO_RESUME,
+    "a backbone's weights",
+    lambda place: (
+        [place.data(), place.write("w.pth", saved(weights(place)))] and train(place, "--data_path", "data", "--resume", "w.pth")
+    ),
+    "was not written by this program",
+)
+score(
+    NO_HEAD,
+    "in prediction",
+    lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}),
+    words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32),
+)
+score(
+    NO_HEAD,
+    "in scoring",
+    lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}),
+    program="main_finetune.py",
+    words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32),
+)
 
 # ---- what works -----------------------------------------------------------------------------------------------------------
 
@@ -376,7 +661,11 @@ def as_safetensors(place: Place) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in weights(place).items()})
 
 
-start_from(WORKS, "state_dict with module", lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()}, "epoch": 3}))
+start_from(
+    WORKS,
+    "state_dict with module",
+    lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()}, "epoch": 3}),
+)
 start_from(WORKS, "with a namespace", lambda place: saved({"model": weights(place), "args": argparse.Namespace(lr=1, seed=2)}))
 start_from(WORKS, "in half precision", lambda place: saved({name: tensor.half() for name, tensor in weights(place).items()}))
 start_from(WORKS, "old format", lambda place: old_format(weights(place)))

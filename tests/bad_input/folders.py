@@ -9,41 +9,92 @@ from tests.bad_input.table import ACCEPTED, Row, Table
 KIND = "Folders"
 TABLE = Table()
 
-NO_FOLDER = Row(KIND, "The folder of the data is not there, is a file, or `--data_path` is mistyped", "--data_path …: not …",
-                "pass the folder that holds train, val and test")
-NO_SPLIT = Row(KIND, "A split's folder is missing or has another name (`validation`, `Train`), or the path is one level too high",
-               "--data_path …: no folder …; there is …; expected …", "name the folders train, val and test")
-NO_CLASS = Row(KIND, "Pictures lie beside the class folders or without any (one level too low)", "…: no class folder in it; expected …",
-               "put a folder a class into each split")
-OTHER_CLASSES = Row(KIND, "A class is missing in a split, or is written otherwise there (`Dry`, `dry `, an extra folder)",
-                    "--data_path …: the class folders differ between splits: …", "give every split the same class folders")
-EMPTY = Row(KIND, "A class folder is empty, or holds no picture", "no picture (…) in …: add some, or remove the class from every split",
-            "add pictures, or remove the class from every split")
-ONE_CLASS = Row(KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can be learned")
-WRONG_NUMBER = Row(KIND, "`--nb_classes` is not the number of class folders", "--nb_classes …, but found … classes (…): pass --nb_classes …",
-                   "pass what was found, or look for a stray folder among the names")
-IGNORED = Row(KIND, "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, DICOM files, hidden folders",
-              "left out … files that are hidden or no pictures: …", "nothing to do; convert pictures of other formats", ACCEPTED,
-              "counts them and names the first")
-NESTED = Row(KIND, "Pictures lie in folders below the class folders, or a link leads back up", "", "nothing to do", ACCEPTED,
-             "all below a class folder is taken")
-NOTHING = Row(KIND, "The input of predict.py holds no picture, is one picture, or is not there", "--input …",
-              "pass a folder with pictures, or a CSV with their paths")
+NO_FOLDER = Row(
+    KIND,
+    "The folder of the data is not there, is a file, or `--data_path` is mistyped",
+    "--data_path …: not …",
+    "pass the folder that holds train, val and test",
+)
+NO_SPLIT = Row(
+    KIND,
+    "A split's folder is missing or has another name (`validation`, `Train`), or the path is one level too high",
+    "--data_path …: no folder …; there is …; expected …",
+    "name the folders train, val and test",
+)
+NO_CLASS = Row(
+    KIND,
+    "Pictures lie beside the class folders or without any (one level too low)",
+    "…: no class folder in it; expected …",
+    "put a folder a class into each split",
+)
+OTHER_CLASSES = Row(
+    KIND,
+    "A class is missing in a split, or is written otherwise there (`Dry`, `dry `, an extra folder)",
+    "--data_path …: the class folders differ between splits: …",
+    "give every split the same class folders",
+)
+EMPTY = Row(
+    KIND,
+    "A class folder is empty, or holds no picture",
+    "no picture (…) in …: add some, or remove the class from every split",
+    "add pictures, or remove the class from every split",
+)
+ONE_CLASS = Row(
+    KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can be learned"
+)
+WRONG_NUMBER = Row(
+    KIND,
+    "`--nb_classes` is not the number of class folders",
+    "--nb_classes …, but found … classes (…): pass --nb_classes …",
+    "pass what was found, or look for a stray folder among the names",
+)
+IGNORED = Row(
+    KIND,
+    "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, DICOM files, hidden folders",
+    "left out … files that are hidden or no pictures: …",
+    "nothing to do; convert pictures of other formats",
+    ACCEPTED,
+    "counts them and names the first",
+)
+NESTED = Row(
+    KIND,
+    "Pictures lie in folders below the class folders, or a link leads back up",
+    "",
+    "nothing to do",
+    ACCEPTED,
+    "all below a class folder is taken",
+)
+NOTHING = Row(
+    KIND,
+    "The input of predict.py holds no picture, is one picture, or is not there",
+    "--input …",
+    "pass a folder with pictures, or a CSV with their paths",
+)
 
 
 def changed(row: Row, name: str, change, *names: str, words=(), **more) -> None:
     """The kit's folder after `change(folder)`."""
+
     def make(place: Place):
         change(place.data())
         return train(place, "--data_path", "data", *words)
+
     TABLE.add(row, name, make, *names, **more)
 
 
 TABLE.add(NO_FOLDER, "not there", lambda place: train(place, "--data_path", "nowhere"), "nowhere", real=True)
 TABLE.add(NO_FOLDER, "the default", lambda place: train(place), "./data/")
 TABLE.add(NO_FOLDER, "a file", lambda place: train(place, "--data_path", place.write("file", b"x")), "not a folder")
-TABLE.add(NO_FOLDER, "a broken link", lambda place: [(place.folder / "link").symlink_to("none")] and train(place, "--data_path", "link"))
-TABLE.add(NO_FOLDER, "a link to itself", lambda place: [(place.folder / "link").symlink_to("link")] and train(place, "--data_path", "link"))
+TABLE.add(
+    NO_FOLDER,
+    "a broken link",
+    lambda place: [(place.folder / "link").symlink_to("none")] and train(place, "--data_path", "link"),
+)
+TABLE.add(
+    NO_FOLDER,
+    "a link to itself",
+    lambda place: [(place.folder / "link").symlink_to("link")] and train(place, "--data_path", "link"),
+)
 TABLE.add(NO_FOLDER, "a name too long for any file", lambda place: train(place, "--data_path", "x" * 5000))
 
 for split in ("train", "val", "test"):
@@ -65,24 +116,57 @@ def _flat(data):
 
 changed(NO_CLASS, "pictures alone", _flat, "train")
 changed(NO_CLASS, "empty split", lambda data: [shutil.rmtree(data / "val"), (data / "val").mkdir()], "val")
-changed(NO_CLASS, "hidden folders alone", lambda data: [(data / "val" / name).rename(data / "val" / f".{name}") for name in ("dry", "wet")], "val")
-changed(NO_CLASS, "class folders that are links to themselves",
-        lambda data: [shutil.rmtree(data / "val"), (data / "val").mkdir(), (data / "val/dry").symlink_to("dry")], "val")
+changed(
+    NO_CLASS,
+    "hidden folders alone",
+    lambda data: [(data / "val" / name).rename(data / "val" / f".{name}") for name in ("dry", "wet")],
+    "val",
+)
+changed(
+    NO_CLASS,
+    "class folders that are links to themselves",
+    lambda data: [shutil.rmtree(data / "val"), (data / "val").mkdir(), (data / "val/dry").symlink_to("dry")],
+    "val",
+)
 
 changed(OTHER_CLASSES, "missing in test", lambda data: shutil.rmtree(data / "test/wet"), "test lacks wet")
 changed(OTHER_CLASSES, "missing in val", lambda data: shutil.rmtree(data / "val/dry"), "val lacks dry")
-changed(OTHER_CLASSES, "another case", lambda data: (data / "test/dry").rename(data / "test/Dry"), "test lacks dry", "train lacks Dry")
+changed(
+    OTHER_CLASSES,
+    "another case",
+    lambda data: (data / "test/dry").rename(data / "test/Dry"),
+    "test lacks dry",
+    "train lacks Dry",
+)
 changed(OTHER_CLASSES, "a blank at the end", lambda data: (data / "test/dry").rename(data / "test/dry "), "test lacks dry")
-changed(OTHER_CLASSES, "another composition of letters",
-        lambda data: [(data / split / "dry").rename(data / split / ("é" if split == "test" else "e\u0301")) for split in ("train", "val", "test")])
+changed(
+    OTHER_CLASSES,
+    "another composition of letters",
+    lambda data: [
+        (data / split / "dry").rename(data / split / ("é" if split == "test" else "e\u0301"))
+        for split in ("train", "val", "test")
+    ],
+)
 changed(OTHER_CLASSES, "a stray folder", lambda data: (data / "train/old").mkdir(), "old")
 
 changed(EMPTY, "in every split", lambda data: [(data / split / "new").mkdir() for split in ("train", "val", "test")], "new")
 changed(EMPTY, "in test", lambda data: [path.unlink() for path in (data / "test/dry").iterdir()], "test/dry")
-changed(EMPTY, "other files alone", lambda data: [path.rename(path.with_suffix(".dcm")) for path in (data / "val/wet").iterdir()], "val/wet")
-changed(EMPTY, "hidden pictures alone", lambda data: [path.rename(path.with_name("." + path.name)) for path in (data / "val/wet").iterdir()], "val/wet")
+changed(
+    EMPTY,
+    "other files alone",
+    lambda data: [path.rename(path.with_suffix(".dcm")) for path in (data / "val/wet").iterdir()],
+    "val/wet",
+)
+changed(
+    EMPTY,
+    "hidden pictures alone",
+    lambda data: [path.rename(path.with_name("." + path.name)) for path in (data / "val/wet").iterdir()],
+    "val/wet",
+)
 
-changed(ONE_CLASS, "in folders", lambda data: [shutil.rmtree(data / split / "wet") for split in ("train", "val", "test")], "dry")
+changed(
+    ONE_CLASS, "in folders", lambda data: [shutil.rmtree(data / split / "wet") for split in ("train", "val", "test")], "dry"
+)
 for number in (1, 3, 1000):
     changed(WRONG_NUMBER, f"{number}", lambda data: None, "found 2 classes (dry, wet)", words=("--nb_classes", number))
 
@@ -146,11 +230,17 @@ def _(place: Place):
     return [*TRAINING, "--data_path", "data", "--task", "t"]
 
 
-for name, source, words in (("not there", "nowhere", "not there"), ("an empty folder", "empty", "no picture"), ("a picture", "p.png", "is a picture"),
-                            ("no picture in a tree", "tree", "no picture")):
+for name, source, words in (
+    ("not there", "nowhere", "not there"),
+    ("an empty folder", "empty", "no picture"),
+    ("a picture", "p.png", "is a picture"),
+    ("no picture in a tree", "tree", "no picture"),
+):
+
     def make(place: Place, source=source):
         (place.folder / "empty").mkdir()
         place.write("p.png", made.png())
         place.write("tree/a/b/notes.txt", b"x")
         return predicting(place, source)
+
     TABLE.add(NOTHING, name, make, source, words, program="predict.py")

@@ -62,7 +62,7 @@ def _count(case: Case, place: Place) -> None:
     """As many predictions as files that are not listed as skipped."""
     if place.skipped:
         lists = [*place.folder.glob("output_dir/*/skipped_images.csv"), *place.folder.glob("*.skipped.csv")]
-        listed = [path for path in pd.read_csv(lists[0])["path"]] if lists else []
+        listed = list(pd.read_csv(lists[0])["path"]) if lists else []
         assert len(listed) == len(place.skipped), (listed, place.skipped)
         for end in place.skipped:
             assert any(path.endswith(end) for path in listed), (end, listed)

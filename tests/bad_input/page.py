@@ -8,8 +8,12 @@ from tests.bad_input.faults import KIND as FAULTS_KIND
 from tests.bad_input.table import ACCEPTED, CODES, FAILED, REFUSED, SKIPPED, Case, Row, all_cases
 
 PAGE = Path(__file__).parent.parent.parent / "docs/what_can_go_wrong.md"
-MEANINGS = {REFUSED: "one line that says what, where and how to mend it; nothing was trained", SKIPPED: "left out as asked, counted and listed",
-            ACCEPTED: "it works", FAILED: "one line; it shows only while the program runs"}
+MEANINGS = {
+    REFUSED: "one line that says what, where and how to mend it; nothing was trained",
+    SKIPPED: "left out as asked, counted and listed",
+    ACCEPTED: "it works",
+    FAILED: "one line; it shows only while the program runs",
+}
 INTRODUCTION = """\
 # What can go wrong
 
@@ -37,18 +41,34 @@ def _cell(text: str) -> str:
 def _said(row: Row) -> str:
     said = row.says.strip("… ")
     mark = "``" if "`" in row.says else "`"
-    parts = ([f"{mark}{' ' * (mark != '`')}{row.says}{' ' * (mark != '`')}{mark}"] if len(said) > 1 else []) + ([row.does] if row.does else [])
+    parts = ([f"{mark}{' ' * (mark != '`')}{row.says}{' ' * (mark != '`')}{mark}"] if len(said) > 1 else []) + (
+        [row.does] if row.does else []
+    )
     return "; ".join(parts) or "one line that names the flag, file or value"
 
 
 def page() -> str:
     cases = all_cases()
-    lines = [INTRODUCTION.format(cases=len(cases), counts=counts_text(cases)), "| Outcome | Exit code | What it means |", "| --- | --- | --- |",
-             *(f"| {outcome} | {code} | {MEANINGS[outcome]} |" for outcome, code in CODES.items()), ""]
+    lines = [
+        INTRODUCTION.format(cases=len(cases), counts=counts_text(cases)),
+        "| Outcome | Exit code | What it means |",
+        "| --- | --- | --- |",
+        *(f"| {outcome} | {code} | {MEANINGS[outcome]} |" for outcome, code in CODES.items()),
+        "",
+    ]
     rows = rows_of(cases)
     for kind in dict.fromkeys(row.kind for row in rows):
-        lines += [f"## {kind}", "", "| What happens | What the program says or does | What to do | Outcome | Cases |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {_cell(row.what)} | {_cell(_said(row))} | {_cell(row.remedy)} | {row.outcome} | {number} |" for row, number in rows.items() if row.kind == kind]
+        lines += [
+            f"## {kind}",
+            "",
+            "| What happens | What the program says or does | What to do | Outcome | Cases |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {_cell(row.what)} | {_cell(_said(row))} | {_cell(row.remedy)} | {row.outcome} | {number} |"
+            for row, number in rows.items()
+            if row.kind == kind
+        ]
         lines.append("")
     lines += [f"## {FAULTS_KIND}", "", "| What happens | What the program says or does | What to do |", "| --- | --- | --- |"]
     lines += [f"| {_cell(fault.what)} | {_cell(fault.says)} | {_cell(fault.remedy)} |" for fault in FAULTS]

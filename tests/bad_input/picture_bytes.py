@@ -69,7 +69,7 @@ def jpeg_of(width: int, height: int) -> bytes:
     """A JPEG whose header says any size."""
     content = bytearray(jpeg())
     place = content.index(b"\xff\xc0") + 5
-    content[place: place + 4] = struct.pack(">HH", height, width)
+    content[place : place + 4] = struct.pack(">HH", height, width)
     return bytes(content)
 
 
@@ -88,16 +88,33 @@ def bmp_of(width: int, height: int) -> bytes:
 def tiff_of(width: int, height: int, strips: int = 0) -> bytes:
     """A TIFF of one deflated strip whose directory says any size. strips: an offset beyond the end instead."""
     body = zlib.compress(bytes(1000))
-    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (273, 4, strips or 8), (277, 3, 1),
-            (278, 4, height), (279, 4, len(body))]
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 8),
+        (262, 3, 1),
+        (273, 4, strips or 8),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, len(body)),
+    ]
     return _tiff(body, tags)
 
 
 def tiff_with_a_tag_that_lies() -> bytes:
     """Two thousand million strips."""
     body = bytes(SIDE * SIDE)
-    tags = [(256, 4, SIDE), (257, 4, SIDE), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1), (278, 4, SIDE),
-            (279, 4, len(body))]
+    tags = [
+        (256, 4, SIDE),
+        (257, 4, SIDE),
+        (258, 3, 8),
+        (259, 3, 1),
+        (262, 3, 1),
+        (277, 3, 1),
+        (278, 4, SIDE),
+        (279, 4, len(body)),
+    ]
     return _tiff(body, tags, [(273, 4, 2_000_000_000, 8)])
 
 
@@ -106,7 +123,8 @@ def _tiff(body: bytes, tags: list, odd: list = ()) -> bytes:
     directory = struct.pack("<H", len(entries))
     for tag, kind, count, value in entries:
         directory += struct.pack("<HHI", tag, kind, count) + (
-            struct.pack("<HH", value, 0) if kind == 3 and count == 1 else struct.pack("<I", value))
+            struct.pack("<HH", value, 0) if kind == 3 and count == 1 else struct.pack("<I", value)
+        )
     body += bytes(len(body) % 2)
     return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory + bytes(4)
 
@@ -115,8 +133,8 @@ def webp_of(width: int, height: int) -> bytes:
     """A lossless WebP whose header says any size up to 16384."""
     content = bytearray(encoded(noise(), "WEBP", lossless=True))
     place = content.index(b"VP8L") + 9
-    bits = struct.unpack("<I", content[place: place + 4])[0] & 0xF0000000
-    content[place: place + 4] = struct.pack("<I", bits | (width - 1) | (height - 1) << 14)
+    bits = struct.unpack("<I", content[place : place + 4])[0] & 0xF0000000
+    content[place : place + 4] = struct.pack("<I", bits | (width - 1) | (height - 1) << 14)
     return bytes(content)
 
 

@@ -18,62 +18,135 @@ MEND = "copy the named files again or convert them; or leave them out with `--ba
 LEFT_OUT = "left out … of … pictures that cannot be read"
 
 CUT = Row(KIND, "A picture was cut short or damaged on its way", STOP, MEND)
-OTHER = Row(KIND, "A file with a picture's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC file)", STOP,
-            MEND)
-BOMB = Row(KIND, "A picture claims to be huge, or unpacks to far more than it is: nothing of it is decoded", STOP,
-           "at most 178,956,970 pixels a picture are read: save it smaller, or leave it out with `--bad_images skip`")
-NO_FILE = Row(KIND, "A picture's name is a broken or circular link, a pipe, a socket or a device", STOP,
-              "put a file there, or remove the name")
-NO_RIGHT = Row(KIND, "A picture or its folder may not be read by this user", "…permission denied…",
-               "`chmod -R u+rX DIR`, or copy the pictures to a folder of your own")
-LEFT = Row(KIND, "The same with `--bad_images skip`", LEFT_OUT,
-           "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its reason", SKIPPED,
-           "counts them, lists them, goes on with the others")
-TOO_MANY = Row(KIND, "`--bad_images skip` would leave a class or a split without a picture",
-               "--bad_images skip leaves no readable picture…", "mend the files of that class; nothing can be learned without them")
-LATE = Row(KIND, "A picture is damaged and `--skip_file_check` kept it from being found at the start",
-           "a picture that was there at the start cannot be read any more: …", "leave `--skip_file_check` out", FAILED)
-WORKS = Row(KIND, "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float pictures, also with NaN", "",
-            "nothing to do: more than 8 bits are scaled, NaN and what is below 0 are black", ACCEPTED,
-            "all are read as 8-bit RGB")
-FRAMES = Row(KIND, "Several frames, pages or pictures in one file", "", "split the file where another page is meant", ACCEPTED,
-             "the first one is read")
-ODD = Row(KIND, "Harmless oddities: another format than the extension says, bytes behind the end, an EXIF rotation, one pixel, "
-          "a strip of 1 x 60,000", "", "nothing to do (EXIF's rotation is not applied)", ACCEPTED, "they are read")
-NAMES = Row(KIND, "Names with spaces, commas, quotes, line ends, letters of any script, 250 letters; links to pictures", "",
-            "nothing to do", ACCEPTED, "they are read, and stand in the tables as they are")
-NOT_TEXT = Row(KIND, "A file name that is not UTF-8", "file name is not valid UTF-8: …; rename it",
-               "rename it (`convmv` does whole folders)")
+OTHER = Row(
+    KIND, "A file with a picture's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC file)", STOP, MEND
+)
+BOMB = Row(
+    KIND,
+    "A picture claims to be huge, or unpacks to far more than it is: nothing of it is decoded",
+    STOP,
+    "at most 178,956,970 pixels a picture are read: save it smaller, or leave it out with `--bad_images skip`",
+)
+NO_FILE = Row(
+    KIND,
+    "A picture's name is a broken or circular link, a pipe, a socket or a device",
+    STOP,
+    "put a file there, or remove the name",
+)
+NO_RIGHT = Row(
+    KIND,
+    "A picture or its folder may not be read by this user",
+    "…permission denied…",
+    "`chmod -R u+rX DIR`, or copy the pictures to a folder of your own",
+)
+LEFT = Row(
+    KIND,
+    "The same with `--bad_images skip`",
+    LEFT_OUT,
+    "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its reason",
+    SKIPPED,
+    "counts them, lists them, goes on with the others",
+)
+TOO_MANY = Row(
+    KIND,
+    "`--bad_images skip` would leave a class or a split without a picture",
+    "--bad_images skip leaves no readable picture…",
+    "mend the files of that class; nothing can be learned without them",
+)
+LATE = Row(
+    KIND,
+    "A picture is damaged and `--skip_file_check` kept it from being found at the start",
+    "a picture that was there at the start cannot be read any more: …",
+    "leave `--skip_file_check` out",
+    FAILED,
+)
+WORKS = Row(
+    KIND,
+    "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float pictures, also with NaN",
+    "",
+    "nothing to do: more than 8 bits are scaled, NaN and what is below 0 are black",
+    ACCEPTED,
+    "all are read as 8-bit RGB",
+)
+FRAMES = Row(
+    KIND,
+    "Several frames, pages or pictures in one file",
+    "",
+    "split the file where another page is meant",
+    ACCEPTED,
+    "the first one is read",
+)
+ODD = Row(
+    KIND,
+    "Harmless oddities: another format than the extension says, bytes behind the end, an EXIF rotation, one pixel, "
+    "a strip of 1 x 60,000",
+    "",
+    "nothing to do (EXIF's rotation is not applied)",
+    ACCEPTED,
+    "they are read",
+)
+NAMES = Row(
+    KIND,
+    "Names with spaces, commas, quotes, line ends, letters of any script, 250 letters; links to pictures",
+    "",
+    "nothing to do",
+    ACCEPTED,
+    "they are read, and stand in the tables as they are",
+)
+NOT_TEXT = Row(
+    KIND,
+    "A file name that is not UTF-8",
+    "file name is not valid UTF-8: …; rename it",
+    "rename it (`convmv` does whole folders)",
+)
 
 BROKEN = {
-    "png cut short": ("png", made.half(made.png())), "jpeg cut short": ("jpg", made.half(made.jpeg())),
+    "png cut short": ("png", made.half(made.png())),
+    "jpeg cut short": ("jpg", made.half(made.jpeg())),
     "progressive jpeg cut short": ("jpg", made.half(made.jpeg((64, 64), progressive=True))),
-    "jpeg without its end": ("jpg", made.jpeg((64, 64))[:-60]), "jpeg header alone": ("jpg", made.jpeg()[:400]),
+    "jpeg without its end": ("jpg", made.jpeg((64, 64))[:-60]),
+    "jpeg header alone": ("jpg", made.jpeg()[:400]),
     "tiff cut short": ("tif", made.half(made.encoded(made.noise(), "TIFF", compression="tiff_lzw"))),
     "bmp cut short": ("bmp", made.half(made.encoded(made.noise(), "BMP"))),
     "webp cut short": ("webp", made.half(made.encoded(made.noise(), "WEBP"))),
     "gif cut short": ("png", made.half(made.encoded(made.noise(mode="P"), "GIF"))),
     "jpeg 2000 cut short": ("png", made.half(made.encoded(made.noise((64, 64)), "JPEG2000"))),
-    "png with a wrong checksum": ("png", made.bad_crc()), "png with too little data": ("png", made.too_little_data()),
-    "png of no pixels": ("png", made.png_of(0, 0, b"")), "tiff whose strip is beyond the end": ("tif", made.tiff_of(24, 24, 10**9)),
-    "png signature alone": ("png", made.png()[:8]), "tiff header alone": ("tif", b"II*\0\x08\0\0\0"),
+    "png with a wrong checksum": ("png", made.bad_crc()),
+    "png with too little data": ("png", made.too_little_data()),
+    "png of no pixels": ("png", made.png_of(0, 0, b"")),
+    "tiff whose strip is beyond the end": ("tif", made.tiff_of(24, 24, 10**9)),
+    "png signature alone": ("png", made.png()[:8]),
+    "tiff header alone": ("tif", b"II*\0\x08\0\0\0"),
 }
 NO_PICTURE = {
-    "empty file": ("png", b""), "text": ("jpg", b"this is text\n" * 9), "a web page": ("png", b"<!DOCTYPE html><html>login</html>"),
+    "empty file": ("png", b""),
+    "text": ("jpg", b"this is text\n" * 9),
+    "a web page": ("png", b"<!DOCTYPE html><html>login</html>"),
     "a git lfs pointer": ("png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
-    "a pdf": ("jpg", b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n"), "an svg": ("png", b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"),
-    "an eps, which would start a program": ("tif", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch MARK) (w) file\n"),
-    "a dicom file": ("png", bytes(128) + b"DICM" + bytes(99)), "a heic file": ("jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)),
-    "a zip archive": ("png", b"PK\x05\x06" + bytes(18)), "a video": ("jpg", b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99)),
-    "a numpy file": ("tif", b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"), "random bytes": ("png", np.random.default_rng(1).bytes(999)),
+    "a pdf": ("jpg", b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n"),
+    "an svg": ("png", b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"),
+    "an eps, which would start a program": (
+        "tif",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch MARK) (w) file\n",
+    ),
+    "a dicom file": ("png", bytes(128) + b"DICM" + bytes(99)),
+    "a heic file": ("jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)),
+    "a zip archive": ("png", b"PK\x05\x06" + bytes(18)),
+    "a video": ("jpg", b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(99)),
+    "a numpy file": ("tif", b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"),
+    "random bytes": ("png", np.random.default_rng(1).bytes(999)),
     "zeros": ("jpg", bytes(5000)),
 }
 BOMBS = {
-    "png of 60000 x 60000": ("png", made.png_of(60000, 60000, b"x")), "jpeg of 60000 x 60000": ("jpg", made.jpeg_of(60000, 60000)),
-    "gif of 60000 x 60000": ("png", made.gif_of(60000, 60000)), "bmp of 60000 x 60000": ("bmp", made.bmp_of(60000, 60000)),
-    "tiff of 60000 x 60000": ("tif", made.tiff_of(60000, 60000)), "webp of 16384 x 16384": ("webp", made.webp_of(16384, 16384)),
+    "png of 60000 x 60000": ("png", made.png_of(60000, 60000, b"x")),
+    "jpeg of 60000 x 60000": ("jpg", made.jpeg_of(60000, 60000)),
+    "gif of 60000 x 60000": ("png", made.gif_of(60000, 60000)),
+    "bmp of 60000 x 60000": ("bmp", made.bmp_of(60000, 60000)),
+    "tiff of 60000 x 60000": ("tif", made.tiff_of(60000, 60000)),
+    "webp of 16384 x 16384": ("webp", made.webp_of(16384, 16384)),
     "ppm of 60000 x 60000": ("bmp", b"P6\n60000 60000\n255\n" + bytes(99)),
-    "text chunk of 100 MB": ("png", made.text_bomb()), "tiff with a tag that lies": ("tif", made.tiff_with_a_tag_that_lies()),
+    "text chunk of 100 MB": ("png", made.text_bomb()),
+    "tiff with a tag that lies": ("tif", made.tiff_with_a_tag_that_lies()),
     "jpeg of thousands of scans": ("jpg", made.scan_bomb()),
 }
 
@@ -93,14 +166,18 @@ def _socket(path):
 
 
 NOT_FILES = {
-    "a broken link": lambda path: path.symlink_to("nowhere.png"), "a link to itself": lambda path: path.symlink_to(path.name),
-    "a pipe": os.mkfifo, "a socket": _socket, "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "a broken link": lambda path: path.symlink_to("nowhere.png"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a pipe": os.mkfifo,
+    "a socket": _socket,
+    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
     "a link to /dev/null": lambda path: path.symlink_to("/dev/null"),
 }
 
 
 def _stops(row: Row, name: str, ending: str, put, **more) -> None:
     """In training's folder: refused; in predict.py's with --bad_images skip: left out, counted and listed."""
+
     def in_training(place: Place):
         put(place.data() / "train/dry" / f"bad.{ending}")
         return train(place, "--data_path", "data")
@@ -139,8 +216,21 @@ def _(place: Place):
     place.write("d.csv", "\n".join(lines))
     (place.folder / "data/train/wet/0.png").write_bytes(b"x")
     place.pictures, place.skipped = 4, ["train/wet/0.png"]
-    return [*TRAINING, "--csv_file", "d.csv", "--targets", "depth", "--finetune", "", "--head_depth", 1, "--task", "t",
-            "--bad_images", "skip"]
+    return [
+        *TRAINING,
+        "--csv_file",
+        "d.csv",
+        "--targets",
+        "depth",
+        "--finetune",
+        "",
+        "--head_depth",
+        1,
+        "--task",
+        "t",
+        "--bad_images",
+        "skip",
+    ]
 
 
 @TABLE.case(TOO_MANY, "a class of train", "train")
@@ -169,8 +259,12 @@ def _(place: Place):
     return [*TRAINING, "--data_path", "data", "--task", "t", "--skip_file_check"]
 
 
-GONE = Row(KIND, "A link is broken, or a pipe has a picture's name, and `--skip_file_check` is on", "… cannot be read (…): mend or remove it",
-           "mend the link or remove it")
+GONE = Row(
+    KIND,
+    "A link is broken, or a pipe has a picture's name, and `--skip_file_check` is on",
+    "… cannot be read (…): mend or remove it",
+    "mend the link or remove it",
+)
 
 
 @TABLE.case(GONE, "a broken link in training", "no such file or directory")
@@ -194,6 +288,7 @@ def _(place: Place):
 
 
 # ---- rights -----------------------------------------------------------------------------------------------------------
+
 
 @TABLE.case(NO_RIGHT, "a picture", "0.png")
 def _(place: Place):
@@ -232,29 +327,54 @@ KINDS = {
     **{f"png of mode {mode}": ("png", made.png(mode=mode)) for mode in ("L", "LA", "P", "RGBA", "1")},
     "palette with transparency": ("png", made.encoded(made.noise(mode="P"), "PNG", transparency=0)),
     "16-bit png": ("png", made.encoded(Image.fromarray((steps * 100).astype(np.uint16)), "PNG")),
-    "16-bit tiff": ("tif", made.tiff((steps * 100).astype(np.uint16))), "32-bit tiff": ("tif", made.tiff((steps * 99).astype(np.int32))),
-    "float tiff": ("tif", made.floats(0, 0.5, 1)), "float tiff with NaN": ("tif", made.floats(np.nan, np.inf, 0.5)),
-    "float tiff of NaN alone": ("tif", made.floats(np.nan)), "float tiff below zero": ("tif", made.floats(-5, -1)),
-    "cmyk jpeg": ("jpg", made.jpeg(mode="CMYK")), "cmyk tiff": ("tif", made.encoded(made.noise(mode="CMYK"), "TIFF")),
-    "grey jpeg": ("jpg", made.jpeg(mode="L")), "lab tiff": ("tif", made.encoded(made.noise(mode="LAB"), "TIFF")),
+    "16-bit tiff": ("tif", made.tiff((steps * 100).astype(np.uint16))),
+    "32-bit tiff": ("tif", made.tiff((steps * 99).astype(np.int32))),
+    "float tiff": ("tif", made.floats(0, 0.5, 1)),
+    "float tiff with NaN": ("tif", made.floats(np.nan, np.inf, 0.5)),
+    "float tiff of NaN alone": ("tif", made.floats(np.nan)),
+    "float tiff below zero": ("tif", made.floats(-5, -1)),
+    "cmyk jpeg": ("jpg", made.jpeg(mode="CMYK")),
+    "cmyk tiff": ("tif", made.encoded(made.noise(mode="CMYK"), "TIFF")),
+    "grey jpeg": ("jpg", made.jpeg(mode="L")),
+    "lab tiff": ("tif", made.encoded(made.noise(mode="LAB"), "TIFF")),
 }
 ODDITIES = {
-    "jpeg called png": ("png", made.jpeg()), "png called JPG": ("JPG", made.png()), "gif called png": ("png", made.encoded(made.noise(mode="P"), "GIF")),
-    "jpeg with bytes behind its end": ("jpg", made.jpeg() + b"more" * 99), "png with bytes behind its end": ("png", made.png() + bytes(99)),
-    "exif says turn": ("jpg", made.rotated()), "one pixel": ("png", made.png((1, 1))), "one pixel jpeg": ("jpg", made.jpeg((1, 1))),
-    "1 x 60000": ("png", made.png((1, 60000))), "60000 x 1": ("png", made.png((60000, 1))), "jpeg of 3 x 9000": ("jpg", made.jpeg((3, 9000))),
-    "interlaced": ("png", made.png(interlace=1)), "thousands of comments": ("png", made.many_texts()),
-    "progressive jpeg": ("jpg", made.jpeg((64, 64), progressive=True)), "jpeg in a tiff": ("tif", made.encoded(made.noise(), "TIFF", compression="jpeg")),
+    "jpeg called png": ("png", made.jpeg()),
+    "png called JPG": ("JPG", made.png()),
+    "gif called png": ("png", made.encoded(made.noise(mode="P"), "GIF")),
+    "jpeg with bytes behind its end": ("jpg", made.jpeg() + b"more" * 99),
+    "png with bytes behind its end": ("png", made.png() + bytes(99)),
+    "exif says turn": ("jpg", made.rotated()),
+    "one pixel": ("png", made.png((1, 1))),
+    "one pixel jpeg": ("jpg", made.jpeg((1, 1))),
+    "1 x 60000": ("png", made.png((1, 60000))),
+    "60000 x 1": ("png", made.png((60000, 1))),
+    "jpeg of 3 x 9000": ("jpg", made.jpeg((3, 9000))),
+    "interlaced": ("png", made.png(interlace=1)),
+    "thousands of comments": ("png", made.many_texts()),
+    "progressive jpeg": ("jpg", made.jpeg((64, 64), progressive=True)),
+    "jpeg in a tiff": ("tif", made.encoded(made.noise(), "TIFF", compression="jpeg")),
 }
 MANY_FRAMES = {
-    "animated gif": ("png", made.animated("GIF")), "animated png": ("png", made.animated("PNG")),
-    "animated webp": ("webp", made.animated("WEBP")), "tiff of three pages": ("tif", made.animated("TIFF")),
+    "animated gif": ("png", made.animated("GIF")),
+    "animated png": ("png", made.animated("PNG")),
+    "animated webp": ("webp", made.animated("WEBP")),
+    "tiff of three pages": ("tif", made.animated("TIFF")),
     "two jpegs in one (mpo)": ("jpg", made.encoded(made.noise(), "MPO", save_all=True, append_images=[made.noise()])),
 }
 ODD_NAMES = {
-    "a line end": "a\nb.png", "quotes and commas": "a, \"b\"; 'c'.png", "spaces at its ends": " a .png", "a tab": "a\tb.png",
-    "Chinese": "眼底.png", "an emoji": "👁.png", "250 letters": "a" * 250 + ".png", "percent and braces": "%s{0}$HOME.png",
-    "terminal colours": "\x1b[31mred.png", "a dash first": "-rf.png", "a formula": "=1+1.png", "upper-case ending": "A.PNG",
+    "a line end": "a\nb.png",
+    "quotes and commas": "a, \"b\"; 'c'.png",
+    "spaces at its ends": " a .png",
+    "a tab": "a\tb.png",
+    "Chinese": "眼底.png",
+    "an emoji": "👁.png",
+    "250 letters": "a" * 250 + ".png",
+    "percent and braces": "%s{0}$HOME.png",
+    "terminal colours": "\x1b[31mred.png",
+    "a dash first": "-rf.png",
+    "a formula": "=1+1.png",
+    "upper-case ending": "A.PNG",
 }
 
 
@@ -264,6 +384,7 @@ def _works(row: Row, name: str, ending: str, content: bytes) -> None:
         place.write(f"pictures/odd.{ending}", content)
         place.pictures = 4
         return predicting(place, folder)
+
     TABLE.add(row, name, make, program="predict.py")
 
 
@@ -271,11 +392,13 @@ for row, files in ((WORKS, KINDS), (ODD, ODDITIES), (FRAMES, MANY_FRAMES)):
     for name, (ending, content) in files.items():
         _works(row, name, ending, content)
 for name, file in ODD_NAMES.items():
+
     def make(place: Place, file=file):
         place.some_pictures()
         place.write(f"pictures/{file}", made.png())
         place.pictures = 4
         return predicting(place, "pictures")
+
     TABLE.add(NAMES, name, make, program="predict.py")
 
 

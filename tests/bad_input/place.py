@@ -33,8 +33,14 @@ def _main(program: str):
     import predict
     from util import prepare
 
-    rooms = {"main_finetune.py": main_finetune, "main_regression.py": main_regression, "predict.py": predict,
-             "latent_feature.py": latent_feature, "compare.py": compare, "util.prepare": prepare}
+    rooms = {
+        "main_finetune.py": main_finetune,
+        "main_regression.py": main_regression,
+        "predict.py": predict,
+        "latent_feature.py": latent_feature,
+        "compare.py": compare,
+        "util.prepare": prepare,
+    }
     return rooms[program].main
 
 
@@ -49,6 +55,7 @@ class Ended:
 
 def started(program: str, words, environment: dict[str, str] | None = None) -> Ended:
     """The program in this process, in the folder that we stand in; Hang after SECONDS."""
+
     def ring(*_):
         raise Hang(f"{program} {' '.join(map(str, words))}: no end after {SECONDS} s")
 
@@ -87,20 +94,36 @@ class Kit:
                 for count in range(number):
                     picture(rng, 2 * level, 24).save(place / f"{count}.png")
         self.data = folder / "data"
-        rows = [(path.relative_to(folder), path.parent.name, path.parent.parent.name)
-                for split in EACH for path in sorted(self.data.glob(f"{split}/*/*.png"))]
+        rows = [
+            (path.relative_to(folder), path.parent.name, path.parent.parent.name)
+            for split in EACH
+            for path in sorted(self.data.glob(f"{split}/*/*.png"))
+        ]
         self.rows = [[str(path), label, split, f"{number * 0.5:g}"] for number, (path, label, split) in enumerate(rows)]
         here = os.getcwd()
         os.chdir(folder)
         try:
             self._train("main_finetune.py", "--data_path", self.data, "--task", "kit")
             self.csv = self.write_csv(folder / "all.csv")
-            self._train("main_regression.py", "--csv_file", self.csv, "--targets", "depth", "--finetune", "", "--task", "numbers",
-                        "--head_depth", 1)
+            self._train(
+                "main_regression.py",
+                "--csv_file",
+                self.csv,
+                "--targets",
+                "depth",
+                "--finetune",
+                "",
+                "--task",
+                "numbers",
+                "--head_depth",
+                1,
+            )
         finally:
             os.chdir(here)
         self.best, self.last = (folder / "output_dir/kit" / f"checkpoint-{which}.pth" for which in ("best", "last"))
-        self.numbers, self.numbers_last = (folder / "output_dir/numbers" / f"checkpoint-{which}.pth" for which in ("best", "last"))
+        self.numbers, self.numbers_last = (
+            folder / "output_dir/numbers" / f"checkpoint-{which}.pth" for which in ("best", "last")
+        )
 
     def _train(self, program: str, *words) -> None:
         ended = started(program, [*TRAINING, *words])

@@ -63,9 +63,11 @@ class Table:
 
     def case(self, row: Row, name: str, *names: str, **more):
         """The same as a decorator of `make`."""
+
         def take(make):
             self.add(row, name, make, *names, **more)
             return make
+
         return take
 
 

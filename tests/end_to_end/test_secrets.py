@@ -35,8 +35,17 @@ def test_no_token_is_printed_or_saved(tmp_path, answer, mirror):
     write_pictures(tmp_path / "data", (2, 1, 1), ("dry", "wet"))
     with hub_server.serving() as (hub, address):
         hub.answer = answer
-        run = start_process(*TRAINING, "--data_path", "data", "--task", "t", "--finetune", "hf:owner/repo/model.safetensors", folder=tmp_path,
-                            **environment(tmp_path, HF_ENDPOINT=address.replace("http://", mirror), HF_TOKEN=TOKEN))
+        run = start_process(
+            *TRAINING,
+            "--data_path",
+            "data",
+            "--task",
+            "t",
+            "--finetune",
+            "hf:owner/repo/model.safetensors",
+            folder=tmp_path,
+            **environment(tmp_path, HF_ENDPOINT=address.replace("http://", mirror), HF_TOKEN=TOKEN),
+        )
         assert hub.requests and hub.tokens != {""}  # something was sent: Bearer and the token, or Basic and the password
     assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
     assert run.stderr.strip().splitlines()[-1].startswith("error: owner/repo/model.safetensors")
@@ -45,8 +54,15 @@ def test_no_token_is_printed_or_saved(tmp_path, answer, mirror):
 
 def test_an_address_that_is_none(tmp_path):
     write_pictures(tmp_path / "data", (2, 1, 1), ("dry", "wet"))
-    run = start_process(*TRAINING, "--data_path", "data", "--finetune", "hf:owner/repo/model.safetensors", folder=tmp_path,
-                        **environment(tmp_path, HF_ENDPOINT=f"ftp://user:{PASSWORD}@nowhere", HF_TOKEN=TOKEN))
+    run = start_process(
+        *TRAINING,
+        "--data_path",
+        "data",
+        "--finetune",
+        "hf:owner/repo/model.safetensors",
+        folder=tmp_path,
+        **environment(tmp_path, HF_ENDPOINT=f"ftp://user:{PASSWORD}@nowhere", HF_TOKEN=TOKEN),
+    )
     assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
     assert run.stderr.strip().splitlines()[-1].startswith("error: owner/repo/model.safetensors")
     assert_hidden(tmp_path, run.stdout, run.stderr)
@@ -58,8 +74,24 @@ def test_a_run_stores_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in environment(tmp_path, HF_TOKEN=TOKEN).items():
         monkeypatch.setenv(name, value)
-    ended = started("main_regression.py", [*TRAINING, "--csv_file", kit.csv, "--targets", "depth", "--finetune", "", "--head_depth", 1, "--task", "t",
-                                          "--optuna_storage", f"postgresql://user:{PASSWORD}@host/x"])
+    ended = started(
+        "main_regression.py",
+        [
+            *TRAINING,
+            "--csv_file",
+            kit.csv,
+            "--targets",
+            "depth",
+            "--finetune",
+            "",
+            "--head_depth",
+            1,
+            "--task",
+            "t",
+            "--optuna_storage",
+            f"postgresql://user:{PASSWORD}@host/x",
+        ],
+    )
     assert ended.code == 0, ended.err
     assert (tmp_path / "output_dir/t/report.html").exists() and (tmp_path / "output_dir/t/checkpoint-last.pth").exists()
     assert "postgresql://***@host/x" in (tmp_path / "output_dir/t/run.json").read_text()
@@ -74,6 +106,9 @@ def test_what_is_hidden(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     assert without_secrets("see http://u:p@host/a@b and hf_abcdefghijk.") == "see http://***@host/a@b and ***."
     assert without_secrets("user@host, https://host/a@b, 5 @ 3") == "user@host, https://host/a@b, 5 @ 3"
-    assert plain_without_secrets({"a": ["x://u@h", 1, None], "b": "hf_abcdefghijk"}) == {"a": ["x://***@h", 1, None], "b": "***"}
+    assert plain_without_secrets({"a": ["x://u@h", 1, None], "b": "hf_abcdefghijk"}) == {
+        "a": ["x://***@h", 1, None],
+        "b": "***",
+    }
     monkeypatch.setenv("HF_TOKEN", "short")
     assert without_secrets("a short text") == "a short text"
