@@ -96,11 +96,11 @@ def _number(kind, low=None, high=None, open_low=False, open_high=False):
     return read
 
 
-count = _number(int, 1)
+count = _number(int, 1, 10**9)
 up_to_1000 = _number(int, 1, 1000)  # what the program does one after the other: a mistyped number must not take a year
 side = _number(int, 1, 8192)  # pixels, or the width of a head
 width_ratio = _number(float, 0, 100, open_low=True)
-whole = _number(int, 0)
+whole = _number(int, 0, 10**9)
 positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
 not_negative = _number(float, 0, high=float("inf"), open_high=True)
 share = _number(float, 0, 1)

@@ -6,7 +6,8 @@ from argparse import Namespace
 
 import torch
 
-from tests.bad_input.checkpoints import laughs, saved, whole
+from tests.bad_input.checkpoints import saved, whole
+from tests.bad_input.hostile import laughs
 from tests.bad_input.place import TRAINING, Place, predicting
 from tests.bad_input.table import ACCEPTED, Row, Table
 

@@ -73,9 +73,22 @@ class Table:
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the page; no two have one id."""
-    from tests.bad_input import checkpoints, elsewhere, flags, folders, pictures, stored, tables
+    from tests.bad_input import (
+        checkpoints,
+        contents,
+        elsewhere,
+        flags,
+        folders,
+        hostile,
+        numbers,
+        odd_pictures,
+        pictures,
+        stored,
+        tables,
+    )
 
-    cases = [case for room in (pictures, folders, tables, checkpoints, stored, flags, elsewhere) for case in room.TABLE.cases]
+    rooms = (pictures, odd_pictures, folders, tables, numbers, checkpoints, hostile, contents, stored, flags, elsewhere)
+    cases = [case for table in dict.fromkeys(room.TABLE for room in rooms) for case in table.cases]
     ids = [case.id for case in cases]
     assert len(set(ids)) == len(ids), sorted({name for name in ids if ids.count(name) > 1})
     return cases

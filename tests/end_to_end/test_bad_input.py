@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bad_input import flags
 from tests.bad_input.judge import judge, run_case
-from tests.bad_input.place import Kit, Place
+from tests.bad_input.place import Kit, Place, predicting, started, train
 from tests.bad_input.table import all_cases
 from util import hpo
 
@@ -53,3 +54,31 @@ def test_case(case, place, bounded):
 @pytest.mark.parametrize("case", [case for case in CASES if case.real], ids=lambda case: case.id)
 def test_case_through_a_real_start(case, place):
     judge(case, place, run_case(case, place, real=True))
+
+
+LONG, ODD = "x" * 3000, "\udcff\n\x1b[31m"  # no file, no name of anything
+
+
+def odd_words(program: str):
+    """(flag, words) of a program's flags, each with values that its parser may take and nobody means."""
+    known = set() if program == "main_finetune.py" else {flag for flag, _ in flags.flags_of("main_finetune.py")}
+    for flag, action in flags.flags_of(program):
+        if flag in known or flag in ("--finetune", "--device", "--dist_url"):
+            continue
+        for word in [str(10**30)] if flags.is_number(action) else [] if action.choices else [LONG, ODD, ""]:
+            yield flag, flags.spoken(action, word)
+
+
+@pytest.mark.parametrize("program", ["main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py"])
+def test_no_value_of_a_flag_ends_in_a_traceback(program, kit, place, bounded, monkeypatch):
+    """Also of flags that will be: whatever a parser lets through is refused in a line, or does no harm."""
+    monkeypatch.chdir(place.folder)
+    place.data()
+    place.some_pictures()
+    ends = {"main_finetune.py": train(place, "--data_path", "data"), "predict.py": predicting(place, "pictures"),
+            "main_regression.py": train(place, "--csv_file", kit.csv, "--targets", "depth", "--finetune", ""),
+            "latent_feature.py": flags.DATA_FREE["latent_feature.py"]}
+    for flag, words in odd_words(program):
+        ended = started(program, [*ends[program], flag, *words])
+        assert ended.code in (0, 1, 2) and "Traceback" not in ended.err, (flag, words[0][:40], ended)
+        assert ended.code == 0 or ended.err.startswith("error: ") and ended.err.count("\n") == 1, (flag, ended.err)
