@@ -72,7 +72,7 @@ for name, attack in ATTACKS.items():
         HOSTILE,
         name,
         lambda place, attack=attack: saved({"model": weights(place), "x": attack(place.mark())}),
-        real=name in ("os.system", "eval"),
+        real=name == "os.system",
     )
 for where, wrap in PLACES.items():
     score(HOSTILE, f"{where}", lambda place, wrap=wrap: saved(wrap(ATTACKS["os.system"](place.mark()), weights(place))))

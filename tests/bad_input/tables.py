@@ -189,7 +189,7 @@ def with_cell(line: int, column: int, text: str):
 
 # ---- the file ---------------------------------------------------------------------------------------------------------
 
-TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such file", real=True)
+TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such file")
 TABLE.add(NOT_THERE, "a folder", lambda place: words_for(place, CLASSES, place.folder), "is a directory")
 TABLE.add(NOT_THERE, "a pipe", lambda place: [os.mkfifo(place.folder / "p")] and words_for(place, CLASSES, "p"), "pipe")
 TABLE.add(NOT_THERE, "a device", lambda place: words_for(place, CLASSES, "/dev/zero"), "device")
