@@ -66,6 +66,7 @@ def test_exit_codes(capsys, monkeypatch):
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
         exit_code_of(raising(ZeroDivisionError()))
     monkeypatch.setattr("util.errors.LAUNCHER_GRACE_S", 0)
+    capsys.readouterr()
     for rank, size in (("1", None), ("5", "2"), ("x", "2")):  # none of a group's others: nobody else would say it
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -15,7 +15,13 @@ from tests.bad_input.table import ACCEPTED, FAILED, Row, Table
 KIND = "Weights and checkpoints"
 TABLE = Table()
 
-ABSENT = Row(KIND, "The file is not there, is a folder, a pipe or a device", "…", "pass the path of the file itself")
+ABSENT = Row(
+    KIND,
+    "The file is not there, is a folder, a pipe or a device",
+    "…",
+    "pass the path of the file itself",
+    does="one line that says what stands there instead",
+)
 EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it again")
 POINTER = Row(
     KIND,
@@ -79,12 +85,14 @@ CONTRADICTS = Row(
     "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, targets)",
     "…",
     "leave the flags out: the checkpoint knows its own",
+    does="one line that names the flag and what the checkpoint says",
 )
 NOT_TO_RESUME = Row(
     KIND,
     "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of another `--adaptation`)",
     "…",
     "resume from `checkpoint-last.pth`; start from other weights with `--finetune`",
+    does="one line that says what the file is and what to go on from",
 )
 NO_HEAD = Row(
     KIND,

@@ -17,18 +17,21 @@ GRID = Row(
     "A study's YAML is not there, empty, no YAML, or holds unknown keys, flags or values",
     "…",
     "the line names the file's line and key",
+    does="one line that names the line of the file and the key",
 )
 RUNS = Row(
     KIND,
     "compare.py is given folders that are no runs, or runs whose files are damaged or of other pictures",
     "…",
     "pass folders OUTPUT_DIR/TASK of finished runs",
+    does="one line that names the folder and what it lacks",
 )
 PREPARE = Row(
     KIND,
     "util.prepare is given a folder that is not there, not the data set's, or contradicting shares",
     "…",
     "pass the folder that the owner's archive was unpacked to",
+    does="one line that names the folder or the share",
 )
 STORAGE = Row(
     KIND,

@@ -18,28 +18,50 @@ NO_NUMBER = Row(
     "argument …: …",
     "write a number, with a point",
 )
-NOT_A_NUMBER = Row(KIND, "A number is `nan`, or below what makes sense", "…: …", "the line says what is taken")
+NOT_A_NUMBER = Row(
+    KIND,
+    "A number is `nan`, or below what makes sense",
+    "…: …",
+    "the line says what is taken",
+    does="one line that names the flag and its range",
+)
 NO_CHOICE = Row(
     KIND,
     "A word is none of those that a flag takes",
     "argument …: invalid choice: … (choose from …)",
     "take one of those that the line lists",
 )
-NO_VALUE = Row(KIND, "A flag lacks its value, or has too many", "…", "give it as many as the help shows (`--help`)")
+NO_VALUE = Row(
+    KIND,
+    "A flag lacks its value, or has too many",
+    "…",
+    "give it as many as the help shows (`--help`)",
+    does="one line that names the flag and how many values it takes",
+)
 UNKNOWN = Row(KIND, "A flag is misspelt or unknown", "unrecognized arguments: …", "the line names the nearest one")
-CONTRADICTION = Row(KIND, "Two flags contradict each other", "…", "leave out one of the two that the line names")
+CONTRADICTION = Row(
+    KIND,
+    "Two flags contradict each other",
+    "…",
+    "leave out one of the two that the line names",
+    does="one line that names both flags",
+)
 MODEL_FLAGS = Row(
     KIND,
     "The model, its architecture, its input size or its augmentation does not exist or does not fit",
     "…",
     "take what the line proposes",
+    does="one line that names the flag and what would fit: sizes, architectures, words",
 )
-MISSING = Row(KIND, "What a program needs is not given", "…", "add the flag that the line names")
+MISSING = Row(
+    KIND, "What a program needs is not given", "…", "add the flag that the line names", does="one line that names the flag"
+)
 OUTPUT = Row(
     KIND,
     "The results cannot be written where a flag says (a file in the way, a name too long, no right)",
     "…",
     "name another folder",
+    does="one line that names the flag, the folder and the reason",
 )
 IDLE = Row(
     KIND,

@@ -17,9 +17,9 @@ MEANINGS = {
 INTRODUCTION = """\
 # What can go wrong
 
-Every row is tried by the tests ({cases} cases: {counts}), and this page is made from the same table by
-`python -m tests.bad_input --write`. `…` stands for what differs from case to case; the last column says in how many ways a
-row is tried. Code in a hostile file is never run: the cases would leave a mark if it were.
+Every row is tried by the tests ({cases} cases: {counts}), and this page is made
+from the same table by `python -m tests.bad_input --write`. `…` stands for what differs from case to case; the last column
+says in how many ways a row is tried. Code in a hostile file is never run: the cases would leave a mark if it were.
 """
 
 

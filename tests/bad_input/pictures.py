@@ -39,7 +39,7 @@ NO_RIGHT = Row(
 )
 LEFT = Row(
     KIND,
-    "The same with `--bad_images skip`",
+    "A picture cannot be read, and `--bad_images skip` is on",
     LEFT_OUT,
     "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its reason",
     SKIPPED,

@@ -22,7 +22,11 @@ NOT_TEXT = Row(
     "in the spreadsheet program: save as, CSV UTF-8",
 )
 NO_ROW = Row(
-    KIND, "The CSV is empty, or holds its header alone", "…: …", "the first line names the columns, a line a picture follows"
+    KIND,
+    "The CSV is empty, or holds its header alone",
+    "…: …",
+    "the first line names the columns, a line a picture follows",
+    does="one line that says what is missing",
 )
 NO_COLUMN = Row(
     KIND,
