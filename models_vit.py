@@ -19,6 +19,7 @@ from util.lora import is_adapter
 from util.lr_decay import layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
 from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
+from util.weight_checks import refuse_not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
@@ -389,6 +390,7 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
+    refuse_not_finite(path, fitted.used)
     if not fitted.complete:
         text += f"  PARTIAL (--allow_partial): {fitted.problems(limit=0)}"
     fitted.buffers |= file.rest.get("buffers", {})  # a checkpoint of ours keeps rotary periods there

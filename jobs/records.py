@@ -7,6 +7,7 @@ from jobs.job import Job
 from util import checkpoint, lora
 from util.report_page import write_report
 from util.results import commit, now, versions
+from util.secrets import plain_without_secrets
 
 
 def content(job: Job, epoch: int, best: dict) -> dict:
@@ -18,7 +19,8 @@ def content(job: Job, epoch: int, best: dict) -> dict:
         "model": lora.trained_state(job.model) if adapted else job.model.state_dict(), "buffers": buffers,
         "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
-            "task": job.task.kind, **job.task.stored(), "best": best, "options": vars(job.options), "versions": versions(),
+            "task": job.task.kind, **job.task.stored(), "best": best, "versions": versions(),
+            "options": plain_without_secrets(vars(job.options)),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},
             "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
             "weights": weights_facts(job), **({"adapter": lora.Settings.of(job.options).plain()} if adapted else {})}),
@@ -32,7 +34,7 @@ def weights_facts(job: Job) -> dict | None:
 def facts(job: Job) -> dict:
     """run.json: what is needed to say, and to do, the same again."""
     return checkpoint.plain({
-        "started": now(), "options": vars(job.options), "versions": versions(), "commit": commit(),
+        "started": now(), "options": plain_without_secrets(vars(job.options)), "versions": versions(), "commit": commit(),
         "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
         "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
                   "parameters": models_vit.count_parameters(job.model),

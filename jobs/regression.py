@@ -86,7 +86,8 @@ class Regression(Task):
                     data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
                                       f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
                 continue
-            wrong = pd.to_numeric(cells.where(cells != "", "nan"), errors="coerce").isna() & ~cells.isin(["", "nan"])
+            numbers = pd.to_numeric(cells.where(cells != "", "nan"), errors="coerce")
+            wrong = (numbers.isna() & ~cells.isin(["", "nan"])) | np.isinf(numbers)
             if wrong.any():
                 found = ", ".join(map(repr, cells[wrong].unique()[:5]))
                 raise InputError(f"{self.options.csv_file}: covariate {covariate.name} is a number in train, but elsewhere "

@@ -51,8 +51,6 @@ def take_checkpoint(parsed: flags.Parsed, file: WeightFile) -> tuple[flags.Parse
         lines = [task.take_over_foreign(flags.Parsed(options, typed), file)]
         options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
     else:
-        if file.rest["format"] > checkpoint.FORMAT:
-            raise InputError(f"{file.path} was written by a newer version of this program (format {file.rest['format']})")
         stored, lines = file.rest["options"], []
         kind = file.rest.get("task", Classification.kind)
         options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[kind]} | stored | vars(parsed.options))

@@ -8,6 +8,7 @@ import torch
 
 from util import checkpoint
 from util.errors import InputError, RunError
+from util.state_dicts import load_file
 
 CPU = torch.device("cpu")
 
@@ -41,13 +42,13 @@ def test_random_states_survive_the_disk(tmp_path):
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     checkpoint.write(tmp_path / "x.pth", {"model": {"w": torch.ones(1)}, "states": checkpoint.plain([states])})
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    checkpoint.set_random_states(checkpoint.read(tmp_path / "x.pth").rest["states"][0], CPU)
+    checkpoint.set_random_states(load_file(tmp_path / "x.pth")["states"][0], CPU)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
 @pytest.mark.parametrize("rest, says", [
     ({}, "was not written by this program"),
-    ({"format": 1, "options": {}}, "holds the model alone"),
+    ({"format": 1, "options": {}, "class_names": ["a"]}, "holds the model alone"),
     ({"format": 99, "options": {}, "optimizer": {}}, "newer version"),
 ])
 def test_who_can_go_on_from_it(tmp_path, rest, says):

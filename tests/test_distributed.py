@@ -65,8 +65,16 @@ def test_exit_codes(capsys, monkeypatch):
     assert exit_code_of(raising(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
         exit_code_of(raising(ZeroDivisionError()))
-    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("util.errors.LAUNCHER_GRACE_S", 0)
+    capsys.readouterr()
+    for rank, size in (("1", None), ("5", "2"), ("x", "2")):  # none of a group's others: nobody else would say it
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)
+        assert exit_code_of(raising(InputError("a\x1b[1m\nb" + "c" * 999))) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: a\\x1b[1m\\nbccc") and said.count("\n") == 1 and len(said) < 300
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     capsys.readouterr()
     assert exit_code_of(raising(InputError("wrong"))) == 2
     assert capsys.readouterr().err == ""  # the main process has said it

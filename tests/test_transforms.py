@@ -2,6 +2,7 @@
 import json
 import pickle
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -308,3 +309,14 @@ def test_whether_color_jitter_counts():
 
     assert applies(aa="none", color_jitter=0.4) and applies(aa="3a", color_jitter=0.4)
     assert not applies(color_jitter=0.4) and not applies(aa="none")
+
+
+@pytest.mark.parametrize("decode", ["full", "scaled"])
+def test_a_strip_costs_no_more_than_what_is_looked_at(tmp_path, decode):
+    """256 x 15,360,000 pixels, 12 GB, are what it comes to when it is resized whole."""
+    Image.fromarray(np.full((1, 60000, 3), 200, np.uint8)).save(tmp_path / "strip.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    settings = eval_settings(224, [0.0] * 3, [1.0] * 3, decode)
+    pixels = EvalTransform(settings)(str(tmp_path / "strip.png"))
+    assert pixels.shape == (3, 224, 224) and torch.allclose(pixels, torch.tensor(200 / 255), atol=1e-3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

@@ -17,6 +17,7 @@ import torch
 from util.disk import AGAIN, reason, remedy
 from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
+from util.stored import TAKE_ANOTHER, check_arguments, check_stored
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 ADAPTER = "checkpoint-adapter.pth"  # the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
@@ -92,13 +93,18 @@ def random_states(device: torch.device) -> dict:
 
 
 def set_random_states(states: dict, device: torch.device) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    """The same, put back. InputError for what is no generator's state."""
+    try:
+        version, words, gauss = states["python"]
+        random.setstate((version, tuple(words), gauss))
+        kind, keys, position, has_gauss, cached = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(states["torch"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the checkpoint's random_states are no generators' states ({type(error).__name__}): {TAKE_ANOTHER}"
+                         ) from error
 
 
 def read(path: str | Path, whole: bool = True) -> WeightFile:
@@ -107,6 +113,13 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
     A sharded one comes with all its tensors, or, without `whole`, with their shapes alone.
     """
     file = read_weights(path)
+    if is_ours(file):
+        if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
+            raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
+        check_stored(path, file.rest)
+    else:  # a stranger's entries mean what they will there; its epoch is only told
+        file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
+        check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file
     from util import shard_files  # what it needs takes long to import, and few checkpoints are sharded
@@ -127,8 +140,6 @@ def require_resumable(file: WeightFile) -> None:
     if "optimizer" not in file.rest:
         raise InputError(f"{file.path} holds the model alone (the best epoch's): go on from {LAST} beside it, or start "
                          "anew from its weights with --finetune")
-    if file.rest["format"] > FORMAT:
-        raise InputError(f"{file.path} was written by a newer version of this program (format {file.rest['format']})")
 
 
 def plain(value):

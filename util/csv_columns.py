@@ -4,13 +4,15 @@ Read with python's csv module: it keeps every cell as it is written ("01" stays 
 and a million rows take it a few seconds.
 """
 import csv
+import errno
 import itertools
 import os
 import re
+import stat
 
 import pandas as pd
 
-from util.errors import InputError
+from util.errors import InputError, one_line
 
 MOST_REPEATED = 10_000  # different texts of a column that are kept once each
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -26,12 +28,16 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
     `columns` that may be absent; all their cells are "" then.
     Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
     """
+    line = 1
     try:
+        _require_file(csv_file)
         with open(csv_file, "rb") as stream:
             encoding = "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with open(csv_file, newline="", encoding=encoding) as stream:
             header = stream.readline()
-            separator = max(SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+            if "\0" in header:
+                raise _holds_nul(csv_file, line)
+            separator = max(SEPARATORS, key=lambda mark: _names_in(header, mark))
             stream.seek(0)
             reader = csv.reader(stream, delimiter=separator, strict=True)
             names = [name.strip() for name in next(reader, [])]
@@ -42,6 +48,8 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
             known = [{} for _ in present]  # one object for equal texts: labels and splits are repeated a million times
             line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
+                if "\0" in "".join(row):
+                    raise _holds_nul(csv_file, line)
                 if ragged and not any(row[len(names):]):
                     row = row[:len(names)] + [""] * (len(names) - len(row))
                 if not any(row):
@@ -60,7 +68,7 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
     except UnicodeError:
         raise InputError(f"{csv_file}, line {_undecodable_line(csv_file)}: not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{csv_file}, line {reader.line_num}: {error}") from None
+        raise InputError(f"{csv_file}, line {line}: {error}; mend the quotes of that row or of those above it") from None
     except OSError as error:
         raise InputError(f"--csv_file {csv_file}: {error.strerror.lower()}") from None
     if not lines:
@@ -69,6 +77,25 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
         read = dict(zip(present, cells, strict=True))
         cells = [read.get(column) or [""] * len(lines) for column in columns]
     return cells, lines, separator
+
+
+def _names_in(header, separator):
+    try:
+        return len(next(csv.reader([header], delimiter=separator), []))
+    except csv.Error:
+        return 0  # one name of more letters than csv takes: not this separator
+
+
+def _require_file(csv_file):
+    """OSError for a pipe, which would wait for its writer, and for a device, which may never end."""
+    status = os.stat(csv_file)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # `open` says it of a folder
+        raise OSError(errno.EINVAL, "a pipe, socket or device, no file: write it to a file first")
+
+
+def _holds_nul(csv_file, line):
+    return InputError(f"{csv_file}, line {line}: holds NUL bytes, as UTF-16 without its mark or a damaged file does; save it "
+                      "as CSV UTF-8")
 
 
 def _undecodable_line(csv_file):
@@ -178,5 +205,5 @@ def joined(folder, paths):
 def some(names, most=5):
     """The first names in one line, and how many more there are."""
     names = list(names)
-    listed = ", ".join(str(name) for name in itertools.islice(names, most))
+    listed = ", ".join(one_line(str(name)) for name in itertools.islice(names, most))
     return listed + (f" and {len(names) - most} more" if len(names) > most else "")

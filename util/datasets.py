@@ -34,7 +34,7 @@ from util.csv_columns import (
     some,
 )
 from util.errors import InputError, RunError
-from util.images import ImageError, KnownGood, check_images
+from util.images import ImageError, KnownGood, check_images, file_status
 from util.run_files import write_whole
 
 SPLITS = ("train", "val", "test")
@@ -92,8 +92,24 @@ def read_folder(data_path, splits=SPLITS):
 
 def _folders(folder):
     """Names of the folders in a folder, sorted, hidden ones left out."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def _entries(folder):
+    """What lies in a folder, in no order. Raises InputError where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, or remove it "
+                         "from the data") from error
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: as a picture, the check of all files will name it
 
 
 def pictures_below(folder, ignored):
@@ -103,17 +119,16 @@ def pictures_below(folder, ignored):
         current, above = open_folders.pop()
         above += (os.path.realpath(current),)
         names = by_folder[current] = []
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    if entry.name.startswith("."):
-                        ignored.append(entry.path)
-                    elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):  # a link to its parents
-                        open_folders.append((entry.path, above))
-                elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
+        for entry in _entries(current):
+            if _is_folder(entry):
+                if entry.name.startswith("."):
                     ignored.append(entry.path)
-                else:
-                    names.append(entry.name)
+                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):  # a link to its parents
+                    open_folders.append((entry.path, above))
+            elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
+                ignored.append(entry.path)
+            else:
+                names.append(entry.name)
     # ImageFolder's order: folders by their whole path, then files by name.
     return [os.path.join(current, name) for current in sorted(by_folder) for name in sorted(by_folder[current])]
 
@@ -200,7 +215,7 @@ def picture_table(paths, labels, splits, patients):
     try:
         "".join(paths).encode()
     except UnicodeEncodeError:
-        wrong = next(path for path in paths if not path.isprintable())
+        wrong = next(path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path))
         name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
         raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
     return pd.DataFrame(
@@ -337,10 +352,17 @@ def fingerprint(table):
     paths = joined(os.getcwd(), [os.path.normpath(path) for path in table["path"]])
     start = len(os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), ""))
     rows = sorted(
-        "\0".join((path[start:].replace(os.sep, "/"), label, split, str(os.path.getsize(path))))
+        "\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
         for path, label, split in zip(paths, table["label"], table["split"], strict=True)
     )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _size_of(path):
+    try:
+        return file_status(path).st_size
+    except ImageError as error:
+        raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
 
 
 # Samples

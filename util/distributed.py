@@ -19,9 +19,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from util import faults, stopping
 from util.disk import writing
-from util.errors import InputError, PeerEnded, RunError
+from util.errors import InputError, PeerEnded, RunError, one_line
 from util.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
 from util.memory import keep_freed_memory
+from util.secrets import without_secrets
 
 # A rank may have to wait for another that downloads weights or checks a million files.
 PATIENCE = timedelta(hours=2)
@@ -47,7 +48,7 @@ class World:
         if self.is_main:
             with writing("standard output"):
                 for line in lines:
-                    print(line, flush=True)
+                    print(without_secrets(line), flush=True)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -174,7 +175,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     except (InputError, RunError) as error:
         goodbye = "2" if isinstance(error, InputError) else "1"
         if rank > 0 and not getattr(error, "everywhere", False):
-            print(f"error (process {rank}): {error}", file=sys.stderr, flush=True)
+            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         raise
     except PeerEnded as error:
         goodbye = str(error.exit_code)
@@ -255,9 +256,14 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
         return 0, 1, 0, 1
     try:
         rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
-        return rank, size, int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
+        local_rank, local_size = int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
     except ValueError as error:
-        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}") from error
+        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with torchrun, or unset "
+                         "them") from error
+    if not (0 <= rank < size and 0 <= local_rank < local_size):
+        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the "
+                         "environment contradict each other; start with torchrun, or unset them")
+    return rank, size, local_rank, local_size
 
 
 def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:

@@ -7,12 +7,15 @@ A run that a scheduler's signal ends leaves with 99 (util/stopping.py).
 
 import atexit
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 from util import stopping
+from util.secrets import without_secrets
 
+_ENDLESS = re.compile(r"\S{400,}")
 LAUNCHER_GRACE_S = 3.0
 # A file that util/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
 # processes again whatever they ended of, and a wrong flag does not get right by that.
@@ -52,6 +55,13 @@ def leave_mark(code: int) -> None:
         partial.replace(marker)
 
 
+def one_line(text: str) -> str:
+    """Text whose line ends, terminal codes and bytes of no encoding are written out, and whose endless words are shortened: a
+    file's name may be any of that."""
+    text = _ENDLESS.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def exit_code_of(main, argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one line. Our own bugs
     keep their traceback.
@@ -64,7 +74,10 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     if argv is None:  # a start of its own, not a call
         faults.speak_utf8()
     faults.keep_standard_streams()
-    is_main = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+    rank = os.environ.get("RANK" if "WORLD_SIZE" in os.environ else "OMPI_COMM_WORLD_RANK", "0")
+    size = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", ""))
+    # a rank that can't be is an error that has to be seen
+    is_main = not (rank.isdecimal() and int(rank) > 0) or (size.isdecimal() and int(rank) >= int(size))
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker and os.path.exists(marker):
         return int(Path(marker).read_text(encoding="ascii"))
@@ -78,7 +91,7 @@ def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) ->
     except (InputError, RunError, PeerEnded) as error:
         code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
         if is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         return _leave(code, is_main)
     except stopping.StopRequested as stop:
         if is_main and (stop.together or not marker):

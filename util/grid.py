@@ -303,6 +303,8 @@ class _Reader:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             raise InputError(f"{self.path}{where}: no YAML ({getattr(error, 'problem', None) or error})") from error
+        except RecursionError as error:
+            raise InputError(f"{self.path}: no grid but brackets in brackets without end") from error
         if root is None:
             raise InputError(f"{self.path} is empty: a grid needs name and backbones (see examples/grid.yaml)")
         return root

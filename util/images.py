@@ -4,10 +4,13 @@ Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's pl
 values to white, so that an OCT volume trains as blank pictures without a word; here they are scaled. A file that is
 cut short always raises: half a picture padded with grey would be a sample like any other to the model.
 """
+import errno
 import hashlib
 import math
 import os
+import stat
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -23,6 +26,10 @@ DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF 6.0 tag numbers
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the last two
 _JPEG_MAGIC = b"\xff\xd8\xff"
+MOST_SCANS = 500  # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
+# Pillow warns of pictures of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+_START_OF_SCAN = b"\xff\xda"
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
 
 
@@ -91,7 +98,7 @@ class ImageSource:
         jpeg = b""
         try:
             # unbuffered: behind a buffer that was looked into, all of the file is copied once more
-            with open(self.path, "rb", buffering=0) as stream:
+            with open(self.path, "rb", buffering=0, opener=_open_file) as stream:
                 if stream.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC:
                     stream.seek(0)
                     jpeg = stream.readall()
@@ -123,19 +130,20 @@ class ImageSource:
         denominator = 1
         try:
             with image:
+                self._refuse_many_scans(image)
                 if minimum_size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                     denominator = dct_denominator(image.size, minimum_size)
                     image.draft(None, tuple(edge // denominator for edge in image.size))
                 image.load()
                 return _to_rgb(image), denominator
-        except MemoryError:
+        except (ImageError, MemoryError):
             raise
         except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
             raise ImageError(self.path, _reason(error)) from error
 
     def _open(self):
         try:
-            if os.path.getsize(self.path) == 0:
+            if file_status(self.path).st_size == 0:
                 raise ImageError(self.path, "empty file")
             image = Image.open(self.path, formats=FORMATS)
         except (ImageError, MemoryError):
@@ -144,6 +152,42 @@ class ImageSource:
             raise ImageError(self.path, _reason(error)) from error
         self._size = image.size
         return image
+
+    def _refuse_many_scans(self, image):
+        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few kilobytes."""
+        if image.info.get("progressive") and isinstance(image, JpegImagePlugin.JpegImageFile):
+            with open(self.path, "rb") as stream:
+                scans = stream.read().count(_START_OF_SCAN)
+            if scans > MOST_SCANS:
+                raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
+
+
+def _open_file(path, flags):
+    """For `open`: a descriptor of a regular file; OSError for a pipe, which would wait for its writer, or a device."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _refuse_no_file(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def file_status(path):
+    """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder) or nothing."""
+    try:
+        status = os.stat(path)
+        _refuse_no_file(status)
+    except OSError as error:
+        raise ImageError(path, _reason(error)) from error
+    return status
+
+
+def _refuse_no_file(status):
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO), ("socket", stat.S_ISSOCK))
+                     if holds(status.st_mode)), "device")
+        raise OSError(errno.EINVAL, f"no file but a {kind}")
 
 
 def read_image(path, minimum_size=None):

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "leakage", "resplit", "norm", "enhance", "image_cache", "save_every_steps", "parallel",
+    "skip_file_check", "leakage", "optuna_storage", "resplit", "norm", "enhance", "image_cache", "save_every_steps", "parallel",
     "activation_checkpointing",
 }
 
@@ -98,8 +98,11 @@ def _number(kind, low=None, high=None, open_low=False, open_high=False):
     return read
 
 
-count = _number(int, 1)
-whole = _number(int, 0)
+count = _number(int, 1, 10**9)
+up_to_1000 = _number(int, 1, 1000)  # what the program does one after the other: a mistyped number must not take a year
+side = _number(int, 1, 8192)  # pixels, or the width of a head
+width_ratio = _number(float, 0, 100, open_low=True)
+whole = _number(int, 0, 10**9)
 positive = _number(float, 0, open_low=True, high=float("inf"), open_high=True)
 not_negative = _number(float, 0, high=float("inf"), open_high=True)
 share = _number(float, 0, 1)
@@ -142,7 +145,7 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
     add("--weights_dir", default="./weights", help="folder of weight files")
     add("--allow_partial", action="store_true",
         help="start although some tensors of the weights don't fit, and print which")
-    add("--input_size", type=count, default=None,
+    add("--input_size", type=side, default=None,
         help="side of the input in pixels; 224, or a timm model's own size")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
@@ -158,7 +161,7 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
 
 def add_probe_flags(parser) -> None:
     group = parser.add_argument_group("linear probe")
-    group.add_argument("--lp_views", type=count, default=1,
+    group.add_argument("--lp_views", type=up_to_1000, default=1,
                        help="random views of each training picture whose features are computed; 1: the evaluation's view")
 
 
@@ -214,13 +217,13 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
     group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
     group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
-    group.add_argument("--recount", type=count, default=1, help="areas that erasing takes")
+    group.add_argument("--recount", type=up_to_1000, default=1, help="areas that erasing takes")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
                        help="how much of a JPEG is decoded: scaled decodes no finer than the crop needs. Training: "
                             "scaled; evaluation: as the checkpoint was trained, full where it does not say")
     group.add_argument("--image_cache", default=None, metavar="DIR",
                        help="keep every picture decoded in DIR, for the next epochs and runs (0.8 GiB for a thousand at 512)")
-    group.add_argument("--cache_size", type=count, default=None,
+    group.add_argument("--cache_size", type=side, default=None,
                        help="short side in pixels that pictures are first brought to, kept or not. With --image_cache, where "
                             "not given: what the smallest crop needs, at most 16/7 of --input_size (512 at 224)")
 

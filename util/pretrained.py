@@ -13,10 +13,11 @@ from pathlib import Path
 
 from util import disk
 from util.errors import InputError
+from util.secrets import hide_in_logs
 
 SUFFIXES = ("", ".pth", ".pt", ".safetensors")
 SHA256_PREFIX = re.compile(r"-([0-9a-f]{8})\.pth$")
-HUB_SILENCE_S = float(os.environ.get("RETINA_HUB_SILENCE_S", "90"))  # a hub that sends nothing for so long is given up
+HUB_SILENCE_S = 90.0  # a hub that sends nothing for so long is given up; RETINA_HUB_SILENCE_S says another time
 
 
 def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, str]], how_to_get: str) -> Path:
@@ -25,10 +26,10 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
     `hub_files` maps a hub name to (repository, file). InputError where nothing of that name can be had; `how_to_get`
     ends that message.
     """
-    direct = Path(name).expanduser()
-    if direct.is_file():
+    direct = Path(os.path.expanduser(name))  # pathlib's own raises for a user that is not there, and for long names below
+    if os.path.isfile(direct):
         return direct
-    if direct.is_dir():
+    if os.path.isdir(direct):
         raise InputError(f"--finetune {name} is a folder: name the weight file in it")
     if name.startswith("hf:"):
         parts = name[3:].split("/")
@@ -36,8 +37,8 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
             raise InputError(f"--finetune {name}: write it as hf:owner/repo/file")
         return download("/".join(parts[:2]), "/".join(parts[2:]))
     for suffix in SUFFIXES:
-        stored = Path(weights_dir).expanduser() / f"{name}{suffix}"
-        if stored.is_file():
+        stored = Path(os.path.expanduser(weights_dir)) / f"{name}{suffix}"
+        if os.path.isfile(stored):
             return stored
     hub_name = name.removesuffix(".pth")
     if hub_name in hub_files:
@@ -53,8 +54,12 @@ def download(repository: str, file: str) -> Path:
     documents. InputError with what to do where it can't be had, or where it is not what the hub says it is.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(repository, file)
+    try:
+        cached = try_to_load_from_cache(repository, file)
+    except HFValidationError as error:
+        raise _explain(error, repository, file) from error
     path = Path(cached) if isinstance(cached, str) else Path(_download_watched(repository, file))
     # the hub names a large file's blob by its sha256, so that what was stored can be held to it
     blob = path.resolve()
@@ -67,14 +72,16 @@ def download(repository: str, file: str) -> Path:
 
 
 def _download_watched(repository: str, file: str) -> str:
-    """hf_hub_download in a thread of its own, given up when nothing arrives for HUB_SILENCE_S seconds.
+    """hf_hub_download in a thread of its own, given up when nothing arrives for `_hub_silence` seconds.
 
     The library retries a silent server for minutes; a job on a cluster should say so and end.
     """
     from huggingface_hub import hf_hub_download
     from tqdm.auto import tqdm
 
-    last_sign, outcome = [time.monotonic()], {}
+    hide_in_logs("huggingface_hub")
+
+    last_sign, outcome, patience = [time.monotonic()], {}, _hub_silence()
 
     class Progress(tqdm):
         def __init__(self, *args, **kwargs):
@@ -96,12 +103,23 @@ def _download_watched(repository: str, file: str) -> str:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-        if time.monotonic() - last_sign[0] > HUB_SILENCE_S:
-            raise InputError(f"{repository}/{file}: the hub has sent nothing for {HUB_SILENCE_S:.0f} s; try again, set "
+        if time.monotonic() - last_sign[0] > patience:
+            raise InputError(f"{repository}/{file}: the hub has sent nothing for {patience:.0f} s; try again, set "
                              "HF_ENDPOINT to a mirror, or fetch the file elsewhere and pass its path with --finetune")
     if "error" in outcome:
         raise _explain(outcome["error"], repository, file) from outcome["error"]
     return outcome["path"]
+
+
+def _hub_silence() -> float:
+    text = os.environ.get("RETINA_HUB_SILENCE_S", str(HUB_SILENCE_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise InputError(f"RETINA_HUB_SILENCE_S={text} in the environment: seconds above 0, or unset it")
+    return seconds
 
 
 def _explain(error: Exception, repository: str, file: str) -> Exception:

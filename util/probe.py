@@ -14,7 +14,8 @@ import torch
 
 from util.disk import reason
 from util.distributed import World
-from util.errors import RunError
+from util.errors import InputError, RunError
+from util.images import ImageError, file_status
 from util.sharding import whole_tensors
 
 
@@ -31,10 +32,13 @@ def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
 
 
 def pictures_digest(paths: list[str]) -> str:
-    """A hash of files as they are now: place, size and time of change, in order."""
+    """A hash of files as they are now: place, size and time of change, in order. InputError where one is no file."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        status = os.stat(path)
+        try:
+            status = file_status(path)
+        except ImageError as error:
+            raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
         digest.update(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -6,7 +6,20 @@ from pathlib import Path
 from util import options as shared
 from util import selection
 from util.errors import InputError
-from util.options import Parsed, add_leakage_flags, below_one, count, positive, ratios, seed_number, whole
+from util.flag_values import is_value_of
+from util.options import (
+    Parsed,
+    add_leakage_flags,
+    below_one,
+    count,
+    positive,
+    ratios,
+    seed_number,
+    side,
+    up_to_1000,
+    whole,
+    width_ratio,
+)
 
 DEFAULT_TARGETS = ("tc", "ldl", "hdl", "tg", "apoa", "apob")
 DEFAULT_WEIGHTS = "RETFound_dinov2_meh"
@@ -53,10 +66,11 @@ def add_head_flags(parser) -> None:
     group.add_argument("--pretrained", action="store_true", help="start a timm model from timm's own weights of the hub")
     group.add_argument("--huber_beta", type=positive, default=1.0,
                        help="where the loss turns from quadratic to linear, in standard deviations")
-    group.add_argument("--head_embed_dim", type=count, default=None, help="the head's width; that of the image feature")
-    group.add_argument("--head_depth", type=count, default=2, help="layers of the head's transformer")
+    group.add_argument("--head_embed_dim", type=side, default=None, help="the head's width; that of the image feature")
+    group.add_argument("--head_depth", type=up_to_1000, default=2, help="layers of the head's transformer")
     group.add_argument("--head_num_heads", type=count, default=4, help="attention heads; they must divide the width")
-    group.add_argument("--head_mlp_ratio", type=positive, default=2.0, help="width of the head's MLPs over its own")
+    group.add_argument("--head_mlp_ratio", type=width_ratio, default=2.0,
+                       help="width of the head's MLPs over its own")
     group.add_argument("--head_dropout", type=below_one, default=0.1, help="dropout in the head")
     group.add_argument("--params", default=None, metavar="FILE",
                        help="settings that a search found (optuna_best.json); what is typed wins")
@@ -102,7 +116,7 @@ def add_compatibility_flags(parser) -> None:
     group.add_argument("--cutmix_minmax", type=float, nargs=2, default=None, metavar=("MIN", "MAX"),
                        help=WITHOUT_EFFECT["cutmix_minmax"])
     group.add_argument("--mixup_mode", default="batch", help=WITHOUT_EFFECT["mixup_mode"])
-    group.add_argument("--lp_views", type=count, default=1, help=WITHOUT_EFFECT["lp_views"])
+    group.add_argument("--lp_views", type=up_to_1000, default=1, help=WITHOUT_EFFECT["lp_views"])
     group.add_argument("--calibrate", action="store_true", help=WITHOUT_EFFECT["calibrate"])
 
 
@@ -132,14 +146,17 @@ def take_params(parsed: Parsed) -> list[str]:
         unknown = [name for name in params if name not in SEARCHED]
     except OSError as error:
         raise InputError(f"--params {options.params}: can't be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--params {options.params}: not the optuna_best.json of a search ({error})") from error
     if unknown:
         raise InputError(f"--params {options.params}: unknown settings {', '.join(unknown)}")
+    parser = shared.OneLineParser()
+    add_regression_flags(parser)
+    actions = {action.dest: action for action in parser._actions}
     taken, kept = [], []
     for name, value in params.items():
-        if not isinstance(value, int | float):
-            raise InputError(f"--params {options.params}: {name} is no number")
+        if isinstance(value, bool | str) or value is None or not is_value_of(actions[name], value):
+            raise InputError(f"--params {options.params}: {name} is no number that --{name} takes")
         if name in parsed.typed or (name == "lr" and "blr" in parsed.typed):
             kept.append(name)
         else:

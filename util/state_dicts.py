@@ -7,6 +7,7 @@ does not take; code in a file is never run (`weights_only=True`).
 
 import argparse
 import errno
+import os
 import pickle
 import re
 import zipfile
@@ -17,6 +18,7 @@ import torch
 
 from util.errors import InputError
 from util.pos_embed import resize_position_embedding
+from util.weight_checks import ASK, is_safetensors, refuse_archive, refuse_odd
 
 # What a family's files may hold beyond the backbone. Anything else that nothing takes is an error.
 LEFT_OVER = {
@@ -133,20 +135,27 @@ def load_file(path: str | Path):
     refused and nothing in it is run. InputError where the file is absent, damaged or refused.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's would raise for a name that is too long
         raise InputError(f"{path} is a folder: name the weight file in it")
-    if not path.is_file():
-        raise InputError(f"weight file {path} does not exist")
+    if not os.path.isfile(path):
+        what = "is a pipe, socket or device, no file" if os.path.exists(path) else "does not exist"
+        raise InputError(f"weight file {path} {what}: pass the path of the file itself")
     try:
         if path.stat().st_size == 0:
             raise InputError(f"weight file {path} is empty: fetch or copy it again")
         text = _looks_like_text(path)
         if text:
             raise InputError(f"{path} is {text}")
-        if path.suffix == ".safetensors":
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            refuse_archive(path)
+        if is_safetensors(path) or (path.suffix == ".safetensors" and not zipped):
             return _load_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if path.suffix == ".safetensors":  # misnamed: torch would go by the name, so it gets none
+                with open(path, "rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except InputError:
         raise
     except OSError as error:
@@ -157,11 +166,10 @@ def load_file(path: str | Path):
         if not zipfile.is_zipfile(path) and not _starts_as_pickle(path):
             raise _damaged(path, error) from error
         kind = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values"
+        what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values (or is damaged)"
         if "magic number" in str(error) or "invalid load key" in str(error) or "Invalid" in str(error):
             raise _damaged(path, error) from error
-        raise InputError(f"{path} holds {what}: refused, and nothing in it was run; ask its author for a file of "
-                         "tensors alone (or a .safetensors file)") from error
+        raise InputError(f"{path} holds {what}: refused, and nothing in it was run; {ASK}") from error
     except Exception as error:  # a stranger's bytes can fail the reader in any way; the cause stays attached
         raise _damaged(path, error) from error
 
@@ -205,10 +213,8 @@ def read_weights(path: str | Path) -> WeightFile:
         arguments = vars(rest.pop("args"))
     tensors = {}
     for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path} is no weight file: its entry {name!r} is a {type(value).__name__}, not a tensor")
-        if value.is_meta and "shards" not in rest:
-            raise InputError(f"{path} is no weight file: its entry {name!r} is a shape without values")
+        if not ("shards" in rest and isinstance(value, torch.Tensor) and value.is_meta):  # its numbers lie in the shards
+            refuse_odd(path, name, value)
         flat = str(name).removeprefix("module.").removeprefix("backbone.")
         if flat in tensors:
             raise InputError(f"{path} holds two tensors for {flat}")
@@ -271,7 +277,9 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
         if name in wanted and (with_head or not is_head(name)):
             if name == "pos_embed" and tensor.ndim == 3 and tensor.shape != wanted[name].shape:
                 tensor = _fit_position_embedding(tensor, model, family)
-            if tensor.shape == wanted[name].shape:
+            if tensor.is_floating_point() != wanted[name].is_floating_point():
+                misshapen.append(f"{name} (file {tensor.dtype}, model {wanted[name].dtype})".replace("torch.", ""))
+            elif tensor.shape == wanted[name].shape:
                 used[name] = tensor
             else:
                 misshapen.append(f"{name} (file {_shape(tensor)}, model {_shape(wanted[name])})")
@@ -302,7 +310,7 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
 def _fit_position_embedding(tensor: torch.Tensor, model: torch.nn.Module, family: str) -> torch.Tensor:
     prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
     side_y, side_x = model.patch_embed.grid_size
-    if side_y != side_x or tensor.shape[-1] != model.pos_embed.shape[-1]:
+    if side_y != side_x or tensor.shape[-1] != model.pos_embed.shape[-1] or tensor.shape[1] <= prefix:
         return tensor
     try:
         return resize_position_embedding(tensor, side_y, prefix, POSITION_RULE[family])
@@ -335,8 +343,12 @@ def set_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> Non
     Meta rounds the published periods to bfloat16; timm computes its own in fp32 and forgets them at every cast, so call
     this again after one.
     """
+    if not isinstance(buffers, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in buffers.values()):
+        raise InputError("the file's entry 'buffers' is no table of tensors: it was changed after it was written; take another")
     for name, tensor in buffers.items():
-        rope = model.get_submodule(name.rpartition(".")[0])
+        rope = dict(model.named_modules()).get(str(name).rpartition(".")[0])
+        if not hasattr(rope, "periods"):
+            raise InputError(f"the file has a buffer {name}, which the model has not: check --model and --model_arch")
         if rope.periods.shape != tensor.shape:
             raise InputError(f"rotary periods: the file has {_shape(tensor)}, the model {_shape(rope.periods)}")
         rope.periods.copy_(tensor)

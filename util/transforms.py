@@ -26,6 +26,9 @@ from util.image_cache import KeptSource, kept_pixels
 from util.images import ImageSource, resized
 
 DECODES = ("full", "scaled")
+# Pixels of a picture resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
+# in its middle: beyond this only these are computed, equal to a level or two.
+MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
 EVAL_MARGIN = 1.25  # with decode="scaled", pixels decoded for each pixel of the resized picture, at least
 OFF = ("", "none", "off")
@@ -124,7 +127,7 @@ class EvalTransform:
         short, edge = min(width, height), settings["input_size"]
         # As torchvision rounds: the long side down, the centre to the nearest pixel.
         size = tuple(int(settings["resize"] * side / short) for side in (width, height))
-        if settings["decode"] == "full":
+        if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
             return _normalised(F.center_crop(_resized_exactly(source.decode(), size), edge), settings)
         part = source.part(None, tuple(math.ceil(EVAL_MARGIN * side) for side in size))
         left, top = (round((side - edge) / 2) for side in size)

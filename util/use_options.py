@@ -9,6 +9,7 @@ from util.errors import InputError
 from util.options import OneLineParser, Parsed, count, seed_number, whole
 
 HEATMAP_METHODS = ("auto", "gradient", "rollout", "gradcam")
+LONGEST_NAME = 200  # bytes of an output's name: 255 are allowed, and files beside it have longer ones
 NOT_FOR_USE = ("finetune", "weights_dir", "allow_partial", "drop_path", "adaptation")  # flags of training's start
 FOREIGN = "model of a checkpoint that does not name its own (of the original scripts)"
 
@@ -86,9 +87,11 @@ def check_output(output: str, suffixes: tuple[str, ...], source: str) -> None:
     path = Path(output)
     if path.suffix.lower() not in suffixes:
         raise InputError(f"--output {output}: the file's name has to end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"--output {output}: the file's name is too long: at most {LONGEST_NAME} bytes")
+    if not os.path.isdir(path.parent):
         raise InputError(f"--output {output}: there is no folder {path.parent}; make it first, or name another")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"--output {output} is a folder: name a file")
     if os.path.exists(source) and path.exists() and os.path.samefile(source, path):
         raise InputError(f"--output {output} is the --input itself: name another file")

@@ -1,0 +1,446 @@
+"""CSV files: how they are written, what their columns hold, and which pictures they name."""
+
+import os
+import shutil
+
+from tests.bad_input.place import TRAINING, Place, predicting, train
+from tests.bad_input.table import ACCEPTED, Row, Table
+
+KIND = "CSV files"
+TABLE = Table()
+
+NOT_THERE = Row(
+    KIND,
+    "The CSV is not there, is a folder, a pipe or a device, or may not be read",
+    "--csv_file …",
+    "pass the path of a CSV file",
+)
+NOT_TEXT = Row(
+    KIND,
+    "The CSV is an Excel file, a picture, or text of another encoding than UTF-8 and UTF-16",
+    "…, line …; save it as CSV UTF-8",
+    "in the spreadsheet program: save as, CSV UTF-8",
+)
+NO_ROW = Row(
+    KIND,
+    "The CSV is empty, or holds its header alone",
+    "…: …",
+    "the first line names the columns, a line a picture follows",
+    does="one line that says what is missing",
+)
+NO_COLUMN = Row(
+    KIND,
+    "A column is not there or has another name",
+    "…, line 1: no column …; there is …",
+    "rename it, or name it: `--path_col`, `--label_col`, `--split_col`, `--patient_col`, `--targets`",
+)
+TWICE_COLUMN = Row(
+    KIND, "Two columns have one name", "…, line 1: columns … are both named …; rename one", "rename one of the two"
+)
+UNEVEN = Row(
+    KIND,
+    "A row has more or fewer cells than the header",
+    "…, line …: … columns where the header has …; a name that holds the separator needs quotes",
+    "put quotes round cells that hold the separator",
+)
+QUOTES = Row(
+    KIND,
+    "A quote is opened and not closed, or a cell is longer than 131,072 letters",
+    "…, line …: …; mend the quotes of that row or of those above it",
+    "close the quote; a quote within a cell is written twice",
+)
+EMPTY_CELL = Row(
+    KIND, "A path, label or split is empty", "…: column … is empty in … rows: line …", "fill the cells, or remove the rows"
+)
+SPLIT = Row(
+    KIND,
+    "A split has an unknown name",
+    "…: column … takes …; other values in … rows: line …",
+    "write train, val and test (or iv, ev)",
+)
+LACKS_SPLIT = Row(KIND, "No row belongs to train, val or test", "…: no row with … …; there is …", "give each split some rows")
+UNSEEN = Row(
+    KIND,
+    "val or test has a class that train has not",
+    "…: … has classes that train has not: …",
+    "add pictures of it to train, or remove the rows",
+)
+SPELLING = Row(
+    KIND,
+    "One class is written in two ways (1 and 1.0, 2 and 02)",
+    "…: column … writes one number in two ways: …; use one",
+    "write it in one way",
+)
+TWICE = Row(
+    KIND,
+    "A picture stands there twice: in two splits, with two labels, or just twice",
+    "…: … pictures stand there …, the first on lines … (…); keep one row a picture",
+    "remove the other rows",
+)
+ABSENT = Row(
+    KIND,
+    "Files are not where the paths say; a path names a folder or a pipe, or is written with `\\`, `~` or for another computer",
+    "…: … of … files are not there: …; relative paths start at the CSV's folder…",
+    "correct the paths; relative ones start at the CSV's folder",
+)
+ONE_CLASS = Row(
+    KIND, "All labels are the same", "found 1 class (…): at least 2 are needed", "two classes or more can be learned"
+)
+NULS = Row(
+    KIND,
+    "The CSV holds NUL bytes (UTF-16 without its mark, or a damaged file)",
+    "…, line …: holds NUL bytes…; save it as CSV UTF-8",
+    "save it again as CSV UTF-8",
+)
+NUMBER = Row(
+    KIND,
+    "A target holds text, a decimal comma, a date, a percent sign or a formula",
+    "…: column … has text in … of … rows: …",
+    "correct the cells, or leave them empty (missing)",
+)
+INFINITE = Row(
+    KIND,
+    "A target is infinite",
+    "…: column … is infinite in … rows: …; correct them, or leave the cells empty (missing)",
+    "correct the cells, or leave them empty",
+)
+CONSTANT = Row(
+    KIND,
+    "A target is the same in all rows of train, or hardly known there",
+    "target … in train…: leave it out of --targets…",
+    "leave it out of `--targets`, or fill it in",
+)
+LOGARITHM = Row(
+    KIND,
+    "`--target_transform log` meets values that are not above 0",
+    "…: --target_transform log, but column … is not above 0 in … rows: …",
+    "pass `none`, or correct the cells",
+)
+ROLES = Row(KIND, "One column is asked for in two roles, or a target is named twice", "--…", "name each column once")
+COVARIATE = Row(
+    KIND,
+    "A covariate has one value alone, is infinite, or is text where train has numbers",
+    "…covariate …",
+    "correct the column, or leave it out of `--covariates`",
+)
+ODD = Row(
+    KIND,
+    "A byte-order mark, UTF-16, semicolons or tabs, Windows or old Mac line ends, quotes, blank rows, very long cells",
+    "",
+    "nothing to do",
+    ACCEPTED,
+    "they are read; another separator than the comma is said",
+)
+PATHS = Row(
+    KIND,
+    "Absolute paths, paths with `..`, paths below the CSV's folder, links",
+    "",
+    "nothing to do",
+    ACCEPTED,
+    "they are found",
+)
+MISSING = Row(
+    KIND,
+    "Targets or covariates are missing in some rows (empty, NA, nan, null)",
+    "… is missing in some rows (…)…",
+    "nothing to do, or `--dropna` to leave the rows out",
+    ACCEPTED,
+    "a missing target is left out of loss and figures, and counted",
+)
+
+CLASSES, NUMBERS, PREDICTED = "main_finetune.py", "main_regression.py", "predict.py"
+TAIL = {CLASSES: [], NUMBERS: ["--targets", "depth", "--finetune", "", "--head_depth", 1]}
+
+
+def rows_of(place: Place) -> list[list[str]]:
+    return [["path", "label", "split", "depth"], *([str(place.kit.folder / row[0]), *row[1:]] for row in place.kit.rows)]
+
+
+def text_of(rows, separator=",", end="\n") -> str:
+    return "".join(separator.join(row) + end for row in rows)
+
+
+def words_for(place: Place, program: str, file="d.csv", trained=False) -> list:
+    if program == PREDICTED:
+        return predicting(place, file)
+    begin = [*TRAINING, "--task", "t"] if trained else train(place)
+    return [*begin, "--csv_file", file, *TAIL[program]]
+
+
+def file(row: Row, name: str, content, *names: str, program=CLASSES, words=(), **more) -> None:
+    """A CSV of these bytes; content may be a function of the kit's rows."""
+
+    def make(place: Place):
+        made = content(rows_of(place)) if callable(content) else content
+        place.write("d.csv", made if isinstance(made, str | bytes) else text_of(made))
+        trained = row.outcome == ACCEPTED and program != PREDICTED
+        if row.outcome == ACCEPTED:
+            place.pictures = 14 if program == PREDICTED else 4
+        return [*words_for(place, program, trained=trained), *words]
+
+    TABLE.add(row, name, make, *names, program=program, **more)
+
+
+def with_cell(line: int, column: int, text: str):
+    """The rows with another text on a line of the file (the header is line 1)."""
+
+    def content(rows):
+        rows[line - 1][column] = text
+        return rows
+
+    return content
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------------
+
+TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such file")
+TABLE.add(NOT_THERE, "a folder", lambda place: words_for(place, CLASSES, place.folder), "is a directory")
+TABLE.add(NOT_THERE, "a pipe", lambda place: [os.mkfifo(place.folder / "p")] and words_for(place, CLASSES, "p"), "pipe")
+TABLE.add(NOT_THERE, "a device", lambda place: words_for(place, CLASSES, "/dev/zero"), "device")
+TABLE.add(NOT_THERE, "numbers, not there", lambda place: words_for(place, NUMBERS, "none.csv"), "none.csv", program=NUMBERS)
+TABLE.add(NOT_THERE, "a name too long", lambda place: words_for(place, CLASSES, "x" * 3000))
+
+
+@TABLE.case(NOT_THERE, "not to be read", "permission denied")
+def _(place: Place):
+    place.as_nobody = True
+    place.write("d.csv", "path\n").chmod(0)
+    return words_for(place, CLASSES)
+
+
+file(NOT_TEXT, "an excel file", b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\xb5U0#\xf4\xff", "line 1")
+file(NOT_TEXT, "latin-1", lambda rows: text_of([*rows, ["é.png", "dry", "train", "1"]]).encode("latin-1"), "line 16")
+file(
+    NOT_TEXT,
+    "windows-1252 in a header",
+    lambda rows: text_of([["path", "label", "split", "größe"], *rows[1:]]).encode("cp1252"),
+    "line 1",
+)
+file(NOT_TEXT, "a picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1", program=NUMBERS)
+file(NOT_TEXT, "utf-16 cut in a letter", lambda rows: text_of(rows).encode("utf-16")[:-1])
+file(NULS, "utf-16 without a mark", lambda rows: text_of(rows).encode("utf-16-le"))
+file(NULS, "in a path", with_cell(3, 0, "a\0b.png"), "line 3")
+file(NULS, "in a header", with_cell(1, 3, "de\0pth"), "line 1", program=NUMBERS)
+file(NULS, "zeros", bytes(500), "line 1", program=PREDICTED)
+file(NO_ROW, "empty", b"", "empty")
+file(NO_ROW, "blank lines", b"\n\n \n", "empty")
+file(NO_ROW, "header alone", b"path,label,split\n", "no row below the header")
+file(NO_ROW, "a mark alone", b"\xef\xbb\xbf", "empty")
+file(NO_ROW, "numbers, header alone", b"path,split,depth\n", "no row below the header", program=NUMBERS)
+file(NO_ROW, "prediction, header alone", b"path\n", "no row below the header", program=PREDICTED)
+file(
+    NO_COLUMN,
+    "no label",
+    lambda rows: [["path", "grade", "split", "depth"], *rows[1:]],
+    "no column label (--label_col)",
+    "grade",
+)
+file(NO_COLUMN, "upper case", lambda rows: [["Path", "Label", "Split", "x"], *rows[1:]], "no column path", "Path")
+file(NO_COLUMN, "no header", lambda rows: rows[1:], "no column path")
+file(
+    NO_COLUMN,
+    "no target",
+    lambda rows: [["path", "label", "split", "x"], *rows[1:]],
+    "no column depth (--targets)",
+    program=NUMBERS,
+)
+file(NO_COLUMN, "no patients", lambda rows: rows, "no column who (--patient_col)", words=("--patient_col", "who"))
+file(
+    NO_COLUMN, "prediction", lambda rows: [["image", *rows[0][1:]], *rows[1:]], "no column path (--path_col)", program=PREDICTED
+)
+file(
+    NO_COLUMN,
+    "200,000 columns",
+    lambda rows: ",".join(f"c{n}" for n in range(200_000)) + "\n1\n",
+    "no column path",
+    "c19 and 199980 more",
+)
+file(NO_COLUMN, "separated by bars", lambda rows: text_of(rows, "|"), "no column path")
+file(
+    TWICE_COLUMN,
+    "two labels",
+    lambda rows: [["path", "label", "split", "label"], *rows[1:]],
+    "columns 2 and 4 are both named label",
+)
+file(
+    TWICE_COLUMN,
+    "two targets",
+    lambda rows: [["path", "depth", "split", "depth"], *rows[1:]],
+    "columns 2 and 4",
+    program=NUMBERS,
+)
+file(
+    TWICE_COLUMN,
+    "prediction",
+    lambda rows: [["path", "path", "split", "depth"], *rows[1:]],
+    "columns 1 and 2",
+    program=PREDICTED,
+)
+file(
+    UNEVEN, "a cell too many", lambda rows: [*rows[:4], [*rows[4], "x"], *rows[5:]], "line 5: 5 columns where the header has 4"
+)
+file(UNEVEN, "a cell too few", lambda rows: [*rows[:4], rows[4][:2], *rows[5:]], "line 5: 2 columns")
+file(UNEVEN, "a comma in a path", with_cell(4, 0, "a,b.png"), "line 4: 5 columns", program=NUMBERS)
+file(UNEVEN, "a decimal comma", with_cell(4, 3, "1,5"), "line 4: 5 columns", program=NUMBERS)
+file(QUOTES, "not closed", with_cell(5, 1, '"dry'), "line")
+file(QUOTES, "text behind a quote", with_cell(5, 1, '"dry"x'), "line 5")
+file(QUOTES, "a cell of 200,000 letters", with_cell(5, 3, "x" * 200_000), "line 5")
+
+# ---- classes ----------------------------------------------------------------------------------------------------------
+
+for number, column in enumerate(("path", "label", "split")):
+    file(EMPTY_CELL, f"a {column}", with_cell(6, number, " "), f"column {column} is empty in 1 rows: line 6")
+file(EMPTY_CELL, "prediction", with_cell(6, 0, ""), "column path is empty", program=PREDICTED)
+for name in ("holdout", "training", "0", "train;val"):
+    file(SPLIT, name, with_cell(7, 2, name), "column split takes train, val, test, iv, ev", f"line 7 {name}")
+for split in ("train", "val", "test"):
+    file(LACKS_SPLIT, split, lambda rows, split=split: [row for row in rows if row[2] != split], f"no row with split {split}")
+file(
+    LACKS_SPLIT,
+    "numbers, test",
+    lambda rows: [row for row in rows if row[2] != "test"],
+    "no row with split test",
+    program=NUMBERS,
+)
+file(
+    LACKS_SPLIT,
+    "after --dropna",
+    lambda rows: [[*row[:3], "" if row[2] == "val" else row[3]] for row in rows],
+    "no row with split val after --dropna",
+    program=NUMBERS,
+    words=("--dropna",),
+)
+file(UNSEEN, "in test", with_cell(15, 1, "moist"), "test has classes that train has not: moist")
+file(UNSEEN, "written otherwise", with_cell(15, 1, "Wet"), "test has classes that train has not: Wet")
+file(
+    SPELLING,
+    "1 and 1.0",
+    lambda rows: [
+        rows[0],
+        *([row[0], "1.0" if n == 3 else "1" if n % 2 else "0", row[2], row[3]] for n, row in enumerate(rows[1:])),
+    ],
+    "1 and 1.0",
+)
+file(
+    SPELLING,
+    "01 and 1",
+    lambda rows: [
+        rows[0],
+        *([row[0], "01" if n == 3 else "1" if n % 2 else "0", row[2], row[3]] for n, row in enumerate(rows[1:])),
+    ],
+    "01 and 1",
+)
+file(ONE_CLASS, "dry", lambda rows: [rows[0], *([row[0], "dry", *row[2:]] for row in rows[1:])], "dry")
+file(TWICE, "in two splits", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", "lines 2 and 16")
+file(TWICE, "with two labels", lambda rows: [*rows, [rows[1][0], "wet", "train", "1"]], "with two labels")
+file(TWICE, "twice", lambda rows: [*rows, rows[1]], "twice", "lines 2 and 16")
+file(
+    TWICE,
+    "by another way",
+    lambda rows: [*rows, [rows[1][0].replace("/data/", "/data/./train/../"), "dry", "test", "1"]],
+    "in two splits",
+)
+file(TWICE, "numbers", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", program=NUMBERS)
+
+# ---- paths ------------------------------------------------------------------------------------------------------------
+
+for name, path in {
+    "gone": "gone.png",
+    "Windows paths": "C:\\fundus\\1.png",
+    "backslashes": "data\\train\\0.png",
+    "home": "~/0.png",
+    "a web address": "https://host/0.png",
+    "a folder": "/tmp",
+    "a device": "/dev/null",
+    "a name of 5,000 letters": "x" * 5000 + ".png",
+    "another case": "DATA/train/dry/0.png",
+    "a formula": "=HYPERLINK(0)",
+    "the parent's folder": "../../../nowhere.png",
+    "a variable": "$HOME/0.png",
+}.items():
+    file(ABSENT, name, with_cell(3, 0, path), "1 of 14 files are not there: line 3")
+file(
+    ABSENT,
+    "all relative to elsewhere",
+    lambda rows: [rows[0], *(["data/" + row[0].split("/data/")[1], *row[1:]] for row in rows[1:])],
+    "14 of 14 files",
+)
+file(ABSENT, "prediction", with_cell(3, 0, "gone.png"), "line 3 gone.png", program=PREDICTED)
+file(ABSENT, "numbers", with_cell(3, 0, "gone.png"), "line 3 gone.png", program=NUMBERS)
+
+
+@TABLE.case(ABSENT, "a pipe", "line 2 p.png")
+def _(place: Place):
+    os.mkfifo(place.folder / "p.png")
+    place.write("d.csv", text_of(with_cell(2, 0, "p.png")(rows_of(place))))
+    return words_for(place, CLASSES)
+
+
+def _paths(place: Place, paths) -> list:
+    """The kit's pictures by other paths, made from a copy of its folder."""
+    shutil.copytree(place.kit.data, place.folder / "data")
+    place.write("d.csv", text_of([["path", "label", "split"], *([paths(row[0]), *row[1:3]] for row in place.kit.rows)]))
+    place.pictures = 4
+    return words_for(place, CLASSES, trained=True)
+
+
+TABLE.add(PATHS, "absolute", lambda place: _paths(place, lambda path: str(place.folder / path)))
+TABLE.add(PATHS, "below the CSV's folder", lambda place: _paths(place, lambda path: path))
+TABLE.add(PATHS, "by way of ..", lambda place: _paths(place, lambda path: f"data/../{path}"))
+TABLE.add(PATHS, "from the folder here", lambda place: _paths(place, lambda path: f"./{path}"))
+TABLE.add(PATHS, "with doubled slashes", lambda place: _paths(place, lambda path: path.replace("/", "//")))
+
+
+@TABLE.case(PATHS, "a CSV of another folder")
+def _(place: Place):
+    _paths(place, lambda path: f"../{path}")
+    place.write("deep/d.csv", (place.folder / "d.csv").read_bytes())
+    return words_for(place, CLASSES, "deep/d.csv", trained=True)
+
+
+# ---- ways of writing that are read --------------------------------------------------------------------------------------
+
+for name, (encoding, separator, end) in {
+    "byte-order mark": ("utf-8-sig", ",", "\n"),
+    "utf-16": ("utf-16", "\t", "\r\n"),
+    "semicolons": ("utf-8", ";", "\n"),
+    "tabs": ("utf-8", "\t", "\n"),
+    "Windows line ends": ("utf-8", ",", "\r\n"),
+    "old Mac line ends": ("utf-8", ",", "\r"),
+}.items():
+    file(
+        ODD, name, lambda rows, encoding=encoding, separator=separator, end=end: text_of(rows, separator, end).encode(encoding)
+    )
+file(ODD, "quotes", lambda rows: text_of([[f'"{cell}"' for cell in row] for row in rows]))
+file(ODD, "line ends in a quoted cell", lambda rows: text_of([*rows[:3], [*rows[3][:3], '"1\n2\n3"'], *rows[4:]]))
+file(
+    ODD,
+    "blank rows and blanks",
+    lambda rows: "\n".join(",".join(f" {cell} " for cell in row) + "\n,,," for row in rows),
+    words=(),
+)
+file(ODD, "long other columns", lambda rows: [[*row[:3], "depth" if n == 0 else "x" * 100_000] for n, row in enumerate(rows)])
+file(
+    ODD,
+    "upper-case splits, iv and ev",
+    lambda rows: [rows[0], *([*row[:2], {"train": "TRAIN", "val": "iv", "test": "EV"}[row[2]], row[3]] for row in rows[1:])],
+)
+file(ODD, "no line end at the end", lambda rows: text_of(rows)[:-1])
+file(
+    ODD,
+    "formulas as labels",
+    lambda rows: [rows[0], *([row[0], "=1+1" if row[1] == "dry" else "@x", *row[2:]] for row in rows[1:])],
+)
+file(
+    ODD,
+    "labels of any letters",
+    lambda rows: [rows[0], *([row[0], "轻度/<b>" if row[1] == "dry" else '"a ""b"""', *row[2:]] for row in rows[1:])],
+)
+file(ODD, "prediction, a picture twice and other columns", lambda rows: [rows[0], rows[1], *rows[1:14]], program=PREDICTED)
+file(
+    ODD,
+    "prediction, a column called predicted_class",
+    lambda rows: [["path", "predicted_class", "prob_dry", "logit_wet"], *rows[1:]],
+    "is now",
+    program=PREDICTED,
+)
