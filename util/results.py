@@ -65,7 +65,11 @@ class RunFolder:
     def hold(self, say, shared: bool = False) -> None:
         """Lock the folder, if it is there, until `close` (main process): see util/run_lock.py. InputError where another run
         holds it."""
-        if self._lock is None and self.path.is_dir():
+        try:
+            is_there = self.path.is_dir()
+        except OSError as error:  # a name that no folder can have
+            raise InputError(f"--output_dir: {self.path} can't be written ({error.strerror}); name another folder") from error
+        if self._lock is None and is_there:
             self._lock = run_lock.hold(self.path, say, shared)
 
     def make(self) -> None:

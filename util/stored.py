@@ -27,6 +27,8 @@ def check_stored(path, rest: dict) -> None:
     needed = {"classification": ("class_names",), "regression": ("targets", "covariates")}[kind]
     if "optimizer" in rest:
         needed += ("epoch", "best", "schedule", "random_states", "scaler")
+    if rest.get("epoch") == -1 and not rest.get("progress", {}).get("steps"):
+        raise _wrong(path, "entry 'epoch'", -1, "the number of an epoch")
     for name in needed:
         if name not in rest:
             raise InputError(f"{path}: its entry {name!r} is missing: {TAKE_ANOTHER}")
