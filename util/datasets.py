@@ -99,7 +99,7 @@ def _entries(folder):
     """What lies in a folder, in no order. Raises InputError where it may not be read."""
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            yield from entries  # one by one: a million would take hundreds of megabytes
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, or remove it "
                          "from the data") from error

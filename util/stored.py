@@ -32,6 +32,8 @@ def check_stored(path, rest: dict) -> None:
     for name in needed:
         if name not in rest:
             raise InputError(f"{path}: its entry {name!r} is missing: {TAKE_ANOTHER}")
+    if "optimizer" in rest and rest["optimizer"]["param_groups"] and "peak" not in rest["schedule"]:
+        raise _wrong(path, "entry 'schedule'", rest["schedule"], "a schedule with its peak")
     parser = flags.OneLineParser()
     (regression_options.add_regression_flags if kind == "regression" else flags.add_classification_flags)(parser)
     for action in parser._actions:
@@ -174,12 +176,13 @@ def _optimizer(value) -> bool:
 
 
 def _schedule(value) -> bool:
+    """A probe's has no peak: its heads are trained with many rates."""
     return (
         isinstance(value, dict)
         and _finite(value.get("position"))
         and value["position"] >= 0
         and _whole(1)(value.get("effective_batch"))
-        and _finite(value.get("peak"))
+        and _finite(value.get("peak", 0.0))
     )
 
 

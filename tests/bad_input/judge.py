@@ -37,6 +37,7 @@ def judge(case: Case, place: Place, ended: Ended) -> None:
     """AssertionError unless the program did what the case's row says."""
     everything = ended.out + ended.err
     assert "Traceback" not in everything, everything[-3000:]
+    assert "hidden_password" not in everything
     for mark in place.marks:
         assert not mark.exists(), f"content of the file was run: {mark}"
     assert ended.code == CODES[case.row.outcome], (ended.code, everything[-3000:])

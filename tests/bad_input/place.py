@@ -31,6 +31,7 @@ def _main(program: str):
     import main_finetune
     import main_regression
     import predict
+    from jobs import latent, predicting, search  # noqa: F401  (now: a user without rights may not read them later)
     from util import prepare
 
     rooms = {
