@@ -185,12 +185,22 @@ def keep_freed_memory() -> bool:
     A layer's output is larger than what malloc keeps by itself, so that each is mapped, cleared page by page and given back:
     a third of a forward pass on CPUs. The most memory that a process takes stays the same.
     """
+    return _set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
+
+
+def give_back_freed_memory() -> bool:
+    """The contrary, for a sharded model: blocks that are gathered and freed leave holes, into which the next does not fit."""
+    return _set_malloc(trim_threshold=2**20, mmap_threshold=2**20)
+
+
+def _set_malloc(trim_threshold: int, mmap_threshold: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return bool(mallopt(trim_threshold, ctypes.c_int(2**31 - 1)) and mallopt(mmap_threshold, ctypes.c_int(2**30)))
+    m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+    return bool(mallopt(m_trim_threshold, ctypes.c_int(trim_threshold))
+                and mallopt(m_mmap_threshold, ctypes.c_int(mmap_threshold)))
 
 
 def device_memory(device: torch.device, local_size: int) -> int:

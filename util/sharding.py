@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from util.distributed import World
 from util.errors import THREADS_LEFT
+from util.memory import give_back_freed_memory
 from util.state_dicts import Fit, set_buffers
 
 ADAPTED_NAME = re.compile(r"\.(base_layer|lora_[AB]\.default)(?=\.)")
@@ -47,6 +48,8 @@ def shard(model: torch.nn.Module, world: World, kept_whole: set[torch.nn.Paramet
     A model's `backbone` is a unit of its own, so that it can be run alone.
     """
     os.environ[THREADS_LEFT] = str(os.getpid())
+    if world.device.type == "cpu":
+        give_back_freed_memory()
     mesh = init_device_mesh(world.device.type, (world.size,))
     roots = [model.backbone] if hasattr(model, "backbone") else []
     kept_whole = set(kept_whole)
