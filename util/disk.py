@@ -76,7 +76,7 @@ def free_of(folder: Path) -> tuple[int, int | None]:
     """Bytes that may still be written to a folder's disk, and files that may be made there (None where the file system
     doesn't count them). A folder that is not there yet is judged by the nearest one above it. Quotas are not seen."""
     folder = Path(os.path.abspath(folder))
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:  # also of a name that none can have
         folder = folder.parent
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
