@@ -333,21 +333,6 @@ def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> in
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
-def recompute_blocks(model: torch.nn.Module) -> None:
-    """Activation checkpointing: a block's forward pass is computed again in the backward pass, with the same random draws,
-    instead of keeping what lies in between. InputError for a model that can't.
-    """
-    backbone = getattr(model, "backbone", model)
-    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
-        raise InputError("--activation_checkpointing can't be used with a model that has batch norm, whose running statistics "
-                         "would count each batch twice: leave it out")
-    try:
-        backbone.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError, NotImplementedError) as error:
-        raise InputError("--activation_checkpointing: timm knows no way to compute this model's blocks again: leave it out"
-                         ) from error
-
-
 def head_prefixes(model: torch.nn.Module) -> tuple[str, ...]:
     """What the names of the head's parameters begin with."""
     return (HEAD_PREFIX,) if isinstance(model, Regressor) else tuple(f"{head}." for head in head_names(model))

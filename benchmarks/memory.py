@@ -42,6 +42,7 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
     import torch
 
     import models_vit
+    from jobs.parallel import recompute_blocks
     from util import sharding
     from util.distributed import process_group, wrap
     from util.lr_decay import parameter_groups
@@ -56,7 +57,7 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
         with torch.device("meta" if sharded else "cpu"):
             model = models_vit.build_model(row, CLASSES, size, **({"depth": 2} if small else {}))
         if recomputed:
-            models_vit.recompute_blocks(model)
+            recompute_blocks(model)
         if sharded:
             parts = []
             models_vit.load_backbone(model, row, str(weights), "", put=lambda part, fitted: parts.append((part, fitted)))

@@ -13,7 +13,7 @@ import torch
 import models_vit
 from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
-from jobs.part import choose_part, load_adapter, load_whole
+from jobs.part import choose_part, load_resumed
 from jobs.task import Task
 from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, transforms
 from util import options as flags
@@ -21,7 +21,6 @@ from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
 from util.image_cache import ImageCache, default_side, open_cache
 from util.precision import Precision, resolve_precision
-from util.pretrained import sha256
 from util.probe import FeatureDataset
 from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
@@ -300,7 +299,7 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
     model = new_model(parsed, backbone, world, task, "cpu" if parts is None and not options.dry_run else "meta")
     put = put_in if parts is None else lambda part, fitted: parts.append((part, fitted))
     if resumed is not None:
-        started_from, loaded = _load_resumed(parsed, model, backbone, resumed, task, put, streamed=parts is not None)
+        started_from, loaded = load_resumed(parsed, model, backbone, resumed, task, put, streamed=parts is not None)
     elif options.finetune:
         try:
             started_from = models_vit.load_backbone(task.backbone_of(model), backbone, options.finetune, options.weights_dir,
@@ -316,28 +315,8 @@ def _build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: Wo
         choose_part(task, model, backbone, options, has_weights=started_from is not None or options.dry_run)
     lora.require_gradients(task.backbone_of(model), options.input_size, backbone.arch)
     if options.activation_checkpointing and options.adaptation != "lp" and not options.eval:
-        models_vit.recompute_blocks(model)
+        parallel.recompute_blocks(model)
     return model, started_from, loaded
-
-
-def _load_resumed(parsed: flags.Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
-    """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one for training.
-    streamed: the model has shapes alone, and `put` takes what will go into it."""
-    options, where = parsed.options, {"put": put}
-    if lora.is_adapter(resumed):
-        where |= {"place": options.finetune if "finetune" in parsed.typed else "",
-                  "weights_dir": options.weights_dir if "weights_dir" in parsed.typed else None}
-    if lora.is_adapter(resumed) and not options.eval:
-        if options.adaptation != "lora" or lora.Settings.of(options) != lora.Settings.stored_in(resumed):
-            raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ "
-                             "flags to it, or start a new run with another --task")
-        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
-    else:
-        started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
-        line = f"{resumed.path}  sha256 {sha256(resumed.path)}  {line}"
-    if not options.dry_run and not streamed:
-        set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
-    return started_from, line
 
 
 def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Task) -> None:

@@ -9,6 +9,7 @@ import torch
 from jobs.task import Task
 from util import sharding
 from util.distributed import World
+from util.errors import InputError
 from util.memory import GIB, Need, device_memory, gib, need_of
 from util.options import AUTO
 from util.sharding import units
@@ -103,3 +104,18 @@ def deal_out(options: Namespace, world: World, model: torch.nn.Module, parts: sh
     model.to(world.device)
     return ("           each process built the whole model on its CPU before it was sharded: weights that start at random are "
             "not streamed")
+
+
+def recompute_blocks(model: torch.nn.Module) -> None:
+    """Activation checkpointing: a block's forward pass is computed again in the backward pass, with the same random draws,
+    instead of keeping what lies in between. InputError for a model that can't.
+    """
+    backbone = getattr(model, "backbone", model)
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
+        raise InputError("--activation_checkpointing can't be used with a model that has batch norm, whose running statistics "
+                         "would count each batch twice: leave it out")
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError("--activation_checkpointing: timm knows no way to compute this model's blocks again: leave it out"
+                         ) from error

@@ -10,11 +10,12 @@ import torch
 import models_vit
 from jobs.task import Task
 from util import lora, part_options
+from util import options as flags
 from util.errors import InputError
 from util.lr_decay import layer_of_parameters
-from util.pretrained import find_weights
+from util.pretrained import find_weights, sha256
 from util.sharding import is_own
-from util.state_dicts import HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in
+from util.state_dicts import HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in, set_buffers
 
 
 def choose_part(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace,
@@ -129,3 +130,23 @@ def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone
     _, line = load_adapter(model, task.backbone_of(model), backbone, file, **where)
     lora.merge(model)
     return line
+
+
+def load_resumed(parsed: flags.Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
+    """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one for training.
+    streamed: the model has shapes alone, and `put` takes what will go into it."""
+    options, where = parsed.options, {"put": put}
+    if lora.is_adapter(resumed):
+        where |= {"place": options.finetune if "finetune" in parsed.typed else "",
+                  "weights_dir": options.weights_dir if "weights_dir" in parsed.typed else None}
+    if lora.is_adapter(resumed) and not options.eval:
+        if options.adaptation != "lora" or lora.Settings.of(options) != lora.Settings.stored_in(resumed):
+            raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ "
+                             "flags to it, or start a new run with another --task")
+        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
+    else:
+        started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
+        line = f"{resumed.path}  sha256 {sha256(resumed.path)}  {line}"
+    if not options.dry_run and not streamed:
+        set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
+    return started_from, line

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import models_vit
 from jobs import parallel
-from jobs.parallel import pick
+from jobs.parallel import pick, recompute_blocks
 from util import checkpoint, shard_files
 from util.distributed import World
 from util.errors import InputError
@@ -27,11 +27,14 @@ GIB = 2**30
 
 def content_of(model: torch.nn.Module) -> dict:
     """A last checkpoint's content after a step of AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    optimizer = torch.optim.AdamW([{"params": list(parameters), "names": list(names)}], fused=True)
     model(torch.randn(2, 3, 160, 160)).sum().backward()
     optimizer.step()
     return {"model": model.state_dict(), "buffers": {"rope.periods": torch.arange(3.0)}, "format": 1, "epoch": 4,
-            "options": {}, "optimizer": optimizer.state_dict()}
+            "options": {}, "optimizer": optimizer.state_dict(), "scaler": {}, "random_states": [], "class_names": ["a", "b", "c"],
+            "best": {"epoch": 4, "score": 0.5, "figures": {}},
+            "schedule": {"position": 5, "effective_batch": 2, "peak": 1e-3}}
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_recomputed_blocks_give_the_same_gradients(arch):
     images, gradients = torch.randn(4, 3, *([32, 32] if settings else [160, 160])), []
     for recomputed in (False, True):
         if recomputed:
-            models_vit.recompute_blocks(model)
+            recompute_blocks(model)
         model.zero_grad()
         torch.manual_seed(1)
         model(images).square().sum().backward()
@@ -195,9 +198,9 @@ def test_recomputed_blocks_give_the_same_gradients(arch):
 
 def test_models_that_cannot_recompute_are_refused():
     with pytest.raises(InputError, match="batch norm"):
-        models_vit.recompute_blocks(timm.create_model("test_resnet"))
+        recompute_blocks(timm.create_model("test_resnet"))
     with pytest.raises(InputError, match="--activation_checkpointing: timm knows no way"):
-        models_vit.recompute_blocks(torch.nn.Linear(2, 2))
+        recompute_blocks(torch.nn.Linear(2, 2))
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
