@@ -149,7 +149,8 @@ def test_a_kill_while_shards_are_written_leaves_the_pair_before(where, trained, 
     run = start_process(*words, folder=tmp_path, processes=2, program=str(tmp_path / "killed.py"), OMP_NUM_THREADS="1")
     assert run.returncode == 1 and "-9" in run.stderr
     folder = tmp_path / "output_dir/k"
-    assert len(list(folder.glob("*.shards"))) == 2  # the one that is named and the one that was begun
+    # the one that is named and the one that was begun, which a process that outlived the other may have taken away
+    assert len(list(folder.glob("*.shards"))) == 2 if where == "between" else 1 <= len(list(folder.glob("*.shards"))) <= 2
     assert checkpoint.read(folder / "checkpoint-last.pth").rest["epoch"] == 0
     run = started(*words, "--resume", "auto", folder=tmp_path)
     assert "resumed at epoch 1" in run.stdout and len(list(folder.glob("*.shards"))) == 1
