@@ -254,7 +254,8 @@ def test_rotary_periods_of_our_own_checkpoints_come_along(tmp_path):
     first = build_model(row, 0, 224)
     load_backbone(first, row, str(parity.weight_file(tmp_path / "meta.pth", row.arch, periods="bf16")), "")
     assert not torch.equal(first.rope.periods, build_model(row, 0, 224).rope.periods)
-    torch.save({"model": first.state_dict(), "buffers": {"rope.periods": first.rope.periods}}, tmp_path / "ours.pth")
+    torch.save({"model": first.state_dict(), "buffers": {"rope.periods": first.rope.periods}, "format": 1, "options": {},
+                "class_names": ["a", "b"]}, tmp_path / "ours.pth")
     second = build_model(row, 0, 224)
     load_backbone(second, row, str(tmp_path / "ours.pth"), "")
     assert torch.equal(second.rope.periods, first.rope.periods)
