@@ -13,9 +13,9 @@ if ! environment "$PYTHON" unmet requirements-test.txt >/dev/null; then
 fi
 
 "$PYTHON" -m ruff check
-if [ $# -eq 0 ]; then # all of them: files beside each other, with one thread each, as many as there are cores (at most 4)
+if [ $# -eq 0 ]; then # all of them: files beside each other, the long ones first, with one thread each
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -n auto --maxprocesses 4 --dist loadfile
+    set -- -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -193,18 +194,15 @@ def test_kill_9_in_a_trial_loses_and_doubles_nothing(demo, tmp_path, kind):  # n
 
 
 @pytest.fixture
-def postgres(tmp_path):
+def postgres():
     """A PostgreSQL server of its own on a local port -> its URL. .ci/run installs the server."""
     binaries = sorted(str(path.parent) for path in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not binaries:
         not_installed("PostgreSQL")
     pytest.importorskip("psycopg", reason="the driver of requirements-test.txt is not installed")
-    data, port = tmp_path / "pg", 20000 + os.getpid() % 20000
+    # no folder of pytest's: those are closed to the user that the server runs as
+    data, port = Path(tempfile.mkdtemp(prefix="postgres-")), 20000 + os.getpid() % 20000
     as_other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    data.mkdir()
-    for folder in (data, *data.parents):
-        if str(folder).startswith(str(tmp_path.parent.parent)):
-            folder.chmod(0o755)
     if as_other:
         shutil.chown(data, "postgres", "postgres")
 
@@ -216,6 +214,7 @@ def postgres(tmp_path):
     control("pg_ctl", "-w", "-l", str(data / "log"), "-o", f"-p {port} -k {data} -c listen_addresses=127.0.0.1", "start")
     yield f"postgresql://optuna@127.0.0.1:{port}/postgres"
     control("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(data)
 
 
 def test_two_groups_of_processes_on_one_postgresql_study(demo, tmp_path, postgres):  # noqa: F811
