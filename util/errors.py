@@ -73,6 +73,7 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
 
     if argv is None:  # a start of its own, not a call
         faults.speak_utf8()
+        sys.unraisablehook = faults.unraisable
     faults.keep_standard_streams()
     rank = os.environ.get("RANK" if "WORLD_SIZE" in os.environ else "OMPI_COMM_WORLD_RANK", "0")
     size = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", ""))

@@ -60,6 +60,13 @@ def explained() -> Iterator[None]:
         raise RunError(f"{line}; what was saved stays: start again to go on") from error
 
 
+def unraisable(found) -> None:
+    """For sys.unraisablehook. torch tells of a loader's dead worker wherever Python is at that moment; in the middle of a
+    finalizer nobody hears it, and the loader says it again at its next batch."""
+    if explain(found.exc_value) is None:
+        sys.__unraisablehook__(found)
+
+
 def speak_utf8() -> None:
     """Start this program again in Python's UTF-8 mode where the locale's encoding is another: names of files are bytes in
     UTF-8 nearly everywhere, and what we write is UTF-8 whatever the locale."""

@@ -29,6 +29,7 @@ class StopRequested(BaseException):
 class _Wish:
     signal_name = ""  # of the first signal that came
     holders = 0
+    child_handler = None  # what answered the end of a child until `leave`
 
 
 def code_of(number: int) -> int:
@@ -78,6 +79,9 @@ def answered():
         yield
     finally:
         _Wish.signal_name = ""
+        if _Wish.child_handler is not None:
+            signal.signal(signal.SIGCHLD, _Wish.child_handler)
+            _Wish.child_handler = None
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
@@ -90,8 +94,11 @@ def _on_signal(number: int, frame) -> None:
 
 
 def leave() -> None:
-    """From here on a signal changes nothing: the process is on its way out, and says why by itself."""
+    """From here on a signal changes nothing: the process is on its way out, and says why by itself. Nor does the end of a
+    loader's worker, which the loader would report once more."""
     _Wish.holders += 1
+    if _Wish.child_handler is None and threading.current_thread() is threading.main_thread():
+        _Wish.child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def leave_to_parent() -> None:
