@@ -23,6 +23,7 @@ from util.weight_checks import refuse_not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
+Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and what of a file fits it
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,7 @@ class LoadedWeights:
 
 
 def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights_dir: str,
-                  allow_partial: bool = False, put: Callable[[torch.nn.Module, Fit], None] = put_in) -> LoadedWeights:
+                  allow_partial: bool = False, put: Put = put_in) -> LoadedWeights:
     """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta). put: what takes
     a part of the model and what fits it; one of the caller's own may put it in later, into a model on meta too.
 
@@ -383,13 +384,12 @@ def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights
     return LoadedWeights(name, str(path), digest, len(fitted.used), len(fitted.expected), text)
 
 
-def _put(put: Callable[[torch.nn.Module, Fit], None], model: torch.nn.Module, fitted: Fit) -> None:
+def _put(put: Put, model: torch.nn.Module, fitted: Fit) -> None:
     if put is not put_in or not any(parameter.is_meta for parameter in model.parameters()):
         put(model, fitted)
 
 
-def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile,
-                 put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
+def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile, put: Put = put_in) -> Fit:
     """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits. put: see
     `load_backbone`."""
     if isinstance(model, Regressor):
@@ -405,8 +405,7 @@ def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile,
     return fitted
 
 
-def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFile,
-                            put: Callable[[torch.nn.Module, Fit], None]) -> Fit:
+def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFile, put: Put) -> Fit:
     """Head and backbone are fitted apart: the backbone's names are timm's, the head's are its own."""
     head = {name: tensor for name, tensor in file.tensors.items() if name.startswith(HEAD_PREFIX)}
     if not head:

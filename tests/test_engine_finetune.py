@@ -188,7 +188,7 @@ def test_asked_to_end_it_keeps_the_step_that_it_is_in():
             return plain(key)
 
     seen = []
-    with stopping.answered(), stopping.held(), pytest.raises(stopping.StopRequested, match="step 5 of 31"):
+    with stopping.answered(), pytest.raises(stopping.StopRequested, match="step 5 of 31"), stopping.held():
         train_one_epoch(trainer, loader_of(trainer, Signals(61)), Progress(0), kept.append)
     assert [done.steps for done in kept] == [5]
 

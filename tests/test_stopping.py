@@ -30,7 +30,7 @@ def test_at_once_where_nothing_is_held(number, capsys):
 
 def test_held_it_is_written_down_and_no_second_signal_changes_that():
     with stopping.answered():
-        with stopping.held():
+        with pytest.raises(stopping.StopRequested), stopping.held():
             assert not stopping.asked()
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -53,12 +53,15 @@ def is_held() -> bool:
 
 @contextmanager
 def held():
-    """Inside, a signal is only written down: the code asks `asked()` where it can end well."""
+    """Inside, a signal is only written down: the code asks `asked()` where it can end well. One that came after the last time
+    it asked ends it here."""
     _Wish.holders += 1
     try:
         yield
     finally:
         _Wish.holders -= 1
+    if asked() and not is_held():
+        raise StopRequested
 
 
 @contextmanager
