@@ -1,5 +1,6 @@
 """Small pictures and a small model for the tests that run the whole way."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -75,6 +76,11 @@ def not_installed(program: str) -> None:
     """Leave a test out for want of a program that is no part of the environment; where .ci/run was to install it, fail."""
     line = f"{program} is not installed here (.ci/run installs it: apt-get install {program.lower()})"
     pytest.fail(line) if os.environ.get("PROGRAMS_ARE_INSTALLED") else pytest.skip(line)
+
+
+def needs_package(name: str):
+    """A module that test.sh installs for the tests: without it a test is left out, but under .ci/run it fails."""
+    return importlib.import_module(name) if os.environ.get("PROGRAMS_ARE_INSTALLED") else pytest.importorskip(name)
 
 
 def weights_of(path: Path) -> dict:

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.conftest import needs_package
 from util import hpo
 from util.errors import InputError
 from util.regression_options import SEARCHED
@@ -163,7 +164,7 @@ def test_results(place, tmp_path):
     ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"), ("nonsense://", "no address of a database|can't be opened"),
     ("/proc/nothing/j.log", "can't be written"), ("sqlite:////proc/nothing/o.db", "can't be")])
 def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, says, monkeypatch):
-    pytest.importorskip("psycopg") if place.startswith("postgresql") else None
+    needs_package("psycopg") if place.startswith("postgresql") else None
     monkeypatch.setattr(hpo, "OPENING_TRIES", 1)
     with pytest.raises(InputError, match=says) as caught:
         hpo.open_storage(place)

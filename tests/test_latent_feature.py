@@ -14,7 +14,7 @@ import latent_feature
 import models_vit
 from jobs.latent import FeatureParts
 from tests import parity
-from tests.conftest import SMALL, write_pictures
+from tests.conftest import SMALL, needs_package, write_pictures
 from util.errors import InputError, exit_code_of
 from util.feature_files import require_parquet, write_features
 
@@ -209,7 +209,7 @@ def test_weights_are_named_or_refused(run, tmp_path):
 
 
 def test_parquet(run, tmp_path, monkeypatch):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = needs_package("pyarrow.parquet")
     words = ("--model", "timm", "--model_arch", "test_vit", "--input_size", 32, "--random_weights")
     assert run(*words)[0] == 0 and run(*words, output="f.parquet")[0] == 0
     table, file = parquet.read_table("f.parquet"), np.load("f.npz")

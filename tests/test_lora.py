@@ -13,6 +13,7 @@ from jobs.classification import Classification
 from jobs.part import choose_part, describe
 from jobs.regression import Regression
 from models_vit import BACKBONES, build_model
+from tests.conftest import needs_package
 from tests.parity import row
 from util import lora
 from util.errors import InputError
@@ -24,7 +25,7 @@ OPTIONS = {"adaptation": "lora", "train_last_blocks": None, "allow_partial": Fal
 
 
 def adapted(model, backbone, **changes):
-    pytest.importorskip("peft")
+    needs_package("peft")
     kind = Regression if isinstance(model, models_vit.Regressor) else Classification
     options = Namespace(**OPTIONS | changes)
     choose_part(kind(options), model, backbone, options)
@@ -157,7 +158,7 @@ def test_a_convolution_can_be_named():
 
 def test_pefts_own_format(tmp_path):
     """PeftModel.from_pretrained on timm's model with the base weights is the merged model."""
-    peft = pytest.importorskip("peft")
+    peft = needs_package("peft")
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
     base = copy.deepcopy(model)

@@ -15,7 +15,7 @@ import torch
 import latent_feature
 import predict as predicting
 from tests import parity
-from tests.conftest import ROOT, SMALL, start_process, weights_of
+from tests.conftest import ROOT, SMALL, needs_package, start_process, weights_of
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
 from util.errors import exit_code_of
 
@@ -57,7 +57,7 @@ def beside(program, *words):
 
 
 def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tmp_path, base, cut, pictures):
-    pytest.importorskip("peft")
+    needs_package("peft")
     options = (*LORA, "--lora_dropout", 0.1, "--epochs", 3, "--mixup", 0.4, "--finetune", base)
     code, out, err = start("--task", "whole", *options)
     assert code == 0, err
@@ -112,7 +112,7 @@ def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tm
 
 
 def test_base_weights_are_held_to_their_sha256(start, tmp_path, base, cut, pictures):
-    pytest.importorskip("peft")
+    needs_package("peft")
     mine = shutil.copy(base, tmp_path / "mine.pth")
     cut(1)
     assert start("--task", "r", *LORA, "--finetune", mine)[0] == 130
@@ -136,7 +136,7 @@ def test_base_weights_are_held_to_their_sha256(start, tmp_path, base, cut, pictu
 
 
 def test_what_can_not_be_adapted_is_refused_in_one_line(start, base, monkeypatch):
-    pytest.importorskip("peft")
+    needs_package("peft")
     for words, says in (
             (["--finetune", base, "--train_last_blocks", 2], "--train_last_blocks and --adaptation lora each say"),
             (["--finetune", base, "--allow_partial"], "would never train them"),
@@ -157,7 +157,7 @@ def test_what_can_not_be_adapted_is_refused_in_one_line(start, base, monkeypatch
 
 
 def test_without_checkpoints_and_again_in_the_same_folder(start, tmp_path, base):
-    pytest.importorskip("peft")
+    needs_package("peft")
     assert start("--task", "n", *LORA, "--finetune", base)[0] == 0
     scored = (tmp_path / "output_dir/n/predictions_test.csv").read_bytes()
     code, out, err = start("--task", "n", *LORA, "--finetune", base, "--no_savemodel")
@@ -170,7 +170,7 @@ def test_without_checkpoints_and_again_in_the_same_folder(start, tmp_path, base)
 
 def test_dinov3_in_metas_format(start, tmp_path):
     """Its attention goes past the layer that is adapted, and its rotary periods are in no state dict."""
-    pytest.importorskip("peft")
+    needs_package("peft")
     weights = parity.weight_file(tmp_path / "dinov3_vits16_pretrain.pth", "dinov3_vits16", periods="bf16")
     code, out, err = start("--model", "Dinov3", "--model_arch", "dinov3_vits16", *LORA, "--finetune", weights, "--task", "d",
                            "--epochs", 1, "--batch_size", 24)
@@ -185,7 +185,7 @@ def test_dinov3_in_metas_format(start, tmp_path):
 
 
 def test_two_processes_train_adapters_and_last_blocks_like_one(start, base, pictures, tmp_path):
-    pytest.importorskip("peft")
+    needs_package("peft")
     words = [word for word in SMALL if word not in ("--batch_size", "8")]
     words += ["--drop_path", 0, "--finetune", base]
     packages = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
@@ -204,7 +204,7 @@ def test_two_processes_train_adapters_and_last_blocks_like_one(start, base, pict
 
 
 def test_a_regression_and_its_search_train_adapters(predict, tmp_path, base):  # noqa: F811
-    pytest.importorskip("peft")
+    needs_package("peft")
     words = (*LORA, "--finetune", base, "--epochs", 1)
     code, out, err = predict("--task", "r", *words, "--covariates", "eye")
     assert code == 0 and "adapters   LoRA of rank 4" in out, err

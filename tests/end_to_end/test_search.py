@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT, not_installed, start_process
+from tests.conftest import ROOT, needs_package, not_installed, start_process
 from tests.end_to_end.test_regression import SMALL, demo, predict  # noqa: F401 (fixtures)
 from util import hpo
 
@@ -199,7 +199,7 @@ def postgres():
     binaries = sorted(str(path.parent) for path in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not binaries:
         not_installed("PostgreSQL")
-    pytest.importorskip("psycopg", reason="the driver of requirements-test.txt is not installed")
+    needs_package("psycopg")
     # no folder of pytest's: those are closed to the user that the server runs as
     data, port = Path(tempfile.mkdtemp(prefix="postgres-")), 20000 + os.getpid() % 20000
     as_other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from tests.conftest import SMALL, start_process, weights_of
+from tests.conftest import SMALL, needs_package, start_process, weights_of
 from util import checkpoint
 from util.metrics import read_predictions
 
@@ -189,7 +189,7 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
 
 def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
     """What is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and ends whole."""
-    pytest.importorskip("peft")
+    needs_package("peft")
     words = [*TWO, "--batch_size", 4, "--drop_path", 0, "--epochs", 2, "--finetune", weights, "--data_path", pictures]
     for name, part in (("lora", ["--adaptation", "lora", "--lora_rank", 4]), ("last", ["--train_last_blocks", 2])):
         started(*words, *part, "--parallel", "ddp", "--task", f"{name}_ddp", folder=tmp_path)
