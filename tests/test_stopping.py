@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from util import stopping
-from util.errors import exit_code_of
+from util.errors import ENDED_BY_ITSELF, exit_code_of
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
@@ -77,3 +77,15 @@ def test_a_process_for_real():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 99 and process.stderr.read().startswith("stopped by SIGTERM: ")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(together, tmp_path, monkeypatch, capsys):
+    """A launcher ends the others by SIGTERM when one has died, and then starts all of them again."""
+    def main(argv):
+        raise stopping.StopRequested("epoch 1 stands at step 2", together)
+
+    marker = tmp_path / "exit_code"
+    monkeypatch.setenv(ENDED_BY_ITSELF, str(marker))
+    assert exit_code_of(main, []) == 99
+    assert marker.exists() == together and ("stopped by" in capsys.readouterr().err) == together
