@@ -10,6 +10,7 @@ from jobs.job import Job, loader
 from util import datasets, summary
 from util.probe import feature_file, pictures_digest, stored_features, weights_digest
 from util.sharding import is_sharded
+from util.transforms import READING
 
 
 def features_of(job: Job) -> dict[str, torch.Tensor] | None:
@@ -28,8 +29,8 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     found, counts, began = {}, {True: 0, False: 0}, time.monotonic()
     for name, split, view in _wanted(options.lp_views if job.task.head_is_linear else 1):
         rows = job.rows(split)
-        settings = {"transform": job.eval_transform if view is None else job.train_transform, "precision": job.precision.name,
-                    "backbone": job.backbone.timm_name, "batch": options.batch_size,
+        settings = {"transform": job.eval_transform if view is None else job.train_transform, "reading": READING,
+                    "precision": job.precision.name, "backbone": job.backbone.timm_name, "batch": options.batch_size,
                     **({} if view is None else {"view": view, "seed": options.seed})}
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         found[name], was_there = stored_features(

@@ -133,8 +133,9 @@ def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor 
             return None
         beside = None if covariates is None else hashlib.sha256(covariates.numpy().tobytes()).hexdigest()
         partial = PartialRows(options.output, depends_on | {
-            "transform": transform, "precision": precision.name, "batch size": size, "device": world.device.type,
-            "pictures": pictures_digest(list(data.table["path"])), "covariates": beside, "versions": versions()})
+            "transform": transform, "reading": transforms.READING, "precision": precision.name, "batch size": size,
+            "device": world.device.type, "pictures": pictures_digest(list(data.table["path"])), "covariates": beside,
+            "versions": versions()})
         line = partial.open()
         world.say(*[f"           {line}"] if line else [])
         return partial

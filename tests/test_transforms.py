@@ -126,14 +126,20 @@ def test_scaled_training_draws_the_same_crop_and_flip(large_jpeg):
 @pytest.fixture
 def parts(monkeypatch):
     """Shapes (width, height) of all parts that a source gives out."""
-    plain, seen = ImageSource.part, []
+    plain, plain_whole, seen = ImageSource.part, ImageSource.whole, []
 
     def watch(source, box=None, resolution=None):
         pixels = plain(source, box, resolution)
         seen.append(pixels.shape[1::-1])
         return pixels
 
+    def watch_whole(source, resolution):
+        pixels, covers = plain_whole(source, resolution)
+        seen.append(pixels.shape[1::-1])
+        return pixels, covers
+
     monkeypatch.setattr(ImageSource, "part", watch)
+    monkeypatch.setattr(ImageSource, "whole", watch_whole)
     return seen
 
 
@@ -169,18 +175,26 @@ def test_scaled_evaluation_is_close(large_jpeg):
     assert 0 < grey_levels(full, scaled) <= 2
 
 
-def test_scaled_evaluation_keeps_a_margin(tmp_path, parts):
+def test_scaled_evaluation_decodes_no_finer_than_the_resized_picture(tmp_path, parts):
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled"))
-    for edge, denominator in ((639, 1), (640, 2), (1279, 2), (1280, 4)):  # 256 · 1.25 · denominator
+    for edge, denominator in ((511, 1), (512, 2), (1023, 2), (1024, 4), (2047, 4), (2048, 8)):  # 256 · denominator
         Image.new("RGB", (edge, edge + 100)).save(tmp_path / "a.jpg")
         scaled(str(tmp_path / "a.jpg"))
-        assert parts.pop()[0] == round(edge / denominator)
+        assert parts.pop() == (-(-edge // denominator), -(-(edge + 100) // denominator))
 
 
-def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, parts):
-    Image.new("RGB", (1537, 1541)).save(tmp_path / "a.jpg")  # at 1/4 libjpeg gives 385 x 386, of 384.25 x 385.25
-    EvalTransform(eval_settings(224, MEAN, STD, "scaled"))(str(tmp_path / "a.jpg"))
-    assert parts == [(384, 385)]
+@pytest.mark.parametrize("size", [(1153, 1033), (1150, 1085), (2303, 2309), (520, 777)])
+def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, size):
+    """At 1/8 libjpeg gives 288 x 289 pixels of 2303 x 2309, that is of 287.875 x 288.625; stripes show where they are."""
+    across, down = np.meshgrid(*(np.arange(side) / side for side in size))
+    stripes = 127 + 100 * np.stack([np.sin(60 * across), np.sin(60 * down), np.sin(40 * (across + down))], axis=-1)
+    for suffix, options in ((".jpg", {"quality": 95, "subsampling": 0}), (".png", {"compress_level": 1})):
+        path = str(tmp_path / f"a{suffix}")
+        Image.fromarray(np.uint8(stripes)).save(path, **options)
+        full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(path) for decode in ("full", "scaled"))
+        assert grey_levels(full, scaled) < 1  # half a pixel beside its place it is 5 to 10
+        kept, whole = (kept_pixels(path, 256, decode).astype(int) for decode in ("scaled", "full"))
+        assert kept.shape == whole.shape and np.abs(kept - whole).mean() < 1
 
 
 def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from util.errors import RunError
 from util.images import ImageError, ImageSource, resized
 
-VERSION = 1  # raise it when other pixels are kept
-LEAST_SPARE = 1.75  # kept pixels for each pixel of the input: evaluation resizes to 1.14 and wants a margin
+VERSION = 2  # raise it when other pixels are kept
+LEAST_SPARE = 1.75  # kept pixels for each pixel of the input: evaluation resizes to 1.14, and twice resized it wants a margin
 MOST_SPARE = 16 / 7  # 512 at an input of 224
 ROOM_TO_SPARE = 1.1  # free space for each byte that is expected
 SEGMENT_BYTES = 4 * 2**30
@@ -62,7 +62,8 @@ def kept_pixels(path: str, side: int, decode: str) -> np.ndarray:
     if decode == "full":
         image = source.decode()
         return np.array(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(resized(source.part(None, size), size))
+    pixels, covers = source.whole(size)
+    return np.ascontiguousarray(resized(pixels, size, covers=covers))
 
 
 class KeptSource:
@@ -78,6 +79,9 @@ class KeptSource:
     def part(self, box=None, resolution=None) -> np.ndarray:
         left, top, right, bottom = box or (0, 0, *self.size)
         return np.array(self._pixels[top:bottom, left:right])  # copied: a map of the file can't be written to
+
+    def whole(self, resolution) -> tuple[np.ndarray, tuple[int, int]]:
+        return self.part(), self.size
 
     def decode(self) -> Image.Image:
         return Image.fromarray(self.part())

@@ -5,6 +5,7 @@ values to white, so that an OCT volume trains as blank pictures without a word; 
 cut short always raises: half a picture padded with grey would be a sample like any other to the model.
 """
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -74,18 +75,12 @@ class ImageSource:
         """
         width, height = self.size
         left, top, right, bottom = box or (0, 0, width, height)
-        coarsest = 1
-        if resolution is not None:
-            coarsest = max(1, min((right - left) // resolution[0], (bottom - top) // resolution[1]))
-        jpeg, self._jpeg = self._jpeg, None
-        if jpeg is not None:
-            factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
-            try:
-                pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor))
-                left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
-                return np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
-            except ValueError:
-                pass  # Pillow decodes it all the same, or says in its words what is wrong
+        coarsest = _coarsest((right - left, bottom - top), resolution)
+        decoded = self._jpeg_at(coarsest)
+        if decoded is not None:
+            pixels, factor = decoded
+            left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
+            return np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
         image = self.decode()
         if coarsest > 1:
             image = image.reduce(coarsest, box=(left, top, right, bottom))
@@ -93,15 +88,35 @@ class ImageSource:
             image = image.crop((left, top, right, bottom))
         return np.array(image)
 
+    def whole(self, resolution):
+        """All of the picture, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it covers).
+
+        Where a pixel is the mean of 8 x 8 of the file, a picture of 2300 pixels covers 287.5, and the last of its 288 is
+        half empty: `resized` wants to know, or the picture would be stretched.
+        """
+        coarsest = _coarsest(self.size, resolution)
+        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest)
+        if pixels is None:
+            image = self.decode()
+            pixels = np.array(image.reduce(coarsest) if coarsest > 1 else image)
+        return pixels, (self.size[0] / factor, self.size[1] / factor)
+
+    def _jpeg_at(self, coarsest):
+        """All of a JPEG at the coarsest scale allowed -> (pixels, by how much it is reduced), once after `_look`; or None."""
+        jpeg, self._jpeg = self._jpeg, None
+        if jpeg is None:
+            return None
+        factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
+        width, height = self.size
+        try:
+            return simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor)), factor
+        except ValueError:
+            return None  # Pillow decodes it all the same, or says in its words what is wrong
+
     def _look(self):
         """Find out the size: of a plain JPEG from its first bytes, of anything else by Pillow."""
-        jpeg = b""
         try:
-            # unbuffered: behind a buffer that was looked into, all of the file is copied once more
-            with open(self.path, "rb", buffering=0, opener=_open_file) as stream:
-                if stream.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC:
-                    stream.seek(0)
-                    jpeg = stream.readall()
+            jpeg = _jpeg_file(self.path)
         except OSError as error:
             raise ImageError(self.path, _reason(error)) from error
         if jpeg:
@@ -162,15 +177,26 @@ class ImageSource:
                 raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
 
 
-def _open_file(path, flags):
-    """For `open`: a descriptor of a regular file; OSError for a pipe, which would wait for its writer, or a device."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+def _jpeg_file(path):
+    """The bytes of a file that begins as a JPEG does, b"" of another. OSError, also for a pipe, which would wait for its
+    writer, or a device. By the system's own calls: python's file objects take twice as long."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _refuse_no_file(os.fstat(descriptor))
-    except OSError:
+        status = os.fstat(descriptor)
+        _refuse_no_file(status)
+        if os.pread(descriptor, len(_JPEG_MAGIC), 0) != _JPEG_MAGIC:
+            return b""
+        content = os.read(descriptor, status.st_size)
+        while len(content) < status.st_size and (more := os.read(descriptor, status.st_size - len(content))):
+            content += more
+        return content
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
+
+
+def _coarsest(size, resolution):
+    """By how much a part of `size` may be reduced so that `resolution` (None: its own) is left of it; (width, height)."""
+    return 1 if resolution is None else max(1, min(size[0] // resolution[0], size[1] // resolution[1]))
 
 
 def file_status(path):
@@ -202,34 +228,39 @@ def read_image(path, minimum_size=None):
     return ImageSource(path).decode(minimum_size)
 
 
-def resized(pixels, size, box=None):
+def resized(pixels, size, box=None, covers=None):
     """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
 
     Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
     bottom) in pixels of the result; no more pixels are read than it needs, and it lies within 1/64 of a pixel of its place.
+    covers: (width, height) of the picture in `pixels`, whose last row and column it may fill in part; None: all.
     """
-    if pixels.shape[1::-1] == tuple(size):
+    covers = pixels.shape[1::-1] if covers is None else covers
+    if tuple(covers) == tuple(size):
         return pixels if box is None else pixels[box[1]:box[3], box[0]:box[2]]
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    if box is None:
+    if box is None and covers == pixels.shape[1::-1]:
         result = torch.nn.functional.interpolate(tensor, size[::-1], mode="bicubic", antialias=True)[0]
-    else:
-        (rows, above, up), (columns, before, along) = (
-            _needed(pixels.shape[axis], size[1 - axis], box[1 - axis], box[3 - axis]) for axis in (0, 1))
-        part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-        result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
-        result = result[:, above:above + box[3] - box[1], before:before + box[2] - box[0]]
-    return result.permute(1, 2, 0).contiguous().numpy()
+        return result.permute(1, 2, 0).contiguous().numpy()
+    left, top, right, bottom = box or (0, 0, *size)
+    (rows, above, up), (columns, before, along) = (
+        _needed(*one) for one in ((covers[1], size[1], top, bottom), (covers[0], size[0], left, right)))
+    part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+    result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
+    return result[:, above:above + bottom - top, before:before + right - left].permute(1, 2, 0).numpy()
 
 
+@functools.lru_cache(maxsize=256)  # pictures of one camera are of one size
 def _needed(have, want, first, last):
-    """What of an axis of `have` pixels, resized to `want`, gives its pixels first to last: the slice to resize, where
-    `first` stands in its result, and the factor."""
+    """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice to resize,
+    where `first` stands in its result, and the factor."""
     pixels = have / want
     margin = math.ceil(2 * max(pixels, 1) / pixels) + 1  # bicubic looks at two pixels of the coarser grid
     # the part starts where pixels of both grids begin together
     start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= 1 / 64), 0)
-    return slice(round(start * pixels), min(have, math.ceil((last + margin) * pixels))), first - start, want / have
+    # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
+    factor = (want + 1e-6) / have
+    return slice(round(start * pixels), min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
 
 
 def dct_denominator(size, minimum_size):

@@ -21,16 +21,17 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import Compose
 from torchvision.transforms import functional as F
 
+from util import affine
 from util.errors import InputError
 from util.image_cache import KeptSource, kept_pixels
 from util.images import ImageSource, resized
 
 DECODES = ("full", "scaled")
+READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
 # Pixels of a picture resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
 # in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
-EVAL_MARGIN = 1.25  # with decode="scaled", pixels decoded for each pixel of the resized picture, at least
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -119,6 +120,7 @@ class EvalTransform:
 
     def __init__(self, settings):
         self.settings = settings
+        self._normalise = _Normalise(settings)
 
     def __call__(self, source):
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
@@ -128,10 +130,10 @@ class EvalTransform:
         # As torchvision rounds: the long side down, the centre to the nearest pixel.
         size = tuple(int(settings["resize"] * side / short) for side in (width, height))
         if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
-            return _normalised(F.center_crop(_resized_exactly(source.decode(), size), edge), settings)
-        part = source.part(None, tuple(math.ceil(EVAL_MARGIN * side) for side in size))
+            return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
+        pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
-        return _normalised(resized(part, size, (left, top, left + edge, top + edge)), settings)
+        return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers))
 
     def __reduce__(self):
         return EvalTransform, (self.settings,)
@@ -162,9 +164,12 @@ class TrainTransform:
         for operation in _augment_operations(augmenting):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
+            elif settings["decode"] == "scaled":
+                affine.use_in(operation)
         self._draw_crop = cropping.transforms[0].get_params
         self._augment = Compose(cropping.transforms[1:] + augmenting.transforms)
-        # timm's own tensor and normalisation are left out for `_normalised`, which gives the same bits sooner
+        # timm's own tensor and normalisation are left out for `_Normalise`, which gives the same bits sooner
+        self._normalise = _Normalise(settings)
         self._erase = Compose([step for step in finishing.transforms if isinstance(step, RandomErasing)])
 
     def __call__(self, source):
@@ -181,7 +186,7 @@ class TrainTransform:
             crop = _resized_exactly(source.decode().crop(box), size)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
-        return self._erase(_normalised(self._augment(crop), settings))
+        return self._erase(self._normalise(np.array(self._augment(crop))))
 
     def __reduce__(self):
         return TrainTransform, (self.settings,)
@@ -192,12 +197,15 @@ def _resized_exactly(image, size):
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _normalised(image, settings):
-    """A PIL image or (S, S, 3) uint8 -> (3, S, S) float32: the operations of timm and torchvision, in place."""
-    pixels = torch.from_numpy(np.array(image)) if isinstance(image, Image.Image) else torch.from_numpy(image)
-    tensor = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
-    return tensor.div_(255).sub_(mean).div_(std)
+class _Normalise:
+    """(S, S, 3) uint8 -> (3, S, S) float32: the operations of timm and torchvision, in place."""
+
+    def __init__(self, settings):
+        self._mean, self._std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
+
+    def __call__(self, pixels):
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.empty(planes.shape).copy_(planes).div_(255).sub_(self._mean).div_(self._std)
 
 
 def _as_source(source, settings):
