@@ -37,6 +37,8 @@ line = lifeline.Lifeline(Files(), rank, size)
 if line.problem:
     print(line.problem)
 Path(f"ready{rank}").touch()
+while len(list(Path().glob("ready*"))) < size:
+    time.sleep(0.01)
 exec(sys.argv[3])
 """
 WAIT = "time.sleep(60); line.close()"
@@ -49,11 +51,12 @@ def begin(folder: Path, *whats: str, **environment) -> list[subprocess.Popen]:
                                   env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                  for rank, what in enumerate(whats)]
     ends_at = time.monotonic() + 60
-    while len(list(folder.glob("ready*"))) < len(whats):
-        assert time.monotonic() < ends_at and not any(process.poll() for process in processes), [
-            process.communicate() for process in processes if process.poll()]
+    while True:
+        ended = [process for process in processes if process.poll()]  # looked at first: once all are ready, one may end
+        if len(list(folder.glob("ready*"))) == len(whats):
+            return processes
+        assert time.monotonic() < ends_at and not ended, [process.communicate() for process in ended]
         time.sleep(0.01)
-    return processes
 
 
 def ends(processes: list[subprocess.Popen], timeout: float = 50) -> list[tuple[int, str]]:
