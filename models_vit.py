@@ -22,6 +22,7 @@ from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 from util.weight_checks import refuse_not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 HUB_OWNER = "YukunZhou"
 Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and what of a file fits it
 
@@ -121,6 +122,16 @@ def _timm_backbone(arch: str | None) -> Backbone:
     settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
     mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
+
+
+def normalisation(backbone: Backbone, norm: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of the three channels, of 0…1, that --norm stands for."""
+    if norm == "backbone":
+        return backbone.mean, backbone.std
+    if norm in NORMS:
+        return NORMS[norm]
+    numbers = tuple(map(float, norm.split(",")))
+    return numbers[:3], numbers[3:]
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:

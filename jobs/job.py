@@ -19,7 +19,7 @@ from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sha
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
-from util.image_cache import ImageCache, default_side, open_cache
+from util.image_cache import ImageCache, Kept, default_side, open_cache
 from util.precision import Precision, resolve_precision
 from util.probe import FeatureDataset
 from util.results import RunFolder
@@ -260,12 +260,20 @@ def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile |
 
 
 def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None) -> dict:
-    """Of the transform that evaluation reads pictures by: the checkpoint's, unless a flag was typed that changes it."""
+    """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry."""
+    options, typed = parsed.options, parsed.typed
+    mean, std = models_vit.normalisation(backbone, options.norm)
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
-    if stored and not {"input_size", "decode", "cache_size"} & parsed.typed:
-        return stored
-    options = parsed.options
-    return transforms.eval_settings(options.input_size, backbone.mean, backbone.std, options.decode, options.cache_size)
+    if not stored:
+        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size)
+    changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
+               "norm": {"mean": list(mean), "std": list(std)}}
+    if options.input_size != stored["input_size"]:
+        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size)}
+    settings = dict(stored)
+    for name in typed & changed.keys():
+        settings |= changed[name]
+    return settings
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -332,10 +340,11 @@ def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Ta
 
 def plan_training(job: Job) -> None:
     options = job.options
-    job.train_transform = transforms.train_settings(
-        options.input_size, job.backbone.mean, job.backbone.std, options.decode, options.crop_scale, options.crop_ratio,
+    reading = job.eval_transform
+    job.train_transform = transforms.read_alike(transforms.train_settings(
+        options.input_size, reading["mean"], reading["std"], reading["decode"], options.crop_scale, options.crop_ratio,
         options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
-        options.cache_size)
+        options.cache_size), reading)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
@@ -403,7 +412,7 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
 
     def of(say, fill):
-        return open_cache(Path(options.image_cache), paths, side, job.eval_transform["decode"], usable_cores(), say, fill)
+        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform), usable_cores(), say, fill)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()
