@@ -15,7 +15,7 @@ from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
 from jobs.part import choose_part, load_resumed
 from jobs.task import Task
-from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, transforms
+from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, starts, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -77,6 +77,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if options.adaptation == "lora" and not options.eval:
         world.main_first(lambda: lora.require() if world.is_main else None)
     backbone = resolve_backbone(options, resumed)
+    if resumed is None:
+        world.say(*starts.settle(options, parsed.typed, models_vit.has_plain_vit(backbone), task.kind == "regression"))
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
@@ -146,7 +148,7 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
         return file
     checkpoint.require_resumable(file)
     if options.resume == "same":
-        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"]))
+        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"], task))
         if changed:
             raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
                              "with --task (TASK=...), or go on with the new options by --resume auto")
@@ -158,7 +160,7 @@ def _place_of(resumed: WeightFile | None) -> str:
     return "" if resumed is None else f"{resumed.rest.get('epoch')} {resumed.rest.get('progress')}"
 
 
-def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
+def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Namespace:
     """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
     filled = Namespace(**vars(parsed.options))
     names = ("model_arch", "input_size", "decode", "fc_norm_passes", *(("cache_size",) if filled.image_cache else ()))
@@ -167,6 +169,8 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
             setattr(filled, name, stored.get(name))
     backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
     filled.model, filled.model_arch = backbone.model, backbone.arch
+    starts.as_stored(filled, parsed.typed, stored, (starts.defaults(
+        models_vit.has_plain_vit(backbone), bool(filled.finetune), task.kind == "regression"),))
     if filled.batch_size == flags.AUTO:
         filled.batch_size = stored.get("batch_size")
     if "nb_classes" not in parsed.typed:
