@@ -78,6 +78,10 @@ def test_groups_of_seeds(start, tmp_path):
     for text in (cell, "| vit_a, finetune | vit_b, finetune | roc_auc | paired DeLong |", "Holm", "120 images", "`vit_b_2`",
                  "no paired test of calibration_slope"):
         assert text in page, text
+    joint = pd.read_csv(tmp_path / "found/comparison_joint.csv")
+    assert joint[["metric", "method", "groups", "degrees_of_freedom"]].to_numpy().tolist() == [
+        ["roc_auc", "joint DeLong", 3, 2]] and joint["p"][0] < 0.05
+    assert "## All groups at once" in page and "| roc_auc | joint DeLong | 3 | " in page and "joint DeLong: one test" in out
     assert cell in out and "p (new seeds)" in out and "written to found" in out
     assert "the stored" not in out, "what is stored and what is computed from the predictions agree"
     with Image.open(tmp_path / "found/comparison.png") as picture:
@@ -112,6 +116,7 @@ def test_a_regression_and_one_run_alone(start, tmp_path):
     assert list(tests["metric"]) == ["r2", "pearson", "mae"] and (tests["p"] < 0.02).all()
     code, out, _ = start("A", "--metric", "rmse_ldl", "--output", "one")
     assert code == 0 and "paired" not in out and (tmp_path / "one/comparison.png").exists()
+    assert "joint" not in out.replace("comparison_joint.csv", "") and pd.read_csv("one/comparison_joint.csv").empty
     assert pd.read_csv("one/comparison_tests.csv").empty
 
 

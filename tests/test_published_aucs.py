@@ -9,8 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.compared_runs import images
 from tests.shared_data import FOLDER, shared_data
 from util import delong
+from util.comparison import compare, joint_table
+from util.comparison_runs import Group, Run
+from util.comparison_text import markdown, terminal
+from util.metrics import predictions_table
 
 
 def influences(table: pd.DataFrame, positive: pd.Series, scores: tuple[str, ...]) -> dict[str, tuple[float, np.ndarray]]:
@@ -48,6 +53,33 @@ def test_the_symmetric_interval_is_procs(asah):
 def test_paired_p_are_procs(asah, first, second, p):
     (one, of_one), (other, of_other) = asah[first], asah[second]
     assert delong.difference_test(of_one, of_other, one - other)[2] == pytest.approx(p, rel=1e-12)
+
+
+# ---- three models at once -------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def ovarian():
+    table = pd.read_csv(shared_data("delong") / "ovarian_delong1988.csv")
+    return table["popind"].to_numpy() == 1, table[["alb", "tp", "kg_score"]].to_numpy().T
+
+
+def test_the_joint_comparison_is_that_of_the_paper(ovarian):
+    of_each = [delong.auc_influence(ovarian[0], scores) for scores in ovarian[1]]
+    chi_square, freedom, p = delong.joint_test(np.array([auc for auc, _ in of_each]), np.array([each for _, each in of_each]))
+    assert (round(chi_square, 4), freedom, round(p, 4)) == (2.5340, 2, 0.2817)
+
+
+def test_compare_has_the_papers_joint_comparison(ovarian):
+    """From predictions to the tables: scores as logits of two classes, which keep their order and their ties."""
+    labels, groups = ovarian[0].astype(int), []
+    for number, scores in enumerate(ovarian[1]):
+        logits = np.column_stack([np.zeros(len(scores)), scores - scores.mean()])
+        table = predictions_table(images(labels, classes=("no", "yes")), logits, ["no", "yes"])
+        groups.append(Group(f"score {number}", [Run(None, "classification", {}, 0, {}, table)]))
+    found = compare(groups, ["roc_auc"], "test", 100, 0)
+    assert joint_table(found).round(4).to_numpy().tolist() == [["roc_auc", "joint DeLong", 3, 2.5340, 2, 0.2817]]
+    assert any("2.534" in line and line.endswith("0.282") for line in terminal(found))
+    assert "| roc_auc | joint DeLong | 3 | 2.534 | 2 | 0.282 |" in markdown(found)
 
 
 # ---- where the data are not -----------------------------------------------------------------------------------------
