@@ -1,5 +1,6 @@
 """BENCHMARK.md says what util/public_sets.py and the parsers know, and the figures of the papers."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -43,11 +44,34 @@ def test_every_set_has_a_line_for_figures_and_every_figure_of_the_papers_is_ther
     second = {row[2].split()[-1] if row[2] != "AUPR (`average_precision`)" else "AUPR": row[3] for row in rows
               if row[1] == "RETFound_dinov2_meh"}
     assert second == {"accuracy": "0.7091", "F1": "0.6078", "AUROC": "0.9037", "AUPR": "0.6863"}
-    for link in ("10.1038/s41586-023-06555-x", "arxiv.org/abs/2509.03421", "rs-6080254",
+    for link in ("10.1038/s41586-023-06555-x", "10.1038/s41467-026-70077-z", "arxiv.org/abs/2509.03421", "rs-6080254",
                  "https://github.com/rmaphoh/RETFound/blob/main/BENCHMARK.md"):
         assert link in PAGE
     header = next(line for line in PAGE.split("\n") if line.startswith("| Data set | Model |"))
     assert "own split: not comparable" in header
+
+
+def hanley_mcneil(auc: float, inside: int, outside: int) -> float:
+    """Standard error of an AUC of so many images of a class and others (Radiology 143, 1982)."""
+    two_inside, two_outside = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = (inside - 1) * (two_inside - auc**2) + (outside - 1) * (two_outside - auc**2)
+    return math.sqrt((auc * (1 - auc) + spread) / (inside * outside))
+
+
+def test_the_interval_over_images_beside_the_published_one():
+    """Of counts by grade: the owner's test of IDRiD, and 30 % of each grade of APTOS2019's 3,662 labelled images."""
+    published = {row[0]: row[3] for row in cells("Published figures") if row[1] == "RETFound-MAE (CFP)"}
+    rows = re.findall(r"^\| (APTOS2019|IDRID) \| ([\d,]+) \(([\d, ]+)\)[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
+    assert [row[0] for row in rows] == ["APTOS2019", "IDRID"]
+    for name, images, grades, figure, *said in rows:
+        assert figure == published[name]
+        auc, low, high = map(float, re.findall(r"[\d.]+", figure))
+        counts = [int(count) for count in grades.split(", ")]
+        assert sum(counts) == int(images.replace(",", "")) and len(counts) == len(SETS[name].classes)
+        errors = [hanley_mcneil(auc, count, sum(counts) - count) for count in counts]
+        for text, error in zip(said, (math.hypot(*errors) / 5, sum(errors) / 5), strict=True):
+            half = 1.96 * error
+            assert text == f"± {half:.3f} ({auc - half:.3f}–{auc + half:.3f})" and half > 8 * (high - low) / 2
 
 
 def page_commands() -> list[list[str]]:
