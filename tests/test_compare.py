@@ -11,8 +11,9 @@ from PIL import Image
 
 import compare
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
+from util import comparison_figure
 from util.comparison_runs import align, grouped, read_runs
-from util.comparison_text import figure_text
+from util.comparison_text import figure_text, p_text
 from util.errors import exit_code_of
 from util.metrics import read_predictions
 
@@ -86,6 +87,17 @@ def test_groups_of_seeds(start, tmp_path):
     assert "the stored" not in out, "what is stored and what is computed from the predictions agree"
     with Image.open(tmp_path / "found/comparison.png") as picture:
         assert picture.width > 800 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_picture_says_the_joint_test(start, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_figure, "save_figure", lambda figure, path: drawn.append(figure.texts[0].get_text()))
+    for number in range(3):
+        make(tmp_path / f"m{number}", 1.0 + number / 9, epochs=10 + number)
+    start("m0", "m1", "m2", "--metric", "roc_auc", "f1")
+    joint = pd.read_csv("output_dir/comparison/comparison_joint.csv").iloc[0]
+    found = f"chi-square {figure_text(joint['chi_square'])}, 2 df, p {p_text(joint['p'])} (joint DeLong)."
+    assert f"All 3 alike in ROC AUC: {found}" in " ".join(drawn[0].split())
 
 
 def test_older_runs_get_intervals_from_their_predictions(start, tmp_path):

@@ -120,10 +120,11 @@ def test_the_joint_test_is_that_of_all_pairs(ties):
     assert found == pytest.approx(expected, rel=1e-9) and 0 < found[2] < 1
 
 
-def test_of_two_models_it_is_the_test_of_the_pair(example):
+@pytest.mark.parametrize("patients", [None, np.arange(90) // 4], ids=["images", "patients"])
+def test_of_two_models_it_is_the_test_of_the_pair(example, patients):
     aucs, influences = influences_of(example[0], np.array(example[1:]))
-    p = delong.difference_test(*influences, aucs[0] - aucs[1])[2]
-    assert delong.joint_test(aucs, influences) == pytest.approx((norm.isf(p / 2) ** 2, 1, p), rel=1e-9)
+    p = delong.difference_test(*influences, aucs[0] - aucs[1], patients)[2]
+    assert delong.joint_test(aucs, influences, patients) == pytest.approx((norm.isf(p / 2) ** 2, 1, p), rel=1e-9)
 
 
 def test_models_that_rank_alike_add_no_degree_of_freedom():

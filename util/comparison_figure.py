@@ -84,7 +84,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             axes.spines[["top", "right", "left"]].set_visible(False)
             _keep_inside(axes)
     caption = _caption(comparison, metrics, bool(pairs)) + (f" …: {labels[base]}." if base else "")
-    caption = textwrap.fill(caption, 20 + 46 * len(metrics))
+    caption = textwrap.fill(caption, 20 + 46 * len(metrics), break_on_hyphens=False)
     figure.text(0, 0, caption, fontsize=7, color="0.3", va="top", family=fonts, parse_math=False)
     return figure
 
