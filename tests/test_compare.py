@@ -97,7 +97,7 @@ def test_the_picture_says_the_joint_test(start, tmp_path, monkeypatch):
     start("m0", "m1", "m2", "--metric", "roc_auc", "f1")
     joint = pd.read_csv("output_dir/comparison/comparison_joint.csv").iloc[0]
     found = f"chi-square {figure_text(joint['chi_square'])}, 2 df, p {p_text(joint['p'])} (joint DeLong)."
-    assert f"All 3 alike in ROC AUC: {found}" in " ".join(drawn[0].split())
+    assert f"Test that all 3 have one ROC AUC: {found}" in " ".join(drawn[0].split())
 
 
 def test_older_runs_get_intervals_from_their_predictions(start, tmp_path):

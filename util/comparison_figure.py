@@ -135,7 +135,7 @@ def _caption(comparison, metrics, tested):
         parts.append("Squares: means over seeds; circles: single seeds.")
     if tested:
         parts.append("Filled (red): Holm-corrected p < 0.05.")
-    parts += [f"All {test.groups} alike in {CURVE_NAMES.get(test.metric, test.metric)}: chi-square "
+    parts += [f"Test that all {test.groups} have one {CURVE_NAMES.get(test.metric, test.metric)}: chi-square "
               f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint DeLong)."
               for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
     return " ".join(parts)
