@@ -4,8 +4,13 @@ import math
 import re
 import shlex
 from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
 
 from util import prepare as module
+from util.delong import macro_auc_influence
 from util.public_sets import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -58,20 +63,30 @@ def hanley_mcneil(auc: float, inside: int, outside: int) -> float:
     return math.sqrt((auc * (1 - auc) + spread) / (inside * outside))
 
 
+def drawn_macro_aucs(counts: list[int], advantage: float, sets: int) -> np.ndarray:
+    """(sets,) macro AUCs of standard normal scores (N, K) with an advantage for an image's own class."""
+    rng, one_hot = np.random.default_rng(0), np.eye(len(counts), dtype=bool)[np.repeat(np.arange(len(counts)), counts)]
+    return np.array([macro_auc_influence(one_hot, rng.normal(size=one_hot.shape) + advantage * one_hot)[0]
+                     for _ in range(sets)])
+
+
 def test_the_interval_over_images_beside_the_published_one():
     """Of counts by grade: the owner's test of IDRiD, and 30 % of each grade of APTOS2019's 3,662 labelled images."""
     published = {row[0]: row[3] for row in cells("Published figures") if row[1] == "RETFound-MAE (CFP)"}
     rows = re.findall(r"^\| (APTOS2019|IDRID) \| ([\d,]+) \(([\d, ]+)\)[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
     assert [row[0] for row in rows] == ["APTOS2019", "IDRID"]
-    for name, images, grades, figure, *said in rows:
+    for name, images, grades, figure, by_formula, by_drawing in rows:
         assert figure == published[name]
         auc, low, high = map(float, re.findall(r"[\d.]+", figure))
         counts = [int(count) for count in grades.split(", ")]
         assert sum(counts) == int(images.replace(",", "")) and len(counts) == len(SETS[name].classes)
-        errors = [hanley_mcneil(auc, count, sum(counts) - count) for count in counts]
-        for text, error in zip(said, (math.hypot(*errors) / 5, sum(errors) / 5), strict=True):
-            half = 1.96 * error
-            assert text == f"± {half:.3f} ({auc - half:.3f}–{auc + half:.3f})" and half > 8 * (high - low) / 2
+        half = 1.96 * math.hypot(*(hanley_mcneil(auc, count, sum(counts) - count) for count in counts)) / len(counts)
+        assert by_formula == f"± {half:.3f} ({auc - half:.3f}–{auc + half:.3f})"
+        # of a standard normal score with an advantage a, and one without, the first is higher with a chance of Phi(a / sqrt 2)
+        aucs = drawn_macro_aucs(counts, math.sqrt(2) * NormalDist().inv_cdf(auc), 400)
+        drawn, said = 1.96 * aucs.std(), float(by_drawing.split()[1])
+        assert by_drawing == f"± {said:.3f} ({auc - said:.3f}–{auc + said:.3f})" and said == pytest.approx(drawn, rel=0.08)
+        assert aucs.mean() == pytest.approx(auc, abs=0.004) and min(half, drawn) > 6 * (high - low) / 2
 
 
 def page_commands() -> list[list[str]]:
