@@ -5,8 +5,9 @@ Runs that were trained already; those that differ in their seed alone are one gr
 A study, backbones x adaptations x shares of the training pictures x seeds; the same command again goes on with it:
     python compare.py --run examples/grid.yaml --dry_run
     python compare.py --run examples/grid.yaml --nproc 4
-Written: comparison.csv, comparison_tests.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong input (one line), 1
-where a run of the study failed (the others are run and compared all the same), 99 asked to end, 130 interrupted.
+Written: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong
+input (one line), 1 where a run of the study failed (the others are run and compared all the same), 99 asked to end, 130
+interrupted.
 """
 
 import sys
@@ -103,7 +104,7 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     """Read, compare, print, write. labels: {folder: name of its group}. InputError: see util/comparison_runs.py."""
     from tqdm import tqdm
 
-    from util.comparison import compare, groups_table, tests_table
+    from util.comparison import compare, groups_table, joint_table, tests_table
     from util.comparison_figure import forest_figure
     from util.comparison_runs import align, grouped, read_runs
     from util.comparison_text import markdown, terminal
@@ -125,11 +126,12 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
         comparison.notes += forest_figure(comparison, output / "comparison.png")
         write_whole(output / "comparison.csv", groups_table(comparison).to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison_tests.csv", tests_table(comparison).to_csv(index=False, lineterminator="\n"))
+        write_whole(output / "comparison_joint.csv", joint_table(comparison).to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))
     except OSError as error:
         raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder") from error
     print(*terminal(comparison), sep="\n")
-    print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison.md, comparison.png")
+    print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """BENCHMARK.md says what util/public_sets.py and the parsers know, and the figures of the papers."""
 
+import math
 import re
 import shlex
 from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
 
 from util import prepare as module
+from util.delong import macro_auc_influence
 from util.public_sets import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -43,11 +49,44 @@ def test_every_set_has_a_line_for_figures_and_every_figure_of_the_papers_is_ther
     second = {row[2].split()[-1] if row[2] != "AUPR (`average_precision`)" else "AUPR": row[3] for row in rows
               if row[1] == "RETFound_dinov2_meh"}
     assert second == {"accuracy": "0.7091", "F1": "0.6078", "AUROC": "0.9037", "AUPR": "0.6863"}
-    for link in ("10.1038/s41586-023-06555-x", "arxiv.org/abs/2509.03421", "rs-6080254",
+    for link in ("10.1038/s41586-023-06555-x", "10.1038/s41467-026-70077-z", "arxiv.org/abs/2509.03421", "rs-6080254",
                  "https://github.com/rmaphoh/RETFound/blob/main/BENCHMARK.md"):
         assert link in PAGE
     header = next(line for line in PAGE.split("\n") if line.startswith("| Data set | Model |"))
     assert "own split: not comparable" in header
+
+
+def hanley_mcneil(auc: float, inside: int, outside: int) -> float:
+    """Standard error of an AUC of so many images of a class and others (Radiology 143, 1982)."""
+    two_inside, two_outside = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = (inside - 1) * (two_inside - auc**2) + (outside - 1) * (two_outside - auc**2)
+    return math.sqrt((auc * (1 - auc) + spread) / (inside * outside))
+
+
+def drawn_macro_aucs(counts: list[int], advantage: float, sets: int) -> np.ndarray:
+    """(sets,) macro AUCs of standard normal scores (N, K) with an advantage for an image's own class."""
+    rng, one_hot = np.random.default_rng(0), np.eye(len(counts), dtype=bool)[np.repeat(np.arange(len(counts)), counts)]
+    return np.array([macro_auc_influence(one_hot, rng.normal(size=one_hot.shape) + advantage * one_hot)[0]
+                     for _ in range(sets)])
+
+
+def test_the_interval_over_images_beside_the_published_one():
+    """Of counts by grade: the owner's test of IDRiD, and 30 % of each grade of APTOS2019's 3,662 labelled images."""
+    published = {row[0]: row[3] for row in cells("Published figures") if row[1] == "RETFound-MAE (CFP)"}
+    rows = re.findall(r"^\| (APTOS2019|IDRID) \| ([\d,]+) \(([\d, ]+)\)[^|]*\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
+    assert [row[0] for row in rows] == ["APTOS2019", "IDRID"]
+    for name, images, grades, figure, by_formula, by_drawing in rows:
+        assert figure == published[name]
+        auc, low, high = map(float, re.findall(r"[\d.]+", figure))
+        counts = [int(count) for count in grades.split(", ")]
+        assert sum(counts) == int(images.replace(",", "")) and len(counts) == len(SETS[name].classes)
+        half = 1.96 * math.hypot(*(hanley_mcneil(auc, count, sum(counts) - count) for count in counts)) / len(counts)
+        assert by_formula == f"± {half:.3f} ({auc - half:.3f}–{auc + half:.3f})"
+        # of a standard normal score with an advantage a, and one without, the first is higher with a chance of Phi(a / sqrt 2)
+        aucs = drawn_macro_aucs(counts, math.sqrt(2) * NormalDist().inv_cdf(auc), 400)
+        drawn, said = 1.96 * aucs.std(), float(by_drawing.split()[1])
+        assert by_drawing == f"± {said:.3f} ({auc - said:.3f}–{auc + said:.3f})" and said == pytest.approx(drawn, rel=0.08)
+        assert aucs.mean() == pytest.approx(auc, abs=0.004) and min(half, drawn) > 6 * (high - low) / 2
 
 
 def page_commands() -> list[list[str]]:

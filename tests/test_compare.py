@@ -11,8 +11,9 @@ from PIL import Image
 
 import compare
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
+from util import comparison_figure
 from util.comparison_runs import align, grouped, read_runs
-from util.comparison_text import figure_text
+from util.comparison_text import figure_text, p_text
 from util.errors import exit_code_of
 from util.metrics import read_predictions
 
@@ -78,10 +79,25 @@ def test_groups_of_seeds(start, tmp_path):
     for text in (cell, "| vit_a, finetune | vit_b, finetune | roc_auc | paired DeLong |", "Holm", "120 images", "`vit_b_2`",
                  "no paired test of calibration_slope"):
         assert text in page, text
+    joint = pd.read_csv(tmp_path / "found/comparison_joint.csv")
+    assert joint[["metric", "method", "groups", "degrees_of_freedom"]].to_numpy().tolist() == [
+        ["roc_auc", "joint DeLong", 3, 2]] and joint["p"][0] < 0.05
+    assert "## All groups at once" in page and "| roc_auc | joint DeLong | 3 | " in page and "joint DeLong: one test" in out
     assert cell in out and "p (new seeds)" in out and "written to found" in out
     assert "the stored" not in out, "what is stored and what is computed from the predictions agree"
     with Image.open(tmp_path / "found/comparison.png") as picture:
         assert picture.width > 800 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_picture_says_the_joint_test(start, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_figure, "save_figure", lambda figure, path: drawn.append(figure.texts[0].get_text()))
+    for number in range(3):
+        make(tmp_path / f"m{number}", 1.0 + number / 9, epochs=10 + number)
+    start("m0", "m1", "m2", "--metric", "roc_auc", "f1")
+    joint = pd.read_csv("output_dir/comparison/comparison_joint.csv").iloc[0]
+    found = f"chi-square {figure_text(joint['chi_square'])}, 2 df, p {p_text(joint['p'])} (joint DeLong)."
+    assert f"Test that all 3 have one ROC AUC: {found}" in " ".join(drawn[0].split())
 
 
 def test_older_runs_get_intervals_from_their_predictions(start, tmp_path):
@@ -112,6 +128,7 @@ def test_a_regression_and_one_run_alone(start, tmp_path):
     assert list(tests["metric"]) == ["r2", "pearson", "mae"] and (tests["p"] < 0.02).all()
     code, out, _ = start("A", "--metric", "rmse_ldl", "--output", "one")
     assert code == 0 and "paired" not in out and (tmp_path / "one/comparison.png").exists()
+    assert "joint" not in out.replace("comparison_joint.csv", "") and pd.read_csv("one/comparison_joint.csv").empty
     assert pd.read_csv("one/comparison_tests.csv").empty
 
 

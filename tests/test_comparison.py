@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import kstest, norm, ttest_ind
+from scipy.stats import chi2, kstest, norm, ttest_ind
 
 from benchmarks import error_rates
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
+from util import delong
 from util.comparison import compare, figures_of, holm, paired_bootstrap, with_seeds
 from util.comparison_runs import Group, Run, align, read_runs
 from util.metrics import predictions_table, rank_figures
@@ -151,6 +152,7 @@ def test_error_rates_are_measured():
         found = error_rates.rates(setting, 6, 0)
         assert set(found) == {("roc_auc", "paired DeLong"), *((metric, "paired bootstrap") for metric in error_rates.METRICS)}
         assert max(found.values()) <= 0.5
+    assert 0 <= error_rates.joint_rate(3, 60, 30, 20, 0) <= 0.3
 
 
 def test_models_that_predict_alike_do_not_differ():
@@ -226,6 +228,70 @@ def test_holm_counts_the_pairs_of_a_metric():
         assert [(test.first, test.second) for test in tests] == [("A", "B"), ("A", "C"), ("B", "C")]
         assert [test.p_holm for test in tests] == holm([test.p for test in tests])
     assert len(found.main_tests()) == 6 and len(found.tests) == 9
+
+
+# ---- several groups at once -----------------------------------------------------------------------------------------
+
+def all_compared(labels, logits, *metrics, patients=None, classes=CLASSES):
+    runs = [run_of(images(labels, patients, classes=classes), each, classes) for each in logits]
+    align(runs)
+    return compare([Group(str(n), [run]) for n, run in enumerate(runs)], list(metrics), "test", 100, 0)
+
+
+def test_the_joint_test_takes_the_means_over_seeds():
+    """Every metric that is an AUC has one; a group of two seeds enters with their mean, whose influence is their mean too."""
+    labels = np.random.default_rng(0).integers(0, 3, 200)
+    runs = [run_of(images(labels), guesses(labels, 1.0 + 0.1 * seed, seed)) for seed in range(4)]
+    align(runs)
+    found = compare([Group("A", runs[:2]), Group("B", runs[2:3]), Group("C", runs[3:])], ["roc_auc", "f1", "roc_auc_mild"],
+                    "test", 100, 0)
+    assert [(test.metric, test.groups, test.degrees_of_freedom) for test in found.joint] == [("roc_auc", 3, 2),
+                                                                                            ("roc_auc_mild", 3, 2)]
+    pairs = [delong.auc_influence(labels == 1, run.table["prob_mild"].to_numpy()) for run in runs]
+    aucs, influences = np.array([auc for auc, _ in pairs]), np.array([each for _, each in pairs])
+    contrasts = np.array([[0.5, 0.5, -1, 0], [0.5, 0.5, 0, -1]])
+    apart = contrasts @ aucs
+    chi_square = apart @ np.linalg.inv(contrasts @ influences @ influences.T @ contrasts.T) @ apart
+    assert found.joint[1].chi_square == pytest.approx(chi_square) and found.joint[1].p == pytest.approx(
+        chi2.sf(chi_square, 2))
+    assert not any("joint test" in note for note in found.notes)
+
+
+def test_two_groups_and_regressions_have_no_joint_test():
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    logits = [guesses(labels, 1.0, seed) for seed in range(3)]
+    assert not all_compared(labels, logits[:2], "roc_auc").joint and not all_compared(labels, logits, "f1").joint
+
+
+def test_what_weakens_a_joint_test_is_said():
+    labels = np.repeat([0, 1, 2], [60, 60, 60])
+    logits = [guesses(labels, 1.0, seed) for seed in range(2)]
+    alike = all_compared(labels, [logits[0]] * 3, "roc_auc")
+    assert (alike.joint[0].chi_square, alike.joint[0].degrees_of_freedom, alike.joint[0].p) == (0.0, 0, 1.0)
+    assert "joint test of roc_auc: all 3 groups rank the images alike, so there is no difference to test" in alike.notes
+    twice = all_compared(labels, [*logits, logits[0]], "roc_auc")
+    assert twice.joint[0].degrees_of_freedom == 1
+    assert any("1 instead of 2 degrees of freedom: some groups rank the images as others do" in note for note in twice.notes)
+    pair = all_compared(labels, logits, "roc_auc")
+    assert twice.joint[0].p == pytest.approx(pair.main_tests()[0].p)
+
+
+def test_a_joint_test_of_few_images_is_said():
+    rng, classes = np.random.default_rng(0), ("no", "yes")
+    for positives, few in ((39, True), (40, False)):
+        labels = np.repeat([0, 1], [80, positives])
+        found = all_compared(labels, [rng.normal(size=(len(labels), 2)) for _ in range(3)], "roc_auc", classes=classes)
+        said = [note for note in found.notes if f"{positives} images of a class (or of the rest) are few for 2" in note]
+        assert len(said) == few and found.joint[0].p > 0
+    labels = np.repeat([0, 1], [80, 1])
+    found = all_compared(labels, [rng.normal(size=(81, 2)) for _ in range(3)], "roc_auc", classes=classes)
+    assert math.isnan(found.joint[0].p)
+    assert any("no joint test of roc_auc: its variance is unknown" in note for note in found.notes)
+    labels = np.repeat([0, 1], [40, 40])
+    certain = 9.0 * np.eye(2)[labels] + 0.01 * rng.normal(size=(80, 2))
+    found = all_compared(labels, [certain, -certain, 0.9 * certain], "roc_auc", classes=classes)
+    assert math.isnan(found.joint[0].p) and math.isnan(found.joint[0].chi_square)
+    assert any("these images give their difference no variance" in note for note in found.notes)
 
 
 # ---- regression and undefined figures -------------------------------------------------------------------------------

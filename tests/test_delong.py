@@ -1,9 +1,11 @@
-"""DeLong's variance against its definition by pairs, and against the jackknife; the clustered one against repeated images."""
+"""DeLong's variance against its definition by pairs, and against the jackknife; the clustered one against repeated images;
+the joint test against the paper's formula with another contrast matrix, and against a bootstrap."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy.stats import chi2, kstest, norm
 from sklearn.metrics import roc_auc_score
 
 from util import delong
@@ -85,6 +87,102 @@ def test_several_classes_are_averaged():
         draws.append(np.mean([delong.auc_influence(true[rows] == k, scores[rows, k])[0] for k in range(3)]))
     assert delong.variance(influence) == pytest.approx(np.var(draws), rel=0.15)
 
+
+# ---- several models at once -----------------------------------------------------------------------------------------
+
+def several(rng: np.random.Generator, number: int, images: int = 90, ties: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """(is_class (N,), scores (G, N)) of models that share some of what they know."""
+    is_class = rng.random(images) < 0.4
+    shared = rng.normal(size=images)
+    scores = [shared + rng.normal(size=images) + (0.6 + 0.3 * g) * is_class for g in range(number)]
+    return is_class, np.round(scores, ties)
+
+
+def influences_of(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [delong.auc_influence(is_class, each) for each in scores]
+    return np.array([auc for auc, _ in pairs]), np.array([influence for _, influence in pairs])
+
+
+def by_contrasts(aucs: np.ndarray, covariance: np.ndarray) -> tuple[float, int, float]:
+    """The paper's formula with the contrasts of neighbours, inverted as it is written."""
+    contrasts = np.eye(len(aucs))[:-1] - np.eye(len(aucs))[1:]
+    apart = contrasts @ aucs
+    statistic = apart @ np.linalg.inv(contrasts @ covariance @ contrasts.T) @ apart
+    return statistic, len(apart), chi2.sf(statistic, len(apart))
+
+
+@pytest.mark.parametrize("ties", [9, 0], ids=["distinct scores", "tied scores"])
+def test_the_joint_test_is_that_of_all_pairs(ties):
+    is_class, scores = several(np.random.default_rng(7), 4, ties=ties)
+    covariance = np.array([[covariance_by_pairs(is_class, one, other) for other in scores] for one in scores])
+    expected = by_contrasts(np.array([roc_auc_score(is_class, each) for each in scores]), covariance)
+    found = delong.joint_test(*influences_of(is_class, scores))
+    assert found == pytest.approx(expected, rel=1e-9) and 0 < found[2] < 1
+
+
+@pytest.mark.parametrize("patients", [None, np.arange(90) // 4], ids=["images", "patients"])
+def test_of_two_models_it_is_the_test_of_the_pair(example, patients):
+    aucs, influences = influences_of(example[0], np.array(example[1:]))
+    p = delong.difference_test(*influences, aucs[0] - aucs[1], patients)[2]
+    assert delong.joint_test(aucs, influences, patients) == pytest.approx((norm.isf(p / 2) ** 2, 1, p), rel=1e-9)
+
+
+def test_models_that_rank_alike_add_no_degree_of_freedom():
+    is_class, scores = several(np.random.default_rng(7), 3)
+    expected = delong.joint_test(*influences_of(is_class, scores))
+    more = np.array([*scores, np.exp(scores[0]), 5 * scores[2] - 1])
+    assert delong.joint_test(*influences_of(is_class, more)) == pytest.approx(expected, rel=1e-9) and expected[1] == 2
+    assert delong.joint_test(*influences_of(is_class, more[[0, 3, 0]])) == (0.0, 0, 1.0)
+
+
+def test_a_joint_test_that_nobody_can_make():
+    """A perfect model and one that is always wrong differ without any variance; of a single positive nobody knows it."""
+    is_class = np.arange(12) < 5
+    perfect = is_class + np.linspace(0, 0.1, 12)
+    chi_square, freedom, p = delong.joint_test(*influences_of(is_class, np.array([perfect, -perfect, perfect])))
+    assert math.isnan(chi_square) and math.isnan(p) and freedom == 0
+    single = np.arange(12) < 1
+    assert math.isnan(delong.joint_test(*influences_of(single, np.array([perfect, -perfect])))[2])
+
+
+def test_patients_count_once_in_the_joint_test():
+    is_class, scores = several(np.random.default_rng(5), 3, images=300)
+    once = delong.joint_test(*influences_of(is_class, scores))
+    aucs, influences = influences_of(np.repeat(is_class, 4), np.repeat(scores, 4, axis=1))
+    chi_square, freedom, _ = delong.joint_test(aucs, influences, np.repeat(np.arange(300), 4))
+    assert chi_square == pytest.approx(once[0], rel=0.02) and freedom == once[1]
+    assert delong.joint_test(aucs, influences)[0] == pytest.approx(4 * once[0], rel=0.02)  # what ignoring patients would claim
+
+
+def test_the_joint_test_of_several_classes_is_the_bootstraps():
+    """Macro AUC, three models, three classes: the covariance of 3,000 resamples gives the same chi-square but for its noise."""
+    rng = np.random.default_rng(2)
+    true, shared = rng.integers(3, size=250), rng.normal(size=(250, 3))
+    scores = [shared + rng.normal(size=(250, 3)) + skill * np.eye(3)[true] for skill in (1.0, 1.2, 1.5)]
+    one_hot = np.eye(3, dtype=bool)[true]
+    pairs = [delong.macro_auc_influence(one_hot, each) for each in scores]
+    aucs = np.array([auc for auc, _ in pairs])
+    draws = []
+    for _ in range(3000):
+        rows = rng.integers(250, size=250)
+        draws.append([delong.macro_auc_influence(one_hot[rows], each[rows])[0] for each in scores])
+    statistic, freedom, p = by_contrasts(aucs, np.cov(np.array(draws).T))
+    found = delong.joint_test(aucs, np.array([influence for _, influence in pairs]))
+    assert found[0] == pytest.approx(statistic, rel=0.12) and found[1] == freedom
+    assert 0.0005 < found[2] < 0.5, "a chi-square far from both ends, so that the comparison says something"
+
+
+def test_without_a_difference_the_joint_p_is_uniform():
+    rng, found = np.random.default_rng(3), []
+    for _ in range(400):
+        is_class, shared = rng.random(120) < 0.4, rng.normal(size=120)
+        scores = shared + rng.normal(size=(4, 120)) + is_class
+        found.append(delong.joint_test(*influences_of(is_class, scores))[2])
+    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.085  # 5 % +- 3 standard errors
+    assert kstest(found, "uniform").pvalue > 0.01
+
+
+# ---- nothing to go by -----------------------------------------------------------------------------------------------
 
 def test_what_has_no_interval():
     auc, influence = delong.auc_influence(np.array([True, True]), np.array([0.1, 0.2]))

@@ -31,7 +31,8 @@ DEFAULT_METRICS = {"classification": ("roc_auc", "average_precision", "f1"), "re
 LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming", "mae", "rmse", "mae_grades")
 LEVEL = 0.05  # of the tests
 SAME = 1e-6  # a stored figure and the same one computed again from the predictions
-DELONG, BOOTSTRAP = "paired DeLong", "paired bootstrap"
+DELONG, BOOTSTRAP, JOINT = "paired DeLong", "paired bootstrap", "joint DeLong"
+ENOUGH = 20  # images of the rarer kind for a joint test's degree of freedom: see benchmarks/error_rates.py
 ROUNDING = 1e-12  # means over seeds are summed in different orders
 
 
@@ -74,6 +75,18 @@ class Test:
     p_seeds_holm: float = math.nan
 
 
+@dataclass(frozen=True)
+class JointTest:
+    """Three or more groups on the same images: whether all have the same ROC AUC. chi_square and p NaN: not defined."""
+
+    metric: str
+    method: str
+    groups: int
+    chi_square: float
+    degrees_of_freedom: int
+    p: float
+
+
 @dataclass
 class Comparison:
     """All that is shown and written."""
@@ -87,6 +100,7 @@ class Comparison:
     draws: int
     seed: int
     split: str
+    joint: list[JointTest]  # one an AUC; none of fewer than three groups, whose test is that of the pair
     notes: list[str] = field(default_factory=list)
 
     def summary(self, group: str, metric: str) -> Summary:
@@ -185,8 +199,10 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
         notes.append(f"no paired test of {', '.join(untested)}: it is not computed from the predictions of {split} alone")
     tests = [test for metric in metrics if metric not in untested and len(groups) > 1
              for test in _tests(groups, figures, metric, patients, used, notes)]
+    joint = [_joint_test(metric, groups, figures, patients, notes) for metric in metrics
+             if len(groups) > 2 and metric in figures[0].influences]
     number = None if patients is None else int(patients.max()) + 1
-    return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split,
+    return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split, joint,
                       list(dict.fromkeys(notes)))
 
 
@@ -288,6 +304,29 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
     return [test for tests in families.values() for test in tests]
 
 
+def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patients: np.ndarray | None,
+                notes: list[str]) -> JointTest:
+    """All groups at once, by the covariance of their AUCs; what makes it say less than usual goes to the notes."""
+    number, influences = len(figures), np.array([each.influences[metric] for each in figures])
+    found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences, patients)
+    _, freedom, p = found
+    fewest, units = _fewest(metric, groups[0].runs[0], patients), "images" if patients is None else "patients"
+    if np.isnan(influences).any():
+        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of the rest")
+    elif math.isnan(p):
+        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their difference no variance "
+                     f"(all pairs in order, or too few {units} for {number} groups)")
+    elif freedom == 0:
+        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no difference to test")
+    elif freedom < number - 1:
+        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank the "
+                     "images as others do, or their AUCs follow from the others'")
+    if freedom and fewest < ENOUGH * freedom:
+        notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for {freedom} degrees of "
+                     f"freedom, so its p may be too small; {ENOUGH} for each are enough")
+    return JointTest(metric, JOINT, number, *found)
+
+
 def _subtracted(first: np.ndarray | float, second: np.ndarray | float):
     """first - second, and 0 where what is left is rounding, so that models that predict alike do not differ."""
     difference = np.subtract(first, second)
@@ -375,5 +414,14 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
 
 def tests_table(comparison: Comparison) -> pd.DataFrame:
     """A row a test, with the columns of `Test`."""
-    columns = list(Test.__dataclass_fields__)
-    return pd.DataFrame([[getattr(test, name) for name in columns] for test in comparison.tests], columns=columns)
+    return _table(Test, comparison.tests)
+
+
+def joint_table(comparison: Comparison) -> pd.DataFrame:
+    """A row a joint test, with the columns of `JointTest`."""
+    return _table(JointTest, comparison.joint)
+
+
+def _table(kind: type, rows: list) -> pd.DataFrame:
+    columns = list(kind.__dataclass_fields__)
+    return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns)

@@ -8,7 +8,7 @@ import os
 import textwrap
 
 from util.comparison import LEVEL, Comparison, is_better_low
-from util.comparison_text import difference_text, summary_text
+from util.comparison_text import difference_text, figure_text, p_text, summary_text
 from util.report import CURVE_NAMES, drawable, save_figure
 
 MOST_METRICS = 6  # beside each other
@@ -83,8 +83,8 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             axes.grid(axis="x", color="0.92", linewidth=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
             _keep_inside(axes)
-    caption = _caption(comparison, bool(pairs)) + (f" …: {labels[base]}." if base else "")
-    caption = textwrap.fill(caption, 20 + 46 * len(metrics))
+    caption = _caption(comparison, metrics, bool(pairs)) + (f" …: {labels[base]}." if base else "")
+    caption = textwrap.fill(caption, 20 + 46 * len(metrics), break_on_hyphens=False)
     figure.text(0, 0, caption, fontsize=7, color="0.3", va="top", family=fonts, parse_math=False)
     return figure
 
@@ -129,10 +129,13 @@ def _keep_inside(axes):
             text.set_horizontalalignment("left" if place < 0.28 else "right" if place > 0.72 else "center")
 
 
-def _caption(comparison, tested):
+def _caption(comparison, metrics, tested):
     parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals."]
     if any(len(group.runs) > 1 for group in comparison.groups):
         parts.append("Squares: means over seeds; circles: single seeds.")
     if tested:
         parts.append("Filled (red): Holm-corrected p < 0.05.")
+    parts += [f"Test that all {test.groups} have one {CURVE_NAMES.get(test.metric, test.metric)}: chi-square "
+              f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint DeLong)."
+              for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
     return " ".join(parts)

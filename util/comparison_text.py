@@ -16,6 +16,8 @@ def terminal(comparison: Comparison) -> list[str]:
         lines += ["", *_aligned(_tests_rows(comparison, shown))]
         if len(shown) < len(comparison.tests):
             lines.append(f"the files have {len(comparison.tests) - len(shown)} more tests")
+    if comparison.joint:
+        lines += ["", *_aligned(_joint_rows(comparison))]
     return [*lines, "", *explanations(comparison), *(f"note: {note}" for note in comparison.notes)]
 
 
@@ -24,6 +26,8 @@ def markdown(comparison: Comparison) -> str:
     parts = ["# Comparison", "", _what(comparison) + ".", "", *_piped(_groups_rows(comparison))]
     if comparison.tests:
         parts += ["", "## Paired tests", "", *_piped(_tests_rows(comparison, comparison.tests))]
+    if comparison.joint:
+        parts += ["", "## All groups at once", "", *_piped(_joint_rows(comparison))]
     parts += ["", *(f"- {line}" for line in explanations(comparison)), *(f"- Note: {note}" for note in comparison.notes)]
     parts += ["", "Runs:", "", *(f"- {_escaped(group.name)}: {', '.join(f'`{run.folder}`' for run in group.runs)}"
                                  for group in comparison.groups)]
@@ -45,6 +49,9 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(f"differences are first - second, on the same images; {comparison.draws} resamples of {of}, seed "
                      f"{comparison.seed}; p two-sided" + (f", Holm's correction over the {pairs} pairs of a metric and method"
                                                           if pairs > 1 else ""))
+    if comparison.joint:
+        lines.append("joint DeLong: one test of whether all groups have the same ROC AUC, for these trained models on new "
+                     "images; which of them differ, the pairs say")
     if any(not math.isnan(test.p_seeds) for test in comparison.tests):
         lines.append("p holds for these trained models; p (new seeds) counts the spread over seeds too: it says whether the "
                      "same would be found after training again")
@@ -117,6 +124,12 @@ def _tests_rows(comparison: Comparison, tests: list[Test]) -> list[list[str]]:
                      *([p_text(test.p_holm)] if corrected else []), *([p_text(test.p_seeds)] if seeds else []),
                      *([p_text(test.p_seeds_holm)] if seeds and corrected else [])])
     return rows
+
+
+def _joint_rows(comparison: Comparison) -> list[list[str]]:
+    return [["metric", "test", "groups", "chi-square", "df", "p"],
+            *([test.metric, test.method, str(test.groups), figure_text(test.chi_square),
+               "–" if math.isnan(test.p) else str(test.degrees_of_freedom), p_text(test.p)] for test in comparison.joint)]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

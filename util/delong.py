@@ -6,16 +6,18 @@ Signal Processing Letters 2014) do. Influences add up: those of several classes 
 images to the patient's (as Obuchowski, Biometrics 1997, does for clusters), and those of two models on the same images
 subtract to that of their difference.
 
-N is the number of images.
+N is the number of images, G of models (or groups of them).
 """
 
 import math
 from statistics import NormalDist
 
 import numpy as np
+from scipy.special import chdtrc
 
 LEVEL = 0.95
 QUANTILE = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
+ALIKE = 1e-9  # of AUCs and, as a share of the largest one, of standard errors: what is smaller is rounding
 
 
 def auc_influence(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
@@ -57,11 +59,7 @@ def variance(influence: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Sum of the squared influences; groups (N,) int: images of one patient count together."""
     if groups is None:
         return float((influence**2).sum())
-    together = np.bincount(groups, weights=influence)
-    number, images = np.count_nonzero(np.bincount(groups)), len(influence)
-    # the influences carry images / (images - 1); for patients it is their number that counts
-    correction = number / (number - 1) * (images - 1) / images if number > 1 else math.nan
-    return float((together**2).sum() * correction)
+    return float((np.bincount(groups, weights=influence)**2).sum() * _correction(groups))
 
 
 def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, float]:
@@ -93,6 +91,39 @@ def difference_test(first: np.ndarray, second: np.ndarray, difference: float,
         return difference, difference, 1.0 if difference == 0 else 0.0
     p = math.erfc(abs(difference) / error / math.sqrt(2))
     return difference - QUANTILE * error, difference + QUANTILE * error, p
+
+
+def joint_test(aucs: np.ndarray, influences: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, int, float]:
+    """Whether several models on the same images have one AUC: (chi-square, degrees of freedom, p).
+
+    aucs (G,); influences (G, N), image by image; groups as in `variance`. The test of DeLong, DeLong and Clarke-Pearson
+    (1988): with S the covariance of the AUCs a and any L of G - 1 independent contrasts, (L a)' (L S L')^-1 (L a). L is the
+    difference from the models' mean here and the inverse a pseudo-inverse, which gives the same and knows rank-deficient
+    covariances: the rank is the degrees of freedom, so that a model that ranks the images as another does adds none, and
+    models that all do have a chi-square of 0 on 0, p 1. NaN where the variance is unknown, and where the AUCs differ along a
+    contrast without variance (all pairs in order, or too few images for so many models): the images do not say then how much
+    chance does.
+    """
+    if groups is not None:
+        influences = np.array([np.bincount(groups, weights=one) for one in influences]) * math.sqrt(_correction(groups))
+    if np.isnan(influences).any() or np.isnan(aucs).any():
+        return math.nan, 0, math.nan
+    differences = aucs - aucs.mean()
+    # singular values rather than the covariance's eigenvalues, which are their squares: rounding stays further below
+    contrasts, errors, _ = np.linalg.svd(influences - influences.mean(axis=0), full_matrices=False)
+    kept = errors > ALIKE * np.linalg.norm(influences, axis=1).max()
+    contrasts, errors = contrasts[:, kept], errors[kept]
+    along = contrasts.T @ differences
+    if np.abs(differences - contrasts @ along).max() > ALIKE:
+        return math.nan, 0, math.nan
+    chi_square, rank = float(((along / errors) ** 2).sum()), len(errors)
+    return chi_square, rank, float(chdtrc(rank, chi_square)) if rank else 1.0
+
+
+def _correction(groups: np.ndarray) -> float:
+    """The influences carry images / (images - 1); for patients it is their number that counts. NaN for a single one."""
+    number, images = np.count_nonzero(np.bincount(groups)), len(groups)
+    return number / (number - 1) * (images - 1) / images if number > 1 else math.nan
 
 
 def _expit(value: float) -> float:
