@@ -27,7 +27,7 @@ def make_parser() -> flags.OneLineParser:
     own.add_picture_flags(group)
     group.add_argument("--output", required=True, metavar="FILE", help="FILE.npz, or FILE.parquet (needs pyarrow)")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
-                       help="how much of a JPEG is decoded; not set: scaled as in training, or as the checkpoint was trained")
+                       help="how much of a JPEG is decoded; not set: as the checkpoint was trained, else full")
     own.add_weights_flags(parser)
     flags.add_model_flags(parser, leave_out=own.NOT_FOR_USE)
     own.add_machine_flags(parser, "64, or as the checkpoint was trained")

@@ -16,12 +16,13 @@ import torch
 from util import checkpoint
 from util.errors import InputError
 from util.lora import is_adapter
-from util.lr_decay import layer_of_parameters
+from util.lr_decay import is_plain_vit, layer_of_parameters
 from util.pretrained import SHA256_PREFIX, find_weights, sha256
 from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 from util.weight_checks import refuse_not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 HUB_OWNER = "YukunZhou"
 Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and what of a file fits it
 
@@ -123,6 +124,16 @@ def _timm_backbone(arch: str | None) -> Backbone:
     return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
 
 
+def normalisation(backbone: Backbone, norm: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of the three channels, of 0…1, that --norm stands for."""
+    if norm == "backbone":
+        return backbone.mean, backbone.std
+    if norm in NORMS:
+        return NORMS[norm]
+    numbers = tuple(map(float, norm.split(",")))
+    return numbers[:3], numbers[3:]
+
+
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
     """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own.
 
@@ -141,6 +152,12 @@ def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
         raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for {backbone.arch}: the "
                          f"nearest sizes are {below} and {below + patch}")
     return size
+
+
+def has_plain_vit(backbone: Backbone) -> bool:
+    """Whether a row is a vision transformer without stages, asked of the model itself."""
+    with torch.device("meta"):
+        return backbone.model != TIMM or is_plain_vit(timm.create_model(backbone.timm_name, num_classes=0))
 
 
 def _patch_of(timm_name: str, size: int) -> int:
@@ -164,13 +181,13 @@ def _accepted(timm_name: str) -> set[str]:
 
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
-                global_pool: bool = True, fc_norm_passes: int = 1, **changes) -> torch.nn.Module:
+                global_pool: bool = True, fc_norm_passes: int = 1, pretrained: bool = True, **changes) -> torch.nn.Module:
     """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
 
     Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for every
     other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the original's present
-    code have to be scored. `changes` go to timm as they are (depth=2 in tests). Building under
-    `torch.device("meta")` costs no memory.
+    code have to be scored. pretrained: whether weights will be put in; then the head starts next to zero, else as timm
+    starts it. `changes` go to timm as they are (depth=2 in tests). Building under `torch.device("meta")` costs no memory.
     """
     options = {"num_classes": num_classes, **changes}
     if drop_path:
@@ -202,7 +219,9 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
                                            - model.state_dict().keys()}))
         model.layers_with_head = layer_of_parameters(whole)
     else:
-        _start_head(model)
+        _make_exact(model)
+        if pretrained:
+            _start_head(model)
     return model
 
 
@@ -310,9 +329,6 @@ def _start_head(model: torch.nn.Module) -> None:
     nothing, has the same head.
     """
     generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
-    for name, layer in list(model.named_modules()):
-        if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
-            model.set_submodule(name, _exact(layer))
     for name in head_names(model):
         head = model.get_submodule(name)
         if isinstance(head, torch.nn.Linear):
@@ -321,6 +337,13 @@ def _start_head(model: torch.nn.Module) -> None:
             head.weight = torch.nn.Parameter(start)
             if head.bias is not None:
                 head.bias = torch.nn.Parameter(torch.zeros(head.bias.shape, device="cpu"))
+
+
+def _make_exact(model: torch.nn.Module) -> None:
+    """Run the classifier in fp32, whatever the precision."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
+            model.set_submodule(name, _exact(layer))
 
 
 def _exact(layer: torch.nn.Linear) -> ExactLinear:

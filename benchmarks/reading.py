@@ -12,7 +12,7 @@ from simplejpeg import decode_jpeg
 from benchmarks import plain
 from benchmarks.pictures import photographs
 from benchmarks.timing import Row, compare_apart, seconds
-from util.image_cache import default_side, kept_pixels, open_cache
+from util.image_cache import Kept, default_side, kept_pixels, open_cache
 from util.images import ImageSource, resized
 from util.memory import keep_freed_memory
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
@@ -43,7 +43,7 @@ def our_way(what: str, paths: list[str], number: int, kept: int | None = None, f
     """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in `folder`."""
     keep_freed_memory()
     transform = scaled(kept)[what == "eval"]
-    source = open_cache(folder, paths, kept, "scaled", 1, lambda line: None) if kept else lambda path: path
+    source = open_cache(folder, paths, Kept(kept, "scaled"), 1, lambda line: None) if kept else lambda path: path
 
     def work():
         for k in range(number):
@@ -127,7 +127,7 @@ def _difference(name: str, paths: list[str], number: int) -> Row:
 def _cached(folder: Path, quick: bool) -> list[Row]:
     paths = photographs(folder, (2048, 2048), 3)
     side = default_side(SIZE, (0.08, 1.0), (3 / 4, 4 / 3))
-    open_cache(folder / "cache", paths, side, "scaled", 2, lambda line: None)
+    open_cache(folder / "cache", paths, Kept(side, "scaled"), 2, lambda line: None)
     pairs, number, many = (1, 3, 6) if quick else (7, 12, 240)
     found = []
     for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):

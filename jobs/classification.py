@@ -74,7 +74,7 @@ class Classification(Task):
     def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
         options = self.options
         return models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
-                                      options.global_pool, options.fc_norm_passes)
+                                      options.global_pool, options.fc_norm_passes, pretrained=bool(options.finetune))
 
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return models_vit.final_linear(model) or model

@@ -15,11 +15,11 @@ from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
 from jobs.part import choose_part, load_resumed
 from jobs.task import Task
-from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, transforms
+from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, starts, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
-from util.image_cache import ImageCache, default_side, open_cache
+from util.image_cache import ImageCache, Kept, default_side, open_cache
 from util.precision import Precision, resolve_precision
 from util.probe import FeatureDataset
 from util.results import RunFolder
@@ -77,6 +77,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if options.adaptation == "lora" and not options.eval:
         world.main_first(lambda: lora.require() if world.is_main else None)
     backbone = resolve_backbone(options, resumed)
+    if resumed is None:
+        world.say(*starts.settle(options, parsed.typed, models_vit.has_plain_vit(backbone), task.kind == "regression"))
     if options.image_cache and not options.cache_size and not options.eval:
         options.cache_size = default_side(options.input_size, options.crop_scale, options.crop_ratio)
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)
@@ -146,7 +148,7 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
         return file
     checkpoint.require_resumable(file)
     if options.resume == "same":
-        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"]))
+        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"], task))
         if changed:
             raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
                              "with --task (TASK=...), or go on with the new options by --resume auto")
@@ -158,7 +160,7 @@ def _place_of(resumed: WeightFile | None) -> str:
     return "" if resumed is None else f"{resumed.rest.get('epoch')} {resumed.rest.get('progress')}"
 
 
-def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
+def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Namespace:
     """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
     filled = Namespace(**vars(parsed.options))
     names = ("model_arch", "input_size", "decode", "fc_norm_passes", *(("cache_size",) if filled.image_cache else ()))
@@ -167,6 +169,8 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict) -> Namespace:
             setattr(filled, name, stored.get(name))
     backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
     filled.model, filled.model_arch = backbone.model, backbone.arch
+    starts.as_stored(filled, parsed.typed, stored, (starts.defaults(
+        models_vit.has_plain_vit(backbone), bool(filled.finetune), task.kind == "regression"),))
     if filled.batch_size == flags.AUTO:
         filled.batch_size = stored.get("batch_size")
     if "nb_classes" not in parsed.typed:
@@ -260,12 +264,20 @@ def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile |
 
 
 def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None) -> dict:
-    """Of the transform that evaluation reads pictures by: the checkpoint's, unless a flag was typed that changes it."""
+    """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry."""
+    options, typed = parsed.options, parsed.typed
+    mean, std = models_vit.normalisation(backbone, options.norm)
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
-    if stored and not {"input_size", "decode", "cache_size"} & parsed.typed:
-        return stored
-    options = parsed.options
-    return transforms.eval_settings(options.input_size, backbone.mean, backbone.std, options.decode, options.cache_size)
+    if not stored:
+        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size)
+    changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
+               "norm": {"mean": list(mean), "std": list(std)}}
+    if options.input_size != stored["input_size"]:
+        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size)}
+    settings = dict(stored)
+    for name in typed & changed.keys():
+        settings |= changed[name]
+    return settings
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
@@ -332,10 +344,11 @@ def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Ta
 
 def plan_training(job: Job) -> None:
     options = job.options
-    job.train_transform = transforms.train_settings(
-        options.input_size, job.backbone.mean, job.backbone.std, options.decode, options.crop_scale, options.crop_ratio,
+    reading = job.eval_transform
+    job.train_transform = transforms.read_alike(transforms.train_settings(
+        options.input_size, reading["mean"], reading["std"], reading["decode"], options.crop_scale, options.crop_ratio,
         options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
-        options.cache_size)
+        options.cache_size), reading)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
@@ -403,7 +416,7 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
 
     def of(say, fill):
-        return open_cache(Path(options.image_cache), paths, side, job.eval_transform["decode"], usable_cores(), say, fill)
+        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform), usable_cores(), say, fill)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()

@@ -129,7 +129,7 @@ def _resolve(parsed: flags.Parsed, file: WeightFile | None) -> tuple[flags.Parse
         options.seed, options.decode = seed, decode or stored.get("decode") or "full"
         return parsed, lines
     options = Namespace(**OF_TRAINING | vars(parsed.options))
-    options.decode, options.fc_norm_passes = options.decode or "scaled", options.fc_norm_passes or 1
+    options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
     options.batch_size = options.batch_size or DEFAULT_BATCH
     return flags.Parsed(options, parsed.typed), []
 
@@ -161,4 +161,5 @@ def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, p
         lines.append("           the CSV's other columns are not stored (rows are in its order): "
                      + ", ".join(data.others.columns))
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
-                    f"{precision.name}, decoding {transform['decode']}, batch size {options.batch_size}"]
+                    f"{precision.name}, batch size {options.batch_size}",
+                    f"reading    {summary.reading(transform, options.norm)}"]

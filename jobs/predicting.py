@@ -148,7 +148,8 @@ def describe(job: Prediction) -> list[str]:
     lines.append(f"pictures   {len(job.data.table):,} of {options.input}")
     lines += [f"           note: {note}" for note in job.data.notes]
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
-                    f"{job.precision.name}, decoding {job.transform['decode']}, batch size {options.batch_size}"]
+                    f"{job.precision.name}, batch size {options.batch_size}",
+                    f"reading    {summary.reading(job.transform, options.norm)}"]
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

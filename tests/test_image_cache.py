@@ -15,7 +15,7 @@ from PIL import Image
 from util import image_cache
 from util.datasets import ImageDataset, read_folder
 from util.errors import RunError
-from util.image_cache import KeptSource, default_side, kept_pixels, lossless_side, open_cache
+from util.image_cache import Kept, KeptSource, default_side, kept_pixels, lossless_side, open_cache
 from util.images import ImageSource
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
@@ -37,7 +37,7 @@ def photographs(tmp_path):
 
 
 def cached(table, folder, side, lines=None, decode="scaled"):
-    return open_cache(folder, list(table["path"]), side, decode, 2, (lines if lines is not None else []).append)
+    return open_cache(folder, list(table["path"]), Kept(side, decode), 2, (lines if lines is not None else []).append)
 
 
 def test_the_side_that_pictures_are_kept_at():
@@ -86,7 +86,7 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
     lines, folder = [], tmp_path / "c"
     few = photographs.iloc[:4]
     first = cached(few, folder, 300, lines)
-    assert lines == [f"pictures   4 decoded once to {folder / '300-scaled-2'} (short side at most 300, 2 MiB in all)"]
+    assert lines == [f"pictures   4 decoded once to {folder / '300-scaled-2-colour'} (short side at most 300, 2 MiB in all)"]
     assert min(first(few["path"][0]).size) == 300 and first(photographs["path"][5]) == photographs["path"][5]
     cached(few, folder, 300, lines)
     assert "4 found decoded" in lines[1]
@@ -101,7 +101,7 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
 
 
 def test_a_damaged_segment_is_made_anew(photographs, tmp_path):
-    lines, folder = [], tmp_path / "c" / "300-scaled-2"
+    lines, folder = [], tmp_path / "c" / "300-scaled-2-colour"
     for damage in (lambda pixels, index: pixels.write_bytes(pixels.read_bytes()[:-1]), lambda pixels, index: index.unlink(),
                    lambda pixels, index: index.write_bytes(b"no index"), lambda pixels, index: pixels.unlink()):
         cached(photographs, tmp_path / "c", 300, lines)
@@ -155,13 +155,14 @@ import sys
 from pathlib import Path
 from util import image_cache
 plain = image_cache.kept_pixels
-def slow(path, side, decode):
+def slow(path, *how):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[3]))
-    return plain(path, side, decode)
+    return plain(path, *how)
 import time
 image_cache.kept_pixels = slow
-image_cache.open_cache(Path(sys.argv[1]), sys.argv[4:], int(sys.argv[2]), "scaled", 1, lambda line: print(line, flush=True))
+image_cache.open_cache(Path(sys.argv[1]), sys.argv[4:], image_cache.Kept(int(sys.argv[2]), "scaled"), 1,
+                       lambda line: print(line, flush=True))
 """
 
 
@@ -180,7 +181,7 @@ def test_two_starts_fill_it_once_and_a_killed_one_leaves_nothing_behind(photogra
     first.wait()
     rest = second.communicate(timeout=60)[0].splitlines()
     assert rest.count("decoding") == 6 and "6 decoded once" in rest[-1] and second.returncode == 0
-    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2").iterdir()) == ["", ".npy", ".pixels"]
+    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2-colour").iterdir()) == ["", ".npy", ".pixels"]
 
 
 def test_a_picture_that_is_gone_is_named(photographs, tmp_path):

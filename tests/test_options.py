@@ -21,7 +21,7 @@ DOCUMENTED = {
     "adaptation": "finetune", "data_path": "./data/", "nb_classes": 8, "output_dir": "./output_dir",
     "log_dir": "./output_logs", "dataratio": [1.0], "stratified": False, "device": "cuda", "seed": 0, "resume": "",
     "start_epoch": 0, "eval": False, "dist_eval": False, "num_workers": 10, "pin_mem": True, "world_size": 1,
-    "local_rank": -1, "dist_on_itp": False, "dist_url": "env://", "savemodel": True, "norm": "IMAGENET",
+    "local_rank": -1, "dist_on_itp": False, "dist_url": "env://", "savemodel": True, "norm": "backbone",
     "enhance": False, "datasets_seed": 2026, "crop_scale": [0.08, 1.0], "hflip": 0.5, "vflip": 0.0,
 }
 
@@ -81,7 +81,14 @@ def test_wrong_command_lines(words, says):
 def test_flags_without_effect_are_named_once():
     assert flags.without_effect(parse()) == []
     lines = flags.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"))
-    assert len(lines) == 1 and all(f"--{name}" in lines[0] for name in ("world_size", "norm", "resplit"))
+    assert len(lines) == 1 and all(f"--{name}" in lines[0] for name in ("world_size", "resplit")) and "norm" not in lines[0]
+
+
+def test_normalisation_is_a_name_or_six_numbers():
+    assert [parse("--norm", word).options.norm for word in ("IMAGENET", "imagenet", "Half", "backbone")] == [
+        "backbone", "imagenet", "half", "backbone"]
+    assert parse("--norm", "0.5,.5,0.50,0.25,1,0.125").options.norm == "0.5,0.5,0.5,0.25,1,0.125"
+    assert flags.as_now({"norm": "IMAGENET", "epochs": 3}) == {"norm": "backbone", "epochs": 3}
 
 
 def test_list_of_ratios_is_one_run_after_the_other():

@@ -178,7 +178,7 @@ def test_scaled_evaluation_is_close(large_jpeg):
 def test_scaled_evaluation_decodes_no_finer_than_the_resized_picture(tmp_path, parts):
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled"))
     for edge, denominator in ((511, 1), (512, 2), (1023, 2), (1024, 4), (2047, 4), (2048, 8)):  # 256 · denominator
-        Image.new("RGB", (edge, edge + 100)).save(tmp_path / "a.jpg")
+        Image.new("RGB", (edge, edge + 100), (200, 100, 50)).save(tmp_path / "a.jpg")
         scaled(str(tmp_path / "a.jpg"))
         assert parts.pop() == (-(-edge // denominator), -(-(edge + 100) // denominator))
 
@@ -334,3 +334,58 @@ def test_a_strip_costs_no_more_than_what_is_looked_at(tmp_path, decode):
     pixels = EvalTransform(settings)(str(tmp_path / "strip.png"))
     assert pixels.shape == (3, 224, 224) and torch.allclose(pixels, torch.tensor(200 / 255), atol=1e-3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+# what comes of the full decode: speckle, noise, checkerboards
+
+def speckle(height, width):
+    """A grey B-scan: layers, each pixel times a number of its own, as the interference of light makes them."""
+    generator, down = np.random.default_rng(0), np.arange(height)[:, None] / height
+    layers = 40 + 120 * np.exp(-(((down - 0.5 - 0.1 * np.sin(3 * np.arange(width) / width)) / 0.08) ** 2))
+    return np.clip(layers * generator.gamma(1.5, 1 / 1.5, (height, width)), 0, 255).astype(np.uint8)
+
+
+def noise(height, width):
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def checkerboard(height, width):
+    return ((np.add.outer(np.arange(height), np.arange(width)) % 2) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(1000, 512), (300, 257), (768, 496), (999, 1001), (230, 1500), (40, 31)])
+@pytest.mark.parametrize("draw", [speckle, noise, checkerboard])
+def test_what_is_no_jpeg_is_read_to_a_level_of_the_full_decode(tmp_path, size, draw):
+    for suffix in (".png", ".tif"):
+        path = str(tmp_path / f"a{suffix}")
+        Image.fromarray(draw(*size[::-1])).save(path)
+        for edge, kept in ((224, None), (384, None), (224, 400)):
+            settings = (eval_settings(edge, MEAN, STD, decode, kept=kept) for decode in ("full", "scaled"))
+            full, scaled = (EvalTransform(one)(path) for one in settings)
+            assert grey_levels(full, scaled) < 1, (suffix, edge, kept)
+
+
+@pytest.mark.parametrize("quality", [75, 85, 95])
+def test_a_jpeg_of_speckle_is_decoded_whole(tmp_path, quality):
+    """At half its size its speckle would differ by 7 levels; so it does in checkpoints that were trained that way."""
+    scan, path = Image.fromarray(speckle(512, 1000)), str(tmp_path / "a.jpg")
+    marked = scan.convert("RGB")
+    marked.paste((0, 255, 0), (700, 0, 702, 512))  # the line that says where the scan was taken
+    for picture in (scan, scan.convert("RGB"), marked):
+        picture.save(path, quality=quality)
+        settings = [eval_settings(224, MEAN, STD, decode) for decode in ("full", "scaled")]
+        full, scaled = (EvalTransform(one)(path) for one in settings)
+        assert grey_levels(full, scaled) < 1
+        before = {name: value for name, value in settings[1].items() if name != "reduced"}
+        assert grey_levels(full, EvalTransform(before)(path)) > 4
+
+
+def test_settings_of_before_there_was_an_entry_read_as_they_did(tmp_path):
+    path = str(tmp_path / "a.png")
+    Image.fromarray(speckle(512, 1000)).save(path)
+    settings = eval_settings(224, (0, 0, 0), (1, 1, 1), "scaled")
+    assert settings.pop("reduced") == "colour"
+    halved = Image.open(path).convert("RGB").reduce(2)
+    expected = torch.from_numpy(np.array(halved)).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(expected, (256, 500), mode="bicubic", antialias=True)[0, :, 16:240, 138:362]
+    assert (EvalTransform(settings)(path) * 255 - expected).abs().max() < 0.01

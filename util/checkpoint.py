@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from util import options as flags
 from util.disk import AGAIN, reason, remedy
 from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
@@ -117,6 +118,7 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
         if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
         check_stored(path, file.rest)
+        file.rest["options"] = flags.as_now(file.rest["options"])
     else:  # a stranger's entries mean what they will there; its epoch is only told
         file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
         check_arguments(path, file.arguments)

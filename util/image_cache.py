@@ -19,6 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,10 @@ def default_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: t
     return min(lossless_side(input_size, crop_scale, crop_ratio), math.ceil(MOST_SPARE * input_size))
 
 
-def kept_pixels(path: str, side: int, decode: str) -> np.ndarray:
-    """The picture at `path` with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
-    source = ImageSource(path)
+def kept_pixels(path: str, side: int, decode: str, reduced: str = "colour") -> np.ndarray:
+    """The picture at `path` with a short side of at most `side` pixels, (H, W, 3) uint8. reduced: as ImageSource has it.
+    Raises ImageError."""
+    source = ImageSource(path, reduced)
     width, height = source.size
     scale = min(1.0, side / min(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -128,7 +130,28 @@ class ImageCache:
         return KeptSource(pixels.reshape(height, width, 3))
 
 
-def open_cache(folder: Path, paths: list[str], side: int, decode: str, workers: int, say: Callable[[str], None],
+@dataclass(frozen=True)
+class Kept:
+    """What the kept pixels of a picture depend on, besides its file: the arguments of `kept_pixels`."""
+
+    side: int
+    decode: str
+    reduced: str = "colour"
+
+    @classmethod
+    def of(cls, settings: dict) -> "Kept":
+        """Of a transform's settings; absent entries mean what they meant before there were any."""
+        return cls(settings["kept"], settings["decode"], settings.get("reduced", "any"))
+
+    @property
+    def folder(self) -> str:
+        return f"{self.side}-{self.decode}-{VERSION}" + ("" if self.reduced == "any" else f"-{self.reduced}")
+
+    def pixels(self, path: str) -> np.ndarray:
+        return kept_pixels(path, self.side, self.decode, self.reduced)
+
+
+def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
                fill: bool = True) -> ImageCache:
     """The cache of these pictures, filled with those that it lacks (unless `fill` is off).
 
@@ -136,12 +159,12 @@ def open_cache(folder: Path, paths: list[str], side: int, decode: str, workers: 
     read, to the same numbers. RunError for a picture that can't be read.
     """
     paths = list(dict.fromkeys(paths))
-    folder = Path(folder) / f"{side}-{decode}-{VERSION}"
+    folder = Path(folder) / kept.folder
     identities = _identities(paths)
     cache = ImageCache(_read_segments(folder), paths, identities)
     if not fill or cache.has.all():
         if fill:
-            say(f"pictures   {len(paths):,} found decoded in {folder} (short side at most {side})")
+            say(f"pictures   {len(paths):,} found decoded in {folder} (short side at most {kept.side})")
         return cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +172,8 @@ def open_cache(folder: Path, paths: list[str], side: int, decode: str, workers: 
             _remove_unfinished(folder)
             cache = ImageCache(_read_segments(folder), paths, identities)  # another start may have added them meanwhile
             todo = np.flatnonzero(~cache.has)
-            _require_room(folder, [paths[number] for number in todo], side)
-            _add(folder, [paths[number] for number in todo], identities[todo], side, decode, workers)
+            _require_room(folder, [paths[number] for number in todo], kept.side)
+            _add(folder, [paths[number] for number in todo], identities[todo], kept, workers)
         cache = ImageCache(_read_segments(folder), paths, identities)
     except ImageError as error:
         raise RunError(f"a picture that was there at the start cannot be read any more: {error}") from error
@@ -160,7 +183,7 @@ def open_cache(folder: Path, paths: list[str], side: int, decode: str, workers: 
             "whenever they are read, which is slower and gives the same figures")
         return cache
     size = sum(file.stat().st_size for file in cache._files)
-    say(f"pictures   {len(todo):,} decoded once to {folder} (short side at most {side}, {size / 2**20:,.0f} MiB in all)")
+    say(f"pictures   {len(todo):,} decoded once to {folder} (short side at most {kept.side}, {size / 2**20:,.0f} MiB in all)")
     return cache
 
 
@@ -228,17 +251,17 @@ def _require_room(folder: Path, paths: list[str], side: int) -> None:
         raise OSError(f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB free")
 
 
-def _add(folder: Path, paths: list[str], identities: np.ndarray, side: int, decode: str, workers: int) -> None:
+def _add(folder: Path, paths: list[str], identities: np.ndarray, kept: Kept, workers: int) -> None:
     """Decode pictures into new segments, in `workers` threads (the decoders work outside the interpreter's lock)."""
     with ThreadPoolExecutor(max(1, workers)) as pool, tqdm(
             total=len(paths), desc="decoding pictures", disable=not sys.stderr.isatty(), leave=False) as bar:
         start = 0
         while start < len(paths):
             name = hashlib.blake2b(identities[start:].tobytes(), digest_size=8).hexdigest()
-            start += _write_segment(folder / name, paths[start:], identities[start:], side, decode, pool, bar)
+            start += _write_segment(folder / name, paths[start:], identities[start:], kept, pool, bar)
 
 
-def _write_segment(file: Path, paths, identities, side: int, decode: str, pool: ThreadPoolExecutor, bar: tqdm) -> int:
+def _write_segment(file: Path, paths, identities, kept: Kept, pool: ThreadPoolExecutor, bar: tqdm) -> int:
     """One segment, of as many of these pictures as fit -> their number."""
     partial, index, offset = file.with_name(f".{file.name}.partial"), np.zeros(len(paths), ENTRY), 0
     try:
@@ -246,7 +269,7 @@ def _write_segment(file: Path, paths, identities, side: int, decode: str, pool: 
             done = 0
             while done < len(paths) and offset < SEGMENT_BYTES:
                 group = paths[done:done + 256]  # groups: decoded pictures that wait take memory
-                for pixels in pool.map(lambda path: kept_pixels(path, side, decode), group):
+                for pixels in pool.map(kept.pixels, group):
                     stream.write(pixels.data)
                     index[done] = (*identities[done], offset, pixels.shape[1], pixels.shape[0])
                     offset, done = offset + pixels.size, done + 1

@@ -50,13 +50,20 @@ class ImageSource:
 
     Orientation in EXIF is ignored, as the loader of the original project does (its checkpoints were trained that way)
     and because fundus cameras do not set it; a TIFF's own orientation tag is applied by Pillow itself.
+
+    reduced: which files may come with fewer pixels where these are enough. "colour": JPEGs that show colour, to a level
+    of what the whole picture gives. Without colour they are OCT scans or angiograms, whose speckle would change (by 7
+    levels, measured), and other kinds are decoded whole in any case, so that nothing is saved. "any": as checkpoints of
+    before were trained, every JPEG, and every other file averaged over squares.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, reduced="colour"):
         self.path = path
+        self.reduced = reduced
         self._size = None
         self._opened = None
         self._jpeg = None
+        self._grey = False  # a JPEG of one channel
 
     @property
     def size(self):
@@ -70,8 +77,8 @@ class ImageSource:
 
         box: (left, top, right, bottom) in pixels of the file; None: all. resolution: (width, height) that the part has
         at least, unless the file has less; None: the file's own. The box is rounded to the pixels that are decoded.
-        JPEGs are decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 (the same numbers as Pillow's draft, sooner); others are
-        decoded whole and then averaged over squares. Raises ImageError, as `decode_scaled`.
+        JPEGs are decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 (the same numbers as Pillow's draft, sooner), where
+        `reduced` allows it; others are decoded whole. Raises ImageError, as `decode_scaled`.
         """
         width, height = self.size
         left, top, right, bottom = box or (0, 0, width, height)
@@ -82,7 +89,7 @@ class ImageSource:
             left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
             return np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
         image = self.decode()
-        if coarsest > 1:
+        if coarsest > 1 and self.reduced == "any":
             image = image.reduce(coarsest, box=(left, top, right, bottom))
         elif box is not None:
             image = image.crop((left, top, right, bottom))
@@ -95,10 +102,10 @@ class ImageSource:
         half empty: `resized` wants to know, or the picture would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
-        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest)
+        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reduced == "any" else 1)
         if pixels is None:
             image = self.decode()
-            pixels = np.array(image.reduce(coarsest) if coarsest > 1 else image)
+            pixels = np.array(image.reduce(factor) if factor > 1 else image)
         return pixels, (self.size[0] / factor, self.size[1] / factor)
 
     def _jpeg_at(self, coarsest):
@@ -107,9 +114,14 @@ class ImageSource:
         if jpeg is None:
             return None
         factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
+        if self._grey and self.reduced == "colour":
+            factor = 1
         width, height = self.size
         try:
-            return simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor)), factor
+            pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor))
+            if factor > 1 and self.reduced == "colour" and not shows_colour(pixels):
+                return simplejpeg.decode_jpeg(jpeg, "RGB"), 1
+            return pixels, factor
         except ValueError:
             return None  # Pillow decodes it all the same, or says in its words what is wrong
 
@@ -125,7 +137,7 @@ class ImageSource:
             except ValueError:
                 colours = None  # damaged: Pillow says how
             if colours in _JPEG_COLOURS and width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-                self._size, self._jpeg = (width, height), jpeg
+                self._size, self._jpeg, self._grey = (width, height), jpeg, colours == "Gray"
                 return
         self._opened = self._open()
 
@@ -175,6 +187,16 @@ class ImageSource:
                 scans = stream.read().count(_START_OF_SCAN)
             if scans > MOST_SCANS:
                 raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
+
+
+def shows_colour(pixels):
+    """Whether a tenth of the (h, w, 3) pixels differs by more than 16 levels between red and blue.
+
+    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the picture); a scan saved as RGB does
+    not, also with a coloured mark or two.
+    """
+    some = pixels[::2, ::2].astype(np.int16)
+    return np.count_nonzero(np.abs(some[..., 0] - some[..., 2]) > 16) > some.shape[0] * some.shape[1] / 10
 
 
 def _jpeg_file(path):
@@ -228,12 +250,13 @@ def read_image(path, minimum_size=None):
     return ImageSource(path).decode(minimum_size)
 
 
-def resized(pixels, size, box=None, covers=None):
+def resized(pixels, size, box=None, covers=None, within=1 / 512):
     """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
 
     Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
-    bottom) in pixels of the result; no more pixels are read than it needs, and it lies within 1/64 of a pixel of its place.
-    covers: (width, height) of the picture in `pixels`, whose last row and column it may fill in part; None: all.
+    bottom) in pixels of the result; no more pixels are read than it needs. within: the part of a pixel by which its place
+    may be missed (1/64 changes noise by a level and more where a picture nearly keeps its size). covers: (width, height) of
+    the picture in `pixels`, whose last row and column it may fill in part; None: all.
     """
     covers = pixels.shape[1::-1] if covers is None else covers
     if tuple(covers) == tuple(size):
@@ -244,20 +267,20 @@ def resized(pixels, size, box=None, covers=None):
         return result.permute(1, 2, 0).contiguous().numpy()
     left, top, right, bottom = box or (0, 0, *size)
     (rows, above, up), (columns, before, along) = (
-        _needed(*one) for one in ((covers[1], size[1], top, bottom), (covers[0], size[0], left, right)))
+        _needed(*one, within) for one in ((covers[1], size[1], top, bottom), (covers[0], size[0], left, right)))
     part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
     result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
     return result[:, above:above + bottom - top, before:before + right - left].permute(1, 2, 0).numpy()
 
 
 @functools.lru_cache(maxsize=256)  # pictures of one camera are of one size
-def _needed(have, want, first, last):
+def _needed(have, want, first, last, within):
     """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice to resize,
     where `first` stands in its result, and the factor."""
     pixels = have / want
     margin = math.ceil(2 * max(pixels, 1) / pixels) + 1  # bicubic looks at two pixels of the coarser grid
     # the part starts where pixels of both grids begin together
-    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= 1 / 64), 0)
+    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within), 0)
     # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
     factor = (want + 1e-6) / have
     return slice(round(start * pixels), min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor

@@ -8,6 +8,12 @@ import torch
 from timm.models import group_parameters
 
 
+def is_plain_vit(model: torch.nn.Module) -> bool:
+    """Whether a model cuts patches once and sends them through a row of blocks, as a vision transformer without stages."""
+    blocks = getattr(model, "blocks", None)
+    return hasattr(model, "patch_embed") and isinstance(blocks, torch.nn.Sequential | torch.nn.ModuleList)
+
+
 def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """({parameter name: layer}, number of layers): 0 = embeddings, the last = what follows the blocks.
 
@@ -24,7 +30,7 @@ def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     if hasattr(model, "layers_with_head"):  # built without a classifier: a head of ours stands where that would
         layer_of, last = model.layers_with_head
         return {name: layer_of[name] for name in names}, last
-    if hasattr(model, "patch_embed") and isinstance(getattr(model, "blocks", None), torch.nn.Sequential | torch.nn.ModuleList):
+    if is_plain_vit(model):
         layers = len(model.blocks) + 1
         return {name: _vit_layer(name, layers) for name in names}, layers
     if not hasattr(model, "group_matcher"):

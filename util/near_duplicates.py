@@ -50,7 +50,7 @@ FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4")
 
 def fingerprint(path: str) -> np.ndarray:
     """What is compared of the picture at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
-    source = ImageSource(path)
+    source = ImageSource(path, "any")  # a fingerprint needs no more than a fast look
     size = source.size
     return fingerprint_of(Image.fromarray(source.part(None, (DECODED, DECODED))), size)
 

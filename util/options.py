@@ -7,6 +7,7 @@ Nothing heavy is imported here, so that `--help` answers at once. A flag that wo
 import argparse
 import difflib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,20 +21,19 @@ WITHOUT_EFFECT = {
     "local_rank": "the launcher's environment says it",
     "dist_eval": "evaluation is always spread over all processes",
     "resplit": "it did nothing in the original either",
-    "norm": "mean and sd are those that the backbone was trained with",
     "enhance": "it did nothing in the original either",
 }
 # What belongs to a machine or a start, not to the run: neither taken from a checkpoint nor compared with one.
 OF_THIS_START = {
     "resume", "eval", "dry_run", "device", "num_workers", "pin_mem", "world_size", "local_rank", "dist_on_itp",
     "dist_url", "start_epoch", "output_dir", "log_dir", "task", "weights_dir", "dist_eval", "savemodel",
-    "skip_file_check", "leakage", "optuna_storage", "resplit", "norm", "enhance", "image_cache", "save_every_steps", "parallel",
+    "skip_file_check", "leakage", "optuna_storage", "resplit", "enhance", "image_cache", "save_every_steps", "parallel",
     "activation_checkpointing",
 }
 
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
-OF_SCORING = {"model", "model_arch", "input_size", "decode", "cache_size", "precision", "global_pool", "fc_norm_passes",
+OF_SCORING = {"model", "model_arch", "input_size", "norm", "decode", "cache_size", "precision", "global_pool", "fc_norm_passes",
               "csv_file"}
 # What training alone reads.
 OF_TRAINING = (
@@ -114,6 +114,22 @@ def count_or_auto(text: str) -> int | str:
     return AUTO if text == AUTO else count(text)
 
 
+def normalisation(text: str) -> str:
+    """`--norm` as it is stored: backbone, imagenet, half, or six numbers parted by commas."""
+    if text == "IMAGENET":  # the original's default, in its command lines and in checkpoints: it meant the backbone's own
+        return "backbone"
+    if text.lower() in ("backbone", "imagenet", "half"):
+        return text.lower()
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of backbone, imagenet, half, nor six numbers parted by commas: "
+                                         "three means and three standard deviations above 0, of values from 0 to 1")
+    return ",".join(f"{number:g}" for number in numbers)
+
+
 def seed_number(text: str) -> int:
     return _number(int, 0, 2**32 - 1)(text)
 
@@ -147,6 +163,10 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
         help="start although some tensors of the weights don't fit, and print which")
     add("--input_size", type=side, default=None,
         help="side of the input in pixels; 224, or a timm model's own size")
+    add("--norm", type=normalisation, default="backbone",
+        help="what the channels are normalised by: backbone (as its weights are known to be trained; for a timm model, timm's "
+             "own), imagenet, half (mean and standard deviation 0.5), or six numbers R,G,B,R,G,B: means, then standard "
+             "deviations, of values from 0 to 1. IMAGENET in capitals, as old command lines have it, is backbone")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
         help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
@@ -315,7 +335,6 @@ def add_compatibility_flags(parser):
     group = parser.add_argument_group("accepted for compatibility, no effect")
     for name in ("dist_eval", "resplit", "enhance"):
         group.add_argument(f"--{name}", action="store_true", help=WITHOUT_EFFECT[name])
-    group.add_argument("--norm", default="IMAGENET", help=WITHOUT_EFFECT["norm"])
     return group
 
 
@@ -432,6 +451,11 @@ def take_stored(stored: dict, options, typed: set[str]) -> None:
     for name, value in stored.items():
         if hasattr(options, name) and name not in OF_THIS_START and name not in typed:
             setattr(options, name, value)
+
+
+def as_now(stored: dict) -> dict:
+    """A checkpoint's options in today's words."""
+    return stored | {"norm": normalisation(stored.get("norm") or "backbone")}
 
 
 def _text(value) -> str:

@@ -154,6 +154,7 @@ def _transform(value) -> bool:
         and all(isinstance(three, list) and len(three) == 3 and all(map(_finite, three)) for three in colours)
         and min(settings["std"]) > 0
         and settings.get("decode") in ("full", "scaled")
+        and settings.get("reduced", "any") in ("any", "colour")
         and (settings.get("kept") is None or side(settings["kept"]))
         and settings["resize"] >= settings["input_size"]
     )

@@ -24,7 +24,8 @@ def describe(job) -> list[str]:
     lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
-    lines.append(f"device     {world.device} ({cores}), precision {job.precision.name}, decoding {options.decode}")
+    lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
+              f"reading    {reading(job.eval_transform, options.norm)}"]
     if job.plan is not None and not getattr(options, "optuna_trials", 0):
         plan = job.plan
         lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
@@ -32,6 +33,13 @@ def describe(job) -> list[str]:
                      + ("" if options.lr is not None else f" (blr {options.blr:g})")
                      + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.seed}")
     return lines
+
+
+def reading(transform: dict, norm: str) -> str:
+    """How pictures are read, in a few words."""
+    mean, std = (" ".join(f"{value:.4g}" for value in transform[name]) for name in ("mean", "std"))
+    whose = {"backbone": ", the backbone's own"}.get(norm, "")
+    return f"decoding {transform['decode']}; normalised by mean {mean}, standard deviation {std} (--norm {norm}{whose})"
 
 
 def _weights(job) -> str:

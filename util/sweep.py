@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from util import options as flags
-from util import stopping
+from util import starts, stopping
 from util.errors import InputError, RunError
 from util.grid import Cell, Grid
 from util.summary import duration
@@ -93,6 +93,7 @@ def _differences(stored: dict, cell: Cell, canonical: Callable) -> list[str]:
     for name in RESOLVED:
         if name in vars(now) and name not in parsed.typed:
             setattr(now, name, stored.get(name))
+    starts.as_stored(now, parsed.typed, stored)
     if getattr(now, "params", None):
         from util.regression_options import take_params
 

@@ -6,7 +6,8 @@ decoder may compute the picture no finer than the crop needs (`decode="scaled"`)
 pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts out the centre.
 With `decode="full"` both equal timm's and torchvision's own results bit for bit.
 
-Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint.
+Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint. What came to be said of the
+reading of a picture after the first version has an entry of its own; where it is absent, pictures are read as they were.
 """
 import math
 import os
@@ -32,6 +33,8 @@ READING = 2  # raise it when the same file and settings give other numbers: what
 # in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
+# Entries that decide which pixels a transform gets, the same in training and evaluation.
+OF_READING = ("mean", "std", "decode", "kept", "reduced")
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -50,9 +53,12 @@ def eval_settings(input_size, mean, std, decode, kept=None):
 
     The short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
     """
-    settings = _common_settings("eval", input_size, mean, std, decode, kept)
-    settings["resize"] = int(input_size / 0.875) if input_size <= 224 else input_size
-    return settings
+    return _common_settings("eval", input_size, mean, std, decode, kept) | {"resize": resized_side(input_size)}
+
+
+def resized_side(input_size):
+    """Pixels of the short side from which evaluation cuts out its centre of `input_size`."""
+    return int(input_size / 0.875) if input_size <= 224 else input_size
 
 
 def train_settings(
@@ -110,6 +116,13 @@ def train_settings(
     return settings
 
 
+def read_alike(settings, other):
+    """The settings, with what decides how a picture is read as the other has it: a run that began before an entry was
+    there goes on as it began."""
+    kept = {name: value for name, value in settings.items() if name not in OF_READING}
+    return kept | {name: other[name] for name in OF_READING if name in other}
+
+
 def color_jitter_applies(settings):
     """False where timm leaves a given color_jitter out, because an auto-augment string takes its place."""
     return settings["color_jitter"] is not None and (not settings["aa"] or "3a" in settings["aa"])
@@ -133,7 +146,8 @@ class EvalTransform:
             return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
-        return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers))
+        within = 1 / 64 if reduced(settings) == "any" else 1 / 512  # as checkpoints of before were scored
+        return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
 
     def __reduce__(self):
         return EvalTransform, (self.settings,)
@@ -212,7 +226,14 @@ def _as_source(source, settings):
     if not isinstance(source, (str, os.PathLike)):
         return source
     side = settings.get("kept")  # checkpoints of before there was a cache have none
-    return KeptSource(kept_pixels(source, side, settings["decode"])) if side else ImageSource(source)
+    if side:
+        return KeptSource(kept_pixels(source, side, settings["decode"], reduced(settings)))
+    return ImageSource(source, reduced(settings))
+
+
+def reduced(settings):
+    """Which files may come with fewer pixels, as ImageSource has it."""
+    return settings.get("reduced", "any")
 
 
 def _augment_operations(augmenting):
@@ -245,6 +266,7 @@ def _common_settings(kind, input_size, mean, std, decode, kept):
         "std": [float(value) for value in std],
         "decode": decode,
         "kept": kept,
+        "reduced": "colour",
     }
 
 

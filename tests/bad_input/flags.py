@@ -250,6 +250,8 @@ contradicts(MODEL_FLAGS, "--input_size", 1)
 contradicts(MODEL_FLAGS, "--input_size", 10**7, says=("--input_size",))
 contradicts(MODEL_FLAGS, "--aa", "rand-m9-oops", says=("--aa rand-m9-oops",))
 contradicts(MODEL_FLAGS, "--aa", "x" * 999, says=("--aa",))
+for wrong in ("ImageNet1k", "0.5,0.5,0.5", "0.5,0.5,0.5,0.5,0.5,0", "0.5,0.5,0.5,0.5,0.5,nan", "0.5 0.5 0.5 0.5 0.5 0.5"):
+    contradicts(MODEL_FLAGS, "--norm", wrong, says=("--norm", "six numbers"))
 contradicts(MODEL_FLAGS, "--select_metric", "luck", says=("luck",))
 contradicts(MODEL_FLAGS, "--fc_norm_passes", 3, says=("--fc_norm_passes",))
 contradicts(MODEL_FLAGS, "--patient_regex", "(", says=("--patient_regex",))

@@ -98,6 +98,7 @@ for name, path, values in (
     ("resize of the transform", ("transform", "eval", "resize"), {"endless": 10**12, "less than the input": 3}),
     ("mean of the transform", ("transform", "eval", "mean"), {"a number": 0.5, "two": [0.1, 0.2], "texts": ["a", "b", "c"]}),
     ("sd of the transform", ("transform", "eval", "std"), {"zeros": [0.0, 0.0, 0.0], "not a number": [math.nan] * 3}),
+    ("reduced files of the transform", ("transform", "eval", "reduced"), {"unknown": "half", "a number": 2}),
     ("decoding of the transform", ("transform", "eval", "decode"), {"unknown": "half"}),
     ("best epoch", ("best",), {"a text": "x", "empty": {}}),
     ("thresholds", ("best", "thresholds"), {"texts": {"sensitivity_at_90_specificity": "x"}, "a list": [1]}),

@@ -1,0 +1,51 @@
+"""jobs/job.py: which transform evaluation reads images by."""
+
+import types
+
+import pytest
+
+import models_vit
+from jobs.job import evaluation_settings
+from main_finetune import make_parser
+from util import options as flags
+from util.transforms import eval_settings, read_alike, train_settings
+
+VIT = models_vit.find_backbone("timm", "vit_tiny_patch16_224")  # timm: mean and standard deviation 0.5
+STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "decode": "full",
+          "kept": 100}  # of before `reduced` was an entry, and with a resize of its own
+
+
+def settings(*words, stored=STORED, input_size=64):
+    parsed = flags.parse(make_parser(), [str(word) for word in words])
+    parsed.options.input_size = parsed.options.input_size or input_size
+    parsed.options.decode = parsed.options.decode or "scaled"
+    file = types.SimpleNamespace(rest={"transform": {"eval": dict(stored)}}) if stored else None
+    return evaluation_settings(parsed, VIT, file)
+
+
+@pytest.mark.parametrize(("words", "changed"), [
+    ((), {}),
+    (("--input_size", 64), {}),  # typed, and no other
+    (("--input_size", 32), {"input_size": 32, "resize": 36}),
+    (("--decode", "scaled"), {"decode": "scaled"}),
+    (("--cache_size", 50), {"kept": 50}),
+    (("--norm", "half"), {"mean": [0.5] * 3, "std": [0.5] * 3}),
+    (("--norm", "imagenet"), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
+    (("--norm", "0,0,0,1,1,2"), {"mean": [0, 0, 0], "std": [1, 1, 2]}),
+])
+def test_a_typed_flag_changes_its_own_entry_alone(words, changed):
+    assert settings(*words) == STORED | changed
+
+
+def test_without_a_checkpoint_the_flags_decide():
+    assert settings(stored=None) == eval_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled")
+    assert settings("--norm", "IMAGENET", stored=None) == settings(stored=None)  # it meant the backbone's own
+    assert settings("--norm", "imagenet", stored=None)["mean"] == list(models_vit.IMAGENET_MEAN)
+
+
+def test_training_reads_as_the_run_began():
+    now = train_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled", hflip=0.1)
+    before = read_alike(now, STORED)
+    assert "reduced" not in before and before["decode"] == "full" and before["mean"] == STORED["mean"]
+    assert before["hflip"] == 0.1 and before["kind"] == "train" and before["input_size"] == 64
+    assert read_alike(now, eval_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled")) == now
