@@ -1,0 +1,127 @@
+"""What an earlier version wrote keeps its values: run folders of commit 1e6919a (tests/fixtures/earlier).
+
+How images are read, trained on and scored may get new defaults and new options. What lies in these folders was made
+without them, and has to be read, scored, resumed, reported and compared as it was.
+"""
+
+import importlib
+import json
+import lzma
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT, needs_package
+from tests.fixtures.earlier import make
+from util.errors import exit_code_of
+
+FIXTURES = ROOT / "tests/fixtures/earlier"
+EXPECTED = FIXTURES / "expected"
+COMMANDS = json.loads((FIXTURES / "commands.json").read_text())
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """The fixtures with their checkpoints unpacked, in the current folder.
+
+    A checkpoint's data_fingerprint is made of the names below the images' folder, labels, splits and file sizes. Dates and
+    the folder's place are not in it, so that a copy has the same.
+    """
+    for name in ("images", "output_dir"):
+        shutil.copytree(FIXTURES / name, tmp_path / name)
+    for name in ("table.csv", "base.pth.xz"):
+        shutil.copy(FIXTURES / name, tmp_path)
+    for packed in list(tmp_path.rglob("*.xz")):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def same_table(found: Path, expected: Path, atol: float) -> None:
+    """Every column that was there: numbers to `atol`, the rest to the letter."""
+    one, two = pd.read_csv(found), pd.read_csv(expected)
+    assert len(one) == len(two) > 0
+    for name in two:
+        if pd.api.types.is_numeric_dtype(two[name]):
+            np.testing.assert_allclose(one[name], two[name], rtol=0, atol=atol, err_msg=name)
+        else:
+            assert list(one[name].fillna("")) == list(two[name].fillna("")), name
+
+
+def same_metrics(found: Path, expected: Path, atol: float = 1e-5) -> None:
+    """Every metric that was there, with the bounds of its interval."""
+    one, two = json.loads(found.read_text()), json.loads(expected.read_text())
+    for name, entry in two.items():
+        for part in ("value", "lower", "upper"):
+            a, b = (math.nan if each[part] is None else each[part] for each in (one[name], entry))
+            assert a == pytest.approx(b, rel=1e-5, abs=atol, nan_ok=True), (name, part)
+
+
+@pytest.mark.parametrize("task", make.USED)
+def test_scored_predicted_and_reported_as_then(earlier, task):
+    """--eval, predict.py and latent_feature.py --resume on the checkpoint, and the report of its folder."""
+    if task == "lora":
+        needs_package("peft")
+    make.use(task, COMMANDS[task][0], Path("used"))
+    used, expected = Path("used", task), EXPECTED / task
+    for name in ("predictions_test.csv", "predict.csv"):
+        same_table(used / name, expected / name, 1e-4)
+    same_metrics(used / "metrics_test.json", expected / "metrics_test.json")
+    features = [np.loadtxt(folder / "features.csv", delimiter=",") for folder in (used, expected)]
+    np.testing.assert_allclose(*features, rtol=0, atol=1e-4)
+    numbers = [Counter(json.loads((folder / "report.json").read_text())) for folder in (used, expected)]
+    assert not numbers[1] - numbers[0]
+
+
+def test_compared_as_then(earlier):
+    make.compare(Path("comparison"))
+    for name in ("comparison.csv", "comparison_tests.csv"):
+        same_table(Path("comparison", name), EXPECTED / name, 1e-5)
+
+
+def resume_same(task, capsys):
+    program, *words = COMMANDS[task]
+    main = importlib.import_module(program.removesuffix(".py")).main
+    capsys.readouterr()
+    code = exit_code_of(main, [*words, "--resume", "same"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+@pytest.mark.parametrize("task", ["probe", "lora", "regression"])
+def test_a_finished_run_is_complete(earlier, capsys, task):
+    if task == "lora":
+        needs_package("peft")
+    Path("output_dir", task, "report.html").touch()  # which is not kept among the fixtures, and written last
+    before = {path: path.read_bytes() for path in Path("output_dir", task).glob("*.*")}
+    assert "this run is complete" in resume_same(task, capsys)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_cut_run_ends_as_it_would_have(earlier, capsys):
+    """`cut` is the run `cnn`, ended in its second epoch: it is resumed with the options and reading that it began with."""
+    assert "resumed at epoch 1" in resume_same("cut", capsys)
+    cut, whole = Path("output_dir/cut"), FIXTURES / "output_dir/cnn"
+    for name in ("metrics_val.csv", "metrics_test.csv"):
+        same_table(cut / name, whole / name, 1e-3)
+    for name in ("predictions_val.csv", "predictions_test.csv"):
+        same_table(cut / name, whole / name, 1e-3)
+    same_metrics(cut / "metrics_test.json", whole / "metrics_test.json", 1e-3)
+
+
+def test_images_are_as_large_as_they_were_recorded(earlier):
+    """--resume same compares file sizes: after a checkout that rewrites files (line ends) it would see other data."""
+    sizes = json.loads((FIXTURES / "sizes.json").read_text())
+    assert {path.as_posix(): path.stat().st_size for path in Path("images").rglob("*.*")} == sizes
+
+
+def test_no_place_of_a_machine_is_in_the_fixtures(earlier):
+    for path in (path for path in earlier.rglob("*") if path.is_file()):
+        assert not any(place in path.read_bytes() for place in (b"/work", b"/tmp", b"/home", b"/root")), path
