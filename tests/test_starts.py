@@ -12,7 +12,7 @@ from util import starts
 
 def options(**changes):
     return Namespace(**{"finetune": "weights.pth", "adaptation": "finetune", "lp_views": 1, "layer_decay": 0.65,
-                        "drop_path": 0.2, "crop_scale": [0.08, 1.0]} | changes)
+                        "drop_path": 0.2, "crop_scale": [0.08, 1.0], "blr": 5e-3, "lr": None} | changes)
 
 
 def test_pretrained_vision_transformers_keep_the_flags_defaults():
@@ -30,6 +30,10 @@ def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_win
     mine = options(finetune="")
     (line,) = starts.settle(mine, {"crop_scale"}, plain_vit=True, regression=False)
     assert mine == options(finetune="", layer_decay=1.0, drop_path=0.0) and "random weights" in line
+    for lr, blr in ((None, 5e-3), (1e-3, 2e-3)):  # beside --lr it would do nothing
+        mine = options(finetune="", blr=2e-3, lr=lr)
+        assert starts.settle(mine, set(), plain_vit=False, regression=True) and mine.blr == blr
+        assert mine.crop_scale == [0.08, 1.0]  # a regression's own
     mine = options(adaptation="lp")
     assert starts.settle(mine, set(), plain_vit=False, regression=False) == [] and mine == options(adaptation="lp")
 

@@ -8,13 +8,14 @@ Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; n
 Other pre-trained models  IDRiD, EfficientNet-Lite0 with ImageNet weights, 12 epochs, means of 3 seeds. Score on val:
                           0.534 with the flags' own defaults, 0.571 with layer_decay 1 alone, 0.532 with the crops
                           alone, 0.586 with both.
-Random weights            the demo of a regression (a ResNet) and scikit-learn's digits (a ViT).
+Random weights            the demo of a regression (test_resnet, 20 epochs, 1 seed): R2 on test 0.60 with the flags' own
+                          defaults, 0.91 with these.
 """
 
 from argparse import Namespace
 
 PRETRAINED_OTHER = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
-RANDOM = {"layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0]}
+RANDOM = {"layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
 # A regression's own crops are wide already: small ones destroy targets that are sizes.
 OF_CLASSIFICATION = ("crop_scale",)
 NAMES = tuple(dict.fromkeys([*PRETRAINED_OTHER, *RANDOM]))
@@ -31,6 +32,7 @@ def settle(options: Namespace, typed: set[str], plain_vit: bool, regression: boo
     pretrained, changed = bool(options.finetune), []
     # a linear probe has no such rates, and crops of random views alone
     acting = NAMES if options.adaptation != "lp" else OF_CLASSIFICATION if options.lp_views > 1 else ()
+    acting = [name for name in acting if name != "blr" or options.lr is None]
     for name, value in defaults(plain_vit, pretrained, regression).items():
         before = getattr(options, name)
         if name not in typed and name in acting and before != value:
