@@ -7,7 +7,7 @@ import pandas as pd
 
 from util.datasets import Data, fingerprint
 from util.intervals import classification_intervals
-from util.results import now, versions
+from util.results import commit, now, versions
 from util.run_files import write_metrics_json, write_predictions, write_whole
 
 
@@ -21,6 +21,6 @@ def write_run(folder: Path, data: Data, options: dict, predictions: dict[str, pd
     for split, table in predictions.items():
         write_predictions(table, folder / f"predictions_{split}.csv")
         write_metrics_json(folder / f"metrics_{split}.json", classification_intervals(table, options["seed"]))
-    content = {"written": now(), "options": options, "versions": versions(),
+    content = {"written": now(), "options": options, "versions": versions(), "commit": commit(),
                "data": {"fingerprint": fingerprint(data.table), "class_names": data.class_names}, **facts}
     write_whole(folder / "run.json", json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,6 @@ choice     the epoch with the best score on val: mean of macro F1, ROC AUC and k
 import argparse
 import copy
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from util.distributed import usable_cores
 from util.metrics import classification_metrics, predictions_table
 
 METHOD = "plain loop"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Images(torch.utils.data.Dataset):
@@ -50,30 +50,36 @@ class Images(torch.utils.data.Dataset):
 
 
 def build(options: argparse.Namespace, num_classes: int) -> torch.nn.Module:
-    sized = {} if options.model_arch.startswith("tf_efficientnet") else {"img_size": options.input_size}
+    """The model with the weights of the file and a new head. RuntimeError where other tensors than the head's don't fit."""
+    sized = {"img_size": options.input_size} if timm.get_pretrained_cfg(options.model_arch).fixed_input_size else {}
     model = timm.create_model(options.model_arch, num_classes=num_classes, **sized)
     if options.finetune:
         weights = torch.load(options.finetune, map_location="cpu", weights_only=True)
-        head = model.default_cfg["classifier"]
-        kept = {name: value for name, value in weights.items() if not name.startswith(f"{head}.")}
-        missing, unexpected = model.load_state_dict(kept, strict=False)
-        assert not unexpected and all(name.startswith(f"{head}.") for name in missing), (missing, unexpected)
+        head = {name: value for name, value in model.state_dict().items()
+                if name.startswith(f"{model.default_cfg['classifier']}.")}
+        model.load_state_dict(weights | head)
     return model
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: float, steps: int) -> CosineLRScheduler:
+    """A linear warm-up, at most a fifth of the epochs, then half a cosine to 0; steps: of an epoch."""
+    warmup = round(min(warmup_epochs, epochs / 5) * steps)
+    return CosineLRScheduler(optimizer, epochs * steps - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
 
 
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, loader, rows: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     """The predictions table of a split."""
     model.eval()
-    return predictions_table(rows, np.concatenate([model(images).numpy() for images, _ in loader]), class_names)
+    logits = [model(images.to(DEVICE)).cpu().numpy() for images, _ in loader]
+    return predictions_table(rows, np.concatenate(logits), class_names)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
-    began = time.monotonic()
     torch.manual_seed(options.seed)
     data = read_folder(options.data_path)
-    model = build(options, len(data.class_names))
+    model = build(options, len(data.class_names)).to(DEVICE)
     config = resolve_data_config({"input_size": (3, options.input_size, options.input_size)}, model=model)
     augmented = create_transform(**config, is_training=True, scale=tuple(options.crop_scale), hflip=options.hflip,
                                  color_jitter=options.color_jitter)
@@ -84,17 +90,15 @@ def main(argv: list[str] | None = None) -> int:
         persistent_workers=options.num_workers > 0) for split in rows}
     steps = len(loaders["train"])
     optimizer = torch.optim.AdamW(param_groups_weight_decay(model, 0.05), lr=options.lr)
-    warmup = round(min(options.warmup_epochs, options.epochs / 5) * steps)
-    schedule = CosineLRScheduler(optimizer, options.epochs * steps - warmup, warmup_t=warmup, warmup_prefix=True,
-                                 t_in_epochs=False)
+    schedule = schedule_of(optimizer, options.epochs, options.warmup_epochs, steps)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    best, weights, step = -np.inf, None, 0
+    best, step = -np.inf, 0
     for epoch in range(options.epochs):
         model.train()
         for images, labels in loaders["train"]:
             step += 1
             schedule.step_update(step)
-            loss(model(images), labels).backward()
+            loss(model(images.to(DEVICE)), labels.to(DEVICE)).backward()
             optimizer.step()
             optimizer.zero_grad()
         score = classification_metrics(evaluate(model, loaders["val"], rows["val"], data.class_names))[0]["score"]
@@ -105,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     tables = {split: evaluate(model, loaders[split], rows[split], data.class_names) for split in ("val", "test")}
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "num_workers")}
     write_run(Path(options.output), data, {"model": "timm", "adaptation": METHOD, **settings}, tables, best_epoch=best_epoch,
-              effective_batch=options.batch_size, seconds=round(time.monotonic() - began, 1))
+              effective_batch=options.batch_size)
     return 0
 
 
