@@ -1,7 +1,6 @@
 """benchmarks/learning.py runs, goes on where it was cut, and its table is what compare.py says; no result is asserted."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -25,14 +24,11 @@ ALL = {"images": list(learning.SETS), "starts": list(learning.STARTS), "ways": l
 
 # ---- the program ----------------------------------------------------------------------------------------------------
 
-def start(*words):
-    return subprocess.run([sys.executable, ROOT / "benchmarks" / "learning.py", *map(str, words)], capture_output=True,
-                          text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def test_every_way_runs_and_goes_on(tmp_path):
-    words = ("--quick", "--only", "digits", "random", "--work", tmp_path)
-    first = start(*words)
+def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--quick", "--only", "digits", "random", "--work", str(tmp_path)]
+    first = subprocess.run([sys.executable, ROOT / "benchmarks/learning.py", *words], cwd=tmp_path, capture_output=True,
+                           text=True, timeout=900)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("run ") == 4
     rows = [line.split(" | ") for line in first.stdout.splitlines() if line.startswith("| digits")]
@@ -44,14 +40,14 @@ def test_every_way_runs_and_goes_on(tmp_path):
     assert not list(tmp_path.glob("*/*/checkpoint-*")) and not list(tmp_path.glob("*/.features"))
 
     (tmp_path / "digits-random-logistic/seed0/cell.json").unlink()
-    again = start(*words)
-    assert again.returncode == 0, again.stderr
-    assert "4 runs" in again.stdout and "3 done" in again.stdout
-    assert [line for line in again.stdout.splitlines() if line.startswith("run ")] == [
-        "run 3 of 4: digits-random-logistic/seed0 …"]
-    other = start(*words, "--epochs", 2)
-    assert other.returncode == 2 and other.stderr.count("\n") == 1
-    assert "holds a run of another command" in other.stderr and "--epochs 1" in other.stderr
+    assert learning.main(words) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("4 runs in ") and ", 3 done\n" in again
+    assert [line for line in again.splitlines() if line.startswith("run ")] == ["run 3 of 4: digits-random-logistic/seed0 …"]
+    tables = [[line.rsplit(" | ", 1)[0] for line in text.splitlines() if line.startswith("| ")] for text in (first.stdout, again)]
+    assert tables[0] == tables[1]  # but for the time
+    with pytest.raises(InputError, match=r"holds a run of another command \(.* --epochs 1 .*name another --work"):
+        learning.main([*words, "--epochs", "2"])
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):
