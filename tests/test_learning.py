@@ -44,7 +44,8 @@ def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     again = capsys.readouterr().out
     assert again.startswith("4 runs in ") and ", 3 done\n" in again
     assert [line for line in again.splitlines() if line.startswith("run ")] == ["run 3 of 4: digits-random-logistic/seed0 …"]
-    tables = [[line.rsplit(" | ", 1)[0] for line in text.splitlines() if line.startswith("| ")] for text in (first.stdout, again)]
+    tables = [[line.rsplit(" | ", 1)[0] for line in text.splitlines() if line.startswith("| ")]
+              for text in (first.stdout, again)]
     assert tables[0] == tables[1]  # but for the time
     with pytest.raises(InputError, match=r"holds a run of another command \(.* --epochs 1 .*name another --work"):
         learning.main([*words, "--epochs", "2"])
