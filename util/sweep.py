@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from util import options as flags
 from util import starts, stopping
@@ -225,12 +226,17 @@ class Stopper:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def wait_for(self, words: list[str], lock: int) -> int:
-        """Exit code of a command, 128 + N where signal N ended it. The child keeps the lock open as long as it lives."""
+    def wait_for(self, words: list[str], lock: int | None = None, output: TextIO | None = None, cwd: Path | None = None) -> int:
+        """Exit code of a command, 128 + N where signal N ended it. The child keeps the lock open as long as it lives.
+
+        output: where what it prints goes, errors too; None: where ours does.
+        """
         if self.signal:
             return 128 + self.signal
         try:
-            self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, pass_fds=(lock,))
+            self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, cwd=cwd, stdout=output,
+                                          stderr=None if output is None else subprocess.STDOUT,
+                                          pass_fds=() if lock is None else (lock,))
         except OSError as error:
             raise RunError(f"{words[0]} can't be started ({error.strerror})") from error
         if self.signal:  # it came while the child was being started

@@ -1,0 +1,26 @@
+"""A run that is not this program's, written as a run's folder, so that compare.py takes it beside ours."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from util.datasets import Data, fingerprint
+from util.intervals import classification_intervals
+from util.results import commit, now, versions
+from util.run_files import write_metrics_json, write_predictions, write_whole
+
+
+def write_run(folder: Path, data: Data, options: dict, predictions: dict[str, pd.DataFrame], **facts) -> None:
+    """The files that compare.py reads; run.json last: where it is, the run is whole.
+
+    options: what tells the run from others, under the names of main_finetune.py's flags where they mean the same;
+    `adaptation` is the method. predictions: {split: predictions table}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, table in predictions.items():
+        write_predictions(table, folder / f"predictions_{split}.csv")
+        write_metrics_json(folder / f"metrics_{split}.json", classification_intervals(table, options["seed"]))
+    content = {"written": now(), "options": options, "versions": versions(), "commit": commit(),
+               "data": {"fingerprint": fingerprint(data.table), "class_names": data.class_names}, **facts}
+    write_whole(folder / "run.json", json.dumps(content, indent=2) + "\n")
