@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import models_vit
@@ -50,6 +51,8 @@ class Job:
     schedule: Schedule | None = None
     cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
+    kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/feature_kinds.py)
+    tokens: dict[str, np.ndarray] | None = None  # what an attentive head reads, by split, on the disk (main process)
 
     @property
     def running(self) -> torch.nn.Module:
@@ -87,6 +90,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
     world.say(*_compare_data(options, data, resumed))
+    if options.adaptation == "lp" and not options.eval:
+        task.reads = None  # a probe is trained anew, on what val chooses
     folder.columns, folder.curves = task.columns, task.curves
     shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
     if shapes is not None and not options.eval:

@@ -26,6 +26,7 @@ class Task(ABC):
     """
 
     kind = program = score = ""
+    reads: dict | None = None  # kind and width of what a head reads that is not the model's own (util/feature_kinds.py)
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
