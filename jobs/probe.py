@@ -123,7 +123,7 @@ def _train_and_choose(job: Job) -> dict | None:
     scored = _score_all(job, trained)
     if not scored:
         return None
-    chosen = max(scored, key=lambda one: one.rank)
+    chosen = choose(scored)
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
         f"           trained for {options.epochs} epochs in {summary.duration(seconds)}; best on val: {chosen.kind}, learning "
@@ -165,6 +165,11 @@ def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.T
 def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
     predictions = job.task.predictions(job.rows(split), logits.cpu().numpy())
     return predictions, job.task.metrics(predictions)[0]
+
+
+def choose(scored: list[Scored]) -> Scored:
+    """The highest score on val; of equal ones the least loss."""
+    return max(scored, key=lambda one: one.rank)
 
 
 def _score_all(job: Job, trained: dict[str, Trained]) -> list[Scored]:

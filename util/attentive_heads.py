@@ -42,9 +42,10 @@ class AttentiveHeads:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, P, W) tokens -> (G, B, K) logits."""
-        tokens = (tokens - self.mean) / self.deviation
-        attention = torch.softmax(tokens @ self.query.T / math.sqrt(tokens.shape[2]), dim=1)
-        averages = (attention.transpose(1, 2) @ tokens).transpose(0, 1)
+        # averages are standardised, not tokens, which are many; the mean's product with a query is the same for all of them
+        queries = self.query / self.deviation / math.sqrt(tokens.shape[2])
+        attention = torch.softmax(tokens @ queries.T, dim=1)
+        averages = ((attention.transpose(1, 2) @ tokens - self.mean) / self.deviation).transpose(0, 1)
         return averages @ self.weight.transpose(1, 2) + self.bias[:, None]
 
     def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -154,7 +154,7 @@ class KindsReader(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int):
         super().__init__()
         self.model, self.layer, self.with_tokens, self.tokens = model, layer, False, None
-        self.parts = ("pooled",)
+        self.own_forward, self.parts = model.forward, ("pooled",)
         self.kinds, self.columns = {POOLED: slice(0, layer.in_features)}, layer.in_features
         if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
             return
@@ -166,7 +166,7 @@ class KindsReader(torch.nn.Module):
         model.train(was_training)
 
     def _learn(self, images: torch.Tensor) -> None:
-        wanted = self._read_by_layer(lambda: type(self.model).forward(self.model, images))
+        wanted = self._read_by_layer(lambda: self.own_forward(images))
         found = self._all_parts(images)
         if not _same(found["pooled"], wanted):
             return
@@ -207,7 +207,7 @@ class KindsReader(torch.nn.Module):
 
     def _side_by_side(self, images: torch.Tensor) -> torch.Tensor:
         if self.parts == ("pooled",) and not self.with_tokens:
-            return self._read_by_layer(lambda: type(self.model).forward(self.model, images)).float()
+            return self._read_by_layer(lambda: self.own_forward(images)).float()
         found = self._all_parts(images)
         parts = [found[name] for name in self.parts] + ([found["tokens"].flatten(1)] if self.with_tokens else [])
         return torch.cat([part.float() for part in parts], dim=1)
