@@ -72,8 +72,9 @@ class Classification(Task):
         return rows["target"].to_numpy(np.int64)
 
     def settle(self, data: datasets.Data, resumed: WeightFile | None) -> datasets.Data:
-        """Learn what the checkpoint's head reads."""
-        self.reads = None if resumed is None else resumed.rest.get("reads")
+        """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
+        stored = None if resumed is None else resumed.rest.get("reads")
+        self.reads = stored if stored and (self.options.eval or self.options.adaptation != "lp") else None
         return data
 
     # ---- model
@@ -106,12 +107,15 @@ class Classification(Task):
         return models_vit.feature_reader(model, self.options.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
-        if self.reads is None and file.rest.get("reads"):  # the model keeps the start of its own head
+        if self.keeps_own_head(file):
             of_head = models_vit.head_prefixes(model)
             own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
             rest = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(of_head)}
             file = replace(file, tensors=rest | own)
         return models_vit.load_trained(model, backbone, file, put)
+
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        return self.reads is None and bool(file.rest.get("reads"))
 
     def freeze(self, model: torch.nn.Module) -> None:
         models_vit.freeze_backbone(model)

@@ -8,7 +8,6 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import models_vit
@@ -52,7 +51,7 @@ class Job:
     cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
     kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/feature_kinds.py)
-    tokens: dict[str, np.ndarray] | None = None  # what an attentive head reads, by split, on the disk (main process)
+    tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
 
     @property
     def running(self) -> torch.nn.Module:
@@ -90,8 +89,6 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
     data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
     world.say(*_compare_data(options, data, resumed))
-    if options.adaptation == "lp" and not options.eval:
-        task.reads = None  # a probe is trained anew, on what val chooses
     folder.columns, folder.curves = task.columns, task.curves
     shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
     if shapes is not None and not options.eval:
@@ -340,7 +337,8 @@ def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Ta
     """Into a sharded model: what its checkpoint keeps in shards of its own, and buffers that stand beside the weights."""
     folder = shard_files.folder_of(resumed) if resumed is not None else None
     if folder is not None:
-        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items() if not (
+            task.keeps_own_head(resumed) and name.startswith(models_vit.head_prefixes(model)))})
     if resumed is not None:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
 

@@ -81,6 +81,10 @@ class Task(ABC):
         """Put a trained checkpoint into the model, head included; InputError unless all of it fits. put: see
         models_vit.load_backbone."""
 
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
+        return False
+
     @abstractmethod
     def freeze(self, model: torch.nn.Module) -> None:
         """Leave the head alone trainable."""

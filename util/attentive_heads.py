@@ -8,7 +8,6 @@ weights. The scale of a query's products is 1 / sqrt(W), as in a transformer's a
 G is the number of heads, K of classes, N of images, P of tokens an image, W their width.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,13 +18,12 @@ from util.feature_kinds import averaged
 from util.probe_heads import HeadSetting, StackedAdamW, Trained, loss_by_head
 from util.sampling import epoch_order
 
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-WEIGHT_DECAYS = (0.0, 1.0)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # decays of 1 and 10 changed nothing: the best epochs come early
 ROWS = 64  # images whose tokens are in memory at a time, where no gradient is taken
 
 
 def attentive_grid() -> list[HeadSetting]:
-    return [HeadSetting(rate, decay, True) for rate, decay in itertools.product(LEARNING_RATES, WEIGHT_DECAYS)]
+    return [HeadSetting(rate, 0.0, True) for rate in LEARNING_RATES]
 
 
 class AttentiveHeads:

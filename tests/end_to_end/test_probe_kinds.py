@@ -25,7 +25,7 @@ WIDTHS = {"cls_mean": 128, "last4": 320, ATTENTIVE: 64}  # of test_vit, 64 wide,
 def probed(start, monkeypatch, tmp_path):
     """probed(kind, *words) runs a probe whose best head reads that kind -> (stdout, its folder)."""
     def run(kind, *words):
-        def of_kind(scored):
+        def of_kind(job, scored):
             return max((one for one in scored if one.kind == kind), key=lambda one: one.rank)
 
         monkeypatch.setattr(probe, "choose", of_kind)
@@ -119,7 +119,7 @@ def test_what_is_tried_is_said_and_listed(start, tmp_path):
     assert code == 0, err
     heads = pd.read_csv(tmp_path / "output_dir/p/probe_heads.csv")
     assert list(heads["reads"].unique()) == ["pooled", "cls_mean", "last4", ATTENTIVE]
-    assert "probe      132 heads: 42 on each of 3 kinds of features" in out and "and 6 attentive ones" in out
+    assert "probe      130 heads: 42 on each of 3 kinds of features" in out and "and 4 attentive ones" in out
     for kind, width in {"pooled": 64, "cls_mean": 128, "last4": 320}.items():
         assert f"{kind:<10} {KINDS[kind]}, width {width}" in out
     assert heads["chosen"].sum() == 1
