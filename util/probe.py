@@ -75,16 +75,17 @@ def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.nda
     if not found:
         file = _TokenFile(of_tokens, (rows, *tokens), world) if tokens is not None and world.is_main else None
         pieces = []
-        for piece in compute():
-            pieces.append(piece[:, :columns].copy())
-            if file is not None:
-                file.append(piece[:, columns:])
-        values = np.concatenate(pieces)
-        if not np.isfinite(values).all():
-            raise RunError("the backbone's features are NaN or infinite: check its weights, or try --precision fp32",
-                           everywhere=True)
+        with file or contextlib.nullcontext():
+            for piece in compute():
+                pieces.append(piece[:, :columns].copy())
+                if file is not None:
+                    file.append(piece[:, columns:])
+            values = np.concatenate(pieces)
+            if not np.isfinite(values).all():
+                raise RunError("the backbone's features are NaN or infinite: check its weights, or try --precision fp32",
+                               everywhere=True)
         if world.is_main:
-            mapped = file.close() if file is not None else None
+            mapped = file.kept() if file is not None else None
             _write(path, values, world)
         world.barrier()
     return torch.from_numpy(values), mapped, found
@@ -107,22 +108,34 @@ def _write(path: Path, values: np.ndarray, world: World) -> None:
             np.save(file, values)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
         world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them again")
 
 
 class _TokenFile:
-    """A split's tokens on their way to the disk. By plain writes: a full disk is no error that a mapped file could tell."""
+    """A split's tokens on their way to the disk; nothing is left of them where its `with` ends in an error. By plain writes: a
+    full disk is no error that a mapped file could tell."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], world: World):
         self.path, self.partial, self.world = path, path.with_name(f".{path.name}.{os.getpid()}.partial"), world
         self.shape, self.problem, self._file = shape, "", None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{path.name}.*.partial"):
+                if not Path(f"/proc/{left.name.split('.')[-2]}").exists():  # of a start that was killed
+                    left.unlink(missing_ok=True)
             self._file = open(self.partial, "wb")  # noqa: SIM115 - open from one piece to the next
             np.lib.format.write_array_header_1_0(self._file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         except OSError as error:
             self._give_up(reason(error))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self._give_up(str(error))
 
     def append(self, rows: np.ndarray) -> None:
         if self.problem:
@@ -135,7 +148,7 @@ class _TokenFile:
         except OSError as error:
             self._give_up(reason(error))
 
-    def close(self) -> np.ndarray | None:
+    def kept(self) -> np.ndarray | None:
         """The tokens, mapped; None where they could not be kept."""
         if not self.problem:
             try:
