@@ -359,9 +359,10 @@ def _in_rounds(batches: Iterator, rounds: int, world: World, may_stop: bool) -> 
             raise stopping.StopRequested(together=True)
 
 
-def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> Iterator[np.ndarray]:
+def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str,
+                  most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
     """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in the order of positions,
-    in every process.
+    in every process. most_batches: of a process in a piece.
 
     What the caller does with a piece is done while the loaders go on reading.
     """
@@ -380,7 +381,7 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         done, first = done + size, first + len(where)
         # the first piece is one batch; how fast that was says how many the next takes, at most ten times as many
         wanted = size * CHUNK_SECONDS / max(time.monotonic() - began, 1e-3)
-        size = world.from_main(round(min(10 * size, max(1, wanted))))
+        size = world.from_main(round(min(10 * size, max(1, wanted), most_batches)))
     batches.close()
     if first != len(loader.dataset):
         raise AssertionError("the processes did not see each picture once")

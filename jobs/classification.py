@@ -1,6 +1,7 @@
 """Classification: a folder or a CSV with a class a picture, cross-entropy, figures of counts and ranks."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from util import datasets, selection, summary
 from util import options as flags
 from util.calibration import fit_temperature
 from util.errors import InputError
+from util.feature_kinds import POOLED, put_wide_head
 from util.intervals import classification_intervals, entry
 from util.metrics import (
     METRIC_COLUMNS,
@@ -69,12 +71,34 @@ class Classification(Task):
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)
 
+    def settle(self, data: datasets.Data, resumed: WeightFile | None) -> datasets.Data:
+        """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
+        stored = None if resumed is None else resumed.rest.get("reads")
+        self.reads = stored if stored and (self.options.eval or self.options.adaptation != "lp") else None
+        return data
+
     # ---- model
 
     def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
         options = self.options
-        return models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
-                                      options.global_pool, options.fc_norm_passes, pretrained=bool(options.finetune))
+        model = models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
+                                       options.global_pool, options.fc_norm_passes, pretrained=bool(options.finetune))
+        if self.reads is not None:
+            self._put_wide_head(model)
+        return model
+
+    def _put_wide_head(self, model: torch.nn.Module) -> None:
+        put_wide_head(model, models_vit.head_names(model)[0], self.reads["kind"], self.reads["width"], len(self.class_names))
+
+    @torch.no_grad()
+    def put_probe_head(self, model: torch.nn.Module, kind: str, values: dict[str, torch.Tensor]) -> None:
+        """A trained head of a kind of features (util/feature_kinds.py) into the model."""
+        if kind != POOLED:
+            self.reads = {"kind": kind, "width": values["weight"].shape[1]}
+            self._put_wide_head(model)
+            self.head_of(model).to(values["weight"].device)
+        for name, parameter in self.head_of(model).named_parameters():
+            parameter.copy_(values[name])
 
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return models_vit.final_linear(model) or model
@@ -83,7 +107,15 @@ class Classification(Task):
         return models_vit.feature_reader(model, self.options.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+        if self.keeps_own_head(file):
+            of_head = models_vit.head_prefixes(model)
+            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
+            rest = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(of_head)}
+            file = replace(file, tensors=rest | own)
         return models_vit.load_trained(model, backbone, file, put)
+
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        return self.reads is None and bool(file.rest.get("reads"))
 
     def freeze(self, model: torch.nn.Module) -> None:
         models_vit.freeze_backbone(model)
@@ -172,7 +204,7 @@ class Classification(Task):
         return summary.classes(data, self.options.csv_file or self.options.data_path)
 
     def stored(self) -> dict:
-        return {"class_names": self.class_names}
+        return {"class_names": self.class_names, **({"reads": self.reads} if self.reads is not None else {})}
 
     def facts(self, data: datasets.Data) -> dict:
         counts = datasets.counts(data.table, data.class_names)

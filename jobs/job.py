@@ -50,6 +50,8 @@ class Job:
     schedule: Schedule | None = None
     cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
+    kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/feature_kinds.py)
+    tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
 
     @property
     def running(self) -> torch.nn.Module:
@@ -335,7 +337,8 @@ def _restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Ta
     """Into a sharded model: what its checkpoint keeps in shards of its own, and buffers that stand beside the weights."""
     folder = shard_files.folder_of(resumed) if resumed is not None else None
     if folder is not None:
-        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items() if not (
+            task.keeps_own_head(resumed) and name.startswith(models_vit.head_prefixes(model)))})
     if resumed is not None:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
 

@@ -17,6 +17,7 @@ from util import options as flags
 from util.distributed import World
 from util.errors import InputError
 from util.feature_files import require_parquet, write_features
+from util.feature_kinds import KINDS
 from util.precision import resolve_precision
 from util.pretrained import sha256
 from util.results import commit, now, versions
@@ -97,6 +98,10 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     transform = evaluation_settings(parsed, backbone, ours)
     parts = FeatureParts(model, options.input_size).eval()
     world.say(f"weights    {line}", *_describe(options, world, backbone, precision, transform, data, parts))
+    if ours is not None and ours.rest.get("reads"):
+        kind = ours.rest["reads"]["kind"]
+        world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the model's own head "
+                  "would read")
     precision.place(model)
     precision.prepare()
     parts.to(world.device)

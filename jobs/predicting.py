@@ -19,6 +19,7 @@ from util import checkpoint, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
+from util.feature_kinds import KINDS
 from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
 from util.run_files import write_predictions
@@ -140,6 +141,8 @@ def describe(job: Prediction) -> list[str]:
     options, world = job.options, job.world
     lines = [f"model      {job.task.kind}, {job.backbone.model} {job.backbone.arch}, input {options.input_size} pixels: "
              + ", ".join(job.names)]
+    if job.task.reads is not None:
+        lines.append(f"           its head reads the {KINDS[job.task.reads['kind']]} ({job.task.reads['kind']})")
     if isinstance(job.task, Classification):
         temperature = temperature_of(job)
         lines.append("           probabilities are " + (

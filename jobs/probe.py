@@ -5,6 +5,7 @@ It takes seconds, so a run that was cut is simply run again: from the same featu
 
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from jobs.job import Job
 from jobs.records import content, draw, facts, report
 from jobs.saving import write_last, write_model
 from util import checkpoint, lr_sched, summary
+from util.attentive_heads import attentive_grid, attentive_logits, train_attentive
 from util.errors import InputError, RunError
+from util.feature_kinds import ATTENTIVE, KINDS, POOLED
 from util.probe_heads import (
     MOST_ROWS,
     Candidate,
@@ -40,14 +43,12 @@ def probe(job: Job) -> None:
     best = world.from_main(world.main_alone(_train_and_choose, job))
     if best is None:
         raise RunError("no head of the probe gives numbers on val: check the weights, or try --precision fp32", everywhere=True)
-    weight, bias = (torch.from_numpy(values).to(world.device) for values in (best.pop("weight"), best.pop("bias")))
-    head = job.task.head_of(job.model)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+    kind = best.pop("reads")
+    values = {name: torch.from_numpy(values).to(world.device) for name, values in best.pop("head").items()}
+    job.task.put_probe_head(job.model, kind, values)
     if options.savemodel:
         write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
-    world.main_alone(_write, job, best, began)
+    world.main_alone(_write, job, best, kind, tuple(values.values()), began)
     if options.savemodel:
         last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
                 "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
@@ -74,45 +75,94 @@ def _labels(job: Job, split: str) -> torch.Tensor:
     return torch.tensor(job.task.targets(job.rows(split)))
 
 
+RESAMPLES = 200  # of val, where kinds of features are compared
+
+
+@dataclass
+class Scored:
+    """A candidate, the kind of feature that it reads (util/feature_kinds.py), and its score on val."""
+
+    kind: str
+    trained: Trained
+    candidate: Candidate
+    score: float
+
+    @property
+    def setting(self) -> HeadSetting:
+        return self.trained.heads.settings[self.candidate.head]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The highest is the best: by the score, among equal ones by the loss."""
+        return (-math.inf if math.isnan(self.score) else self.score,
+                -self.trained.val_loss[self.candidate.epoch, self.candidate.head])
+
+
 def _train_and_choose(job: Job) -> dict | None:
     """The best head on val: its figures and folded weights; what else came out is written and said (main process)."""
     options, device, task = job.options, job.world.device, job.task
     line = job.folder.put_aside()
     job.world.say(*([line] if line else []))
     job.folder.write_run(facts(job))
-    features = {name: values.to(device) for name, values in job.features.items()}
-    views = [values for name, values in features.items() if name.startswith("train")]
+    job.features = features = {name: values.to(device) for name, values in job.features.items()}
     labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
     settings = grid(job.schedule.peak, options.weight_decay)
     began = time.monotonic()
-    trained = train_heads(
-        views, labels, features["val"], val_labels, settings, len(task.class_names), task.loss(job.rows("train")).to(device),
-        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), options.epochs,
-        job.plan.step_size, lambda position: lr_sched.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs,
-                                                                       options.epochs), options.seed)
+    common = (len(task.class_names), task.loss(job.rows("train")).to(device),
+              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), options.epochs,
+              job.plan.step_size, lambda position: lr_sched.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs,
+                                                                             options.epochs), options.seed)
+    job.world.say(*_announced(job, settings))
+    trained = {}
+    for kind, columns in job.kinds.items():
+        views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
+        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, *common)
+    if job.tokens:
+        views = [values for name, values in job.tokens.items() if name.startswith("train")]
+        trained[ATTENTIVE] = train_attentive(views, labels, job.tokens["val"], val_labels, attentive_grid(), *common)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
-    chosen, scores = _choose(job, trained, features["val"])
-    if chosen is None:
+    scored = _score_all(job, trained)
+    if not scored:
         return None
-    setting = settings[chosen.head]
-    rates, decays = (len({getattr(s, name) for s in settings}) for name in ("learning_rate", "weight_decay"))
+    chosen = choose(job, scored)
+    setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
-        f"probe      {len(settings)} heads ({rates} learning rates x {decays} weight decays, with and without normalised "
-        f"features), {options.epochs} epochs in {summary.duration(seconds)}",
-        f"           best on val: learning rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
-        f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {chosen.epoch}")
-    _log(job, trained, chosen, setting)
-    _write_heads(job, trained, scores, chosen)
-    weight, bias = trained.folded(chosen)
-    _compare(job, features)
-    predictions, figures = _scored(job, "val", features["val"] @ weight.T + bias)
+        f"           trained for {options.epochs} epochs in {summary.duration(seconds)}; best on val: {chosen.kind}, learning "
+        f"rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
+        f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {candidate.epoch}")
+    _log(job, chosen)
+    _write_heads(job, scored, chosen)
+    values = chosen.trained.folded(candidate)
+    _compare(job, {name: values[:, job.kinds[POOLED]] for name, values in features.items()})
+    predictions, figures = _scored(job, "val", _logits(job, chosen.kind, "val", *values))
     decided = task.decide(predictions)
-    job.folder.add_evaluation("val", predictions, figures, chosen.epoch, keep=True,
+    job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True,
                               entries=task.intervals(predictions, figures, decided))
-    return {"epoch": chosen.epoch, "score": figures[task.score], "figures": figures, "weight": weight.cpu().numpy(),
-            "bias": bias.cpu().numpy(), **decided}
+    return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
+            "head": {name: value.cpu().numpy() for name, value in zip(("weight", "bias", "query"), values, strict=False)},
+            **decided}
+
+
+def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
+    """The line of how many heads are trained, on which kinds of features."""
+    rates, decays = (len({getattr(setting, name) for setting in settings}) for name in ("learning_rate", "weight_decay"))
+    kinds, attentive = job.kinds, len(attentive_grid()) if job.tokens else 0
+    more = f", and {attentive} attentive ones" if attentive else ""
+    return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of {len(kinds)} kinds of "
+            f"features ({rates} learning rates x {decays} weight decays, with and without normalised features){more}",
+            *(f"           {kind:<10} {KINDS[kind]}, width {columns.stop - columns.start:,}"
+              for kind, columns in kinds.items()),
+            *([f"           {ATTENTIVE:<10} {KINDS[ATTENTIVE]}, {job.tokens['val'].shape[1]:,} of width "
+               f"{job.tokens['val'].shape[2]:,}"] if attentive else [])]
+
+
+def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.Tensor, *query: torch.Tensor) -> torch.Tensor:
+    """(N, K) of a head of a kind of features."""
+    if kind == ATTENTIVE:
+        return attentive_logits(job.tokens[split], weight, bias, *query)
+    return job.features[split][:, job.kinds[kind]] @ weight.T + bias
 
 
 def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -120,43 +170,66 @@ def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, d
     return predictions, job.task.metrics(predictions)[0]
 
 
-def _choose(job: Job, trained: Trained, val: torch.Tensor) -> tuple[Candidate | None, list[tuple[Candidate, float]]]:
-    """The candidate with the highest score on val (of equal ones that with the least loss), and the score of each."""
-    scores, rows = [], job.rows("val")
-    for candidate in trained.candidates():
-        weight, bias = trained.folded(candidate)
-        logits = val @ weight.T + bias
-        if not bool(torch.isfinite(logits).all()):
-            continue
-        scores.append((candidate, job.task.score_of(rows, logits.cpu().numpy())))
+def choose(job: Job, scored: list[Scored]) -> Scored:
+    """The highest score on val, of equal ones the least loss; but a head that reads more than the model's own only where its
+    score is higher by more than a standard error than the best of those that don't (the rule of Breiman et al. 1984, CART).
 
-    def rank(pair):
-        candidate, score = pair
-        return (-math.inf if math.isnan(score) else score, -trained.val_loss[candidate.epoch, candidate.head])
+    Val is small, and the best of many candidates on it is in part luck: the simpler one wins a tie.
+    """
+    best = {kind: max((one for one in scored if one.kind == kind), key=lambda one: one.rank)
+            for kind in dict.fromkeys(one.kind for one in scored)}
+    simple = best.get(POOLED)
+    if simple is None:
+        return max(best.values(), key=lambda one: one.rank)
+    better = [one for one in best.values() if one.score > simple.score or math.isnan(simple.score)]
+    errors = _standard_errors(job, simple, better)
+    return max([simple, *(one for one, error in zip(better, errors, strict=True) if not one.score - simple.score <= error)],
+               key=lambda one: one.rank)
 
-    return (max(scores, key=rank)[0] if scores else None), scores
+
+def _standard_errors(job: Job, simple: Scored, others: list[Scored]) -> list[float]:
+    """Of the others' scores less the simple one's: the standard deviation over resamples of val's images."""
+    rows, differences = job.rows("val"), []
+    logits = [_logits(job, one.kind, "val", *one.trained.folded(one.candidate)).cpu().numpy() for one in (simple, *others)]
+    drawn = np.random.default_rng(job.options.seed)
+    for _ in range(RESAMPLES if others else 0):
+        places = drawn.integers(0, len(rows), len(rows))
+        first, *scores = (job.task.score_of(rows.iloc[places], values[places]) for values in logits)
+        differences.append([score - first for score in scores])
+    return [float(error) for error in np.nanstd(differences, axis=0)] if others else []
 
 
-def _log(job: Job, trained: Trained, chosen: Candidate, setting: HeadSetting) -> None:
+def _score_all(job: Job, trained: dict[str, Trained]) -> list[Scored]:
+    """Every candidate whose outputs on val are numbers."""
+    scored, rows = [], job.rows("val")
+    for kind, of_kind in trained.items():
+        for candidate in of_kind.candidates():
+            logits = _logits(job, kind, "val", *of_kind.folded(candidate))
+            if bool(torch.isfinite(logits).all()):
+                scored.append(Scored(kind, of_kind, candidate, job.task.score_of(rows, logits.cpu().numpy())))
+    return scored
+
+
+def _log(job: Job, chosen: Scored) -> None:
     """log.txt and TensorBoard: the chosen head's losses, an epoch a row."""
-    rows = []
-    for epoch in range(len(trained.val_loss)):
+    rows, head = [], chosen.candidate.head
+    for epoch in range(len(chosen.trained.val_loss)):
         factor = lr_sched.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs, job.options.epochs)
-        rows.append({"epoch": epoch, "train_loss": float(trained.train_loss[epoch, chosen.head]),
-                     "lr": setting.learning_rate * factor, "val_loss": float(trained.val_loss[epoch, chosen.head])})
+        rows.append({"epoch": epoch, "train_loss": float(chosen.trained.train_loss[epoch, head]),
+                     "lr": chosen.setting.learning_rate * factor, "val_loss": float(chosen.trained.val_loss[epoch, head])})
         job.folder.add_scalars({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
     job.folder.add_log(*rows)
 
 
-def _write_heads(job: Job, trained: Trained, scores: list[tuple[Candidate, float]], chosen: Candidate) -> None:
+def _write_heads(job: Job, scored: list[Scored], chosen: Scored) -> None:
     """probe_heads.csv: every candidate, and what it came to on val."""
     rows = []
-    for candidate, score in scores:
-        setting = trained.heads.settings[candidate.head]
-        rows.append({"learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay,
+    for one in scored:
+        setting, candidate = one.setting, one.candidate
+        rows.append({"reads": one.kind, "learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay,
                      "normalised": int(setting.normalised), "epoch": candidate.epoch,
-                     "val_loss": trained.val_loss[candidate.epoch, candidate.head], f"val_{job.task.score}": score,
-                     "chosen": int(candidate is chosen)})
+                     "val_loss": one.trained.val_loss[candidate.epoch, candidate.head], f"val_{job.task.score}": one.score,
+                     "chosen": int(one is chosen)})
     _write_table(job, "probe_heads.csv", rows)
 
 
@@ -188,12 +261,10 @@ def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Te
     return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
 
 
-def _write(job: Job, best: dict, began: float) -> None:
+def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], began: float) -> None:
     """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
     folder, task, options = job.folder, job.task, job.options
-    head = task.head_of(job.model)
-    with torch.inference_mode():
-        logits = head(job.features["test"].to(job.world.device))
+    logits = _logits(job, kind, "test", *values)
     folder.draw_curves(best["epoch"])
     draw(job, "val")
     predictions, figures = _scored(job, "test", logits)

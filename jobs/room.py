@@ -49,7 +49,7 @@ def require(job: Job) -> None:
         return
     needed, (free, files) = needed_bytes(job), free_of(job.folder.path)
     if free < needed:
-        raise InputError(f"{job.folder.path} is on a disk with {_size(free)} free, and this run needs {_size(needed)}"
+        raise InputError(f"{job.folder.path} is on a disk with {size_of(free)} free, and this run needs {size_of(needed)}"
                          f"{_reckoning(job)}: make room, or name another folder with --output_dir"
                          + (" (--no_savemodel writes no checkpoints)" if job.options.savemodel else ""))
     if files is not None and files < OTHER_FILES:
@@ -62,7 +62,7 @@ def describe(job: Job) -> list[str]:
     if job.options.eval:
         return []
     needed, free = needed_bytes(job), free_of(job.folder.path)[0]
-    return [f"disk       about {_size(needed)}{_reckoning(job)}; {_size(free)} free for {job.folder.path}"
+    return [f"disk       about {size_of(needed)}{_reckoning(job)}; {size_of(free)} free for {job.folder.path}"
             + ("" if needed <= free else ": too little here")]
 
 
@@ -70,7 +70,7 @@ def _reckoning(job: Job) -> str:
     if not job.options.savemodel:
         return ""
     last, best = checkpoint_bytes(job)
-    return (f" (checkpoint-last.pth {_size(last)}, checkpoint-best.pth {_size(best)}"
+    return (f" (checkpoint-last.pth {size_of(last)}, checkpoint-best.pth {size_of(best)}"
             + ("" if _writes_once(job) else ", and one of them once more while it is replaced") + ")")
 
 
@@ -83,5 +83,5 @@ def _has_all_epochs(job: Job) -> bool:
     return job.resumed is not None and job.resumed.rest.get("epoch", -1) + 1 >= job.options.epochs
 
 
-def _size(number: int) -> str:
+def size_of(number: int) -> str:
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.1f} MiB"

@@ -26,6 +26,7 @@ class Task(ABC):
     """
 
     kind = program = score = ""
+    reads: dict | None = None  # kind and width of what a head reads that is not the model's own (util/feature_kinds.py)
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
@@ -79,6 +80,10 @@ class Task(ABC):
                      put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
         """Put a trained checkpoint into the model, head included; InputError unless all of it fits. put: see
         models_vit.load_backbone."""
+
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
+        return False
 
     @abstractmethod
     def freeze(self, model: torch.nn.Module) -> None:

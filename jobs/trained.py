@@ -64,6 +64,7 @@ def take_checkpoint(parsed: flags.Parsed, file: WeightFile) -> tuple[flags.Parse
         if changed:
             lines.append(f"differs from {file.path}, and the command line wins: {'; '.join(changed)}")
         task = TASKS[kind](options)
+        options.eval = True  # it is used as it is
         options.drop_path = 0.0  # acts in training alone, and not every model takes it
     options.csv_file, options.batch_size = options.input, options.batch_size or DEFAULT_BATCH
     return flags.Parsed(options, typed), task, lines

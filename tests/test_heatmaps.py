@@ -14,6 +14,7 @@ from torchvision.transforms import functional as TF
 
 from models_vit import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Regressor, build_model, find_backbone, freeze_backbone
 from util.errors import InputError, RunError
+from util.feature_kinds import put_wide_head, wide_head
 from util.heatmaps import heat_maps, methods_of, overlay, pictures_of, read_index, write_overlays
 from util.regression_head import RegressionHead
 from util.targets import Covariate
@@ -90,9 +91,15 @@ def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
     tokens, prefix = seen[0].shape[-1], backbone.num_prefix_tokens
     pooled_from = 0 if getattr(backbone, "pool_include_prefix", False) else prefix
     rollout = gradient = torch.eye(tokens, dtype=images.dtype).expand(len(images), -1, -1)
+    after = {"rollout": [], "gradient": []}  # each block
     for weights in seen:
         rollout = (0.5 * weights.mean(1) + 0.5 * torch.eye(tokens)) @ rollout
         gradient = gradient + (weights.grad * weights).clamp(min=0).mean(1) @ gradient
+        after["rollout"].append(rollout)
+        after["gradient"].append(gradient)
+    if wide_head(backbone) is not None:
+        found = {name: read_by_wide_head(backbone, matrices, images) for name, matrices in after.items()}
+        return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
     rows = slice(pooled_from, None) if backbone.global_pool == "avg" else slice(0, 1)
     found = {"rollout": rollout[:, rows, prefix:].mean(1), "gradient": gradient[:, rows, prefix:].mean(1)}
     if backbone.global_pool == "avg":
@@ -100,11 +107,46 @@ def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
     return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
 
 
+def read_by_wide_head(model, matrices, images) -> torch.Tensor:
+    """(B, P) of the patches: what the head reads of the matrices after each block. The constant that a mean starts from goes
+    where a map is stretched."""
+    head, prefix, last = wide_head(model), model.num_prefix_tokens, matrices[-1]
+    if head.kind == "attentive":
+        tokens = model.forward_features(images)[:, prefix:].detach().requires_grad_()
+        shares = torch.softmax(tokens @ head.query, dim=1)
+        if matrices[0].sum(dim=2).allclose(torch.ones(1)):  # a rollout: of rows that are shares, too
+            return (shares[:, None] @ last[:, prefix:, prefix:])[:, 0].detach()
+        outputs = (shares[:, None] @ tokens)[:, 0] @ head.weight.T
+        gradient, = torch.autograd.grad(outputs[range(len(images)), [1] * len(images)].sum(), shares)
+        return ((shares * gradient).clamp(min=0)[:, None] @ last[:, prefix:, prefix:])[:, 0].detach()
+    found = last[:, 0, prefix:]
+    if head.kind != "cls":
+        found = found + last[:, prefix:, prefix:].mean(1)
+    if head.kind == "last4":
+        found = found + sum(matrix[:, 0, prefix:] for matrix in matrices[:-1])
+    return found
+
+
 def stretched(row: torch.Tensor, backbone: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
     patch = backbone.patch_embed.patch_size[0]
     grid = row.detach().reshape(len(row), 1, *(side // patch for side in images.shape[2:]))
     fine = F.interpolate(grid, images.shape[2:], mode="bilinear")[:, 0].double().numpy()
     return np.stack([(one - one.min()) / (one.max() - one.min()) for one in fine])
+
+
+@pytest.mark.parametrize("kind, width", [("cls", 8), ("cls_mean", 16), ("last4", 24), ("attentive", 8)])
+def test_maps_of_a_head_that_reads_more(monkeypatch, kind, width):
+    """last4 of two blocks reads the class tokens of both."""
+    model = tiny(img_size=32)
+    put_wide_head(model, "head", kind, width, 3)
+    images = images_for(shaken(model))
+    with torch.no_grad():
+        for parameter in wide_head(model).parameters():
+            parameter.mul_(10)
+    expected = by_hand(monkeypatch, model, images, [1, 1])
+    np.testing.assert_allclose(model(images).detach(), expected["outputs"], rtol=1e-4, atol=1e-5)
+    for method in ("gradient", "rollout"):
+        np.testing.assert_allclose(heat_maps(model, images, [1, 1], method), expected[method], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("arch", [row.arch for row in BACKBONES])

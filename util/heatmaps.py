@@ -21,11 +21,15 @@ On fundus-like pictures (util/demo_data.py's, one lesion of 0.7 %): gradient 27,
 
 Of R the row is read that the pooled feature is made of: the class token's, or where a model pools its patches
 (RETFound_mae) the mean of the patches' rows. Class and register tokens are no places in the picture and are left out.
+A probe's head that reads more (util/feature_kinds.py): the parts that lie side by side count alike, a block's class token
+from that block on; of an attentive head the row is the shares that its query gives the patches, in gradient weighted by
+their gradient like any other attention.
 
 A map shows what moved this model's output, which need not be what made the eye ill.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -39,6 +43,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from util.errors import InputError, RunError
+from util.feature_kinds import AttentiveHead, wide_head
 from util.run_files import write_whole
 
 METHODS = ("auto", "gradient", "rollout", "gradcam")
@@ -278,26 +283,46 @@ def _num_tokens(model: torch.nn.Module, images: torch.Tensor) -> int:
     return _backbone(model).num_prefix_tokens + rows * columns
 
 
-def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Outputs (B, C) and the attention (B, heads, N, N) of each block, first block first."""
+def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]
+              ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs (B, C), the attention (B, heads, N, N) of each block, first block first, and of an attentive head (else [])
+    the shares (B, P) that it gives the patches."""
     attention: list[torch.Tensor] = []
+    shares: list[torch.Tensor] = []
     handles = [layer.attn_drop.register_forward_hook(lambda module, given, weights: attention.append(weights))
                for layer in _attention_layers(model)]
+    head = wide_head(model)
+    if isinstance(head, AttentiveHead):
+        handles.append(head.shares.register_forward_hook(lambda module, given, out: shares.append(out)))
     try:
         outputs = _outputs(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     tokens = _num_tokens(model, inputs[0])
-    if len(attention) != len(handles) or any(weights.shape[-2:] != (tokens, tokens) for weights in attention):
+    if len(attention) != len(_attention_layers(model)) or any(weights.shape[-2:] != (tokens, tokens) for weights in attention):
         raise InputError(f"heat maps of {type(_backbone(model)).__name__} can't be made: its blocks don't attend from "
                          f"each of {tokens} tokens to each")
-    return outputs, attention
+    return outputs, attention, shares
 
 
-def _pooled_row(backbone: torch.nn.Module, attention: torch.Tensor) -> torch.Tensor:
-    """The share (B, 1, N) that each token has in the pooled feature, before any attention."""
+def _rows_read(backbone: torch.nn.Module, attention: torch.Tensor) -> list[torch.Tensor]:
+    """The share (B, 1, N) that each token has in the feature, before any attention: of the last block's tokens first, then of
+    the blocks before it, as far as the head reads them."""
+    head, prefix = wide_head(backbone), backbone.num_prefix_tokens
     row = torch.zeros(len(attention), 1, attention.shape[-1], device=attention.device, dtype=attention.dtype)
+    if head is None:
+        return [_pooled_row(backbone, row)]
+    of_class, of_mean = row.clone(), row.clone()
+    of_class[..., 0], of_mean[..., prefix:] = 1, 1 / (row.shape[-1] - prefix)
+    if head.kind == "cls":
+        return [of_class]
+    blocks = head.in_features // backbone.embed_dim - 1  # beside the mean
+    return [(of_class + of_mean) / (blocks + 1), *[of_class / (blocks + 1)] * (blocks - 1)]
+
+
+def _pooled_row(backbone: torch.nn.Module, row: torch.Tensor) -> torch.Tensor:
+    """The same of what the model's own head reads, put into `row`, zeros."""
     prefix = backbone.num_prefix_tokens
     if backbone.global_pool == "token":
         classes = 2 if getattr(backbone, "dist_token", None) is not None else 1  # a distilled model reads two
@@ -306,6 +331,11 @@ def _pooled_row(backbone: torch.nn.Module, attention: torch.Tensor) -> torch.Ten
         prefix = 0 if getattr(backbone, "pool_include_prefix", False) else prefix
         row[..., prefix:] = 1 / (row.shape[-1] - prefix)
     return row
+
+
+def _on_patches(model: torch.nn.Module, shares: torch.Tensor) -> torch.Tensor:
+    """(B, P) of the patches -> (B, 1, N) of all tokens."""
+    return torch.nn.functional.pad(shares, (_backbone(model).num_prefix_tokens, 0))[:, None]
 
 
 def _row_to_grid(backbone: torch.nn.Module, row: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -317,23 +347,30 @@ def _row_to_grid(backbone: torch.nn.Module, row: torch.Tensor, images: torch.Ten
 
 def _rollout(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
     with torch.no_grad():
-        _, attention = _attended(model, inputs)
-        row = _pooled_row(_backbone(model), attention[0])
-        for weights in reversed(attention):
+        _, attention, shares = _attended(model, inputs)
+        row, *earlier = [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model), attention[0])
+        for weights, of_block in itertools.zip_longest(reversed(attention), earlier):
             row = (row @ weights.mean(dim=1) + row) / 2
+            row = row if of_block is None else row + of_block
     return _row_to_grid(_backbone(model), row, inputs[0])
 
 
 def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
     inputs[0].requires_grad_()  # so that a frozen model keeps what gradients need, too
     with torch.enable_grad():
-        outputs, attention = _attended(model, inputs)
-        gradients = torch.autograd.grad(score(outputs).sum(), attention)
+        outputs, attention, shares = _attended(model, inputs)
+        *gradients, of_last = torch.autograd.grad(score(outputs).sum(), [*attention, *shares])
     # the row is kept apart from what the blocks add to it: a mean over patches is so much larger that it would drown it
-    pooled = _pooled_row(_backbone(model), attention[0])
-    added = torch.zeros_like(pooled)
-    for weights, gradient in zip(reversed(attention), reversed(gradients), strict=True):
+    if shares:  # a query's shares are attention, too
+        added = _on_patches(model, (shares[0].detach() * of_last).relu())
+        pooled, *earlier = [torch.zeros_like(added)]
+    else:
+        gradients.append(of_last)
+        pooled, *earlier = _rows_read(_backbone(model), attention[0])
+        added = torch.zeros_like(pooled)
+    for weights, gradient, of_block in itertools.zip_longest(reversed(attention), reversed(gradients), earlier):
         added = added + (pooled + added) @ (weights.detach() * gradient).relu().mean(dim=1)
+        pooled = pooled if of_block is None else pooled + of_block
     return _row_to_grid(_backbone(model), added, inputs[0])
 
 

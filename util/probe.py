@@ -4,9 +4,11 @@ A feature depends on the weights, the picture and how it is read. All of that is
 so that stored features are found again by any run that needs the same ones, and by no other.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,32 +51,53 @@ def feature_file(folder: Path, weights: str, pictures: str, settings: dict) -> P
     return Path(folder) / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
 
 
-def stored_features(path: Path, rows: int, compute, world: World) -> tuple[torch.Tensor, bool]:
-    """(N, W) features of a split, and whether they lay on the disk; `compute()` makes them, in all processes together.
+def token_file(path: Path) -> Path:
+    """Where the tokens lie whose features are in `path`."""
+    return path.with_suffix(".tokens.npy")
 
-    Written under another name, then renamed. Where they can't be written they are computed again next time: a line says
-    so. RunError where features are NaN or infinite.
+
+def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.ndarray]], world: World,
+                    columns: int | None = None, tokens: tuple[int, int] | None = None
+                    ) -> tuple[torch.Tensor, np.ndarray | None, bool]:
+    """(N, columns) features of a split, its tokens, and whether they lay on the disk; `compute()` makes them, piece by piece
+    and in all processes together: rows of the columns and, where they are asked for, of P x W tokens.
+
+    columns: None for any number. tokens: (P, W); they are kept in a file of their own, (N, P, W) in float16, which the main
+    process maps (None in the others).
+    Written under another name, then renamed. What can't be written is computed again next time, and tokens that can't be are
+    left out: a line says so. RunError where features are NaN or infinite.
     """
-    found = world.from_main(path.exists() if world.is_main else None)
-    values = _read(path, rows) if found else None
-    found = not world.any(values is None)
+    of_tokens, mapped = token_file(path), None
+    values = _read(path, (rows, columns), np.float32) if world.from_main(path.exists() if world.is_main else None) else None
+    if tokens is not None and world.is_main:
+        mapped = _read(of_tokens, (rows, *tokens), np.float16, mmap_mode="r")
+    found = not world.any(values is None or (tokens is not None and world.is_main and mapped is None))
     if not found:
-        values = compute()
-        if not np.isfinite(values).all():
-            raise RunError("the backbone's features are NaN or infinite: check its weights, or try --precision fp32",
-                           everywhere=True)
+        file = _TokenFile(of_tokens, (rows, *tokens), world) if tokens is not None and world.is_main else None
+        pieces = []
+        with file or contextlib.nullcontext():
+            for piece in compute():
+                pieces.append(piece[:, :columns].copy())
+                if file is not None:
+                    file.append(piece[:, columns:])
+            values = np.concatenate(pieces)
+            if not np.isfinite(values).all():
+                raise RunError("the backbone's features are NaN or infinite: check its weights, or try --precision fp32",
+                               everywhere=True)
         if world.is_main:
+            mapped = file.kept() if file is not None else None
             _write(path, values, world)
         world.barrier()
-    return torch.from_numpy(values), found
+    return torch.from_numpy(values), mapped, found
 
 
-def _read(path: Path, rows: int) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int | None, ...], kind: type, **how) -> np.ndarray | None:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(path, allow_pickle=False, **how)
     except (OSError, ValueError, EOFError):
         return None  # damaged or gone: computed again
-    return values if values.ndim == 2 and len(values) == rows and values.dtype == np.float32 else None
+    fits = values.ndim == len(shape) and all(wanted in (None, side) for wanted, side in zip(shape, values.shape, strict=True))
+    return values if fits and values.dtype == kind else None
 
 
 def _write(path: Path, values: np.ndarray, world: World) -> None:
@@ -85,8 +108,65 @@ def _write(path: Path, values: np.ndarray, world: World) -> None:
             np.save(file, values)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
         world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them again")
+
+
+class _TokenFile:
+    """A split's tokens on their way to the disk; nothing is left of them where its `with` ends in an error. By plain writes: a
+    full disk is no error that a mapped file could tell."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], world: World):
+        self.path, self.partial, self.world = path, path.with_name(f".{path.name}.{os.getpid()}.partial"), world
+        self.shape, self.problem, self._file = shape, "", None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{path.name}.*.partial"):
+                if not Path(f"/proc/{left.name.split('.')[-2]}").exists():  # of a start that was killed
+                    left.unlink(missing_ok=True)
+            self._file = open(self.partial, "wb")  # noqa: SIM115 - open from one piece to the next
+            np.lib.format.write_array_header_1_0(self._file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        except OSError as error:
+            self._give_up(reason(error))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self._give_up(str(error))
+
+    def append(self, rows: np.ndarray) -> None:
+        if self.problem:
+            return
+        if not (np.abs(rows) <= np.finfo(np.float16).max).all():
+            self._give_up("some are beyond float16's largest number")
+            return
+        try:
+            self._file.write(rows.astype(np.float16).tobytes())
+        except OSError as error:
+            self._give_up(reason(error))
+
+    def kept(self) -> np.ndarray | None:
+        """The tokens, mapped; None where they could not be kept."""
+        if not self.problem:
+            try:
+                self._file.close()
+                os.replace(self.partial, self.path)
+                return _read(self.path, self.shape, np.float16, mmap_mode="r")
+            except OSError as error:
+                self._give_up(reason(error))
+        self.world.say(f"tokens can't be kept in {self.path.parent} ({self.problem}): no attentive head is tried")
+        return None
+
+    def _give_up(self, problem: str) -> None:
+        self.problem = problem
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of what was still to be written; the first error is the one to tell
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self.partial.unlink(missing_ok=True)
 
 
 class FeatureDataset(torch.utils.data.Dataset):

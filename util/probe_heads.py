@@ -57,6 +57,7 @@ class Heads:
             raise ValueError("heads on the features as they are come before those on normalised ones")
         self.weight = mean.new_zeros(len(settings), num_classes, len(mean)).requires_grad_()
         self.bias = mean.new_zeros(len(settings), num_classes).requires_grad_()
+        self.parameters = (self.weight, self.bias)
 
     def logits(self, features: torch.Tensor, weight=None, bias=None) -> torch.Tensor:
         """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
@@ -89,8 +90,8 @@ class Heads:
 class StackedAdamW:
     """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of a stack."""
 
-    def __init__(self, heads: Heads):
-        self.parameters = (heads.weight, heads.bias)
+    def __init__(self, heads):
+        self.parameters = heads.parameters
         device = heads.weight.device
         self.rates = torch.tensor([setting.learning_rate for setting in heads.settings], device=device)
         self.decays = torch.tensor([setting.weight_decay for setting in heads.settings], device=device)
@@ -99,7 +100,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One step at `factor` times each head's rate; biases are not decayed."""
+        """One step at `factor` times each head's rate; the weights alone are decayed."""
         self.steps += 1
         one, two = (1 - beta**self.steps for beta in BETAS)
         for parameter, (first, second) in zip(self.parameters, self.moments, strict=True):
@@ -121,19 +122,18 @@ class Candidate:
 
     head: int
     epoch: int
-    weight: torch.Tensor
-    bias: torch.Tensor
+    values: tuple[torch.Tensor, ...]  # of the heads' parameters, in their order
 
 
 @dataclass
 class Trained:
     """What a pass came to: losses (epochs, G) of train (as the heads ran) and of val, and the weights worth a score."""
 
-    heads: Heads
+    heads: Heads  # or another stack of heads with settings, parameters and folded()
     train_loss: np.ndarray
     val_loss: np.ndarray
-    last: tuple[torch.Tensor, torch.Tensor]
-    least: tuple[torch.Tensor, torch.Tensor]  # of each head, where its loss on val was least
+    last: tuple[torch.Tensor, ...]  # of each of the heads' parameters
+    least: tuple[torch.Tensor, ...]  # of each head, where its loss on val was least
 
     def candidates(self) -> list[Candidate]:
         """Every head at its least loss on val and at the end, those alone whose losses are numbers."""
@@ -141,14 +141,14 @@ class Trained:
         for head in range(len(self.heads.settings)):
             losses = self.val_loss[:, head]
             if np.isfinite(losses).any():
-                found.append(Candidate(head, int(np.nanargmin(losses)), self.least[0][head], self.least[1][head]))
+                found.append(Candidate(head, int(np.nanargmin(losses)), tuple(values[head] for values in self.least)))
             if np.isfinite(losses[end]) and (not found or (found[-1].head, found[-1].epoch) != (head, end)):
-                found.append(Candidate(head, end, self.last[0][head], self.last[1][head]))
+                found.append(Candidate(head, end, tuple(values[head] for values in self.last)))
         return found
 
-    def folded(self, candidate: Candidate) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, W) weight and (K,) bias, as they go into the model."""
-        return self.heads.folded(candidate.head, candidate.weight, candidate.bias)
+    def folded(self, candidate: Candidate) -> tuple[torch.Tensor, ...]:
+        """(K, W) weight and (K,) bias, and of an attentive head its (W,) query, as they go into the model."""
+        return self.heads.folded(candidate.head, *candidate.values)
 
 
 def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor, val_labels: torch.Tensor,
@@ -182,7 +182,7 @@ def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss
             batch = features[rows]
             with torch.no_grad():
                 logits = heads.logits(batch)
-            by_head = _loss_by_head(logits.requires_grad_(), labels[rows], loss)
+            by_head = loss_by_head(logits.requires_grad_(), labels[rows], loss)
             by_head.mean(dim=1).sum().backward()
             heads.step_back(batch, logits.grad)
             total += by_head.detach().sum(dim=1)
@@ -208,7 +208,7 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
-def _loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
     """(G, B, K) logits -> (G, B) losses."""
     heads, rows, classes = logits.shape
     return loss(logits.reshape(heads * rows, classes), labels.repeat(heads)).view(heads, rows)
@@ -216,7 +216,7 @@ def _loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) ->
 
 @torch.no_grad()
 def _mean_loss(heads: Heads, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
-    total = sum(_loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK], loss).sum(dim=1)
+    total = sum(loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK], loss).sum(dim=1)
                 for start in range(0, len(labels), CHUNK))
     return total / len(labels)
 

@@ -12,9 +12,11 @@ import torch
 from util import options as flags
 from util import regression_options
 from util.errors import InputError
+from util.feature_kinds import KINDS, POOLED
 from util.flag_values import LONGEST_TEXT, is_value_of
 
 LARGEST_SIDE = 2**16
+MOST_WIDE = 2**20  # of a feature
 SCALARS = (str, int, float, bool, type(None))
 
 
@@ -197,6 +199,18 @@ def _progress(value) -> bool:
     )
 
 
+def _reads(value) -> bool:
+    """Absent where the model's own head stands in its place."""
+    return (
+        isinstance(value, dict)
+        and set(value) == {"kind", "width"}
+        and isinstance(value["kind"], str)
+        and value["kind"] in KINDS
+        and value["kind"] != POOLED
+        and _whole(1, MOST_WIDE)(value["width"])
+    )
+
+
 ENTRIES: dict[str, tuple[Callable, str]] = {
     "format": (_whole(1), "a whole number from 1"),
     "task": (
@@ -220,6 +234,7 @@ ENTRIES: dict[str, tuple[Callable, str]] = {
         lambda value: isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values()),
         "a table of tensors",
     ),
+    "reads": (_reads, "a kind of feature that a head reads, and its width"),
     "weights": (lambda value: value is None or _plain_table(value), "what is told of the first weights"),
     "data_fingerprint": (lambda value: isinstance(value, str), "a text"),
     "optimizer": (_optimizer, "an optimizer's state"),

@@ -3,6 +3,7 @@
 import math
 
 from util.datasets import counts
+from util.feature_kinds import KINDS
 
 MOST_CLASSES_LISTED = 60
 FIGURES_A_LINE = 3
@@ -17,9 +18,11 @@ def describe(job) -> list[str]:
     reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and options.global_pool else "class token"
     if backbone.family == "mae" and options.global_pool and options.fc_norm_passes == 2:
         reads += " twice"
+    if job.task.reads is not None:
+        reads = f"{KINDS[job.task.reads['kind']]} ({job.task.reads['kind']}: util/feature_kinds.py)"
     lines = [f"run        {'score' if options.eval else options.adaptation}, results in {job.folder.path}",
              f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {options.input_size} pixels"
-             + (f", reads the {reads}" if backbone.model != "timm" else "")]
+             + (f", reads the {reads}" if backbone.model != "timm" or job.task.reads is not None else "")]
     lines.append(f"weights    {_weights(job)}")
     lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
     size = job.plan.world_size if job.plan is not None else world.size

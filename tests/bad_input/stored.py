@@ -103,6 +103,9 @@ for name, path, values in (
     ("best epoch", ("best",), {"a text": "x", "empty": {}}),
     ("thresholds", ("best", "thresholds"), {"texts": {"sensitivity_at_90_specificity": "x"}, "a list": [1]}),
     ("temperature", ("best", "temperature"), {"0": 0.0, "a text": "x"}),
+    ("what the head reads", ("reads",), {
+        "a text": "last4", "unknown": {"kind": "nose", "width": 64}, "no width": {"kind": "last4"},
+        "a width of 0": {"kind": "last4", "width": 0}, "endless": {"kind": ENDLESS, "width": ENDLESS}}),
     ("buffers", ("buffers",), {"a list": [1], "a text inside": {"rope.periods": "x"}}),
 ):
     for which, value in values.items():
