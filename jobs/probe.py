@@ -75,9 +75,6 @@ def _labels(job: Job, split: str) -> torch.Tensor:
     return torch.tensor(job.task.targets(job.rows(split)))
 
 
-RESAMPLES = 200  # of val, where kinds of features are compared
-
-
 @dataclass
 class Scored:
     """A candidate, the kind of feature that it reads (util/feature_kinds.py), and its score on val."""
@@ -126,7 +123,7 @@ def _train_and_choose(job: Job) -> dict | None:
     scored = _score_all(job, trained)
     if not scored:
         return None
-    chosen = choose(job, scored)
+    chosen = choose(scored)
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
         f"           trained for {options.epochs} epochs in {summary.duration(seconds)}; best on val: {chosen.kind}, learning "
@@ -170,33 +167,9 @@ def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, d
     return predictions, job.task.metrics(predictions)[0]
 
 
-def choose(job: Job, scored: list[Scored]) -> Scored:
-    """The highest score on val, of equal ones the least loss; but a head that reads more than the model's own only where its
-    score is higher by more than a standard error than the best of those that don't (the rule of Breiman et al. 1984, CART).
-
-    Val is small, and the best of many candidates on it is in part luck: the simpler one wins a tie.
-    """
-    best = {kind: max((one for one in scored if one.kind == kind), key=lambda one: one.rank)
-            for kind in dict.fromkeys(one.kind for one in scored)}
-    simple = best.get(POOLED)
-    if simple is None:
-        return max(best.values(), key=lambda one: one.rank)
-    better = [one for one in best.values() if one.score > simple.score or math.isnan(simple.score)]
-    errors = _standard_errors(job, simple, better)
-    return max([simple, *(one for one, error in zip(better, errors, strict=True) if not one.score - simple.score <= error)],
-               key=lambda one: one.rank)
-
-
-def _standard_errors(job: Job, simple: Scored, others: list[Scored]) -> list[float]:
-    """Of the others' scores less the simple one's: the standard deviation over resamples of val's images."""
-    rows, differences = job.rows("val"), []
-    logits = [_logits(job, one.kind, "val", *one.trained.folded(one.candidate)).cpu().numpy() for one in (simple, *others)]
-    drawn = np.random.default_rng(job.options.seed)
-    for _ in range(RESAMPLES if others else 0):
-        places = drawn.integers(0, len(rows), len(rows))
-        first, *scores = (job.task.score_of(rows.iloc[places], values[places]) for values in logits)
-        differences.append([score - first for score in scores])
-    return [float(error) for error in np.nanstd(differences, axis=0)] if others else []
+def choose(scored: list[Scored]) -> Scored:
+    """The highest score on val, whatever is read; of equal ones the least loss."""
+    return max(scored, key=lambda one: one.rank)
 
 
 def _score_all(job: Job, trained: dict[str, Trained]) -> list[Scored]:

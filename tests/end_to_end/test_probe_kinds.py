@@ -25,7 +25,7 @@ WIDTHS = {"cls_mean": 128, "last4": 320, ATTENTIVE: 64}  # of test_vit, 64 wide,
 def probed(start, monkeypatch, tmp_path):
     """probed(kind, *words) runs a probe whose best head reads that kind -> (stdout, its folder)."""
     def run(kind, *words):
-        def of_kind(job, scored):
+        def of_kind(scored):
             return max((one for one in scored if one.kind == kind), key=lambda one: one.rank)
 
         monkeypatch.setattr(probe, "choose", of_kind)
