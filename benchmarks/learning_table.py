@@ -30,7 +30,7 @@ WORDS = {
            "demo": "演示图像，128 像素", "imagenet": "ImageNet", "random": "随机权重", "ours": "本项目，默认设置",
            "probe": "本项目，`--adaptation lp`", "logistic": "对特征做逻辑回归", "plain": "普通训练循环",
            "header": ("图像", "起点", "方法", "AUC", "准确率", "AUC 高出普通循环", "p", "p（新种子）", "时间"),
-           "none": "尚未测量。", "seeds": "个种子", "epochs": "个 epoch", "cores": "核", "no GPU": "无 GPU", "commit": "提交",
+           "none": "尚未测量。", "seeds": "种子数", "epochs": "epoch 数", "cores": "核", "no GPU": "无 GPU", "commit": "提交",
            "min": "分", "s": "秒"},
 }
 
@@ -93,10 +93,10 @@ def markdown(stored: dict, language: str) -> str:
         return words["none"]
     lines = [words["header"], ["---"] * len(words["header"]), *(_cells(row, words) for row in stored["rows"])]
     machine = stored["machine"]
-    said = [f"{stored['seeds']} {words['seeds']}", f"{stored['epochs']} {words['epochs']}",
+    said = [f"{words['seeds']} {stored['seeds']}", f"{words['epochs']} {stored['epochs']}",
             f"{machine['type']}, {machine['cores']} {words['cores']}, {machine['gpu'] or words['no GPU']}",
             f"PyTorch {machine['torch']}", f"{words['commit']} {', '.join(stored['commits'])}"]
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", "; ".join(said) + "."])
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", "; ".join(said)])
 
 
 def _cells(row: dict, words: dict) -> list[str]:
