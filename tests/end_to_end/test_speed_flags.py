@@ -19,10 +19,10 @@ def predictions(tmp_path, task):
 def test_a_cache_changes_the_time_alone(start, tmp_path):
     code, out, err = start("--task", "kept", "--image_cache", "cache", *AUGMENTED)
     assert code == 0, err
-    assert "87 decoded once to cache/74-scaled-2-colour" in out  # 16/7 of 32 pixels
+    assert "87 decoded once to cache/68-scaled-2-colour" in out  # 32 / sqrt(0.3 * 3 / 4)
     code, out, err = start("--task", "again", "--image_cache", "cache", *AUGMENTED, "--num_workers", 2)
     assert code == 0 and "87 found decoded" in out
-    code, out, err = start("--task", "each", "--cache_size", 74, *AUGMENTED)
+    code, out, err = start("--task", "each", "--cache_size", 68, *AUGMENTED)
     assert code == 0 and "decoded once" not in out
     assert predictions(tmp_path, "kept") == predictions(tmp_path, "again") == predictions(tmp_path, "each")
     # scored as it was trained, with the cache and without
@@ -39,9 +39,9 @@ def test_a_cache_and_a_resumed_run(start):
     code, out, err = start("--task", "a", "--epochs", 1, "--image_cache", "elsewhere", "--resume", "same")
     assert code == 0, err  # where it lies is no matter of the run
     code, out, err = start("--task", "a", "--epochs", 1, "--resume", "same")
-    assert code == 2 and "--cache_size 74 -> None" in err
+    assert code == 2 and "--cache_size 68 -> None" in err
     code, out, err = start("--task", "a", "--epochs", 2, "--resume", "auto")
-    assert code == 0 and "brought to a short side of 74 first, as this run began" in out
+    assert code == 0 and "brought to a short side of 68 first, as this run began" in out
 
 
 def test_a_cache_for_a_checkpoint_that_was_trained_without(start):

@@ -243,7 +243,7 @@ def test_options_that_change_the_loss_act(start, tmp_path):
                "minmax": ("--cutmix_minmax", 0.2, 0.8), "class_weights": ("--class_weights", "balanced"),
                "clip": ("--clip_grad", 0.01), "accum": ("--accum_iter", 2), "warmup": ("--warmup_epochs", 0),
                "decay": ("--weight_decay", 0.5), "layers": ("--layer_decay", 0.5), "min_lr": ("--min_lr", 9e-4),
-               "drop": ("--drop_path", 0), "hflip": ("--hflip", 0), "vflip": ("--vflip", 1), "crop": ("--crop_scale", 0.9, 1),
+               "drop": ("--drop_path", 0.2), "hflip": ("--hflip", 0), "vflip": ("--vflip", 1), "crop": ("--crop_scale", 0.9, 1),
                "ratio": ("--crop_ratio", 0.2, 5), "reprob": ("--reprob", 1), "aa": ("--aa", "rand-m9-mstd0.5-inc1"),
                "jitter": ("--color_jitter", 0.4), "dataratio": ("--dataratio", 0.5), "precision": ("--precision", "bf16"),
                "start": ("--start_epoch", 1), "batch": ("--batch_size", 7)}
