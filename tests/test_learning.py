@@ -73,15 +73,15 @@ def test_all_is_crossed_with_all():
 
 
 def test_only_the_images_the_model_and_the_epochs_are_typed():
-    ours, probe, plain = (learning.Cell("idrid", "imagenet", way, 3, 12, Path("/work")).command()
+    ours, probe, plain = (learning.Cell("idrid", "imagenet", way, 3, 12, Path("/runs")).command()
                           for way in ("ours", "probe", "plain"))
     assert {word for word in ours if word.startswith("--")} == {
         "--model", "--model_arch", "--finetune", "--data_path", "--input_size", "--epochs", "--batch_size",
         "--seed", "--task", "--output_dir", "--log_dir", "--resume"}
     assert [word for word in probe if word not in ours and "imagenet" not in word] == ["--adaptation", "lp"]
     for words in (ours, plain):
-        assert words[words.index("--finetune") + 1] == "/work/weights/tf_efficientnet_lite0.pth"
-    tiny = learning.Cell("digits", "random", "ours", 0, 12, Path("/work"))
+        assert words[words.index("--finetune") + 1] == "/runs/weights/tf_efficientnet_lite0.pth"
+    tiny = learning.Cell("digits", "random", "ours", 0, 12, Path("/runs"))
     assert tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune") + 1] == ""
 
 
