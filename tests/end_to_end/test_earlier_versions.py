@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, needs_package
-from tests.fixtures.earlier import make
+from tests.fixtures.earlier import make, originals
 from util.errors import exit_code_of
 
 FIXTURES = ROOT / "tests/fixtures/earlier"
@@ -63,6 +63,15 @@ def same_metrics(found: Path, expected: Path, atol: float = 1e-5) -> None:
             assert a == pytest.approx(b, rel=1e-5, abs=atol, nan_ok=True), (name, part)
 
 
+def same_values(used: Path, expected: Path) -> None:
+    """What --eval, predict.py and latent_feature.py wrote."""
+    for name in ("predictions_test.csv", "predict.csv"):
+        same_table(used / name, expected / name, 1e-4)
+    same_metrics(used / "metrics_test.json", expected / "metrics_test.json")
+    features = [np.loadtxt(folder / "features.csv", delimiter=",") for folder in (used, expected)]
+    np.testing.assert_allclose(*features, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("task", make.USED)
 def test_scored_predicted_and_reported_as_then(earlier, task):
     """--eval, predict.py and latent_feature.py --resume on the checkpoint, and the report of its folder."""
@@ -70,13 +79,16 @@ def test_scored_predicted_and_reported_as_then(earlier, task):
         needs_package("peft")
     make.use(task, COMMANDS[task][0], Path("used"))
     used, expected = Path("used", task), EXPECTED / task
-    for name in ("predictions_test.csv", "predict.csv"):
-        same_table(used / name, expected / name, 1e-4)
-    same_metrics(used / "metrics_test.json", expected / "metrics_test.json")
-    features = [np.loadtxt(folder / "features.csv", delimiter=",") for folder in (used, expected)]
-    np.testing.assert_allclose(*features, rtol=0, atol=1e-4)
+    same_values(used, expected)
     numbers = [Counter(json.loads((folder / "report.json").read_text())) for folder in (used, expected)]
     assert not numbers[1] - numbers[0]
+
+
+@pytest.mark.parametrize("name", originals.ORIGINALS)
+def test_the_original_scripts_form_as_then(earlier, name):
+    """A dict of "model", "epoch" and "args" (a Namespace), whose classes have no names and whose images are decoded whole."""
+    originals.use(name, Path("used"))
+    same_values(Path("used", f"original_{name}"), EXPECTED / f"original_{name}")
 
 
 def test_compared_as_then(earlier):
