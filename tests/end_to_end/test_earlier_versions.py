@@ -84,6 +84,11 @@ def test_scored_predicted_and_reported_as_then(earlier, task):
     assert not numbers[1] - numbers[0]
 
 
+def test_wide_images_as_then(earlier):
+    make.predict_wide(Path("used"))
+    same_table(Path("used/cnn/wide.csv"), EXPECTED / "cnn/wide.csv", 1e-4)
+
+
 @pytest.mark.parametrize("name", originals.ORIGINALS)
 def test_the_original_scripts_form_as_then(earlier, name):
     """A dict of "model", "epoch" and "args" (a Namespace), whose classes have no names and whose images are decoded whole."""
