@@ -57,6 +57,20 @@ def test_who_can_go_on_from_it(tmp_path, rest, says):
         checkpoint.require_resumable(checkpoint.read(tmp_path / "x.pth"))
 
 
+@pytest.mark.parametrize("word", ["IMAGENET", "imagenet", "anything", "0.5"])
+def test_norm_said_nothing_before_it_had_a_meaning(tmp_path, word):
+    settings = {"kind": "eval", "input_size": 32, "resize": 36, "mean": [0.1] * 3, "std": [0.2] * 3, "decode": "full"}
+    content = {"model": {"w": torch.ones(1)}, "format": 1, "options": {"norm": word}, "class_names": ["a"]}
+    checkpoint.write(tmp_path / "x.pth", content | {"transform": {"eval": settings}})
+    assert checkpoint.read(tmp_path / "x.pth").rest["options"]["norm"] == "backbone"
+    checkpoint.write(tmp_path / "x.pth", content | {"transform": {"eval": settings | {"reduced": "colour"}}})
+    if word in ("anything", "0.5"):
+        with pytest.raises(InputError, match="'norm'"):
+            checkpoint.read(tmp_path / "x.pth")
+    else:
+        assert checkpoint.read(tmp_path / "x.pth").rest["options"]["norm"] == word
+
+
 def test_only_data_goes_in():
     assert checkpoint.plain({"a": (1, np.float64(2.5), None), 3: np.int64(4)}) == {"a": [1, 2.5, None], "3": 4}
     with pytest.raises(TypeError):

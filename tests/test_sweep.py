@@ -100,6 +100,10 @@ def test_what_the_program_resolves_is_no_other_option(study):
     path.write_text(json.dumps(stored))
     outcome, grid = study(text)
     assert (outcome.exit_code, starts(grid)) == (0, [1, 1, 1, 1])
+    for words in ({"norm": "IMAGENET"}, {"norm": "backbone", "layer_decay": 1.0, "crop_scale": [0.3, 1.0]}):
+        stored["options"] |= words  # of before --norm had a meaning; of the table of defaults (util/starts.py)
+        path.write_text(json.dumps(stored))
+        assert study(text)[0].exit_code == 0
     stored["options"]["model_arch"] = "retfound_dinov2"
     path.write_text(json.dumps(stored))
     with pytest.raises(InputError, match="--model_arch retfound_dinov2 -> "):

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util import options as flags
 from util.disk import AGAIN, reason, remedy
 from util.errors import InputError, RunError
 from util.state_dicts import WeightFile, read_weights
@@ -117,8 +116,8 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
     if is_ours(file):
         if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
+        _settle_norm(file.rest)
         check_stored(path, file.rest)
-        file.rest["options"] = flags.as_now(file.rest["options"])
     else:  # a stranger's entries mean what they will there; its epoch is only told
         file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
         check_arguments(path, file.arguments)
@@ -128,6 +127,17 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
 
     shard_files.read_index(shard_files.folder_of(file))
     return shard_files.whole(file) if whole else file
+
+
+def _settle_norm(rest: dict) -> None:
+    """What --norm says in a checkpoint of before it had a meaning: any word stood for the backbone's own normalisation. Its
+    transform has none of the entries that came with that meaning."""
+    options, transform = rest["options"], rest.get("transform")
+    settings = transform.get("eval") if isinstance(transform, dict) else None
+    if not isinstance(options, dict):
+        return  # refused in a moment
+    if "norm" not in options or (isinstance(settings, dict) and "reduced" not in settings):
+        rest["options"] = options | {"norm": "backbone"}
 
 
 def is_ours(file: WeightFile) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from util import metrics, regression_metrics
 from util.errors import InputError
-from util.options import OF_THIS_START
+from util.options import OF_THIS_START, as_now
 
 FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune")  # what tells groups apart, where it does
 SPEAKS_FOR_ITSELF = ("model_arch", "adaptation")  # in a group's name without the option's name
@@ -98,7 +98,7 @@ def read_run(folder: Path, split: str) -> Run:
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
     left_out = {"seed", "data_path", "csv_file", *OF_THIS_START}
-    kept = {name: value for name, value in options.items() if name not in left_out}
+    kept = {name: value for name, value in as_now(options).items() if name not in left_out}
     # the pictures themselves count, not where they are mounted
     place = options.get("csv_file") or options.get("data_path")
     return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}

@@ -127,7 +127,7 @@ def normalisation(text: str) -> str:
     if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is none of backbone, imagenet, half, nor six numbers parted by commas: "
                                          "three means and three standard deviations above 0, of values from 0 to 1")
-    return ",".join(f"{number:g}" for number in numbers)
+    return ",".join(str(number).removesuffix(".0") for number in numbers)  # to the last digit
 
 
 def seed_number(text: str) -> int:
@@ -454,8 +454,11 @@ def take_stored(stored: dict, options, typed: set[str]) -> None:
 
 
 def as_now(stored: dict) -> dict:
-    """A checkpoint's options in today's words."""
-    return stored | {"norm": normalisation(stored.get("norm") or "backbone")}
+    """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the backbone's own."""
+    try:
+        return stored | {"norm": normalisation(str(stored.get("norm", "backbone")))}
+    except argparse.ArgumentTypeError:
+        return stored | {"norm": "backbone"}
 
 
 def _text(value) -> str:

@@ -78,7 +78,7 @@ def _facts(cell: Cell) -> dict | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return facts | {"options": dict(facts["options"])}
+        return facts | {"options": flags.as_now(dict(facts["options"]))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} can't be read ({error}): remove {cell.folder}, and its run begins anew") from error
 
