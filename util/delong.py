@@ -13,7 +13,6 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import chdtrc
 
 LEVEL = 0.95
 QUANTILE = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
@@ -117,6 +116,8 @@ def joint_test(aucs: np.ndarray, influences: np.ndarray, groups: np.ndarray | No
     if np.abs(differences - contrasts @ along).max() > ALIKE:
         return math.nan, 0, math.nan
     chi_square, rank = float(((along / errors) ** 2).sum()), len(errors)
+    from scipy.special import chdtrc  # slow to import, and metrics alone need no test of several models
+
     return chi_square, rank, float(chdtrc(rank, chi_square)) if rank else 1.0
 
 

@@ -321,7 +321,7 @@ for name, words, says in (
 
 for words, says in (
     (["--mixup_prob", 0.5], "--mixup_prob does nothing"),
-    (["--nb_classes", 2, "--dist_eval", "--norm", "X"], "accepted for compatibility, no effect"),
+    (["--nb_classes", 2, "--dist_eval", "--resplit"], "accepted for compatibility, no effect"),
     (["--blr", 0.1], "--blr does nothing"),
     (["--patient_col", "p"], "--patient_col does nothing"),
     (["--cls_token"], "--cls_token changes nothing"),
