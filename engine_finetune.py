@@ -256,7 +256,7 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     in all processes and after the same step, when one of them was asked to end.
     """
     t, plan, device, epoch = trainer, trainer.plan, trainer.world.device, done.epoch
-    first = done.steps * plan.accum_iter
+    first = done.steps * plan.of_a_step
     loader.batch_sampler.set_epoch(epoch, first)
     set_mode(t.model, not t.eval_mode)
     t.optimizer.zero_grad(set_to_none=True)
@@ -265,8 +265,8 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
     for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world), first):
-        step = micro_step // plan.accum_iter
-        if micro_step % plan.accum_iter == 0:
+        step = micro_step // plan.of_a_step
+        if micro_step % plan.of_a_step == 0:
             # the middle of the step: at its start the first step of a warm-up would have no rate at all
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)

@@ -354,7 +354,8 @@ def plan_training(job: Job) -> None:
         options.cache_size), reading)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
-    job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes)
+    even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)
+    job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes, even)
     peak = options.lr if options.lr is not None else options.blr * job.plan.step_size / 256
     if options.min_lr > peak:
         raise InputError(f"--min_lr {options.min_lr:g} is above the peak rate {peak:g}: lower it, or raise --lr or --blr")

@@ -12,6 +12,7 @@ from jobs.job import Job
 from jobs.records import content
 from util import checkpoint, lora, shard_files
 from util.errors import InputError, RunError
+from util.sampling import StepPlan
 from util.sharding import fill, is_own, is_sharded, local, whole_tensors
 from util.state_dicts import WeightFile, load_file
 
@@ -22,7 +23,7 @@ def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: li
     write_last(job, content(job, done.epoch - 1, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(), "progress": asdict(done),
         "schedule": {"position": done.epoch + done.steps / job.plan.steps, "effective_batch": job.plan.step_size,
-                     **asdict(job.schedule)},
+                     "even_steps": job.plan.even, **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
 
 
@@ -95,9 +96,9 @@ def _placed(job: Job, done: Progress, step_size: int) -> Progress:
     plan = job.plan
     if done.steps == 0 or (step_size == plan.step_size and done.steps <= plan.steps):
         return done
-    seen = min(done.steps * step_size, plan.num_samples)
-    steps = plan.steps if seen == plan.num_samples else seen // plan.step_size
-    kept = min(steps * plan.step_size, plan.num_samples)
+    seen = StepPlan(plan.num_samples, step_size, 1, 1, plan.even).of_step(done.steps - 1)[1]
+    steps = plan.steps_within(seen)
+    kept = plan.of_step(steps - 1)[1] if steps else 0
     if kept < seen:
         job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its pictures are seen once more")
     return Progress(done.epoch, steps, done.loss * kept / seen)

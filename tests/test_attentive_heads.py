@@ -56,7 +56,7 @@ def test_every_head_is_what_pytorch_trains_alone(place, number):
     for epoch in range(EPOCHS):
         order = torch.from_numpy(epoch_order(ROWS, 3, epoch))
         for step in range(4):
-            rows = order[step * 16:(step + 1) * 16]
+            rows = order[math.ceil(step * ROWS / 4):math.ceil((step + 1) * ROWS / 4)]
             for group in optimizer.param_groups:
                 group["lr"] = setting.learning_rate * rate_at(epoch + (step + 0.5) / 4)
             optimizer.zero_grad()

@@ -16,7 +16,7 @@ import torch
 
 from util.feature_kinds import averaged
 from util.probe_heads import HeadSetting, StackedAdamW, Trained, loss_by_head
-from util.sampling import epoch_order
+from util.sampling import epoch_order, part
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # decays of 1 and 10 changed nothing: the best epochs come early
 ROWS = 64  # images whose tokens are in memory at a time, where no gradient is taken
@@ -68,7 +68,7 @@ def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.
         view, order = tokens[epoch % len(tokens)], epoch_order(len(labels), seed, epoch)
         total = torch.zeros(len(settings), device=device)
         for step in range(steps):
-            rows = np.sort(order[step * batch_size:(step + 1) * batch_size])  # in the order of the disk
+            rows = np.sort(order[slice(*part(len(order), steps, step))])  # in the order of the disk
             by_head = loss_by_head(heads.logits(_load(view[rows], device)), labels[torch.from_numpy(rows)], loss)
             by_head.mean(dim=1).sum().backward()
             total += by_head.detach().sum(dim=1)

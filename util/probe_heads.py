@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from util.sampling import epoch_order
+from util.sampling import epoch_order, part
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
@@ -178,7 +178,7 @@ def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss
         order = torch.from_numpy(epoch_order(len(labels), seed, epoch)).to(labels.device)
         total = torch.zeros(len(settings), device=labels.device)
         for step in range(steps):
-            rows = order[step * batch_size:(step + 1) * batch_size]
+            rows = order[slice(*part(len(order), steps, step))]
             batch = features[rows]
             with torch.no_grad():
                 logits = heads.logits(batch)

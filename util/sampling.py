@@ -12,45 +12,78 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def part(number: int, parts: int, index: int) -> tuple[int, int]:
+    """First and end of part `index` of `number` things that are dealt to `parts` parts, whose sizes differ by one at most."""
+    return -(-index * number // parts), -(-(index + 1) * number // parts)
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """Sizes of an epoch, the same in all processes.
 
-    batch_size    pictures a process and micro-step
-    accum_iter    micro-steps an optimizer step
+    batch_size    pictures a process and micro-step, at most
+    accum_iter    micro-steps an optimizer step, at most
+    even          an epoch's pictures are dealt evenly to its steps. Without it (runs that were begun before there was this)
+                  all steps are full but the last, which may be of a few pictures: their noise is taken at the full rate.
     """
 
     num_samples: int
     batch_size: int
     accum_iter: int
     world_size: int
+    even: bool = True
 
     @property
     def step_size(self) -> int:
-        """Pictures an optimizer step (the effective batch)."""
+        """Pictures an optimizer step, at most (the effective batch)."""
         return self.batch_size * self.accum_iter * self.world_size
 
     @property
-    def micro_steps(self) -> int:
-        return math.ceil(self.num_samples / (self.batch_size * self.world_size))
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return math.ceil(self.num_samples / self.step_size)
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps an epoch; the last may be smaller and is stepped all the same."""
-        return math.ceil(self.num_samples / self.step_size)
+    def of_a_step(self) -> int:
+        """Micro-steps an optimizer step."""
+        if not self.even:
+            return self.accum_iter
+        return math.ceil(math.ceil(self.num_samples / self.steps) / (self.batch_size * self.world_size))
+
+    @property
+    def micro_steps(self) -> int:
+        return self.steps * self.of_a_step if self.even else math.ceil(self.num_samples / (self.batch_size * self.world_size))
+
+    def of_step(self, step: int) -> tuple[int, int]:
+        """First and end, in the epoch's order, of the pictures of optimizer step `step`."""
+        if self.even:
+            return part(self.num_samples, self.steps, step)
+        return step * self.step_size, min((step + 1) * self.step_size, self.num_samples)
+
+    def of_micro_step(self, micro_step: int) -> tuple[int, int]:
+        """First and end of the pictures of a micro-step, of all processes together."""
+        if self.even:
+            first, end = self.of_step(micro_step // self.of_a_step)
+            return tuple(first + place for place in part(end - first, self.of_a_step, micro_step % self.of_a_step))
+        size = self.batch_size * self.world_size
+        return micro_step * size, min((micro_step + 1) * size, self.num_samples)
 
     def samples_of_step(self, step: int) -> int:
         """Real pictures of optimizer step `step`: what its gradient is divided by."""
-        return min(self.step_size, self.num_samples - step * self.step_size)
+        first, end = self.of_step(step)
+        return end - first
 
     def samples_of(self, micro_step: int, rank: int) -> int:
         """Real pictures of one process in a micro-step; 0 = it computes one along with the others, with weight 0."""
-        size = self.batch_size * self.world_size
-        together = min(size, self.num_samples - micro_step * size)
-        return len(range(rank, together, self.world_size))
+        first, end = self.of_micro_step(micro_step)
+        return len(range(first + rank, end, self.world_size))
 
     def ends_step(self, micro_step: int) -> bool:
-        return (micro_step + 1) % self.accum_iter == 0 or micro_step + 1 == self.micro_steps
+        return (micro_step + 1) % self.of_a_step == 0 or micro_step + 1 == self.micro_steps
+
+    def steps_within(self, samples: int) -> int:
+        """Optimizer steps whose pictures are all among the first `samples` of the epoch."""
+        return max(step for step in range(self.steps + 1) if step == 0 or self.of_step(step - 1)[1] <= samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -61,7 +94,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 class TrainBatches:
     """Batch sampler: lists of (epoch, position) for this process.
 
-    A process without a picture in the last, short batch gets one that belongs to another, so that all take part in
+    A process without a picture in a short batch gets one that belongs to another, so that all take part in
     every step; StepPlan.samples_of says that it does not count. Set the epoch with `set_epoch`; `start` skips the
     first micro-steps (a run cut inside an epoch).
     """
@@ -78,9 +111,8 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan, order = self.plan, epoch_order(self.plan.num_samples, self.seed, self.epoch)
-        size = plan.batch_size * plan.world_size
         for micro_step in range(self.start, plan.micro_steps):
-            together = order[micro_step * size:(micro_step + 1) * size]
+            together = order[slice(*plan.of_micro_step(micro_step))]
             mine = together[self.rank::plan.world_size]
             yield [(self.epoch, int(position)) for position in (mine if len(mine) else together[:1])]
 
