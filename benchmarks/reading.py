@@ -12,7 +12,7 @@ from simplejpeg import decode_jpeg
 from benchmarks import plain
 from benchmarks.pictures import photographs
 from benchmarks.timing import Row, compare_apart, seconds
-from util.image_cache import Kept, default_side, kept_pixels, open_cache
+from util.image_cache import Kept, default_side, open_cache
 from util.images import ImageSource, resized
 from util.memory import keep_freed_memory
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
@@ -144,7 +144,7 @@ def _kept_difference(paths: list[str], side: int, number: int) -> Row:
     differences = []
     for k in range(number):
         path = paths[k % len(paths)]
-        kept, whole = kept_pixels(path, side, "scaled"), ImageSource(path).decode()
+        kept, whole = Kept(side, "scaled").pixels(path), ImageSource(path).decode()
         seed(k)
         top, left, height, width = draw(torch.empty(1).expand(3, *kept.shape[:2]), (0.08, 1.0), (3 / 4, 4 / 3))
         ours = resized(np.ascontiguousarray(kept[top:top + height, left:left + width]), (SIZE, SIZE))

@@ -14,6 +14,7 @@ from jobs.trained import loader
 from util.errors import InputError
 from util.heatmaps import heat_maps, methods_of, pictures_of, write_overlays
 from util.partial_rows import PartialRows
+from util.transforms import EvalTransform
 
 BATCH = 16  # pictures; what fits into memory at once with gradients, heat_maps decides itself
 BATCHES_A_PIECE = 16  # of each process, after which the overlays are listed and counted
@@ -47,7 +48,7 @@ def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndar
     world.say(f"heat maps  {method}, of {name}" + (f"; {done:,} are there from an earlier start" if done else ""))
     table = job.data.table[done:]
     covariates = None if job.covariates is None else job.covariates[done:]
-    batches = loader(options, world, table, covariates, job.transform, BATCH)
+    batches = loader(options, world, table, covariates, EvalTransform(job.transform, job.data.fields), BATCH)
     feed, targets, total = loaded(batches, "heat maps", world), targets[done:], len(job.data.table)
     while done < total:
         positions, maps, pictures = [], [], []

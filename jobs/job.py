@@ -15,10 +15,11 @@ from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
 from jobs.part import choose_part, load_resumed
 from jobs.task import Task
-from util import checkpoint, datasets, leakage, lora, lr_sched, shard_files, sharding, starts, transforms
+from util import checkpoint, datasets, fundus_sheet, leakage, lora, lr_sched, shard_files, sharding, starts, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
+from util.fundus_fields import Fields
 from util.image_cache import ImageCache, Kept, default_side, open_cache
 from util.precision import Precision, resolve_precision
 from util.probe import FeatureDataset
@@ -48,6 +49,7 @@ class Job:
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
+    fields: Fields | None = None  # with --fundus_crop auto
     cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
     kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/feature_kinds.py)
@@ -87,7 +89,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if not options.dry_run:
         world.main_first(folder.make)
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
-    data = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
+    data, fields = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
     world.say(*_compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
     shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
@@ -109,7 +111,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         _restore_values(model, resumed, task)
     world.say(*filter(None, [line]))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              evaluation_settings(parsed, backbone, resumed))
+              evaluation_settings(parsed, backbone, resumed), fields=fields)
     if options.batch_size == flags.AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:
@@ -206,7 +208,7 @@ def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
-               task: Task) -> datasets.Data:
+               task: Task) -> tuple[datasets.Data, Fields | None]:
     options = parsed.options
     data = task.read(parsed, resumed, ("test",) if options.eval else datasets.SPLITS)
     # a picture's number counts within its split, so that it is the same where only test is read
@@ -214,18 +216,37 @@ def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFold
     if options.patient_regex and "patient_col" not in parsed.typed:  # a stored expression gives way to a typed column
         data.table, lines = leakage.name_patients(data.table, options.patient_regex, "patient_regex" in parsed.typed)
         data.notes += lines
-    if not options.skip_file_check:
+    fields = Fields(Path(options.output_dir) / ".fundus_fields.npy") if options.fundus_crop == "auto" else None
+    if options.skip_file_check and fields is not None:
+        data = datasets.find_fields(data, fields)
+    elif not options.skip_file_check:
         writes = world.is_main and not options.dry_run and options.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped)
+            data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped,
+                                        fields=fields)
     if not options.eval:
         data.fingerprint = datasets.fingerprint(data.table)
     if options.dataratio[0] < 1 and not options.eval:
         data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
     if world.is_main and not options.eval:
         world.say(*_check_leakage(options, data, resumed, folder))
-    return task.settle(data, resumed)
+    if world.is_main and fields is not None:
+        world.say(*_report_fields(options, data, fields, resumed, folder))
+    return task.settle(data, resumed), fields
+
+
+def _report_fields(options: Namespace, data: datasets.Data, fields: Fields, resumed: WeightFile | None,
+                   folder: RunFolder) -> list[str]:
+    """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) -> lines."""
+    table = fields.table(list(dict.fromkeys(data.table["path"])))
+    if options.dry_run:
+        return fundus_sheet.report(table, None, None)
+    goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
+    names = [f"fundus_crop{'_test' if options.eval else ''}{suffix}" for suffix in (".csv", ".png")]
+    paths = [folder.file(name) if goes_on or options.eval else folder.new_file(name) for name in names]
+    with folder.writing(paths[0]):
+        return fundus_sheet.report(table, *paths)
 
 
 def _check_leakage(options: Namespace, data: datasets.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
@@ -271,9 +292,9 @@ def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, res
     mean, std = models_vit.normalisation(backbone, options.norm)
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
     if not stored:
-        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size)
+        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size, options.fundus_crop)
     changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)}}
+               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": options.fundus_crop}}
     if options.input_size != stored["input_size"]:
         changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size)}
     settings = dict(stored)
@@ -351,7 +372,7 @@ def plan_training(job: Job) -> None:
     job.train_transform = transforms.read_alike(transforms.train_settings(
         options.input_size, reading["mean"], reading["std"], reading["decode"], options.crop_scale, options.crop_ratio,
         options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
-        options.cache_size), reading)
+        options.cache_size, options.fundus_crop), reading)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)
@@ -420,7 +441,7 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
 
     def of(say, fill):
-        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform), usable_cores(), say, fill)
+        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform, job.fields), usable_cores(), say, fill)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()
@@ -437,7 +458,8 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
         batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
         return make_loader(dataset, batches, 0, False)
     random_view = batches is not None or view is not None
-    transform = transforms.TrainTransform(job.train_transform) if random_view else transforms.EvalTransform(job.eval_transform)
+    transform = (transforms.TrainTransform(job.train_transform, job.fields) if random_view else
+                 transforms.EvalTransform(job.eval_transform, job.fields))
     size = options.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
     batches = batches or EvalBatches(len(rows), size, job.world.rank, job.world.size, view or 0)
     pinned = options.pin_mem and job.world.device.type == "cuda"

@@ -22,7 +22,7 @@ from util.precision import resolve_precision
 from util.pretrained import sha256
 from util.results import commit, now, versions
 from util.state_dicts import WeightFile
-from util.unlabelled import known_file
+from util.unlabelled import forget
 
 WHAT = {"cls": "class token after the model's last norm", "patch_mean": "mean of the patch tokens or of the last feature map",
         "pooled": "what a classifier's head reads"}
@@ -119,7 +119,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
         write_features(options.output, list(data.table["path"]), arrays,
                        json.dumps(checkpoint.plain(facts), ensure_ascii=False))
     partial.remove()
-    known_file(options.output).unlink(missing_ok=True)
+    forget(options.output)
     shapes = ", ".join(f"{name} {' x '.join(f'{side:,}' for side in values.shape)}" for name, values in arrays.items())
     world.say(f"written to {options.output}: {shapes}; {summary.duration(time.monotonic() - began)}")
 

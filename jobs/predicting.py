@@ -24,7 +24,7 @@ from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
 from util.run_files import write_predictions
 from util.state_dicts import WeightFile, set_buffers
-from util.unlabelled import Unlabelled, class_answers, known_file, with_answers
+from util.unlabelled import Unlabelled, class_answers, forget, with_answers
 
 
 @dataclass
@@ -70,7 +70,7 @@ def predict(parsed: flags.Parsed, world: World) -> None:
         heatmapping.draw_heatmaps(job, partial, outputs)
     if partial is not None:
         partial.remove()
-        known_file(job.options.output).unlink(missing_ok=True)
+        forget(job.options.output)
 
 
 def prepare(parsed: flags.Parsed, world: World) -> Prediction:

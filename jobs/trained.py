@@ -19,23 +19,25 @@ from jobs.classification import Classification
 from jobs.job import GPU_EVAL_BATCHES, workers
 from jobs.regression import Regression
 from jobs.task import Task
-from util import checkpoint, datasets, transforms
+from util import checkpoint, datasets, fundus_sheet, transforms
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError, RunError
+from util.fundus_fields import Fields
 from util.partial_rows import PartialRows
 from util.precision import Precision
 from util.probe import pictures_digest
 from util.results import versions
 from util.sampling import EvalBatches
 from util.state_dicts import WeightFile
-from util.unlabelled import Unlabelled, known_file, read_unlabelled, skipped_file
+from util.unlabelled import Unlabelled, fundus_files, known_file, read_unlabelled, skipped_file
 
 TASKS = {task.kind: task for task in (Classification, Regression)}
 SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 # What a checkpoint decides unless it was typed.
-FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "global_pool", "fc_norm_passes", "precision", "batch_size")
+FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "global_pool", "fc_norm_passes", "precision",
+                   "batch_size")
 # What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
 OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
                "finetune": ""}
@@ -89,13 +91,19 @@ def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] 
     """The pictures of --input, those that don't decode refused or left out as --bad_images says."""
     def read() -> Unlabelled:
         data = read_unlabelled(options.input, options.path_col, covariates)
-        if options.skip_file_check:
-            return data
         others, listed = data.others, skipped_file(options.output)
-        checked = datasets.check_files(data, options.bad_images, known_file(options.output), listed if world.is_main else None)
-        if len(checked.table) == len(data.table) and world.is_main:
-            listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
-        return Unlabelled(checked.table, [], checked.notes, others=others)
+        table_file, sheet, remembered = fundus_files(options.output)
+        fields = Fields(remembered) if options.fundus_crop == "auto" else None
+        if not options.skip_file_check:
+            checked = datasets.check_files(data, options.bad_images, known_file(options.output),
+                                           listed if world.is_main else None, fields=fields)
+            if len(checked.table) == len(data.table) and world.is_main:
+                listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
+        else:
+            checked = data if fields is None else datasets.find_fields(data, fields)
+        if fields is not None and world.is_main:
+            world.say(*fundus_sheet.report(fields.table(list(dict.fromkeys(checked.table["path"]))), table_file, sheet))
+        return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields)
 
     with no_room(f"the folder of --output {options.output}"):
         return world.main_first(read)
@@ -113,10 +121,10 @@ def no_room(what: str) -> Iterator[None]:
 
 # ---- computing ------------------------------------------------------------------------------------------------------
 
-def loader(options: Namespace, world: World, table: pd.DataFrame, covariates: torch.Tensor | None, transform: dict,
-           batch_size: int):
+def loader(options: Namespace, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
+           transform: transforms.EvalTransform, batch_size: int):
     """Batches of the table's pictures in order, as evaluation reads them; whole batches are dealt to the processes."""
-    dataset = datasets.ImageDataset(table, np.zeros(len(table), np.int64), transforms.EvalTransform(transform), 0, covariates)
+    dataset = datasets.ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
     return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size), workers(options, world),
                        world.device.type == "cuda")
 
@@ -145,7 +153,8 @@ def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor 
     partial = world.main_first(find)
     done = world.from_main(partial.rows if partial is not None else None)
     if done < len(data.table):
-        rest = loader(options, world, data.table[done:], None if covariates is None else covariates[done:], transform, size)
+        rest = loader(options, world, data.table[done:], None if covariates is None else covariates[done:],
+                      transforms.EvalTransform(transform, data.fields), size)
         try:
             for values in output_chunks(model, rest, precision, world, title):
                 wrong = ~np.isfinite(values).all(axis=1)

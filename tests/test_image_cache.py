@@ -15,7 +15,7 @@ from PIL import Image
 from util import image_cache
 from util.datasets import ImageDataset, read_folder
 from util.errors import RunError
-from util.image_cache import Kept, KeptSource, default_side, kept_pixels, lossless_side, open_cache
+from util.image_cache import Kept, KeptSource, default_side, lossless_side, open_cache
 from util.images import ImageSource
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
@@ -110,7 +110,7 @@ def test_a_damaged_segment_is_made_anew(photographs, tmp_path):
         cache = cached(photographs, tmp_path / "c", 300, lines)
         assert "6 decoded once" in lines.pop() and cache.has.all() and len(list(folder.glob("*.pixels"))) == 1
         assert not (folder / ".abc.partial").exists()
-        assert np.array_equal(cache(photographs["path"][1]).part(), kept_pixels(photographs["path"][1], 300, "scaled"))
+        assert np.array_equal(cache(photographs["path"][1]).part(), Kept(300, "scaled").pixels(photographs["path"][1]))
 
 
 def test_segments(photographs, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_segments(photographs, tmp_path, monkeypatch):
     cache = cached(photographs, tmp_path / "c", 150)
     assert len(list((tmp_path / "c").glob("*/*.pixels"))) == 3
     for path in photographs["path"]:
-        assert np.array_equal(cache(path).part((3, 4, 50, 60)), kept_pixels(path, 150, "scaled")[4:60, 3:50])
+        assert np.array_equal(cache(path).part((3, 4, 50, 60)), Kept(150, "scaled").pixels(path)[4:60, 3:50])
 
 
 def test_workers_that_are_not_forked_map_the_file_themselves(photographs, tmp_path):

@@ -12,7 +12,7 @@ from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
 from util.errors import InputError
-from util.image_cache import KeptSource, kept_pixels
+from util.image_cache import Kept, KeptSource
 from util.images import ImageError, ImageSource
 from util.transforms import (
     EvalTransform,
@@ -193,13 +193,13 @@ def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, s
         Image.fromarray(np.uint8(stripes)).save(path, **options)
         full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(path) for decode in ("full", "scaled"))
         assert grey_levels(full, scaled) < 1  # half a pixel beside its place it is 5 to 10
-        kept, whole = (kept_pixels(path, 256, decode).astype(int) for decode in ("scaled", "full"))
+        kept, whole = (Kept(256, decode).pixels(path).astype(int) for decode in ("scaled", "full"))
         assert kept.shape == whole.shape and np.abs(kept - whole).mean() < 1
 
 
 def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):
     """As if the picture had been stored at that size."""
-    whole = kept_pixels(large_jpeg, 512, "full")
+    whole = Kept(512, "full").pixels(large_jpeg)
     assert whole.shape == (512, 512, 3)
     for make, transform in ((eval_settings, EvalTransform), (train_settings, TrainTransform)):
         results = []

@@ -116,7 +116,7 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
     if is_ours(file):
         if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
-        _settle_norm(file.rest)
+        _settle_reading(file.rest)
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
         file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
@@ -129,15 +129,17 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
     return shard_files.whole(file) if whole else file
 
 
-def _settle_norm(rest: dict) -> None:
-    """What --norm says in a checkpoint of before it had a meaning: any word stood for the backbone's own normalisation. Its
-    transform has none of the entries that came with that meaning."""
+def _settle_reading(rest: dict) -> None:
+    """What a checkpoint's options say of reading in today's words. Before --norm had a meaning any word stood for the
+    backbone's own normalisation; such a checkpoint's transform has none of the entries that came with that meaning. Before
+    there was --fundus_crop no image was cut."""
     options, transform = rest["options"], rest.get("transform")
     settings = transform.get("eval") if isinstance(transform, dict) else None
     if not isinstance(options, dict):
         return  # refused in a moment
     if "norm" not in options or (isinstance(settings, dict) and "reduced" not in settings):
-        rest["options"] = options | {"norm": "backbone"}
+        options = options | {"norm": "backbone"}
+    rest["options"] = {"fundus_crop": "off"} | options
 
 
 def is_ours(file: WeightFile) -> bool:

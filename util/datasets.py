@@ -271,19 +271,20 @@ def match_classes(data, class_names):
     return Data(table, list(class_names), notes)
 
 
-def check_files(data, bad_images, known_file=None, skipped_file=None, workers=None, progress=True):
+def check_files(data, bad_images, known_file=None, skipped_file=None, workers=None, progress=True, fields=None):
     """Decode every picture once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
     known_file: where `KnownGood` remembers good files for the next start. workers: threads; None takes one a core.
+    fields: `util.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
     Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
     written.
     """
     known = KnownGood(known_file) if known_file else None
     paths = list(dict.fromkeys(data.table["path"]))
-    bad = check_images(paths, workers or _cores(), known, progress)
-    notes = data.notes + ([known.note] if known and known.note else [])
+    bad = check_images(paths, workers or _cores(), known, progress, fields)
+    notes = data.notes + [memory.note for memory in (known, fields) if memory and memory.note]
     if not bad:
         return replace(data, notes=notes)
     if bad_images == "stop":
@@ -305,6 +306,13 @@ def check_files(data, bad_images, known_file=None, skipped_file=None, workers=No
     written = f", listed in {skipped_file}" if skipped_file else ""
     notes.append(f"left out {len(bad)} of {len(paths)} pictures that cannot be read{written}")
     return Data(table, data.class_names, notes)
+
+
+def find_fields(data, fields, workers=None, progress=True):
+    """Data, once the fields of its pictures are known (`util.fundus_fields.Fields`), where they are not checked. A file that
+    can't be read has none here; whoever reads it says so."""
+    check_images(dict.fromkeys(data.table["path"]), workers or _cores(), None, progress, fields)
+    return replace(data, notes=data.notes + ([fields.note] if fields.note else []))
 
 
 def _cores():

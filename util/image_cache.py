@@ -1,7 +1,8 @@
 """Decode once, read many times: every picture is brought to a size that its crops need, and kept there as pixels.
 
-What is kept is decided by the transform's settings (`kept`, the short side in pixels, and `decode`), not by whether there
-is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same figures, only later.
+What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`, `fundus_crop`), not by
+whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same
+figures, only later.
 
 A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one picture after the other, row by row, so that reading a
 crop touches the rows of that crop alone; and NAME.npy, where each picture stands in it and what it was made of (place, size
@@ -19,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.errors import RunError
+from util.fundus_fields import VERSION as FIELDS_VERSION
+from util.fundus_fields import Fields, FieldSource, source_of
 from util.images import ImageError, ImageSource, resized
 
 VERSION = 2  # raise it when other pixels are kept
@@ -54,10 +57,8 @@ def default_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: t
     return min(lossless_side(input_size, crop_scale, crop_ratio), math.ceil(MOST_SPARE * input_size))
 
 
-def kept_pixels(path: str, side: int, decode: str, reduced: str = "colour") -> np.ndarray:
-    """The picture at `path` with a short side of at most `side` pixels, (H, W, 3) uint8. reduced: as ImageSource has it.
-    Raises ImageError."""
-    source = ImageSource(path, reduced)
+def kept_pixels(source: ImageSource | FieldSource, side: int, decode: str) -> np.ndarray:
+    """The picture that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
     width, height = source.size
     scale = min(1.0, side / min(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -132,23 +133,30 @@ class ImageCache:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the kept pixels of a picture depend on, besides its file: the arguments of `kept_pixels`."""
+    """What the kept pixels of a picture depend on, besides its file; fields: that are known already (util/fundus_fields.py)."""
 
     side: int
     decode: str
     reduced: str = "colour"
+    fundus_crop: str = "off"
+    fields: Fields | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, settings: dict) -> "Kept":
+    def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings["kept"], settings["decode"], settings.get("reduced", "any"))
+        return cls(settings["kept"], settings["decode"], settings.get("reduced", "any"), settings.get("fundus_crop", "off"),
+                   fields)
 
     @property
     def folder(self) -> str:
-        return f"{self.side}-{self.decode}-{VERSION}" + ("" if self.reduced == "any" else f"-{self.reduced}")
+        return (f"{self.side}-{self.decode}-{VERSION}" + ("" if self.reduced == "any" else f"-{self.reduced}")
+                + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}"))
+
+    def source(self, path: str) -> ImageSource | FieldSource:
+        return source_of(path, self.reduced, self.fundus_crop, self.fields)
 
     def pixels(self, path: str) -> np.ndarray:
-        return kept_pixels(path, self.side, self.decode, self.reduced)
+        return kept_pixels(self.source(path), self.side, self.decode)
 
 
 def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
@@ -172,7 +180,7 @@ def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Ca
             _remove_unfinished(folder)
             cache = ImageCache(_read_segments(folder), paths, identities)  # another start may have added them meanwhile
             todo = np.flatnonzero(~cache.has)
-            _require_room(folder, [paths[number] for number in todo], kept.side)
+            _require_room(folder, [paths[number] for number in todo], kept)
             _add(folder, [paths[number] for number in todo], identities[todo], kept, workers)
         cache = ImageCache(_read_segments(folder), paths, identities)
     except ImageError as error:
@@ -238,13 +246,13 @@ def _remove_unfinished(folder: Path) -> None:
             file.unlink()
 
 
-def _require_room(folder: Path, paths: list[str], side: int) -> None:
+def _require_room(folder: Path, paths: list[str], kept: Kept) -> None:
     """OSError where the disk has no room for these pictures, judged by a hundred of them."""
     some = paths[::max(1, len(paths) // 100)]
     total = 0
     for path in some:
-        width, height = ImageSource(path).size
-        scale = min(1.0, side / min(width, height))
+        width, height = kept.source(path).size
+        scale = min(1.0, kept.side / min(width, height))
         total += 3 * math.ceil(width * scale) * math.ceil(height * scale)
     needed, free = ROOM_TO_SPARE * total * len(paths) / max(1, len(some)), shutil.disk_usage(folder).free
     if needed > free:

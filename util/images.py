@@ -332,38 +332,37 @@ def _reason(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class KnownGood:
-    """Which files have decoded before, remembered in a file, so that a second start checks only new ones.
+class Remembered:
+    """What was found of files before, kept in a file, so that a second start looks at new ones alone.
 
-    A picture is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept. `note` says so
-    (else it is "") when the file was not usable; it is then written anew.
+    A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries are sorted by
+    them. `note` says so (else it is "") when the file was not usable; it is then written anew.
     """
+
+    dtype = np.dtype("<u8")
+    again = ""  # what the next start does where it can't be kept
 
     def __init__(self, file):
         self.file, self.note = file, ""
-        self._known, self._new = np.empty(0, np.uint64), []
+        self._known, self._new = np.empty(0, self.dtype), []
         try:
             known = np.load(file, allow_pickle=False)
-            if known.dtype != np.uint64 or known.ndim != 1:
-                raise ValueError("not a list of hashes")
+            if known.dtype != self.dtype or known.ndim != 1:
+                raise ValueError("not a list of what is remembered of files")
             self._known = known
         except FileNotFoundError:
             pass  # the first start
         except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
-            self.note = f"{file} is not usable ({_reason(error)}): all pictures are checked again"
+            self.note = f"{file} is not usable ({_reason(error)}): {self.again}"
 
     def unknown(self, paths):
-        """(N,) bool: which of `paths` have not decoded before, or have changed since."""
-        return ~np.isin(self._hashes(paths), self._known)
-
-    def add(self, paths):
-        """Remember that these files decode; `save` makes it last."""
-        hashes = self._hashes(paths)
-        self._new.append(hashes[hashes != 0])
+        """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
+        return ~np.isin(identities(paths), self._keys(self._known))
 
     def save(self):
         """Write the file, under another name first, then renamed; where that fails, `note` says so."""
-        self._known = np.unique(np.concatenate([self._known, *self._new]))
+        everything = np.concatenate([self._known, *self._new])
+        self._known = everything[np.unique(self._keys(everything), return_index=True)[1]]
         self._new = []
         partial = f"{self.file}.{os.getpid()}.partial"
         try:
@@ -372,15 +371,31 @@ class KnownGood:
                 np.save(stream, self._known)
             os.replace(partial, self.file)
         except OSError as error:
-            self.note = f"{self.file} cannot be written ({_reason(error)}): the next start checks all pictures again"
+            self.note = f"{self.file} cannot be written ({_reason(error)}): the next time {self.again}"
         finally:
             if os.path.exists(partial):
                 os.remove(partial)
 
     @staticmethod
-    def _hashes(paths):
-        folder = os.getcwd()
-        return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
+    def _keys(entries):
+        return entries["identity"] if entries.dtype.names else entries
+
+
+class KnownGood(Remembered):
+    """Which files have decoded before."""
+
+    again = "all pictures are checked again"
+
+    def add(self, paths):
+        """Remember that these files decode; `save` makes it last."""
+        found = identities(paths)
+        self._new.append(found[found != 0])
+
+
+def identities(paths):
+    """(N,) uint64: `file_identity` of each."""
+    folder = os.getcwd()
+    return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
 
 
 def file_identity(path):
@@ -393,15 +408,18 @@ def file_identity(path):
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def check_images(paths, workers, known=None, progress=True):
+def check_images(paths, workers, known=None, progress=True, fields=None):
     """Decode every file once, in `workers` threads (Pillow decodes outside the interpreter's lock).
 
     JPEGs are decoded at 1/8 of their size, which still reads every bit of the file but computes little.
     known: a `KnownGood` whose files are passed over, and into which those that decode are entered (also when the check
-    is interrupted). progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the bad ones, in order.
+    is interrupted). fields: a `util.fundus_fields.Fields`, which in the same pass looks for those that it lacks; without
+    `known` only files that it lacks are decoded. progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the
+    bad ones, in order.
     """
     paths = list(paths)
-    todo = np.flatnonzero(known.unknown(paths)) if known else np.arange(len(paths))
+    memories = [memory for memory in (known, fields) if memory]
+    todo = np.flatnonzero(np.any([memory.unknown(paths) for memory in memories], 0)) if memories else np.arange(len(paths))
     Image.init()  # plugins loaded once, here, and not by several threads at a time
     bad = {}
     pool = ThreadPoolExecutor(max(1, workers))
@@ -410,7 +428,7 @@ def check_images(paths, workers, known=None, progress=True):
     bar = tqdm(total=len(todo), desc="checking pictures", disable=not (progress and sys.stderr.isatty()), leave=False)
     try:
         with bar:
-            futures = {pool.submit(_check_group, [paths[i] for i in group]): group for group in groups}
+            futures = {pool.submit(_check_group, [paths[i] for i in group], fields): group for group in groups}
             for future in as_completed(futures):
                 reasons, group = future.result(), futures[future]
                 bad.update((i, reason) for i, reason in zip(group, reasons, strict=True) if reason)
@@ -419,17 +437,21 @@ def check_images(paths, workers, known=None, progress=True):
                 bar.update(len(group))
     finally:
         pool.shutdown(cancel_futures=True)
-        if known and (len(todo) or known.note):
-            known.save()
+        for memory in memories:
+            if len(todo) or memory.note:
+                memory.save()
     return [(paths[i], bad[i]) for i in sorted(bad)]
 
 
-def _check_group(paths):
+def _check_group(paths, fields):
     """[why this file is bad, or None]: one a path."""
     reasons = []
     for path in paths:
         try:
-            read_image(path, minimum_size=1)
+            if fields is None:
+                read_image(path, minimum_size=1)
+            else:
+                fields.look(path)
             reasons.append(None)
         except ImageError as error:
             reasons.append(error.reason)

@@ -33,8 +33,8 @@ OF_THIS_START = {
 
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
-OF_SCORING = {"model", "model_arch", "input_size", "norm", "decode", "cache_size", "precision", "global_pool", "fc_norm_passes",
-              "csv_file"}
+OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
+              "fc_norm_passes", "csv_file"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -167,6 +167,9 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
         help="what the channels are normalised by: backbone (as its weights are known to be trained; for a timm model, timm's "
              "own), imagenet, half (mean and standard deviation 0.5), or six numbers R,G,B,R,G,B: means, then standard "
              "deviations, of values from 0 to 1. IMAGENET in capitals, as old command lines have it, is backbone")
+    add("--fundus_crop", choices=("off", "auto"), default="off",
+        help="auto: find the round field of a fundus photograph and cut each image to the square around it, before anything "
+             "else; images without one (OCT scans) stay whole, counted and listed")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
         help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
@@ -454,7 +457,9 @@ def take_stored(stored: dict, options, typed: set[str]) -> None:
 
 
 def as_now(stored: dict) -> dict:
-    """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the backbone's own."""
+    """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the backbone's own.
+    Before there was --fundus_crop no image was cut."""
+    stored = {"fundus_crop": "off"} | stored
     try:
         return stored | {"norm": normalisation(str(stored.get("norm", "backbone")))}
     except argparse.ArgumentTypeError:

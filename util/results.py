@@ -35,7 +35,8 @@ from util.scalars import ScalarFile
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
         "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
         "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
-        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json")
+        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",
+        "fundus_crop.earlier.csv", "fundus_crop.earlier.png")
 
 
 class RunFolder:

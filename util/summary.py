@@ -42,7 +42,8 @@ def reading(transform: dict, norm: str) -> str:
     """How pictures are read, in a few words."""
     mean, std = (" ".join(f"{value:.4g}" for value in transform[name]) for name in ("mean", "std"))
     whose = {"backbone": ", the backbone's own"}.get(norm, "")
-    return f"decoding {transform['decode']}; normalised by mean {mean}, standard deviation {std} (--norm {norm}{whose})"
+    field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
+    return f"{field}decoding {transform['decode']}; normalised by mean {mean}, standard deviation {std} (--norm {norm}{whose})"
 
 
 def _weights(job) -> str:

@@ -24,8 +24,9 @@ from torchvision.transforms import functional as F
 
 from util import affine
 from util.errors import InputError
-from util.image_cache import KeptSource, kept_pixels
-from util.images import ImageSource, resized
+from util.fundus_fields import FUNDUS_CROPS, source_of
+from util.image_cache import Kept, KeptSource
+from util.images import resized
 
 DECODES = ("full", "scaled")
 READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
@@ -34,7 +35,7 @@ READING = 2  # raise it when the same file and settings give other numbers: what
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
 # Entries that decide which pixels a transform gets, the same in training and evaluation.
-OF_READING = ("mean", "std", "decode", "kept", "reduced")
+OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop")
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -46,14 +47,16 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode, kept=None):
+def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off"):
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
 
     kept: the short side in pixels that a picture is first brought to, so that it can be kept in a cache; None: its own.
+    fundus_crop: "auto" cuts a photograph to the square around its round field first (util/fundus_fields.py).
 
     The short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
     """
-    return _common_settings("eval", input_size, mean, std, decode, kept) | {"resize": resized_side(input_size)}
+    settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop)
+    return settings | {"resize": resized_side(input_size)}
 
 
 def resized_side(input_size):
@@ -76,8 +79,9 @@ def train_settings(
     remode="pixel",
     recount=1,
     kept=None,
+    fundus_crop="off",
 ):
-    """Settings of `TrainTransform`; input_size, mean, std, decode and kept as in `eval_settings`.
+    """Settings of `TrainTransform`; input_size, mean, std, decode, kept and fundus_crop as in `eval_settings`.
 
     crop_scale: (least, most) share of the picture's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
@@ -85,7 +89,7 @@ def train_settings(
     its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
     erasing. Raises InputError naming the flag.
     """
-    settings = _common_settings("train", input_size, mean, std, decode, kept)
+    settings = _common_settings("train", input_size, mean, std, decode, kept, fundus_crop)
     for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= MAX{' <= 1' * (most == 1)}")
@@ -129,15 +133,16 @@ def color_jitter_applies(settings):
 
 
 class EvalTransform:
-    """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`."""
+    """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`; fields: `Fields` that
+    are known already, or None."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, fields=None):
+        self.settings, self._fields = settings, fields
         self._normalise = _Normalise(settings)
 
     def __call__(self, source):
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
-        settings, source = self.settings, _as_source(source, self.settings)
+        settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
         short, edge = min(width, height), settings["input_size"]
         # As torchvision rounds: the long side down, the centre to the nearest pixel.
@@ -150,14 +155,15 @@ class EvalTransform:
         return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
 
     def __reduce__(self):
-        return EvalTransform, (self.settings,)
+        return EvalTransform, (self.settings, self._fields)
 
 
 class TrainTransform:
-    """timm's training recipe. settings: from `train_settings`. Draws from python's, numpy's and torch's generators."""
+    """timm's training recipe. settings: from `train_settings`; fields: `Fields` that are known already, or None. Draws from
+    python's, numpy's and torch's generators."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, fields=None):
+        self.settings, self._fields = settings, fields
         cropping, augmenting, finishing = create_transform(
             input_size=settings["input_size"],
             is_training=True,
@@ -188,7 +194,7 @@ class TrainTransform:
 
     def __call__(self, source):
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
-        settings, source = self.settings, _as_source(source, self.settings)
+        settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
         shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element in memory
         top, left, crop_height, crop_width = self._draw_crop(
@@ -203,7 +209,7 @@ class TrainTransform:
         return self._erase(self._normalise(np.array(self._augment(crop))))
 
     def __reduce__(self):
-        return TrainTransform, (self.settings,)
+        return TrainTransform, (self.settings, self._fields)
 
 
 def _resized_exactly(image, size):
@@ -222,18 +228,22 @@ class _Normalise:
         return torch.empty(planes.shape).copy_(planes).div_(255).sub_(self._mean).div_(self._std)
 
 
-def _as_source(source, settings):
+def _as_source(source, settings, fields):
     if not isinstance(source, (str, os.PathLike)):
         return source
-    side = settings.get("kept")  # checkpoints of before there was a cache have none
-    if side:
-        return KeptSource(kept_pixels(source, side, settings["decode"], reduced(settings)))
-    return ImageSource(source, reduced(settings))
+    if settings.get("kept"):  # checkpoints of before there was a cache have none
+        return KeptSource(Kept.of(settings, fields).pixels(source))
+    return source_of(source, reduced(settings), fundus_crop(settings), fields)
 
 
 def reduced(settings):
     """Which files may come with fewer pixels, as ImageSource has it."""
     return settings.get("reduced", "any")
+
+
+def fundus_crop(settings):
+    """Whether images are cut to their round field: off or auto."""
+    return settings.get("fundus_crop", "off")
 
 
 def _augment_operations(augmenting):
@@ -252,11 +262,13 @@ def _posterize(image, bits_to_keep, **_):
     return ImageOps.posterize(image, bits_to_keep)
 
 
-def _common_settings(kind, input_size, mean, std, decode, kept):
+def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop):
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
     if decode not in DECODES:
         raise InputError(f"--decode {decode}: one of {', '.join(DECODES)}")
+    if fundus_crop not in FUNDUS_CROPS:
+        raise InputError(f"--fundus_crop {fundus_crop}: one of {', '.join(FUNDUS_CROPS)}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
     return {
@@ -267,6 +279,7 @@ def _common_settings(kind, input_size, mean, std, decode, kept):
         "decode": decode,
         "kept": kept,
         "reduced": "colour",
+        "fundus_crop": fundus_crop,
     }
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from util.csv_columns import SEPARATORS, joined, read_columns, refuse_absent, refuse_empty, some
 from util.datasets import EXTENSIONS, Data, picture_table, pictures_below
 from util.errors import InputError
+from util.fundus_fields import Fields
 from util.metrics import predictions_table
 from util.regression_data import MISSING
 
@@ -22,9 +23,11 @@ SPLIT = "input"
 
 @dataclass
 class Unlabelled(Data):
-    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`."""
+    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`; fields: of
+    the pictures, with --fundus_crop auto."""
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
+    fields: Fields | None = None
 
 
 def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = ()) -> Unlabelled:
@@ -131,6 +134,20 @@ def skipped_file(output: str | os.PathLike) -> Path:
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 
 
+def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:
+    """With --fundus_crop auto: the table of what was found, its sheet, and what is remembered until the output is written."""
+    path = Path(output)
+    stem = path.name.removesuffix(".csv")
+    return (path.with_name(f"{stem}.fundus_crop.csv"), path.with_name(f"{stem}.fundus_crop.png"),
+            path.with_name(f".{path.name}.fields.npy"))
+
+
 def known_file(output: str | os.PathLike) -> Path:
     """Where it is remembered which pictures decode, until the output is written."""
     return Path(output).with_name(f".{Path(output).name}.checked.npy")
+
+
+def forget(output: str | os.PathLike) -> None:
+    """Remove what was remembered of the pictures for a start that is cut: the output is written."""
+    known_file(output).unlink(missing_ok=True)
+    fundus_files(output)[2].unlink(missing_ok=True)
