@@ -29,6 +29,7 @@ from util.probe_heads import (
     train_heads,
 )
 from util.run_files import write_whole
+from util.sampling import balanced_order, epoch_order
 
 
 def probe(job: Job) -> None:
@@ -104,11 +105,16 @@ def _train_and_choose(job: Job) -> dict | None:
     job.features = features = {name: values.to(device) for name, values in job.features.items()}
     labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
     settings = grid(job.schedule.peak, options.weight_decay)
-    began = time.monotonic()
+    began, targets = time.monotonic(), labels.cpu().numpy()
+
+    def order(epoch: int) -> np.ndarray:
+        return (balanced_order(targets, options.seed, epoch) if options.balanced_sampling else
+                epoch_order(len(targets), options.seed, epoch))
+
     common = (len(task.class_names), task.loss(job.rows("train")).to(device),
               lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), options.epochs,
               job.plan.step_size, lambda position: lr_sched.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs,
-                                                                             options.epochs), options.seed)
+                                                                             options.epochs), order)
     job.world.say(*_announced(job, settings))
     trained = {}
     for kind, columns in job.kinds.items():

@@ -122,7 +122,8 @@ class Epoch:
 def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
     """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between. `keep` writes a
     checkpoint inside an epoch."""
-    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed))
+    balanced = job.rows("train")["target"].to_numpy() if getattr(job.options, "balanced_sampling", False) else None
+    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed, balanced))
     val_loader = loader(job, "val")
     for number in range(done.epoch, job.options.epochs):
         begun = time.monotonic()

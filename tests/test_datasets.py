@@ -360,7 +360,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
     first = samples[2, 7][0]
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     assert torch.equal(samples[2, 7][0], first)
-    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0]]
+    assert torch.equal(samples[2, 7, 0][0], first)
+    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0], samples[2, 7, 1][0], samples[2, 7, 2][0]]
     assert not any(torch.equal(other, first) for other in others)
     table = read_folder(str(tmp_path)).table
     moved = ImageDataset(table[7:].reset_index(drop=True), table["target"].to_numpy()[7:], samples.transform, seed=0)

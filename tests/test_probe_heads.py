@@ -43,7 +43,7 @@ def train(settings, views=1, epochs=6, **changes):
     train_views = [features_and_labels(50, 1)[0] + 0.001 * view for view in range(views)]
     labels, (val, val_labels) = features_and_labels(50, 1)[1], features_and_labels(31, 2)
     options = {"loss": cross_entropy, "val_loss": cross_entropy, "epochs": epochs, "batch_size": 16, "rate_at": rate_at,
-               "seed": 3} | changes
+               "order_at": lambda epoch: epoch_order(50, 3, epoch)} | changes
     return train_heads(train_views, labels, val, val_labels, settings, CLASSES, **options), train_views, labels, val, val_labels
 
 

@@ -1,8 +1,9 @@
 """The plan of an epoch: every picture once, in steps of one size, the same for any number of processes."""
 
+import numpy as np
 import pytest
 
-from util.sampling import EvalBatches, StepPlan, TrainBatches, epoch_order
+from util.sampling import EvalBatches, StepPlan, TrainBatches, balanced_order, epoch_order
 
 
 def steps(num_samples, batch_size, accum_iter, world_size, epoch=0, seed=0, even=True):
@@ -61,6 +62,42 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert (epoch_order(50, 1, 2) == epoch_order(50, 1, 2)).all()
     assert (epoch_order(50, 1, 2) != epoch_order(50, 1, 3)).any()
     assert (epoch_order(50, 1, 2) != epoch_order(50, 2, 2)).any()
+
+
+def test_balanced_classes():
+    targets = np.array([0] * 70 + [2] * 20 + [5] * 10)  # classes 1, 3 and 4 have no pictures
+    seen = np.zeros(100, int)
+    for epoch in range(21):
+        order = balanced_order(targets, 3, epoch)
+        assert len(order) == 100
+        assert sorted(np.bincount(targets[order])[[0, 2, 5]]) == [33, 33, 34]
+        times = np.bincount(order, minlength=100)
+        seen += times
+        for target in (0, 2, 5):  # none comes again before all of its class have come
+            assert np.ptp(times[targets == target]) <= (2 if 33 % (targets == target).sum() else 0)
+            assert np.ptp(seen[targets == target]) <= 1
+    assert (balanced_order(targets, 3, 4) == balanced_order(targets, 3, 4)).all()
+    assert (balanced_order(targets, 3, 4) != balanced_order(targets, 4, 4)).any()
+
+
+def test_balanced_batches_are_the_same_for_any_number_of_processes_and_count_repeats():
+    targets = np.array([0] * 28 + [1] * 5)
+
+    def of_steps(batch_size, accum_iter, world_size):
+        plan = StepPlan(33, batch_size, accum_iter, world_size)
+        together = [[] for _ in range(plan.steps)]
+        for rank in range(world_size):
+            for micro_step, batch in enumerate(TrainBatches(plan, rank, 1, targets)):
+                together[micro_step // plan.of_a_step] += batch[:plan.samples_of(micro_step, rank)]
+        return [sorted(step) for step in together]
+
+    alone = of_steps(8, 1, 1)
+    assert alone == of_steps(4, 1, 2) == of_steps(2, 2, 2) == of_steps(1, 2, 4)
+    keys = sum(alone, [])
+    assert len(keys) == len(set(keys)) == 33 and max(times for *_, times in keys) == 3
+    for position in {key[1] for key in keys}:
+        assert sorted(times for _, other, times in keys if other == position) == list(
+            range(sum(other == position for _, other, _ in keys)))
 
 
 def test_start_inside_an_epoch():

@@ -16,7 +16,7 @@ import torch
 
 from util.feature_kinds import averaged
 from util.probe_heads import HeadSetting, StackedAdamW, Trained, loss_by_head
-from util.sampling import epoch_order, part
+from util.sampling import part
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # decays of 1 and 10 changed nothing: the best epochs come early
 ROWS = 64  # images whose tokens are in memory at a time, where no gradient is taken
@@ -56,7 +56,7 @@ class AttentiveHeads:
 
 def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.ndarray, val_labels: torch.Tensor,
                     settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable, epochs: int,
-                    batch_size: int, rate_at: Callable[[float], float], seed: int) -> Trained:
+                    batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
     """As util/probe_heads.py's `train_heads`, of (N, P, W) tokens in float16, which may lie on the disk."""
     device = labels.device
     heads = AttentiveHeads(settings, num_classes, *(values.to(device) for values in _moments(tokens)))
@@ -65,7 +65,7 @@ def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.
     kept = tuple(parameter.detach().clone() for parameter in heads.parameters)
     train_losses, val_losses = [], []
     for epoch in range(epochs):
-        view, order = tokens[epoch % len(tokens)], epoch_order(len(labels), seed, epoch)
+        view, order = tokens[epoch % len(tokens)], order_at(epoch)
         total = torch.zeros(len(settings), device=device)
         for step in range(steps):
             rows = np.sort(order[slice(*part(len(order), steps, step))])  # in the order of the disk

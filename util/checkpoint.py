@@ -16,6 +16,7 @@ import torch
 
 from util.disk import AGAIN, reason, remedy
 from util.errors import InputError, RunError
+from util.options import BEFORE
 from util.state_dicts import WeightFile, read_weights
 from util.stored import TAKE_ANOTHER, check_arguments, check_stored
 
@@ -131,15 +132,14 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
 
 def _settle_reading(rest: dict) -> None:
     """What a checkpoint's options say of reading in today's words. Before --norm had a meaning any word stood for the
-    backbone's own normalisation; such a checkpoint's transform has none of the entries that came with that meaning. Before
-    there was --fundus_crop no image was cut."""
+    backbone's own normalisation; such a checkpoint's transform has none of the entries that came with that meaning."""
     options, transform = rest["options"], rest.get("transform")
     settings = transform.get("eval") if isinstance(transform, dict) else None
     if not isinstance(options, dict):
         return  # refused in a moment
     if "norm" not in options or (isinstance(settings, dict) and "reduced" not in settings):
         options = options | {"norm": "backbone"}
-    rest["options"] = {"fundus_crop": "off"} | options
+    rest["options"] = BEFORE | options
 
 
 def is_ours(file: WeightFile) -> bool:

@@ -412,9 +412,10 @@ class ImageDataset(torch.utils.data.Dataset):
         return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes())
 
     def __getitem__(self, key):
-        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). Raises RunError."""
-        epoch, position = key
-        with _seeded(self.seed, epoch, self._indices[position]):
+        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third number of the key
+        counts how often the picture was there before in this epoch. Raises RunError."""
+        epoch, position, *before = key
+        with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
             try:
                 path = self.path(position)
                 picture = self.transform(path if self.source is None else self.source(path))
@@ -424,12 +425,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 @contextmanager
-def _seeded(seed, epoch, index):
-    """python's, numpy's and torch's CPU generators from a hash of three numbers; as they were, afterwards.
+def _seeded(*numbers):
+    """python's, numpy's and torch's CPU generators from a hash of (seed, epoch, index, …); as they were, afterwards.
 
     They are put back because without workers they are the training loop's own.
     """
-    digest = hashlib.blake2b(f"{seed},{epoch},{index}".encode(), digest_size=24).digest()
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=24).digest()
     for_python, for_numpy, for_torch = struct.unpack("<QQQ", digest)
     states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
     random.seed(for_python)

@@ -38,12 +38,15 @@ OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decod
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
-    "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "class_weights",
+    "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "balanced_sampling",
+    "class_weights",
     "crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount", "dataratio",
     "stratified", "datasets_seed", "start_epoch", "finetune", "allow_partial", "compile", "lp_views", "select_metric",
     "calibrate", "leakage", "save_every_steps", "activation_checkpointing", "train_last_blocks", "lora_rank", "lora_alpha",
     "lora_dropout", "lora_targets",
 )
+# What runs did before there was a flag for it, so that typing the flag is a difference.
+BEFORE = {"fundus_crop": "off", "balanced_sampling": False}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -270,6 +273,9 @@ def add_mixing_flags(parser) -> None:
     group.add_argument("--mixup_prob", type=share, default=1.0, help="probability of mixup or cutmix where on")
     group.add_argument("--mixup_switch_prob", type=share, default=0.5, help="probability of cutmix where both are on")
     group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="what is mixed alike")
+    group.add_argument("--balanced_sampling", action="store_true",
+                       help="in an epoch each class comes as often as the others: rare ones again and again, of frequent ones "
+                            "another part in each epoch")
     group.add_argument("--class_weights", choices=("none", "balanced"), default="none",
                        help="balanced weighs a class by the inverse of its share of the training pictures")
 
@@ -426,6 +432,9 @@ def check_combinations(parsed: Parsed) -> None:
         raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
     if options.compile and not options.eval and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out")
+    if getattr(options, "balanced_sampling", False) and options.class_weights != "none":
+        raise InputError(f"--balanced_sampling and --class_weights {options.class_weights} both even out the classes: pass one "
+                         "of them")
     part_options.settle(options, parsed.typed)
     if options.lr is not None and options.min_lr > options.lr:
         raise InputError(f"--min_lr {options.min_lr:g} is above --lr {options.lr:g}")
@@ -458,8 +467,8 @@ def take_stored(stored: dict, options, typed: set[str]) -> None:
 
 def as_now(stored: dict) -> dict:
     """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the backbone's own.
-    Before there was --fundus_crop no image was cut."""
-    stored = {"fundus_crop": "off"} | stored
+    What a later flag says of an earlier run stands in `BEFORE`."""
+    stored = BEFORE | stored
     try:
         return stored | {"norm": normalisation(str(stored.get("norm", "backbone")))}
     except argparse.ArgumentTypeError:

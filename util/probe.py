@@ -182,7 +182,7 @@ class FeatureDataset(torch.utils.data.Dataset):
     def path(self, position: int) -> str:
         return self._paths[position]
 
-    def __getitem__(self, key: tuple[int, int]):
-        """key: (epoch, position) -> (feature (W,), target, position)."""
-        _, position = key
+    def __getitem__(self, key: tuple[int, ...]):
+        """key: (epoch, position, …) -> (feature (W,), target, position)."""
+        position = key[1]
         return self.features[position], self._targets[position], position

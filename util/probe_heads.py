@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from util.sampling import epoch_order, part
+from util.sampling import part
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
@@ -153,19 +153,21 @@ class Trained:
 
 def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor, val_labels: torch.Tensor,
                 settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable, epochs: int,
-                batch_size: int, rate_at: Callable[[float], float], seed: int) -> Trained:
+                batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
     """One pass of `epochs` epochs for all heads, all of them from zero.
 
     views     (N, W) each: the training features, one view of the pictures after the other is taken, an epoch each
     loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head is told by
-    rate_at   from a position in epochs to the factor of every head's rate
+    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its order of rows
     """
     products = batch_size * len(settings) * num_classes * views[0].shape[1]
     with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
-        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at, seed)
+        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
+                      order_at)
 
 
-def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at, seed) -> Trained:
+def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
+           order_at) -> Trained:
     everything = views[0] if len(views) == 1 else torch.cat(list(views))
     heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
     del everything
@@ -175,7 +177,7 @@ def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss
     train_losses, val_losses = [], []
     for epoch in range(epochs):
         features = views[epoch % len(views)]
-        order = torch.from_numpy(epoch_order(len(labels), seed, epoch)).to(labels.device)
+        order = torch.from_numpy(order_at(epoch)).to(labels.device)
         total = torch.zeros(len(settings), device=labels.device)
         for step in range(steps):
             rows = order[slice(*part(len(order), steps, step))]

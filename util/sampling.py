@@ -91,16 +91,37 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
+def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many pictures as there are, each class as often as the others, in the order of an epoch, (num_samples,).
+
+    A class goes through all its pictures before one comes again, also from an epoch to the next: so a frequent class shows
+    another part of its pictures in each epoch, and a rare one each of its own several times. targets: (num_samples,) whole
+    numbers from 0.
+    """
+    classes = np.unique(targets)
+    drawn = []
+    for place, target in enumerate(classes):
+        members = np.flatnonzero(targets == target)
+        first, end = part(len(targets), len(classes), place)
+        at = np.arange(end - first) + epoch * (end - first)  # places in all permutations of this class, one after the other
+        for turn in np.unique(at // len(members)):
+            order = np.random.default_rng([seed, int(target), int(turn)]).permutation(members)
+            drawn.append(order[at[at // len(members) == turn] % len(members)])
+    return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
+
+
 class TrainBatches:
-    """Batch sampler: lists of (epoch, position) for this process.
+    """Batch sampler: lists of (epoch, position) for this process; of balanced classes (epoch, position, how many times the
+    picture was there before in this epoch), so that it is not augmented alike each time.
 
     A process without a picture in a short batch gets one that belongs to another, so that all take part in
     every step; StepPlan.samples_of says that it does not count. Set the epoch with `set_epoch`; `start` skips the
     first micro-steps (a run cut inside an epoch).
     """
 
-    def __init__(self, plan: StepPlan, rank: int, seed: int):
-        self.plan, self.rank, self.seed = plan, rank, seed
+    def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None):
+        """balanced: (num_samples,) targets, where each class is to come as often as the others (`balanced_order`)."""
+        self.plan, self.rank, self.seed, self.balanced = plan, rank, seed, balanced
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -109,12 +130,20 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.plan.micro_steps - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan, order = self.plan, epoch_order(self.plan.num_samples, self.seed, self.epoch)
+    def _keys(self) -> list[tuple[int, ...]]:
+        if self.balanced is None:
+            return [(self.epoch, position) for position in epoch_order(self.plan.num_samples, self.seed, self.epoch).tolist()]
+        times, keys = [0] * self.plan.num_samples, []
+        for position in balanced_order(self.balanced, self.seed, self.epoch).tolist():
+            keys.append((self.epoch, position, times[position]))
+            times[position] += 1
+        return keys
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        plan, keys = self.plan, self._keys()
         for micro_step in range(self.start, plan.micro_steps):
-            together = order[slice(*plan.of_micro_step(micro_step))]
-            mine = together[self.rank::plan.world_size]
-            yield [(self.epoch, int(position)) for position in (mine if len(mine) else together[:1])]
+            together = keys[slice(*plan.of_micro_step(micro_step))]
+            yield together[self.rank::plan.world_size] or together[:1]
 
 
 class EvalBatches:

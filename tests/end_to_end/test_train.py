@@ -246,7 +246,7 @@ def test_options_that_change_the_loss_act(start, tmp_path):
                "drop": ("--drop_path", 0.2), "hflip": ("--hflip", 0), "vflip": ("--vflip", 1), "crop": ("--crop_scale", 0.9, 1),
                "ratio": ("--crop_ratio", 0.2, 5), "reprob": ("--reprob", 1), "aa": ("--aa", "rand-m9-mstd0.5-inc1"),
                "jitter": ("--color_jitter", 0.4), "dataratio": ("--dataratio", 0.5), "precision": ("--precision", "bf16"),
-               "start": ("--start_epoch", 1), "batch": ("--batch_size", 7)}
+               "start": ("--start_epoch", 1), "batch": ("--batch_size", 7), "balanced": ("--balanced_sampling",)}
     found = {}
     for name, words in changes.items():
         code, _, err = start("--task", name, "--epochs", 2, "--class_weights", "none", *words)
@@ -254,6 +254,17 @@ def test_options_that_change_the_loss_act(start, tmp_path):
         found[name] = weights_of(tmp_path / f"output_dir/{name}/checkpoint-last.pth")["blocks.0.mlp.fc1.weight"]
     same = [name for name in changes if name != "plain" and torch.equal(found[name], found["plain"])]
     assert not same
+
+
+def test_balanced_sampling_acts_on_a_probe_and_excludes_class_weights(start, tmp_path):
+    losses = []
+    for task, words in (("plain", ()), ("balanced", ("--balanced_sampling",))):
+        code, _, err = start("--task", task, "--adaptation", "lp", *words)
+        assert code == 0, err
+        losses.append((tmp_path / f"output_dir/{task}/probe_heads.csv").read_text())
+    assert losses[0] != losses[1]
+    code, _, err = start("--balanced_sampling", "--class_weights", "balanced")
+    assert code == 2 and "both even out the classes" in err and err.count("\n") == 1
 
 
 def test_set_smaller_than_a_batch_trains(start, tmp_path):
