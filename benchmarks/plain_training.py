@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     model.load_state_dict(weights)
     tables = {split: evaluate(model, loaders[split], rows[split], data.class_names) for split in ("val", "test")}
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "num_workers")}
-    write_run(Path(options.output), data, {"model": "timm", "adaptation": METHOD, **settings}, tables,
+    write_run(Path(options.output), data, {"model": "timm", "adaptation": METHOD, "fundus_crop": "off", **settings}, tables,
               best_epoch=best_epoch, effective_batch=options.batch_size)
     return 0
 
