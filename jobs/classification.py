@@ -176,6 +176,9 @@ class Classification(Task):
                 point, other = rest.split("_")
                 lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
                              + summary.figure_with_interval(entries[name]))
+        if len(self.class_names) == 2 and not any("_at_" in name for name in entries):
+            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold that was chosen on "
+                         "val, and there is none in this checkpoint")
         return lines
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:

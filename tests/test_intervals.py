@@ -80,6 +80,8 @@ def test_operating_points_are_those_of_the_roc_curve():
     entries = intervals.classification_intervals(other, draws=50, thresholds=thresholds)
     assert entries["sensitivity_at_90_specificity"]["value"] == pytest.approx(expected)
     assert operating_thresholds(Images.of(random_table(3))) == {}
+    # without a threshold of val's there are none: chosen on the images themselves they would be another figure
+    assert not any("_at_" in name for name in intervals.classification_intervals(other, draws=50))
 
 
 def test_on_val_itself_operating_points_claim_no_interval():

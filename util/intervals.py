@@ -28,7 +28,6 @@ from util.weighted_figures import (
     WeightedFigures,
     class_count_figures,
     operating_hits,
-    operating_thresholds,
 )
 
 SHIFTED = ("ece", "ece_calibrated")  # chance alone makes them larger, in a resample once more than in the sample
@@ -42,14 +41,12 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
 
     Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
     average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of two
-    classes; of more a mean over the classes, each against the rest); with `thresholds` (see operating_thresholds; None:
-    chosen on this table itself) the operating points of two classes; with `temperature` loss, brier and ece after it,
+    classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen on other images (see
+    operating_thresholds) the operating points of two classes; with `temperature` loss, brier and ece after it,
     _calibrated.
     A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are left out of it.
     """
-    images = Images.of(table)
-    if thresholds is None:
-        thresholds = operating_thresholds(images)
+    images, thresholds = Images.of(table), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
     values = {name: float(value[0]) for name, value in figures(np.ones((1, len(images.true)))).items()}
     if temperature is not None:

@@ -99,3 +99,20 @@ def test_training_does_not_go_on_from_one(start, tmp_path, photographs):
     torch.save({"model": {"head.weight": torch.ones(3, 4)}, "args": argparse.Namespace()}, tmp_path / "x.pth")
     code, _, err = start("--resume", tmp_path / "x.pth", data=photographs)
     assert code == 2 and "was not written by this program" in err
+
+
+def test_without_a_threshold_of_vals_there_are_no_operating_points(start, tmp_path):
+    """They would be chosen on the very images that they are told of."""
+    data = write_pictures(tmp_path / "two", numbers=(2, 2, 4), classes=("healthy", "ill"))
+    torch.manual_seed(0)
+    model = models_vit.build_model(models_vit.find_backbone("timm", "test_vit"), 2, 32).eval()
+    torch.save({"model": model.state_dict(), "epoch": 9}, tmp_path / "foreign.pth")
+    code, out, err = start("--eval", "--task", "two", "--resume", tmp_path / "foreign.pth", "--nb_classes", 2, data=data)
+    assert code == 0, err
+    assert out.count("sensitivity at 90 % specificity and its like are left out") == 1 and "val's threshold" not in out
+    run = tmp_path / "output_dir" / "two"
+    assert "_at_" not in (run / "metrics_test.json").read_text()
+    assert "threshold chosen on val" not in (run / "report.html").read_text()
+    # a run of our own has them
+    code, out, err = start("--task", "own", "--nb_classes", 2, "--epochs", 1, data=data)
+    assert code == 0 and "with val's threshold for ill" in out and "left out" not in out, err
