@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
 from jobs.task import Task
-from util import datasets, selection, summary
+from util import class_order, datasets, selection, summary
 from util import options as flags
 from util.calibration import fit_temperature
 from util.errors import InputError
@@ -51,13 +52,13 @@ class Classification(Task):
 
     def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> datasets.Data:
         options = self.options
+        known = resumed.rest.get("class_names") if resumed is not None else None
+        order_of = datasets.sorted_alone if resumed is not None else partial(class_order.in_order, typed=options.class_order)
         if options.csv_file:
             data = datasets.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
-                                     options.patient_col, splits,
-                                     by_value=resumed is None or "class_names" in resumed.rest)
+                                     options.patient_col, splits, order_of)
         else:
-            data = datasets.read_folder(options.data_path, splits)
-        known = resumed.rest.get("class_names") if resumed is not None else None
+            data = datasets.read_folder(options.data_path, splits, order_of)
         if not known:
             data = datasets.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
         elif "nb_classes" in parsed.typed and options.nb_classes != len(known):
@@ -66,7 +67,21 @@ class Classification(Task):
         else:
             data = datasets.match_classes(data, known)
         self.class_names, options.nb_classes = data.class_names, len(data.class_names)
+        self._require_order(resumed)
         return data
+
+    def _require_order(self, resumed: WeightFile | None) -> None:
+        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told."""
+        options = self.options
+        if options.class_order:
+            class_order.require_same(self.class_names, options.class_order)
+        asked = [name for name in options.select_metric.split("+") if name in class_order.FIGURES]
+        if options.eval or not asked or class_order.ranks(self.class_names, options.class_order) is not None:
+            return
+        if resumed is None:
+            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which order "
+                             f"{', '.join(self.class_names)} stand: --class_order names them from the lowest grade on")
+        options.class_order = list(self.class_names)  # as the run chose its best epoch so far
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)
@@ -139,12 +154,13 @@ class Classification(Task):
         return predictions_table(rows, outputs, self.class_names)
 
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        figures, notes = classification_metrics(predictions)
+        figures, notes = classification_metrics(predictions, self.options.class_order)
         return figures | selection.composed(self.options.select_metric, figures), notes
 
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
-        figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits)
+        figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits,
+                                     class_order.ranks(self.class_names, self.options.class_order))
         return (figures | selection.composed(self.options.select_metric, figures))[self.score]
 
     def read_predictions(self, path) -> pd.DataFrame:
@@ -157,7 +173,7 @@ class Classification(Task):
 
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
         entries = classification_intervals(predictions, self.options.seed, thresholds=decided.get("thresholds"),
-                                           temperature=decided.get("temperature"))
+                                           temperature=decided.get("temperature"), order=self.options.class_order)
         if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
             entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
         if selection.COMPOSED in figures:
@@ -177,8 +193,8 @@ class Classification(Task):
                 lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
                              + summary.figure_with_interval(entries[name]))
         if len(self.class_names) == 2 and not any("_at_" in name for name in entries):
-            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold that was chosen on "
-                         "val, and there is none in this checkpoint")
+            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold that was chosen "
+                         "on val, and there is none in this checkpoint")
         return lines
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:

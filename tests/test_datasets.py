@@ -195,7 +195,7 @@ def test_labels_are_names_and_whole_numbers_are_put_in_order(tmp_path):
         f"{split}{label}.png,{label},{split}\n" for split in SPLITS for label in ("10", "02", "-1", "00", "3")
     )
     data = read_csv(make_csv(tmp_path, text))
-    assert data.class_names == ["-1", "00", "02", "3", "10"] and "whole numbers" in data.notes[0]
+    assert data.class_names == ["-1", "00", "02", "3", "10"] and "numbers that their names begin with" in data.notes[0]
     data = read_csv(make_csv(tmp_path, text.replace(",3,", ",nan,").replace("val3", "valn")))
     assert data.class_names == sorted(["10", "02", "-1", "00", "nan"])
     refused(lambda: read_csv(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0", "column label")

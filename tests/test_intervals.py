@@ -36,14 +36,14 @@ def test_weights_of_one_give_the_figures(num_classes, rounded):
 def test_weights_are_repetitions(rounded):
     table = random_table(3, rounded=rounded, seed=8)
     counts = np.random.default_rng(0).integers(0, 4, len(table))
-    counts[table["true_class"] == "grade 2"] = 0  # a resample without one of the classes
+    counts[table["true_class"] == "2 grade"] = 0  # a resample without one of the classes
     repeated = table.loc[table.index.repeat(counts)].assign(index=range(counts.sum()))
     expected, _ = metrics.classification_metrics(repeated)
     found = WeightedFigures(Images.of(table))(counts[None].astype(np.float32))
     for name, value in expected.items():
         if name != "n":
             assert found[name][0] == pytest.approx(value, abs=2e-6), name
-    assert math.isnan(found["sensitivity_grade 2"][0]) and math.isnan(found["roc_auc_grade 2"][0])
+    assert math.isnan(found["sensitivity_2 grade"][0]) and math.isnan(found["roc_auc_2 grade"][0])
 
 
 def test_figures_of_classes_are_scikit_learns():
@@ -85,7 +85,7 @@ def test_operating_points_are_those_of_the_roc_curve():
 
 
 def test_on_val_itself_operating_points_claim_no_interval():
-    task = Classification(Namespace(select_metric="score", seed=0, calibrate=True))
+    task = Classification(Namespace(select_metric="score", seed=0, calibrate=True, class_order=None))
     val = random_table(2, n=200, seed=4)
     decided = task.decide(val)
     of_val, of_test = (task.intervals(table, metrics.classification_metrics(table)[0], decided)
@@ -142,7 +142,7 @@ def test_repeating_every_image_narrows_nothing_where_it_is_one_patients():
 
 def test_degenerate_resamples_are_counted():
     table = make_table([0, 0, 0, 0, 1], np.random.default_rng(0).normal(size=(5, 2)))
-    entry = intervals.classification_intervals(table, draws=400)["average_precision_grade 1"]
+    entry = intervals.classification_intervals(table, draws=400)["average_precision_1 grade"]
     assert 400 * 0.8**5 * 0.6 < entry["undefined"] < 400 * 0.8**5 * 1.4  # the one image is in none of the five draws
     alone = intervals.classification_intervals(make_table([0, 0, 0], np.eye(3, 2)), draws=20)
     assert math.isnan(alone["roc_auc"]["value"]) and math.isnan(alone["roc_auc"]["lower"])
@@ -165,7 +165,7 @@ def test_without_a_right_image_of_a_class_its_figures_reach_further():
     true, predicted = np.repeat([0, 1], [40, 10]), np.repeat([0, 1, 0], [39, 1, 10])
     found = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[predicted]), draws=1000)
     for name in ("f1", "kappa", "balanced_accuracy", "precision"):
-        assert found[name]["upper"] > found[name]["value"] + 0.02 and found[name]["without_hits"] == ["grade 1"], name
+        assert found[name]["upper"] > found[name]["value"] + 0.02 and found[name]["without_hits"] == ["1 grade"], name
     assert found["kappa"]["value"] < 0 < found["kappa"]["upper"]
     one_right = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]), draws=100)
     assert all("without_hits" not in entry for entry in one_right.values())

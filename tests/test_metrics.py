@@ -14,7 +14,7 @@ from util.errors import InputError, RunError
 
 def make_table(target, logits, class_names=None):
     logits = np.asarray(logits, dtype=np.float64)
-    class_names = class_names or [f"grade {k}" for k in range(logits.shape[1])]
+    class_names = class_names or [f"{k} grade" for k in range(logits.shape[1])]
     samples = pd.DataFrame({"index": range(len(target)), "path": [f"{i}.png" for i in range(len(target))],
                             "patient": "", "split": "val", "target": target})
     return metrics.predictions_table(samples, logits, class_names)
@@ -117,17 +117,17 @@ def test_brier_is_scikit_learns():
         probabilities = table.filter(regex="^prob_").to_numpy()
         # scikit-learn takes the columns in the sorted order of its labels, which is ours here
         expected = sklearn_metrics.brier_score_loss(table["true_class"], probabilities[:, 1] if num_classes == 2
-                                                    else probabilities, **({"pos_label": "grade 1"}
+                                                    else probabilities, **({"pos_label": "1 grade"}
                                                     if num_classes == 2 else {"labels": metrics.class_names_of(table)}))
         assert metrics.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_absent_class_counts_zero_in_f1_and_is_left_out_of_auc():
     table = random_table(5, seed=1)
-    table = table[~table["true_class"].isin(["grade 2", "grade 4"])]
+    table = table[~table["true_class"].isin(["2 grade", "4 grade"])]
     figures, notes = metrics.classification_metrics(table)
     assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
-    assert len(notes) == 1 and "'grade 2', 'grade 4'" in notes[0] and "2 of the 5" in notes[0]
+    assert len(notes) == 1 and "'2 grade', '4 grade'" in notes[0] and "2 of the 5" in notes[0]
     perfect = make_table([0, 1, 0, 1], 9 * np.eye(3)[[0, 1, 0, 1]])
     figures, _ = metrics.classification_metrics(perfect)
     assert figures["f1"] == figures["recall"] == figures["jaccard"] == figures["precision"] == pytest.approx(2 / 3)
@@ -169,7 +169,7 @@ def test_order_of_samples_changes_no_bit_of_the_table():
 
 def test_large_logits_stay_finite_and_exact():
     table = make_table([0, 1], [[1000.0, 0.0], [1000.0, 0.0]])
-    assert table["prob_grade 0"].tolist() == [1, 1] and table["prob_grade 1"].tolist() == [0, 0]
+    assert table["prob_0 grade"].tolist() == [1, 1] and table["prob_1 grade"].tolist() == [0, 0]
     assert metrics.classification_metrics(table)[0]["loss"] == 500  # from the logits: log(prob) would be infinite
 
 
@@ -177,7 +177,7 @@ def test_diverged_outputs_are_named_and_not_scored():
     with pytest.raises(RunError, match=r"2 of 3 images.*1\.png"):
         make_table([0, 1, 1], [[1.0, 0.0], [math.nan, 1.0], [0.0, math.inf]])
     table = make_table([0, 1, 1], np.zeros((3, 2)))
-    table["logit_grade 0"] = math.nan
+    table["logit_0 grade"] = math.nan
     with pytest.raises(RunError, match=r"3 of 3 images.*0\.png"):
         metrics.classification_metrics(table)
     with pytest.raises(RunError, match="no predictions"):

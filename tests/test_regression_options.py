@@ -33,7 +33,7 @@ def test_documented_flags_keep_name_and_default():
 def test_every_flag_of_a_classification_is_understood():
     from main_finetune import make_parser as of_classification
 
-    other = {action.dest for action in of_classification()._actions} - {"label_col", "class_weights", "balanced_sampling"}
+    other = {action.dest for action in of_classification()._actions} - {"label_col", "class_weights", "balanced_sampling", "class_order"}
     assert other <= {action.dest for action in make_parser()._actions}
 
 

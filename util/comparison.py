@@ -146,9 +146,10 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = 
 
 
 def _of_classification(run: Run, draws: int, seed: int):
-    images = Images.of(run.table)
+    order = run.settings.get("class_order")
+    images = Images.of(run.table, order)
     values = {name: float(value[0]) for name, value in WeightedFigures(images)(np.ones((1, len(images.true)))).items()}
-    return values | classification_metrics(run.table)[0], classification_replicates(run.table, draws, seed)
+    return values | classification_metrics(run.table, order)[0], classification_replicates(run.table, draws, seed, order)
 
 
 def _of_regression(run: Run, draws: int, seed: int):

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import random
-import re
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from util import class_order
 from util.csv_columns import (
     SEPARATORS,
     joined,
@@ -52,14 +52,20 @@ class Data:
     fingerprint: str = ""
 
 
+def sorted_alone(names):
+    """Class names as text has them: so the original's checkpoints know them."""
+    return sorted(names), []
+
+
 # Reading a folder
 
 
-def read_folder(data_path, splits=SPLITS):
+def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
 
-    splits: those to read; each must be there, with the same classes and no class empty. Hidden files and folders
-    (.DS_Store, ._copy.jpg, .ipynb_checkpoints) and other file types are left out and counted. Raises InputError.
+    order_of: class names -> them in their order, and lines about it (`util.class_order.in_order`). splits: those to
+    read; each must be there, with the same classes and no class empty. Hidden files and folders (.DS_Store, ._copy.jpg,
+    .ipynb_checkpoints) and other file types are left out and counted. Raises InputError.
     """
     if not os.path.isdir(data_path):
         raise InputError(f"--data_path {data_path}: {'not a folder' if os.path.exists(data_path) else 'not there'}")
@@ -83,10 +89,10 @@ def read_folder(data_path, splits=SPLITS):
                 f"no picture ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
                 "add some, or remove the class from every split"
             )
-    class_names = sorted(found[splits[0]])
+    class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
-    notes = [f"left out {len(ignored)} files that are hidden or no pictures: {some(ignored)}"] if ignored else []
+    notes = lines + ([f"left out {len(ignored)} files that are hidden or no pictures: {some(ignored)}"] if ignored else [])
     return Data(_table(paths, labels, row_splits, [""] * len(rows), class_names), class_names, notes)
 
 
@@ -145,13 +151,12 @@ def _same_classes(data_path, found):
 
 
 def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
-             by_value=True):
+             order_of=class_order.in_order):
     """A CSV with a picture a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
-    those of `splits` are kept, and each of `splits` must occur. Classes are in the order of their names, of their
-    values where all are whole numbers (unless by_value is off: folders, and so the original's checkpoints, know names
-    alone). Raises InputError with the line of the file.
+    those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`. Raises InputError with the
+    line of the file.
     """
     columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
     flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
@@ -176,10 +181,8 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
             list(itertools.compress(column, kept)) for column in (paths, labels, row_splits, patients, lines)
         )
     refuse_absent(csv_file, paths, lines)
-    class_names = sorted(set(labels))
-    if by_value and all(re.fullmatch(r"[+-]?\d+", name) for name in class_names):
-        class_names.sort(key=int)
-        notes.append("labels are whole numbers: classes in the order of their values")
+    class_names, lines = order_of(list(set(labels)))
+    notes += lines
     data = Data(_table(paths, labels, row_splits, patients, class_names), class_names, notes)
     return _csv_classes(csv_file, data, splits)
 

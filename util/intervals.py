@@ -6,6 +6,7 @@ patients, or of images where no patient is known. benchmarks/coverage.py measure
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ WITHOUT = ("n", "temperature")
 
 
 def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS, thresholds: dict[str, float] | None = None,
-                             temperature: float | None = None) -> dict[str, dict]:
+                             temperature: float | None = None, order: Sequence[str] | None = None) -> dict[str, dict]:
     """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method", …}}.
 
     Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
@@ -44,9 +45,10 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen on other images (see
     operating_thresholds) the operating points of two classes; with `temperature` loss, brier and ece after it,
     _calibrated.
+    order: of the classes, where it was typed (util/class_order.py).
     A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are left out of it.
     """
-    images, thresholds = Images.of(table), thresholds or {}
+    images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
     values = {name: float(value[0]) for name, value in figures(np.ones((1, len(images.true)))).items()}
     if temperature is not None:
@@ -67,9 +69,11 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     return {name: entries[name] for name in (*values, *(name for name in entries if name not in values))}
 
 
-def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are resampled alike."""
-    images = Images.of(table)
+def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0,
+                              order: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are resampled alike.
+    order: of the classes, where it was typed."""
+    images = Images.of(table, order)
     return _collect(WeightedFigures(images, {}), len(images.true), images.groups, draws, seed)
 
 
@@ -131,7 +135,7 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     chances = confusion + np.diag(0.5 * without)
     drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
     drawn = drawn.reshape(draws, number, number)
-    figures = count_figures(drawn) | class_count_figures(drawn, images.names)
+    figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
     figures["score"] = np.nanmean([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
                                    for part in SCORE_PARTS], axis=0)
     for name, replicates in figures.items():

@@ -10,10 +10,12 @@ matrix, so a bootstrap needs to resample no more than that; AUC and average prec
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from util import class_order
 from util.calibration import expected_calibration_error
 from util.errors import InputError, RunError
 from util.run_files import read_table
@@ -96,14 +98,15 @@ def confusion_matrix(true: np.ndarray, predicted: np.ndarray, num_classes: int) 
     return counts.reshape(*true.shape[:-1], num_classes, num_classes)
 
 
-def count_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
+def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The figures that need no more than counts, for one confusion matrix or a stack of them.
 
     confusion: (..., K, K), rows true, columns predicted. Every value has shape (...).
     F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient needs.
     Hamming is that of (N, K) one-hot matrices: a wrong image has two wrong entries, so 2 * errors / (N * K).
     Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always, and so is qwk, with quadratic weights of the
-    distance between the classes in their order (Cohen, 1968), which is meant for grades. Balanced accuracy is the mean recall
+    distance between the classes (Cohen, 1968), which is meant for grades: `ranks` (K,) are their places (not given: 0, 1, …).
+    Balanced accuracy is the mean recall
     of the classes that are there. Everything is NaN for no images.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
@@ -119,7 +122,8 @@ def count_figures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     accuracy = _quotient(correct, n, np.nan)
     # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.
     kappa = 1 - _quotient(n * (n - correct), n * n - (true * predicted).sum(axis=-1), np.nan)
-    distance = (np.arange(num_classes)[:, None] - np.arange(num_classes)) ** 2
+    ranks = np.arange(num_classes) if ranks is None else ranks
+    distance = (ranks[:, None] - ranks) ** 2
     by_chance = np.einsum("...i,ij,...j->...", true, distance.astype(np.float64), predicted)
     qwk = 1 - _quotient(n * (confusion * distance).sum(axis=(-2, -1)), by_chance, np.nan)
     present = true > 0
@@ -159,8 +163,8 @@ def rank_figures(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, float
     return float((inside * beaten).sum() / (num_inside * num_outside)), float(average_precision)
 
 
-def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-    """All figures of a predictions table, and lines that say what they leave out.
+def classification_metrics(table: pd.DataFrame, order: Sequence[str] | None = None) -> tuple[dict[str, float], list[str]]:
+    """All figures of a predictions table, and lines that say what they leave out. order: of the classes, where it was typed.
 
     Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n, brier,
     qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats) of the logits in float64,
@@ -179,31 +183,35 @@ def classification_metrics(table: pd.DataFrame) -> tuple[dict[str, float], list[
     logits = table[[f"logit_{name}" for name in names]].to_numpy(dtype=np.float64)
     _refuse_non_finite(np.hstack([logits, probabilities]), table["path"])
     true, predicted = class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names)
-    figures = figures_of_outputs(true, predicted, probabilities, logits)
-    return figures, _notes(names, np.bincount(true, minlength=len(names)), figures)
+    ranks = class_order.ranks(names, order)
+    figures = figures_of_outputs(true, predicted, probabilities, logits, ranks)
+    return figures, _notes(names, np.bincount(true, minlength=len(names)), figures, ranks)
 
 
-def figures_of_outputs(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray,
-                       logits: np.ndarray) -> dict[str, float]:
+def figures_of_outputs(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, logits: np.ndarray,
+                       ranks: np.ndarray | None) -> dict[str, float]:
     """The figures of classification_metrics, of images in the order of their index.
 
-    true, predicted: (N,) class numbers; probabilities, logits: (N, K) float64, finite.
+    true, predicted: (N,) class numbers; probabilities, logits: (N, K) float64, finite; ranks: (K,) places of the classes in
+    their order (util/class_order.py), None where it is not known: qwk and mae_grades are NaN.
     """
     num_classes = logits.shape[1]
     one_hot = np.eye(num_classes, dtype=bool)[true]
     by_class = np.array([rank_figures(one_hot[:, k], probabilities[:, k]) for k in range(num_classes)])
     auc, average_precision = (_mean_of_defined(column) for column in by_class.T)
     squared_error = ((probabilities - one_hot) ** 2).sum(axis=1).mean()
-    counts = count_figures(confusion_matrix(true, predicted, num_classes))
+    counts = count_figures(confusion_matrix(true, predicted, num_classes), ranks)
     figures = {name: float(value) for name, value in counts.items()} | {
         "loss": float(-_log_softmax(logits)[one_hot].mean()),
         "roc_auc": auc,
         "average_precision": average_precision,
         "n": len(true),
         "brier": float(squared_error / 2 if num_classes == 2 else squared_error),
-        "mae_grades": float(np.abs(true - predicted).mean()),
+        "mae_grades": math.nan if ranks is None else float(np.abs(ranks[true] - ranks[predicted]).mean()),
         "ece": expected_calibration_error(probabilities, true),
     }
+    if ranks is None:
+        figures["qwk"] = math.nan
     figures["score"] = _mean_of_defined(np.array([figures[part] for part in SCORE_PARTS]))
     order = [column.removeprefix("val_") for column in METRIC_COLUMNS if column != "epoch"]
     return {name: figures[name] for name in order}
@@ -214,8 +222,11 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
     return np.exp(_log_softmax(np.asarray(logits, dtype=np.float64)))
 
 
-def _notes(names: list[str], images: np.ndarray, figures: dict[str, float]) -> list[str]:
+def _notes(names: list[str], images: np.ndarray, figures: dict[str, float], ranks: np.ndarray | None) -> list[str]:
     notes = []
+    if ranks is None:
+        notes.append("qwk and mae_grades are left out: nothing says in which order these classes stand (--class_order, or "
+                     "names that begin with whole numbers)")
     absent = [name for name, count in zip(names, images, strict=True) if count == 0]
     if absent:
         listed = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")

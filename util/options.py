@@ -34,7 +34,7 @@ OF_THIS_START = {
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
 OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
-              "fc_norm_passes", "csv_file"}
+              "fc_norm_passes", "csv_file", "class_order"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -46,7 +46,7 @@ OF_TRAINING = (
     "lora_dropout", "lora_targets",
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
-BEFORE = {"fundus_crop": "off", "balanced_sampling": False}
+BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -209,6 +209,9 @@ def add_data_flags(parser) -> None:
     group.add_argument("--csv_file", default=None, help="a CSV instead of a folder: path, label, split (and patient)")
     group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
     group.add_argument("--label_col", default="label", help="the CSV's column of class names")
+    group.add_argument("--class_order", nargs="+", default=None, metavar="CLASS",
+                       help="the classes from the lowest grade on, for quadratic kappa and the mean distance of grades; "
+                            "not given: by whole numbers that the names begin with, or grades that are known (No_DR, Mild, …)")
     group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
     group.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
     group.add_argument("--nb_classes", type=count, default=8, help="number of classes; taken from the data where not given")

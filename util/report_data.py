@@ -98,7 +98,7 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its predictions, "
                            "without intervals")
-            split.entries = _computed(split.table, kind)
+            split.entries = _computed(split.table, kind, _dict(facts.get("options")).get("class_order"))
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
@@ -166,10 +166,10 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
 
 
-def _computed(table: pd.DataFrame, kind: str) -> dict[str, dict]:
+def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
     """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
     if kind == "classification":
-        figures = metrics.classification_metrics(table)[0]
+        figures = metrics.classification_metrics(table, order)[0]
     else:
         figures = {"n": len(table)}
         for name in regression_metrics.targets_of(table.columns):

@@ -5,11 +5,13 @@ prepared once; a weighting then costs a few passes over N.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from util import class_order
 from util.calibration import BINS, confidence_bins, softmax
 from util.metrics import SCORE_PARTS, class_names_of, class_numbers, count_figures
 from util.resampling import groups_of
@@ -71,14 +73,16 @@ class Images:
     probabilities: np.ndarray
     logits: np.ndarray
     groups: np.ndarray | None  # patients
+    ranks: np.ndarray | None  # (K,) places of the classes in their order, where it is known
 
     @classmethod
-    def of(cls, table: pd.DataFrame) -> "Images":
+    def of(cls, table: pd.DataFrame, order: Sequence[str] | None = None) -> "Images":
+        """order: of the classes, where it was typed."""
         table = table.sort_values("index")
         names = class_names_of(table)
         probabilities, logits = (table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64) for kind in ("prob", "logit"))
         return cls(names, class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names),
-                   probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)))
+                   probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)), class_order.ranks(names, order))
 
     @property
     def one_hot(self) -> np.ndarray:
@@ -100,7 +104,7 @@ class WeightedFigures:
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
         # a column each: sums of these over the images, divided by the weights' sum, are figures
         columns = {"loss": _losses(images.logits, images.true), "brier": _squared_errors(images.probabilities, one_hot),
-                   "mae_grades": np.abs(images.true - images.predicted).astype(np.float64)}
+                   "mae_grades": _distances(images)}
         gaps = {"ece": _gaps(images.probabilities, images.true)}
         if temperature is not None:
             warm = softmax(images.logits / temperature)
@@ -115,7 +119,7 @@ class WeightedFigures:
         confusion = np.zeros((len(weights), number * number))
         confusion[:, self.cells] = np.add.reduceat(weights[:, self.by_cell], self.cell_starts, axis=1)
         confusion = confusion.reshape(len(weights), number, number)
-        figures = count_figures(confusion) | class_count_figures(confusion, images.names)
+        figures = count_figures(confusion, images.ranks) | class_count_figures(confusion, images.names)
         ranks = np.array([ranks.figures(weights) for ranks in self.ranks])  # (K, 2, B)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of no class that is there: NaN
@@ -132,6 +136,8 @@ class WeightedFigures:
             figures[name] = np.abs(gaps).sum(axis=1) / total
         if number == 2:
             figures |= self._at_thresholds(weights)
+        if images.ranks is None:
+            figures |= {name: np.full(len(weights), np.nan) for name in class_order.FIGURES}
         return figures
 
     def _at_thresholds(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -184,6 +190,11 @@ def operating_hits(images: Images, thresholds: dict[str, float]):
             yield name, called >= threshold, positive
         else:
             yield name, called < threshold, ~positive
+
+
+def _distances(images: Images) -> np.ndarray:
+    ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
+    return np.abs(ranks[images.true] - ranks[images.predicted]).astype(np.float64)
 
 
 def _losses(logits: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -18,7 +18,9 @@ import pytest
 
 from tests.conftest import ROOT, needs_package
 from tests.fixtures.earlier import make, originals
+from util import class_order
 from util.errors import exit_code_of
+from util.metrics import classification_metrics, read_predictions
 
 FIXTURES = ROOT / "tests/fixtures/earlier"
 EXPECTED = FIXTURES / "expected"
@@ -48,16 +50,25 @@ def same_table(found: Path, expected: Path, atol: float) -> None:
     one, two = pd.read_csv(found), pd.read_csv(expected)
     assert len(one) == len(two) > 0
     for name in two:
-        if pd.api.types.is_numeric_dtype(two[name]):
+        if name in LEFT_OUT:
+            assert one[name].iloc[-1] != one[name].iloc[-1]  # rows of before stay as they were written
+        elif pd.api.types.is_numeric_dtype(two[name]):
             np.testing.assert_allclose(one[name], two[name], rtol=0, atol=atol, err_msg=name)
         else:
             assert list(one[name].fillna("")) == list(two[name].fillna("")), name
 
 
+# Nobody told in which order fine, middle and rough stand: since util/class_order.py these figures are left out.
+LEFT_OUT = class_order.FIGURES
+
+
 def same_metrics(found: Path, expected: Path, atol: float = 1e-5) -> None:
-    """Every metric that was there, with the bounds of its interval."""
+    """Every metric that was there, with the bounds of its interval; those that are left out now are null."""
     one, two = json.loads(found.read_text()), json.loads(expected.read_text())
     for name, entry in two.items():
+        if name in LEFT_OUT:
+            assert one[name]["value"] is None
+            continue
         for part in ("value", "lower", "upper"):
             a, b = (math.nan if each[part] is None else each[part] for each in (one[name], entry))
             assert a == pytest.approx(b, rel=1e-5, abs=atol, nan_ok=True), (name, part)
@@ -131,6 +142,14 @@ def test_a_cut_run_ends_as_it_would_have(earlier, capsys):
     for name in ("predictions_val.csv", "predictions_test.csv"):
         same_table(cut / name, whole / name, 1e-3)
     same_metrics(cut / "metrics_test.json", whole / "metrics_test.json", 1e-3)
+
+
+def test_in_the_order_that_was_assumed_figures_of_grades_are_as_then():
+    for task in ("cnn", "probe"):
+        table = read_predictions(FIXTURES / "output_dir" / task / "predictions_test.csv")
+        figures, _ = classification_metrics(table, ["fine", "middle", "rough"])
+        then = json.loads((FIXTURES / "output_dir" / task / "metrics_test.json").read_text())
+        assert {name: figures[name] for name in LEFT_OUT} == pytest.approx({name: then[name]["value"] for name in LEFT_OUT})
 
 
 def test_images_are_as_large_as_they_were_recorded(earlier):
