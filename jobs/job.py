@@ -292,11 +292,16 @@ def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, res
     mean, std = models_vit.normalisation(backbone, options.norm)
     stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
     if not stored:
-        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size, options.fundus_crop)
+        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size, options.fundus_crop,
+                                        options.resize)
     changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": options.fundus_crop}}
+               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": options.fundus_crop},
+               "resize": {"fit": options.resize}}
+    fit = options.resize if "resize" in typed else stored.get("fit", "crop")
     if options.input_size != stored["input_size"]:
-        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size)}
+        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size, fit)}
+    if fit != stored.get("fit", "crop"):
+        changed["resize"] |= {"resize": transforms.resized_side(options.input_size, fit)}
     settings = dict(stored)
     for name in typed & changed.keys():
         settings |= changed[name]
@@ -372,7 +377,7 @@ def plan_training(job: Job) -> None:
     job.train_transform = transforms.read_alike(transforms.train_settings(
         options.input_size, reading["mean"], reading["std"], reading["decode"], options.crop_scale, options.crop_ratio,
         options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
-        options.cache_size, options.fundus_crop), reading)
+        options.cache_size, options.fundus_crop, options.resize), reading)
     # a dry run is one process and may plan for several
     processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
     even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)

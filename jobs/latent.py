@@ -12,7 +12,7 @@ import models_vit
 from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
 from jobs.part import load_adapter
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
-from util import checkpoint, lora, summary, use_options
+from util import checkpoint, lora, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -167,4 +167,5 @@ def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, p
                      + ", ".join(data.others.columns))
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
                     f"{precision.name}, batch size {options.batch_size}",
-                    f"reading    {summary.reading(transform, options.norm)}"]
+                    f"reading    {summary.reading(transform, options.norm)}",
+                    *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else [])]

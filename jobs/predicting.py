@@ -15,7 +15,7 @@ from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
 from jobs.part import load_whole
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from util import checkpoint, summary, use_options
+from util import checkpoint, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -152,7 +152,8 @@ def describe(job: Prediction) -> list[str]:
     lines += [f"           note: {note}" for note in job.data.notes]
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
                     f"{job.precision.name}, batch size {options.batch_size}",
-                    f"reading    {summary.reading(job.transform, options.norm)}"]
+                    f"reading    {summary.reading(job.transform, options.norm)}",
+                    *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields)]
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ TASKS = {task.kind: task for task in (Classification, Regression)}
 SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 # What a checkpoint decides unless it was typed.
-FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "global_pool", "fc_norm_passes", "precision",
-                   "batch_size")
+FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "global_pool", "fc_norm_passes",
+                   "precision", "batch_size")
 # What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
 OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
                "finetune": ""}

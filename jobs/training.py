@@ -19,7 +19,7 @@ from jobs.probe import probe
 from jobs.records import content, draw, facts, report
 from jobs.saving import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
 from jobs.task import Task
-from util import checkpoint, datasets, stopping, summary
+from util import checkpoint, datasets, seen_area, stopping, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import InputError, RunError
@@ -31,7 +31,7 @@ from util.sharding import compile_in_place, is_sharded
 def run(parsed: flags.Parsed, world: World, task: Task) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see util/errors.py."""
     options, job = parsed.options, prepare(parsed, world, task)
-    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
+    world.say(*summary.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
     if options.dry_run:
         world.say(*_memory(job), *room.describe(job), "dry run: nothing was trained")
         return
@@ -57,6 +57,10 @@ def run(parsed: flags.Parsed, world: World, task: Task) -> None:
                        "--batch_size auto") from error
     finally:
         job.folder.close()
+
+
+def _seen(job: Job) -> list[str]:
+    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields) if job.world.is_main else []
 
 
 def _prepare_folder(job: Job) -> None:

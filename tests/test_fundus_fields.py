@@ -11,7 +11,7 @@ from PIL import Image
 from tests.drawn_fields import draw_field, draw_scan
 from util import fundus_fields
 from util.fundus import Field
-from util.fundus_fields import Fields, FieldSource, source_of
+from util.fundus_fields import Fields, SquareSource, source_of
 from util.image_cache import Kept, open_cache
 from util.images import ImageError, ImageSource, check_images
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
@@ -46,7 +46,7 @@ def test_the_square_is_that_of_the_padded_image(photographs, field):
     side = len(by_hand)
 
     def source():
-        return FieldSource(ImageSource(path), field)
+        return SquareSource(ImageSource(path), field.square)
 
     assert source().size == (side, side)
     assert np.array_equal(source().decode(), by_hand)
@@ -109,7 +109,7 @@ def test_training_crops_lie_in_the_square(photographs):
 
 def test_an_image_without_a_field_stays_whole(photographs):
     path = str(photographs / "scan.png")
-    assert isinstance(source_of(path, "colour", "auto"), ImageSource)
+    assert isinstance(source_of(path, "colour", "auto", False), ImageSource)
     assert torch.equal(*(EvalTransform(eval_settings(64, HALF, HALF, "scaled", fundus_crop=crop))(path)
                          for crop in ("auto", "off")))
 

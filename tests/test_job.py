@@ -32,6 +32,9 @@ def settings(*words, stored=STORED, input_size=64):
     (("--norm", "half"), {"mean": [0.5] * 3, "std": [0.5] * 3}),
     (("--norm", "imagenet"), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
     (("--fundus_crop", "auto"), {"fundus_crop": "auto"}),
+    (("--resize", "pad"), {"fit": "pad", "resize": 64}),
+    (("--resize", "squash", "--input_size", 32), {"fit": "squash", "input_size": 32, "resize": 32}),
+    (("--resize", "crop"), {"fit": "crop"}),
     (("--norm", "0,0,0,1,1,2"), {"mean": [0, 0, 0], "std": [1, 1, 2]}),
 ])
 def test_a_typed_flag_changes_its_own_entry_alone(words, changed):

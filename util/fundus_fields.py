@@ -59,12 +59,13 @@ def _found(path: str) -> Field | None:
     return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))  # as it is remembered
 
 
-class FieldSource:
-    """The square around a field, in the place of the image that `source` is; black where it reaches beyond that."""
+class SquareSource:
+    """A square of an image, (left, top, side) in its pixels, in the place of the image that `source` is; black where it
+    reaches beyond that."""
 
-    def __init__(self, source: ImageSource, field: Field):
+    def __init__(self, source: ImageSource, square: tuple[int, int, int]):
         self._source = source
-        self._left, self._top, self._side = field.square
+        self._left, self._top, self._side = square
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,11 +104,18 @@ class FieldSource:
         return self._source.decode().crop((self._left, self._top, self._left + self._side, self._top + self._side))
 
 
-def source_of(path, reduced: str, fundus_crop: str, fields: Fields | None = None) -> ImageSource | FieldSource:
-    """What the transforms read of a file: all of it, or with "auto" the square around its field, where it has one.
+def source_of(path, reduced: str, fundus_crop: str, padded: bool, fields: Fields | None = None) -> ImageSource | SquareSource:
+    """What the transforms read of a file: all of it; with "auto" the square around its field, where it has one; padded: an
+    image that is no square gets black beside its longer sides until it is one.
 
     fields: that are known already; None: the field is looked for here. Raises ImageError.
     """
     source = ImageSource(path, reduced)
     field = (fields or _found)(path) if fundus_crop == "auto" else None
-    return source if field is None else FieldSource(source, field)
+    if field is not None:
+        return SquareSource(source, field.square)
+    width, height = source.size
+    if padded and width != height:
+        side = max(width, height)
+        return SquareSource(source, ((width - side) // 2, (height - side) // 2, side))
+    return source

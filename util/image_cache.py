@@ -1,7 +1,7 @@
 """Decode once, read many times: every picture is brought to a size that its crops need, and kept there as pixels.
 
-What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`, `fundus_crop`), not by
-whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same
+What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`, `fundus_crop`, `fit`), not
+by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same
 figures, only later.
 
 A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one picture after the other, row by row, so that reading a
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from util.errors import RunError
 from util.fundus_fields import VERSION as FIELDS_VERSION
-from util.fundus_fields import Fields, FieldSource, source_of
+from util.fundus_fields import Fields, SquareSource, source_of
 from util.images import ImageError, ImageSource, resized
 
 VERSION = 2  # raise it when other pixels are kept
@@ -57,7 +57,7 @@ def default_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: t
     return min(lossless_side(input_size, crop_scale, crop_ratio), math.ceil(MOST_SPARE * input_size))
 
 
-def kept_pixels(source: ImageSource | FieldSource, side: int, decode: str) -> np.ndarray:
+def kept_pixels(source: ImageSource | SquareSource, side: int, decode: str) -> np.ndarray:
     """The picture that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
     width, height = source.size
     scale = min(1.0, side / min(width, height))
@@ -139,21 +139,22 @@ class Kept:
     decode: str
     reduced: str = "colour"
     fundus_crop: str = "off"
+    padded: bool = False
     fields: Fields | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
         return cls(settings["kept"], settings["decode"], settings.get("reduced", "any"), settings.get("fundus_crop", "off"),
-                   fields)
+                   settings.get("fit", "crop") == "pad", fields)
 
     @property
     def folder(self) -> str:
         return (f"{self.side}-{self.decode}-{VERSION}" + ("" if self.reduced == "any" else f"-{self.reduced}")
-                + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}"))
+                + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}") + ("-padded" if self.padded else ""))
 
-    def source(self, path: str) -> ImageSource | FieldSource:
-        return source_of(path, self.reduced, self.fundus_crop, self.fields)
+    def source(self, path: str) -> ImageSource | SquareSource:
+        return source_of(path, self.reduced, self.fundus_crop, self.padded, self.fields)
 
     def pixels(self, path: str) -> np.ndarray:
         return kept_pixels(self.source(path), self.side, self.decode)

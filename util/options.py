@@ -34,7 +34,7 @@ OF_THIS_START = {
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
 OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
-              "fc_norm_passes", "csv_file", "class_order"}
+              "fc_norm_passes", "csv_file", "class_order", "resize"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -46,7 +46,8 @@ OF_TRAINING = (
     "lora_dropout", "lora_targets",
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
-BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None}
+BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None,
+          "resize": "crop"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -173,6 +174,9 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
     add("--fundus_crop", choices=("off", "auto"), default="off",
         help="auto: find the round field of a fundus photograph and cut each image to the square around it, before anything "
              "else; images without one (OCT scans) stay whole, counted and listed")
+    add("--resize", choices=("crop", "pad", "squash"), default="crop",
+        help="how an image that is no square comes into one: crop takes the centre (training: random parts), pad adds black "
+             "beside its longer sides, squash brings width and height to the same number of pixels")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
         help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")

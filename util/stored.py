@@ -158,6 +158,7 @@ def _transform(value) -> bool:
         and settings.get("decode") in ("full", "scaled")
         and settings.get("reduced", "any") in ("any", "colour")
         and settings.get("fundus_crop", "off") in ("off", "auto")
+        and settings.get("fit", "crop") in ("crop", "pad", "squash")
         and (settings.get("kept") is None or side(settings["kept"]))
         and settings["resize"] >= settings["input_size"]
     )

@@ -29,13 +29,14 @@ from util.image_cache import Kept, KeptSource
 from util.images import resized
 
 DECODES = ("full", "scaled")
+FITS = ("crop", "pad", "squash")
 READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
 # Pixels of a picture resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
 # in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
 # Entries that decide which pixels a transform gets, the same in training and evaluation.
-OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop")
+OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit")
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -47,21 +48,31 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off"):
+def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop"):
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
 
     kept: the short side in pixels that a picture is first brought to, so that it can be kept in a cache; None: its own.
     fundus_crop: "auto" cuts a photograph to the square around its round field first (util/fundus_fields.py).
+    fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad" adds black beside
+    its longer sides, "squash" resizes width and height alike to input_size.
 
-    The short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
+    With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
     """
-    settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop)
-    return settings | {"resize": resized_side(input_size)}
+    settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
+    return settings | {"resize": resized_side(input_size, fit)}
 
 
-def resized_side(input_size):
+def resized_side(input_size, fit="crop"):
     """Pixels of the short side from which evaluation cuts out its centre of `input_size`."""
-    return int(input_size / 0.875) if input_size <= 224 else input_size
+    return int(input_size / 0.875) if input_size <= 224 and fit == "crop" else input_size
+
+
+def seen_share(size, settings):
+    """Of the area of an image of `size` (width, height), the share that evaluation looks at; after the fundus crop."""
+    if settings.get("fit", "crop") != "crop":
+        return 1.0
+    shares = (min(1.0, settings["input_size"] * min(size) / (settings["resize"] * side)) for side in size)
+    return math.prod(shares)
 
 
 def train_settings(
@@ -80,8 +91,11 @@ def train_settings(
     recount=1,
     kept=None,
     fundus_crop="off",
+    fit="crop",
 ):
-    """Settings of `TrainTransform`; input_size, mean, std, decode, kept and fundus_crop as in `eval_settings`.
+    """Settings of `TrainTransform`; input_size, mean, std, decode, kept, fundus_crop and fit as in `eval_settings`.
+
+    A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash).
 
     crop_scale: (least, most) share of the picture's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
@@ -89,7 +103,7 @@ def train_settings(
     its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
     erasing. Raises InputError naming the flag.
     """
-    settings = _common_settings("train", input_size, mean, std, decode, kept, fundus_crop)
+    settings = _common_settings("train", input_size, mean, std, decode, kept, fundus_crop, fit)
     for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= MAX{' <= 1' * (most == 1)}")
@@ -147,6 +161,8 @@ class EvalTransform:
         short, edge = min(width, height), settings["input_size"]
         # As torchvision rounds: the long side down, the centre to the nearest pixel.
         size = tuple(int(settings["resize"] * side / short) for side in (width, height))
+        if settings.get("fit", "crop") == "squash":
+            size = edge, edge
         if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
             return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
         pixels, covers = source.whole(size)
@@ -196,11 +212,17 @@ class TrainTransform:
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
         settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
+        if squashes := settings.get("fit", "crop") == "squash":  # a crop of the square that the image becomes
+            side = max(width, height)
+            across, down, (width, height) = width / side, height / side, (side, side)
         shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element in memory
         top, left, crop_height, crop_width = self._draw_crop(
             shape_only, settings["crop_scale"], settings["crop_ratio"]
         )
         box, size = (left, top, left + crop_width, top + crop_height), (settings["input_size"],) * 2
+        if squashes:
+            left, top = int(left * across), int(top * down)
+            box = left, top, left + max(1, round(crop_width * across)), top + max(1, round(crop_height * down))
         if settings["decode"] == "full":
             # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's does not.
             crop = _resized_exactly(source.decode().crop(box), size)
@@ -233,7 +255,7 @@ def _as_source(source, settings, fields):
         return source
     if settings.get("kept"):  # checkpoints of before there was a cache have none
         return KeptSource(Kept.of(settings, fields).pixels(source))
-    return source_of(source, reduced(settings), fundus_crop(settings), fields)
+    return source_of(source, reduced(settings), fundus_crop(settings), settings.get("fit", "crop") == "pad", fields)
 
 
 def reduced(settings):
@@ -262,13 +284,15 @@ def _posterize(image, bits_to_keep, **_):
     return ImageOps.posterize(image, bits_to_keep)
 
 
-def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop):
+def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit):
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
     if decode not in DECODES:
         raise InputError(f"--decode {decode}: one of {', '.join(DECODES)}")
     if fundus_crop not in FUNDUS_CROPS:
         raise InputError(f"--fundus_crop {fundus_crop}: one of {', '.join(FUNDUS_CROPS)}")
+    if fit not in FITS:
+        raise InputError(f"--resize {fit}: one of {', '.join(FITS)}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
     return {
@@ -280,6 +304,7 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop):
         "kept": kept,
         "reduced": "colour",
         "fundus_crop": fundus_crop,
+        "fit": fit,
     }
 
 
