@@ -12,8 +12,9 @@ from jobs.classification import Classification
 from jobs.predicting import Prediction
 from jobs.trained import loader
 from util.errors import InputError
-from util.heatmaps import heat_maps, methods_of, pictures_of, write_overlays
+from util.heatmaps import INDEX_FILE, heat_maps, methods_of, pictures_of, write_overlays
 from util.partial_rows import PartialRows
+from util.run_files import write_whole
 from util.transforms import EvalTransform
 
 BATCH = 16  # pictures; what fits into memory at once with gradients, heat_maps decides itself
@@ -36,6 +37,8 @@ def check(job: Prediction) -> None:
         raise InputError(f"--heatmaps {folder}: can't be made ({error.strerror}); name another folder") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"--heatmaps {folder}: can't be written; name another folder")
+    if job.world.is_main and not (folder / INDEX_FILE).exists():
+        write_whole(folder / INDEX_FILE, "{}\n")  # it tells overlays from photographs, also where a start is killed
 
 
 def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndarray | None) -> None:

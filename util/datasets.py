@@ -35,6 +35,7 @@ from util.csv_columns import (
 )
 from util.errors import InputError, RunError
 from util.images import ImageError, KnownGood, check_images, file_status
+from util.own_pictures import is_marker, own_pictures
 from util.run_files import write_whole
 
 SPLITS = ("train", "val", "test")
@@ -92,7 +93,7 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
-    notes = lines + ([f"left out {len(ignored)} files that are hidden or no pictures: {some(ignored)}"] if ignored else [])
+    notes = lines + left_out(ignored)
     return Data(_table(paths, labels, row_splits, [""] * len(rows), class_names), class_names, notes)
 
 
@@ -119,13 +120,16 @@ def _is_folder(entry):
 
 
 def pictures_below(folder, ignored):
-    """Paths of the pictures in a folder and below, in order; what is not taken is added to `ignored`."""
+    """Paths of the pictures in a folder and below, in order; what is not taken is added to `ignored`: hidden files, other
+    types, and charts, heat maps and sheets that this program wrote there."""
     by_folder, open_folders = {}, [(folder, ())]
     while open_folders:
         current, above = open_folders.pop()
         above += (os.path.realpath(current),)
-        names = by_folder[current] = []
+        names, markers = [], []
         for entry in _entries(current):
+            if is_marker(entry.name):
+                markers.append(entry.name)
             if _is_folder(entry):
                 if entry.name.startswith("."):
                     ignored.append(entry.path)
@@ -135,8 +139,17 @@ def pictures_below(folder, ignored):
                 ignored.append(entry.path)
             else:
                 names.append(entry.name)
+        own = own_pictures(names, markers)
+        ignored += [os.path.join(current, name) for name in names if name in own]
+        by_folder[current] = [name for name in names if name not in own] if own else names
     # ImageFolder's order: folders by their whole path, then files by name.
     return [os.path.join(current, name) for current in sorted(by_folder) for name in sorted(by_folder[current])]
+
+
+def left_out(ignored):
+    """A line about what `pictures_below` did not take, or none."""
+    what = "files that are hidden, no pictures or this program's own"
+    return [f"left out {len(ignored):,} {what}: {some(ignored)}"] if ignored else []
 
 
 def _same_classes(data_path, found):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.csv_columns import SEPARATORS, joined, read_columns, refuse_absent, refuse_empty, some
-from util.datasets import EXTENSIONS, Data, picture_table, pictures_below
+from util.csv_columns import SEPARATORS, joined, read_columns, refuse_absent, refuse_empty
+from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
 from util.metrics import predictions_table
@@ -50,7 +50,7 @@ def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, 
 def _read_folder(folder: str) -> Unlabelled:
     ignored: list[str] = []
     paths = pictures_below(folder, ignored)
-    notes = [f"left out {len(ignored):,} files that are hidden or no pictures: {some(ignored)}"] if ignored else []
+    notes = left_out(ignored)
     if not paths:
         raise InputError(f"--input {folder}: no picture ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
                          + (f"; {notes[0]}" if notes else ""))

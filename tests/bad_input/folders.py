@@ -51,7 +51,7 @@ WRONG_NUMBER = Row(
 IGNORED = Row(
     KIND,
     "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, DICOM files, hidden folders",
-    "left out … files that are hidden or no pictures: …",
+    "left out … files that are hidden, no pictures or this program's own: …",
     "nothing to do; convert pictures of other formats",
     ACCEPTED,
     "counts them and names the first",
