@@ -111,6 +111,16 @@ def test_files_without_weights(tmp_path, content, says):
     assert says in refused(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.",
+                                     "_orig_mod.module.", "model.backbone.", "model.net."])
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_what_wraps_a_model_is_taken_off_its_names(tmp_path, wrapper, key):
+    tensors = {"blocks.0.model.weight": torch.ones(1), "head.bias": torch.zeros(1)}
+    content = {wrapper + name: tensor for name, tensor in tensors.items()}
+    torch.save({key: content, "epoch": 3} if key else content, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth").tensors.keys() == tensors.keys()
+
+
 def test_old_format_is_read(tmp_path):
     torch.save({"w": torch.arange(3.0)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(load_file(tmp_path / "old.pth")["w"], torch.arange(3.0))

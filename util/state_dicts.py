@@ -194,11 +194,15 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again ({error})") from error
 
 
+# What stands before a model's own names: DataParallel, torch.compile, Lightning and other trainers, DINO's teacher.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
 def read_weights(path: str | Path) -> WeightFile:
     """A weight file or checkpoint as tensors under its own flat names.
 
     Unwraps `{"model": …}` (MAE, the original scripts, ours), `{"teacher": {"backbone.…"}}` (DINOv2's training),
-    `{"state_dict": …}`; drops the prefixes `module.` and `backbone.`. InputError for a file without tensors.
+    `{"state_dict": …}`; drops the prefixes of `WRAPPERS`. InputError for a file without tensors.
     """
     content = load_file(path)
     rest, arguments = {}, {}
@@ -215,13 +219,20 @@ def read_weights(path: str | Path) -> WeightFile:
     for name, value in content.items():
         if not ("shards" in rest and isinstance(value, torch.Tensor) and value.is_meta):  # its numbers lie in the shards
             refuse_odd(path, name, value)
-        flat = str(name).removeprefix("module.").removeprefix("backbone.")
+        flat = _unwrapped(str(name))
         if flat in tensors:
             raise InputError(f"{path} holds two tensors for {flat}")
         tensors[flat] = value
     if not tensors:
         raise InputError(f"{path} holds no tensors")
     return WeightFile(Path(path), tensors, arguments, rest)
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name without what wrapped its model, one in another as they may lie."""
+    while (rest := name.removeprefix(next((prefix for prefix in WRAPPERS if name.startswith(prefix)), ""))) != name:
+        name = rest
+    return name
 
 
 def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, list[str]]:
