@@ -415,3 +415,24 @@ def test_patients_are_counted_a_class_and_split():
                           "patient": ["a", "a", "b", "c", ""]})
     assert patient_counts(table, ["x", "y"]) == {"train": {"x": 1, "y": 2, "": 2}, "val": {"x": 1, "": 1}}
     assert patient_counts(table[4:], ["x", "y"]) == {}
+
+
+def test_patients_that_nobody_knows_stand_alone(tmp_path):
+    names = ["p1", "NA", "unknown", "nan", "?", "p1", "", "-", "None"]
+    text = "path,label,split,who\n" + "".join(f"{n}.png,{'ab'[n % 2]},{split},{name}\n" for n, name in enumerate(names)
+                                              for split in ("train",))
+    text += "".join(f"{split}{label}.png,{label},{split},q\n" for split in ("val", "test") for label in "ab")
+    data = read_csv(make_csv(tmp_path, text), patient_col="who")
+    assert list(data.table["patient"][:9]) == ["p1", "", "", "", "", "p1", "", "", ""]
+    assert "7 of 13 rows name no patient in column who: each counts for itself" in data.notes[0]
+
+
+@pytest.mark.parametrize(("one", "other", "what"), [("P1", "p1", "value"), ("101", "101.0", "number"), ("7", "007", "number")])
+@pytest.mark.parametrize("column", ["who", "label"])
+def test_two_spellings_of_a_patient_or_class_are_refused(tmp_path, one, other, what, column):
+    rows = [{"path": f"{split}{n}.png", "label": label, "split": split, "who": f"x{n}"}
+            for split in SPLITS for n, label in enumerate("ab")]
+    rows[0][column], rows[1][column] = one, other
+    text = "path,label,split,who\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    with pytest.raises(InputError, match=f"column {column} writes one {what} in two ways: .* and .*; use one"):
+        read_csv(make_csv(tmp_path, text), patient_col="who")

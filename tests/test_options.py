@@ -89,6 +89,9 @@ def test_normalisation_is_a_name_or_six_numbers():
         "backbone", "imagenet", "half", "backbone"]
     assert parse("--norm", "0.5,.5,0.50,0.25,1,0.125").options.norm == "0.5,0.5,0.5,0.25,1,0.125"
     assert parse("--norm", "0.48145466,0,0,1,1,1").options.norm == "0.48145466,0,0,1,1,1"
+    for flag, text in (("--norm", "0_1,0,0,1,1,1"), ("--epochs", "1_0"), ("--lr", "1_0.0")):  # Python alone reads these
+        with pytest.raises(InputError):
+            parse(flag, text)
     for before in ("IMAGENET", "anything", ""):  # did nothing, whatever it was
         assert flags.as_now({"norm": before, "epochs": 3}) == flags.BEFORE | {"norm": "backbone", "epochs": 3}
     assert flags.as_now({"norm": "half", "fundus_crop": "auto"}) == flags.BEFORE | {"norm": "half", "fundus_crop": "auto"}

@@ -75,3 +75,31 @@ def test_transforms():
     assert parse_transforms(["log"], ["a", "b"]) == ["log", "log"] and parse_transforms(["none", "log"], ["a", "b"])[1] == "log"
     with pytest.raises(InputError, match="each of the 3"):
         parse_transforms(["log", "none"], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("values", "extreme"), [
+    ([22.1, 23.5, 24.0, 25.2, -999, -999], "-999 in 2 rows, far from all others (22.1 to 25.2)"),
+    ([22.1, 23.5, 24.0, 25.2, 9999, 9999, 9999], "9999 in 3 rows"),
+    ([22.1, 23.5, 24.0, 25.2, 0, 0], "0 in 2 rows"),
+    ([22.1, 23.5, 24.0, 25.2, -999], None),  # once: an outlier, as there are
+    ([0, 0, 0, 0.1, 0.3, 0.9, 2.5], None),  # zeros beside small numbers
+    ([0, 1, 0, 1, 1, 1], None), ([3, 3, 3, 3], None),
+])
+@pytest.mark.parametrize("role", ["target", "covariate"])
+def test_one_value_far_from_all_others_is_warned_of(tmp_path, values, extreme, role):
+    rows = [f"{number}.png,{split},{value},{number % 3}" for number, value in enumerate(values) for split in ("train",)]
+    rows += ["v.png,val,23,1", "t.png,test,24,2"] if max(values) > 5 else ["v.png,val,0,1", "t.png,test,0,2"]
+    file = tmp_path / "x.csv"
+    file.write_text("path,split,length,other\n" + "\n".join(rows) + "\n")
+    for row in rows:
+        (tmp_path / row.split(",")[0]).touch()
+    targets, covariates = (["length"], ["other"]) if role == "target" else (["other"], ["length"])
+    notes = [note for note in read_regression_csv(str(file), targets, covariates=covariates).notes if "far from" in note]
+    assert len(notes) == (extreme is not None) and (not notes or f"warning: length is {extreme}" in notes[0])
+
+
+def test_python_alone_reads_1_000(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("path,split,length\n0.png,train,1_000\n1.png,val,3\n2.png,test,4\n")
+    with pytest.raises(InputError, match="column length has text in 1 of 3 rows: line 2 '1_000'"):
+        read_regression_csv(str(file), ["length"])

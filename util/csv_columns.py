@@ -137,15 +137,35 @@ def refuse_unknown(csv_file, column, cells, lines, known):
         )
 
 
+# What stands for a missing value, in any case: in every column but that of classes, where "none" is a grade.
+MISSING = {"", "na", "n/a", "nan", "null", "none"}
+UNKNOWN = {"unknown", "unk", "missing", "?", "-"}  # and these, but in a covariate, of which they may be a level
+
+
+def is_missing(cell, covariate=False):
+    return cell.lower() in MISSING or (cell.lower() in UNKNOWN and not covariate)
+
+
 def refuse_two_spellings(csv_file, column, cells):
-    """InputError for "1" beside "1.0" or "01": one class written in two ways would be trained as two."""
-    numbers = {}
+    """InputError for "1" beside "1.0" or "01", "P1" beside "p1": one class, or one patient, would count as two."""
+    spellings = {}
     for cell in sorted(set(cells)):
-        if re.fullmatch(r"[+-]?\d+(\.0*)?", cell):
-            numbers.setdefault(float(cell), []).append(cell)
-    twice = [" and ".join(spellings) for spellings in numbers.values() if len(spellings) > 1]
+        key = float(cell) if re.fullmatch(r"[+-]?\d+(\.0*)?", cell) else cell.casefold()
+        spellings.setdefault(key, []).append(cell)
+    twice = [(key, " and ".join(found)) for key, found in spellings.items() if len(found) > 1]
     if twice:
-        raise InputError(f"{csv_file}: column {column} writes one number in two ways: {some(twice)}; use one")
+        what = "number" if isinstance(twice[0][0], float) else "value"
+        raise InputError(f"{csv_file}: column {column} writes one {what} in two ways: {some([text for _, text in twice])}; "
+                         "use one")
+
+
+def patients_of(csv_file, column, cells):
+    """A column of patients with "" where none is known, and a line about those. InputError for one in two spellings."""
+    patients = ["" if is_missing(cell) else cell for cell in cells]
+    refuse_two_spellings(csv_file, column, [patient for patient in patients if patient])
+    lacking = patients.count("")
+    return patients, [f"{csv_file}: {lacking:,} of {len(cells):,} rows name no patient in column {column}: each counts for "
+                      "itself"] if lacking else []
 
 
 def refuse_repeated(csv_file, paths, lines, columns):

@@ -25,6 +25,7 @@ from util import class_order
 from util.csv_columns import (
     SEPARATORS,
     joined,
+    patients_of,
     read_columns,
     refuse_absent,
     refuse_empty,
@@ -176,7 +177,10 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     cells, lines, separator = read_columns(csv_file, columns, flags)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     paths, labels, written_splits = cells[:3]
-    patients = cells[3] if patient_col else [""] * len(paths)
+    patients = [""] * len(paths)
+    if patient_col:
+        patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])
+        notes += lines_of_patients
     for name, column in zip(columns[:3], cells[:3], strict=True):
         refuse_empty(csv_file, name, column, lines)
     refuse_unknown(csv_file, split_col, written_splits, lines, SPLIT_NAMES)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from util import part_options, selection
 from util.errors import InputError
+from util.plain_numbers import number_of
 
 # Accepted because documented command lines and people's scripts pass them.
 WITHOUT_EFFECT = {
@@ -89,7 +90,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> Parsed:
 def _number(kind, low=None, high=None, open_low=False, open_high=False):
     def read(text: str):
         try:
-            value = kind(text)
+            value = number_of(text, kind)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         too_low = low is not None and (value < low or (open_low and value == low))
@@ -125,7 +126,7 @@ def normalisation(text: str) -> str:
     if text.lower() in ("backbone", "imagenet", "half"):
         return text.lower()
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [number_of(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from util.csv_columns import read_columns, some
 from util.errors import InputError
+from util.plain_numbers import number_of
 from util.spreadsheet import read_first_sheet
 
 DR_GRADES = ("0_no_dr", "1_mild", "2_moderate", "3_severe", "4_proliferative")
@@ -166,7 +167,7 @@ def _grade(where, line: int, column: str, text: str, classes: tuple[str, ...], o
     """The class that a cell's number stands for ("2" and "2.0" are 2). order: the class of each number, where another."""
     order = order or range(len(classes))
     try:
-        number = float(text)
+        number = number_of(text)
         if number != int(number) or not 0 <= number < len(classes):
             raise ValueError(number)
     except (ValueError, OverflowError):

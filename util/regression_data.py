@@ -13,18 +13,20 @@ import pandas as pd
 
 from util.csv_columns import (
     SEPARATORS,
+    is_missing,
     joined,
+    patients_of,
     read_columns,
     refuse_absent,
     refuse_empty,
     refuse_repeated,
+    refuse_two_spellings,
     refuse_unknown,
     some,
 )
 from util.datasets import SPLIT_NAMES, SPLITS, Data, picture_table
 from util.errors import InputError
-
-MISSING = {"", "na", "n/a", "nan", "null", "none"}  # of a target or covariate, in any case
+from util.plain_numbers import number_of
 
 
 def read_regression_csv(csv_file, targets, path_col="path", split_col="split", patient_col=None, covariates=(),
@@ -70,11 +72,23 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     refuse_absent(csv_file, paths, lines)
     picked = {name: list(itertools.compress(column, kept)) for name, column in columns.items()}
     labels = [";".join(row) for row in zip(*(picked[name] for name in targets), strict=True)]
-    patients = picked[patient_col] if patient_col else [""] * len(paths)
+    patients = [""] * len(paths)
+    if patient_col:
+        patients, of_patients = patients_of(csv_file, patient_col, picked[patient_col])
+        notes += of_patients
     table = picture_table(paths, labels, row_splits, patients)
     more = {f"true_{name}": numbers[name][kept] for name in targets}
-    more |= {f"covariate_{name}": ["" if cell.lower() in MISSING else cell for cell in picked[name]] for name in covariates}
+    more |= {f"covariate_{name}": ["" if is_missing(cell, covariate=True) else cell for cell in picked[name]]
+             for name in covariates}
     table = pd.concat([table, pd.DataFrame(more)], axis=1)
+    for name in targets:
+        notes += _extreme(name, numbers[name][kept])
+    for name in covariates:
+        present = [cell for cell in more[f"covariate_{name}"] if cell]
+        try:
+            notes += _extreme(name, np.array(list(map(number_of, present))))
+        except ValueError:  # a category
+            refuse_two_spellings(csv_file, name, present)
     return Data(table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_"))
 
 
@@ -94,10 +108,10 @@ def _numbers(csv_file, name, cells, lines):
     """The column as (N,) float64, NaN where missing; InputError for text and for infinite values."""
     values, wrong = np.full(len(cells), np.nan), []
     for row, cell in enumerate(cells):
-        if cell.lower() in MISSING:
+        if is_missing(cell):
             continue
         try:
-            values[row] = float(cell)
+            values[row] = number_of(cell)
         except ValueError:
             wrong.append(row)
     if wrong:
@@ -119,6 +133,20 @@ def _refuse_not_positive(csv_file, name, values, lines):
     if len(wrong):
         first = "; ".join(f"line {lines[row]} {values[row]:g}" for row in wrong[:5])
         raise InputError(f"{csv_file}: --target_transform log, but column {name} is not above 0 in {len(wrong)} rows: {first}")
+
+
+def _extreme(name, values):
+    """A warning for one value, several times, that lies further from all others than they do from each other: -999, 9999."""
+    values = values[np.isfinite(values)]
+    lines = []
+    for value in (values.min(), values.max()) if len(values) else ():
+        others = values[values != value]
+        if (count := np.count_nonzero(values == value)) < 2 or len(np.unique(others)) < 3:
+            continue
+        if np.abs(others - value).min() > np.ptp(others):
+            lines.append(f"warning: {name} is {value:g} in {count:,} rows, far from all others ({others.min():g} to "
+                         f"{others.max():g}): if that stands for a missing value, leave these cells empty")
+    return lines
 
 
 def _missing(table, names, prefix):

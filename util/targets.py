@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from util.errors import InputError
+from util.plain_numbers import number_of
 
 TRANSFORMS = ("none", "log")
 
@@ -89,7 +90,7 @@ class Covariate:
         if len(set(present)) < 2:
             raise InputError(f"covariate {name} has {len(set(present))} value(s) in train: leave it out of --covariates")
         try:
-            numbers = np.array([float(cell) for cell in present])
+            numbers = np.array([number_of(cell) for cell in present])
         except ValueError:
             return cls(name, levels=tuple(sorted(set(present))))
         if not np.isfinite(numbers).all():

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.csv_columns import SEPARATORS, joined, read_columns, refuse_absent, refuse_empty
+from util.csv_columns import SEPARATORS, is_missing, joined, read_columns, refuse_absent, refuse_empty
 from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
 from util.metrics import predictions_table
-from util.regression_data import MISSING
 
 SPLIT = "input"
 
@@ -74,7 +73,7 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...]) -> Unla
     refuse_absent(csv_file, paths, lines)
     table = _table(paths)
     for name in covariates:
-        table[f"covariate_{name}"] = ["" if cell.lower() in MISSING else cell for cell in columns[name]]
+        table[f"covariate_{name}"] = ["" if is_missing(cell, covariate=True) else cell for cell in columns[name]]
         missing = int((table[f"covariate_{name}"] == "").sum())
         if missing:
             notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")

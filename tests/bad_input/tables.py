@@ -67,8 +67,8 @@ UNSEEN = Row(
 )
 SPELLING = Row(
     KIND,
-    "One class is written in two ways (1 and 1.0, 2 and 02)",
-    "…: column … writes one number in two ways: …; use one",
+    "One class, or one patient, is written in two ways (1 and 1.0, 2 and 02, Mild and mild)",
+    "…: column … writes one … in two ways: …; use one",
     "write it in one way",
 )
 TWICE = Row(
@@ -329,6 +329,15 @@ file(
         *([row[0], "01" if n == 3 else "1" if n % 2 else "0", row[2], row[3]] for n, row in enumerate(rows[1:])),
     ],
     "01 and 1",
+)
+file(
+    SPELLING,
+    "dry and Dry",
+    lambda rows: [
+        rows[0],
+        *([row[0], "Dry" if n == 3 else "dry" if n % 2 else "wet", row[2], row[3]] for n, row in enumerate(rows[1:])),
+    ],
+    "Dry and dry",
 )
 file(ONE_CLASS, "dry", lambda rows: [rows[0], *([row[0], "dry", *row[2:]] for row in rows[1:])], "dry")
 file(TWICE, "in two splits", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", "lines 2 and 16")
