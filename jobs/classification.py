@@ -56,7 +56,7 @@ class Classification(Task):
         order_of = datasets.sorted_alone if resumed is not None else partial(class_order.in_order, typed=options.class_order)
         if options.csv_file:
             data = datasets.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
-                                     options.patient_col, splits, order_of)
+                                     options.patient_col, splits, order_of, options.path_suffix)
         else:
             data = datasets.read_folder(options.data_path, splits, order_of)
         if not known:

@@ -58,7 +58,7 @@ class Regression(Task):
                                  "flag out")
         transforms = parse_transforms(options.target_transform, options.targets)
         return read_regression_csv(options.csv_file, options.targets, options.path_col, options.split_col, options.patient_col,
-                                   options.covariates, transforms, options.dropna, splits)
+                                   options.covariates, transforms, options.dropna, splits, options.path_suffix)
 
     def settle(self, data: datasets.Data, resumed: WeightFile | None) -> datasets.Data:
         """Means and standard deviations: of the training rows, or of those that the checkpoint was trained on."""

@@ -90,7 +90,7 @@ def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Nam
 def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
     """The pictures of --input, those that don't decode refused or left out as --bad_images says."""
     def read() -> Unlabelled:
-        data = read_unlabelled(options.input, options.path_col, covariates)
+        data = read_unlabelled(options.input, options.path_col, covariates, options.path_suffix)
         others, listed = data.others, skipped_file(options.output)
         table_file, sheet, remembered = fundus_files(options.output)
         fields = Fields(remembered) if options.fundus_crop == "auto" else None

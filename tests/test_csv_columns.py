@@ -5,6 +5,7 @@ import pytest
 
 from util.csv_columns import (
     joined,
+    located,
     read_columns,
     refuse_absent,
     refuse_empty,
@@ -140,3 +141,45 @@ def test_optional_columns_are_empty_where_they_are_absent(tmp_path):
     assert read_columns(str(path), ["sha256", "path"], optional=("sha256",))[0] == [["", ""], ["a", "b"]]
     with pytest.raises(InputError, match="no column sha256"):
         read_columns(str(path), ["sha256", "path"])
+
+
+@pytest.mark.parametrize("mark", [";", ",", "\t"])
+def test_excels_own_first_line_says_the_separator(tmp_path, mark):
+    path = tmp_path / "x.csv"
+    path.write_text(f"sep={mark}\nname{mark}grade\na.png{mark}1\n\nb.png{mark}2\n", newline="")
+    cells, lines, separator = read_columns(str(path), ["name", "grade"])
+    assert cells == [["a.png", "b.png"], ["1", "2"]] and lines == [3, 5] and separator == mark
+    path.write_text(f"sep={mark}\nname{mark}grade\na.png\n", newline="")
+    with pytest.raises(InputError, match="line 3: 1 columns where the header has 2"):
+        read_columns(str(path), ["name", "grade"])
+
+
+@pytest.mark.parametrize(("there", "written", "hint"), [
+    (["ab.png", "abc.png"], "ab", "; ab.png is there: --path_suffix .png adds the ending"),
+    (["ab.jpg"], "ab.JPG", "; ab.jpg is there"), (["ab.jpeg"], "ab.jpg", "; ab.jpeg is there"),
+    (["ab.png", "ab.jpg"], "ab", "; ab"), (["other.png"], "ab", "the CSV's folder"),
+])
+def test_files_that_are_not_there_have_a_hint(tmp_path, there, written, hint):
+    for name in there:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError) as caught:
+        refuse_absent("x.csv", [str(tmp_path / written)], [2])
+    assert hint in str(caught.value) and (hint.startswith(";") or str(caught.value).endswith(hint))
+
+
+def test_a_table_of_predictions_is_read_from_anywhere(tmp_path, monkeypatch):
+    """Its paths are those that were typed where the run was started."""
+    (tmp_path / "project/data/test").mkdir(parents=True)
+    (tmp_path / "project/output_dir/run").mkdir(parents=True)
+    (tmp_path / "project/data/test/a.png").touch()
+    table, paths = tmp_path / "project/output_dir/run/predictions_test.csv", ["data/test/a.png", "data/test/b.png"]
+    for folder in (tmp_path / "project", tmp_path / "project/output_dir/run", tmp_path):
+        monkeypatch.chdir(folder)
+        for name in (str(table), os.path.relpath(table)):
+            assert [os.path.abspath(path) for path in located(name, paths)] == [
+                str(tmp_path / "project" / path) for path in paths]
+    beside = ["x.png", "y.png"]  # nowhere: from the table's folder
+    assert located(str(table), beside) == [str(table.parent / path) for path in beside]
+    (table.parent / "data/test").mkdir(parents=True)  # what lies beside the table comes first
+    (table.parent / "data/test/a.png").touch()
+    assert located(str(table), paths)[0] == str(table.parent / paths[0])

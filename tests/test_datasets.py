@@ -27,6 +27,7 @@ from util.datasets import (
 )
 from util.errors import InputError, RunError
 from util.transforms import TrainTransform, train_settings
+from util.unlabelled import read_unlabelled
 
 
 def picture(path, shade=0):
@@ -436,3 +437,15 @@ def test_two_spellings_of_a_patient_or_class_are_refused(tmp_path, one, other, w
     text = "path,label,split,who\n" + "".join(",".join(row.values()) + "\n" for row in rows)
     with pytest.raises(InputError, match=f"column {column} writes one {what} in two ways: .* and .*; use one"):
         read_csv(make_csv(tmp_path, text), patient_col="who")
+
+
+def test_an_ending_that_the_paths_lack(tmp_path):
+    text = "path,label,split\n" + "".join(f"{split}{label},{label},{split}\n" for split in SPLITS for label in "ab")
+    file = make_csv(tmp_path, text, pictures=False)
+    for split in SPLITS:
+        for label in "ab":
+            (tmp_path / f"{split}{label}.png").touch()
+    with pytest.raises(InputError, match="traina.png is there: --path_suffix .png adds the ending"):
+        read_csv(file)
+    assert list(read_csv(file, path_suffix=".png").table["path"])[0] == str(tmp_path / "traina.png")
+    assert list(read_unlabelled(file, path_suffix=".png").table["path"])[0] == str(tmp_path / "traina.png")

@@ -22,7 +22,8 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
     """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
 
     columns: their names, or a function from all names of the header to those that are wanted.
-    Separated by comma, semicolon or tab, whichever splits the header into most names; UTF-8, or UTF-16 with its mark.
+    Separated by comma, semicolon or tab, whichever splits the header into most names, or as a first line `sep=;` says;
+    UTF-8, or UTF-16 with its mark.
     Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
     ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save them. optional: those of
     `columns` that may be absent; all their cells are "" then.
@@ -37,8 +38,12 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
             header = stream.readline()
             if "\0" in header:
                 raise _holds_nul(csv_file, line)
-            separator = max(SEPARATORS, key=lambda mark: _names_in(header, mark))
+            declared = re.fullmatch(r'"?sep=(.)"?', header.rstrip("\r\n"))  # Excel's own first line
+            above = 1 if declared else 0  # lines before the header
+            separator = declared[1] if declared else max(SEPARATORS, key=lambda mark: _names_in(header, mark))
             stream.seek(0)
+            if declared:
+                stream.readline()
             reader = csv.reader(stream, delimiter=separator, strict=True)
             names = [name.strip() for name in next(reader, [])]
             columns = columns(names) if callable(columns) else columns
@@ -46,7 +51,7 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
             picks = _positions(csv_file, names, present, flags or {})
             cells, lines = [[] for _ in present], []
             known = [{} for _ in present]  # one object for equal texts: labels and splits are repeated a million times
-            line = reader.line_num + 1  # where the next row begins: a quoted cell may hold line ends
+            line = reader.line_num + 1 + above  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
                 if "\0" in "".join(row):
                     raise _holds_nul(csv_file, line)
@@ -64,7 +69,7 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
                         f"{csv_file}, line {line}: {len(row)} columns where the header has {len(names)}; "
                         "a name that holds the separator needs quotes"
                     )
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + above
     except UnicodeError:
         raise InputError(f"{csv_file}, line {_undecodable_line(csv_file)}: not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:
@@ -192,18 +197,31 @@ def refuse_repeated(csv_file, paths, lines, columns):
 
 def refuse_absent(csv_file, paths, lines):
     """InputError when files are not there. A folder is listed once: quicker than to look a million files up."""
-    rows_of, absent = {}, []
+    rows_of, absent, hint = {}, [], ""
     for row, path in enumerate(paths):
         rows_of.setdefault(path[: path.rfind("/") + 1], []).append(row)  # with its last slash: "" is not "/"
     for folder, rows in rows_of.items():
         names = _file_names(folder or ".")  # of one folder at a time: a million names take 100 MB
-        absent += [row for row in rows if paths[row][len(folder):] not in names]
+        lacking = [row for row in rows if paths[row][len(folder):] not in names]
+        if lacking and not hint:
+            hint = _hint(paths[lacking[0]][len(folder):], names)
+        absent += lacking
     absent = [f"line {lines[row]} {paths[row]}" for row in sorted(absent)]
     if absent:
         raise InputError(
             f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; relative paths start at "
-            f"the CSV's folder{', folders are parted by /' if any(chr(92) in text for text in absent[:5]) else ''}"
+            f"the CSV's folder{', folders are parted by /' if any(chr(92) in text for text in absent[:5]) else ''}{hint}"
         )
+
+
+def _hint(name, names):
+    """What may have been meant by the name of a file that is not there."""
+    if len(endings := {other[len(name):] for other in names if other.startswith(f"{name}.")}) == 1:
+        ending = endings.pop()
+        return f"; {name}{ending} is there: --path_suffix {ending} adds the ending"
+    other = next((other for other in names if other.casefold() == name.casefold()
+                  or os.path.splitext(other)[0] == os.path.splitext(name)[0]), None)
+    return f"; {other} is there" if other else ""
 
 
 def _file_names(folder):
@@ -220,6 +238,24 @@ def joined(folder, paths):
         return [os.path.join(folder, path) for path in paths]
     folder = os.path.join(folder, "")
     return [folder + path for path in paths]
+
+
+def located(csv_file, paths):
+    """Paths of a table that says where files are: from its folder, else from the working directory or a folder above the
+    table, wherever the first one is (predictions_test.csv has the paths that were typed when the run was started)."""
+    home = os.path.dirname(os.path.abspath(csv_file))
+    above = [home]
+    while os.path.dirname(above[-1]) != above[-1]:
+        above.append(os.path.dirname(above[-1]))
+    for folder in (os.path.dirname(csv_file), "", *above[1:]):
+        if os.path.isfile(os.path.join(folder, paths[0])):
+            return joined(folder, paths) if folder else list(paths)
+    return joined(os.path.dirname(csv_file), paths)
+
+
+def with_suffix(paths, suffix):
+    """The paths with an ending that the table leaves out."""
+    return [path + suffix for path in paths] if suffix else paths
 
 
 def some(names, most=5):

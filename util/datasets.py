@@ -33,6 +33,7 @@ from util.csv_columns import (
     refuse_two_spellings,
     refuse_unknown,
     some,
+    with_suffix,
 )
 from util.errors import InputError, RunError
 from util.images import ImageError, KnownGood, check_images, file_status
@@ -165,18 +166,19 @@ def _same_classes(data_path, found):
 
 
 def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
-             order_of=class_order.in_order):
+             order_of=class_order.in_order, path_suffix=""):
     """A CSV with a picture a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
-    those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`. Raises InputError with the
+    those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
+    path_suffix: an ending that the paths lack. Raises InputError with the
     line of the file.
     """
     columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
     flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
     cells, lines, separator = read_columns(csv_file, columns, flags)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    paths, labels, written_splits = cells[:3]
+    paths, labels, written_splits = with_suffix(cells[0], path_suffix), *cells[1:3]
     patients = [""] * len(paths)
     if patient_col:
         patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])

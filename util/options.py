@@ -47,7 +47,7 @@ OF_TRAINING = (
     "lora_dropout", "lora_targets",
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
-BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None,
+BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None, "path_suffix": "",
           "resize": "crop"}
 
 
@@ -213,6 +213,8 @@ def add_data_flags(parser) -> None:
     group.add_argument("--data_path", default="./data/", help="folder with train, val and test, a folder a class in each")
     group.add_argument("--csv_file", default=None, help="a CSV instead of a folder: path, label, split (and patient)")
     group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--path_suffix", default="", metavar="ENDING",
+                       help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--label_col", default="label", help="the CSV's column of class names")
     group.add_argument("--class_order", nargs="+", default=None, metavar="CLASS",
                        help="the classes from the lowest grade on, for quadratic kappa and the mean distance of grades; "
@@ -410,7 +412,7 @@ def idle(parsed: Parsed) -> list[str]:
         (("remode", "recount"), options.reprob == 0, "with --reprob 0"),
         (("blr",), options.lr is not None, "beside --lr"),
         (("stratified", "datasets_seed"), options.dataratio == [1.0], "with --dataratio 1"),
-        (("patient_col", "path_col", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
+        (("patient_col", "path_col", "path_suffix", "label_col", "split_col"), options.csv_file is None, "without --csv_file"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check"),
         (("save_every_steps",), not options.savemodel, "with --no_savemodel"),
         (("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"), options.adaptation != "lora",

@@ -23,6 +23,7 @@ from util.csv_columns import (
     refuse_two_spellings,
     refuse_unknown,
     some,
+    with_suffix,
 )
 from util.datasets import SPLIT_NAMES, SPLITS, Data, picture_table
 from util.errors import InputError
@@ -30,13 +31,13 @@ from util.plain_numbers import number_of
 
 
 def read_regression_csv(csv_file, targets, path_col="path", split_col="split", patient_col=None, covariates=(),
-                        transforms=None, dropna=False, splits=SPLITS):
+                        transforms=None, dropna=False, splits=SPLITS, path_suffix=""):
     """A CSV with a picture a row -> Data without classes; relative paths start at the CSV's folder.
 
     targets: names of the T numeric columns; transforms: none or log, one a target; covariates: names of columns that
-    are read beside the picture. Missing cells stay missing; with dropna, rows that lack a target are left out, and
-    counted in a note. Splits are train, val (or iv), test (or ev); each of `splits` must occur. Raises InputError naming
-    column and line: absent column, text or infinite values in a target, a logarithm of what is not above 0, an
+    are read beside the picture; path_suffix: an ending that the paths lack. Missing cells stay missing; with dropna, rows
+    that lack a target are left out, and counted in a note. Splits are train, val (or iv), test (or ev); each of `splits`
+    must occur. Raises InputError naming column and line: absent column, text or infinite values in a target, a logarithm of what is not above 0, an
     unknown split, one picture twice, files that are not there.
     """
     flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
@@ -48,6 +49,7 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     for name in (path_col, split_col):
         refuse_empty(csv_file, name, columns[name], lines)
+    columns[path_col] = with_suffix(columns[path_col], path_suffix)
     refuse_unknown(csv_file, split_col, columns[split_col], lines, SPLIT_NAMES)
     numbers = {name: _numbers(csv_file, name, columns[name], lines) for name in targets}
     for name, transform in zip(targets, transforms or ["none"] * len(targets), strict=True):

@@ -45,6 +45,8 @@ def add_csv_flags(parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--csv_file", default=None, help="the CSV: path, split and the targets (required)")
     group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--path_suffix", default="", metavar="ENDING",
+                       help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
     group.add_argument("--targets", nargs="+", default=list(DEFAULT_TARGETS), help="the CSV's numeric columns to predict")
     group.add_argument("--target_transform", nargs="+", choices=("none", "log"), default=["none"],

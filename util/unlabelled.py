@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.csv_columns import SEPARATORS, is_missing, joined, read_columns, refuse_absent, refuse_empty
+from util.csv_columns import SEPARATORS, is_missing, located, read_columns, refuse_absent, refuse_empty, with_suffix
 from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
@@ -29,10 +29,11 @@ class Unlabelled(Data):
     fields: Fields | None = None
 
 
-def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = ()) -> Unlabelled:
+def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:
     """All pictures in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
 
-    Relative paths of a CSV start at its folder; a picture may stand there twice. covariates: columns that the model reads.
+    Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`); path_suffix: an ending
+    that they lack; a picture may stand there twice. covariates: columns that the model reads.
     """
     if os.path.isdir(source):
         if covariates:
@@ -43,7 +44,7 @@ def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, 
         raise InputError(f"--input {source}: not there")
     if source.lower().endswith(EXTENSIONS):
         raise InputError(f"--input {source} is a picture: name its folder, or a CSV with a column path")
-    return _read_csv(source, path_col, covariates)
+    return _read_csv(source, path_col, covariates, path_suffix)
 
 
 def _read_folder(folder: str) -> Unlabelled:
@@ -56,7 +57,7 @@ def _read_folder(folder: str) -> Unlabelled:
     return Unlabelled(_table(paths), [], notes)
 
 
-def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...]) -> Unlabelled:
+def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_suffix: str) -> Unlabelled:
     asked = list(dict.fromkeys([path_col, *covariates]))
     names: list[str] = []
 
@@ -69,7 +70,7 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...]) -> Unla
     columns = dict(zip(names, cells, strict=True))
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     refuse_empty(csv_file, path_col, columns[path_col], lines)
-    paths = joined(os.path.dirname(csv_file), columns[path_col])
+    paths = located(csv_file, with_suffix(columns[path_col], path_suffix))
     refuse_absent(csv_file, paths, lines)
     table = _table(paths)
     for name in covariates:

@@ -29,6 +29,8 @@ def add_picture_flags(group) -> None:
     group.add_argument("--input", required=True, metavar="DIR|CSV",
                        help="pictures: a folder (all below it, at any depth), or a CSV with a column of paths")
     group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--path_suffix", default="", metavar="ENDING",
+                       help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
                        help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
     group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before the start")
@@ -103,7 +105,7 @@ def idle(parsed: Parsed) -> list[str]:
     """A line for each typed flag that another option keeps from doing anything."""
     options, typed = parsed.options, parsed.typed
     conditions = (
-        (("path_col",), os.path.isdir(options.input), "with a folder as --input"),
+        (("path_col", "path_suffix"), os.path.isdir(options.input), "with a folder as --input"),
         (("bad_images",), options.skip_file_check, "with --skip_file_check: a picture that can't be read ends the run"),
         (("heatmap_method", "heatmap_of"), getattr(options, "heatmaps", None) is None, "without --heatmaps"),
         (("weights_dir", "allow_partial"), not getattr(options, "finetune", "unset"), "without --finetune"),
