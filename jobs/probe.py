@@ -14,7 +14,7 @@ import torch
 from jobs.job import Job
 from jobs.records import content, draw, facts, report
 from jobs.saving import write_last, write_model
-from util import checkpoint, lr_sched, summary
+from util import checkpoint, lr_sched, selection, summary
 from util.attentive_heads import attentive_grid, attentive_logits, train_attentive
 from util.errors import InputError, RunError
 from util.feature_kinds import ATTENTIVE, KINDS, POOLED
@@ -130,6 +130,7 @@ def _train_and_choose(job: Job) -> dict | None:
     if not scored:
         return None
     chosen = choose(scored)
+    job.world.say(*selection.undefined(options.select_metric, chosen.score, "the head of the least loss"))
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
         f"           trained for {options.epochs} epochs in {summary.duration(seconds)}; best on val: {chosen.kind}, learning "

@@ -19,7 +19,7 @@ from jobs.probe import probe
 from jobs.records import content, draw, facts, report
 from jobs.saving import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
 from jobs.task import Task
-from util import checkpoint, datasets, seen_area, stopping, summary
+from util import checkpoint, datasets, seen_area, selection, stopping, summary
 from util import options as flags
 from util.distributed import World, wrap
 from util.errors import InputError, RunError
@@ -175,7 +175,8 @@ def _train(job: Job) -> None:
         for epoch in epochs(job, trainer, done, keep if keeps else None):
             is_best = is_better(epoch.metrics[job.task.score], best["score"])
             if epoch.number == done.epoch:
-                world.say(*(f"val: {note}" for note in epoch.notes))
+                world.say(*(f"val: {note}" for note in epoch.notes),
+                          *selection.undefined(options.select_metric, epoch.metrics[job.task.score], "the last epoch"))
             if is_best:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}

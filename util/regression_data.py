@@ -37,8 +37,8 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     targets: names of the T numeric columns; transforms: none or log, one a target; covariates: names of columns that
     are read beside the picture; path_suffix: an ending that the paths lack. Missing cells stay missing; with dropna, rows
     that lack a target are left out, and counted in a note. Splits are train, val (or iv), test (or ev); each of `splits`
-    must occur. Raises InputError naming column and line: absent column, text or infinite values in a target, a logarithm of what is not above 0, an
-    unknown split, one picture twice, files that are not there.
+    must occur. Raises InputError naming column and line: absent column, text or infinite values in a target, a logarithm of
+    what is not above 0, an unknown split, one picture twice, files that are not there.
     """
     flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
     flags |= dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")

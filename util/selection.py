@@ -41,3 +41,11 @@ def composed(metric: str, figures: dict[str, float]) -> dict[str, float]:
         return {}
     values = [-figures[part] if part in LESS_IS_BETTER else figures[part] for part in metric.split("+")]
     return {COMPOSED: math.nan if any(map(math.isnan, values)) else sum(values) / len(values)}
+
+
+def undefined(metric: str, score: float, kept: str) -> list[str]:
+    """A warning where nothing can be chosen by a metric on val. kept: what is, instead."""
+    if not math.isnan(score):
+        return []
+    return [f"warning: --select_metric {metric} is undefined on val, so nothing can be chosen by it and {kept} is kept: name "
+            "another one, such as loss, or put images of every class into val"]

@@ -294,3 +294,20 @@ def test_no_savemodel(start, tmp_path):
     assert code == 0, err
     assert not list((tmp_path / "output_dir/n").glob("*.pth"))
     assert (tmp_path / "output_dir/n/metrics_test.csv").exists()
+
+
+@pytest.mark.parametrize(("adaptation", "kept"), [("finetune", "the last epoch"), ("lp", "the head of the least loss")])
+def test_a_metric_that_is_undefined_on_val_is_said_at_the_first_epoch(start, tmp_path, adaptation, kept):
+    """val of one class has no AUC: every epoch would be the best one."""
+    data = write_pictures(tmp_path / "data", numbers=(4, 2, 4), classes=("healthy", "ill"))
+    for path in (data / "val" / "ill").iterdir():
+        path.rename(data / "val" / "healthy" / f"not_{path.name}")
+    rows = [f"{split}/{name}/{path.name},{name},{split}" for split in ("train", "val", "test") for name in ("healthy", "ill")
+            for path in sorted((data / split / name).iterdir())]
+    (data / "table.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    words = ("--csv_file", data / "table.csv", "--select_metric", "auc", "--nb_classes", 2, "--adaptation", adaptation)
+    code, out, err = start("--task", "x", *words, data=None)
+    assert code == 0, err
+    assert out.count(f"warning: --select_metric roc_auc is undefined on val, so nothing can be chosen by it and {kept}") == 1
+    code, out, err = start("--task", "y", *words[:2], "--select_metric", "loss", *words[4:], data=None)
+    assert code == 0 and "is undefined on val, so" not in out, err
