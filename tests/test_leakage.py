@@ -14,6 +14,7 @@ from tests.conftest import start_process, write_pictures
 from util import fingerprints, leakage
 from util.demo_data import draw
 from util.errors import InputError, exit_code_of
+from util.eye_names import pairs_across
 from util.leakage import check, name_patients
 from util.near_duplicates import FINGERPRINT, fingerprint_of, nearest
 
@@ -312,3 +313,35 @@ def test_several_processes_look_once(leaky, tmp_path):
 
     run = start_process(*SMALL, "--data_path", leaky, "--task", "two", "--leakage", "stop", folder=tmp_path, processes=2)
     assert run.returncode != 0 and run.stderr.count("--leakage stop: the splits share") == 1
+
+
+@pytest.mark.parametrize(("names", "number"), [
+    (["train/10_left.jpeg", "val/10_right.jpeg"], 2), (["train/p1_OD.png", "test/p1_OS.png", "val/p2_OD.png"], 2),
+    (["train/p0001_L.png", "test/p0001_R.png"], 2), (["train/IM0001L.jpg", "val/IM0001R.jpg"], 2),
+    (["train/a-OS-1.png", "val/a-OD-1.png", "test/a-OI-1.png"], 3), (["train/12left.png", "val/12right.png"], 2),
+    (["train/10_left.jpeg", "train/10_right.jpeg"], 0),  # one split
+    (["train/10_left.jpeg", "val/11_right.jpeg"], 0), (["train/left.png", "val/right.png"], 0),
+    (["train/10_left.jpeg", "val/10_left.jpeg"], 0),  # the same eye: another name for it, or another image
+    (["train/color.png", "val/colod.png"], 0), (["train/1.png", "val/2.png"], 0), (["train/girl.png", "val/girr.png"], 0),
+])
+def test_names_that_look_like_the_eyes_of_one_patient(names, number):
+    splits = np.array([name.split("/")[0] for name in names])
+    found, first = pairs_across(names, splits)
+    assert found == number and (first is None) == (number == 0)
+    if number:
+        assert first[0] in names and first[1] in names and first[0] != first[1]
+
+
+def test_the_hint_of_eyes_and_that_patients_are_not_known(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = ["train/1_left.png", "train/2_left.png", "val/1_right.png", "test/3_left.png"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / path)
+    table = pd.DataFrame({"path": [str(tmp_path / path) for path in paths], "split": [path.split("/")[0] for path in paths],
+                          "patient": ""})
+    lines = leakage.describe(leakage.check(table, progress=False))
+    assert "none seen between the splits" in lines[0] and "patients not known" in lines[0]
+    assert "2 images look by their names as if the other eye were in another split" in lines[1] and "1_left" in lines[1]
+    lines = leakage.describe(leakage.check(table.assign(patient=["a", "b", "a", "c"]), progress=False))
+    assert "same patient" in " ".join(lines) and "by their names" not in " ".join(lines) and "not known" not in lines[0]

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from util.errors import InputError, exit_code_of
+from util.eye_names import pairs_across
 
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
@@ -51,7 +52,8 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
 
     known_file: where fingerprints are kept for the next start. decode: off looks for the same bytes and patients alone, as
     with more than `most_compared` pictures (None: no bound). workers: threads; None takes one a core.
-    Returns {"pictures": N, "checked": those that could be read, "seconds", "unreadable": [path], "findings": [{"kind",
+    Returns {"pictures": N, "patients": those whose patient is known, "checked": those that could be read, "seconds",
+    "unreadable": [path], "findings": [{"kind",
     "splits", "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files with
     the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings beyond 10,000 are
     counted alone.
@@ -81,13 +83,14 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
         findings += [{"kind": kind, "splits": [earlier, later], "paths": [paths[one], paths[other]], "similarity": similarity}
                      for kind, one, other, similarity in pairs]
     findings += _patients(table)
+    notes += _eyes(table)
     by_kind = {kind: [finding for finding in findings if finding["kind"] == kind] for kind in KINDS}
     cannot = "" if compared or len(rows) < 2 else NOT_DECODED if not decode else TOO_MANY.format(most_compared)
     return {"pictures": len(paths), "checked": len(paths) - len(unreadable), "seconds": round(time.monotonic() - begun, 2),
             "unreadable": [path for path in paths if path in unreadable], "within splits": within,
             "counts": {kind: len(found) for kind, found in by_kind.items()},
             "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
-            "cannot see": cannot + CANNOT_SEE, "notes": notes}
+            "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE, "notes": notes}
 
 
 def _cores() -> int:
@@ -204,6 +207,14 @@ def _patients(table: pd.DataFrame) -> list[dict]:
             for patient, row in zip(found.index, found.to_dict("records"), strict=True)]
 
 
+def _eyes(table: pd.DataFrame) -> list[str]:
+    """A note where names of images whose patient nobody told look like the two eyes of one."""
+    unknown = table[table["patient"] == ""]
+    number, first = pairs_across(list(unknown["path"]), unknown["split"].to_numpy())
+    return [f"nobody told which patient, and {number:,} images look by their names as if the other eye were in another split, "
+            f"such as {first[0]} and {first[1]}: name the patients (--patient_col, --patient_regex)"] if first else []
+
+
 def name_patients(table: pd.DataFrame, expression: str, must_match: bool = True) -> tuple[pd.DataFrame, list[str]]:
     """The table with the column `patient` read from the files' names, and lines about names that say none.
 
@@ -243,6 +254,8 @@ def describe(found: dict, where: str = "") -> list[str]:
     parts = [f"{found['checked']:,} pictures, {found['seconds']:.1f} s"]
     if found["unreadable"]:
         parts.append(f"{len(found['unreadable']):,} more can't be read")
+    if not found.get("patients", 1):  # what was written before says nothing of it
+        parts.append("patients not known")
     if found["within splits"]:
         parts.append(f"{found['within splits']:,} copies within a split, which is no leakage")
     notes = [f"           note: {note}" for note in found["notes"]]
