@@ -4,6 +4,7 @@ import os
 import pytest
 
 from util.csv_columns import (
+    file_names,
     joined,
     located,
     read_columns,
@@ -183,3 +184,18 @@ def test_a_table_of_predictions_is_read_from_anywhere(tmp_path, monkeypatch):
     (table.parent / "data/test").mkdir(parents=True)  # what lies beside the table comes first
     (table.parent / "data/test/a.png").touch()
     assert located(str(table), paths)[0] == str(table.parent / paths[0])
+
+
+def test_blanks_at_the_ends_of_names(tmp_path):
+    """A file whose name ends in a blank can be named; a cell with blanks around a plain name means that."""
+    path = tmp_path / "x.csv"
+    (tmp_path / "a.png ").touch()
+    (tmp_path / "b.png").touch()
+    path.write_text("path,label\na.png ,1 \n b.png ,2\nc.png ,3\n")
+    cells, _, _ = read_columns(str(path), ["path", "label"], exact="path")
+    assert cells == [["a.png ", " b.png ", "c.png "], ["1", "2", "3"]]
+    names = file_names(str(path), cells[0])
+    assert names == ["a.png ", "b.png", "c.png"]
+    assert file_names(str(path), ["a", " b ", ""], ".png") == ["a.png", "b.png", ""]
+    with pytest.raises(InputError, match="line 4 'd.png ', line 5 /x/e.png"):
+        refuse_absent("x.csv", ["d.png ", "/x/e.png"], [4, 5])

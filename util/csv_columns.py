@@ -18,15 +18,16 @@ MOST_REPEATED = 10_000  # different texts of a column that are kept once each
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
-def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
+def read_columns(csv_file, columns, flags=None, ragged=False, optional=(), exact=None):
     """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
 
     columns: their names, or a function from all names of the header to those that are wanted.
     Separated by comma, semicolon or tab, whichever splits the header into most names, or as a first line `sep=;` says;
     UTF-8, or UTF-16 with its mark.
     Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
-    ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save them. optional: those of
-    `columns` that may be absent; all their cells are "" then.
+    exact: a column whose blanks are kept (names of files: see `file_names`). ragged: rows may lack empty cells at their
+    end, or have more of them, as spreadsheets save them. optional: those of `columns` that may be absent; all their cells are
+    "" then.
     Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
     """
     line = 1
@@ -60,8 +61,8 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=()):
                 if not any(row):
                     pass
                 elif len(row) == len(names):
-                    for column, pick, same in zip(cells, picks, known, strict=True):
-                        text = row[pick].strip()
+                    for name, column, pick, same in zip(present, cells, picks, known, strict=True):
+                        text = row[pick] if name == exact else row[pick].strip()
                         column.append(same.setdefault(text, text) if len(same) < MOST_REPEATED else same.get(text, text))
                     lines.append(line)
                 else:
@@ -206,12 +207,17 @@ def refuse_absent(csv_file, paths, lines):
         if lacking and not hint:
             hint = _hint(paths[lacking[0]][len(folder):], names)
         absent += lacking
-    absent = [f"line {lines[row]} {paths[row]}" for row in sorted(absent)]
+    absent = [f"line {lines[row]} {_shown(paths[row])}" for row in sorted(absent)]
     if absent:
         raise InputError(
             f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; relative paths start at "
             f"the CSV's folder{', folders are parted by /' if any(chr(92) in text for text in absent[:5]) else ''}{hint}"
         )
+
+
+def _shown(path):
+    """A path in quotes where blanks stand at an end of it or of a folder's name."""
+    return repr(path) if any(part != part.strip() for part in path.split("/")) else path
 
 
 def _hint(name, names):
@@ -253,9 +259,12 @@ def located(csv_file, paths):
     return joined(os.path.dirname(csv_file), paths)
 
 
-def with_suffix(paths, suffix):
-    """The paths with an ending that the table leaves out."""
-    return [path + suffix for path in paths] if suffix else paths
+def file_names(csv_file, cells, suffix=""):
+    """Names of files as their cells say: without the blanks around them, unless the file's name has them; with an ending that
+    the table leaves out."""
+    home = os.path.dirname(csv_file)
+    return [(cell if cell == (plain := cell.strip()) or os.path.isfile(os.path.join(home, cell + suffix)) else plain)
+            + (suffix if plain else "") for cell in cells]
 
 
 def some(names, most=5):

@@ -24,6 +24,7 @@ import torch
 from util import class_order
 from util.csv_columns import (
     SEPARATORS,
+    file_names,
     joined,
     patients_of,
     read_columns,
@@ -33,7 +34,6 @@ from util.csv_columns import (
     refuse_two_spellings,
     refuse_unknown,
     some,
-    with_suffix,
 )
 from util.errors import InputError, RunError
 from util.images import ImageError, KnownGood, check_images, file_status
@@ -176,9 +176,10 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     """
     columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
     flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
-    cells, lines, separator = read_columns(csv_file, columns, flags)
+    cells, lines, separator = read_columns(csv_file, columns, flags, exact=path_col)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    paths, labels, written_splits = with_suffix(cells[0], path_suffix), *cells[1:3]
+    cells[0] = file_names(csv_file, cells[0], path_suffix)
+    paths, labels, written_splits = cells[:3]
     patients = [""] * len(paths)
     if patient_col:
         patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])

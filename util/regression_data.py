@@ -13,6 +13,7 @@ import pandas as pd
 
 from util.csv_columns import (
     SEPARATORS,
+    file_names,
     is_missing,
     joined,
     patients_of,
@@ -23,7 +24,6 @@ from util.csv_columns import (
     refuse_two_spellings,
     refuse_unknown,
     some,
-    with_suffix,
 )
 from util.datasets import SPLIT_NAMES, SPLITS, Data, picture_table
 from util.errors import InputError
@@ -44,12 +44,12 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     flags |= dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")
     names = list(dict.fromkeys([path_col, split_col, *([patient_col] if patient_col else []), *targets, *covariates]))
     _refuse_two_roles(csv_file, path_col, split_col, targets, covariates)
-    cells, lines, separator = read_columns(csv_file, names, flags)
+    cells, lines, separator = read_columns(csv_file, names, flags, exact=path_col)
     columns = dict(zip(names, cells, strict=True))
+    columns[path_col] = file_names(csv_file, columns[path_col], path_suffix)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     for name in (path_col, split_col):
         refuse_empty(csv_file, name, columns[name], lines)
-    columns[path_col] = with_suffix(columns[path_col], path_suffix)
     refuse_unknown(csv_file, split_col, columns[split_col], lines, SPLIT_NAMES)
     numbers = {name: _numbers(csv_file, name, columns[name], lines) for name in targets}
     for name, transform in zip(targets, transforms or ["none"] * len(targets), strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.csv_columns import SEPARATORS, is_missing, located, read_columns, refuse_absent, refuse_empty, with_suffix
+from util.csv_columns import SEPARATORS, file_names, is_missing, located, read_columns, refuse_absent, refuse_empty
 from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
@@ -66,11 +66,12 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_su
         return names
 
     flags = {path_col: "--path_col"} | dict.fromkeys(covariates, "a covariate of this model")
-    cells, lines, separator = read_columns(csv_file, wanted, flags)
+    cells, lines, separator = read_columns(csv_file, wanted, flags, exact=path_col)
     columns = dict(zip(names, cells, strict=True))
+    files = file_names(csv_file, columns[path_col], path_suffix)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    refuse_empty(csv_file, path_col, columns[path_col], lines)
-    paths = located(csv_file, with_suffix(columns[path_col], path_suffix))
+    refuse_empty(csv_file, path_col, files, lines)
+    paths = located(csv_file, files)
     refuse_absent(csv_file, paths, lines)
     table = _table(paths)
     for name in covariates:
@@ -78,6 +79,7 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_su
         missing = int((table[f"covariate_{name}"] == "").sum())
         if missing:
             notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
+    columns[path_col] = [cell.strip() for cell in columns[path_col]]
     others = {name: column for name, column in columns.items() if (name, path_col) != ("path", "path")}
     return Unlabelled(table, [], notes, others=pd.DataFrame(others, index=table.index, dtype=object))
 
