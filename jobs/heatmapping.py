@@ -26,10 +26,13 @@ def folder_of(job: Prediction) -> Path:
 
 
 def check(job: Prediction) -> None:
-    """InputError where the method does not fit the model or the folder can't be made, before hours of predicting."""
+    """InputError where no map of this model can be made or the method does not fit it, or the folder can't be made: before
+    hours of predicting."""
     method, fitting = job.options.heatmap_method, methods_of(job.model)
     if method not in ("auto", *fitting):
         raise InputError(f"--heatmap_method {method} does not fit {job.backbone.arch}: choose {' or '.join(fitting)}, or auto")
+    side = job.options.input_size
+    heat_maps(job.model, torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side), [0], method)  # some models have none
     folder = folder_of(job)
     try:
         folder.mkdir(parents=True, exist_ok=True)

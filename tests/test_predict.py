@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 from scipy.special import softmax
@@ -100,6 +101,16 @@ def test_calibrated_where_the_checkpoint_holds_a_temperature(run, trained, tmp_p
     changed(checkpoint, "none.pth", best=best | {"temperature": None})
     code, out, _ = run("--resume", "none.pth", "--input", data / "test", "--output", "q.csv")
     assert code == 0 and "not calibrated" in out
+
+
+def test_a_model_without_heat_maps_is_refused_before_anything_is_predicted(run, tmp_path, pictures):
+    torch.manual_seed(0)
+    model = timm.create_model("gmlp_ti16_224", num_classes=3, img_size=32)
+    torch.save({"model": model.state_dict(), "epoch": 1}, tmp_path / "mixer.pth")
+    code, out, err = run("--resume", "mixer.pth", "--model", "timm", "--model_arch", "gmlp_ti16_224", "--input_size", 32,
+                         "--input", pictures / "test", "--output", "p.csv", "--heatmaps")
+    assert code == 2 and "heat maps of MlpMixer can't be made" in err and err.count("\n") == 1
+    assert "predicted " not in out and not (tmp_path / "p.csv").exists() and not (tmp_path / "heatmaps").exists()
 
 
 def test_two_classes_are_called_at_the_thresholds_of_val(run, trained):
