@@ -168,6 +168,18 @@ def test_wrong_labels(name, file, old, new, message, tmp_path):
         prepare(name, str(raw), str(tmp_path / "out"))
 
 
+def test_messidors_grades_with_either_header(tmp_path):
+    raw = make("MESSIDOR2", tmp_path)
+    prepare("MESSIDOR2", str(raw), str(tmp_path / "one"))
+    path = raw / "messidor_data.csv"
+    path.write_text(path.read_text().replace("image_id,adjudicated_dr_grade", "id_code,diagnosis"))
+    prepare("MESSIDOR2", str(raw), str(tmp_path / "other"))
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "other")
+    path.write_text(path.read_text().replace("diagnosis", "grade"))
+    with pytest.raises(InputError, match="no column diagnosis"):
+        prepare("MESSIDOR2", str(raw), str(tmp_path / "third"))
+
+
 def test_whole_numbers_may_be_written_as_floats(tmp_path):
     raw = make("APTOS2019", tmp_path)
     text = (raw / "train.csv").read_text()

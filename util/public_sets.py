@@ -146,7 +146,7 @@ def plain(name: str) -> str:
 # Labels in tables
 
 
-def _columns(csv_file: Path, columns: list[str]) -> tuple[list[list[str]], list[int]]:
+def _columns(csv_file: Path, columns: list[str] | Callable) -> tuple[list[list[str]], list[int]]:
     cells, lines, _ = read_columns(str(csv_file), columns, ragged=True)
     return cells, lines
 
@@ -189,14 +189,21 @@ def _read_aptos(raw: RawFolder) -> Found:
 def _read_messidor2(raw: RawFolder) -> Found:
     """IMAGES/ and messidor-2.csv (left;right) of the owner, messidor_data.csv (grades) of those who graded them.
 
-    The grades name some pictures .jpg that are .JPG on disk. Rows with adjudicated_gradable 0 are left out.
+    The grades name some pictures .jpg that are .JPG on disk, and go round with two headers. Rows with adjudicated_gradable 0
+    are left out.
     """
-    csv_file = raw.needed("messidor_data.csv")
-    columns = ["image_id", "adjudicated_dr_grade", "adjudicated_gradable"]
-    (names, grades, gradable), lines = _columns(csv_file, columns)
+    csv_file, asked = raw.needed("messidor_data.csv"), []
+
+    def wanted(header: list[str]) -> list[str]:
+        other = "image_id" not in header and "id_code" in header
+        asked.extend(["id_code", "diagnosis"] if other else ["image_id", "adjudicated_dr_grade"])
+        return [*asked, "adjudicated_gradable"]
+
+    (names, grades, gradable), lines = _columns(csv_file, wanted)
+    name_column, grade_column = asked
     ungradable = [name for name, cell in zip(names, gradable, strict=True) if cell in ("0", "0.0")]
-    labels = _by_stem(raw, csv_file, "image_id", names, [
-        "" if cell in ("0", "0.0") else _grade(csv_file, line, "adjudicated_dr_grade", grade, DR_GRADES)
+    labels = _by_stem(raw, csv_file, name_column, names, [
+        "" if cell in ("0", "0.0") else _grade(csv_file, line, grade_column, grade, DR_GRADES)
         for line, grade, cell in zip(lines, grades, gradable, strict=True)], lines)
     pairs, notes = raw.matched(raw.pictures, labels, csv_file.name)
     notes += counted(f"not gradable by {csv_file.name}, left out", ungradable)
