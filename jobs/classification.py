@@ -53,7 +53,8 @@ class Classification(Task):
     def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> datasets.Data:
         options = self.options
         known = resumed.rest.get("class_names") if resumed is not None else None
-        order_of = datasets.sorted_alone if resumed is not None else partial(class_order.in_order, typed=options.class_order)
+        order_of = datasets.sorted_alone if resumed is not None else partial(
+            class_order.in_order, typed=options.class_order, positive=options.positive_class)
         if options.csv_file:
             data = datasets.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
                                      options.patient_col, splits, order_of, options.path_suffix)
@@ -71,8 +72,12 @@ class Classification(Task):
         return data
 
     def _require_order(self, resumed: WeightFile | None) -> None:
-        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told."""
-        options = self.options
+        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or where what is
+        typed is not the order that a checkpoint has."""
+        options, positive = self.options, self.options.positive_class
+        if positive is not None and self.class_names[1:] != [positive]:
+            raise InputError(f"--positive_class {positive}: {resumed.path} has the classes {', '.join(self.class_names)}, and "
+                             "of two the second is the positive one; train anew for another")
         if options.class_order:
             class_order.require_same(self.class_names, options.class_order)
         asked = [name for name in options.select_metric.split("+") if name in class_order.FIGURES]

@@ -127,3 +127,20 @@ def test_folders_of_numbers_are_in_the_order_of_their_values(start, tmp_path):
     assert code == 0 and "classes in the order of the numbers that their names begin with: 0, 1, 2, 10" in out, err
     header = pd.read_csv(tmp_path / "output_dir/n/predictions_test.csv").columns
     assert [name for name in header if name.startswith("prob_")] == ["prob_0", "prob_1", "prob_2", "prob_10"]
+
+
+def test_the_positive_class_is_the_second(start, tmp_path):
+    assert in_order(["ill", "well"], positive="ill") == (["well", "ill"], [])
+    for names, typed, positive in ((["a", "b", "c"], None, "a"), (["a", "b"], None, "c"), (["a", "b"], ["b", "a"], "a")):
+        with pytest.raises(InputError, match="--positive_class"):
+            in_order(names, typed, positive)
+    data = write_pictures(tmp_path / "two", numbers=(4, 4, 8), classes=("ill", "well"))
+    code, out, err = start("--epochs", 1, "--task", "p", "--nb_classes", 2, "--positive_class", "ill", data=data)
+    assert code == 0 and "with val's threshold for ill" in out, err
+    run = tmp_path / "output_dir" / "p"
+    assert [name for name in pd.read_csv(run / "predictions_test.csv") if name.startswith("prob_")] == ["prob_well", "prob_ill"]
+    assert "threshold chosen on val; of ill" in (run / "report.html").read_text()
+    for words, wrong in ((("--positive_class", "ill"), False), (("--positive_class", "well"), True)):
+        code, out, err = start("--eval", "--task", "e", "--resume", run / "checkpoint-best.pth", "--nb_classes", 2, *words,
+                               data=data)
+        assert code == (2 if wrong else 0) and ("of two the second is the positive one" in err) == wrong, err

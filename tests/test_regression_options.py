@@ -33,7 +33,7 @@ def test_documented_flags_keep_name_and_default():
 def test_every_flag_of_a_classification_is_understood():
     from main_finetune import make_parser as of_classification
 
-    of_classes = {"label_col", "class_weights", "balanced_sampling", "class_order"}
+    of_classes = {"label_col", "class_weights", "balanced_sampling", "class_order", "positive_class"}
     other = {action.dest for action in of_classification()._actions} - of_classes
     assert other <= {action.dest for action in make_parser()._actions}
 

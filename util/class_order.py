@@ -37,8 +37,17 @@ def ranks(names: Sequence[str], typed: Sequence[str] | None = None) -> np.ndarra
     return np.arange(len(names)) if len(names) <= 2 else None
 
 
-def in_order(names: Sequence[str], typed: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
-    """Class names in the order of a new run -> (names, lines about it). InputError where other names are typed."""
+def in_order(names: Sequence[str], typed: Sequence[str] | None = None,
+             positive: str | None = None) -> tuple[list[str], list[str]]:
+    """Class names in the order of a new run -> (names, lines about it). positive: of two classes, the one that figures of a
+    single class are of; it comes second. InputError where other names are typed."""
+    if positive is not None:
+        if typed:
+            raise InputError("--class_order and --positive_class both say an order of the classes: pass one of them")
+        if len(names) != 2 or positive not in names:
+            raise InputError(f"--positive_class {positive}: it is one of two classes, and there are "
+                             f"{', '.join(sorted(names))}")
+        return [next(name for name in names if name != positive), positive], []
     if typed:
         require_same(names, typed)
         return list(typed), []

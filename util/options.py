@@ -35,7 +35,7 @@ OF_THIS_START = {
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
 OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
-              "fc_norm_passes", "csv_file", "class_order", "resize"}
+              "fc_norm_passes", "csv_file", "class_order", "positive_class", "resize"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -47,7 +47,7 @@ OF_TRAINING = (
     "lora_dropout", "lora_targets",
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
-BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None, "path_suffix": "",
+BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None, "positive_class": None, "path_suffix": "",
           "resize": "crop"}
 
 
@@ -219,6 +219,9 @@ def add_data_flags(parser) -> None:
     group.add_argument("--class_order", nargs="+", default=None, metavar="CLASS",
                        help="the classes from the lowest grade on, for quadratic kappa and the mean distance of grades; "
                             "not given: by whole numbers that the names begin with, or grades that are known (No_DR, Mild, …)")
+    group.add_argument("--positive_class", default=None, metavar="CLASS",
+                       help="of two classes, the one that sensitivity at a specificity, calibration and the like are of; not "
+                            "given: the second in their order")
     group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
     group.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
     group.add_argument("--nb_classes", type=count, default=8, help="number of classes; taken from the data where not given")

@@ -115,6 +115,15 @@ def _tile(name: str, label: str, hint: str, split: Split, other: Split | None) -
             + (f'<p class="hint">{clean(hint)}</p>' if hint else "") + "</div>")
 
 
+def _hint(run: Run, name: str, hint: str) -> str:
+    """What stands beside a figure's label; of two classes, which of them is meant."""
+    if run.kind == "regression":
+        return "" if name == "loss" else hint
+    if len(run.names) == 2 and ("_at_" in name or name.startswith("calibration_")):
+        return f"{hint}; of {run.names[1]}"
+    return hint
+
+
 def all_figures(run: Run) -> str:
     """One table of everything that is not of a single class or target."""
     splits, shown = list(run.splits.values()), set()
@@ -124,7 +133,7 @@ def all_figures(run: Run) -> str:
     for members in GROUPS.values():
         for name, (label, hint) in members.items():
             if any(name in s.entries for s in splits):
-                rows.append(_row(name, label, "" if run.kind == "regression" and name == "loss" else hint, splits))
+                rows.append(_row(name, label, _hint(run, name, hint), splits))
                 shown.add(name)
         if rows and rows[-1] is not None:
             rows.append(None)
