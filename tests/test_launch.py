@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.clone import copy_scripts, executable, in_every_shell, refused
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -269,3 +270,11 @@ def test_nothing_set_is_the_demo_search(clone, stub):
     assert options(searching[1:])["--csv_file"] == [f"{clone}/demo_data/demo.csv"] == options(final[1:])["--csv_file"]
     assert len(options(searching[1:])["--targets"]) == 6 and options(searching[1:])["--optuna_trials"] == ["6"]
     assert options(final[1:])["--params"] == [f"{clone}/output_dir/demo_search/optuna_best.json"]
+
+
+@pytest.mark.parametrize("program", ["main_finetune", "main_regression", "predict", "latent_feature", "compare",
+                                     "util.prepare"])
+def test_windows_is_told_of_wsl_in_one_line(program):
+    found = subprocess.run([sys.executable, "-c", f"import sys; sys.platform = 'win32'; import {program}"], cwd=ROOT,
+                           capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "WSL" in found.stderr, found.stderr

@@ -1,0 +1,7 @@
+"""What the programs are made of. They need a POSIX system: locks, signals and memory maps of files that other starts read."""
+
+import sys
+
+if sys.platform == "win32":
+    print("error: this program runs on Linux and macOS; on Windows, start it inside WSL (see README.md)", file=sys.stderr)
+    raise SystemExit(2)
