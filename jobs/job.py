@@ -167,9 +167,9 @@ def _place_of(resumed: WeightFile | None) -> str:
 def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Namespace:
     """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
     filled = Namespace(**vars(parsed.options))
-    names = ("model_arch", "input_size", "decode", "fc_norm_passes", *(("cache_size",) if filled.image_cache else ()))
-    for name in names:
-        if getattr(filled, name) is None:
+    names = ("model_arch", "input_size", "decode", "fc_norm_passes", "class_order")
+    for name in (*names, *(("cache_size",) if filled.image_cache else ())):
+        if getattr(filled, name, "") is None:  # a regression has no classes
             setattr(filled, name, stored.get(name))
     backbone = models_vit.find_backbone(filled.model, filled.model_arch)  # another spelling is no other choice
     filled.model, filled.model_arch = backbone.model, backbone.arch

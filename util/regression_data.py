@@ -80,7 +80,7 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
         notes += of_patients
     table = picture_table(paths, labels, row_splits, patients)
     more = {f"true_{name}": numbers[name][kept] for name in targets}
-    more |= {f"covariate_{name}": ["" if is_missing(cell, covariate=True) else cell for cell in picked[name]]
+    more |= {f"covariate_{name}": ["" if is_missing(cell) else cell for cell in picked[name]]
              for name in covariates}
     table = pd.concat([table, pd.DataFrame(more)], axis=1)
     for name in targets:

@@ -75,7 +75,7 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_su
     refuse_absent(csv_file, paths, lines)
     table = _table(paths)
     for name in covariates:
-        table[f"covariate_{name}"] = ["" if is_missing(cell, covariate=True) else cell for cell in columns[name]]
+        table[f"covariate_{name}"] = ["" if is_missing(cell) else cell for cell in columns[name]]
         missing = int((table[f"covariate_{name}"] == "").sum())
         if missing:
             notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
