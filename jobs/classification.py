@@ -246,6 +246,8 @@ class Classification(Task):
             options.model_arch = None  # the original's parser stores its default for every model, which it then ignores
         if options.fc_norm_passes is None:
             options.fc_norm_passes = 2 if said.get("model") == "RETFound_mae" and options.global_pool else 1
+        if "read_images" not in parsed.typed:
+            options.read_images = "as_stored"
         if "precision" not in parsed.typed:
             options.precision = "fp32"  # so that its figures are those that it had, to rounding
         what = f"{file.path} is a checkpoint of the original scripts"

@@ -14,8 +14,9 @@ import models_vit
 from engine_finetune import Schedule, make_loader
 from jobs import batch_size, parallel
 from jobs.part import choose_part, load_resumed
+from jobs.reading import compare_data, evaluation_settings, read_data
 from jobs.task import Task
-from util import checkpoint, datasets, fundus_sheet, leakage, lora, lr_sched, shard_files, sharding, starts, transforms
+from util import checkpoint, datasets, image_facts, lora, lr_sched, shard_files, sharding, starts, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -89,8 +90,11 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     if not options.dry_run:
         world.main_first(folder.make)
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
-    data, fields = world.main_first(lambda: _read_data(parsed, resumed, folder, world, task))
-    world.say(*_compare_data(options, data, resumed))
+    data, fields, facts = world.main_first(lambda: read_data(parsed, resumed, folder, world, task))
+    eval_transform = evaluation_settings(parsed, backbone, resumed, facts)
+    notes, warnings = image_facts.describe(facts, eval_transform)
+    data.notes += notes
+    world.say(*warnings, *compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
     shapes = new_model(parsed, backbone, world, task, "meta") if world.size > 1 and not options.dry_run else None
     if shapes is not None and not options.eval:
@@ -111,7 +115,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         _restore_values(model, resumed, task)
     world.say(*filter(None, [line]))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              evaluation_settings(parsed, backbone, resumed), fields=fields)
+              eval_transform, fields=fields)
     if options.batch_size == flags.AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:
@@ -177,8 +181,8 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Na
         models_vit.has_plain_vit(backbone), bool(filled.finetune), task.kind == "regression"),))
     if filled.batch_size == flags.AUTO:
         filled.batch_size = stored.get("batch_size")
-    if "nb_classes" not in parsed.typed:
-        filled.nb_classes = stored.get("nb_classes")
+    for name in {"nb_classes", "read_images"} - parsed.typed:
+        setattr(filled, name, flags.as_now(stored).get(name))
     return filled
 
 
@@ -203,109 +207,6 @@ def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> 
     options.decode = options.decode or "full"
     options.fc_norm_passes = options.fc_norm_passes or 1
     return lines
-
-
-# ---- data -----------------------------------------------------------------------------------------------------------
-
-def _read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
-               task: Task) -> tuple[datasets.Data, Fields | None]:
-    options = parsed.options
-    data = task.read(parsed, resumed, ("test",) if options.eval else datasets.SPLITS)
-    # a picture's number counts within its split, so that it is the same where only test is read
-    data.table["index"] = data.table.groupby("split", sort=False).cumcount()
-    if options.patient_regex and "patient_col" not in parsed.typed:  # a stored expression gives way to a typed column
-        data.table, lines = leakage.name_patients(data.table, options.patient_regex, "patient_regex" in parsed.typed)
-        data.notes += lines
-    fields = Fields(Path(options.output_dir) / ".fundus_fields.npy") if options.fundus_crop == "auto" else None
-    if options.skip_file_check and fields is not None:
-        data = datasets.find_fields(data, fields)
-    elif not options.skip_file_check:
-        writes = world.is_main and not options.dry_run and options.bad_images == "skip"
-        skipped = folder.new_file("skipped_images.csv") if writes else None
-        with folder.writing(skipped):
-            data = datasets.check_files(data, options.bad_images, Path(options.output_dir) / ".checked_images.npy", skipped,
-                                        fields=fields)
-    if not options.eval:
-        data.fingerprint = datasets.fingerprint(data.table)
-    if options.dataratio[0] < 1 and not options.eval:
-        data.table = datasets.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
-    if world.is_main and not options.eval:
-        world.say(*_check_leakage(options, data, resumed, folder))
-    if world.is_main and fields is not None:
-        world.say(*_report_fields(options, data, fields, resumed, folder))
-    return task.settle(data, resumed), fields
-
-
-def _report_fields(options: Namespace, data: datasets.Data, fields: Fields, resumed: WeightFile | None,
-                   folder: RunFolder) -> list[str]:
-    """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) -> lines."""
-    table = fields.table(list(dict.fromkeys(data.table["path"])))
-    if options.dry_run:
-        return fundus_sheet.report(table, None, None)
-    goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
-    names = [f"fundus_crop{'_test' if options.eval else ''}{suffix}" for suffix in (".csv", ".png")]
-    paths = [folder.file(name) if goes_on or options.eval else folder.new_file(name) for name in names]
-    with folder.writing(paths[0]):
-        return fundus_sheet.report(table, *paths)
-
-
-def _check_leakage(options: Namespace, data: datasets.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
-    """Look for pictures and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
-    lists them. InputError with --leakage stop where there are any.
-
-    A run that goes on with the same pictures was checked when it began; a dry run is checked, too, and writes nothing.
-    Without the check of all files (--skip_file_check) pictures are not decoded here either: the same bytes and patients
-    are found all the same.
-    """
-    name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
-    before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
-    if goes_on and options.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
-            folder.file(name).exists()) and all(before.get(option) == vars(options).get(option) for option in looked_at):
-        return [f"leakage    looked for when this run began, on the same pictures: {folder.file(name)}"]
-    path = None if options.dry_run else folder.file(name) if goes_on else folder.new_file(name)
-    if options.leakage == "off":
-        return []
-    found = leakage.check(data.table, Path(options.output_dir) / ".fingerprints.npy", decode=not options.skip_file_check)
-    if path is not None:
-        with folder.writing(path):
-            leakage.write(found, path)
-    if options.leakage == "stop" and leakage.summary(found):
-        raise leakage.refusal(found, path or "")
-    return leakage.describe(found, path or "")
-
-
-def _compare_data(options: Namespace, data: datasets.Data, resumed: WeightFile | None) -> list[str]:
-    """A line where the pictures are not those that the run began with; InputError where --resume same asks for the same."""
-    before = resumed.rest.get("data_fingerprint") if resumed is not None else None
-    if options.eval or before in (None, data.fingerprint):
-        return []
-    if options.resume == "same":
-        raise InputError(f"the pictures, their labels or splits have changed since {resumed.path} was written: name this run "
-                         "otherwise with --task (TASK=...), or go on with the new ones by --resume auto")
-    return [f"warning: the pictures, their labels or splits have changed since {resumed.path} was written: figures of epochs "
-            "before and after don't compare"]
-
-
-def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None) -> dict:
-    """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry."""
-    options, typed = parsed.options, parsed.typed
-    mean, std = models_vit.normalisation(backbone, options.norm)
-    stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
-    if not stored:
-        return transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size, options.fundus_crop,
-                                        options.resize)
-    changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": options.fundus_crop},
-               "resize": {"fit": options.resize}}
-    fit = options.resize if "resize" in typed else stored.get("fit", "crop")
-    if options.input_size != stored["input_size"]:
-        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size, fit)}
-    if fit != stored.get("fit", "crop"):
-        changed["resize"] |= {"resize": transforms.resized_side(options.input_size, fit)}
-    settings = dict(stored)
-    for name in typed & changed.keys():
-        settings |= changed[name]
-    return settings
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 import models_vit
-from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
+from jobs.job import idle_for_backbone, resolve_backbone
 from jobs.part import load_adapter
+from jobs.reading import evaluation_settings
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
-from util import checkpoint, lora, seen_area, summary, use_options
+from util import checkpoint, image_facts, lora, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -95,7 +96,10 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     model = models_vit.build_model(backbone, 0, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
     weights, line = _load(model, backbone, options, world, file)
     data = read_pictures(options, world)
-    transform = evaluation_settings(parsed, backbone, ours)
+    transform = evaluation_settings(parsed, backbone, ours, data.facts)
+    notes, warnings = image_facts.describe(data.facts, transform)
+    data.notes += notes
+    world.say(*warnings)
     parts = FeatureParts(model, options.input_size).eval()
     world.say(f"weights    {line}", *_describe(options, world, backbone, precision, transform, data, parts))
     if ours is not None and ours.rest.get("reads"):

@@ -11,11 +11,12 @@ import torch
 
 import models_vit
 from jobs.classification import Classification
-from jobs.job import evaluation_settings, idle_for_backbone, resolve_backbone
+from jobs.job import idle_for_backbone, resolve_backbone
 from jobs.part import load_whole
+from jobs.reading import evaluation_settings
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from util import checkpoint, seen_area, summary, use_options
+from util import checkpoint, image_facts, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -96,10 +97,13 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     precision.place(task.backbone_of(model))
     digest = world.from_main(sha256(file.path) if world.is_main else None)
     best = file.rest.get("best") or {} if ours else {}
-    job = Prediction(options, world, task, backbone, precision, data, task.covariates(data.table), model.eval(),
-                     evaluation_settings(parsed, backbone, file if ours else None), digest, best)
+    transform = evaluation_settings(parsed, backbone, file if ours else None, data.facts)
+    notes, warnings = image_facts.describe(data.facts, transform)
+    data.notes += notes
+    job = Prediction(options, world, task, backbone, precision, data, task.covariates(data.table), model.eval(), transform,
+                     digest, best)
     world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
-    world.say(*describe(job))
+    world.say(*warnings, *describe(job))
     return job
 
 

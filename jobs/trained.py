@@ -24,20 +24,21 @@ from util import options as flags
 from util.distributed import World
 from util.errors import InputError, RunError
 from util.fundus_fields import Fields
+from util.image_facts import ImageFacts
 from util.partial_rows import PartialRows
 from util.precision import Precision
 from util.probe import pictures_digest
 from util.results import versions
 from util.sampling import EvalBatches
 from util.state_dicts import WeightFile
-from util.unlabelled import Unlabelled, fundus_files, known_file, read_unlabelled, skipped_file
+from util.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
 
 TASKS = {task.kind: task for task in (Classification, Regression)}
 SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 # What a checkpoint decides unless it was typed.
-FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "global_pool", "fc_norm_passes",
-                   "precision", "batch_size")
+FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "read_images", "global_pool",
+                   "fc_norm_passes", "precision", "batch_size")
 # What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
 OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
                "finetune": ""}
@@ -93,17 +94,18 @@ def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] 
         data = read_unlabelled(options.input, options.path_col, covariates, options.path_suffix)
         others, listed = data.others, skipped_file(options.output)
         table_file, sheet, remembered = fundus_files(options.output)
-        fields = Fields(remembered) if options.fundus_crop == "auto" else None
+        fields = Fields(remembered, options.read_images == "as_shown") if options.fundus_crop == "auto" else None
+        facts = ImageFacts(facts_file(options.output))
         if not options.skip_file_check:
-            checked = datasets.check_files(data, options.bad_images, known_file(options.output),
-                                           listed if world.is_main else None, fields=fields)
+            checked = datasets.check_files(data, options.bad_images, facts, listed if world.is_main else None, fields=fields)
             if len(checked.table) == len(data.table) and world.is_main:
                 listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
         else:
-            checked = data if fields is None else datasets.find_fields(data, fields)
+            checked = datasets.look_at_some(data, facts, fields)
+        paths = list(checked.table["path"])
         if fields is not None and world.is_main:
-            world.say(*fundus_sheet.report(fields.table(list(dict.fromkeys(checked.table["path"]))), table_file, sheet))
-        return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields)
+            world.say(*fundus_sheet.report(fields, paths, table_file, sheet))
+        return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields, facts=facts.of(paths))
 
     with no_room(f"the folder of --output {options.output}"):
         return world.main_first(read)

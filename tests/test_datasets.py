@@ -26,6 +26,7 @@ from util.datasets import (
     subset,
 )
 from util.errors import InputError, RunError
+from util.image_facts import ImageFacts
 from util.transforms import TrainTransform, train_settings
 from util.unlabelled import read_unlabelled
 
@@ -245,7 +246,7 @@ def test_bad_files_stop_the_run_or_are_skipped(tmp_path):
     cut, empty = f"{root}/train/mild/train1.png", f"{root}/val/severe/val2.png"
     os.truncate(cut, os.path.getsize(cut) - 25)
     open(empty, "wb").close()
-    known, skipped = str(tmp_path / "out" / "known.npy"), str(tmp_path / "out" / "skipped.csv")
+    known, skipped = ImageFacts(tmp_path / "out" / "known.npy"), str(tmp_path / "out" / "skipped.csv")
     refused(lambda: check_files(data, "stop", known), "2 of 27", cut, empty, "empty file", "--bad_images skip")
     kept = check_files(data, "skip", known, skipped)
     gone = data.table["path"].isin([cut, empty])

@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from tests.drawn_fields import KINDS, draw_field, draw_scan, overlap
 from tests.shared_data import shared_data
+from util.as_shown import Reading
 from util.fundus import Field, find_field, small_image
 from util.images import ImageSource
 
@@ -102,7 +103,7 @@ def test_small_image_is_the_same_for_every_way_of_decoding(tmp_path):
     large = Image.fromarray(pixels).resize((2400, 1700))
     large.save(tmp_path / "x.jpg", quality=92)
     for reduced in ("any", "colour"):
-        small, factor = small_image(ImageSource(str(tmp_path / "x.jpg"), reduced))
+        small, factor = small_image(ImageSource(str(tmp_path / "x.jpg"), Reading(reduced)))
         assert small.shape == (425, 600, 3) and factor == 4
     large.save(tmp_path / "x.png")
     small, factor = small_image(ImageSource(str(tmp_path / "x.png")))

@@ -10,10 +10,12 @@ from PIL import Image
 
 from tests.drawn_fields import draw_field, draw_scan
 from util import fundus_fields
+from util.as_shown import AS_SHOWN
 from util.fundus import Field
 from util.fundus_fields import Fields, SquareSource, source_of
 from util.image_cache import Kept, open_cache
-from util.images import ImageError, ImageSource, check_images
+from util.image_facts import check_images
+from util.images import ImageError, ImageSource
 from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
 HALF = (0.5, 0.5, 0.5)
@@ -75,7 +77,7 @@ def test_a_reduced_jpeg_gives_the_same_square(photographs, name):
 
 def test_evaluation_is_that_of_the_square_as_a_file(photographs, tmp_path):
     path = str(photographs / "f1.png")
-    field = fundus_fields._found(path)
+    field = fundus_fields._found(ImageSource(path))
     Image.fromarray(square_by_hand(np.asarray(Image.open(path)), field)).save(tmp_path / "square.png")
     for decode in ("full", "scaled"):
         cut, plain = (EvalTransform(eval_settings(96, HALF, HALF, decode, fundus_crop=crop))(str(file))
@@ -85,7 +87,7 @@ def test_evaluation_is_that_of_the_square_as_a_file(photographs, tmp_path):
 
 def test_training_crops_lie_in_the_square(photographs):
     path = str(photographs / "f0.jpg")
-    field = fundus_fields._found(path)
+    field = fundus_fields._found(ImageSource(path))
     square = Image.fromarray(square_by_hand(np.asarray(Image.open(path)), field))
     settings = train_settings(64, HALF, HALF, "full", aa="none", reprob=0, fundus_crop="auto")
     plain = TrainTransform({**settings, "fundus_crop": "off"})
@@ -109,7 +111,7 @@ def test_training_crops_lie_in_the_square(photographs):
 
 def test_an_image_without_a_field_stays_whole(photographs):
     path = str(photographs / "scan.png")
-    assert isinstance(source_of(path, "colour", "auto", False), ImageSource)
+    assert isinstance(source_of(path, AS_SHOWN, "auto", False), ImageSource)
     assert torch.equal(*(EvalTransform(eval_settings(64, HALF, HALF, "scaled", fundus_crop=crop))(path)
                          for crop in ("auto", "off")))
 
@@ -118,19 +120,19 @@ def test_a_field_is_looked_for_once_a_file(photographs, tmp_path, monkeypatch):
     paths = [str(photographs / name) for name in ("f0.jpg", "f1.png", "scan.png")]
     looked = []
     plain = fundus_fields._found
-    monkeypatch.setattr(fundus_fields, "_found", lambda path: looked.append(path) or plain(path))
+    monkeypatch.setattr(fundus_fields, "_found", lambda source: looked.append(source.path) or plain(source))
     fields = Fields(tmp_path / "fields.npy")
     assert check_images(paths, 2, None, False, fields) == [] and sorted(looked) == sorted(paths)
     again = Fields(tmp_path / "fields.npy")
     assert check_images(paths, 2, None, False, again) == []
     for memory in (fields, again):
-        assert [memory(path) for path in paths] == [plain(path) for path in paths]
+        assert [memory(path) for path in paths] == [plain(ImageSource(path)) for path in paths]
         table = memory.table(paths)
         assert list(table["radius"].isna()) == [False, False, True] and list(table["path"]) == paths
     assert len(looked) == 3
     Image.open(paths[1]).transpose(Image.Transpose.ROTATE_90).save(paths[1])  # another file now
     assert list(again.unknown(paths)) == [False, True, False]
-    assert again(paths[1]) == plain(paths[1]) and looked[3:] == [paths[1]]
+    assert again(paths[1]) == plain(ImageSource(paths[1])) and looked[3:] == [paths[1]]
     Image.open(paths[1]).transpose(Image.Transpose.ROTATE_270).save(paths[1])
 
 

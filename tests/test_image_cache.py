@@ -86,7 +86,8 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
     lines, folder = [], tmp_path / "c"
     few = photographs.iloc[:4]
     first = cached(few, folder, 300, lines)
-    assert lines == [f"pictures   4 decoded once to {folder / '300-scaled-2-colour'} (short side at most 300, 2 MiB in all)"]
+    where = folder / "300-scaled-2-colour-shown"
+    assert lines == [f"pictures   4 decoded once to {where} (short side at most 300, 2 MiB in all)"]
     assert min(first(few["path"][0]).size) == 300 and first(photographs["path"][5]) == photographs["path"][5]
     cached(few, folder, 300, lines)
     assert "4 found decoded" in lines[1]
@@ -101,7 +102,7 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
 
 
 def test_a_damaged_segment_is_made_anew(photographs, tmp_path):
-    lines, folder = [], tmp_path / "c" / "300-scaled-2-colour"
+    lines, folder = [], tmp_path / "c" / "300-scaled-2-colour-shown"
     for damage in (lambda pixels, index: pixels.write_bytes(pixels.read_bytes()[:-1]), lambda pixels, index: index.unlink(),
                    lambda pixels, index: index.write_bytes(b"no index"), lambda pixels, index: pixels.unlink()):
         cached(photographs, tmp_path / "c", 300, lines)
@@ -181,7 +182,7 @@ def test_two_starts_fill_it_once_and_a_killed_one_leaves_nothing_behind(photogra
     first.wait()
     rest = second.communicate(timeout=60)[0].splitlines()
     assert rest.count("decoding") == 6 and "6 decoded once" in rest[-1] and second.returncode == 0
-    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2-colour").iterdir()) == ["", ".npy", ".pixels"]
+    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2-colour-shown").iterdir()) == ["", ".npy", ".pixels"]
 
 
 def test_a_picture_that_is_gone_is_named(photographs, tmp_path):

@@ -1,6 +1,5 @@
 """util/images.py: every kind of file is read as it looks, and every damaged one is found and named."""
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -10,10 +9,18 @@ import pytest
 from PIL import Image
 
 from util import images
-from util.images import ImageError, ImageSource, KnownGood, check_images, dct_denominator, read_image
+from util.as_shown import Reading
+from util.images import ImageError, ImageSource, dct_denominator
 
 RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
 COLOURS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+AS_STORED = Reading(shown=False)
+
+
+def read_image(path, minimum_size=None):
+    return ImageSource(path, AS_STORED).decode(minimum_size)
 
 
 def pixels(path, **options):
@@ -134,7 +141,7 @@ def test_of_several_frames_the_first(tmp_path, name):
     assert (np.asarray(image.resize((4, 4))) == (250, 0, 0)).all()
 
 
-def test_exif_orientation_is_ignored(tmp_path):
+def test_exif_orientation_is_ignored_as_stored(tmp_path):
     picture = smooth(40, 20)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -186,7 +193,7 @@ def test_parts_of_other_formats_are_averaged_over_squares_for_checkpoints_of_bef
     assert np.array_equal(ImageSource(path).part(), whole)
     assert np.array_equal(ImageSource(path).part((5, 7, 105, 57), (60, 50)), whole[7:57, 5:105])
     squares = whole[7:57, 5:105].reshape(25, 2, 50, 2, 3).mean(axis=(1, 3))
-    assert np.abs(ImageSource(path, "any").part((5, 7, 105, 57), (50, 25)) - squares).max() <= 1
+    assert np.abs(ImageSource(path, Reading("any")).part((5, 7, 105, 57), (50, 25)) - squares).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
@@ -291,61 +298,3 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 // 2 - 1)
     with pytest.raises(ImageError, match="exceeds limit"):
         read_image(str(tmp_path / "large.png"))
-
-
-def test_check_images_finds_exactly_the_bad_ones_in_order(tmp_path, capfd):
-    good = []
-    for number in range(140):
-        good.append(str(tmp_path / f"good{number}.{'jpg' if number % 2 else 'png'}"))
-        smooth(40, 40).save(good[-1])
-    bad = damaged_files(tmp_path)
-    paths = good[:70] + list(bad) + good[70:]
-    found = check_images(paths, workers=3)
-    assert [path for path, _ in found] == list(bad) and all(reason for _, reason in found)
-    assert capfd.readouterr().err == ""  # no bar outside a terminal
-
-
-def decoded(monkeypatch):
-    """A list to which every file that is decoded from here on is added."""
-    files, plain = [], images.read_image
-    monkeypatch.setattr(images, "read_image", lambda path, **options: files.append(path) or plain(path, **options))
-    return files
-
-
-def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
-    paths = [str(tmp_path / f"{number}.png") for number in range(5)]
-    for path in paths:
-        smooth(20, 20).save(path)
-    bad = str(tmp_path / "bad.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    known_file = str(tmp_path / "out" / "known.npy")
-    assert len(check_images([*paths, bad], 2, KnownGood(known_file))) == 1
-    files = decoded(monkeypatch)
-    assert [path for path, _ in check_images([*paths, bad], 2, KnownGood(known_file))] == [bad]
-    assert files == [bad]
-    files.clear()
-    os.utime(paths[2], ns=(1, 1))
-    smooth(20, 20).save(str(tmp_path / "new.png"))
-    check_images([*paths, str(tmp_path / "new.png")], 2, KnownGood(known_file))
-    assert sorted(files) == [paths[2], str(tmp_path / "new.png")]
-    assert np.load(known_file).dtype == np.uint64
-    assert os.listdir(tmp_path / "out") == ["known.npy"]
-    known = KnownGood(known_file)
-    known.add([str(tmp_path / "absent.png")])
-    known.save()
-    assert known.unknown([str(tmp_path / "absent too.png")])[0]
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00", None], ids=["empty", "junk", "cut", "floats"])
-def test_an_unusable_memory_is_said_and_written_anew(tmp_path, content):
-    known_file, picture = tmp_path / "known.npy", str(tmp_path / "a.png")
-    smooth(20, 20).save(picture)
-    if content is None:
-        np.save(known_file, np.zeros(3))
-    else:
-        known_file.write_bytes(content)
-    known = KnownGood(str(known_file))
-    assert str(known_file) in known.note
-    assert check_images([picture], 1, known) == []
-    again = KnownGood(str(known_file))
-    assert again.note == "" and not again.unknown([picture])[0]

@@ -36,7 +36,8 @@ from util.csv_columns import (
     some,
 )
 from util.errors import InputError, RunError
-from util.images import ImageError, KnownGood, check_images, file_status
+from util.image_facts import check_images, look_at
+from util.images import ImageError, file_status
 from util.own_pictures import is_marker, own_pictures
 from util.run_files import write_whole
 
@@ -294,20 +295,19 @@ def match_classes(data, class_names):
     return Data(table, list(class_names), notes)
 
 
-def check_files(data, bad_images, known_file=None, skipped_file=None, workers=None, progress=True, fields=None):
+def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None):
     """Decode every picture once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    known_file: where `KnownGood` remembers good files for the next start. workers: threads; None takes one a core.
-    fields: `util.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
+    facts: `util.image_facts.ImageFacts`, which remembers good files for the next start. workers: threads; None takes one a
+    core. fields: `util.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
     Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
     written.
     """
-    known = KnownGood(known_file) if known_file else None
     paths = list(dict.fromkeys(data.table["path"]))
-    bad = check_images(paths, workers or _cores(), known, progress, fields)
-    notes = data.notes + [memory.note for memory in (known, fields) if memory and memory.note]
+    bad = check_images(paths, workers or _cores(), facts, progress, fields)
+    notes = data.notes + [memory.note for memory in (facts, fields) if memory and memory.note]
     if not bad:
         return replace(data, notes=notes)
     if bad_images == "stop":
@@ -331,11 +331,15 @@ def check_files(data, bad_images, known_file=None, skipped_file=None, workers=No
     return Data(table, data.class_names, notes)
 
 
-def find_fields(data, fields, workers=None, progress=True):
-    """Data, once the fields of its pictures are known (`util.fundus_fields.Fields`), where they are not checked. A file that
-    can't be read has none here; whoever reads it says so."""
-    check_images(dict.fromkeys(data.table["path"]), workers or _cores(), None, progress, fields)
-    return replace(data, notes=data.notes + ([fields.note] if fields.note else []))
+def look_at_some(data, facts, fields=None, workers=None, progress=True):
+    """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
+    be any. A file that can't be read is left to whoever reads it."""
+    paths, memories = list(dict.fromkeys(data.table["path"])), [facts]
+    note = look_at(paths, facts, workers or _cores())
+    if fields is not None:
+        check_images(paths, workers or _cores(), None, progress, fields)
+        memories.append(fields)
+    return replace(data, notes=[*data.notes, *filter(None, [note, *(memory.note for memory in memories)])])
 
 
 def _cores():

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from util.images import ImageError, file_identity
+from util.images import ImageError
 from util.near_duplicates import FINGERPRINT, VERSION, fingerprint
+from util.remembered import file_identity
 
 GROUP = 32  # pictures a thread takes at a time
 MOST_KEPT = 100_000  # fingerprints in the file, some 450 MB: beyond, those of other data sets are dropped

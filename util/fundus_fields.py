@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from util.as_shown import Reading
 from util.fundus import Field, find_field, small_image
-from util.images import ImageSource, Remembered, identities
+from util.images import ImageSource
+from util.remembered import Remembered, identities
 
 FUNDUS_CROPS = ("off", "auto")
 VERSION = 1  # raise it when another field is found in the same file; then also READING in util/transforms.py
@@ -18,40 +20,44 @@ VERSION = 1  # raise it when another field is found in the same file; then also 
 
 class Fields(Remembered):
     """The fields of image files: path -> Field in pixels of the file, or None where it has none. Each is looked for once a
-    file as it is now, and remembered by `save`."""
+    file as it is now, and remembered by `save`.
+
+    shown: whether images are read as they are shown (`Reading`): a turned image has its field in another place. Deep images
+    are looked at over their own range, whatever that of the run.
+    """
 
     dtype = np.dtype([("identity", "<u8"), ("x", "<f4"), ("y", "<f4"), ("radius", "<f4")])  # radius 0: no field
     again = "fields are looked for again in all images"
 
-    def look(self, path: str) -> None:
-        """Look for the field of a file and remember it. Raises ImageError, also for a file that is damaged anywhere."""
-        field = _found(path)
+    def __init__(self, file, shown: bool = True):
+        """file: a Path; images as they are stored have one of their own beside it."""
+        self.reading = Reading(shown=shown)
+        super().__init__(file if shown else file.with_stem(f"{file.stem}_as_stored"))
+
+    def look(self, source: ImageSource) -> None:
+        """Look for the field of a file, opened by `reading`, and remember it. Raises ImageError, also for a file that is
+        damaged anywhere."""
+        field = _found(source)
         values = (0, 0, 0) if field is None else (field.x, field.y, field.radius)
-        self._new.append(np.array([(identities([path])[0], *values)], self.dtype))
+        self._new.append(np.array([(identities([source.path])[0], *values)], self.dtype))
 
     def table(self, paths: list[str]) -> pd.DataFrame:
         """path, x, y, radius of what is remembered of these files; NaN where they have no field."""
-        places = np.searchsorted(self._known["identity"], wanted := identities(paths))
-        places = np.minimum(places, max(0, len(self._known) - 1))
-        has = (self._known["identity"][places] == wanted) if len(self._known) else np.zeros(len(paths), bool)
-        found = {name: np.full(len(paths), np.nan) for name in ("x", "y", "radius")}
-        for name, values in found.items():
-            values[has] = self._known[name][places[has]]
-        return pd.DataFrame({"path": paths} | {name: np.where(found["radius"] > 0, values, np.nan)
-                                               for name, values in found.items()})
+        entries, known = self._entries(paths)
+        has = known & (entries["radius"] > 0)
+        return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan) for name in ("x", "y", "radius")})
 
     def __call__(self, path: str) -> Field | None:
         """Raises ImageError where it is not remembered and the file can't be read."""
-        identity = identities([path])[0]
-        place = int(np.searchsorted(self._known["identity"], identity))
-        if place == len(self._known) or self._known["identity"][place] != identity:
-            return _found(path)
-        _, x, y, radius = self._known[place].tolist()
+        (entry,), known = self._entries([path])
+        if not known[0]:
+            return _found(ImageSource(path, self.reading))
+        _, x, y, radius = entry.tolist()
         return Field(x, y, radius) if radius else None
 
 
-def _found(path: str) -> Field | None:
-    pixels, factor = small_image(ImageSource(path))
+def _found(source: ImageSource) -> Field | None:
+    pixels, factor = small_image(source)
     field = find_field(pixels)
     if field is None:
         return None
@@ -104,14 +110,16 @@ class SquareSource:
         return self._source.decode().crop((self._left, self._top, self._left + self._side, self._top + self._side))
 
 
-def source_of(path, reduced: str, fundus_crop: str, padded: bool, fields: Fields | None = None) -> ImageSource | SquareSource:
+def source_of(path, reading: Reading, fundus_crop: str, padded: bool,
+              fields: Fields | None = None) -> ImageSource | SquareSource:
     """What the transforms read of a file: all of it; with "auto" the square around its field, where it has one; padded: an
     image that is no square gets black beside its longer sides until it is one.
 
     fields: that are known already; None: the field is looked for here. Raises ImageError.
     """
-    source = ImageSource(path, reduced)
-    field = (fields or _found)(path) if fundus_crop == "auto" else None
+    source, field = ImageSource(path, reading), None
+    if fundus_crop == "auto":
+        field = fields(path) if fields else _found(ImageSource(path, Reading(shown=reading.shown)))
     if field is not None:
         return SquareSource(source, field.square)
     width, height = source.size

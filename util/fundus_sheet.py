@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from util.as_shown import AS_SHOWN, Reading
 from util.csv_columns import some
 from util.fundus import Field, small_image
+from util.fundus_fields import Fields
 from util.images import ImageError, ImageSource
 from util.run_files import write_whole
 
@@ -17,11 +19,10 @@ MOST_WHOLE = 8  # of those shown
 CIRCLE, SQUARE, WHOLE, PAPER, INK = (255, 220, 40), (90, 200, 255), (255, 90, 70), (255, 255, 255), (20, 20, 20)
 
 
-def report(table: pd.DataFrame, csv_file: Path | None, sheet: Path | None) -> list[str]:
-    """Write the table (path, x, y, radius; empty where an image stays whole) and the sheet, where they have a place -> lines.
-
-    table: as `Fields.table` gives it. Raises OSError.
-    """
+def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path | None) -> list[str]:
+    """Write the table of these files (path, x, y, radius; empty where an image stays whole) and the sheet, where they have a
+    place -> lines. Raises OSError."""
+    table = fields.table(list(dict.fromkeys(paths)))
     whole = list(table["path"][table["radius"].isna()])
     found = len(table) - len(whole)
     line = f"fundus     the round field was found in {found:,} of {len(table):,} images"
@@ -29,14 +30,14 @@ def report(table: pd.DataFrame, csv_file: Path | None, sheet: Path | None) -> li
     lines = [line]
     if csv_file is not None and sheet is not None:
         write_whole(csv_file, table.to_csv(index=False, float_format="%.1f"))
-        write_sheet(table, sheet)
+        write_sheet(table, sheet, fields.reading)
         lines.append(f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look at their circles")
     if found < len(table) / 2:
         lines.append("warning: most of these images have no round field: --fundus_crop off, if they are no fundus photographs")
     return lines
 
 
-def write_sheet(table: pd.DataFrame, file: Path) -> None:
+def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) -> None:
     """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table."""
     whole = table["radius"].isna().to_numpy()
     left = _spread(np.flatnonzero(whole), min(MOST_WHOLE, SHOWN))
@@ -44,7 +45,7 @@ def write_sheet(table: pd.DataFrame, file: Path) -> None:
     rows = np.concatenate([rows, _spread(np.flatnonzero(whole), SHOWN - len(rows))])
     chosen = [(row.path, None if np.isnan(row.radius) else Field(row.x, row.y, row.radius))
               for row in table.iloc[rows].itertuples()]
-    pictures = [_marked(path, field) for path, field in chosen]
+    pictures = [_marked(ImageSource(path, reading), field) for path, field in chosen]
     height = max(picture.height for picture in pictures) + CAPTION + 8  # of a line
     paper = Image.new("RGB", (COLUMNS * SIDE, -(-len(rows) // COLUMNS) * height), PAPER)
     for number, (picture, (path, _)) in enumerate(zip(pictures, chosen, strict=True)):
@@ -60,11 +61,11 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] if len(rows) and most else rows[:0]
 
 
-def _marked(path: str, field: Field | None) -> Image.Image:
+def _marked(source: ImageSource, field: Field | None) -> Image.Image:
     """An image with its circle and the square that is cut out, or with a red frame where it stays whole."""
     room = SIDE - 8
     try:
-        pixels, factor = small_image(ImageSource(path))
+        pixels, factor = small_image(source)
     except ImageError:  # left out of the table of a run, but not with --skip_file_check
         return Image.new("RGB", (room, room), INK)
     scale = room / max(pixels.shape[:2])

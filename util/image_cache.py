@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from util.as_shown import AS_SHOWN, Reading
 from util.errors import RunError
 from util.fundus_fields import VERSION as FIELDS_VERSION
 from util.fundus_fields import Fields, SquareSource, source_of
@@ -137,7 +138,7 @@ class Kept:
 
     side: int
     decode: str
-    reduced: str = "colour"
+    reading: Reading = AS_SHOWN
     fundus_crop: str = "off"
     padded: bool = False
     fields: Fields | None = field(default=None, compare=False)
@@ -145,16 +146,19 @@ class Kept:
     @classmethod
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings["kept"], settings["decode"], settings.get("reduced", "any"), settings.get("fundus_crop", "off"),
+        return cls(settings["kept"], settings["decode"], Reading.of(settings), settings.get("fundus_crop", "off"),
                    settings.get("fit", "crop") == "pad", fields)
 
     @property
     def folder(self) -> str:
-        return (f"{self.side}-{self.decode}-{VERSION}" + ("" if self.reduced == "any" else f"-{self.reduced}")
+        reading = self.reading
+        ranges = "".join(f"-{value:g}{kind}" for value, kind in ((reading.bits, "bits"), (reading.floats, "white")) if value)
+        return (f"{self.side}-{self.decode}-{VERSION}" + ("" if reading.reduced == "any" else f"-{reading.reduced}")
+                + (f"-shown{ranges}" if reading.shown else "")
                 + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}") + ("-padded" if self.padded else ""))
 
     def source(self, path: str) -> ImageSource | SquareSource:
-        return source_of(path, self.reduced, self.fundus_crop, self.padded, self.fields)
+        return source_of(path, self.reading, self.fundus_crop, self.padded, self.fields)
 
     def pixels(self, path: str) -> np.ndarray:
         return kept_pixels(self.source(path), self.side, self.decode)

@@ -1,4 +1,4 @@
-"""One picture file, read right: 8-bit RGB whatever the file holds, and a check that a file decodes at all.
+"""One picture file, read right: 8-bit RGB whatever the file holds.
 
 Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips 16-bit
 values to white, so that an OCT volume trains as blank pictures without a word; here they are scaled. A file that is
@@ -6,26 +6,22 @@ cut short always raises: half a picture padded with grey would be a sample like 
 """
 import errno
 import functools
-import hashlib
 import math
 import os
 import stat
-import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from util.as_shown import AS_SHOWN, TURNS, Reading, exif_of, facts_of, flags_before, orientation_of, to_rgb
 
 # Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF 6.0 tag numbers
-_WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the last two
 _JPEG_MAGIC = b"\xff\xd8\xff"
 MOST_SCANS = 500  # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
 # Pillow warns of pictures of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
@@ -46,24 +42,19 @@ class ImageError(ValueError):
 
 
 class ImageSource:
-    """A picture file that is opened when it is first asked for something.
+    """A picture file that is opened when it is first asked for something. Of several pages or frames the first is read.
 
-    Orientation in EXIF is ignored, as the loader of the original project does (its checkpoints were trained that way)
-    and because fundus cameras do not set it; a TIFF's own orientation tag is applied by Pillow itself.
-
-    reduced: which files may come with fewer pixels where these are enough. "colour": JPEGs that show colour, to a level
-    of what the whole picture gives. Without colour they are OCT scans or angiograms, whose speckle would change (by 7
-    levels, measured), and other kinds are decoded whole in any case, so that nothing is saved. "any": as checkpoints of
-    before were trained, every JPEG, and every other file averaged over squares.
+    look: whether decoding finds `facts`, too, which costs a look at every page.
     """
 
-    def __init__(self, path, reduced="colour"):
-        self.path = path
-        self.reduced = reduced
+    def __init__(self, path, reading: Reading = AS_SHOWN, look: bool = False):
+        self.path, self.reading, self.facts = path, reading, None
+        self._looks = look
         self._size = None
         self._opened = None
         self._jpeg = None
         self._grey = False  # a JPEG of one channel
+        self._turn = None  # what brings it upright, where it is to be turned and Pillow does not do it
 
     @property
     def size(self):
@@ -89,7 +80,7 @@ class ImageSource:
             left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
             return np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
         image = self.decode()
-        if coarsest > 1 and self.reduced == "any":
+        if coarsest > 1 and self.reading.reduced == "any":
             image = image.reduce(coarsest, box=(left, top, right, bottom))
         elif box is not None:
             image = image.crop((left, top, right, bottom))
@@ -102,7 +93,7 @@ class ImageSource:
         half empty: `resized` wants to know, or the picture would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
-        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reduced == "any" else 1)
+        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reading.reduced == "any" else 1)
         if pixels is None:
             image = self.decode()
             pixels = np.array(image.reduce(factor) if factor > 1 else image)
@@ -114,12 +105,12 @@ class ImageSource:
         if jpeg is None:
             return None
         factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
-        if self._grey and self.reduced == "colour":
+        if self._grey and self.reading.reduced == "colour":
             factor = 1
         width, height = self.size
         try:
             pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor))
-            if factor > 1 and self.reduced == "colour" and not shows_colour(pixels):
+            if factor > 1 and self.reading.reduced == "colour" and not shows_colour(pixels):
                 return simplejpeg.decode_jpeg(jpeg, "RGB"), 1
             return pixels, factor
         except ValueError:
@@ -130,13 +121,14 @@ class ImageSource:
         try:
             jpeg = _jpeg_file(self.path)
         except OSError as error:
-            raise ImageError(self.path, _reason(error)) from error
+            raise ImageError(self.path, reason_of(error)) from error
         if jpeg:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
             except ValueError:
                 colours = None  # damaged: Pillow says how
-            if colours in _JPEG_COLOURS and width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+            turned = self.reading.shown and orientation_of(exif_of(jpeg)) in TURNS  # rare: not worth a second fast way
+            if not turned and colours in _JPEG_COLOURS and width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
                 self._size, self._jpeg, self._grey = (width, height), jpeg, colours == "Gray"
                 return
         self._opened = self._open()
@@ -158,15 +150,19 @@ class ImageSource:
         try:
             with image:
                 self._refuse_many_scans(image)
+                flags = flags_before(image) if self._looks else 0
                 if minimum_size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-                    denominator = dct_denominator(image.size, minimum_size)
+                    denominator = dct_denominator(self._size, minimum_size)
                     image.draft(None, tuple(edge // denominator for edge in image.size))
                 image.load()
-                return _to_rgb(image), denominator
+                if self._looks:
+                    self.facts = facts_of(image, self.path, flags)
+                rgb = to_rgb(image, self.reading)
+                return rgb if self._turn is None else rgb.transpose(self._turn), denominator
         except (ImageError, MemoryError):
             raise
         except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
-            raise ImageError(self.path, _reason(error)) from error
+            raise ImageError(self.path, reason_of(error)) from error
 
     def _open(self):
         try:
@@ -176,8 +172,12 @@ class ImageSource:
         except (ImageError, MemoryError):
             raise
         except Exception as error:  # as in decode_scaled
-            raise ImageError(self.path, _reason(error)) from error
+            raise ImageError(self.path, reason_of(error)) from error
         self._size = image.size
+        if self.reading.shown and not isinstance(image, TiffImagePlugin.TiffImageFile):
+            orientation = orientation_of(image.info.get("exif"))
+            self._turn = TURNS.get(orientation)
+            self._size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
         return image
 
     def _refuse_many_scans(self, image):
@@ -227,7 +227,7 @@ def file_status(path):
         status = os.stat(path)
         _refuse_no_file(status)
     except OSError as error:
-        raise ImageError(path, _reason(error)) from error
+        raise ImageError(path, reason_of(error)) from error
     return status
 
 
@@ -236,18 +236,6 @@ def _refuse_no_file(status):
         kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO), ("socket", stat.S_ISSOCK))
                      if holds(status.st_mode)), "device")
         raise OSError(errno.EINVAL, f"no file but a {kind}")
-
-
-def read_image(path, minimum_size=None):
-    """The picture at `path` as PIL RGB, 8 bits a channel; arguments and errors as `ImageSource.decode_scaled`.
-
-    Grey, palette, CMYK and 1-bit are converted, alpha is dropped, of several frames or pages the first is taken.
-    Grey with more than 8 bits is scaled from the full range of its type: unsigned 16 bits by 1/257 (12 bits: from
-    4095, signed 16 bits: from 32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits.
-    Floats: a maximum of at most 1 is read as 0…1, at most 255 as 0…255, at most 65535 as 16 bits, anything above
-    as 0…maximum. Negative values and NaN are black; nothing is clipped to white.
-    """
-    return ImageSource(path).decode(minimum_size)
 
 
 def resized(pixels, size, box=None, covers=None, within=1 / 512):
@@ -294,165 +282,10 @@ def dct_denominator(size, minimum_size):
     return next((d for d in DCT_DENOMINATORS if size[0] // d >= width and size[1] // d >= height), 1)
 
 
-def _to_rgb(image):
-    """PIL image of any mode, loaded -> PIL RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled_to_8_bits(image)).convert("RGB")
-    image.info.pop("transparency", None)  # convert("RGB") drops it anyway, but warns first
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-
-
-def _scaled_to_8_bits(image):
-    """Grey PIL image of mode I;16*, I or F -> (H, W) uint8, as `read_image` describes."""
-    tags = getattr(image, "tag_v2", {})  # a TIFF's; nothing else says more than the mode does
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        top = values.max()
-        white = next((white for white in (1, 255, 65535) if top <= white), top)
-    else:
-        values = np.asarray(image).astype(np.int64)
-        if bits == 32 and not signed:
-            values &= 0xFFFFFFFF  # Pillow keeps unsigned 32 bits in signed ones
-        white = {12: 4095, 16: 32767 if signed else 65535}.get(bits, 65535)
-        if values.max() > white:
-            white = 2**31 - 1 if signed else 2**32 - 1
-    grey = np.rint(values.clip(min=0) * (255 / white)).astype(np.uint8)
-    # Pillow turns "white is zero" round for 8 bits but not for more.
-    return 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
-
-
-def _reason(error):
+def reason_of(error):
     """A few words, in one line and without the path, for what Pillow or the system raised."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that can be read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class Remembered:
-    """What was found of files before, kept in a file, so that a second start looks at new ones alone.
-
-    A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries are sorted by
-    them. `note` says so (else it is "") when the file was not usable; it is then written anew.
-    """
-
-    dtype = np.dtype("<u8")
-    again = ""  # what the next start does where it can't be kept
-
-    def __init__(self, file):
-        self.file, self.note = file, ""
-        self._known, self._new = np.empty(0, self.dtype), []
-        try:
-            known = np.load(file, allow_pickle=False)
-            if known.dtype != self.dtype or known.ndim != 1:
-                raise ValueError("not a list of what is remembered of files")
-            self._known = known
-        except FileNotFoundError:
-            pass  # the first start
-        except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
-            self.note = f"{file} is not usable ({_reason(error)}): {self.again}"
-
-    def unknown(self, paths):
-        """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
-        return ~np.isin(identities(paths), self._keys(self._known))
-
-    def save(self):
-        """Write the file, under another name first, then renamed; where that fails, `note` says so."""
-        everything = np.concatenate([self._known, *self._new])
-        self._known = everything[np.unique(self._keys(everything), return_index=True)[1]]
-        self._new = []
-        partial = f"{self.file}.{os.getpid()}.partial"
-        try:
-            os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
-            with open(partial, "wb") as stream:
-                np.save(stream, self._known)
-            os.replace(partial, self.file)
-        except OSError as error:
-            self.note = f"{self.file} cannot be written ({_reason(error)}): the next time {self.again}"
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
-
-    @staticmethod
-    def _keys(entries):
-        return entries["identity"] if entries.dtype.names else entries
-
-
-class KnownGood(Remembered):
-    """Which files have decoded before."""
-
-    again = "all pictures are checked again"
-
-    def add(self, paths):
-        """Remember that these files decode; `save` makes it last."""
-        found = identities(paths)
-        self._new.append(found[found != 0])
-
-
-def identities(paths):
-    """(N,) uint64: `file_identity` of each."""
-    folder = os.getcwd()
-    return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
-
-
-def file_identity(path):
-    """64-bit number of a file as it is now; 0, which is never remembered, when it cannot be looked at."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0  # the check itself will name it with its reason
-    text = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def check_images(paths, workers, known=None, progress=True, fields=None):
-    """Decode every file once, in `workers` threads (Pillow decodes outside the interpreter's lock).
-
-    JPEGs are decoded at 1/8 of their size, which still reads every bit of the file but computes little.
-    known: a `KnownGood` whose files are passed over, and into which those that decode are entered (also when the check
-    is interrupted). fields: a `util.fundus_fields.Fields`, which in the same pass looks for those that it lacks; without
-    `known` only files that it lacks are decoded. progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the
-    bad ones, in order.
-    """
-    paths = list(paths)
-    memories = [memory for memory in (known, fields) if memory]
-    todo = np.flatnonzero(np.any([memory.unknown(paths) for memory in memories], 0)) if memories else np.arange(len(paths))
-    Image.init()  # plugins loaded once, here, and not by several threads at a time
-    bad = {}
-    pool = ThreadPoolExecutor(max(1, workers))
-    # Groups: a million futures would take more memory than the pictures in flight.
-    groups = [todo[start : start + 64] for start in range(0, len(todo), 64)]
-    bar = tqdm(total=len(todo), desc="checking pictures", disable=not (progress and sys.stderr.isatty()), leave=False)
-    try:
-        with bar:
-            futures = {pool.submit(_check_group, [paths[i] for i in group], fields): group for group in groups}
-            for future in as_completed(futures):
-                reasons, group = future.result(), futures[future]
-                bad.update((i, reason) for i, reason in zip(group, reasons, strict=True) if reason)
-                if known:
-                    known.add([paths[i] for i, reason in zip(group, reasons, strict=True) if not reason])
-                bar.update(len(group))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for memory in memories:
-            if len(todo) or memory.note:
-                memory.save()
-    return [(paths[i], bad[i]) for i in sorted(bad)]
-
-
-def _check_group(paths, fields):
-    """[why this file is bad, or None]: one a path."""
-    reasons = []
-    for path in paths:
-        try:
-            if fields is None:
-                read_image(path, minimum_size=1)
-            else:
-                fields.look(path)
-            reasons.append(None)
-        except ImageError as error:
-            reasons.append(error.reason)
-    return reasons

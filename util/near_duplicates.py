@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.ndimage import minimum_filter, uniform_filter
 
+from util.as_shown import Reading
 from util.images import ImageSource
 
 DECODED = 128  # pixels that the shorter side is decoded to at least
@@ -42,7 +43,7 @@ NOISE = 4.0  # grey levels that are added to the local contrast, so that flat pa
 LEAST_CONTRAST = 1.0  # grey levels, local: a picture with less shows nothing to recognise it by
 BLOCK, CHUNK = 256, 4096  # pictures whose distances are computed together: 4 MB a matrix
 
-VERSION = 1  # raise it when other fingerprints are computed of the same picture
+VERSION = 2  # raise it when other fingerprints are computed of the same picture
 FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4"),
                         ("bits", "u1", (2, TRIMMED + 1, HASH_SIZE * HASH_SIZE // 8)),
                         ("thumbnail", "u1", (THUMBNAIL, THUMBNAIL))])
@@ -50,7 +51,7 @@ FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4")
 
 def fingerprint(path: str) -> np.ndarray:
     """What is compared of the picture at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
-    source = ImageSource(path, "any")  # a fingerprint needs no more than a fast look
+    source = ImageSource(path, Reading("any"))  # a fingerprint needs no more than a fast look
     size = source.size
     return fingerprint_of(Image.fromarray(source.part(None, (DECODED, DECODED))), size)
 

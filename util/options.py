@@ -35,7 +35,7 @@ OF_THIS_START = {
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
 OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
-              "fc_norm_passes", "csv_file", "class_order", "positive_class", "resize"}
+              "fc_norm_passes", "csv_file", "class_order", "positive_class", "resize", "read_images"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -48,7 +48,7 @@ OF_TRAINING = (
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
 BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None, "positive_class": None, "path_suffix": "",
-          "resize": "crop"}
+          "resize": "crop", "read_images": "as_stored"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -178,6 +178,10 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
     add("--resize", choices=("crop", "pad", "squash"), default="crop",
         help="how an image that is no square comes into one: crop takes the centre (training: random parts), pad adds black "
              "beside its longer sides, squash brings width and height to the same number of pixels")
+    add("--read_images", choices=("as_shown", "as_stored"), default="as_shown",
+        help="as_shown: turned as EXIF says, transparent parts black, values of more than 8 bits over the range that all files "
+             "together use; as_stored, as the original's loader: TIFF files alone are turned, colours under transparency are "
+             "read, values over the full range of their type")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
         help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")

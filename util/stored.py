@@ -11,6 +11,7 @@ import torch
 
 from util import options as flags
 from util import regression_options
+from util.as_shown import DEPTHS
 from util.errors import InputError
 from util.feature_kinds import KINDS, POOLED
 from util.flag_values import LONGEST_TEXT, is_value_of
@@ -159,6 +160,9 @@ def _transform(value) -> bool:
         and settings.get("reduced", "any") in ("any", "colour")
         and settings.get("fundus_crop", "off") in ("off", "auto")
         and settings.get("fit", "crop") in ("crop", "pad", "squash")
+        and settings.get("read_images", "as_stored") in ("as_shown", "as_stored")
+        and settings.get("bits") in (None, *DEPTHS)
+        and (settings.get("floats") is None or (_finite(settings["floats"]) and settings["floats"] > 0))
         and (settings.get("kept") is None or side(settings["kept"]))
         and settings["resize"] >= settings["input_size"]
     )

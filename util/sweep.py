@@ -33,7 +33,8 @@ FINISHED, BEGUN, NEW = "finished", "begun", "new"
 RESTARTS = 3  # of a cell by the launcher, as in train.sh
 ELSEWHERE = -1000  # in place of an exit code: another process trains the cell
 # Filled in by the program where they are not given: then what is stored says nothing against what is asked.
-RESOLVED = ("model_arch", "input_size", "decode", "cache_size", "fc_norm_passes", "nb_classes", "finetune")
+RESOLVED = ("model_arch", "input_size", "decode", "cache_size", "fc_norm_passes", "nb_classes", "finetune",
+            "read_images")
 
 
 @dataclass

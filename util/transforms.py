@@ -23,6 +23,7 @@ from torchvision.transforms import Compose
 from torchvision.transforms import functional as F
 
 from util import affine
+from util.as_shown import Reading
 from util.errors import InputError
 from util.fundus_fields import FUNDUS_CROPS, source_of
 from util.image_cache import Kept, KeptSource
@@ -30,13 +31,14 @@ from util.images import resized
 
 DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
+READ_IMAGES = ("as_shown", "as_stored")
 READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
 # Pixels of a picture resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
 # in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
 # Entries that decide which pixels a transform gets, the same in training and evaluation.
-OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit")
+OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit", "read_images", "bits", "floats")
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -48,18 +50,27 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop"):
+def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop", read_images="as_shown"):
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
 
     kept: the short side in pixels that a picture is first brought to, so that it can be kept in a cache; None: its own.
     fundus_crop: "auto" cuts a photograph to the square around its round field first (util/fundus_fields.py).
     fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad" adds black beside
     its longer sides, "squash" resizes width and height alike to input_size.
+    read_images: as_shown or as_stored (`Reading`); the range of deep images is told by `with_depth`.
 
     With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
     """
     settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
-    return settings | {"resize": resized_side(input_size, fit)}
+    if read_images not in READ_IMAGES:
+        raise InputError(f"--read_images {read_images}: one of {', '.join(READ_IMAGES)}")
+    return settings | {"resize": resized_side(input_size, fit), "read_images": read_images}
+
+
+def with_depth(settings, bits, floats):
+    """The settings with the range of images of more than 8 bits (`Reading`), where nothing said it before."""
+    known = {name: settings.get(name) or value for name, value in (("bits", bits), ("floats", floats))}
+    return settings | known if settings.get("read_images") == "as_shown" else settings
 
 
 def resized_side(input_size, fit="crop"):
@@ -167,7 +178,7 @@ class EvalTransform:
             return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
-        within = 1 / 64 if reduced(settings) == "any" else 1 / 512  # as checkpoints of before were scored
+        within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512  # as checkpoints of before were scored
         return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
 
     def __reduce__(self):
@@ -255,12 +266,7 @@ def _as_source(source, settings, fields):
         return source
     if settings.get("kept"):  # checkpoints of before there was a cache have none
         return KeptSource(Kept.of(settings, fields).pixels(source))
-    return source_of(source, reduced(settings), fundus_crop(settings), settings.get("fit", "crop") == "pad", fields)
-
-
-def reduced(settings):
-    """Which files may come with fewer pixels, as ImageSource has it."""
-    return settings.get("reduced", "any")
+    return source_of(source, Reading.of(settings), fundus_crop(settings), settings.get("fit", "crop") == "pad", fields)
 
 
 def fundus_crop(settings):
@@ -305,6 +311,9 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
         "reduced": "colour",
         "fundus_crop": fundus_crop,
         "fit": fit,
+        "read_images": "as_shown",
+        "bits": None,
+        "floats": None,
     }
 
 

@@ -1,6 +1,6 @@
 """Pictures without labels: a folder or a CSV -> the table of pictures, and the table of what a model says of them.
 
-The table is that of util/datasets.py with one split, "input", and no labels; covariate_NAME (text, "" where missing)
+The table is that of util/datasets.py with one split, "input", and no labels; covariate_NAME (text)
 stands beside as in util/regression_data.py. The CSV's other columns are kept as they are written.
 """
 
@@ -15,6 +15,7 @@ from util.csv_columns import SEPARATORS, file_names, is_missing, located, read_c
 from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
+from util.image_facts import ImageFacts
 from util.metrics import predictions_table
 
 SPLIT = "input"
@@ -23,10 +24,11 @@ SPLIT = "input"
 @dataclass
 class Unlabelled(Data):
     """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`; fields: of
-    the pictures, with --fundus_crop auto."""
+    the pictures, with --fundus_crop auto; facts: what the check found of them (`ImageFacts.of`)."""
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
     fields: Fields | None = None
+    facts: np.ndarray = field(default_factory=lambda: np.empty(0, ImageFacts.dtype))
 
 
 def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:
@@ -75,8 +77,8 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_su
     refuse_absent(csv_file, paths, lines)
     table = _table(paths)
     for name in covariates:
-        table[f"covariate_{name}"] = ["" if is_missing(cell) else cell for cell in columns[name]]
-        missing = int((table[f"covariate_{name}"] == "").sum())
+        table[f"covariate_{name}"] = columns[name]
+        missing = sum(map(is_missing, columns[name]))
         if missing:
             notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
     columns[path_col] = [cell.strip() for cell in columns[path_col]]
@@ -144,12 +146,13 @@ def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:
             path.with_name(f".{path.name}.fields.npy"))
 
 
-def known_file(output: str | os.PathLike) -> Path:
-    """Where it is remembered which pictures decode, until the output is written."""
+def facts_file(output: str | os.PathLike) -> Path:
+    """Where it is remembered which pictures decode and what they are, until the output is written."""
     return Path(output).with_name(f".{Path(output).name}.checked.npy")
 
 
 def forget(output: str | os.PathLike) -> None:
     """Remove what was remembered of the pictures for a start that is cut: the output is written."""
-    known_file(output).unlink(missing_ok=True)
-    fundus_files(output)[2].unlink(missing_ok=True)
+    for file in (facts_file(output), fundus_files(output)[2]):
+        file.unlink(missing_ok=True)
+        file.with_stem(f"{file.stem}_as_stored").unlink(missing_ok=True)

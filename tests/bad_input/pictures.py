@@ -62,7 +62,8 @@ WORKS = Row(
     KIND,
     "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float pictures, also with NaN",
     "",
-    "nothing to do: more than 8 bits are scaled, NaN and what is below 0 are black",
+    "nothing to do: more than 8 bits are read over the range that all files together use, NaN, what is below 0 and what is "
+    "transparent are black",
     ACCEPTED,
     "all are read as 8-bit RGB",
 )
@@ -72,14 +73,14 @@ FRAMES = Row(
     "",
     "split the file where another page is meant",
     ACCEPTED,
-    "the first one is read",
+    "the first one is read; a note counts them",
 )
 ODD = Row(
     KIND,
     "Harmless oddities: another format than the extension says, bytes behind the end, an EXIF rotation, one pixel, "
     "a strip of 1 x 60,000",
     "",
-    "nothing to do (EXIF's rotation is not applied)",
+    "nothing to do (EXIF's rotation is applied: `--read_images`)",
     ACCEPTED,
     "they are read",
 )

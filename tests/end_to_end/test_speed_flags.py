@@ -19,7 +19,7 @@ def predictions(tmp_path, task):
 def test_a_cache_changes_the_time_alone(start, tmp_path):
     code, out, err = start("--task", "kept", "--image_cache", "cache", *AUGMENTED)
     assert code == 0, err
-    assert "87 decoded once to cache/68-scaled-2-colour" in out  # 32 / sqrt(0.3 * 3 / 4)
+    assert "87 decoded once to cache/68-scaled-2-colour-shown" in out  # 32 / sqrt(0.3 * 3 / 4)
     code, out, err = start("--task", "again", "--image_cache", "cache", *AUGMENTED, "--num_workers", 2)
     assert code == 0 and "87 found decoded" in out
     code, out, err = start("--task", "each", "--cache_size", 68, *AUGMENTED)
@@ -49,7 +49,7 @@ def test_a_cache_for_a_checkpoint_that_was_trained_without(start):
     code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache")
     assert code == 0 and "--image_cache does nothing" in out and not os.path.exists("cache")
     code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache", "--cache_size", 40)
-    assert code == 0 and "decoded once to cache/40-scaled-2-colour" in out
+    assert code == 0 and "decoded once to cache/40-scaled-2-colour-shown" in out
 
 
 def test_two_processes_share_a_cache(pictures, tmp_path):

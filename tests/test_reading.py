@@ -1,13 +1,16 @@
-"""jobs/job.py: which transform evaluation reads images by."""
+"""jobs/reading.py: which transform evaluation reads images by."""
 
 import types
 
+import numpy as np
 import pytest
 
 import models_vit
-from jobs.job import evaluation_settings
+from jobs.reading import evaluation_settings
 from main_finetune import make_parser
 from util import options as flags
+from util.as_shown import FLOATS, WHOLE_NUMBERS
+from util.image_facts import ImageFacts
 from util.transforms import eval_settings, read_alike, train_settings
 
 VIT = models_vit.find_backbone("timm", "vit_tiny_patch16_224")  # timm: mean and standard deviation 0.5
@@ -15,12 +18,15 @@ STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3
           "kept": 100}  # of before `reduced` was an entry, and with a resize of its own
 
 
-def settings(*words, stored=STORED, input_size=64):
+DEEP = np.array([(1, 3000, WHOLE_NUMBERS, 0), (2, 200, FLOATS, 0)], ImageFacts.dtype)  # 12 bits, and floats up to 255
+
+
+def settings(*words, stored=STORED, input_size=64, facts=DEEP):
     parsed = flags.parse(make_parser(), [str(word) for word in words])
     parsed.options.input_size = parsed.options.input_size or input_size
     parsed.options.decode = parsed.options.decode or "scaled"
     file = types.SimpleNamespace(rest={"transform": {"eval": dict(stored)}}) if stored else None
-    return evaluation_settings(parsed, VIT, file)
+    return evaluation_settings(parsed, VIT, file, facts)
 
 
 @pytest.mark.parametrize(("words", "changed"), [
@@ -36,15 +42,24 @@ def settings(*words, stored=STORED, input_size=64):
     (("--resize", "squash", "--input_size", 32), {"fit": "squash", "input_size": 32, "resize": 32}),
     (("--resize", "crop"), {"fit": "crop"}),
     (("--norm", "0,0,0,1,1,2"), {"mean": [0, 0, 0], "std": [1, 1, 2]}),
+    (("--read_images", "as_stored"), {"read_images": "as_stored"}),
+    (("--read_images", "as_shown"), {"read_images": "as_shown", "bits": 12, "floats": 255.0}),
 ])
 def test_a_typed_flag_changes_its_own_entry_alone(words, changed):
     assert settings(*words) == STORED | changed
 
 
 def test_without_a_checkpoint_the_flags_decide():
-    assert settings(stored=None) == eval_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled")
+    assert settings(stored=None, facts=DEEP[:0]) == eval_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled")
     assert settings("--norm", "IMAGENET", stored=None) == settings(stored=None)  # it meant the backbone's own
     assert settings("--norm", "imagenet", stored=None)["mean"] == list(models_vit.IMAGENET_MEAN)
+
+
+def test_the_range_of_deep_images_is_the_checkpoints_else_that_of_the_files():
+    assert (settings(stored=None)["bits"], settings(stored=None)["floats"]) == (12, 255.0)
+    assert settings("--read_images", "as_stored", stored=None)["bits"] is None
+    stored = STORED | {"read_images": "as_shown", "bits": 10, "floats": None}
+    assert settings(stored=stored) == stored | {"floats": 255.0}
 
 
 def test_training_reads_as_the_run_began():
