@@ -12,6 +12,7 @@ from jobs.task import Task
 from util import datasets, selection, summary
 from util import options as flags
 from util.agreement import agreement_figures, agreement_files
+from util.csv_columns import is_missing
 from util.errors import InputError
 from util.intervals import entry, regression_intervals
 from util.regression_data import parse_transforms, read_regression_csv
@@ -81,13 +82,14 @@ class Regression(Task):
         for covariate in self.covariates_read:
             cells = data.table[f"covariate_{covariate.name}"]
             if covariate.is_category:
-                unknown = sorted(set(cells) - set(covariate.levels) - {""})
+                unknown = sorted(cell for cell in set(cells) - set(covariate.levels) if not is_missing(cell))
                 if unknown:
                     data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
                                       f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
                 continue
-            numbers = pd.to_numeric(cells.where(cells != "", "nan"), errors="coerce")
-            wrong = (numbers.isna() & ~cells.isin(["", "nan"])) | np.isinf(numbers)
+            missing = cells.map(is_missing)
+            numbers = pd.to_numeric(cells.mask(missing, "nan"), errors="coerce")
+            wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
             if wrong.any():
                 found = ", ".join(map(repr, cells[wrong].unique()[:5]))
                 raise InputError(f"{self.options.csv_file}: covariate {covariate.name} is a number in train, but elsewhere "

@@ -5,6 +5,7 @@ import pytest
 
 from util.errors import InputError
 from util.regression_data import parse_transforms, read_regression_csv
+from util.targets import Covariate
 
 
 @pytest.fixture
@@ -28,10 +29,23 @@ def test_rows_splits_and_missing_cells(csv, tmp_path):
     data = read_regression_csv(csv(*ROWS), ["tc", "ldl"], patient_col="patient", covariates=["age"])
     table = data.table
     assert list(table["split"]) == ["train", "train", "val", "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
-    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60", "", "44"]
+    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60", "NA", "44"]
     assert np.isnan(table["true_ldl"]).tolist() == [False, True, False, True]
     text = " ".join(data.notes)
     assert "ldl is missing in some rows (train 1 of 2, test 1 of 1)" in text and "age is missing" in text
+
+
+@pytest.mark.parametrize("word", ["NA", "n/a", "nan", "NULL", "None", "unknown", "unk", "Missing", "?", "-"])
+def test_one_set_of_words_means_missing_in_every_column(csv, word):
+    rows = [f"0.png,train,{word},{word},{word},1", "1.png,train,p1,50,2,1", "2.png,train,p2,60,3,2",
+            "3.png,val,p3,55,4,1", "4.png,test,p4,52,2,3"]
+    data = read_regression_csv(csv(*rows), ["tc", "ldl"], patient_col="patient", covariates=["age"])
+    assert np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False, False] and data.table["patient"][0] == ""
+    age = Covariate.learn("age", list(data.table["covariate_age"][:3]))
+    assert (age.is_category, age.mean) == (False, 55.0) and np.isnan(age.encode([word, "50"])).tolist() == [True, False]
+    text = " ".join(data.notes)
+    assert all(f"{name} is missing in some rows (train 1 of 3)" in text for name in ("tc", "age"))
+    assert "1 of 5 rows name no patient" in text
 
 
 def test_dropna_counts(csv):

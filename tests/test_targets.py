@@ -40,5 +40,9 @@ def test_covariates():
     assert encoded.dtype == torch.float32 and encoded[0].tolist() == [1.0, 1.0] and encoded[1].isnan().all()
     assert [Covariate.from_plain(c.plain()) for c in (age, eye)] == [age, eye]
     assert encode_all([], []) is None
+    site = Covariate.learn("site", ["A", "unknown", "B", "-"])
+    assert site.levels == ("A", "B") and site.encode(["B", "unknown"])[0] == 1 and np.isnan(site.encode(["unknown"])[0])
+    before = Covariate("site", ("A", "unknown"))  # of a checkpoint that took it for a level
+    assert before.encode(["unknown"])[0] == 1
     with pytest.raises(InputError, match="covariate site has 1 value"):
         Covariate.learn("site", ["A", "A"])

@@ -38,7 +38,7 @@ def test_a_csv_keeps_its_order_and_columns(folder, tmp_path):
                    "pictures/b.png;61;3\n")
     data = read_unlabelled(source, "image", ("grade",))
     assert list(data.table["path"]) == [str(tmp_path / "pictures" / name) for name in ("b.png", "a.PNG", "b.png")]
-    assert list(data.table["covariate_grade"]) == ["", "2", "3"]
+    assert list(data.table["covariate_grade"]) == ["NA", "2", "3"]
     assert "separated by semicolon" in data.notes[0] and "grade is missing in 1 of 3 rows" in data.notes[1]
     answers = pd.DataFrame({"predicted_class": ["x", "y"], "prob_x": [0.7, 0.2]})
     data.table = data.table.iloc[[0, 2]]  # as after --bad_images skip

@@ -144,8 +144,7 @@ def refuse_unknown(csv_file, column, cells, lines, known):
 
 
 # What stands for a missing value, in any case: in every column but that of classes, where "none" is a grade.
-MISSING = {"", "na", "n/a", "nan", "null", "none"}
-UNKNOWN = {"unknown", "unk", "missing", "?", "-"}  # of a patient; a covariate may have it as a level, in a target it is text
+MISSING = {"", "na", "n/a", "nan", "null", "none", "unknown", "unk", "missing", "?", "-"}
 
 
 def is_missing(cell):
@@ -167,7 +166,7 @@ def refuse_two_spellings(csv_file, column, cells):
 
 def patients_of(csv_file, column, cells):
     """A column of patients with "" where none is known, and a line about those. InputError for one in two spellings."""
-    patients = ["" if is_missing(cell) or cell.lower() in UNKNOWN else cell for cell in cells]
+    patients = ["" if is_missing(cell) else cell for cell in cells]
     refuse_two_spellings(csv_file, column, [patient for patient in patients if patient])
     lacking = patients.count("")
     return patients, [f"{csv_file}: {lacking:,} of {len(cells):,} rows name no patient in column {column}: each counts for "

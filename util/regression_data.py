@@ -1,7 +1,7 @@
 """A CSV with numbers to predict -> the table of pictures (see util/datasets.py), checked before anything is built.
 
-Beside the columns that every table has stand true_TARGET (float, NaN where missing) and covariate_NAME (text, ""
-where missing). `label` is what the cells of a row's targets say, so that a fingerprint of the data covers them.
+Beside the columns that every table has stand true_TARGET (float, NaN where missing) and covariate_NAME (text as it
+is written). `label` is what the cells of a row's targets say, so that a fingerprint of the data covers them.
 """
 
 import itertools
@@ -80,13 +80,12 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
         notes += of_patients
     table = picture_table(paths, labels, row_splits, patients)
     more = {f"true_{name}": numbers[name][kept] for name in targets}
-    more |= {f"covariate_{name}": ["" if is_missing(cell) else cell for cell in picked[name]]
-             for name in covariates}
+    more |= {f"covariate_{name}": picked[name] for name in covariates}
     table = pd.concat([table, pd.DataFrame(more)], axis=1)
     for name in targets:
         notes += _extreme(name, numbers[name][kept])
     for name in covariates:
-        present = [cell for cell in more[f"covariate_{name}"] if cell]
+        present = [cell for cell in picked[name] if not is_missing(cell)]
         try:
             notes += _extreme(name, np.array(list(map(number_of, present))))
         except ValueError:  # a category
@@ -156,7 +155,7 @@ def _missing(table, names, prefix):
     notes = []
     for name in names:
         column = table[prefix + name]
-        absent = column.isna() if prefix == "true_" else column == ""
+        absent = column.isna() if prefix == "true_" else column.map(is_missing)
         if absent.any():
             by_split = ", ".join(f"{split} {count:,} of {(table['split'] == split).sum():,}"
                                  for split, count in table["split"][absent].value_counts().items())

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from util.csv_columns import is_missing
 from util.errors import InputError
 from util.plain_numbers import number_of
 
@@ -84,9 +85,9 @@ class Covariate:
 
     @classmethod
     def learn(cls, name: str, cells: Sequence[str]) -> "Covariate":
-        """From a column's training cells ("" where missing): a number where all are numbers, else a category.
+        """From a column's training cells (some missing: `is_missing`): a number where all are numbers, else a category.
         InputError where there is nothing to learn from."""
-        present = [cell for cell in cells if cell]
+        present = [cell for cell in cells if not is_missing(cell)]
         if len(set(present)) < 2:
             raise InputError(f"covariate {name} has {len(set(present))} value(s) in train: leave it out of --covariates")
         try:
@@ -98,11 +99,12 @@ class Covariate:
         return cls(name, mean=float(numbers.mean()), sd=float(numbers.std(ddof=1)) or 1.0)
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Cells -> (N,) float32: standardised numbers or places in `levels`; NaN where missing or of no known level."""
+        """Cells -> (N,) float32: standardised numbers or places in `levels`; NaN where missing or of no known level. Levels of
+        earlier checkpoints may be called "unknown"."""
         if self.is_category:
             places = {level: float(place) for place, level in enumerate(self.levels)}
             return np.array([places.get(cell, np.nan) for cell in cells], dtype=np.float32)
-        values = np.array([float(cell) if cell else np.nan for cell in cells])
+        values = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
         return ((values - self.mean) / self.sd).astype(np.float32)
 
     def plain(self) -> dict:

@@ -25,7 +25,6 @@ for name, text in {
     "a unit": "5 mm",
     "thousands": "1.000.000",
     "less than": "<5",
-    "a dash": "-",
 }.items():
     file(NUMBER, name, with_cell(4, 3, text), f"line 4 {text!r}", program=NUMBERS)
 file(
@@ -89,7 +88,7 @@ file(
     program=NUMBERS,
     words=("--covariates", "label"),
 )
-for text in ("", "NA", "nan", "NULL"):
+for text in ("", "NA", "nan", "NULL", "-", "?", "unknown"):
     file(
         MISSING,
         f"a target, {text or 'empty'}",

@@ -141,7 +141,7 @@ PATHS = Row(
 )
 MISSING = Row(
     KIND,
-    "Targets or covariates are missing in some rows (empty, NA, nan, null)",
+    "Targets or covariates are missing in some rows (empty, NA, nan, null, unknown, ?, -)",
     "… is missing in some rows (…)…",
     "nothing to do, or `--dropna` to leave the rows out",
     ACCEPTED,
