@@ -245,8 +245,7 @@ def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], be
     """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
     folder, task, options = job.folder, job.task, job.options
     logits = _logits(job, kind, "test", *values)
-    folder.draw_curves(best["epoch"])
-    draw(job, "val")
+    job.world.say(*(f"val: {note}" for note in folder.draw_curves(best["epoch"]) + draw(job, "val")))
     predictions, figures = _scored(job, "test", logits)
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)

@@ -229,11 +229,11 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
 
 def _finish_val(job: Job, best: dict) -> None:
     """Intervals and pictures of the best epoch's predictions on val, once it is known to be the best."""
-    job.folder.draw_curves(best["epoch"])
+    notes = job.folder.draw_curves(best["epoch"])
     path = job.folder.file("predictions_val.csv")
     if path.exists():
         job.folder.write_figures("val", job.task.intervals(job.task.read_predictions(path), best["figures"], best))
-    draw(job, "val")
+    job.world.say(*(f"val: {note}" for note in notes + draw(job, "val")))
 
 
 def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:

@@ -42,6 +42,14 @@ def pictures(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.fixture(autouse=True)
+def fonts_not_told(monkeypatch):
+    """The line about a font that is not there comes once a process: here, once a test."""
+    from util import chart_fonts
+
+    monkeypatch.setattr(chart_fonts, "_told", [])
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys, pictures):
     """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout, stderr)."""

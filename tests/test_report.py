@@ -65,7 +65,7 @@ def test_text_stands_out_from_every_colour_of_the_map():
 
 
 def test_rows_are_true_classes_from_the_top_and_columns_predicted_ones():
-    figure = report._draw_confusion(np.array([[6, 2], [1, 3]]), ["a", "b"], "", [report.DEFAULT_FONT])
+    figure = report._draw_confusion(np.array([[6, 2], [1, 3]]), ["a", "b"], "")
     axes = figure.axes[0]
     place = {text.get_text().split("\n")[0]: axes.transData.transform(text.get_position()) for text in axes.texts}
     assert place["6"][0] < place["2"][0] and place["6"][1] == place["2"][1]
@@ -123,49 +123,6 @@ def test_names_with_any_characters_are_drawn_or_numbered(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_labels_are_whole_unless_no_font_has_them_or_they_are_long():
-    names = ["no DR", "\U0003fffd", "", "x" * 99, "two\nlines"]
-    labels, texts, fonts, notes = report.drawable(names, ["a \U0003fffd"])
-    assert labels == ["no DR", "class 1", "class 2", "x" * 21 + "…" + "x" * 12, "two lines"]
-    assert texts == ["a ?"] and fonts == [report.DEFAULT_FONT] and len(notes) == 1
-    twins = ["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50]
-    assert report.drawable(twins, [])[0] == twins  # cut, they would read the same
-
-
-def test_an_installed_font_is_found_for_what_the_first_lacks(tmp_path):
-    from fontTools.fontBuilder import FontBuilder
-    from fontTools.pens.ttGlyphPen import TTGlyphPen
-    from matplotlib import font_manager
-
-    rare = "\U0003fff0"  # unassigned: no other font of any machine has it
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    pen.lineTo((500, 800))
-    pen.lineTo((900, 0))
-    pen.closePath()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "rare"])
-    builder.setupCharacterMap({ord(rare): "rare"})
-    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "rare": pen.glyph()})
-    builder.setupHorizontalMetrics({".notdef": (1000, 0), "rare": (1000, 0)})
-    builder.setupHorizontalHeader(ascent=900, descent=-200)
-    builder.setupNameTable({"familyName": "Rare Test", "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(tmp_path / "rare.ttf")
-
-    assert report.fonts_for("a" + rare) == ([report.DEFAULT_FONT], {rare})
-    before = list(font_manager.fontManager.ttflist)
-    font_manager.fontManager.addfont(tmp_path / "rare.ttf")
-    try:
-        assert report.fonts_for("a" + rare) == ([report.DEFAULT_FONT, "Rare Test"], set())
-        assert report.fonts_for("plain") == ([report.DEFAULT_FONT], set())
-        assert report.confusion_matrix_figure(np.eye(2, dtype=int), ["a", rare], tmp_path / "confusion.png") == []
-        drawn(tmp_path / "confusion.png")
-    finally:
-        font_manager.fontManager.ttflist[:] = before
-
-
 def test_settings_of_the_user_change_nothing(tmp_path):
     import matplotlib
 
@@ -207,7 +164,7 @@ def test_panels_pair_training_and_validation_and_keep_their_order():
 def test_values_over_the_panels_are_those_of_the_best_epoch_else_of_the_last():
     panels = {"f1": {"val": np.array([0.25, 0.75, 0.5])}}
     for best_epoch, expected in [(6, "F1   0.7500"), (None, "F1   0.5000"), (99, "F1   0.5000")]:
-        figure = report._draw_curves([5, 6, 7], panels, "", [report.DEFAULT_FONT], best_epoch)
+        figure = report._draw_curves([5, 6, 7], panels, "", best_epoch)
         assert figure.axes[0].get_title(loc="left") == expected
         np.testing.assert_array_equal(figure.axes[0].lines[0].get_data(), [[5, 6, 7], [0.25, 0.75, 0.5]])
         assert len(figure.axes[0].lines) == (2 if best_epoch == 6 else 1)

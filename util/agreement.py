@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.report import drawable, save_figure
+from util.chart_fonts import drawable
+from util.report import save_figure
 
 MOST_POINTS = 5000  # drawn one by one; of more, so many chosen evenly, and the caption says so
 
@@ -27,17 +28,15 @@ def agreement_figures(table: pd.DataFrame, targets: list[str], folder: str | os.
     """
     from matplotlib import style
 
-    notes = []
+    labels, _, notes = drawable(targets, [], "target")
     with style.context("default"):
-        for target, file in zip(targets, agreement_files(split, targets), strict=True):
+        for target, label, file in zip(targets, labels, agreement_files(split, targets), strict=True):
             known = table[f"true_{target}"].notna()
             true, predicted = (table[f"{kind}_{target}"][known].to_numpy(np.float64) for kind in ("true", "pred"))
             if not len(true):
                 notes.append(f"{target}: no known values in {split}, so no picture")
                 continue
-            _, (name,), fonts, lines = drawable([], [target])
-            save_figure(_draw(true, predicted, f"{name}, {split}", fonts), Path(folder) / file)
-            notes += lines
+            notes += save_figure(_draw(true, predicted, f"{label}, {split}"), Path(folder) / file)
     return notes
 
 
@@ -49,7 +48,7 @@ def limits_of_agreement(true: np.ndarray, predicted: np.ndarray) -> tuple[float,
     return bias, bias - spread, bias + spread
 
 
-def _draw(true, predicted, title, fonts):
+def _draw(true, predicted, title):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 4.2), layout="constrained")
@@ -80,5 +79,5 @@ def _draw(true, predicted, title, fonts):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     some = f"; {len(shown):,} of them drawn" if len(shown) < len(true) else ""
-    figure.suptitle(f"{title} ({len(true):,} images{some})", fontsize=11, x=0.02, ha="left", family=fonts, parse_math=False)
+    figure.suptitle(f"{title} ({len(true):,} images{some})", fontsize=11, x=0.02, ha="left", parse_math=False)
     return figure

@@ -7,9 +7,10 @@ import math
 import os
 import textwrap
 
+from util.chart_fonts import drawable
 from util.comparison import LEVEL, Comparison, is_better_low
 from util.comparison_text import difference_text, figure_text, p_text, summary_text
-from util.report import CURVE_NAMES, drawable, save_figure
+from util.report import CURVE_NAMES, save_figure
 
 MOST_METRICS = 6  # beside each other
 MOST_PAIRS = 15  # beyond, the differences from the first group alone are drawn
@@ -31,28 +32,18 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     if len(metrics) < len(comparison.metrics):
         notes.append(f"the picture shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
-    labels, fonts, lines = _labels(names)
+    labels, _, lines = drawable(names, [], "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
         notes.append(f"the picture shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
-        save_figure(_draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)), fonts), path)
+        lines += save_figure(_draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True))), path)
     return [*notes, *lines]
 
 
-def _labels(names):
-    """What stands for the groups, the fonts that draw it, lines. A name that no font draws becomes "group 3"."""
-    labels, _, fonts, lines = drawable(names, [])
-    for k, name in enumerate(names):
-        if labels[k] == f"class {k}" != name:
-            labels[k] = f"group {k}"
-            lines = [line.replace(f"class {k} is", f"group {k} is") for line in lines]
-    return labels, fonts, lines
-
-
-def _draw(comparison, metrics, tests, pairs, labels, fonts):
+def _draw(comparison, metrics, tests, pairs, labels):
     from matplotlib.figure import Figure
 
     heights = [len(labels), *([len(pairs)] if pairs else [])]
@@ -65,8 +56,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
     for column, (metric, of_metric) in enumerate(zip(metrics, tests, strict=True)):
         _draw_groups(all_axes[0, column], [comparison.summary(name, metric) for name in labels])
         arrow = "  (lower is better)" if is_better_low(metric) else ""
-        all_axes[0, column].set_title(CURVE_NAMES.get(metric, metric) + arrow, fontsize=9, loc="left", parse_math=False,
-                                      family=fonts)
+        all_axes[0, column].set_title(CURVE_NAMES.get(metric, metric) + arrow, fontsize=9, loc="left", parse_math=False)
         rows = [list(labels.values())]
         if pairs:
             _draw_differences(all_axes[1, column], of_metric, pairs)
@@ -74,7 +64,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
             rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
-            axes.set_yticks(range(len(texts)), texts if column == 0 else [], fontsize=8, family=fonts, parse_math=False)
+            axes.set_yticks(range(len(texts)), texts if column == 0 else [], fontsize=8, parse_math=False)
             axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
             axes.tick_params(axis="y", length=0)
@@ -85,7 +75,7 @@ def _draw(comparison, metrics, tests, pairs, labels, fonts):
             _keep_inside(axes)
     caption = _caption(comparison, metrics, bool(pairs)) + (f" …: {labels[base]}." if base else "")
     caption = textwrap.fill(caption, 20 + 46 * len(metrics), break_on_hyphens=False)
-    figure.text(0, 0, caption, fontsize=7, color="0.3", va="top", family=fonts, parse_math=False)
+    figure.text(0, 0, caption, fontsize=7, color="0.3", va="top", parse_math=False)
     return figure
 
 

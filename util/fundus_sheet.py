@@ -7,6 +7,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from util.as_shown import AS_SHOWN, Reading
+from util.chart_fonts import image_font
 from util.csv_columns import some
 from util.fundus import Field, small_image
 from util.fundus_fields import Fields
@@ -14,7 +15,7 @@ from util.images import ImageError, ImageSource
 from util.run_files import write_whole
 
 SHOWN, COLUMNS = 24, 6
-SIDE, CAPTION = 240, 18  # pixels of a place on the sheet
+SIDE, CAPTION, FONT = 240, 18, 10  # pixels of a place on the sheet
 MOST_WHOLE = 8  # of those shown
 CIRCLE, SQUARE, WHOLE, PAPER, INK = (255, 220, 40), (90, 200, 255), (255, 90, 70), (255, 255, 255), (20, 20, 20)
 
@@ -30,15 +31,17 @@ def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path 
     lines = [line]
     if csv_file is not None and sheet is not None:
         write_whole(csv_file, table.to_csv(index=False, float_format="%.1f"))
-        write_sheet(table, sheet, fields.reading)
+        of_fonts = write_sheet(table, sheet, fields.reading)
         lines.append(f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look at their circles")
+        lines += of_fonts
     if found < len(table) / 2:
         lines.append("warning: most of these images have no round field: --fundus_crop off, if they are no fundus photographs")
     return lines
 
 
-def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) -> None:
-    """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table."""
+def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) -> list[str]:
+    """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table; a line where no
+    font draws their names."""
     whole = table["radius"].isna().to_numpy()
     left = _spread(np.flatnonzero(whole), min(MOST_WHOLE, SHOWN))
     rows = _spread(np.flatnonzero(~whole), SHOWN - len(left))
@@ -48,13 +51,17 @@ def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) ->
     pictures = [_marked(ImageSource(path, reading), field) for path, field in chosen]
     height = max(picture.height for picture in pictures) + CAPTION + 8  # of a line
     paper = Image.new("RGB", (COLUMNS * SIDE, -(-len(rows) // COLUMNS) * height), PAPER)
+    lines = []
     for number, (picture, (path, _)) in enumerate(zip(pictures, chosen, strict=True)):
         left, bottom = number % COLUMNS * SIDE, (number // COLUMNS + 1) * height - CAPTION
         paper.paste(picture, (left + (SIDE - picture.width) // 2, bottom - picture.height - 2))
-        ImageDraw.Draw(paper).text((left + 6, bottom), _short(Path(path).name), fill=INK)
+        font, name, of_fonts = image_font(_short(Path(path).name), FONT)
+        ImageDraw.Draw(paper).text((left + 6, bottom), name, fill=INK, font=font)
+        lines += of_fonts
     partial = file.with_name(f".{file.name}.partial")
     paper.save(partial, "PNG", optimize=True)
     partial.replace(file)
+    return lines
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:

@@ -341,6 +341,6 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
                 figure.set_size_inches(2.6 * len(axes), 3.2)
                 for axis in axes.flat:
                     axis.xaxis.set_minor_formatter(NullFormatter())  # of logarithmic axes: they would overlap
-            save_figure(figure, folder / f"optuna_{name}.png")
+            notes += save_figure(figure, folder / f"optuna_{name}.png")
             pyplot.close(figure)
     return notes

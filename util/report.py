@@ -14,17 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from util.chart_fonts import drawable, fit_fonts
+
 DPI = 150
 MAX_CLASSES_WITH_SHARES = 12  # beyond, a cell is too small for two lines that can be read
 MAX_CLASSES_WITH_COUNTS = 60  # beyond, it is too small for one
-MAX_NAME = 34  # characters of a class name that are shown
-
-DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
-PREFERRED_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "Microsoft YaHei",
-                   "PingFang SC", "Hiragino Sans GB", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei",
-                   "Arial Unicode MS")
-# Stand-ins that claim to hold every character and draw boxes, and colour fonts, which matplotlib cannot draw.
-NO_TEXT_FONTS = ("Last Resort", "LastResort", "Adobe Blank", "Unicode BMP Fallback", "Emoji")
 
 CURVE_NAMES = {  # in the order of their panels
     "loss": "Loss", "score": "Score", "roc_auc": "ROC AUC", "f1": "F1", "kappa": "Cohen's kappa", "r2": "R²",
@@ -48,10 +42,9 @@ def confusion_matrix_figure(table_or_confusion: pd.DataFrame | np.ndarray, class
     from matplotlib import style
 
     confusion = _counts(table_or_confusion, class_names)
-    labels, (title,), fonts, notes = drawable(class_names, [title])
+    labels, (title,), notes = drawable(class_names, [title])
     with style.context("default"):
-        save_figure(_draw_confusion(confusion, labels, title, fonts), path)
-    return notes
+        return notes + save_figure(_draw_confusion(confusion, labels, title), path)
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
@@ -72,7 +65,7 @@ def cell_texts(confusion: np.ndarray) -> list[list[str]]:
             for counts, shares in zip(confusion, row_shares(confusion), strict=True)]
 
 
-def _draw_confusion(confusion, labels, title, fonts):
+def _draw_confusion(confusion, labels, title):
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -80,7 +73,7 @@ def _draw_confusion(confusion, labels, title, fonts):
     cell = 1.25 if num_classes <= 2 else max(min(0.9, 0.36 + 2.2 / num_classes, 20 / num_classes), 0.02)  # inches
     side = cell * num_classes
     font_size = 10 if cell > 0.6 else 8 if cell > 0.5 else 7
-    style = {"fontsize": font_size, "family": fonts, "parse_math": False}  # a "$" in a name is a "$"
+    style = {"fontsize": font_size, "parse_math": False}  # a "$" in a name is a "$"
 
     # The axes are exactly as large as their cells; whatever stands around them is found by the tight bounding box.
     figure = Figure(figsize=(side, side))
@@ -117,7 +110,7 @@ def _draw_confusion(confusion, labels, title, fonts):
 
     width = max(side, 3.5) * 72  # points
     heading = "\n".join(textwrap.wrap(title, int(width / (0.6 * (font_size + 3)))))
-    axes.set_title(heading, loc="left", pad=10, parse_math=False, family=fonts, fontsize=font_size + 3)
+    axes.set_title(heading, loc="left", pad=10, parse_math=False, fontsize=font_size + 3)
     caption = "\n".join(textwrap.wrap(_caption(confusion), int(width / (0.5 * font_size))))
     axes.annotate(caption, (0, 0), (0, -8), xycoords=("axes fraction", axes.xaxis.label), textcoords="offset points",
                   va="top", ha="left", color="0.3", fontsize=font_size, linespacing=1.3)
@@ -133,6 +126,11 @@ def _turned(labels, width):
     if len(labels) <= MAX_CLASSES_WITH_SHARES:
         return labels, {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     return labels, {"rotation": 90}
+
+
+def _width_in_em(text):
+    """About how wide a text is, in units of its font size: a Chinese character fills the square."""
+    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
 
 
 def _counts(table_or_confusion, class_names):
@@ -202,10 +200,9 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
     panels = curve_panels(rows)
     if not panels:
         return ["no epoch is logged, so there are no learning curves to draw"]
-    _, (title,), fonts, notes = drawable([], [title])
+    _, (title,), notes = drawable([], [title])
     with style.context("default"):
-        save_figure(_draw_curves([row["epoch"] for row in rows], panels, title, fonts, best_epoch), path, crop=False)
-    return notes
+        return notes + save_figure(_draw_curves([row["epoch"] for row in rows], panels, title, best_epoch), path, crop=False)
 
 
 def curve_panels(rows):
@@ -222,7 +219,7 @@ def curve_panels(rows):
                                                          item[0])))
 
 
-def _draw_curves(epochs, panels, title, fonts, best_epoch):
+def _draw_curves(epochs, panels, title, best_epoch):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -259,8 +256,7 @@ def _draw_curves(epochs, panels, title, fonts, best_epoch):
     which = "the best epoch (dotted)" if best_epoch in epochs else "the last epoch"
     figure.supxlabel(f"Epoch. The numbers are those of {which}, {epochs[marked]}.", fontsize=8, color="0.3")
     if title:
-        figure.suptitle(title, fontsize=11, x=0.01, y=1 - 0.1 / height, ha="left", va="top", family=fonts,
-                        parse_math=False)
+        figure.suptitle(title, fontsize=11, x=0.01, y=1 - 0.1 / height, ha="left", va="top", parse_math=False)
     return figure
 
 
@@ -270,67 +266,15 @@ def _figure_text(value):
     return f"{value:.4f}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
 
 
-# ---- text that can be drawn -----------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
-def fonts_for(text: str) -> tuple[list[str], set[str]]:
-    """Font families that together draw a text, matplotlib's own first, and the characters that none of them has."""
-    from matplotlib import font_manager
+def save_figure(figure, path, crop=True) -> list[str]:
+    """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn.
 
-    fonts, missing = [DEFAULT_FONT], set(text) - _characters_of(DEFAULT_FONT)
-    # matplotlib warns when it is to draw with a family that has no upright face of normal weight.
-    installed = {entry.name for entry in font_manager.fontManager.ttflist
-                 if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")}
-    others = sorted(name for name in installed if not any(word in name for word in NO_TEXT_FONTS))
-    for name in [*(name for name in PREFERRED_FONTS if name in installed), *others]:
-        if not missing:
-            break
-        found = missing & _characters_of(name)
-        if found:
-            fonts.append(name)
-            missing -= found
-    return fonts, missing
-
-
-def _characters_of(font):
-    from matplotlib import font_manager
-
-    file = font_manager.findfont(font_manager.FontProperties(family=[font]), fallback_to_default=False)
-    return set(map(chr, font_manager.get_font(file).get_charmap()))
-
-
-def drawable(class_names, texts):
-    """Labels for the K class names and the other texts, the fonts that draw them, and a line where a font is missing.
-
-    A name that cannot be drawn becomes "class 3" (its number in the model's order), a character of a text "?".
+    Every chart passes here, and gets the fonts that its text needs; a line where there are none, once a run.
     """
-    names, texts = [_one_line(name) for name in class_names], [_one_line(text) for text in texts]
-    fonts, missing = fonts_for("".join([*names, *texts]))
-    short = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME - 13].rstrip()}…{name[-12:]}" for name in names]
-    names = short if len(set(short)) == len(set(names)) else names
-    lost = [k for k, name in enumerate(names) if missing & set(name)]
-    labels = [f"class {k}" if k in lost else name or f"class {k}" for k, name in enumerate(names)]
-    notes = []
-    if missing:
-        listed = ", ".join(f"class {k} is {names[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
-        notes.append(f"no installed font can draw {len(missing)} characters of the picture's text"
-                     + (f" ({listed})" if lost else "") + "; a font such as Noto Sans CJK would")
-    return labels, ["".join("?" if mark in missing else mark for mark in text) for text in texts], fonts, notes
-
-
-def _one_line(text):
-    """Without line breaks and control characters; a surrogate (a file name that is not UTF-8) becomes U+FFFD."""
-    instead = {"Cc": " ", "Cf": "", "Cs": "\ufffd"}
-    return " ".join("".join(instead.get(unicodedata.category(mark), mark) for mark in str(text)).split())
-
-
-def _width_in_em(text):
-    """About how wide a text is, in units of its font size: a Chinese character fills the square."""
-    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
-
-
-def save_figure(figure, path, crop=True):
-    """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn."""
     path = Path(path)
+    notes = fit_fonts(figure)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3},
@@ -338,6 +282,7 @@ def save_figure(figure, path, crop=True):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return notes
 
 
 # ---- python -m util.report RUN ----------------------------------------------------------------------------------------

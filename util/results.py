@@ -197,12 +197,14 @@ class RunFolder:
         """What metrics_SPLIT.json holds: {name: {"value", "lower", "upper", …}}; NaN where it says null."""
         return read_metrics_json(self.file(f"metrics_{split}.json"))
 
-    def draw_curves(self, best_epoch: int | None) -> None:
+    def draw_curves(self, best_epoch: int | None) -> list[str]:
+        """learning_curves.png; lines for the user."""
         shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))
         rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
         if len(rows) > 1:
             with self.writing(self.file("learning_curves.png")) as path:
-                learning_curves_figure(rows, path, best_epoch=best_epoch)
+                return learning_curves_figure(rows, path, best_epoch=best_epoch)
+        return []
 
     def write_run(self, facts: dict, resumed_at: int | None = None) -> None:
         """run.json; a resumed run keeps the time of its start and adds a line to `resumed`."""

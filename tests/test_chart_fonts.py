@@ -1,0 +1,199 @@
+"""The text of the charts: whatever the script, it is drawn or replaced, and one line says which font is not there."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import font_manager
+from PIL import Image
+
+from tests.conftest import write_pictures
+from util import chart_fonts, fundus_sheet, report, report_pictures
+from util.agreement import agreement_figures
+from util.comparison_figure import forest_figure
+from util.curves import curves_of
+
+NAMES = ["正常眼底", "糖尿病视网膜病变"]
+ROWS = [{"epoch": epoch, "train_loss": 1 / (epoch + 1), "val_mae_血糖": epoch / 9} for epoch in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Warnings are errors, and matplotlib's list of fonts is put back."""
+    before = list(font_manager.fontManager.ttflist)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    font_manager.fontManager.ttflist[:] = before
+    forget()
+
+
+def forget():
+    chart_fonts._others_for.cache_clear()
+    font_manager.fontManager._findfont_cached.cache_clear()
+
+
+@pytest.fixture
+def no_other_font(monkeypatch):
+    """A machine that has matplotlib's own fonts alone."""
+    forget()
+    listed = font_manager.fontManager.ttflist
+    listed[:] = [entry for entry in listed if entry.name.startswith("DejaVu")]
+    monkeypatch.setattr(chart_fonts, "add_new_fonts", lambda: False)
+
+
+def made_font(file: Path, family: str, marks: str) -> Path:
+    """A font whose characters are triangles."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((500, 800))
+    pen.lineTo((900, 0))
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "triangle"])
+    builder.setupCharacterMap({ord(mark): "triangle" for mark in marks})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "triangle": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "triangle": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(file)
+    return file
+
+
+def draw_all(folder: Path) -> list[str]:
+    """Every chart of the program that has a user's words in it -> the lines for the user."""
+    rng = np.random.default_rng(0)
+    lines = report.confusion_matrix_figure(np.array([[9, 3], [5, 7]]), NAMES, folder / "confusion.png", "测试")
+    lines += report.learning_curves_figure(ROWS, folder / "curves.png", "任务一")
+    true = np.arange(40) % 2
+    logits = np.stack([np.zeros(40), true + rng.normal(size=40)], axis=1)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    curves = curves_of(true, chances.argmax(axis=1), chances, logits, NAMES, 1.3)
+    entry = {"value": 0.8, "lower": 0.7, "upper": 0.9}
+    run = SimpleNamespace(names=NAMES, title="任务一", folder=folder)
+    lines += report_pictures.classification_pictures(run, SimpleNamespace(name="test", images=40), curves, [
+        {"roc_auc": entry, "average_precision": entry}] * 2, {0: "s0", 1: "s1"})
+    table = pd.DataFrame({f"{kind}_{target}": rng.normal(size=9) for kind in ("true", "pred") for target in ("血糖", "年龄")})
+    lines += agreement_figures(table, ["血糖", "年龄"], folder, "test")
+    files = [folder / "左眼.png", folder / "b.png"]
+    for file in files:
+        Image.new("RGB", (60, 60), "grey").save(file)
+    lines += fundus_sheet.write_sheet(pd.DataFrame({"path": map(str, files), "x": 30.0, "y": 30.0, "radius": 25.0}),
+                                      folder / "sheet.png")
+    return lines
+
+
+def texts_of(monkeypatch):
+    """Every text of the figures that are drawn from here on."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    seen, savefig = [], Figure.savefig
+
+    def save(figure, *words, **options):
+        savefig(figure, *words, **options)
+        seen.extend(text for text in figure.findobj(Text) if text.get_text())
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return seen
+
+
+def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(tmp_path, no_other_font, monkeypatch, capfd):
+    texts = texts_of(monkeypatch)
+    lines = draw_all(tmp_path)
+    assert len(lines) == 1 and "class 0 is '正常眼底'" in lines[0] and "apt-get install fonts-noto-cjk" in lines[0]
+    drawn = {text.get_text() for text in texts}
+    assert {"class 0", "class 0  (12)", "class 1  0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_??   0.2222",
+            "target 1, test (9 images)"} <= drawn, drawn
+    assert not set("".join(drawn)) & set("".join(NAMES) + "血糖年龄任务一测试")
+    assert draw_all(tmp_path) == [], "once a run"
+    assert capfd.readouterr().err == ""
+
+
+def test_with_a_font_every_chart_has_the_names(tmp_path, no_other_font, monkeypatch):
+    font_manager.fontManager.addfont(made_font(tmp_path / "own.ttf", "Own Chinese", "".join(NAMES) + "血糖年龄任务一测试左眼"))
+    texts = texts_of(monkeypatch)
+    assert draw_all(tmp_path) == []
+    drawn = {text.get_text() for text in texts}
+    assert {NAMES[0], f"{NAMES[0]}  (12)", f"{NAMES[1]}  0.800 (0.700 to 0.900)", f"Probability of {NAMES[1]}", "测试",
+            "任务一", "任务一, test, 40 images", "mae_血糖   0.2222"} <= drawn, drawn
+    for text in texts:
+        if not text.get_text().isascii() and set(text.get_text()) & set("".join(NAMES)):
+            assert text.get_family() == [chart_fonts.DEFAULT_FONT, "Own Chinese"]
+
+
+def test_an_installed_chinese_font_draws_them(tmp_path, monkeypatch):
+    fonts, missing = chart_fonts.fonts_for("".join(NAMES))
+    if missing:
+        pytest.skip("no font of this machine has Chinese characters")
+    texts = texts_of(monkeypatch)
+    assert draw_all(tmp_path) == []
+    assert NAMES[0] in {text.get_text() for text in texts}
+    assert fonts[1] in chart_fonts.PREFERRED_FONTS or not set(chart_fonts.PREFERRED_FONTS) & set(chart_fonts._installed())
+
+
+def test_a_run_says_it_once(start, no_other_font, tmp_path):
+    data = write_pictures(tmp_path / "data", numbers=(2, 1, 2), classes=("正常", "轻度", "重度"))
+    warnings.simplefilter("ignore")  # of the packages that a whole run uses
+    warnings.filterwarnings("error", message="Glyph")
+    code, out, err = start("--output_dir", "out", "--task", "任务", data=data)
+    assert code == 0 and out.count("no installed font") == 1 and "\nval: no installed font" in out, err
+    assert "Glyph" not in out + err
+
+
+def test_a_comparison_has_the_names_of_groups_and_metrics(tmp_path, no_other_font, monkeypatch):
+    run = SimpleNamespace  # only what the picture reads
+    groups = [run(name=name, runs=[1]) for name in NAMES]
+    one = run(mean=0.5, lower=0.4, upper=0.6, values=[0.5])
+    comparison = run(metrics=["mae_血糖"], groups=groups, split="test", images=9, joint=[], main_tests=list,
+                     summary=lambda name, metric: one)
+    monkeypatch.setattr("util.comparison_figure.summary_text", lambda summary: "0.5")
+    texts = texts_of(monkeypatch)
+    lines = forest_figure(comparison, tmp_path / "comparison.png")
+    assert len(lines) == 1 and "group 0 is '正常眼底'" in lines[0]
+    assert {"group 0", "group 1"} <= {text.get_text() for text in texts}
+    assert any(text.get_text().startswith("mae_??") for text in texts)
+
+
+def test_fonts_are_looked_for_only_where_one_is_missing(no_other_font, monkeypatch):
+    monkeypatch.setattr(chart_fonts, "_installed", lambda: pytest.fail("the fonts were listed"))
+    assert chart_fonts.fonts_for("sévère, R² − 1 %\nμm") == ([chart_fonts.DEFAULT_FONT], set())
+
+
+def test_named_fonts_come_first_then_any_that_has_the_character(tmp_path, no_other_font):
+    for family, marks in (("A Font", "正ไ"), ("SimHei", "正"), ("Z Thai", "ไ"), ("Last Resort", "正ไa🙂"), ("Noto Emoji", "🙂"),
+                          ("B Color Emoji", "🙂")):
+        font_manager.fontManager.addfont(made_font(tmp_path / f"{family}.ttf", family, marks))
+    assert chart_fonts.fonts_for("正") == ([chart_fonts.DEFAULT_FONT, "SimHei"], set())
+    assert chart_fonts.fonts_for("正ไ") == ([chart_fonts.DEFAULT_FONT, "SimHei", "A Font"], set())
+    assert chart_fonts.fonts_for("🙂 ok") == ([chart_fonts.DEFAULT_FONT, "Noto Emoji"], set())
+    lost = "\U0003fffd"
+    assert chart_fonts.fonts_for(f"正{lost}") == ([chart_fonts.DEFAULT_FONT, "SimHei"], {lost})
+    assert "fonts-noto;" in chart_fonts.missing_line({"ก"})[0]
+
+
+def test_a_font_installed_after_matplotlib_listed_them_is_found(tmp_path, no_other_font, monkeypatch):
+    monkeypatch.undo()  # the real add_new_fonts
+    chart_fonts.add_new_fonts.cache_clear()
+    file = str(made_font(tmp_path / "new.ttf", "New Font", "\U0003fff0"))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda fontpaths=None, fontext="ttf": (
+        [file] if fontpaths is None and fontext == "ttf" else []))
+    assert chart_fonts.fonts_for("a\U0003fff0") == ([chart_fonts.DEFAULT_FONT, "New Font"], set())
+    chart_fonts.add_new_fonts.cache_clear()
+
+
+def test_labels_are_whole_unless_no_font_has_them_or_they_are_long():
+    names = ["no DR", "\U0003fffd", "", "x" * 99, "two\nlines"]
+    labels, texts, notes = chart_fonts.drawable(names, ["a \U0003fffd"])
+    assert labels == ["no DR", "class 1", "class 2", "x" * 21 + "…" + "x" * 12, "two lines"]
+    assert texts == ["a ?"] and len(notes) == 1
+    twins = ["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50]
+    assert chart_fonts.drawable(twins, [])[0] == twins  # cut, they would read the same

@@ -1,0 +1,145 @@
+"""Fonts for the text of the charts, chosen by its characters, so that a name in any script is drawn and none is boxes.
+
+matplotlib's own font has no Chinese; it draws a character with the first of a text's families that has it. Which families
+those are is chosen for each figure where it is saved (`fit_fonts`), on its own text objects: no setting of matplotlib changes.
+"""
+
+import functools
+import unicodedata
+
+DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
+# matplotlib before 3.11 knows only the first face of a collection: Debian's Noto Sans CJK by its Japanese name
+PREFERRED_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
+                   "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Hiragino Sans GB", "Heiti TC",
+                   "Noto Sans CJK JP", "Source Han Sans", "Arial Unicode MS")
+# Stand-ins that claim to hold every character and draw boxes, and colour fonts, which matplotlib cannot draw.
+NO_TEXT_FONTS = ("Last Resort", "LastResort", "Adobe Blank", "Unicode BMP Fallback", "Color Emoji")
+MAX_NAME = 34  # characters of a name that are shown
+_told: list[str] = []  # the one line about a font that is not there
+
+
+def fonts_for(text: str) -> tuple[list[str], set[str]]:
+    """Font families that together draw a text, matplotlib's own first, and the characters that none of them has."""
+    marks = {mark for mark in text if unicodedata.category(mark) != "Cc"}
+    missing = frozenset(marks - _drawn_by(DEFAULT_FONT, marks))
+    if not missing:  # nearly always: no other font is opened
+        return [DEFAULT_FONT], set()
+    fonts, lost = _others_for(missing, _installed())
+    if lost and add_new_fonts():
+        fonts, lost = _others_for(missing, _installed())
+    return [DEFAULT_FONT, *fonts], set(lost)
+
+
+@functools.lru_cache
+def _others_for(missing: frozenset[str], installed: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
+    fonts = []
+    for name in installed:
+        found = _drawn_by(name, missing)
+        if found:
+            fonts.append(name)
+            missing -= found
+        if not missing:
+            break
+    return fonts, missing
+
+
+def _installed() -> tuple[str, ...]:
+    """The families that may stand in, the preferred ones first."""
+    from matplotlib import font_manager
+
+    # matplotlib warns when it is to draw with a family that has no upright face of normal weight.
+    names = {entry.name for entry in font_manager.fontManager.ttflist
+             if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")}
+    others = sorted(name for name in names if not any(word in name for word in NO_TEXT_FONTS))
+    return tuple(dict.fromkeys([*(name for name in PREFERRED_FONTS if name in names), *others]))
+
+
+@functools.cache
+def add_new_fonts() -> bool:
+    """Tell matplotlib of fonts that were installed after it last listed the system's (its list lies in a cache for good)."""
+    from matplotlib import font_manager
+
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    new = {entry.fname for entry in font_manager.FontManager().ttflist} - known
+    for file in sorted(new):
+        font_manager.fontManager.addfont(file)
+    return bool(new)
+
+
+def _file_of(family: str) -> str:
+    from matplotlib import font_manager
+
+    return font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
+
+
+def _drawn_by(family: str, marks: set[str] | frozenset[str]) -> set[str]:
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(_file_of(family))
+    return {mark for mark in marks if font.get_char_index(ord(mark))}
+
+
+def drawable(names: list[str], texts: list[str], kind: str = "class") -> tuple[list[str], list[str], list[str]]:
+    """Labels for the K names and the other texts of a chart, and, once a run, a line where a font is missing.
+
+    A name that cannot be drawn becomes "class 3" (its number in the model's order; kind: that word), a character of a
+    text "?".
+    """
+    names, texts = [_one_line(name) for name in names], [_one_line(text) for text in texts]
+    _, missing = fonts_for("".join([*names, *texts]))
+    short = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME - 13].rstrip()}…{name[-12:]}" for name in names]
+    names = short if len(set(short)) == len(set(names)) else names
+    lost = [k for k, name in enumerate(names) if missing & set(name)]
+    labels = [f"{kind} {k}" if k in lost else name or f"{kind} {k}" for k, name in enumerate(names)]
+    listed = ", ".join(f"{kind} {k} is {names[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
+    return labels, [_without(missing, text) for text in texts], missing_line(missing, listed)
+
+
+def fit_fonts(figure) -> list[str]:
+    """Give each text of a figure the families that draw all of them; what none has becomes "?", and a line says so."""
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    fonts, missing = fonts_for("".join(text.get_text() for text in texts))
+    if fonts != [DEFAULT_FONT]:
+        for text in texts:
+            text.set_family(fonts)
+    for text in texts:
+        if missing & set(text.get_text()):
+            text.set_text(_without(missing, text.get_text()))
+    return missing_line(missing)
+
+
+def image_font(text: str, size: int):
+    """For Pillow, which draws a text with one font: (the font, the text with "?" for what it lacks, lines)."""
+    from PIL import ImageFont
+
+    if text.isascii():
+        return ImageFont.load_default(size), text, []
+    fonts, missing = fonts_for(text)
+    file, drawn = _file_of(fonts[-1]), _drawn_by(fonts[-1], set(text))
+    font = ImageFont.truetype(str(file), size, index=getattr(file, "face_index", 0))
+    return font, _without(set(text) - drawn, text), missing_line(missing)
+
+
+def missing_line(missing: set[str], listed: str = "") -> list[str]:
+    """The line about characters that no font has, the first time in a process; later, or where there are none, nothing."""
+    if not missing or _told:
+        return []
+    east_asian = any(unicodedata.east_asian_width(mark) in "WF" for mark in missing)
+    font, package = ("Noto Sans CJK", "fonts-noto-cjk") if east_asian else ("one of the Noto fonts", "fonts-noto")
+    _told.append(f"no installed font can draw {len(missing)} characters of the charts' text"
+                 + (f" ({listed})" if listed else "")
+                 + f": install {font} (Debian and Ubuntu: apt-get install {package}; elsewhere, or without root: put its file, "
+                   "from notofonts.github.io, into the user's folder of fonts, such as ~/.local/share/fonts)")
+    return list(_told)
+
+
+def _without(missing: set[str], text: str) -> str:
+    return "".join("?" if mark in missing else mark for mark in text)
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and control characters; a surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    instead = {"Cc": " ", "Cf": "", "Cs": "\ufffd"}
+    return " ".join("".join(instead.get(unicodedata.category(mark), mark) for mark in str(text)).split())
