@@ -26,7 +26,9 @@ from util.datasets import (
     subset,
 )
 from util.errors import InputError, RunError
+from util.image_endings import EXTENSIONS, NOT_READ
 from util.image_facts import ImageFacts
+from util.images import FORMATS, ImageSource
 from util.transforms import TrainTransform, train_settings
 from util.unlabelled import read_unlabelled
 
@@ -94,6 +96,39 @@ def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
     data = read_folder(root)
     assert len(data.table) == rows and data.class_names == ["healthy", "mild", "severe"]
     assert len(data.notes) == 1 and "left out 4 files" in data.notes[0] and "notes.txt" in data.notes[0]
+
+
+def test_every_ending_of_the_formats_that_are_read_is_taken_and_other_images_are_counted(tmp_path):
+    Image.init()
+    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
+    assert endings == set(EXTENSIONS) and not set(EXTENSIONS) & set(NOT_READ)
+    root = make_folder(tmp_path)
+    for ending in endings - {".pfm"}:  # floats
+        Image.new("RGB", (12, 10), (9, 90, 200)).save(f"{root}/train/mild/same{ending.upper()}",
+                                                      format=Image.EXTENSION[ending])
+    data = check_files(read_folder(root), "stop", progress=False)
+    assert len(data.table) == 27 + len(endings) - 1 and data.notes == []
+    for name in ("a.dcm", "b.DCM", "c.nii.gz", "._d.dcm"):
+        shutil.copy(f"{root}/train/mild/train0.png", f"{root}/train/mild/{name}")
+    warning, rest = read_folder(root).notes
+    assert warning.startswith("warning: left out 3 files of kinds that are not read (2 .dcm, 1 .nii.gz): convert them to PNG")
+    assert rest.startswith("left out 1 files that are hidden") and "._d.dcm" in rest
+    assert read_unlabelled(f"{root}/train/mild").notes == [warning, rest]
+
+
+def test_a_class_of_other_images_alone_is_refused_with_their_kind(tmp_path):
+    root = make_folder(tmp_path)
+    for number in range(3):
+        os.rename(f"{root}/train/mild/train{number}.png", f"{root}/train/mild/train{number}.dcm")
+    refused(lambda: read_folder(root), "no picture", "left out 3 files of kinds that are not read (3 .dcm)")
+    refused(lambda: read_unlabelled(f"{root}/train/mild"), "no picture", "3 .dcm")
+
+
+def test_the_first_frame_of_an_animated_gif_is_read(tmp_path):
+    frames = [Image.new("RGB", (12, 10), shade) for shade in ((250, 0, 0), (0, 0, 250))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    pixels = np.array(ImageSource(f"{tmp_path}/a.gif").decode())
+    assert pixels.shape == (10, 12, 3) and (pixels == (250, 0, 0)).all()
 
 
 def test_a_link_to_a_folder_above_does_not_go_round(tmp_path):

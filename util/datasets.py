@@ -36,6 +36,7 @@ from util.csv_columns import (
     some,
 )
 from util.errors import InputError, RunError
+from util.image_endings import EXTENSIONS, left_out
 from util.image_facts import check_images, look_at
 from util.images import ImageError, file_status
 from util.own_pictures import is_marker, own_pictures
@@ -43,7 +44,6 @@ from util.run_files import write_whole
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}  # internal, external
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 
 @dataclass
@@ -91,7 +91,7 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
         if empty:
             raise InputError(
                 f"no picture ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
-                "add some, or remove the class from every split"
+                "add some, or remove the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
             )
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
@@ -147,12 +147,6 @@ def pictures_below(folder, ignored):
         by_folder[current] = [name for name in names if name not in own] if own else names
     # ImageFolder's order: folders by their whole path, then files by name.
     return [os.path.join(current, name) for current in sorted(by_folder) for name in sorted(by_folder[current])]
-
-
-def left_out(ignored):
-    """A line about what `pictures_below` did not take, or none."""
-    what = "files that are hidden, no pictures or this program's own"
-    return [f"left out {len(ignored):,} {what}: {some(ignored)}"] if ignored else []
 
 
 def _same_classes(data_path, found):

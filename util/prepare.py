@@ -114,7 +114,8 @@ def read_split_list(place: str) -> list[dict[str, str]]:
     InputError.
     """
     from util.csv_columns import read_columns, refuse_empty, refuse_unknown
-    from util.datasets import EXTENSIONS, SPLIT_NAMES
+    from util.datasets import SPLIT_NAMES
+    from util.image_endings import EXTENSIONS
 
     if os.path.isdir(place):
         paths = [path for split in SPLITS for path in sorted(Path(place, split).rglob("*"))

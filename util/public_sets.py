@@ -75,7 +75,7 @@ class RawFolder:
     """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed over."""
 
     def __init__(self, folder, public_set: PublicSet):
-        from util.datasets import EXTENSIONS  # brings torch, which --help does not need
+        from util.image_endings import EXTENSIONS  # brings pandas, which --help does not need
 
         if not os.path.isdir(folder):
             problem = "is not a folder" if os.path.exists(folder) else "is not there"

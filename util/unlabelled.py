@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from util.csv_columns import SEPARATORS, file_names, is_missing, located, read_columns, refuse_absent, refuse_empty
-from util.datasets import EXTENSIONS, Data, left_out, picture_table, pictures_below
+from util.datasets import Data, picture_table, pictures_below
 from util.errors import InputError
 from util.fundus_fields import Fields
+from util.image_endings import EXTENSIONS, left_out
 from util.image_facts import ImageFacts
 from util.metrics import predictions_table
 
@@ -55,7 +56,7 @@ def _read_folder(folder: str) -> Unlabelled:
     notes = left_out(ignored)
     if not paths:
         raise InputError(f"--input {folder}: no picture ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
-                         + (f"; {notes[0]}" if notes else ""))
+                         + "".join(f"; {note}" for note in notes))
     return Unlabelled(_table(paths), [], notes)
 
 

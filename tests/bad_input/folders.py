@@ -50,11 +50,20 @@ WRONG_NUMBER = Row(
 )
 IGNORED = Row(
     KIND,
-    "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, DICOM files, hidden folders",
+    "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, hidden folders",
     "left out … files that are hidden, no pictures or this program's own: …",
-    "nothing to do; convert pictures of other formats",
+    "nothing to do",
     ACCEPTED,
     "counts them and names the first",
+)
+NOT_READ = Row(
+    KIND,
+    "Images of kinds that are not read lie among the others: DICOM (`.dcm`), HEIC, AVIF, SVG, files of OCT devices (`.e2e`, "
+    "`.fda`, `.vol`, `.oct`), volumes (`.npy`, `.nii`)",
+    "warning: left out … files of kinds that are not read (…): convert them to PNG, or take them away",
+    "convert them to PNG or TIFF",
+    ACCEPTED,
+    "counts them by their endings",
 )
 NESTED = Row(
     KIND,
@@ -172,7 +181,7 @@ for number in (1, 3, 1000):
 
 
 def clutter(folder):
-    for name in (".DS_Store", "Thumbs.db", "._0.png", "notes.txt", "scan.dcm", "volume.gif", "noextension"):
+    for name in (".DS_Store", "Thumbs.db", "._0.png", "notes.txt", "setup.ini", "list.docx", "noextension"):
         (folder / name).write_bytes(b"x")
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints/0.png").write_bytes(made.png())
@@ -185,6 +194,33 @@ def _cluttered(place: Place):
 
 
 TABLE.add(IGNORED, "in training", _cluttered, "left out 8 files")
+
+
+def _unread(folder):
+    for name in ("a.dcm", "b.DCM", "c.dcm", "d.heic", "e.nii.gz", "f.E2E", ".hidden.dcm"):
+        (folder / name).write_bytes(b"x")
+
+
+@TABLE.case(NOT_READ, "in training", "left out 6 files", "(3 .dcm, 1 .")
+def _(place: Place):
+    _unread(place.data() / "test/dry")
+    place.pictures = 4
+    return [*TRAINING, "--data_path", "data", "--task", "t"]
+
+
+@TABLE.case(NOT_READ, "in prediction", "left out 6 files", "1 .nii.gz", "1 .e2e", program="predict.py")
+def _(place: Place):
+    _unread(place.some_pictures())
+    place.pictures = 3
+    return predicting(place, "pictures")
+
+
+def _dicom_alone(data):
+    for path in list((data / "train/dry").iterdir()):
+        path.rename(path.with_suffix(".dcm"))
+
+
+changed(EMPTY, "DICOM files alone", _dicom_alone, "files of kinds that are not read", ".dcm)")
 
 
 @TABLE.case(IGNORED, "in prediction", "left out 8 files", program="predict.py")

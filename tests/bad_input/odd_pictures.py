@@ -40,6 +40,10 @@ ODDITIES = {
     "jpeg called png": ("png", made.jpeg()),
     "png called JPG": ("JPG", made.png()),
     "gif called png": ("png", made.encoded(made.noise(mode="P"), "GIF")),
+    "gif": ("gif", made.encoded(made.noise(mode="P"), "GIF")),
+    "jpeg called jfif": ("jfif", made.jpeg()),
+    "jpeg 2000": ("jp2", made.encoded(made.noise((64, 64)), "JPEG2000")),
+    "ppm": ("ppm", made.encoded(made.noise(), "PPM")),
     "jpeg with bytes behind its end": ("jpg", made.jpeg() + b"more" * 99),
     "png with bytes behind its end": ("png", made.png() + bytes(99)),
     "exif says turn": ("jpg", made.rotated()),
@@ -55,6 +59,7 @@ ODDITIES = {
 }
 MANY_FRAMES = {
     "animated gif": ("png", made.animated("GIF")),
+    "animated gif with its own ending": ("gif", made.animated("GIF")),
     "animated png": ("png", made.animated("PNG")),
     "animated webp": ("webp", made.animated("WEBP")),
     "tiff of three pages": ("tif", made.animated("TIFF")),
