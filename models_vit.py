@@ -22,7 +22,6 @@ from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 from util.weight_checks import refuse_not_finite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NORMS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 HUB_OWNER = "YukunZhou"
 Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and what of a file fits it
 
@@ -119,19 +118,13 @@ def _timm_backbone(arch: str | None) -> Backbone:
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
         raise InputError(f"--model_arch {arch} is no model of timm {timm.__version__}: {hint}")
-    settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    try:
+        settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:  # a tag that this name has not
+        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*"))
+        raise InputError(f"--model_arch {arch} is no model of timm {timm.__version__}: with weights it has {tags}") from error
     mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
-
-
-def normalisation(backbone: Backbone, norm: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of the three channels, of 0…1, that --norm stands for."""
-    if norm == "backbone":
-        return backbone.mean, backbone.std
-    if norm in NORMS:
-        return NORMS[norm]
-    numbers = tuple(map(float, norm.split(",")))
-    return numbers[:3], numbers[3:]
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:

@@ -16,7 +16,7 @@ from jobs import batch_size, parallel
 from jobs.part import choose_part, load_resumed
 from jobs.reading import compare_data, evaluation_settings, read_data
 from jobs.task import Task
-from util import checkpoint, datasets, image_facts, lora, lr_sched, shard_files, sharding, starts, transforms
+from util import checkpoint, datasets, image_facts, lora, lr_sched, normalisation, shard_files, sharding, starts, transforms
 from util import options as flags
 from util.distributed import World, usable_cores
 from util.errors import InputError, RunError
@@ -47,6 +47,7 @@ class Job:
     resumed: WeightFile | None
     loaded: str  # the line about the checkpoint's tensors
     eval_transform: dict
+    norm_source: str  # where its mean and standard deviation are from
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
@@ -115,7 +116,8 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         _restore_values(model, resumed, task)
     world.say(*filter(None, [line]))
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              eval_transform, fields=fields)
+              eval_transform, normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {}),
+              fields=fields)
     if options.batch_size == flags.AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:

@@ -13,7 +13,7 @@ from jobs.job import idle_for_backbone, resolve_backbone
 from jobs.part import load_adapter
 from jobs.reading import evaluation_settings
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
-from util import checkpoint, image_facts, lora, seen_area, summary, use_options
+from util import checkpoint, image_facts, lora, normalisation, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -100,8 +100,11 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     notes, warnings = image_facts.describe(data.facts, transform)
     data.notes += notes
     world.say(*warnings)
+    norm_source = normalisation.source(options, parsed.typed, backbone, ours.rest if ours is not None else {})
     parts = FeatureParts(model, options.input_size).eval()
-    world.say(f"weights    {line}", *_describe(options, world, backbone, precision, transform, data, parts))
+    world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
+              f"reading    {summary.reading(transform, options.norm, norm_source)}",
+              *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else []))
     if ours is not None and ours.rest.get("reads"):
         kind = ours.rest["reads"]["kind"]
         world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the model's own head "
@@ -117,8 +120,8 @@ def extract(parsed: flags.Parsed, world: World) -> None:
         return
     arrays = parts.split(partial.values())
     facts |= {"weights": weights, "arrays": {name: WHAT[name] for name in arrays}, "transform": transform,
-              "precision": precision.name, "device": world.device.type, "pictures": len(data.table), "input": options.input,
-              "versions": versions(), "commit": commit(), "made": now()}
+              "norm_source": norm_source, "precision": precision.name, "device": world.device.type,
+              "pictures": len(data.table), "input": options.input, "versions": versions(), "commit": commit(), "made": now()}
     with no_room(f"--output {options.output}"):
         write_features(options.output, list(data.table["path"]), arrays,
                        json.dumps(checkpoint.plain(facts), ensure_ascii=False))
@@ -158,7 +161,7 @@ def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namesp
     return {name: facts[name] for name in ("name", "sha256", "used", "expected", "text")}, loaded.text.removeprefix("weights: ")
 
 
-def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, precision, transform: dict, data,
+def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, precision, data,
               parts: FeatureParts) -> list[str]:
     lines = [f"model      {backbone.model} {backbone.arch}, input {options.input_size} pixels: "
              + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
@@ -170,6 +173,4 @@ def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, p
         lines.append("           the CSV's other columns are not stored (rows are in its order): "
                      + ", ".join(data.others.columns))
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
-                    f"{precision.name}, batch size {options.batch_size}",
-                    f"reading    {summary.reading(transform, options.norm)}",
-                    *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else [])]
+                    f"{precision.name}, batch size {options.batch_size}"]

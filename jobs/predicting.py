@@ -16,7 +16,7 @@ from jobs.part import load_whole
 from jobs.reading import evaluation_settings
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from util import checkpoint, image_facts, seen_area, summary, use_options
+from util import checkpoint, image_facts, normalisation, seen_area, summary, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -41,6 +41,7 @@ class Prediction:
     covariates: torch.Tensor | None
     model: torch.nn.Module
     transform: dict
+    norm_source: str  # where its mean and standard deviation are from
     digest: str  # sha256 of the checkpoint
     best: dict  # what was decided on val
 
@@ -101,7 +102,7 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     notes, warnings = image_facts.describe(data.facts, transform)
     data.notes += notes
     job = Prediction(options, world, task, backbone, precision, data, task.covariates(data.table), model.eval(), transform,
-                     digest, best)
+                     normalisation.source(options, parsed.typed, backbone, file.rest), digest, best)
     world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
     world.say(*warnings, *describe(job))
     return job
@@ -156,7 +157,7 @@ def describe(job: Prediction) -> list[str]:
     lines += [f"           note: {note}" for note in job.data.notes]
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
                     f"{job.precision.name}, batch size {options.batch_size}",
-                    f"reading    {summary.reading(job.transform, options.norm)}",
+                    f"reading    {summary.reading(job.transform, options.norm, job.norm_source)}",
                     *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields)]
 
 

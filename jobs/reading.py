@@ -7,7 +7,7 @@ import numpy as np
 
 import models_vit
 from jobs.task import Task
-from util import datasets, fundus_sheet, leakage, transforms
+from util import datasets, fundus_sheet, leakage, normalisation, transforms
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -103,8 +103,9 @@ def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, res
     """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry.
     facts: of the pictures (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
     options, typed = parsed.options, parsed.typed
-    mean, std = models_vit.normalisation(backbone, options.norm)
-    stored = resumed.rest.get("transform", {}).get("eval") if resumed is not None else None
+    rest = resumed.rest if resumed is not None else {}
+    mean, std, _ = normalisation.of_options(options, backbone, rest)
+    stored = rest.get("transform", {}).get("eval")
     if not stored:
         settings = transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size,
                                             options.fundus_crop, options.resize, options.read_images)

@@ -40,6 +40,7 @@ def facts(job: Job) -> dict:
                   "parameters": models_vit.count_parameters(job.model),
                   "trained": models_vit.count_parameters(job.model, trainable_only=True)},
         "weights": weights_facts(job),
+        "normalisation": {"mean": job.eval_transform["mean"], "std": job.eval_transform["std"], "source": job.norm_source},
         "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
         **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
                                         "steps_an_epoch": job.plan.steps}),

@@ -113,7 +113,8 @@ def test_the_whole_way(start, tmp_path):
     assert row["qwk"] == pytest.approx(expected, abs=1e-9) or np.isnan([row["qwk"], expected]).all()
 
     for words in (typed, ()):  # what is not typed is the run's own order, once and again
-        code, out, err = start("--epochs", 1, "--task", "typed", "--select_metric", "qwk", "--resume", "same", *words, data=data)
+        code, out, err = start("--epochs", 1, "--task", "typed", "--select_metric", "qwk", "--resume", "same", *words,
+                               data=data)
         assert code == 0 and "this run is complete" in out, err
 
     # a checkpoint that knows another order of its outputs: the typed one is that of the grades

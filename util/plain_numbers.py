@@ -6,3 +6,10 @@ def number_of(text: str, kind=float):
     if "_" in text:
         raise ValueError(text)
     return kind(text)
+
+
+
+def mean_and_deviation(mean: list[float], std: list[float]) -> str:
+    """mean 0.5 0.5 0.5, standard deviation 0.5 0.5 0.5."""
+    written = [" ".join(f"{value:.4g}" for value in values) for values in (mean, std)]
+    return f"mean {written[0]}, standard deviation {written[1]}"

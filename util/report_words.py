@@ -3,6 +3,7 @@
 import pandas as pd
 
 from util.charts import clean
+from util.plain_numbers import mean_and_deviation
 from util.report_data import Run
 from util.report_figures import undefined, written
 from util.selection import LESS_IS_BETTER
@@ -220,6 +221,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""), str(model.get("arch") or ""), *counts, size)
                                 if part)),
             ("Weights", _weights_text(weights) if "weights" in facts else ""),
+            ("Normalisation", _normalisation(_dict(facts.get("normalisation")))),
             ("Adaptation", _adaptation(options)),
             ("Training", _training(run)),
             ("Chosen by", _chosen_by(str(options.get("select_metric") or ""))),
@@ -241,6 +243,13 @@ def _weights_text(weights) -> str:
     used = f"{weights['used']:,} of {weights['expected']:,} tensors used" if known else ""
     digest = f"sha256 {weights['sha256']}" if weights.get("sha256") else ""
     return ", ".join(part for part in (str(weights.get("name") or weights.get("path") or ""), used, digest) if part)
+
+
+def _normalisation(said: dict) -> str:
+    values = [said.get("mean"), said.get("std")]
+    if not all(isinstance(value, list) and all(isinstance(number, int | float) for number in value) for value in values):
+        return ""
+    return f"{mean_and_deviation(*values)} ({said.get('source')})"
 
 
 def _training(run: Run) -> str:

@@ -4,6 +4,7 @@ import math
 
 from util.datasets import counts
 from util.feature_kinds import KINDS
+from util.plain_numbers import mean_and_deviation
 
 MOST_CLASSES_LISTED = 60
 FIGURES_A_LINE = 3
@@ -28,7 +29,7 @@ def describe(job) -> list[str]:
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
     lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
-              f"reading    {reading(job.eval_transform, options.norm)}"]
+              f"reading    {reading(job.eval_transform, options.norm, job.norm_source)}"]
     if job.plan is not None and not getattr(options, "optuna_trials", 0):
         plan = job.plan
         lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
@@ -38,12 +39,11 @@ def describe(job) -> list[str]:
     return lines
 
 
-def reading(transform: dict, norm: str) -> str:
-    """How pictures are read, in a few words."""
-    mean, std = (" ".join(f"{value:.4g}" for value in transform[name]) for name in ("mean", "std"))
-    whose = {"backbone": ", the backbone's own"}.get(norm, "")
+def reading(transform: dict, norm: str, source: str) -> str:
+    """How pictures are read, in a few words. source: where mean and standard deviation are from (util/normalisation.py)."""
     field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
-    return f"{field}decoding {transform['decode']}; normalised by mean {mean}, standard deviation {std} (--norm {norm}{whose})"
+    return (f"{field}decoding {transform['decode']}; normalised by {mean_and_deviation(transform['mean'], transform['std'])} "
+            f"(--norm {norm}: {source})")
 
 
 def _weights(job) -> str:
