@@ -115,9 +115,9 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         line = "\n".join(filter(None, [line, parallel.deal_out(options, world, model, parts)]))
         _restore_values(model, resumed, task)
     world.say(*filter(None, [line]))
-    job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              eval_transform, normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {}),
-              fields=fields)
+    norm_source = normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {})
+    job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
+              norm_source, fields=fields)
     if options.batch_size == flags.AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:
