@@ -8,9 +8,9 @@ import pytest
 import latent_feature
 import models_vit
 import predict
-from jobs.job import evaluation_settings
+from jobs.reading import evaluation_settings
 from main_finetune import make_parser
-from tests.test_job import STORED
+from tests.test_reading import DEEP, STORED
 from util import options as flags
 from util.errors import InputError, exit_code_of
 from util.normalisation import source
@@ -24,7 +24,7 @@ def both(*words, model="vit_base_patch16_224", rest=None):
     options, backbone = parsed.options, models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
     options.input_size, options.decode = 64, "full"
     file = types.SimpleNamespace(rest=rest) if rest else None
-    return evaluation_settings(parsed, backbone, file)["mean"][0], source(options, parsed.typed, backbone, rest or {})
+    return evaluation_settings(parsed, backbone, file, DEEP[:0])["mean"][0], source(options, parsed.typed, backbone, rest or {})
 
 
 @pytest.mark.parametrize(("words", "model", "mean", "of"), [

@@ -99,7 +99,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path):
 
 def test_extensions_are_those_of_training(tmp_path):
     raw = tmp_path / "raw"
-    fake_folders(raw, {f"{name}_x": [f"{number}{extension}" for number in range(2) for extension in EXTENSIONS] + ["a.gif"]
+    fake_folders(raw, {f"{name}_x": [f"{number}{extension}" for number in range(2) for extension in EXTENSIONS] + ["a.dcm"]
                        for name in ("normal", "cataract", "glaucoma", "retina disease")})
     for folder in list(raw.iterdir()):
         folder.rename(folder.with_name(folder.name.removesuffix("_x")))

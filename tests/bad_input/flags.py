@@ -244,6 +244,7 @@ contradicts(
     "",
 )
 contradicts(MODEL_FLAGS, "--model_arch", "test_vitt", says=("no model of timm",))
+contradicts(MODEL_FLAGS, "--model_arch", "test_vit.unheard", says=("no model of timm", "test_vit.r160_in1k"))
 contradicts(MODEL_FLAGS, "--model_arch", "x" * 3000)
 contradicts(MODEL_FLAGS, "--input_size", 33, says=("nearest sizes are 32 and 48",))
 contradicts(MODEL_FLAGS, "--input_size", 1)
