@@ -29,7 +29,7 @@ def make_parser() -> flags.OneLineParser:
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
                        help="how much of a JPEG is decoded; not set: as the checkpoint was trained, else full")
     own.add_weights_flags(parser)
-    flags.add_model_flags(parser, leave_out=own.NOT_FOR_USE)
+    flags.add_model_flags(parser, leave_out=own.NOT_FOR_FEATURES)
     own.add_machine_flags(parser, "64, or as the checkpoint was trained")
     return parser
 

@@ -21,6 +21,7 @@ from util import options as flags
 from util.distributed import World
 from util.errors import InputError
 from util.feature_kinds import KINDS
+from util.mirrors import with_mirrors
 from util.precision import Precision, resolve_precision
 from util.pretrained import sha256
 from util.run_files import write_predictions
@@ -61,8 +62,8 @@ def predict(parsed: flags.Parsed, world: World) -> None:
         heatmapping.check(job)
     job.precision.prepare()
     job.model.to(world.device)
-    partial = computed(job.model, job.data, job.covariates, job.options, world, job.precision, job.transform,
-                       {"checkpoint": job.digest, "model": _model_options(job)}, "predicting")
+    partial = computed(with_mirrors(job.model, job.options.tta, job.task.kind), job.data, job.covariates, job.options, world,
+                       job.precision, job.transform, {"checkpoint": job.digest, "model": _model_options(job)}, "predicting")
     outputs = None if partial is None else partial.values()
     if partial is not None:
         table = write(job, outputs)
@@ -135,7 +136,7 @@ def _check_heatmap_of(options: Namespace, task: Task, file: WeightFile) -> None:
 
 def _model_options(job: Prediction) -> dict:
     return {"timm": job.backbone.timm_name, "input_size": job.options.input_size, "global_pool": job.options.global_pool,
-            "fc_norm_passes": job.options.fc_norm_passes}
+            "fc_norm_passes": job.options.fc_norm_passes, "tta": job.options.tta}
 
 
 def temperature_of(job: Prediction) -> float | None:
@@ -158,6 +159,7 @@ def describe(job: Prediction) -> list[str]:
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
                     f"{job.precision.name}, batch size {options.batch_size}",
                     f"reading    {summary.reading(job.transform, options.norm, job.norm_source)}",
+                    *summary.mirrors(options.tta),
                     *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields)]
 
 

@@ -38,7 +38,7 @@ SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of chec
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 # What a checkpoint decides unless it was typed.
 FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "read_images", "global_pool",
-                   "fc_norm_passes", "precision", "batch_size")
+                   "fc_norm_passes", "tta", "precision", "batch_size")
 # What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
 OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
                "finetune": ""}

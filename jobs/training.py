@@ -24,6 +24,7 @@ from util import options as flags
 from util.distributed import World, wrap
 from util.errors import InputError, RunError
 from util.lr_decay import parameter_groups
+from util.mirrors import with_mirrors
 from util.sampling import TrainBatches
 from util.sharding import compile_in_place, is_sharded
 
@@ -98,7 +99,8 @@ def trainer_of(job: Job) -> Trainer:
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others). RunError, in all of them, where outputs
     are no numbers."""
-    _, values = outputs(job.running, batches, job.precision, job.world, split)
+    model = with_mirrors(job.running, job.options.tta, job.task.kind)
+    _, values = outputs(model, batches, job.precision, job.world, split)
     table = problem = None
     if job.world.is_main:
         try:

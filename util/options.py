@@ -35,7 +35,7 @@ OF_THIS_START = {
 
 # What a checkpoint's figures depend on where it is only scored; the rest of its options is training's.
 OF_SCORING = {"model", "model_arch", "input_size", "norm", "fundus_crop", "decode", "cache_size", "precision", "global_pool",
-              "fc_norm_passes", "csv_file", "class_order", "positive_class", "resize", "read_images"}
+              "fc_norm_passes", "csv_file", "class_order", "positive_class", "resize", "read_images", "tta"}
 # What training alone reads.
 OF_TRAINING = (
     "epochs", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad", "drop_path",
@@ -48,7 +48,7 @@ OF_TRAINING = (
 )
 # What runs did before there was a flag for it, so that typing the flag is a difference.
 BEFORE = {"fundus_crop": "off", "balanced_sampling": False, "class_order": None, "positive_class": None, "path_suffix": "",
-          "resize": "crop", "read_images": "as_stored"}
+          "resize": "crop", "read_images": "as_stored", "tta": "off"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -182,6 +182,9 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
         help="as_shown: turned as EXIF says, transparent parts black, values of more than 8 bits over the range that all files "
              "together use; as_stored, as the original's loader: TIFF files alone are turned, colours under transparency are "
              "read, values over the full range of their type")
+    add("--tta", nargs="?", const="mirror", choices=("off", "mirror"), default="off",
+        help="evaluation and predictions take the mean over each image and its mirror image (left to right), at twice the "
+             "time; --tta alone is mirror")
     add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
     add("--global_pool", action="store_true", default=True,
         help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
@@ -443,6 +446,9 @@ def check_combinations(parsed: Parsed) -> None:
     if options.crop_scale[1] > 1:
         raise InputError(f"--crop_scale {options.crop_scale[0]:g} {options.crop_scale[1]:g}: a crop takes at most 1, the "
                          "whole picture")
+    if options.tta != "off" and options.adaptation == "lp" and not options.eval:
+        raise InputError("--tta with --adaptation lp: a probe's features are computed once, of each image as it is; leave it "
+                         "out, or pass it to --eval and predict.py")
     if options.eval and not options.resume:
         raise InputError("--eval needs --resume: the checkpoint to score")
     if options.eval and options.resume in ("auto", "same") and not options.task:

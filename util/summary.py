@@ -29,7 +29,7 @@ def describe(job) -> list[str]:
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
     lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
-              f"reading    {reading(job.eval_transform, options.norm, job.norm_source)}"]
+              f"reading    {reading(job.eval_transform, options.norm, job.norm_source)}", *mirrors(options.tta)]
     if job.plan is not None and not getattr(options, "optuna_trials", 0):
         plan = job.plan
         lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
@@ -44,6 +44,10 @@ def reading(transform: dict, norm: str, source: str) -> str:
     field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
     return (f"{field}decoding {transform['decode']}; normalised by {mean_and_deviation(transform['mean'], transform['std'])} "
             f"(--norm {norm}: {source})")
+
+
+def mirrors(tta: str) -> list[str]:
+    return ["           outputs are means over each image and its mirror image (--tta mirror)"] if tta == "mirror" else []
 
 
 def _weights(job) -> str:

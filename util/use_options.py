@@ -11,6 +11,7 @@ from util.options import OneLineParser, Parsed, count, seed_number, whole
 HEATMAP_METHODS = ("auto", "gradient", "rollout", "gradcam")
 LONGEST_NAME = 200  # bytes of an output's name: 255 are allowed, and files beside it have longer ones
 NOT_FOR_USE = ("finetune", "weights_dir", "allow_partial", "drop_path", "adaptation")  # flags of training's start
+NOT_FOR_FEATURES = (*NOT_FOR_USE, "tta")
 FOREIGN = "model of a checkpoint that does not name its own (of the original scripts)"
 
 

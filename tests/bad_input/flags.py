@@ -203,6 +203,7 @@ BEST = "BEST"
 REGRESSION, PREDICT, LATENT, COMPARE = "main_regression.py", "predict.py", "latent_feature.py", "compare.py"
 contradicts(CONTRADICTION, "--csv_file", "d.csv", says=("--data_path and --csv_file",))
 contradicts(CONTRADICTION, "--patient_col", "p", "--patient_regex", "(a)", says=("--patient_col and --patient_regex",))
+contradicts(CONTRADICTION, "--tta", "--adaptation", "lp", says=("--tta with --adaptation lp",))
 contradicts(CONTRADICTION, "--min_lr", 1, says=("--min_lr 1 is above",))
 contradicts(CONTRADICTION, "--crop_scale", 0.9, 0.1, says=("--crop_scale 0.9 0.1",))
 contradicts(CONTRADICTION, "--crop_ratio", 2, 1, says=("--crop_ratio 2 1",))
