@@ -5,15 +5,16 @@ embeddings) is decided here and in util/state_dicts.py, and checked against the 
 tests/test_models_vit.py. Nothing is downloaded by building a model.
 """
 
-import inspect
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 
-from util import checkpoint
+from util import checkpoint, timm_models
 from util.errors import InputError
 from util.lora import is_adapter
 from util.lr_decay import is_plain_vit, layer_of_parameters
@@ -113,16 +114,8 @@ def belongs(model: str, arch: str | None) -> bool:
 def _timm_backbone(arch: str | None) -> Backbone:
     if not arch:
         raise InputError("--model timm needs --model_arch: any name that timm knows, such as efficientnet_b4")
-    name = arch.removeprefix("timm/").removeprefix("hf-hub:timm/")
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-        raise InputError(f"--model_arch {arch} is no model of timm {timm.__version__}: {hint}")
-    try:
-        settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:  # a tag that this name has not
-        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*"))
-        raise InputError(f"--model_arch {arch} is no model of timm {timm.__version__}: with weights it has {tags}") from error
+    name = timm_models.current_name(arch)
+    settings = timm_models.settings_of(name)
     mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
 
@@ -130,12 +123,11 @@ def _timm_backbone(arch: str | None) -> Backbone:
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
     """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own.
 
-    InputError, naming the nearest two sizes, where the patch does not divide it.
+    InputError, naming sizes that work, where the patch does not divide it or a timm model does not take it.
     """
     if backbone.model == TIMM:
-        settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
-        size = input_size or (settings.input_size[-1] if settings else 224)
-        patch = _patch_of(backbone.timm_name, size)
+        size = input_size or timm_models.own_size(backbone.timm_name)
+        patch = timm_models.patch_of(backbone.timm_name)
     else:
         size, patch = input_size or 224, backbone.patch
     if size < max(patch, 8):
@@ -144,6 +136,8 @@ def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
         below = size // patch * patch
         raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for {backbone.arch}: the "
                          f"nearest sizes are {below} and {below + patch}")
+    if backbone.model == TIMM:
+        timm_models.require_size(backbone.timm_name, functools.partial(build_model, backbone, 2, pretrained=False), size)
     return size
 
 
@@ -151,26 +145,6 @@ def has_plain_vit(backbone: Backbone) -> bool:
     """Whether a row is a vision transformer without stages, asked of the model itself."""
     with torch.device("meta"):
         return backbone.model != TIMM or is_plain_vit(timm.create_model(backbone.timm_name, num_classes=0))
-
-
-def _patch_of(timm_name: str, size: int) -> int:
-    """Side in pixels of a fixed-size timm model's patches (0 where it takes any size), asked of the model itself."""
-    if not _is_fixed_size(timm_name):
-        return 0
-    with torch.device("meta"):
-        embed = getattr(timm.create_model(timm_name, num_classes=0), "patch_embed", None)
-    if not getattr(embed, "grid_size", None) or not getattr(embed, "img_size", None):
-        return 0  # a stem of convolutions takes what it gets
-    return round(embed.img_size[0] / embed.grid_size[0])
-
-
-def _is_fixed_size(timm_name: str) -> bool:
-    settings = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
-    return bool(settings and settings.fixed_input_size) or "img_size" in _accepted(timm_name)
-
-
-def _accepted(timm_name: str) -> set[str]:
-    return set(inspect.signature(timm.model_entrypoint(timm_name)).parameters)
 
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
@@ -189,7 +163,7 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
         options |= {"img_size": input_size, "global_pool": "token"}
         if backbone.family == "mae" and global_pool:
             options["global_pool"] = "avg"  # timm then takes the norm after the pooling, as fc_norm
-    elif _is_fixed_size(backbone.timm_name):
+    elif timm_models.is_fixed_size(backbone.timm_name):
         options["img_size"] = input_size
     try:
         model = timm.create_model(backbone.timm_name, pretrained=False, **options)
@@ -239,7 +213,7 @@ class ExactLinear(torch.nn.Linear):
     would tie."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):  # meta has no autocast
             return torch.nn.functional.linear(features.float(), self.weight, self.bias)
 
 

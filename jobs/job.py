@@ -27,6 +27,7 @@ from util.probe import FeatureDataset
 from util.results import RunFolder
 from util.sampling import EvalBatches, StepPlan
 from util.state_dicts import WeightFile, put_in, set_buffers
+from util.timm_models import use_current_name
 
 GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 
@@ -79,7 +80,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
     batch_size.take_stored(parsed, resumed)
-    world.say(*_take_over(parsed, resumed, task), *flags.idle(parsed))
+    world.say(*use_current_name(options), *_take_over(parsed, resumed, task), *flags.idle(parsed))
     if options.adaptation == "lora" and not options.eval:
         world.main_first(lambda: lora.require() if world.is_main else None)
     backbone = resolve_backbone(options, resumed)

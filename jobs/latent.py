@@ -13,7 +13,7 @@ from jobs.job import idle_for_backbone, resolve_backbone
 from jobs.part import load_adapter
 from jobs.reading import evaluation_settings
 from jobs.trained import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
-from util import checkpoint, image_facts, lora, normalisation, seen_area, summary, use_options
+from util import checkpoint, image_facts, lora, normalisation, seen_area, summary, timm_models, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -87,7 +87,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     file = world.main_first(lambda: checkpoint.read(options.resume)) if options.resume else None
     parsed, lines = _resolve(parsed, file)
     options = parsed.options
-    world.say(*lines, *use_options.idle(parsed))
+    world.say(*lines, *timm_models.use_current_name(options), *use_options.idle(parsed))
     ours = file if file is not None and checkpoint.is_ours(file) else None
     backbone = resolve_backbone(options, ours)
     world.say(*idle_for_backbone(parsed, backbone))

@@ -16,7 +16,7 @@ from jobs.part import load_whole
 from jobs.reading import evaluation_settings
 from jobs.task import Task
 from jobs.trained import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from util import checkpoint, image_facts, normalisation, seen_area, summary, use_options
+from util import checkpoint, image_facts, normalisation, seen_area, summary, timm_models, use_options
 from util import options as flags
 from util.distributed import World
 from util.errors import InputError
@@ -81,7 +81,7 @@ def prepare(parsed: flags.Parsed, world: World) -> Prediction:
     file = world.main_first(lambda: checkpoint.read(parsed.options.resume))
     parsed, task, lines = take_checkpoint(parsed, file)
     options, ours = parsed.options, checkpoint.is_ours(file)
-    world.say(*lines, *use_options.idle(parsed))
+    world.say(*lines, *timm_models.use_current_name(options), *use_options.idle(parsed))
     backbone = resolve_backbone(options, file)
     world.say(*idle_for_backbone(parsed, backbone))
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)

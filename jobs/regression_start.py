@@ -3,6 +3,7 @@
 import timm
 
 import models_vit
+from util import timm_models
 from util.errors import InputError
 from util.options import Parsed
 from util.regression_options import DEFAULT_WEIGHTS
@@ -39,7 +40,7 @@ def _timms_own_weights(parsed: Parsed) -> str:
     if backbone.model != models_vit.TIMM:
         raise InputError(f"--pretrained is for --model timm: {backbone.arch} takes its weights by --finetune "
                          f"({', '.join(backbone.weights)})")
-    settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
+    settings = timm_models.settings_of(backbone.timm_name)
     if not settings or not settings.hf_hub_id:
         raise InputError(f"timm has no weights of {backbone.arch} on the hub: leave --pretrained out, or pass a file with "
                          "--finetune")

@@ -41,7 +41,10 @@ class Precision:
             for module in model.modules():
                 if hasattr(module, "fused_attn"):  # timm's attention layers
                     module.fused_attn = False
-        return model.to(memory_format=torch.channels_last) if lay_out else model
+        for parameter in model.parameters() if lay_out else ():
+            if parameter.ndim == 4:  # module.to(memory_format=...) fails where there is a Conv3d (timm's lambda layers)
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return model
 
     def scaler(self) -> torch.amp.GradScaler:
         """fp16 scales its loss, so that small gradients are not lost; the others pass through."""
