@@ -251,10 +251,8 @@ contradicts(MODEL_FLAGS, "--model_arch", "resnet10t.a1_in1k", says=("no tag a1_i
 contradicts(MODEL_FLAGS, "--model_arch", "vit_tiny_patch16_224_in21k.augreg", says=("no tag augreg",))
 contradicts(MODEL_FLAGS, "--model_arch", "crossvit_9_240", says=("--input_size 32", "what works is 240"))
 contradicts(MODEL_FLAGS, "--model_arch", "halonet26t", "--input_size", 100, says=("what works is 256",))
-contradicts(MODEL_FLAGS, "--model_arch", "nest_tiny", says=("--input_size 32", "what works is"))
-contradicts(
-    MODEL_FLAGS, "--model", "resnet10t.a1_in1k", program=REGRESSION, says=("no tag a1_in1k", "resnet10t.c3_in1k")
-)
+contradicts(MODEL_FLAGS, "--model_arch", "maxvit_tiny_tf_224", "--input_size", 100, says=("what works is 96 or 128 or 224",))
+contradicts(MODEL_FLAGS, "--model_arch", "resnet10t.a1_in1k", program=REGRESSION, says=("resnet10t.c3_in1k",))
 contradicts(MODEL_FLAGS, "--input_size", 33, says=("nearest sizes are 32 and 48",))
 contradicts(MODEL_FLAGS, "--input_size", 1)
 contradicts(MODEL_FLAGS, "--input_size", 10**7, says=("--input_size",))
