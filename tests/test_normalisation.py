@@ -64,7 +64,7 @@ def test_a_checkpoint_keeps_its_numbers_and_says_whose_they_are():
 
 
 def test_a_tag_that_timm_has_not_is_refused_with_those_it_has():
-    with pytest.raises(InputError, match=r"no model of timm .*vit_base_patch16_224\.mae"):
+    with pytest.raises(InputError, match=r"has no tag unheard of .*vit_base_patch16_224\.mae"):
         models_vit.find_backbone("timm", "vit_base_patch16_224.unheard")
 
 
