@@ -121,10 +121,8 @@ def _timm_backbone(arch: str | None) -> Backbone:
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
-    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own.
-
-    InputError, naming sizes that work, where the patch does not divide it or a timm model does not take it.
-    """
+    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own. InputError, naming sizes
+    that work, where the patch does not divide it or a timm model does not take it."""
     if backbone.model == TIMM:
         size = input_size or timm_models.own_size(backbone.timm_name)
         patch = timm_models.patch_of(backbone.timm_name)
