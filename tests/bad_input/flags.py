@@ -245,7 +245,7 @@ contradicts(
     "",
 )
 contradicts(MODEL_FLAGS, "--model_arch", "test_vitt", says=("no model of timm",))
-contradicts(MODEL_FLAGS, "--model_arch", "test_vit.unheard", says=("no model of timm", "test_vit.r160_in1k"))
+contradicts(MODEL_FLAGS, "--model_arch", "test_vit.unheard", says=("has no tag unheard of test_vit", "test_vit.r160_in1k"))
 contradicts(MODEL_FLAGS, "--model_arch", "x" * 3000)
 contradicts(MODEL_FLAGS, "--model_arch", "resnet10t.a1_in1k", says=("no tag a1_in1k", "resnet10t.c3_in1k"))
 contradicts(MODEL_FLAGS, "--model_arch", "vit_tiny_patch16_224_in21k.augreg", says=("no tag augreg",))
