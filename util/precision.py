@@ -43,7 +43,8 @@ class Precision:
                     module.fused_attn = False
         for parameter in model.parameters() if lay_out else ():
             if parameter.ndim == 4:  # module.to(memory_format=...) fails where there is a Conv3d (timm's lambda layers)
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                # not contiguous(): it leaves kernels of one pixel as they are, and their convolutions take the other way
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return model
 
     def scaler(self) -> torch.amp.GradScaler:
