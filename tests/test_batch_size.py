@@ -78,8 +78,9 @@ def test_what_is_tried_is_the_largest_that_fits(start, monkeypatch):
 def test_a_full_memory_is_one_line(start, monkeypatch):
     import models_vit
 
-    def full(self, *_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    def full(self, inputs):
+        if not inputs[0].is_meta:  # the check of the input size takes a step of shapes alone
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     real = models_vit.build_model
 
