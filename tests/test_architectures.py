@@ -97,3 +97,8 @@ def test_five_dimensions_keep_their_layout_and_four_have_their_channels_last():
     model = Precision("fp32", "cpu").place(timm.create_model("lambda_resnet26t", num_classes=2))
     weights = {parameter.ndim: parameter for parameter in model.parameters()}
     assert weights[4].is_contiguous(memory_format=torch.channels_last) and weights[5].is_contiguous()
+    # kernels of one pixel are contiguous either way; their strides decide which way their convolutions take
+    ours, torchs = (timm.create_model("test_efficientnet") for _ in range(2))
+    Precision("fp32", "cpu").place(ours)
+    torchs.to(memory_format=torch.channels_last)
+    assert [p.stride() for p in ours.parameters()] == [p.stride() for p in torchs.parameters()]

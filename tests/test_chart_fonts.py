@@ -10,7 +10,7 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from tests.conftest import write_pictures
+from tests.conftest import not_installed, write_pictures
 from util import chart_fonts, fundus_sheet, report, report_pictures
 from util.agreement import agreement_figures
 from util.comparison_figure import forest_figure
@@ -133,7 +133,7 @@ def test_with_a_font_every_chart_has_the_names(tmp_path, no_other_font, monkeypa
 def test_an_installed_chinese_font_draws_them(tmp_path, monkeypatch):
     fonts, missing = chart_fonts.fonts_for("".join(NAMES))
     if missing:
-        pytest.skip("no font of this machine has Chinese characters")
+        not_installed("fonts-wqy-microhei")
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
     assert NAMES[0] in {text.get_text() for text in texts}
