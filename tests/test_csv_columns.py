@@ -179,7 +179,7 @@ def test_a_table_of_predictions_is_read_from_anywhere(tmp_path, monkeypatch):
         for name in (str(table), os.path.relpath(table)):
             assert [os.path.abspath(path) for path in located(name, paths)] == [
                 str(tmp_path / "project" / path) for path in paths]
-    beside = ["x.png", "y.png"]  # nowhere: from the table's folder
+    beside = [f"{tmp_path.name}_x.png", f"{tmp_path.name}_y.png"]  # in no folder above either: from the table's folder
     assert located(str(table), beside) == [str(table.parent / path) for path in beside]
     (table.parent / "data/test").mkdir(parents=True)  # what lies beside the table comes first
     (table.parent / "data/test/a.png").touch()
