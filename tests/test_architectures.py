@@ -83,6 +83,13 @@ def test_a_model_that_gives_out_something_else_is_refused():
         timm_models.require_size("test_vit", build, 32)
 
 
+def test_a_full_memory_is_not_taken_for_the_models_refusal():
+    def build(size):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        timm_models.require_size("test_vit", build, 32)
+
+
 def test_the_check_draws_no_random_numbers():
     torch.manual_seed(0)
     expected = torch.rand(3)

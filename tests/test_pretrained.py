@@ -67,6 +67,9 @@ def test_any_file_of_the_hub(hub, tmp_path):
     kind, path = ask("hf:someone/some-model/sub/w.pth", hub, tmp_path)
     assert (kind, Path(path).name) == ("PATH", "w.pth")
     assert files_asked(hub)[0][1] == "/someone/some-model/resolve/main/sub/w.pth"
+    kind, path = ask("hf:timm/resnet18.a1_in1k", hub, tmp_path)  # timm's repositories have one file of weights each
+    assert (kind, Path(path).name) == ("PATH", "model.safetensors")
+    assert files_asked(hub)[-1][1] == "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
 
 
 @pytest.mark.parametrize("status, code, says", [

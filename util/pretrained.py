@@ -1,7 +1,8 @@
 """From a name or a path to a weight file on this disk.
 
 `--finetune` names, in this order: a local file; a file of that name under `--weights_dir`; one of the hub's names of
-the backbone table; `hf:owner/repo/file`. Everything works offline once a file is on disk (or in the hub's own cache).
+the backbone table; `hf:owner/repo/file`, or `hf:timm/NAME.TAG` alone. Everything works offline once a file is on disk (or
+in the hub's own cache).
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from util.secrets import hide_in_logs
 
 SUFFIXES = ("", ".pth", ".pt", ".safetensors")
 SHA256_PREFIX = re.compile(r"-([0-9a-f]{8})\.pth$")
+TIMM_FILE = "model.safetensors"  # what timm names the weights in each of its repositories
 HUB_SILENCE_S = 90.0  # a hub that sends nothing for so long is given up; RETINA_HUB_SILENCE_S says another time
 
 
@@ -33,8 +35,10 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
         raise InputError(f"--finetune {name} is a folder: name the weight file in it")
     if name.startswith("hf:"):
         parts = name[3:].split("/")
+        if len(parts) == 2 and parts[0] == "timm":
+            parts.append(TIMM_FILE)
         if len(parts) < 3 or not all(parts):
-            raise InputError(f"--finetune {name}: write it as hf:owner/repo/file")
+            raise InputError(f"--finetune {name}: write it as hf:owner/repo/file (hf:timm/NAME.TAG for timm's)")
         return download("/".join(parts[:2]), "/".join(parts[2:]))
     for suffix in SUFFIXES:
         stored = Path(os.path.expanduser(weights_dir)) / f"{name}{suffix}"

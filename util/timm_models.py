@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import get_deprecated_models
 
+from util import faults
 from util.errors import InputError
 from util.precision import Precision
 
@@ -107,6 +108,8 @@ def _why_not(build: Build, size: int) -> str | None:
         try:
             outputs = _step(build, size, device)
         except Exception as error:  # every class of it is some architecture's refusal, and it is told
+            if faults.explain(error):  # but this is the machine's, of which the caller tells
+                raise
             cause = error.__cause__ or error if isinstance(error, InputError) else error
             text = str(cause).partition("\n")[0][:200]
             reason = text if isinstance(cause, InputError) else f"timm's model raises {type(cause).__name__}"
