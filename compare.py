@@ -13,8 +13,8 @@ interrupted.
 import sys
 from pathlib import Path
 
-from util import options as flags
-from util.errors import InputError, RunError, exit_code_of
+from util.core.errors import InputError, RunError, exit_code_of
+from util.options import flags
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
 OF_A_STUDY = ("nproc", "dry_run")
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def study(parsed: flags.Parsed) -> int:
     """Run what is missing of a grid, then compare what is there -> exit code."""
-    from util import sweep
-    from util.grid import read_grid
+    from util.study import runs as sweep
+    from util.study.grid_file import read_grid
 
     options = parsed.options
     if options.runs:
@@ -90,7 +90,7 @@ def parser_of(program: str) -> flags.OneLineParser:
 
 def canonical(parsed: flags.Parsed) -> None:
     """A model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
-    from jobs.regression_start import resolve_names
+    from jobs.tasks.regression_start import resolve_names
     from models_vit import find_backbone
 
     options = parsed.options
@@ -101,14 +101,14 @@ def canonical(parsed: flags.Parsed) -> None:
 
 
 def compare_folders(options, folders: list[str], output: Path, labels: dict[str, str] | None = None) -> None:
-    """Read, compare, print, write. labels: {folder: name of its group}. InputError: see util/comparison_runs.py."""
+    """Read, compare, print, write. labels: {folder: name of its group}. InputError: see util/study/comparison_runs.py."""
     from tqdm import tqdm
 
-    from util.comparison import compare, groups_table, joint_table, tests_table
-    from util.comparison_figure import forest_figure
-    from util.comparison_runs import align, grouped, read_runs
-    from util.comparison_text import markdown, terminal
-    from util.run_files import write_whole
+    from util.core.run_files import write_whole
+    from util.study.comparison import compare, groups_table, joint_table, tests_table
+    from util.study.comparison_chart import forest_figure
+    from util.study.comparison_runs import align, grouped, read_runs
+    from util.study.comparison_text import markdown, terminal
 
     runs = read_runs(folders, options.split)
     for run in runs:

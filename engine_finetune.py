@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from util import stopping
-from util.distributed import Agreement, World
-from util.errors import RunError
-from util.lr_sched import learning_rate_at, set_learning_rate
-from util.memory import keep_freed_memory
-from util.precision import Precision
-from util.sampling import EvalBatches, StepPlan, TrainBatches
-from util.sharding import average_gradients, is_sharded, without_gradients
+from util.core import signals
+from util.core.errors import RunError
+from util.data.sampling import EvalBatches, StepPlan, TrainBatches
+from util.model.lr_schedule import learning_rate_at, set_learning_rate
+from util.model.memory import keep_freed_memory
+from util.model.precision import Precision
+from util.parallel.processes import Agreement, World
+from util.parallel.sharding import average_gradients, is_sharded, without_gradients
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
 CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
@@ -150,8 +150,8 @@ def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
 def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
     """A loader fed by one of our batch samplers; workers stay for the run."""
     if num_workers:
-        atexit.unregister(stopping.end_helpers)
-        atexit.register(stopping.end_helpers)
+        atexit.unregister(signals.end_helpers)
+        atexit.register(signals.end_helpers)
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None, worker_init_fn=_start_worker)
@@ -161,7 +161,7 @@ def _start_worker(number: int) -> None:
     """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
     end are the main process's to answer, which needs its workers until then."""
     keep_freed_memory()
-    stopping.leave_to_parent()
+    signals.leave_to_parent()
 
 
 def loaded(loader, title: str, world: World):
@@ -174,7 +174,7 @@ def loaded(loader, title: str, world: World):
             bar.update()
     except RunError as error:
         lines = str(error).strip().splitlines()
-        raise RunError(lines[-1].removeprefix("util.errors.RunError: ")) from error
+        raise RunError(lines[-1].removeprefix("util.core.errors.RunError: ")) from error
     finally:
         bar.close()
 
@@ -301,8 +301,8 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
                 losses.read()
                 keep(Progress(epoch, step + 1, losses.total))
             if keep and ends:  # without, the signal itself ends it
-                raise stopping.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint",
-                                             together=True)
+                raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint",
+                                            together=True)
     losses.read()
     return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps, losses.total)
 
@@ -339,8 +339,8 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     """
     model.eval()
     batches, all_run = loaded(loader, title, world), is_sharded(model)
-    if all_run or stopping.is_held():
-        batches = _in_rounds(batches, max(world.gather(len(loader))), world, stopping.is_held())
+    if all_run or signals.is_held():
+        batches = _in_rounds(batches, max(world.gather(len(loader))), world, signals.is_held())
     where, values = _gathered(_rows(model, batches, loader.dataset, precision, world), world)
     if not np.array_equal(where, np.arange(len(loader.dataset))):
         raise AssertionError("evaluation did not see each picture once")
@@ -355,8 +355,8 @@ def _in_rounds(batches: Iterator, rounds: int, world: World, may_stop: bool) -> 
     every = 1 if world.device.type == "cpu" else READ_EVERY  # where the host reads anyway
     for number in range(1, rounds + 1):
         yield next(batches, None)
-        if may_stop and (number % every == 0 or number == rounds) and world.any(stopping.asked()):
-            raise stopping.StopRequested(together=True)
+        if may_stop and (number % every == 0 or number == rounds) and world.any(signals.asked()):
+            raise signals.StopRequested(together=True)
 
 
 def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str,

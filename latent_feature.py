@@ -16,9 +16,9 @@ Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 
 import sys
 
-from util import options as flags
-from util import use_options as own
-from util.errors import exit_code_of
+from util.core.errors import exit_code_of
+from util.options import flags
+from util.options import inference as own
 
 
 def make_parser() -> flags.OneLineParser:
@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     own.check_weights(parsed)
     own.check_output(options.output, (".npz", ".parquet"), options.input)
 
-    from jobs.latent import extract  # torch and timm take seconds to import: --help does not wait
-    from util.distributed import process_group
+    from jobs.feature_vectors import extract  # torch and timm take seconds to import: --help does not wait
+    from util.parallel.processes import process_group
 
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
         world.say(*filter(None, [world.note]))

@@ -11,8 +11,8 @@ Score a checkpoint:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-from util import options as flags
-from util.errors import exit_code_of, exit_with
+from util.core.errors import exit_code_of, exit_with
+from util.options import flags
 
 
 def make_parser() -> flags.OneLineParser:
@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parsed = flags.parse(make_parser(), argv)
     flags.check_combinations(parsed)
 
-    from jobs.classification import Classification  # torch and timm take seconds to import: --help does not wait
-    from jobs.training import run
-    from util.distributed import process_group
+    from jobs.tasks.classification import Classification  # torch and timm take seconds to import: --help does not wait
+    from jobs.train import run
+    from util.parallel.processes import process_group
 
     options = parsed.options
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:

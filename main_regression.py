@@ -11,9 +11,9 @@ A search, then the final run with what it found:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-from util import options as flags
-from util import regression_options as own
-from util.errors import InputError, exit_code_of, exit_with
+from util.core.errors import InputError, exit_code_of, exit_with
+from util.options import flags
+from util.options import regression as own
 
 
 def make_parser() -> flags.OneLineParser:
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     flags.check_combinations(parsed)
     lines += own.check_search(parsed)
 
-    from jobs.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
-    from jobs.regression_start import resolve_names
-    from jobs.training import run
-    from util.distributed import process_group
+    from jobs.tasks.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
+    from jobs.tasks.regression_start import resolve_names
+    from jobs.train import run
+    from util.parallel.processes import process_group
 
     resolve_names(parsed)
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:

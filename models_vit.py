@@ -1,7 +1,7 @@
 """The backbones: one table, and the model that a row of it builds.
 
 Architectures come from timm; what the authors' weights need beyond that (which pooling, which biases, whose position
-embeddings) is decided here and in util/state_dicts.py, and checked against the authors' own numbers in
+embeddings) is decided here and in util/weights/fitting.py, and checked against the authors' own numbers in
 tests/test_models_vit.py. Nothing is downloaded by building a model.
 """
 
@@ -14,13 +14,14 @@ from pathlib import Path
 import timm
 import torch
 
-from util import checkpoint, timm_models
-from util.errors import InputError
-from util.lora import is_adapter
-from util.lr_decay import is_plain_vit, layer_of_parameters
-from util.pretrained import SHA256_PREFIX, find_weights, sha256
-from util.state_dicts import HEAD_PREFIX, Fit, WeightFile, fit, put_in
-from util.weight_checks import refuse_not_finite
+from util.core.errors import InputError
+from util.model import timm_models
+from util.model.lora import is_adapter
+from util.model.lr_decay import is_plain_vit, layer_of_parameters
+from util.weights import checkpoint
+from util.weights.file_checks import refuse_not_finite
+from util.weights.finding import SHA256_PREFIX, find_weights, sha256
+from util.weights.fitting import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"

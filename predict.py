@@ -12,9 +12,9 @@ A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wro
 
 import sys
 
-from util import options as flags
-from util import use_options as own
-from util.errors import exit_code_of
+from util.core.errors import exit_code_of
+from util.options import flags
+from util.options import inference as own
 
 
 def make_parser() -> flags.OneLineParser:
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parsed.options
     own.check_output(options.output, (".csv",), options.input)
 
-    from jobs.predicting import predict  # torch and timm take seconds to import: --help does not wait
-    from util.distributed import process_group
+    from jobs.predictions import predict  # torch and timm take seconds to import: --help does not wait
+    from util.parallel.processes import process_group
 
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
         world.say(*filter(None, [world.note]))

@@ -29,8 +29,10 @@ if __name__ == "__main__":
 import main_finetune
 import predict
 from benchmarks.chaos import write_pictures
-from jobs import predicting, training  # noqa: F401  (once, for all the processes)
-from util.errors import exit_code_of
+from jobs import (
+    train,  # noqa: F401  (once, for all the processes)
+)
+from util.core.errors import exit_code_of
 
 # one or two of every family of timm 1.0.31, the small ones
 NAMES = """

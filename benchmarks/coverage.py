@@ -1,4 +1,4 @@
-"""How often the intervals of util/intervals.py hold the truth: test sets drawn from distributions whose figures are known.
+"""How often the intervals of util/metrics/intervals.py hold the truth: on test sets drawn from known distributions.
 
     python benchmarks/coverage.py                         # 2000 test sets of each kind, some minutes
     python benchmarks/coverage.py --quick                 # 20 of each: that it runs, no more
@@ -23,9 +23,9 @@ import pandas as pd
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util.intervals import classification_intervals
-from util.metrics import predictions_table
-from util.weighted_figures import Images, operating_thresholds
+from util.metrics.classification import predictions_table
+from util.metrics.intervals import classification_intervals
+from util.metrics.weighted import Images, operating_thresholds
 
 SETS, IMAGES, OF_TRUTH = 2000, 500, 1_000_000
 SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision", "recall",

@@ -23,10 +23,10 @@ import pandas as pd
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util import delong
-from util.comparison import ENOUGH, JOINT, LEVEL, compare
-from util.comparison_runs import Group, Run, align
-from util.metrics import predictions_table
+from util.metrics import delong
+from util.metrics.classification import predictions_table
+from util.study.comparison import ENOUGH, JOINT, LEVEL, compare
+from util.study.comparison_runs import Group, Run, align
 
 METRICS = ["roc_auc", "f1", "ece"]
 SKILL, DRAWS = 1.2, 400  # of a class's own logit, in standard deviations of the errors; resamples

@@ -1,4 +1,4 @@
-"""How well, and how fast, the round field of a photograph is found (util/fundus.py).
+"""How well, and how fast, the round field of a photograph is found (util/data/images/fundus.py).
 
     python benchmarks/fundus.py                    # drawn fields, IDRiD with its hand marks, images without a field, the time
     python benchmarks/fundus.py --number 100       # of each kind of drawn field; 40
@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.drawn_fields import KINDS, draw_field, draw_scan, overlap  # noqa: E402
 from tests.test_fundus import MARKS, circle, crops  # noqa: E402
-from util.fundus import find_field, small_image  # noqa: E402
-from util.images import ImageSource  # noqa: E402
+from util.data.images.files import ImageSource  # noqa: E402
+from util.data.images.fundus import find_field, small_image  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 PARTS = 60  # random parts of each ordinary photograph

@@ -73,21 +73,21 @@ def rows(folder: Path, quick: bool) -> list[Row]:
 # ---- what is measured, in a process of its own -----------------------------------------------------------------------
 
 def _read_csv(file: str):
-    from util.datasets import read_csv
+    from util.data.tables import read_csv
 
     return lambda: read_csv(file, patient_col="patient")
 
 
 def _read_folder(folder: str):
-    from util.datasets import read_folder
+    from util.data.tables import read_folder
 
     return lambda: read_folder(folder)
 
 
 def _walk(file: str):
     """An epoch's batches, and the path and place of every picture of it."""
-    from util.datasets import ImageDataset, read_csv
-    from util.sampling import StepPlan, TrainBatches
+    from util.data.sampling import StepPlan, TrainBatches
+    from util.data.tables import ImageDataset, read_csv
 
     table = read_csv(file).table
     dataset = ImageDataset(table, table["target"].to_numpy(), None, 0)
@@ -103,9 +103,9 @@ def _walk(file: str):
 def _results(file: str):
     import numpy as np
 
-    from util.datasets import read_csv
-    from util.metrics import classification_metrics, predictions_table
-    from util.run_files import write_predictions
+    from util.core.run_files import write_predictions
+    from util.data.tables import read_csv
+    from util.metrics.classification import classification_metrics, predictions_table
 
     data = read_csv(file)
     logits = np.random.default_rng(0).normal(size=(len(data.table), CLASSES))

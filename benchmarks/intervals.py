@@ -20,9 +20,9 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
-from util.intervals import classification_intervals
-from util.metrics import predictions_table
-from util.resampling import draws_for
+from util.metrics.bootstrap import draws_for
+from util.metrics.classification import predictions_table
+from util.metrics.intervals import classification_intervals
 
 
 def table_of(images: int, classes: int) -> pd.DataFrame:

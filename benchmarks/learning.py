@@ -34,10 +34,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import learning_data as data  # noqa: E402
 from benchmarks import learning_table as table  # noqa: E402
-from util import stopping  # noqa: E402
-from util.demo_data import make_demo  # noqa: E402
-from util.errors import InputError, exit_code_of  # noqa: E402
-from util.sweep import Stopper  # noqa: E402
+from util.core import signals  # noqa: E402
+from util.core.errors import InputError, exit_code_of  # noqa: E402
+from util.data.public.demo import make_demo  # noqa: E402
+from util.study.runs import Stopper  # noqa: E402
 
 IDRID = ROOT.parent / "shared" / "data" / "idrid_512"
 LITE0, TINY_VIT = "tf_efficientnet_lite0", "vit_tiny_patch16_224"
@@ -181,7 +181,7 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
             print(f"run {number} of {len(planned)}: {cell.name} …", flush=True)
             began = time.monotonic()
             code = run(cell, stopper)
-            if stopper.signal or code == stopping.EXIT_CODE:
+            if stopper.signal or code == signals.EXIT_CODE:
                 return failed, stopper.signal or signal.SIGTERM
             if code:
                 lines = (cell.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     failed, stopped_by = run_all(planned)
     if stopped_by:
         print(f"stopped by {signal.Signals(stopped_by).name}: what was saved stays; the same command goes on", file=sys.stderr)
-        return stopping.code_of(stopped_by)
+        return signals.code_of(stopped_by)
     done = [cell for cell in planned if cell.is_done]
     if done:
         content = table.content(done, work, epochs)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.errors import InputError
+from util.core.errors import InputError
 
 SPLITS = ("train", "val", "test")
 DIGITS = {"train": slice(0, 900), "val": slice(900, 1348), "test": slice(1348, 1797)}

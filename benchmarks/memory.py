@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from util.errors import exit_with
+from util.core.errors import exit_with
 
 ROOT = Path(__file__).parent.parent
 BATCH, CLASSES = 2, 5
@@ -43,9 +43,9 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
 
     import models_vit
     from jobs.parallel import recompute_blocks
-    from util import sharding
-    from util.distributed import process_group, wrap
-    from util.lr_decay import parameter_groups
+    from util.model.lr_decay import parameter_groups
+    from util.parallel import sharding
+    from util.parallel.processes import process_group, wrap
 
     with process_group("cpu") as world:
         row = backbone(small)

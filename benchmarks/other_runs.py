@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from util.datasets import Data, fingerprint
-from util.intervals import classification_intervals
-from util.results import commit, now, versions
-from util.run_files import write_metrics_json, write_predictions, write_whole
+from jobs.run_folder import commit, now, versions
+from util.core.run_files import write_metrics_json, write_predictions, write_whole
+from util.data.tables import Data, fingerprint
+from util.metrics.intervals import classification_intervals
 
 
 def write_run(folder: Path, data: Data, options: dict, predictions: dict[str, pd.DataFrame], **facts) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.demo_data import draw
+from util.data.public.demo import draw
 
 NOISE = 1.0  # grey levels; with quality 90 a file has 0.7 to 1.1 bits a pixel, as published fundus photographs do
 

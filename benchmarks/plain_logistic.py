@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 
 import latent_feature
 from benchmarks.other_runs import write_run
-from util.datasets import read_folder
-from util.metrics import classification_metrics, predictions_table
+from util.data.tables import read_folder
+from util.metrics.classification import classification_metrics, predictions_table
 
 METHOD = "logistic regression on features"
 STRENGTHS = np.logspace(-4, 1, 11)

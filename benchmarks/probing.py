@@ -15,15 +15,15 @@ import main_finetune
 import models_vit
 from benchmarks import plain
 from benchmarks.timing import Row, compare_apart
-from jobs.classification import Classification
 from jobs.features import features_of
-from jobs.job import prepare
-from util import options as flags
-from util.datasets import read_folder
-from util.demo_data import make_demo
-from util.distributed import World
-from util.lr_sched import learning_rate_at
-from util.precision import Precision, cpu_has_bf16
+from jobs.setup import prepare
+from jobs.tasks.classification import Classification
+from util.data.public.demo import make_demo
+from util.data.tables import read_folder
+from util.model.lr_schedule import learning_rate_at
+from util.model.precision import Precision, cpu_has_bf16
+from util.options import flags
+from util.parallel.processes import World
 
 EPOCHS, SIZE, BATCH = 50, 224, 16
 ARCH = ("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--finetune", "")

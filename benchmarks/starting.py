@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.timing import Row, compare
-from util.demo_data import make_demo
+from util.data.public.demo import make_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_STEP = """

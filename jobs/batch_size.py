@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from util import checkpoint
-from util.errors import InputError, RunError
-from util.memory import available_bytes, estimate_memory
-from util.options import AUTO, Parsed
-from util.sharding import is_sharded
-from util.state_dicts import WeightFile
+from util.core.errors import InputError, RunError
+from util.model.memory import available_bytes, estimate_memory
+from util.options.flags import AUTO, Parsed
+from util.parallel.sharding import is_sharded
+from util.weights import checkpoint
+from util.weights.fitting import WeightFile
 
 if TYPE_CHECKING:
-    from jobs.job import Job
+    from jobs.setup import Job
 
 SIZES = tuple(sorted({2**power for power in range(11)} | {3 * 2**power for power in range(9)}))  # 1, 2, 3, 4, 6, 8 to 1024
 LARGEST_WITHOUT_TRYING = 128  # what is only estimated; and on CPUs more costs memory and wins no time
@@ -34,7 +34,7 @@ def choose(job: "Job") -> str:
     for a model in shards.
 
     On a GPU whole steps are tried, each process on its own; else, and on a dry run, the need is estimated
-    (util/memory.py). Never more than the training pictures of a process.
+    (util/model/memory.py). Never more than the training pictures of a process.
     """
     options, world = job.options, job.world
     if is_sharded(job.model):

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from engine_finetune import output_chunks
-from jobs import room
-from jobs.job import Job, loader
-from util import datasets, summary
-from util.disk import free_of
-from util.feature_kinds import ATTENTIVE, POOLED, KindsReader
-from util.probe import feature_file, pictures_digest, stored_features, token_file, weights_digest
-from util.sharding import is_sharded
-from util.transforms import READING
+from jobs import disk_space
+from jobs.setup import Job, loader
+from util.core.disk import free_of
+from util.data import tables
+from util.data.images.transforms import READING
+from util.model.feature_kinds import ATTENTIVE, POOLED, KindsReader
+from util.model.frozen_features import feature_file, pictures_digest, stored_features, token_file, weights_digest
+from util.parallel.sharding import is_sharded
+from util.report import terminal
 
 MOST_TOKEN_BYTES = 8 * 2**30  # of all splits together, on the disk
 FREE_SHARE = 0.5  # of what is free there once the run itself has its room
@@ -60,7 +61,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         counts[was_there] += len(job.rows(split))
     job.tokens = job.tokens if job.tokens and len(job.tokens) == len(wanted) else None
     world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
-              f"{found['val'].shape[1]:,}; {summary.duration(time.monotonic() - began)}")
+              f"{found['val'].shape[1]:,}; {terminal.duration(time.monotonic() - began)}")
     return found
 
 
@@ -80,11 +81,11 @@ def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | 
     size = sum(2 * len(job.rows(split)) * int(np.prod(reader.tokens)) for name, split, _ in wanted
                if not token_file(files[name]).exists())
     folder = Path(job.options.output_dir)
-    free = max(0, free_of(folder)[0] - room.needed_bytes(job))
+    free = max(0, free_of(folder)[0] - disk_space.needed_bytes(job))
     if size > min(MOST_TOKEN_BYTES, FREE_SHARE * free):
-        why = (f"more than {room.size_of(MOST_TOKEN_BYTES)}" if size > MOST_TOKEN_BYTES else
-               f"more than half of the {room.size_of(free)} that this run leaves free in {folder}")
-        job.world.say(f"tokens     {room.size_of(size)} of them, {why}: no {ATTENTIVE} head is tried")
+        why = (f"more than {disk_space.size_of(MOST_TOKEN_BYTES)}" if size > MOST_TOKEN_BYTES else
+               f"more than half of the {disk_space.size_of(free)} that this run leaves free in {folder}")
+        job.world.say(f"tokens     {disk_space.size_of(size)} of them, {why}: no {ATTENTIVE} head is tried")
         return False
     return True
 
@@ -92,4 +93,4 @@ def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | 
 def _wanted(views: int) -> list[tuple[str, str, int | None]]:
     """(name, split, random view or None for the evaluation's)."""
     train = [("train", "train", None)] if views == 1 else [(f"train {view}", "train", view) for view in range(views)]
-    return train + [(split, split, None) for split in datasets.SPLITS[1:]]
+    return train + [(split, split, None) for split in tables.SPLITS[1:]]

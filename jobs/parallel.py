@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from jobs.task import Task
-from util import sharding
-from util.distributed import World
-from util.errors import InputError
-from util.memory import GIB, Need, device_memory, gib, need_of
-from util.options import AUTO
-from util.sharding import units
+from jobs.tasks.base import Task
+from util.core.errors import InputError
+from util.model.memory import GIB, Need, device_memory, gib, need_of
+from util.options.flags import AUTO
+from util.parallel import sharding
+from util.parallel.processes import World
+from util.parallel.sharding import units
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)  # of the table that a dry run prints
 USABLE = 0.9  # of a device's memory: the rest is the libraries' own

@@ -19,20 +19,21 @@ from tqdm import tqdm
 
 import models_vit
 from engine_finetune import Progress
+from jobs.adaptation import choose_part
+from jobs.adaptation import describe as describe_part
 from jobs.batch_size import fits
 from jobs.features import features_of
-from jobs.job import Job, fill_cache, loader, plan_training, prepare, without_effect_here
-from jobs.part import choose_part
-from jobs.part import describe as describe_part
-from jobs.regression import Regression
-from jobs.training import Epoch, epochs, evaluate, is_better, trainer_of
-from util import hpo, summary
-from util import options as flags
-from util.datasets import SPLITS
-from util.distributed import World
-from util.errors import RunError
-from util.scalars import ScalarFile
-from util.sharding import is_own, plain_name
+from jobs.setup import Job, fill_cache, loader, plan_training, prepare, without_effect_here
+from jobs.tasks.regression import Regression
+from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
+from util.core.errors import RunError
+from util.core.tensorboard import ScalarFile
+from util.data.tables import SPLITS
+from util.options import flags
+from util.parallel.processes import World
+from util.parallel.sharding import is_own, plain_name
+from util.report import terminal
+from util.study import optuna_study
 
 
 def search(parsed: flags.Parsed, world: World) -> None:
@@ -43,8 +44,8 @@ def search(parsed: flags.Parsed, world: World) -> None:
     job = prepare(parsed, world, Regression(options))
     frozen = options.adaptation == "lp"
     depth = has_stochastic_depth(job)
-    parameters = hpo.space(job.model.regression_head.dim, frozen, depth, adapters=options.adaptation == "lora")
-    world.say(*summary.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job),
+    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth, adapters=options.adaptation == "lora")
+    world.say(*terminal.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job),
               *_describe(job, parameters, frozen, depth))
     if options.dry_run:
         world.say("dry run: no trial was begun")
@@ -71,7 +72,7 @@ def has_stochastic_depth(job: Job) -> bool:
     return True
 
 
-def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bool) -> list[str]:
+def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, depth: bool) -> list[str]:
     options = job.options
     lines = [f"search     {options.optuna_trials} trials of {options.optuna_epochs} epochs in total, "
              f"{options.optuna_direction} {options.optuna_metric} on val; sampler {options.optuna_sampler}, pruner "
@@ -91,12 +92,12 @@ def _describe(job: Job, parameters: list[hpo.Parameter], frozen: bool, depth: bo
 class Search:
     """The trials of this group of processes."""
 
-    def __init__(self, job: Job, parameters: list[hpo.Parameter]):
+    def __init__(self, job: Job, parameters: list[optuna_study.Parameter]):
         options = job.options
         self.job, self.world, self.folder = job, job.world, job.folder
         seed = options.optuna_seed if options.optuna_seed is not None else options.seed
         ends_at = None if options.optuna_timeout is None else time.monotonic() + options.optuna_timeout
-        self.settings = hpo.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
+        self.settings = optuna_study.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
         self.backbone_state = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.state_dict().items()
                                if not is_own(name)}  # each trial's adapters are new
         self.backbone_buffers = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
@@ -107,8 +108,9 @@ class Search:
         storage = options.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
         made_for = {"metric": options.optuna_metric, "epochs": options.optuna_epochs, "targets": list(options.targets),
                     "model": self.job.backbone.arch, "adaptation": options.adaptation, "data": self.job.data.fingerprint}
-        return hpo.open_study(hpo.open_storage(storage), options.optuna_study_name or options.task, options.optuna_direction,
-                              made_for, options.optuna_resume, options.optuna_pruner)
+        return optuna_study.open_study(optuna_study.open_storage(storage), options.optuna_study_name or options.task,
+                                       options.optuna_direction,
+                                       made_for, options.optuna_resume, options.optuna_pruner)
 
     def run(self) -> None:
         world, began = self.world, time.monotonic()
@@ -137,11 +139,11 @@ class Search:
     # ---- one trial
 
     def _next(self) -> tuple[int, dict, int] | None:
-        found = hpo.next_trial(self.study, self.settings, self.say)
+        found = optuna_study.next_trial(self.study, self.settings, self.say)
         if found is None:
             return None
         self.trial, params = found
-        return self.trial.number, params, hpo.trial_seed(self.settings, self.trial)
+        return self.trial.number, params, optuna_study.trial_seed(self.settings, self.trial)
 
     def _trial(self, params: dict, seed: int) -> tuple[str, float | None, str]:
         """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
@@ -193,7 +195,7 @@ class Search:
 
     def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
-        self.trial.set_user_attr("lease", hpo.lease(hpo.lease_length(longest)))
+        self.trial.set_user_attr("lease", optuna_study.lease(optuna_study.lease_length(longest)))
         with self.folder.writing(figures.path):
             figures.add({**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}}, epoch.number)
         self.trial.report(best, epoch.number)
@@ -245,32 +247,33 @@ class Search:
             self.study.tell(self.trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(self.trial, value)
-        hpo.write_results(self.study, self.folder.path, self.job.options.optuna_metric, self.job.options.optuna_epochs)
-        return sum(map(hpo.counts, self.study.get_trials(deepcopy=False))), hpo.best_of(self.study)
+        optuna_study.write_results(self.study, self.folder.path, self.job.options.optuna_metric, self.job.options.optuna_epochs)
+        return sum(map(optuna_study.counts, self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
 
     def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
         result = f"{self.job.options.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
         sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
-        return f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  {summary.duration(seconds)}"
+        return (f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  "
+                f"{terminal.duration(seconds)}")
 
     def _finish(self, began: float) -> None:
         self.world.say(*(self._alone(self._results, began) or ()))
-        if self.world.from_main(self._alone(lambda: hpo.best_of(self.study) is None)):
+        if self.world.from_main(self._alone(lambda: optuna_study.best_of(self.study) is None)):
             raise RunError(f"no trial came to an end by itself: the reasons stand in {self.folder.path}/optuna_trials.csv",
                            everywhere=True)
 
     def _results(self, began: float) -> list[str]:
         options, path = self.job.options, self.folder.path
-        hpo.write_results(self.study, path, options.optuna_metric, options.optuna_epochs)
-        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False) if hpo.counts(trial)]
+        optuna_study.write_results(self.study, path, options.optuna_metric, options.optuna_epochs)
+        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False) if optuna_study.counts(trial)]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
-        lines = [f"{len(states)} trials ({counted}) in {summary.duration(time.monotonic() - began)}"]
-        best = hpo.best_of(self.study)
+        lines = [f"{len(states)} trials ({counted}) in {terminal.duration(time.monotonic() - began)}"]
+        best = optuna_study.best_of(self.study)
         if best is None:
             return lines
         with self.folder.writing():
-            lines += hpo.draw(self.study, path, options.optuna_metric)
+            lines += optuna_study.draw(self.study, path, options.optuna_metric)
         lines.append(f"best: trial {best.number}, {options.optuna_metric} {best.value:.4f}: "
                      + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
         lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.intervals import classification_intervals
-from util.metrics import predictions_table
-from util.regression_metrics import predictions_table as regression_table
-from util.run_files import write_predictions
+from util.core.run_files import write_predictions
+from util.metrics.classification import predictions_table
+from util.metrics.intervals import classification_intervals
+from util.metrics.regression import predictions_table as regression_table
 
 CLASSES = ("healthy", "mild", "severe")
 OPTIONS = {"model": "timm", "model_arch": "vit_a", "adaptation": "finetune", "dataratio": [1.0], "input_size": 224, "lr": None,

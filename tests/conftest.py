@@ -45,16 +45,16 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def fonts_not_told(monkeypatch):
     """The line about a font that is not there comes once a process: here, once a test."""
-    from util import chart_fonts
+    from util.report import fonts
 
-    monkeypatch.setattr(chart_fonts, "_told", [])
+    monkeypatch.setattr(fonts, "_told", [])
 
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys, pictures):
     """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout, stderr)."""
     import main_finetune
-    from util.errors import exit_code_of
+    from util.core.errors import exit_code_of
 
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,5 @@
-"""Fundus photographs with a field whose circle is known, and images that have none: drawn for the tests of util/fundus.py."""
+"""Fundus photographs with a field whose circle is known, and images that have none: drawn for
+the tests of util/data/images/fundus.py."""
 
 import functools
 import io
@@ -6,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util import demo_data
+from util.data.public import demo
 
 KINDS = ("plain", "cut top and bottom", "cut left and right", "cut on four sides", "margins", "off-centre", "glare", "flare",
          "dark periphery", "marks", "noisy ground", "jpeg")
@@ -15,12 +16,12 @@ KINDS = ("plain", "cut top and bottom", "cut left and right", "cut on four sides
 @functools.lru_cache
 def _retina(index: int) -> np.ndarray:
     """The square around a drawn field, without its soft rim: (400, 400, 3) float, also in the corners."""
-    pixels = np.asarray(demo_data.draw(7, index, 400)[0], np.float32)
+    pixels = np.asarray(demo.draw(7, index, 400)[0], np.float32)
     axis = (np.arange(400) + 0.5) / 400 - 0.5
     radius = np.hypot(axis, axis[:, None])
-    outside = radius > 0.97 * demo_data.FIELD_RADIUS
+    outside = radius > 0.97 * demo.FIELD_RADIUS
     # a pixel outside takes the colour of the rim in its direction
-    scale = np.minimum(1, 0.96 * demo_data.FIELD_RADIUS / radius)
+    scale = np.minimum(1, 0.96 * demo.FIELD_RADIUS / radius)
     rows, columns = (((place * scale + 0.5) * 400).astype(int) for place in (axis[:, None], axis))
     return np.where(outside[..., None], pixels[rows, columns], pixels)
 

@@ -7,7 +7,7 @@ import csv
 import shutil
 from pathlib import Path
 
-from util.public_sets import JSIEC_CLASSES
+from util.data.public.sets import JSIEC_CLASSES
 
 WORKBOOKS = Path(__file__).parent / "fixtures" / "papila"
 

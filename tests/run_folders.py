@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from util.metrics import class_names_of, classification_metrics, predictions_table
-from util.regression_metrics import predictions_table as numbers_table
-from util.run_files import write_predictions
+from util.core.run_files import write_predictions
+from util.metrics.classification import class_names_of, classification_metrics, predictions_table
+from util.metrics.regression import predictions_table as numbers_table
 
 HOSTILE = ["<script>alert(1)</script>", "\"quoted\" & 'so'", "重度 非增殖性", "a|b\nc{}--x", "_under $x_1$"]
 METHOD = {"method": "bootstrap of patients", "resamples": 2000, "seed": 0, "undefined": 0}

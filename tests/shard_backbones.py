@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 import models_vit
 from engine_finetune import to_device
-from util.distributed import process_group
-from util.errors import exit_with
-from util.sharding import fills_by_itself, local, materialise, shard, shard_of
+from util.core.errors import exit_with
+from util.parallel.processes import process_group
+from util.parallel.sharding import fills_by_itself, local, materialise, shard, shard_of
 
 FULL_WIDTH = 2000  # wider models take their time in a test: the 7B is tried as shapes, and in the probe's test
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from util import affine
-from util.transforms import TrainTransform, _augment_operations, train_settings
+from util.data.images import affine
+from util.data.images.transforms import TrainTransform, _augment_operations, train_settings
 
 FILL = (124, 116, 104)
 OPERATIONS = ("shear_x", "shear_y", "translate_x_abs", "translate_y_abs", "translate_x_rel", "translate_y_rel")

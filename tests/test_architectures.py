@@ -10,9 +10,9 @@ from timm.models import get_deprecated_models
 
 import models_vit
 from benchmarks import architectures
-from util import timm_models
-from util.errors import InputError
-from util.precision import Precision
+from util.core.errors import InputError
+from util.model import timm_models
+from util.model.precision import Precision
 
 SMALL_ONES = {"lambda_resnet26t": 64, "efficientvit_m0": 64, "test_resnet": 64, "test_vit2": 64, "test_byobnet": 64,
               "test_nfnet": 64, "levit_128s": 64, "edgenext_xx_small": 64, "deit_tiny_distilled_patch16_224": 32,

@@ -11,12 +11,12 @@ from PIL import Image, ImageOps
 
 from tests.conftest import SMALL
 from tests.test_images import AS_STORED, smooth, write_tiff
-from util import image_facts
-from util.as_shown import DEEP_COLOURS, FLOATS, WHOLE_NUMBERS, Reading, bits_of, white_of
-from util.image_cache import Kept
-from util.image_facts import ImageFacts, check_images
-from util.images import ImageSource
-from util.transforms import EvalTransform, eval_settings, with_depth
+from util.data.images import scan as image_facts
+from util.data.images.as_shown import DEEP_COLOURS, FLOATS, WHOLE_NUMBERS, Reading, bits_of, white_of
+from util.data.images.cache import Kept
+from util.data.images.files import ImageSource
+from util.data.images.scan import ImageFacts, check_images
+from util.data.images.transforms import EvalTransform, eval_settings, with_depth
 
 HALF = (0.5, 0.5, 0.5)
 RNG = np.random.default_rng(0)

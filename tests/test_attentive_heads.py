@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from util.attentive_heads import attentive_grid, attentive_logits, train_attentive
-from util.feature_kinds import AttentiveHead
-from util.lr_sched import learning_rate_at
-from util.probe_heads import HeadSetting
-from util.sampling import epoch_order
+from util.data.sampling import epoch_order
+from util.model.attentive_heads import attentive_grid, attentive_logits, train_attentive
+from util.model.feature_kinds import AttentiveHead
+from util.model.lr_schedule import learning_rate_at
+from util.model.probe_heads import HeadSetting
 
 CLASSES, ROWS, PLACES, WIDTH, EPOCHS = 3, 50, 6, 8, 12
 SETTINGS = [HeadSetting(1e-2, 0.0, True), HeadSetting(3e-2, 1.0, True)]

@@ -1,4 +1,4 @@
-"""BENCHMARK.md says what util/public_sets.py and the parsers know, and the figures of the papers."""
+"""BENCHMARK.md says what util/data/public/sets.py and the parsers know, and the figures of the papers."""
 
 import math
 import re
@@ -9,9 +9,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from util import prepare as module
-from util.delong import macro_auc_influence
-from util.public_sets import SETS
+from util.data.public import prepare as module
+from util.data.public.sets import SETS
+from util.metrics.delong import macro_auc_influence
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "BENCHMARK.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from scipy.optimize import minimize, minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from util import calibration
+from util.metrics import calibration
 
 
 @pytest.fixture

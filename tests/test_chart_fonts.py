@@ -11,10 +11,11 @@ from matplotlib import font_manager
 from PIL import Image
 
 from tests.conftest import not_installed, write_pictures
-from util import chart_fonts, fundus_sheet, report, report_pictures
-from util.agreement import agreement_figures
-from util.comparison_figure import forest_figure
-from util.curves import curves_of
+from util.metrics.curves import curves_of
+from util.report import charts, fundus_sheet, png_charts
+from util.report import fonts as chart_fonts
+from util.report.bland_altman import agreement_figures
+from util.study.comparison_chart import forest_figure
 
 NAMES = ["正常眼底", "糖尿病视网膜病变"]
 ROWS = [{"epoch": epoch, "train_loss": 1 / (epoch + 1), "val_mae_血糖": epoch / 9} for epoch in range(3)]
@@ -71,15 +72,15 @@ def made_font(file: Path, family: str, marks: str) -> Path:
 def draw_all(folder: Path) -> list[str]:
     """Every chart of the program that has a user's words in it -> the lines for the user."""
     rng = np.random.default_rng(0)
-    lines = report.confusion_matrix_figure(np.array([[9, 3], [5, 7]]), NAMES, folder / "confusion.png", "测试")
-    lines += report.learning_curves_figure(ROWS, folder / "curves.png", "任务一")
+    lines = charts.confusion_matrix_figure(np.array([[9, 3], [5, 7]]), NAMES, folder / "confusion.png", "测试")
+    lines += charts.learning_curves_figure(ROWS, folder / "curves.png", "任务一")
     true = np.arange(40) % 2
     logits = np.stack([np.zeros(40), true + rng.normal(size=40)], axis=1)
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     curves = curves_of(true, chances.argmax(axis=1), chances, logits, NAMES, 1.3)
     entry = {"value": 0.8, "lower": 0.7, "upper": 0.9}
     run = SimpleNamespace(names=NAMES, title="任务一", folder=folder)
-    lines += report_pictures.classification_pictures(run, SimpleNamespace(name="test", images=40), curves, [
+    lines += png_charts.classification_pictures(run, SimpleNamespace(name="test", images=40), curves, [
         {"roc_auc": entry, "average_precision": entry}] * 2, {0: "s0", 1: "s1"})
     table = pd.DataFrame({f"{kind}_{target}": rng.normal(size=9) for kind in ("true", "pred") for target in ("血糖", "年龄")})
     lines += agreement_figures(table, ["血糖", "年龄"], folder, "test")
@@ -155,7 +156,7 @@ def test_a_comparison_has_the_names_of_groups_and_metrics(tmp_path, no_other_fon
     one = run(mean=0.5, lower=0.4, upper=0.6, values=[0.5])
     comparison = run(metrics=["mae_血糖"], groups=groups, split="test", images=9, joint=[], main_tests=list,
                      summary=lambda name, metric: one)
-    monkeypatch.setattr("util.comparison_figure.summary_text", lambda summary: "0.5")
+    monkeypatch.setattr("util.study.comparison_chart.summary_text", lambda summary: "0.5")
     texts = texts_of(monkeypatch)
     lines = forest_figure(comparison, tmp_path / "comparison.png")
     assert len(lines) == 1 and "group 0 is '正常眼底'" in lines[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.run_folders import HOSTILE
-from util import charts
+from util.report import svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,19 +23,19 @@ def parsed(chart):
     (0, 0.0011, ["0", "5e−4", "1e−3"]),
     (0.0012, 0.0019, ["1.2e−3", "1.4e−3", "1.6e−3", "1.8e−3"]), (-2e6, 4e6, ["−2e6", "0", "2e6", "4e6"])])
 def test_ticks_are_round_and_told_apart(low, high, expected):
-    assert charts.tick_texts(charts.ticks(low, high)) == expected
+    assert svg.tick_texts(svg.ticks(low, high)) == expected
 
 
 def test_ticks_of_nothing():
-    assert charts.ticks(3, 3) == [3] and charts.ticks(math.nan, 1) == [] and charts.tick_texts([]) == []
-    assert charts.room_around(np.array([np.nan])) == (0, 1)
-    low, high = charts.room_around(np.array([7.0, 7.0]))
+    assert svg.ticks(3, 3) == [3] and svg.ticks(math.nan, 1) == [] and svg.tick_texts([]) == []
+    assert svg.room_around(np.array([np.nan])) == (0, 1)
+    low, high = svg.room_around(np.array([7.0, 7.0]))
     assert low < 7 < high
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "\x00\x08\ud800\uffff", "]]>", "&amp;"])
 def test_any_name_gives_well_formed_text(name):
-    chart = charts.Chart("k", name, name, (0, 1), (0, 1), (name, name)).axes()
+    chart = svg.Chart("k", name, name, (0, 1), (0, 1), (name, name)).axes()
     chart.line([0, 1], [0, 1], "s0", name)
     chart.bar(0, 1, 0, 1, "s1", name)
     chart.note(0.5, 0.5, name)
@@ -47,7 +47,7 @@ def test_any_name_gives_well_formed_text(name):
 
 
 def test_places_are_those_of_the_numbers():
-    chart = charts.Chart("k", "t", "d", (0, 10), (0, 100), size=(120, 110), left=10, right=10, top=5, bottom=5)
+    chart = svg.Chart("k", "t", "d", (0, 10), (0, 100), size=(120, 110), left=10, right=10, top=5, bottom=5)
     chart.line([0, 10], [0, 100], "s0")
     chart.steps([5, 10], [50, 0], "s1")
     chart.bar(2, 4, 0, 50, "s2")
@@ -57,7 +57,7 @@ def test_places_are_those_of_the_numbers():
 
 
 def test_a_line_is_broken_where_a_value_lacks_and_a_lone_point_stays_visible():
-    chart = charts.Chart("k", "t", "d", (0, 4), (0, 1), size=(50, 50), left=5, right=5, top=5, bottom=5)
+    chart = svg.Chart("k", "t", "d", (0, 4), (0, 1), size=(50, 50), left=5, right=5, top=5, bottom=5)
     chart.line([0, 1, 2, 3, 4], [0, 1, math.nan, 1, math.nan], "s0")
     assert chart.parts[0].count("M") == 2 and chart.parts[0].endswith('M35.0 5.0h0"/>')
     chart.line([0, 1], [math.nan, math.nan], "s0")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from util import checkpoint
-from util.errors import InputError, RunError
-from util.state_dicts import load_file
+from util.core.errors import InputError, RunError
+from util.weights import checkpoint
+from util.weights.fitting import load_file
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""util/class_order.py and the figures that need an order of the classes."""
+"""util/metrics/class_order.py and the figures that need an order of the classes."""
 
 import numpy as np
 import pandas as pd
@@ -6,11 +6,11 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from tests.conftest import write_pictures
-from util import class_order
-from util.class_order import in_order, ranks
-from util.errors import InputError
-from util.intervals import classification_intervals
-from util.metrics import classification_metrics, predictions_table
+from util.core.errors import InputError
+from util.metrics import class_order
+from util.metrics.class_order import in_order, ranks
+from util.metrics.classification import classification_metrics, predictions_table
+from util.metrics.intervals import classification_intervals
 
 APTOS = ["Mild", "Moderate", "No_DR", "Proliferate_DR", "Severe"]  # as text has them
 KNOWN = [

@@ -11,11 +11,11 @@ from PIL import Image
 
 import compare
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
-from util import comparison_figure
-from util.comparison_runs import align, grouped, read_runs
-from util.comparison_text import figure_text, p_text
-from util.errors import exit_code_of
-from util.metrics import read_predictions
+from util.core.errors import exit_code_of
+from util.metrics.classification import read_predictions
+from util.study import comparison_chart
+from util.study.comparison_runs import align, grouped, read_runs
+from util.study.comparison_text import figure_text, p_text
 
 LABELS = np.random.default_rng(1).integers(0, 3, 120)
 
@@ -91,7 +91,7 @@ def test_groups_of_seeds(start, tmp_path):
 
 def test_the_picture_says_the_joint_test(start, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(comparison_figure, "save_figure", lambda figure, path: drawn.append(figure.texts[0].get_text()) or [])
+    monkeypatch.setattr(comparison_chart, "save_figure", lambda figure, path: drawn.append(figure.texts[0].get_text()) or [])
     for number in range(3):
         make(tmp_path / f"m{number}", 1.0 + number / 9, epochs=10 + number)
     start("m0", "m1", "m2", "--metric", "roc_auc", "f1")
@@ -241,7 +241,7 @@ def test_a_picture_that_stands_twice_is_matched_twice(tmp_path):
 
 
 def change_predictions(folder, edit):
-    from util.run_files import write_predictions
+    from util.core.run_files import write_predictions
 
     table = read_predictions(folder / "predictions_test.csv")
     write_predictions(edit(table), folder / "predictions_test.csv")

@@ -1,4 +1,4 @@
-"""util/comparison.py: tests of differences against brute force, published numbers and their own error rates."""
+"""util/study/comparison.py: tests of differences against brute force, published numbers and their own error rates."""
 
 import math
 
@@ -8,10 +8,10 @@ from scipy.stats import chi2, kstest, norm, ttest_ind
 
 from benchmarks import error_rates
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
-from util import delong
-from util.comparison import compare, figures_of, holm, paired_bootstrap, with_seeds
-from util.comparison_runs import Group, Run, align, read_runs
-from util.metrics import predictions_table, rank_figures
+from util.metrics import delong
+from util.metrics.classification import predictions_table, rank_figures
+from util.study.comparison import compare, figures_of, holm, paired_bootstrap, with_seeds
+from util.study.comparison_runs import Group, Run, align, read_runs
 
 
 def run_of(samples, logits, classes=CLASSES, kind="classification") -> Run:

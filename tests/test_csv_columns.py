@@ -1,9 +1,10 @@
-"""util/csv_columns.py: what people's CSV files look like is read as written; what is wrong is named with its line."""
+"""util/data/csv_columns.py: what people's CSV files look like is read as written; what is wrong is named with its line."""
 import os
 
 import pytest
 
-from util.csv_columns import (
+from util.core.errors import InputError
+from util.data.csv_columns import (
     file_names,
     joined,
     located,
@@ -15,7 +16,6 @@ from util.csv_columns import (
     refuse_unknown,
     some,
 )
-from util.errors import InputError
 
 
 def write(folder, content):

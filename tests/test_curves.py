@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from util import calibration, curves
+from util.metrics import calibration, curves
 
 
 def cases():

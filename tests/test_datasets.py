@@ -1,4 +1,4 @@
-"""util/datasets.py: folders and CSVs become one table, what is wrong is named, samples depend on their index."""
+"""util/data/tables.py: folders and CSVs become one table, what is wrong is named, samples depend on their index."""
 import os
 import pickle
 import random
@@ -11,7 +11,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from util.datasets import (
+from util.core.errors import InputError, RunError
+from util.data.image_endings import EXTENSIONS, NOT_READ
+from util.data.images.files import FORMATS, ImageSource
+from util.data.images.scan import ImageFacts
+from util.data.images.transforms import TrainTransform, train_settings
+from util.data.tables import (
     SPLITS,
     Data,
     ImageDataset,
@@ -25,12 +30,7 @@ from util.datasets import (
     read_folder,
     subset,
 )
-from util.errors import InputError, RunError
-from util.image_endings import EXTENSIONS, NOT_READ
-from util.image_facts import ImageFacts
-from util.images import FORMATS, ImageSource
-from util.transforms import TrainTransform, train_settings
-from util.unlabelled import read_unlabelled
+from util.data.unlabelled import read_unlabelled
 
 
 def picture(path, shade=0):

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chi2, kstest, norm
 from sklearn.metrics import roc_auc_score
 
-from util import delong
+from util.metrics import delong
 
 
 def by_pairs(is_class, scores):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from util import demo_data
-from util.errors import InputError
+from util.core.errors import InputError
+from util.data.public import demo as demo_data
 
 SIZE = 96
 
@@ -232,7 +232,7 @@ def test_several_processes_draw_the_same_files(tmp_path):
 
 def test_script_without_a_main_guard_falls_back_to_one_process(tmp_path):
     """Spawned processes cannot import a program that came from a pipe."""
-    program = f"from util.demo_data import make_demo; make_demo({str(tmp_path / 'demo')!r}, 30, 32, workers=2)"
+    program = f"from util.data.public.demo import make_demo; make_demo({str(tmp_path / 'demo')!r}, 30, 32, workers=2)"
     environment = dict(os.environ, PYTHONPATH=str(Path(demo_data.__file__).parents[1]))
     done = subprocess.run([sys.executable, "-"], input=program, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "30 of 30 drawn" in done.stdout

@@ -23,11 +23,11 @@ from engine_finetune import (
     seed_step,
     train_one_epoch,
 )
-from util import stopping
-from util.distributed import World
-from util.errors import RunError
-from util.precision import Precision
-from util.sampling import EvalBatches, StepPlan, TrainBatches
+from util.core import signals
+from util.core.errors import RunError
+from util.data.sampling import EvalBatches, StepPlan, TrainBatches
+from util.model.precision import Precision
+from util.parallel.processes import World
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_asked_to_end_it_keeps_the_step_that_it_is_in():
             return plain(key)
 
     seen = []
-    with stopping.answered(), pytest.raises(stopping.StopRequested, match="step 5 of 31"), stopping.held():
+    with signals.answered(), pytest.raises(signals.StopRequested, match="step 5 of 31"), signals.held():
         train_one_epoch(trainer, loader_of(trainer, Signals(61)), Progress(0), kept.append)
     assert [done.steps for done in kept] == [5]
 

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import models_vit
-from util.feature_kinds import (
+from util.model.feature_kinds import (
     ATTENTIVE,
     POOLED,
     KindsReader,

@@ -1,4 +1,4 @@
-"""util/fundus.py: fields that were drawn, fields that were marked by hand, and images that have none."""
+"""util/data/images/fundus.py: fields that were drawn, fields that were marked by hand, and images that have none."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from tests.drawn_fields import KINDS, draw_field, draw_scan, overlap
 from tests.shared_data import shared_data
-from util.as_shown import Reading
-from util.fundus import Field, find_field, small_image
-from util.images import ImageSource
+from util.data.images.as_shown import Reading
+from util.data.images.files import ImageSource
+from util.data.images.fundus import Field, find_field, small_image
 
 # Of IDRiD's test photographs, 4288 x 2848: number, centre and radius in pixels, marked by hand on the rim at 1/4 of the size.
 MARKS = {1: (1980, 1419, 1705), 2: (1996, 1413, 1704), 5: (1990, 1412, 1705), 8: (1981, 1420, 1704), 13: (1981, 1423, 1704),

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from tests.drawn_fields import draw_field, draw_scan
-from util import fundus_fields
-from util.as_shown import AS_SHOWN
-from util.fundus import Field
-from util.fundus_fields import Fields, SquareSource, source_of
-from util.image_cache import Kept, open_cache
-from util.image_facts import check_images
-from util.images import ImageError, ImageSource
-from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.data.images import fundus_fields
+from util.data.images.as_shown import AS_SHOWN
+from util.data.images.cache import Kept, open_cache
+from util.data.images.files import ImageError, ImageSource
+from util.data.images.fundus import Field
+from util.data.images.fundus_fields import Fields, SquareSource, source_of
+from util.data.images.scan import check_images
+from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -215,7 +215,7 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     # predict.py and latent_feature.py read as the checkpoint says
     import latent_feature
     import predict
-    from util.errors import exit_code_of
+    from util.core.errors import exit_code_of
 
     assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0

@@ -1,12 +1,12 @@
-"""util/grid.py: what a study's file means, and what it may not say."""
+"""util/study/grid_file.py: what a study's file means, and what it may not say."""
 
 from pathlib import Path
 
 import pytest
 
 from compare import parser_of
-from util.errors import InputError
-from util.grid import read_grid
+from util.core.errors import InputError
+from util.study.grid_file import read_grid
 
 GRID = """\
 name: study

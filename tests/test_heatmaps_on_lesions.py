@@ -6,7 +6,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from util.heatmaps import heat_maps
+from util.model.heatmaps import heat_maps
 
 
 @pytest.fixture

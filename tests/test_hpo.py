@@ -9,15 +9,15 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.conftest import needs_package
-from util import hpo
-from util.errors import InputError
-from util.regression_options import SEARCHED
+from util.core.errors import InputError
+from util.options.regression import SEARCHED
+from util.study import optuna_study
 
 JOB = {"metric": "r2", "epochs": 3}
 
 
 def settings(total=3, seed=0, sampler="tpe", width=64):
-    return hpo.Settings(total, seed, sampler, hpo.space(width))
+    return optuna_study.Settings(total, seed, sampler, optuna_study.space(width))
 
 
 @pytest.fixture(params=["sqlite", "journal"])
@@ -26,21 +26,21 @@ def place(request, tmp_path):
 
 
 def study_in(place, resume=False, direction="maximize", job=JOB, pruner="none"):
-    return hpo.open_study(hpo.open_storage(place), "s", direction, job, resume, pruner)
+    return optuna_study.open_study(optuna_study.open_storage(place), "s", direction, job, resume, pruner)
 
 
 def run_all(study, settings, value=lambda trial, params: -abs(params["lr"] - 1e-3)):
     """Run the search with a function in the place of training -> [(number, parameters, seed)]."""
     done, lines = [], []
-    while (found := hpo.next_trial(study, settings, lines.append)) is not None:
+    while (found := optuna_study.next_trial(study, settings, lines.append)) is not None:
         trial, params = found
-        done.append((trial.number, params, hpo.trial_seed(settings, trial)))
+        done.append((trial.number, params, optuna_study.trial_seed(settings, trial)))
         study.tell(trial, value(trial, params))
     return done, lines
 
 
 def test_space_is_the_contracts():
-    found = {parameter.name: parameter for parameter in hpo.space(64)}
+    found = {parameter.name: parameter for parameter in optuna_study.space(64)}
     assert tuple(found) == SEARCHED
     ranges = {name: (p.low, p.high, p.log) for name, p in found.items() if not p.choices}
     assert ranges == {"lr": (5e-5, 5e-3, True), "weight_decay": (1e-6, 0.1, True), "layer_decay": (0.4, 0.95, False),
@@ -50,11 +50,11 @@ def test_space_is_the_contracts():
 
 
 def test_heads_that_do_not_divide_are_never_proposed_and_a_frozen_backbone_has_less():
-    assert [p.choices for p in hpo.space(12) if p.choices] == [(2, 4)]
+    assert [p.choices for p in optuna_study.space(12) if p.choices] == [(2, 4)]
     with pytest.raises(InputError, match="--head_embed_dim"):
-        hpo.space(15)
-    assert {"layer_decay", "drop_path"}.isdisjoint(p.name for p in hpo.space(64, frozen=True))
-    assert "drop_path" not in {p.name for p in hpo.space(64, stochastic_depth=False)}
+        optuna_study.space(15)
+    assert {"layer_decay", "drop_path"}.isdisjoint(p.name for p in optuna_study.space(64, frozen=True))
+    assert "drop_path" not in {p.name for p in optuna_study.space(64, stochastic_depth=False)}
 
 
 def test_total_is_of_the_study_and_the_same_whoever_asks(place, tmp_path):
@@ -82,7 +82,7 @@ def test_a_study_is_not_continued_by_accident_or_for_another_job(place):
 def kill(study, hold):
     """Leave a trial running as a process that was killed leaves it."""
     trial = study.ask()
-    params = {parameter.name: parameter.propose(trial) for parameter in hpo.space(64)}
+    params = {parameter.name: parameter.propose(trial) for parameter in optuna_study.space(64)}
     if hold is not None:
         trial.set_user_attr("lease", hold)
     return trial.number, params
@@ -90,16 +90,16 @@ def kill(study, hold):
 
 def test_killed_trials_are_run_again_neither_lost_nor_doubled(place):
     study = study_in(place)
-    dead = hpo.lease(1000) | {"started": "1"}  # this machine's, of a process that is no more
+    dead = optuna_study.lease(1000) | {"started": "1"}  # this machine's, of a process that is no more
     over = {"host": "elsewhere", "pid": 1, "started": "1", "until": time.time() - 1}
     left = [kill(study, dead), kill(study, over)]
     done, lines = run_all(study, settings(4))
     assert len(done) == 4 and sum("was left running" in line for line in lines) == 2
     assert [params for _, params, _ in done[:2]] == [params for _, params in left]
-    assert [seed for _, _, seed in done[:2]] == [hpo.number_from("trial", 0, number) for number, _ in left]
+    assert [seed for _, _, seed in done[:2]] == [optuna_study.number_from("trial", 0, number) for number, _ in left]
     states = [trial.state for trial in study.trials]
     assert states.count(TrialState.COMPLETE) == 4 and states.count(TrialState.FAIL) == 2
-    assert sum(map(hpo.counts, study.trials)) == 4
+    assert sum(map(optuna_study.counts, study.trials)) == 4
 
 
 def test_a_trial_that_lives_elsewhere_counts_and_is_left_alone(place):
@@ -114,20 +114,20 @@ def test_a_trial_that_lives_elsewhere_counts_and_is_left_alone(place):
 
 def test_what_kills_its_process_every_time_is_given_up(place):
     study = study_in(place)
-    for _ in range(hpo.MOST_STARTS):
-        hpo.take_back_killed(study)
-        kill(study, hpo.lease(1000) | {"started": "1"})
-    assert "not tried again" in hpo.take_back_killed(study)[0]
-    assert sum(map(hpo.counts, study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
+    for _ in range(optuna_study.MOST_STARTS):
+        optuna_study.take_back_killed(study)
+        kill(study, optuna_study.lease(1000) | {"started": "1"})
+    assert "not tried again" in optuna_study.take_back_killed(study)[0]
+    assert sum(map(optuna_study.counts, study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
 
 
 def test_own_running_trial_is_alive():
-    held = hpo.lease(0)
-    assert held["pid"] == os.getpid() and held["started"] == hpo.process_start(os.getpid())
+    held = optuna_study.lease(0)
+    assert held["pid"] == os.getpid() and held["started"] == optuna_study.process_start(os.getpid())
     study = optuna.create_study()
     trial = study.ask()
     trial.set_user_attr("lease", held)
-    assert hpo.is_alive(study.trials[0])
+    assert optuna_study.is_alive(study.trials[0])
 
 
 @pytest.mark.parametrize("pruner, expected", [("none", False), ("median", True)])
@@ -148,14 +148,14 @@ def test_results(place, tmp_path):
     failed = study.ask()
     failed.set_user_attr("reason", "diverged")
     study.tell(failed, state=TrialState.FAIL)
-    hpo.write_results(study, tmp_path, "r2", 3)
+    optuna_study.write_results(study, tmp_path, "r2", 3)
     best = json.loads((tmp_path / "optuna_best.json").read_text())
     assert best["params"] == max(done, key=lambda entry: -abs(entry[1]["lr"] - 1e-3))[1]
     assert {name: best[name] for name in ("metric", "direction", "epochs", "study")} == {
         "metric": "r2", "direction": "maximize", "epochs": 3, "study": "s"}
-    table = hpo.trials_table(study)
+    table = optuna_study.trials_table(study)
     assert list(table["state"]) == ["complete"] * 4 + ["fail"] and table["reason"][4] == "diverged"
-    assert hpo.draw(study, tmp_path, "r2") == []
+    assert optuna_study.draw(study, tmp_path, "r2") == []
     for name in ("history", "importances", "slices"):
         assert (tmp_path / f"optuna_{name}.png").stat().st_size > 5000
 
@@ -165,13 +165,13 @@ def test_results(place, tmp_path):
     ("/proc/nothing/j.log", "can't be written"), ("sqlite:////proc/nothing/o.db", "can't be")])
 def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, says, monkeypatch):
     needs_package("psycopg") if place.startswith("postgresql") else None
-    monkeypatch.setattr(hpo, "OPENING_TRIES", 1)
+    monkeypatch.setattr(optuna_study, "OPENING_TRIES", 1)
     with pytest.raises(InputError, match=says) as caught:
-        hpo.open_storage(place)
+        optuna_study.open_storage(place)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_trial_is_begun_when_the_time_is_over(place):
-    late = hpo.Settings(3, 0, "random", hpo.space(64), ends_at=time.monotonic() - 1)
+    late = optuna_study.Settings(3, 0, "random", optuna_study.space(64), ends_at=time.monotonic() - 1)
     study = study_in(place)
     assert run_all(study, late) == ([], []) and study.trials == []

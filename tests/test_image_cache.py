@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from util import image_cache
-from util.datasets import ImageDataset, read_folder
-from util.errors import RunError
-from util.image_cache import Kept, KeptSource, default_side, lossless_side, open_cache
-from util.images import ImageSource
-from util.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.core.errors import RunError
+from util.data.images import cache as image_cache
+from util.data.images.cache import Kept, KeptSource, default_side, lossless_side, open_cache
+from util.data.images.files import ImageSource
+from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.data.tables import ImageDataset, read_folder
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -154,7 +154,7 @@ def test_without_room_pictures_are_read_from_their_files(photographs, tmp_path, 
 FILLER = """
 import sys
 from pathlib import Path
-from util import image_cache
+from util.data.images import cache as image_cache
 plain = image_cache.kept_pixels
 def slow(path, *how):
     print("decoding", flush=True)

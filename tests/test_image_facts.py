@@ -1,4 +1,4 @@
-"""util/image_facts.py: what the check of all files finds, and how the files of a data set are read together."""
+"""util/data/images/scan.py: what the check of all files finds, and how the files of a data set are read together."""
 
 import os
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.test_images import damaged_files, smooth
-from util.as_shown import Facts
-from util.image_facts import ImageFacts, check_images
-from util.images import ImageSource
+from util.data.images.as_shown import Facts
+from util.data.images.files import ImageSource
+from util.data.images.scan import ImageFacts, check_images
 
 
 def test_check_images_finds_exactly_the_bad_ones_in_order(tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""util/images.py: every kind of file is read as it looks, and every damaged one is found and named."""
+"""util/data/images/files.py: every kind of file is read as it looks, and every damaged one is found and named."""
 import io
 import struct
 import warnings
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util import images
-from util.as_shown import Reading
-from util.images import ImageError, ImageSource, dct_denominator
+from util.data.images import files as images
+from util.data.images.as_shown import Reading
+from util.data.images.files import ImageError, ImageSource, dct_denominator
 
 RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
 COLOURS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

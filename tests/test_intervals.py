@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from jobs.classification import Classification
+from jobs.tasks.classification import Classification
 from tests.test_metrics import make_table, random_table
-from util import intervals, metrics, resampling
-from util.regression_metrics import regression_metrics
-from util.regression_metrics import target_figures as figures_of_target
-from util.targets import TargetScale
-from util.weighted_figures import Images, WeightedFigures, operating_thresholds
+from util.data.targets import TargetScale
+from util.metrics import bootstrap, classification, intervals
+from util.metrics.regression import regression_metrics
+from util.metrics.regression import target_figures as figures_of_target
+from util.metrics.weighted import Images, WeightedFigures, operating_thresholds
 
 
 def ones(table, **options):
@@ -26,7 +26,7 @@ def ones(table, **options):
 @pytest.mark.parametrize("num_classes", [2, 5, 39])
 def test_weights_of_one_give_the_figures(num_classes, rounded):
     table = random_table(num_classes, rounded=rounded, seed=num_classes)
-    expected, _ = metrics.classification_metrics(table)
+    expected, _ = classification.classification_metrics(table)
     found = ones(table)
     assert {name: found[name] for name in expected if name != "n"} == pytest.approx(
         {name: value for name, value in expected.items() if name != "n"}, abs=1e-6)
@@ -38,7 +38,7 @@ def test_weights_are_repetitions(rounded):
     counts = np.random.default_rng(0).integers(0, 4, len(table))
     counts[table["true_class"] == "2 grade"] = 0  # a resample without one of the classes
     repeated = table.loc[table.index.repeat(counts)].assign(index=range(counts.sum()))
-    expected, _ = metrics.classification_metrics(repeated)
+    expected, _ = classification.classification_metrics(repeated)
     found = WeightedFigures(Images.of(table))(counts[None].astype(np.float32))
     for name, value in expected.items():
         if name != "n":
@@ -88,7 +88,7 @@ def test_on_val_itself_operating_points_claim_no_interval():
     task = Classification(Namespace(select_metric="score", seed=0, calibrate=True, class_order=None))
     val = random_table(2, n=200, seed=4)
     decided = task.decide(val)
-    of_val, of_test = (task.intervals(table, metrics.classification_metrics(table)[0], decided)
+    of_val, of_test = (task.intervals(table, classification.classification_metrics(table)[0], decided)
                        for table in (val, random_table(2, n=200, seed=5).assign(split="test")))
     for name in decided["thresholds"]:
         assert of_val[name]["value"] >= 0 and math.isnan(of_val[name]["lower"]) and of_val[name]["method"] is None
@@ -99,8 +99,8 @@ def test_on_val_itself_operating_points_claim_no_interval():
 @pytest.mark.parametrize(("hits", "trials", "lower", "upper"), [
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
 def test_wilson_is_as_newcombe_published_it(hits, trials, lower, upper):
-    assert resampling.wilson_interval(hits, trials) == pytest.approx((lower, upper), abs=5e-5)  # Statistics in Medicine 1998
-    mirrored = resampling.wilson_interval(trials - hits, trials)
+    assert bootstrap.wilson_interval(hits, trials) == pytest.approx((lower, upper), abs=5e-5)  # Statistics in Medicine 1998
+    mirrored = bootstrap.wilson_interval(trials - hits, trials)
     assert mirrored == pytest.approx((1 - upper, 1 - lower), abs=5e-5)
 
 
@@ -110,7 +110,7 @@ def test_bootstrap_is_that_of_the_images_one_by_one():
     generator = np.random.default_rng(9)
     for draw in range(60):
         rows = generator.integers(80, size=80)
-        expected, _ = metrics.classification_metrics(table.iloc[rows].assign(index=range(80)))
+        expected, _ = classification.classification_metrics(table.iloc[rows].assign(index=range(80)))
         for name in ("f1", "kappa", "roc_auc", "average_precision", "loss", "ece"):
             assert replicates[name][draw] == pytest.approx(expected[name], abs=2e-6), name
     entry = intervals.classification_intervals(table, seed=9, draws=60)["f1"]
@@ -120,15 +120,15 @@ def test_bootstrap_is_that_of_the_images_one_by_one():
 
 def test_patients_are_drawn_whole():
     table = random_table(2, n=60, seed=3).assign(patient=[f"p{number // 3}" for number in range(60)])
-    groups = resampling.groups_of(table["patient"])
-    for weights in resampling.resamples(60, groups, 20, seed=0):
+    groups = bootstrap.groups_of(table["patient"])
+    for weights in bootstrap.resamples(60, groups, 20, seed=0):
         assert (weights.reshape(len(weights), 20, 3) == weights[:, ::3, None]).all()
         assert (weights[:, ::3].sum(axis=1) == 20).all()
     entries = intervals.classification_intervals(table, draws=100)
     assert entries["accuracy"]["method"] == "bootstrap of patients"
     known = table["patient"].where(table.index < 30, "")
-    assert len(np.unique(resampling.groups_of(known))) == 10 + 30  # images of no known patient stand alone
-    assert resampling.groups_of([""] * 5) is None and resampling.groups_of(list("abc")) is None
+    assert len(np.unique(bootstrap.groups_of(known))) == 10 + 30  # images of no known patient stand alone
+    assert bootstrap.groups_of([""] * 5) is None and bootstrap.groups_of(list("abc")) is None
 
 
 def test_repeating_every_image_narrows_nothing_where_it_is_one_patients():
@@ -151,13 +151,13 @@ def test_degenerate_resamples_are_counted():
 
 def test_average_precision_loses_the_bias_of_its_resamples():
     replicates = 1 / (1 + np.exp(-np.random.default_rng(0).normal(1.2, 0.3, 4000)))  # of a value at 1.0 on the logit scale
-    lower, upper, undefined = resampling.corrected_interval(np.append(replicates, math.nan), 1 / (1 + math.exp(-1.0)))
+    lower, upper, undefined = bootstrap.corrected_interval(np.append(replicates, math.nan), 1 / (1 + math.exp(-1.0)))
     half = 1.96 * math.hypot(0.3, 0.2)
     assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx([0.8 - half, 0.8 + half], abs=0.03)
-    assert undefined == 1 and np.isnan(resampling.corrected_interval(np.full(3, math.nan), 0.5)[:2]).all()
+    assert undefined == 1 and np.isnan(bootstrap.corrected_interval(np.full(3, math.nan), 0.5)[:2]).all()
     entry = intervals.classification_intervals(random_table(3, seed=3), draws=300)["average_precision"]
     drawn = intervals.classification_replicates(random_table(3, seed=3), draws=300)["average_precision"]
-    assert (entry["lower"], entry["upper"]) == pytest.approx(resampling.corrected_interval(drawn, entry["value"])[:2])
+    assert (entry["lower"], entry["upper"]) == pytest.approx(bootstrap.corrected_interval(drawn, entry["value"])[:2])
     assert entry["lower"] < np.quantile(drawn, 0.025)
 
 
@@ -218,5 +218,5 @@ def test_regression_resamples_are_figures_of_the_rows():
 
 
 def test_the_draws_are_fewer_for_very_many_images():
-    assert resampling.draws_for(100_000) == 2000 and resampling.draws_for(100_001) == 200
-    assert resampling.draws_for(10**6, 50) == 50
+    assert bootstrap.draws_for(100_000) == 2000 and bootstrap.draws_for(100_001) == 200
+    assert bootstrap.draws_for(10**6, 50) == 50

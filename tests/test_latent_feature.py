@@ -12,11 +12,11 @@ from torchvision import transforms as T
 
 import latent_feature
 import models_vit
-from jobs.latent import FeatureParts
+from jobs.feature_vectors import FeatureParts
 from tests import parity
 from tests.conftest import SMALL, needs_package, write_pictures
-from util.errors import InputError, exit_code_of
-from util.feature_files import require_parquet, write_features
+from util.core.errors import InputError, exit_code_of
+from util.data.feature_files import require_parquet, write_features
 
 HERE = ["--device", "cpu", "--num_workers", "0", "--precision", "fp32", "--decode", "full"]
 
@@ -220,7 +220,7 @@ def test_parquet(run, tmp_path, monkeypatch):
     facts = json.loads(table.schema.metadata[b"facts"])
     assert facts["arrays"]["pooled"] == "what a classifier's head reads"
     # several groups of rows
-    monkeypatch.setattr("util.feature_files.ROWS_A_GROUP", 4)
+    monkeypatch.setattr("util.data.feature_files.ROWS_A_GROUP", 4)
     write_features(tmp_path / "g.parquet", list("abcdefghij"), {"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, "{}")
     again = parquet.ParquetFile(tmp_path / "g.parquet")
     assert again.num_row_groups == 3 and np.array_equal(np.stack(again.read().column("x").to_numpy()).ravel(), np.arange(30))

@@ -52,7 +52,7 @@ class Run:
         self.processes, self.folders, self.devices = [[block.split("\n")[at] for block in blocks] for at in range(3)]
         calls = [block.split("\n")[3:-1] for block in blocks]
         # what restarts one process is called with the number of restarts, the program and its arguments
-        self.restarts = [int(call[1]) if call[0] == str(clone / "util/restarting.py") else 0 for call in calls]
+        self.restarts = [int(call[1]) if call[0] == str(clone / "util/core/restarting.py") else 0 for call in calls]
         self.calls = [call[2:] if restarts else call for call, restarts in zip(calls, self.restarts, strict=True)]
 
 
@@ -160,7 +160,7 @@ def test_several_processes_are_checked_then_started(clone, stub, shell):
     assert check[0] == program and check[-3:] == ["--world_size", "2", "--dry_run"], "planned for both processes"
     at = started.index(program)
     launcher = options(started[1:at])
-    assert started[0] == str(clone / "util/torchrun.py") and started[at:] == check[:-3]
+    assert started[0] == str(clone / "util/core/torchrun.py") and started[at:] == check[:-3]
     assert launcher["--nproc_per_node"] == ["2"] and launcher["--master_port"] == ["48766"]
     assert launcher["--nnodes"] == ["1"] and launcher["--max-restarts"] == ["3"]
     assert launcher["--signals-to-handle"] == ["SIGTERM,SIGINT,SIGUSR1"]

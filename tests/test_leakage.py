@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.conftest import start_process, write_pictures
-from util import fingerprints, leakage
-from util.demo_data import draw
-from util.errors import InputError, exit_code_of
-from util.eye_names import pairs_across
-from util.leakage import check, name_patients
-from util.near_duplicates import FINGERPRINT, fingerprint_of, nearest
+from util.core.errors import InputError, exit_code_of
+from util.data.leakage import fingerprints, search
+from util.data.leakage.eye_names import pairs_across
+from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest
+from util.data.leakage.search import check, name_patients
+from util.data.public.demo import draw
 
 RETINAS, SIZE = 120, 192
 
@@ -86,7 +86,7 @@ def test_what_it_says_it_can_not_see(retinas):
     away = nearest(prints([crop(image, 0.9, away=0.05) for image in retinas[:20]]), originals)
     turned = nearest(prints([ImageOps.flip(image) for image in retinas[:20]]), originals)
     assert (away.place < 0).all() and (turned.place < 0).all()
-    assert "off the centre" in leakage.CANNOT_SEE and "upside-down" in leakage.CANNOT_SEE
+    assert "off the centre" in search.CANNOT_SEE and "upside-down" in search.CANNOT_SEE
 
 
 def table_of(rows) -> pd.DataFrame:
@@ -132,9 +132,9 @@ def test_every_kind_is_found_as_what_it_is(planted, tmp_path):
     assert found["counts"] == {"same bytes": 1, "same pixels": 2, "near duplicate": 2, "same patient": 0}
     assert found["within splits"] == 1 and found["checked"] == found["pictures"] == len(planted)
     assert all(0.9 < finding["similarity"] <= 1 for finding in found["findings"] if finding["kind"] == "near duplicate")
-    leakage.write(found, tmp_path / "leakage.json")
+    search.write(found, tmp_path / "leakage.json")
     assert json.loads((tmp_path / "leakage.json").read_text()) == found
-    lines = leakage.describe(found, "leakage.json")
+    lines = search.describe(found, "leakage.json")
     assert len(lines) <= 6 and "1 same bytes, 2 same pixels, 2 near duplicates" in lines[0]
     assert "1 copies within a split" in lines[0] and "leakage.json" in lines[-1]
 
@@ -143,7 +143,7 @@ def test_without_decoding_the_same_bytes_are_found_all_the_same(planted):
     found = check(planted, decode=False)
     assert found["counts"] == {"same bytes": 1, "same pixels": 0, "near duplicate": 0, "same patient": 0}
     assert found["cannot see"].startswith("pictures were not decoded")
-    assert "were not decoded" in leakage.describe(found)[-1]
+    assert "were not decoded" in search.describe(found)[-1]
     assert check(planted, most_compared=5)["counts"] == found["counts"]
 
 
@@ -152,7 +152,7 @@ def test_files_of_one_length_and_one_end_are_told_apart(tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(start + bytes(10_000))
     (tmp_path / "3.jpg").touch()
     (tmp_path / "4.jpg").touch()
-    content, unreadable = leakage._contents([str(tmp_path / f"{number}.jpg") for number in range(6)], 2)
+    content, unreadable = search._contents([str(tmp_path / f"{number}.jpg") for number in range(6)], 2)
     assert content[0] == content[2] >= 0 and (content[[1, 3, 4, 5]] == -1).all()
     assert list(unreadable) == [str(tmp_path / "5.jpg")]
 
@@ -163,8 +163,8 @@ def test_nothing_shared_is_one_calm_line(retinas, tmp_path):
         retinas[number].save(tmp_path / f"{number}.png")
         rows.append((tmp_path / f"{number}.png", split, f"p{number}"))
     found = check(table_of(rows))
-    assert found["findings"] == [] and leakage.summary(found) == ""
-    (line,) = leakage.describe(found)
+    assert found["findings"] == [] and search.summary(found) == ""
+    (line,) = search.describe(found)
     assert "none seen" in line and "warning" not in line
     assert check(table_of(rows[:2]))["findings"] == []  # one split shares nothing
 
@@ -175,7 +175,7 @@ def test_unreadable_pictures_are_counted(planted, tmp_path):
     found = check(table_of(rows))
     assert found["unreadable"] == [str(tmp_path / "torn.png"), str(tmp_path / "no.png")]
     assert found["counts"]["near duplicate"] == 2 and found["checked"] == len(planted)
-    assert "2 more can't be read" in leakage.describe(found)[0]
+    assert "2 more can't be read" in search.describe(found)[0]
 
 
 def test_patients_of_a_column(tmp_path):
@@ -184,7 +184,7 @@ def test_patients_of_a_column(tmp_path):
     found = check(table_of(rows), decode=False)
     assert [(f["patient"], f["splits"], f["counts"]) for f in found["findings"]] == [
         ("p1", ["train", "test"], {"train": 2, "test": 1}), ("p2", ["train", "val"], {"train": 1, "val": 1})]
-    assert "same patient: p1 in train (2) and test (1)" in leakage.describe(found)[1]
+    assert "same patient: p1 in train (2) and test (1)" in search.describe(found)[1]
 
 
 def test_patients_of_file_names():
@@ -215,7 +215,7 @@ def test_fingerprints_are_remembered(planted, tmp_path, monkeypatch):
     known.write_bytes(b"no array")
     found = check(planted, known)
     assert "not usable" in found["notes"][0] and len(computed) == 2 * len(planted) + 1
-    assert any("not usable" in line for line in leakage.describe(found))
+    assert any("not usable" in line for line in search.describe(found))
     monkeypatch.setattr(fingerprints, "MOST_KEPT", 5)
     fingerprints.compute(list(planted["path"][:3]), 1, known)  # others stay while there is room
     assert len(np.load(known)) == len(planted)
@@ -228,7 +228,7 @@ def test_command(planted, tmp_path, capsys):
     planted.to_csv(tmp_path / "d.csv", index=False)
 
     def run(*words):
-        code = exit_code_of(leakage.main, list(map(str, words)))
+        code = exit_code_of(search.main, list(map(str, words)))
         return code, *capsys.readouterr()
     code, out, err = run(tmp_path / "d.csv", "--json", tmp_path / "found.json")
     assert code == 0 and "2 near duplicates" in out and "cannot see: crops off the centre" in out, err
@@ -340,8 +340,8 @@ def test_the_hint_of_eyes_and_that_patients_are_not_known(tmp_path):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / path)
     table = pd.DataFrame({"path": [str(tmp_path / path) for path in paths], "split": [path.split("/")[0] for path in paths],
                           "patient": ""})
-    lines = leakage.describe(leakage.check(table, progress=False))
+    lines = search.describe(search.check(table, progress=False))
     assert "none seen between the splits" in lines[0] and "patients not known" in lines[0]
     assert "2 images look by their names as if the other eye were in another split" in lines[1] and "1_left" in lines[1]
-    lines = leakage.describe(leakage.check(table.assign(patient=["a", "b", "a", "c"]), progress=False))
+    lines = search.describe(search.check(table.assign(patient=["a", "b", "a", "c"]), progress=False))
     assert "same patient" in " ".join(lines) and "by their names" not in " ".join(lines) and "not known" not in lines[0]

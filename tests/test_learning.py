@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits, load_sample_image
 from benchmarks import learning, learning_data, learning_table, plain_logistic, plain_training
 from tests.compared_runs import guesses, images, write_run
 from tests.conftest import needs_package
-from util.errors import InputError
-from util.lr_sched import learning_rate_at
+from util.core.errors import InputError
+from util.model.lr_schedule import learning_rate_at
 
 ROOT = Path(__file__).parent.parent
 ALL = {"images": list(learning.SETS), "starts": list(learning.STARTS), "ways": list(learning.WAYS)}

@@ -13,12 +13,12 @@ import pytest
 import torch.distributed as dist
 
 from tests.conftest import ROOT
-from util.distributed import _attempt
+from util.parallel.processes import _attempt
 
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from util import lifeline
+from util.parallel import lifeline
 
 class Files:  # a store of files
     def set(self, name, value):

@@ -9,16 +9,16 @@ import timm
 import torch
 
 import models_vit
-from jobs.classification import Classification
-from jobs.part import choose_part, describe
-from jobs.regression import Regression
+from jobs.adaptation import choose_part, describe
+from jobs.tasks.classification import Classification
+from jobs.tasks.regression import Regression
 from models_vit import BACKBONES, build_model
 from tests.conftest import needs_package
 from tests.parity import row
-from util import lora
-from util.errors import InputError
-from util.lr_decay import layer_of_parameters, parameter_groups
-from util.state_dicts import WeightFile
+from util.core.errors import InputError
+from util.model import lora
+from util.model.lr_decay import layer_of_parameters, parameter_groups
+from util.weights.fitting import WeightFile
 
 OPTIONS = {"adaptation": "lora", "train_last_blocks": None, "allow_partial": False, "eval": False, "lora_rank": 4,
            "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention", "select_metric": "loss", "seed": 0}

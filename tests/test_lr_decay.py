@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from util.lr_decay import layer_of_parameters, parameter_groups
+from util.model.lr_decay import layer_of_parameters, parameter_groups
 
 
 @pytest.mark.parametrize("name, layers", [("vit_tiny_patch16_224", 13), ("vit_small_patch16_dinov3_qkvb", 13),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from util.lr_sched import learning_rate_at, set_learning_rate, usable_warmup
+from util.model.lr_schedule import learning_rate_at, set_learning_rate, usable_warmup
 
 
 @pytest.mark.parametrize("position, rate", [

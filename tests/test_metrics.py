@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from util import metrics, run_files
-from util.errors import InputError, RunError
+from util.core import run_files
+from util.core.errors import InputError, RunError
+from util.metrics import classification
 
 
 def make_table(target, logits, class_names=None):
@@ -17,7 +18,7 @@ def make_table(target, logits, class_names=None):
     class_names = class_names or [f"{k} grade" for k in range(logits.shape[1])]
     samples = pd.DataFrame({"index": range(len(target)), "path": [f"{i}.png" for i in range(len(target))],
                             "patient": "", "split": "val", "target": target})
-    return metrics.predictions_table(samples, logits, class_names)
+    return classification.predictions_table(samples, logits, class_names)
 
 
 def random_table(num_classes, n=160, seed=0, rounded=False):
@@ -29,7 +30,7 @@ def random_table(num_classes, n=160, seed=0, rounded=False):
 
 def sklearn_figures(table):
     """The same figures the long way: one-hot matrices as SPEC.md has them, scikit-learn for every one."""
-    names = metrics.class_names_of(table)
+    names = classification.class_names_of(table)
     numbers = {name: k for k, name in enumerate(names)}
     true, predicted = table["true_class"].map(numbers).to_numpy(), table["predicted_class"].map(numbers).to_numpy()
     true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names), dtype=int)[predicted]
@@ -72,7 +73,7 @@ def calibration_error(probabilities, true, bins):
 @pytest.mark.parametrize("num_classes", [2, 5, 39])
 def test_equal_to_scikit_learn(num_classes, rounded):
     table = random_table(num_classes, rounded=rounded, seed=num_classes)
-    figures, notes = metrics.classification_metrics(table)
+    figures, notes = classification.classification_metrics(table)
     assert notes == []
     assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
 
@@ -82,7 +83,7 @@ def test_rank_figures_with_many_ties_equal_scikit_learn():
     for _ in range(50):
         scores, is_class = generator.integers(4, size=30) / 4, generator.random(30) < 0.3
         is_class[:2] = True, False
-        auc, average_precision = metrics.rank_figures(is_class, scores)
+        auc, average_precision = classification.rank_figures(is_class, scores)
         assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
         assert average_precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores), abs=1e-12)
 
@@ -91,7 +92,7 @@ def test_example_computed_by_hand():
     # Class probabilities 1/4 and 3/4 from logits 0 and ln 3. True a a b b, predicted a b b b.
     low, high = 0.0, math.log(3)
     table = make_table([0, 0, 1, 1], [[high, low], [low, high], [low, high], [low, high]], ["a", "b"])
-    figures, _ = metrics.classification_metrics(table)
+    figures, _ = classification.classification_metrics(table)
     assert figures == pytest.approx({
         "loss": -(3 * math.log(3 / 4) + math.log(1 / 4)) / 4,
         "accuracy": 3 / 4,
@@ -118,18 +119,18 @@ def test_brier_is_scikit_learns():
         # scikit-learn takes the columns in the sorted order of its labels, which is ours here
         expected = sklearn_metrics.brier_score_loss(table["true_class"], probabilities[:, 1] if num_classes == 2
                                                     else probabilities, **({"pos_label": "1 grade"}
-                                                    if num_classes == 2 else {"labels": metrics.class_names_of(table)}))
-        assert metrics.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
+                                                    if num_classes == 2 else {"labels": classification.class_names_of(table)}))
+        assert classification.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_absent_class_counts_zero_in_f1_and_is_left_out_of_auc():
     table = random_table(5, seed=1)
     table = table[~table["true_class"].isin(["2 grade", "4 grade"])]
-    figures, notes = metrics.classification_metrics(table)
+    figures, notes = classification.classification_metrics(table)
     assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
     assert len(notes) == 1 and "'2 grade', '4 grade'" in notes[0] and "2 of the 5" in notes[0]
     perfect = make_table([0, 1, 0, 1], 9 * np.eye(3)[[0, 1, 0, 1]])
-    figures, _ = metrics.classification_metrics(perfect)
+    figures, _ = classification.classification_metrics(perfect)
     assert figures["f1"] == figures["recall"] == figures["jaccard"] == figures["precision"] == pytest.approx(2 / 3)
     assert figures["roc_auc"] == figures["average_precision"] == figures["kappa"] == 1
 
@@ -138,12 +139,12 @@ def test_one_class_alone_has_no_auc_and_the_score_says_what_it_is_made_of():
     table = make_table([1, 1, 1], [[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures, notes = metrics.classification_metrics(table)
+        figures, notes = classification.classification_metrics(table)
     assert math.isnan(figures["roc_auc"]) and figures["kappa"] == 0 and figures["average_precision"] == 1
     assert figures["score"] == pytest.approx((figures["f1"] + 0) / 2) and figures["f1"] == pytest.approx(0.4)
     assert any("roc_auc is undefined" in note for note in notes) and any("f1 and kappa alone" in note for note in notes)
 
-    figures, notes = metrics.classification_metrics(table[2:])  # one image, predicted right
+    figures, notes = classification.classification_metrics(table[2:])  # one image, predicted right
     assert math.isnan(figures["kappa"]) and figures["accuracy"] == 1 and figures["n"] == 1
     assert figures["score"] == figures["f1"] == 0.5
     assert any("kappa is undefined" in note for note in notes)
@@ -152,9 +153,9 @@ def test_one_class_alone_has_no_auc_and_the_score_says_what_it_is_made_of():
 
 def test_order_of_rows_changes_no_bit():
     table = random_table(5, rounded=True)
-    expected = metrics.classification_metrics(table)
+    expected = classification.classification_metrics(table)
     for seed in range(5):
-        assert metrics.classification_metrics(table.sample(frac=1, random_state=seed)) == expected
+        assert classification.classification_metrics(table.sample(frac=1, random_state=seed)) == expected
 
 
 def test_order_of_samples_changes_no_bit_of_the_table():
@@ -163,14 +164,14 @@ def test_order_of_samples_changes_no_bit_of_the_table():
                             "split": "test", "target": generator.integers(3, size=30)})
     logits, order = generator.normal(size=(30, 3)).astype(np.float32), generator.permutation(30)
     names = ["c", "a", "b"]
-    pd.testing.assert_frame_equal(metrics.predictions_table(samples.iloc[order], logits[order], names),
-                                  metrics.predictions_table(samples, logits, names), check_exact=True)
+    pd.testing.assert_frame_equal(classification.predictions_table(samples.iloc[order], logits[order], names),
+                                  classification.predictions_table(samples, logits, names), check_exact=True)
 
 
 def test_large_logits_stay_finite_and_exact():
     table = make_table([0, 1], [[1000.0, 0.0], [1000.0, 0.0]])
     assert table["prob_0 grade"].tolist() == [1, 1] and table["prob_1 grade"].tolist() == [0, 0]
-    assert metrics.classification_metrics(table)[0]["loss"] == 500  # from the logits: log(prob) would be infinite
+    assert classification.classification_metrics(table)[0]["loss"] == 500  # from the logits: log(prob) would be infinite
 
 
 def test_diverged_outputs_are_named_and_not_scored():
@@ -179,9 +180,9 @@ def test_diverged_outputs_are_named_and_not_scored():
     table = make_table([0, 1, 1], np.zeros((3, 2)))
     table["logit_0 grade"] = math.nan
     with pytest.raises(RunError, match=r"3 of 3 images.*0\.png"):
-        metrics.classification_metrics(table)
+        classification.classification_metrics(table)
     with pytest.raises(RunError, match="no predictions"):
-        metrics.classification_metrics(table[:0])
+        classification.classification_metrics(table[:0])
 
 
 def test_pieces_that_do_not_belong_together_are_refused():
@@ -193,25 +194,25 @@ def test_pieces_that_do_not_belong_together_are_refused():
         make_table([0, 1], np.zeros((2, 2)), ["a", "a"])
     table = make_table([0, 1], np.zeros((2, 2)), ["a", "b"])
     with pytest.raises(InputError, match="true_class 'z'"):
-        metrics.classification_metrics(table.assign(true_class=["a", "z"]))
+        classification.classification_metrics(table.assign(true_class=["a", "z"]))
     twice = pd.DataFrame({"index": [4, 4], "path": "x", "patient": "", "split": "val", "target": 0})
     with pytest.raises(ValueError, match="twice"):
-        metrics.predictions_table(twice, np.zeros((2, 1)), ["a"])
+        classification.predictions_table(twice, np.zeros((2, 1)), ["a"])
 
 
 def test_stacked_confusions_equal_each_alone():
     generator = np.random.default_rng(5)
     true, predicted = generator.integers(4, size=(3, 6, 50)), generator.integers(4, size=(3, 6, 50))
-    stack = metrics.confusion_matrix(true, predicted, 4)
-    figures = metrics.count_figures(stack)
+    stack = classification.confusion_matrix(true, predicted, 4)
+    figures = classification.count_figures(stack)
     assert stack.shape == (3, 6, 4, 4)
     for i, j in [(0, 0), (1, 5), (2, 3)]:
         expected = sklearn_metrics.confusion_matrix(true[i, j], predicted[i, j], labels=range(4))
         np.testing.assert_array_equal(stack[i, j], expected)
-        for name, value in metrics.count_figures(expected).items():
+        for name, value in classification.count_figures(expected).items():
             assert figures[name][i, j] == value, name
     with pytest.raises(ValueError, match="0..3"):
-        metrics.confusion_matrix([0, 4], [0, 0], 4)
+        classification.confusion_matrix([0, 4], [0, 0], 4)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -227,13 +228,13 @@ def test_predictions_come_back_equal_in_every_bit(tmp_path):
         "index": generator.permutation(n), "path": [f"图像/{i}, \"a\".png" for i in range(n)],
         "patient": [None, "", "007", "NA", "1.0", "None"] * 10, "split": "val", "target": np.arange(n) % num_classes})
     logits = generator.normal(size=(n, num_classes)) * 10.0 ** generator.integers(-12, 3, size=(n, 1))
-    table = metrics.predictions_table(samples, logits, NASTY_NAMES)
+    table = classification.predictions_table(samples, logits, NASTY_NAMES)
     run_files.write_predictions(table, tmp_path / "predictions_val.csv")
-    back = metrics.read_predictions(tmp_path / "predictions_val.csv")
+    back = classification.read_predictions(tmp_path / "predictions_val.csv")
     pd.testing.assert_frame_equal(back, table, check_exact=True)
-    assert metrics.class_names_of(back) == NASTY_NAMES
+    assert classification.class_names_of(back) == NASTY_NAMES
     assert set(back["patient"]) == {"", "007", "NA", "1.0", "None"}
-    assert metrics.classification_metrics(back) == metrics.classification_metrics(table)
+    assert classification.classification_metrics(back) == classification.classification_metrics(table)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions_val.csv"]
 
 
@@ -261,15 +262,15 @@ def test_file_that_is_no_table_is_one_line(tmp_path, text, problem):
     path = tmp_path / "predictions.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=problem) as caught:
-        metrics.read_predictions(path)
+        classification.read_predictions(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_predictions_file_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere.csv"):
-        metrics.read_predictions(tmp_path / "nowhere.csv")
+        classification.read_predictions(tmp_path / "nowhere.csv")
 
 
 def test_metrics_columns_keep_the_names_that_scripts_read():
-    assert metrics.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard",
-                                           "precision", "recall", "average_precision", "kappa")
+    assert classification.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard",
+                                                  "precision", "recall", "average_precision", "kappa")

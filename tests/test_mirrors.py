@@ -5,7 +5,7 @@ import pandas as pd
 import timm
 import torch
 
-from util.mirrors import Mirrored, with_mirrors
+from util.model.mirrors import Mirrored, with_mirrors
 
 
 def test_probabilities_of_a_classifier_and_outputs_of_a_regressor_are_averaged():

@@ -13,8 +13,8 @@ import models_vit
 from models_vit import BACKBONES, build_model, find_backbone, load_backbone, load_trained, resolve_input_size
 from tests import parity
 from tests.parity import build_and_load, recipe_file, row
-from util.errors import InputError
-from util.state_dicts import read_weights
+from util.core.errors import InputError
+from util.weights.fitting import read_weights
 
 TOLERANCE = 1e-4
 
@@ -117,7 +117,7 @@ def test_parameters_of_the_table(arch):
                                   "dinov3_vith16plus", "retfound_mae", "retfound_dinov2"])
 def test_full_depth_names_fit_without_memory(arch):
     """Every tensor of the published manifest finds its place at full depth (on meta: nothing is computed)."""
-    from util.state_dicts import fit
+    from util.weights.fitting import fit
 
     man = parity.manifest(arch)
     tensors = {re.sub(r"^backbone\.", "", name): torch.empty(shape, device="meta")

@@ -1,4 +1,4 @@
-"""util/normalisation.py: by which numbers images are normalised, and that every program says whose they are."""
+"""jobs/normalisation.py: by which numbers images are normalised, and that every program says whose they are."""
 
 import json
 import types
@@ -8,12 +8,12 @@ import pytest
 import latent_feature
 import models_vit
 import predict
-from jobs.reading import evaluation_settings
+from jobs.data import evaluation_settings
+from jobs.normalisation import source
 from main_finetune import make_parser
 from tests.test_reading import DEEP, STORED
-from util import options as flags
-from util.errors import InputError, exit_code_of
-from util.normalisation import source
+from util.core.errors import InputError, exit_code_of
+from util.options import flags
 
 TAG = "timm/vit_base_patch16_224.mae"  # ImageNet's numbers; the name's default tag has 0.5
 

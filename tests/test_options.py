@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from main_finetune import make_parser
-from util import options as flags
-from util.errors import InputError
+from util.core.errors import InputError
+from util.options import flags
 
 ROOT = Path(__file__).parent.parent
 # SPEC: names and defaults of the original's flags, which people's command lines rely on

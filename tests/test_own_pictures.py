@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_pictures
-from util.errors import exit_code_of
-from util.own_pictures import is_marker, own_pictures
-from util.unlabelled import read_unlabelled
+from util.core.errors import exit_code_of
+from util.data.own_images import is_marker, own_pictures
+from util.data.unlabelled import read_unlabelled
 
 
 @pytest.mark.parametrize(("names", "own"), [

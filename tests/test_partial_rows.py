@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from util.errors import InputError, RunError
-from util.partial_rows import PartialRows
+from util.core.errors import InputError, RunError
+from util.core.partial_rows import PartialRows
 
 ROWS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 KEY = {"checkpoint": "abc", "transform": {"mean": (0.5, 0.5)}}

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
-from util.errors import InputError
-from util.memory import estimate_memory
-from util.precision import Precision, cpu_has_bf16, resolve_precision
+from util.core.errors import InputError
+from util.model.memory import estimate_memory
+from util.model.precision import Precision, cpu_has_bf16, resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ from scipy.special import softmax
 
 import predict
 from tests.conftest import SMALL, write_pictures
-from util.demo_data import make_demo
-from util.errors import exit_code_of
-from util.metrics import read_predictions
-from util.regression_metrics import read_predictions as read_regression
+from util.core.errors import exit_code_of
+from util.data.public.demo import make_demo
+from util.metrics.classification import read_predictions
+from util.metrics.regression import read_predictions as read_regression
 
 HERE = ["--device", "cpu", "--num_workers", "0"]
 
@@ -203,7 +203,7 @@ def test_pictures_that_do_not_decode(run, trained, tmp_path):
 def test_a_start_that_died_goes_on(run, trained, tmp_path, monkeypatch):
     """The second start computes the rest alone, and says so; other options begin anew."""
     import engine_finetune
-    from jobs import trained as jobs_trained
+    from jobs import inference as jobs_trained
 
     checkpoint, data, expected = trained
     words = ("--resume", checkpoint, "--input", data / "test", "--output", "p.csv")
@@ -267,13 +267,13 @@ def test_a_regression_with_covariates(run, tmp_path):
 
 
 def test_heat_maps_are_listed_once_a_picture(run, trained, tmp_path, monkeypatch):
-    from jobs import heatmapping
+    from jobs import heatmaps
 
     checkpoint, data, expected = trained
     words = ("--resume", checkpoint, "--input", data / "test", "--output", "p.csv", "--heatmaps")
-    monkeypatch.setattr(heatmapping, "BATCH", 4)
-    monkeypatch.setattr(heatmapping, "BATCHES_A_PIECE", 1)
-    written, seen = heatmapping.write_overlays, []
+    monkeypatch.setattr(heatmaps, "BATCH", 4)
+    monkeypatch.setattr(heatmaps, "BATCHES_A_PIECE", 1)
+    written, seen = heatmaps.write_overlays, []
 
     def die(paths, *rest):
         if len(seen) == 2:
@@ -281,9 +281,9 @@ def test_heat_maps_are_listed_once_a_picture(run, trained, tmp_path, monkeypatch
         seen.append(len(paths))
         return written(paths, *rest)
 
-    monkeypatch.setattr(heatmapping, "write_overlays", die)
+    monkeypatch.setattr(heatmaps, "write_overlays", die)
     assert run(*words)[0] == 130 and (tmp_path / "p.csv").exists() and (tmp_path / "p.csv.partial").exists()
-    monkeypatch.setattr(heatmapping, "write_overlays", lambda paths, *rest: (seen.append(len(paths)), written(paths, *rest)))
+    monkeypatch.setattr(heatmaps, "write_overlays", lambda paths, *rest: (seen.append(len(paths)), written(paths, *rest)))
     code, out, err = run(*words)
     assert code == 0 and "8 are there from an earlier start" in out and seen == [4, 4, 4, 4], err
     listed = json.loads((tmp_path / "heatmaps/heatmaps.json").read_text())

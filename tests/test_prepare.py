@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.public_fakes import FAKES, fake_folders, files_of, hidden, make, papila_patients, put, rows_of
-from util import prepare as module
-from util.datasets import read_csv, read_folder
-from util.errors import InputError, exit_code_of
-from util.prepare import Item, draw_split, prepare
-from util.public_sets import SETS
+from util.core.errors import InputError, exit_code_of
+from util.data.public import prepare as module
+from util.data.public.prepare import Item, draw_split, prepare
+from util.data.public.sets import SETS
+from util.data.tables import read_csv, read_folder
 
 SPLITS = ("train", "val", "test")
 

@@ -9,15 +9,15 @@ import pytest
 
 from tests import hub_server
 from tests.small_disk import small_disk  # noqa: F401 (fixture)
-from util.errors import InputError
-from util.pretrained import find_weights, sha256
+from util.core.errors import InputError
+from util.weights.finding import find_weights, sha256
 
 ROOT = Path(__file__).parent.parent
 HUB_FILES = {"RETFound_x": ("YukunZhou/RETFound_x", "RETFound_x.pth")}
 CODE = """
 import sys
-from util.errors import InputError
-from util.pretrained import find_weights
+from util.core.errors import InputError
+from util.weights.finding import find_weights
 try:
     print("PATH", find_weights(sys.argv[1], "weights", {"RETFound_x": ("YukunZhou/RETFound_x", "RETFound_x.pth")}, "ask"))
 except InputError as error:

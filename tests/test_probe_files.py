@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from util.distributed import World
-from util.errors import RunError
-from util.probe import stored_features, token_file
+from util.core.errors import RunError
+from util.model.frozen_features import stored_features, token_file
+from util.parallel.processes import World
 
 ROWS, COLUMNS, TOKENS = 7, 3, (4, 2)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from util.lr_sched import learning_rate_at
-from util.probe_heads import (
+from util.data.sampling import epoch_order
+from util.model.lr_schedule import learning_rate_at
+from util.model.probe_heads import (
     Heads,
     HeadSetting,
     classic_classifiers,
@@ -16,7 +17,6 @@ from util.probe_heads import (
     probabilities,
     train_heads,
 )
-from util.sampling import epoch_order
 
 CLASSES = 3
 SETTINGS = [HeadSetting(1e-2, 0.0, False), HeadSetting(1e-1, 1.0, False), HeadSetting(3e-3, 0.05, True)]

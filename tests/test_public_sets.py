@@ -17,12 +17,12 @@ from tests.public_fakes import (
     put,
     rows_of,
 )
-from util import prepare as module
-from util.datasets import EXTENSIONS
-from util.errors import InputError, exit_code_of
-from util.prepare import prepare
-from util.public_sets import SETS
-from util.spreadsheet import read_first_sheet
+from util.core.errors import InputError, exit_code_of
+from util.data.public import prepare as module
+from util.data.public.prepare import prepare
+from util.data.public.sets import SETS
+from util.data.public.spreadsheet import read_first_sheet
+from util.data.tables import EXTENSIONS
 
 
 def test_labels_are_the_owners(tmp_path):
@@ -240,6 +240,6 @@ def test_papila_refuses_what_it_does_not_understand(tmp_path, monkeypatch):
                             (lambda rows: rows.__delitem__(slice(3, None)), "no patient")):
         changed = [list(row) for row in good]
         change(changed)
-        monkeypatch.setattr("util.public_sets.read_first_sheet", lambda path, changed=changed: changed)
+        monkeypatch.setattr("util.data.public.sets.read_first_sheet", lambda path, changed=changed: changed)
         with pytest.raises(InputError, match=message):
             prepare("PAPILA", str(raw), str(tmp_path / "out"))

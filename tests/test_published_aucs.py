@@ -1,4 +1,4 @@
-"""util/delong.py and compare.py on the examples whose results others published.
+"""util/metrics/delong.py and compare.py on the examples whose results others published.
 
 aSAH: 113 patients with a subarachnoid haemorrhage (Turck et al. 2010); the figures are those of the R package pROC (Robin et
 al. 2011). Ovarian: 43 patients (DeLong, DeLong and Clarke-Pearson 1988). In all of them a higher score speaks for the outcome,
@@ -11,11 +11,11 @@ import pytest
 
 from tests.compared_runs import images
 from tests.shared_data import FOLDER, shared_data
-from util import delong
-from util.comparison import compare, joint_table
-from util.comparison_runs import Group, Run
-from util.comparison_text import markdown, terminal
-from util.metrics import predictions_table
+from util.metrics import delong
+from util.metrics.classification import predictions_table
+from util.study.comparison import compare, joint_table
+from util.study.comparison_runs import Group, Run
+from util.study.comparison_text import markdown, terminal
 
 
 def influences(table: pd.DataFrame, positive: pd.Series, scores: tuple[str, ...]) -> dict[str, tuple[float, np.ndarray]]:

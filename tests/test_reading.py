@@ -1,4 +1,4 @@
-"""jobs/reading.py: which transform evaluation reads images by."""
+"""jobs/data.py: which transform evaluation reads images by."""
 
 import types
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import models_vit
-from jobs.reading import evaluation_settings
+from jobs.data import evaluation_settings
 from main_finetune import make_parser
-from util import options as flags
-from util.as_shown import FLOATS, WHOLE_NUMBERS
-from util.image_facts import ImageFacts
-from util.transforms import eval_settings, read_alike, train_settings
+from util.data.images.as_shown import FLOATS, WHOLE_NUMBERS
+from util.data.images.scan import ImageFacts
+from util.data.images.transforms import eval_settings, read_alike, train_settings
+from util.options import flags
 
 VIT = models_vit.find_backbone("timm", "vit_tiny_patch16_224")  # timm: mean and standard deviation 0.5
 STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "decode": "full",

@@ -12,19 +12,20 @@ import compare
 import latent_feature
 import models_vit
 import predict
-from jobs.regression_start import resolve_names
+from jobs.tasks.regression_start import resolve_names
 from main_finetune import make_parser
 from main_regression import make_parser as make_regression_parser
-from util import leakage, prepare, regression_options
-from util import options as flags
-from util.metrics import METRIC_COLUMNS
+from util.data.leakage import search
+from util.data.public import prepare
+from util.metrics.classification import METRIC_COLUMNS
+from util.options import flags, regression
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = "README_zh.md"
 PARSERS = {"main_finetune.py": make_parser, "main_regression.py": make_regression_parser, "predict.py": predict.make_parser,
            "latent_feature.py": latent_feature.make_parser, "compare.py": compare.make_parser,
-           "util.leakage": leakage.make_parser, "util.prepare": prepare.make_parser}
+           "util.leakage": search.make_parser, "util.prepare": prepare.make_parser}
 PAGES = ("README.md", CHINESE, "BENCHMARK.md")
 
 
@@ -218,7 +219,7 @@ def test_commands_are_understood():
         parsed = flags.parse(parser_of(program), words[start + 1:])  # an InputError names the flag
         flags.check_combinations(parsed)
         if parser_of(program).prog == "main_regression.py":
-            regression_options.check_search(parsed)
+            regression.check_search(parsed)
             resolve_names(parsed)
         models_vit.find_backbone(parsed.options.model, parsed.options.model_arch)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from util.errors import InputError
-from util.regression_data import parse_transforms, read_regression_csv
-from util.targets import Covariate
+from util.core.errors import InputError
+from util.data.regression import parse_transforms, read_regression_csv
+from util.data.targets import Covariate
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import torch
 
 import models_vit
 from engine_finetune import RegressionLoss
-from util.errors import InputError
-from util.lr_decay import parameter_groups
-from util.lr_sched import learning_rate_at, set_learning_rate
-from util.regression_head import RegressionHead
-from util.targets import Covariate
+from util.core.errors import InputError
+from util.data.targets import Covariate
+from util.model.lr_decay import parameter_groups
+from util.model.lr_schedule import learning_rate_at, set_learning_rate
+from util.model.regression_head import RegressionHead
 
 
 def attention_by_hand(layer, x, heads):

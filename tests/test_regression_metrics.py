@@ -9,11 +9,11 @@ import torch
 from scipy.stats import pearsonr
 from sklearn import metrics as sklearn_metrics
 
-from util import run_files
-from util.agreement import agreement_figures, agreement_files, limits_of_agreement
-from util.errors import InputError, RunError
-from util.regression_metrics import metric_columns, predictions_table, read_predictions, regression_metrics, target_figures
-from util.targets import TargetScale
+from util.core import run_files
+from util.core.errors import InputError, RunError
+from util.data.targets import TargetScale
+from util.metrics.regression import metric_columns, predictions_table, read_predictions, regression_metrics, target_figures
+from util.report.bland_altman import agreement_figures, agreement_files, limits_of_agreement
 
 
 @pytest.fixture

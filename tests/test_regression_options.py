@@ -5,9 +5,9 @@ import json
 import pytest
 
 from main_regression import make_parser
-from util import options as flags
-from util import regression_options as own
-from util.errors import InputError
+from util.core.errors import InputError
+from util.options import flags
+from util.options import regression as own
 
 DOCUMENTED = {
     "csv_file": None, "path_col": "path", "split_col": "split", "targets": ["tc", "ldl", "hdl", "tg", "apoa", "apob"],
@@ -87,7 +87,7 @@ def test_params_that_are_none(tmp_path, text):
     ("--model resnet18 --pretrained --task t", "timm", "resnet18", "hf:timm/resnet18.a1_in1k/model.safetensors", "t"),
 ])
 def test_names(text, model, arch, finetune, task):
-    from jobs.regression_start import resolve_names
+    from jobs.tasks.regression_start import resolve_names
 
     parsed = parse(text)
     resolve_names(parsed)

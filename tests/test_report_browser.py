@@ -10,8 +10,8 @@ from PIL import Image
 from tests.chromium import Browser, find_chromium
 from tests.conftest import not_installed
 from tests.run_folders import HOSTILE, classification_run, regression_run
-from util import report_pictures
-from util.report_page import write_report
+from util.report import png_charts
+from util.report.page import write_report
 
 PHONE, DESKTOP = 360, 1280
 
@@ -31,8 +31,8 @@ def browser(tmp_path_factory):
 def reports(tmp_path_factory):
     """{name: report.html} of fabricated runs."""
     folder, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
-    patch.setattr(report_pictures, "classification_pictures", lambda *words: [])
-    patch.setattr(report_pictures, "other_pictures", lambda run: [])
+    patch.setattr(png_charts, "classification_pictures", lambda *words: [])
+    patch.setattr(png_charts, "other_pictures", lambda run: [])
     long = [f"{k}. a rather long name of a retinal disease" for k in range(39)]
     runs = [classification_run(folder / "two", ["healthy", "x" * 70]), classification_run(folder / "five", HOSTILE),
             classification_run(folder / "many", long, number=160),

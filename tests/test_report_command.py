@@ -7,8 +7,8 @@ import pytest
 
 import main_finetune
 import main_regression
-from util import options as flags
-from util.report_command import evaluation_command, report_command, training_command
+from util.options import flags
+from util.report.commands import evaluation_command, report_command, training_command
 
 PARSERS = {"classification": main_finetune.make_parser, "regression": main_regression.make_parser}
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.run_folders import HOSTILE, classification_run, regression_run
-from util import report, report_pictures
-from util.errors import InputError
-from util.report_data import read_run, standardised_errors, worst_first
-from util.report_page import write_report
+from util.core.errors import InputError
+from util.report import charts, png_charts
+from util.report.page import write_report
+from util.report.run_data import read_run, standardised_errors, worst_first
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -63,8 +63,8 @@ def drawing():
 def no_drawing(request, monkeypatch):
     """matplotlib's pictures take most of a report's time and are not what most of these tests look at."""
     if "drawing" not in request.fixturenames:
-        monkeypatch.setattr(report_pictures, "classification_pictures", lambda *words: [])
-        monkeypatch.setattr(report_pictures, "other_pictures", lambda run: [])
+        monkeypatch.setattr(png_charts, "classification_pictures", lambda *words: [])
+        monkeypatch.setattr(png_charts, "other_pictures", lambda run: [])
 
 
 def page_of(folder):
@@ -247,11 +247,11 @@ def test_no_mistake_and_an_absent_class(tmp_path):
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
-    from util.errors import exit_code_of
+    from util.core.errors import exit_code_of
 
     classification_run(tmp_path / "run", ["a", "b"], number=8)
     (tmp_path / "empty").mkdir()
-    assert exit_code_of(report.main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
+    assert exit_code_of(charts.main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "holds neither" in captured.err and "is no folder" in captured.err
     assert (tmp_path / "run/report.html").exists() and "run/report.html" in captured.out
@@ -308,7 +308,7 @@ def test_hundreds_of_classes(tmp_path):
 
 
 def test_the_command_answers_without_torch(tmp_path):
-    code = ("import sys\nfrom util.report import main\n"
+    code = ("import sys\nfrom util.report.__main__ import main\n"
             "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
             "print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])")
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

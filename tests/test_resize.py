@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from util import seen_area
-from util.image_cache import Kept, open_cache
-from util.transforms import EvalTransform, TrainTransform, eval_settings, resized_side, seen_share, train_settings
+from util.data.images import seen_area
+from util.data.images.cache import Kept, open_cache
+from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, resized_side, seen_share, train_settings
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -142,7 +142,7 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
     predicted = pd.read_csv(run / "predictions_test.csv")
 
     import predict
-    from util.errors import exit_code_of
+    from util.core.errors import exit_code_of
 
     assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(place / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0

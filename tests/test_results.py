@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from util.errors import InputError, RunError
-from util.results import RunFolder, commit, versions
+from jobs.run_folder import RunFolder, commit, versions
+from util.core.errors import InputError, RunError
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_elsewhere_takes_its_past_along(folder, tmp_path):
 
 
 def test_a_disk_that_can_not_be_written_is_one_line(folder, monkeypatch):
-    import util.results as results
+    import jobs.run_folder as results
 
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 
 from tests.test_metrics import random_table
-from util import metrics, run_files
-from util.errors import InputError
-from util.metrics import METRIC_COLUMNS as COLUMNS
+from util.core import run_files
+from util.core.errors import InputError
+from util.metrics import classification
+from util.metrics.classification import METRIC_COLUMNS as COLUMNS
 
 
 def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
     path = tmp_path / "metrics_val.csv"
-    figures, _ = metrics.classification_metrics(random_table(3))
+    figures, _ = classification.classification_metrics(random_table(3))
     run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS, epoch=0), COLUMNS)
     run_files.append_metrics_row(path, run_files.metrics_row(figures | {"kappa": math.nan}, COLUMNS, epoch=1), COLUMNS)
     run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS), COLUMNS)
@@ -30,7 +31,7 @@ def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
 
 def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
     path = tmp_path / "metrics_val.csv"
-    row = run_files.metrics_row(metrics.classification_metrics(random_table(3))[0], COLUMNS, epoch=0)
+    row = run_files.metrics_row(classification.classification_metrics(random_table(3))[0], COLUMNS, epoch=0)
     for text in ("val_loss,accuracy\n0.5,0.9\n", "something else"):
         path.write_text(text)
         for action in (lambda: run_files.append_metrics_row(path, row, COLUMNS),
@@ -41,7 +42,7 @@ def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
 
 
 def write_rows(path, epochs):
-    figures, _ = metrics.classification_metrics(random_table(3))
+    figures, _ = classification.classification_metrics(random_table(3))
     for epoch in epochs:
         run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS, epoch), COLUMNS)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALL
-from util import run_lock
-from util.errors import InputError
+from util.core import run_lock
+from util.core.errors import InputError
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from util import run_lock
+from util.core import run_lock
 lock = run_lock.hold(Path(sys.argv[1]), print, sys.argv[2] == "shared")
 child = os.fork()
 if child == 0:  # as the loader's processes are

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.sampling import EvalBatches, StepPlan, TrainBatches, balanced_order, epoch_order
+from util.data.sampling import EvalBatches, StepPlan, TrainBatches, balanced_order, epoch_order
 
 
 def steps(num_samples, batch_size, accum_iter, world_size, epoch=0, seed=0, even=True):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from util import selection
+from util.metrics import selection
 
 
 def test_names_become_figures():

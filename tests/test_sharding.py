@@ -14,12 +14,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 import models_vit
 from jobs import parallel
 from jobs.parallel import pick, recompute_blocks
-from util import checkpoint, shard_files
-from util.distributed import World
-from util.errors import InputError
-from util.memory import Need, need_of
-from util.results import RunFolder
-from util.sharding import fills_by_itself, shard_of, units
+from jobs.run_folder import RunFolder
+from util.core.errors import InputError
+from util.model.memory import Need, need_of
+from util.parallel import shard_files
+from util.parallel.processes import World
+from util.parallel.sharding import fills_by_itself, shard_of, units
+from util.weights import checkpoint
 
 NAME = "checkpoint-last.0123456789ab.shards"
 GIB = 2**30

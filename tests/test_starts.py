@@ -1,4 +1,4 @@
-"""util/starts.py: which defaults a kind of backbone and a kind of start have, and how the head begins."""
+"""util/options/starts.py: which defaults a kind of backbone and a kind of start have, and how the head begins."""
 
 import math
 from argparse import Namespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import models_vit
-from util import starts
+from util.options import starts
 
 
 def options(**changes):

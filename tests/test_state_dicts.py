@@ -10,8 +10,8 @@ import zipfile
 import pytest
 import torch
 
-from util.errors import InputError
-from util.state_dicts import load_file, read_weights
+from util.core.errors import InputError
+from util.weights.fitting import load_file, read_weights
 
 
 class Mark:

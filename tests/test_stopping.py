@@ -10,11 +10,11 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from util import stopping
-from util.errors import ENDED_BY_ITSELF, exit_code_of
+from util.core import signals
+from util.core.errors import ENDED_BY_ITSELF, exit_code_of
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_at_once_where_nothing_is_held(number, capsys):
     def main(argv):
         os.kill(os.getpid(), number)
@@ -29,14 +29,14 @@ def test_at_once_where_nothing_is_held(number, capsys):
 
 
 def test_held_it_is_written_down_and_no_second_signal_changes_that():
-    with stopping.answered():
-        with pytest.raises(stopping.StopRequested), stopping.held():
-            assert not stopping.asked()
+    with signals.answered():
+        with pytest.raises(signals.StopRequested), signals.held():
+            assert not signals.asked()
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stopping.asked() and stopping.signal_name() == "SIGUSR1"
+            assert signals.asked() and signals.signal_name() == "SIGUSR1"
         os.kill(os.getpid(), signal.SIGTERM)
-    assert not stopping.asked()
+    assert not signals.asked()
 
 
 def test_not_taken_for_an_error():
@@ -69,7 +69,7 @@ def test_other_threads_and_ignored_signals_are_left_alone(monkeypatch):
 
 
 def test_a_process_for_real():
-    code = ("import sys, time; from util.errors import exit_code_of\n"
+    code = ("import sys, time; from util.core.errors import exit_code_of\n"
             "def main(argv):\n    print('ready', flush=True); time.sleep(30)\n"
             "sys.exit(exit_code_of(main))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
@@ -83,7 +83,7 @@ def test_a_process_for_real():
 def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(together, tmp_path, monkeypatch, capsys):
     """A launcher ends the others by SIGTERM when one has died, and then starts all of them again."""
     def main(argv):
-        raise stopping.StopRequested("epoch 1 stands at step 2", together)
+        raise signals.StopRequested("epoch 1 stands at step 2", together)
 
     marker = tmp_path / "exit_code"
     monkeypatch.setenv(ENDED_BY_ITSELF, str(marker))

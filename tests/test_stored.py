@@ -4,9 +4,9 @@ import pytest
 
 from main_finetune import make_parser
 from main_regression import make_parser as make_regression_parser
-from util import options as flags
-from util.errors import InputError
-from util.stored import check_arguments, check_stored
+from util.core.errors import InputError
+from util.options import flags
+from util.weights.checkpoint_schema import check_arguments, check_stored
 
 CLASSES = {"format": 1, "class_names": ["a", "b"]}
 TARGETS = {

@@ -1,4 +1,4 @@
-"""util/sweep.py with a small program in place of a training: what is run, skipped, gone on with, said, stopped."""
+"""util/study/runs.py with a small program in place of a training: what is run, skipped, gone on with, said, stopped."""
 
 import fcntl
 import json
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from compare import canonical, parser_of
-from util import sweep
-from util.errors import InputError
-from util.grid import read_grid
+from util.core.errors import InputError
+from util.study import runs
+from util.study.grid_file import read_grid
 
 GRID = """\
 name: study
@@ -54,9 +54,9 @@ def study(tmp_path, monkeypatch):
     def run(text=GRID, processes=1, **wishes):
         Path("grid.yaml").write_text(text)
         grid = read_grid("grid.yaml", parser_of)
-        monkeypatch.setattr(sweep, "command", lambda grid, cell, processes: [
+        monkeypatch.setattr(runs, "command", lambda grid, cell, processes: [
             sys.executable, "program.py", str(cell.folder), json.dumps(vars(cell.parsed.options)), wishes.get(cell.name, "")])
-        return sweep.run(grid, processes, canonical), grid
+        return runs.run(grid, processes, canonical), grid
 
     return run
 
@@ -101,7 +101,7 @@ def test_what_the_program_resolves_is_no_other_option(study):
     outcome, grid = study(text)
     assert (outcome.exit_code, starts(grid)) == (0, [1, 1, 1, 1])
     for words in ({"norm": "IMAGENET"}, {"norm": "backbone", "layer_decay": 1.0, "crop_scale": [0.3, 1.0]}):
-        stored["options"] |= words  # of before --norm had a meaning; of the table of defaults (util/starts.py)
+        stored["options"] |= words  # of before --norm had a meaning; of the table of defaults (util/options/starts.py)
         path.write_text(json.dumps(stored))
         assert study(text)[0].exit_code == 0
     stored["options"]["model_arch"] = "retfound_dinov2"
@@ -131,12 +131,12 @@ CHILD = """\
 import json, sys
 sys.path.insert(0, {root!r})
 from compare import canonical, parser_of
-from util import sweep
-from util.grid import read_grid
+from util.study import runs
+from util.study.grid_file import read_grid
 grid = read_grid("grid.yaml", parser_of)
-sweep.command = lambda grid, cell, processes: [sys.executable, "program.py", str(cell.folder),
+runs.command = lambda grid, cell, processes: [sys.executable, "program.py", str(cell.folder),
                                                json.dumps(vars(cell.parsed.options)), "wait"]
-sys.exit(sweep.run(grid, 1, canonical).exit_code)
+sys.exit(runs.run(grid, 1, canonical).exit_code)
 """
 
 
@@ -199,8 +199,8 @@ def begin(tmp_path, **more):
 def test_several_processes_are_one_launcher(tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     grid = read_grid(str(tmp_path / "grid.yaml"), parser_of)
-    one, four = (sweep.command(grid, grid.cells[0], number) for number in (1, 4))
-    program = str(sweep.ROOT / "main_finetune.py")
+    one, four = (runs.command(grid, grid.cells[0], number) for number in (1, 4))
+    program = str(runs.ROOT / "main_finetune.py")
     assert one[:2] == [sys.executable, program] and one[-2:] == ["--resume", "auto"]
-    assert four[1] == str(sweep.ROOT / "util" / "torchrun.py") and four[four.index(program):] == one[1:]
+    assert four[1] == str(runs.ROOT / "util" / "torchrun.py") and four[four.index(program):] == one[1:]
     assert four[four.index("--nproc_per_node") + 1] == "4"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from util.errors import InputError
-from util.targets import Covariate, TargetScale, encode_all
+from util.core.errors import InputError
+from util.data.targets import Covariate, TargetScale, encode_all
 
 
 @pytest.fixture

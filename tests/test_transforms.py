@@ -1,4 +1,5 @@
-"""util/transforms.py: timm's training recipe and torchvision's evaluation, bit for bit; scaled decoding comes close."""
+"""util/data/images/transforms.py: timm's training recipe and torchvision's evaluation, bit for bit; scaled decoding comes
+close."""
 import json
 import pickle
 import random
@@ -11,10 +12,10 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
-from util.errors import InputError
-from util.image_cache import Kept, KeptSource
-from util.images import ImageError, ImageSource
-from util.transforms import (
+from util.core.errors import InputError
+from util.data.images.cache import Kept, KeptSource
+from util.data.images.files import ImageError, ImageSource
+from util.data.images.transforms import (
     EvalTransform,
     TrainTransform,
     _augment_operations,

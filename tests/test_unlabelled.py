@@ -6,8 +6,8 @@ import pytest
 from scipy.special import softmax
 
 from tests.conftest import picture
-from util.errors import InputError, RunError
-from util.unlabelled import class_answers, read_unlabelled, with_answers
+from util.core.errors import InputError, RunError
+from util.data.unlabelled import class_answers, read_unlabelled, with_answers
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     import main_finetune
     import main_regression
     import predict
-    from util import prepare
+    from util.data.public import prepare
 
     return {
         "main_finetune.py": main_finetune,

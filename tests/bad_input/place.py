@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.conftest import picture, start_process
-from util.errors import exit_code_of
+from util.core.errors import exit_code_of
 
 MODEL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32]
 MACHINE = ["--num_workers", 0, "--device", "cpu", "--precision", "fp32"]
@@ -31,8 +31,10 @@ def _main(program: str):
     import main_finetune
     import main_regression
     import predict
-    from jobs import latent, predicting, search  # noqa: F401  (now: a user without rights may not read them later)
-    from util import prepare
+    from jobs import (
+        search,  # noqa: F401  (now: a user without rights may not read them later)
+    )
+    from util.data.public import prepare
 
     rooms = {
         "main_finetune.py": main_finetune,

@@ -12,7 +12,7 @@ from tests.bad_input import flags
 from tests.bad_input.judge import judge, run_case
 from tests.bad_input.place import Kit, Place, predicting, started, train
 from tests.bad_input.table import all_cases
-from util import hpo
+from util.study import optuna_study
 
 CASES = all_cases()
 MEMORY = 6 * 2**30  # address space that a case may take beside what is taken already
@@ -43,7 +43,7 @@ def place(kit, request):
 @pytest.fixture
 def bounded(monkeypatch):
     """A case that would fill the machine's memory fails instead; a database that can't be opened is not tried for long."""
-    monkeypatch.setattr(hpo, "OPENING_TRIES", 1)
+    monkeypatch.setattr(optuna_study, "OPENING_TRIES", 1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))

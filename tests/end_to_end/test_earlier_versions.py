@@ -19,9 +19,9 @@ import torch
 
 from tests.conftest import ROOT, needs_package
 from tests.fixtures.earlier import make, originals
-from util import class_order
-from util.errors import exit_code_of
-from util.metrics import classification_metrics, read_predictions
+from util.core.errors import exit_code_of
+from util.metrics import class_order
+from util.metrics.classification import classification_metrics, read_predictions
 
 FIXTURES = ROOT / "tests/fixtures/earlier"
 EXPECTED = FIXTURES / "expected"
@@ -59,7 +59,7 @@ def same_table(found: Path, expected: Path, atol: float) -> None:
             assert list(one[name].fillna("")) == list(two[name].fillna("")), name
 
 
-# Nobody told in which order fine, middle and rough stand: since util/class_order.py these figures are left out.
+# Nobody told in which order fine, middle and rough stand: since util/metrics/class_order.py these figures are left out.
 LEFT_OUT = class_order.FIGURES
 
 

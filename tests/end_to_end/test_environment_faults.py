@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALL, start_process
-from util import faults
-from util.errors import RunError
+from util.core import machine_faults
+from util.core.errors import RunError
 
 HAS_MOUNTS = shutil.which("unshare") is not None and subprocess.run(
     ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
@@ -153,26 +153,26 @@ SAID = {
 
 @pytest.mark.parametrize("text, part", SAID.items(), ids=range(len(SAID)))
 def test_known_messages(text, part):
-    line = faults.explain(RuntimeError(text))
+    line = machine_faults.explain(RuntimeError(text))
     assert part in line and "\n" not in line
 
 
 def test_other_errors_stay_what_they_are():
-    assert faults.explain(MemoryError()) == faults.MEMORY
+    assert machine_faults.explain(MemoryError()) == machine_faults.MEMORY
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FileNotFoundError(2, "No such file", "x.png")):
-        assert faults.explain(error) is None
-        with pytest.raises(type(error)), faults.explained():
+        assert machine_faults.explain(error) is None
+        with pytest.raises(type(error)), machine_faults.explained():
             raise error
 
 
 def test_a_loader_process_that_ends_while_a_file_is_written():
-    with pytest.raises(RunError, match="a loader process was killed"), faults.explained():
+    with pytest.raises(RunError, match="a loader process was killed"), machine_faults.explained():
         try:
             raise RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. ")
         except RuntimeError as error:
             raise RunError("checkpoint-last.pth could not be written") from error
     full = RunError("checkpoint-last.pth could not be written")
-    with pytest.raises(RunError, match="could not be written"), faults.explained():
+    with pytest.raises(RunError, match="could not be written"), machine_faults.explained():
         raise full from OSError(28, "No space left on device")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from util.calibration import softmax
+from util.metrics.calibration import softmax
 
 
 def entries_of(folder, split="test"):

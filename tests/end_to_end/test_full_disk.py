@@ -18,12 +18,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import records, room, training
+from jobs import checkpoint_content, disk_space, train
+from jobs.run_folder import RunFolder
 from tests.conftest import ROOT, SMALL
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
 from tests.small_disk import MIB, small_disk  # noqa: F401 (fixture)
-from util import checkpoint, disk, hpo
-from util.results import RunFolder
+from util.core import disk
+from util.study import optuna_study
+from util.weights import checkpoint
 
 EPOCHS = 3
 ROOM = 34  # MiB: 4.4 for the last checkpoint, 1.5 for the best one, 8 for the rest; the last one twice
@@ -39,7 +41,7 @@ def uncut(pictures, tmp_path_factory):
              folder / "logs"]
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "require", lambda job: sizes.extend(room.checkpoint_bytes(job)))
+        patch.setattr(disk_space, "require", lambda job: sizes.extend(disk_space.checkpoint_bytes(job)))
         assert main_finetune.main(list(map(str, words))) == 0
     for name, expected in zip((checkpoint.LAST, checkpoint.BEST), sizes, strict=True):
         assert expected <= (folder / "out/t" / name).stat().st_size < expected + MIB / 4
@@ -87,7 +89,7 @@ CASES = {
     "the last checkpoint": (checkpoint, "write", 2, named(checkpoint.LAST), MIB, 1),
     "the best checkpoint": (checkpoint, "write", 1, named(checkpoint.BEST), MIB // 2, 1),
     "the learning curves": (RunFolder, "draw_curves", 1, None, 0, EPOCHS),
-    "the report": (records, "write_report", 1, None, 0, EPOCHS),
+    "the report": (checkpoint_content, "write_report", 1, None, 0, EPOCHS),
 }
 
 
@@ -136,7 +138,7 @@ def test_a_folder_that_can_no_more_be_written(start, small_disk, uncut, monkeypa
     folder = there.path / "out/t"
     words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir", there.path / "logs"]
     with monkeypatch.context() as patch:
-        when(patch, training, "keep_last", 2, lambda: getattr(there, fault)(folder))
+        when(patch, train, "keep_last", 2, lambda: getattr(there, fault)(folder))
         code, _, err = start(*words)
     assert code == 1 and err.count("\n") == 1, err
     assert re.search(says, err), err
@@ -213,7 +215,7 @@ def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
     words = ["--task", "s", "--optuna_epochs", 1, "--optuna_trials", 1, "--output_dir", there.path, "--log_dir",
              there.path / "logs"]
     with monkeypatch.context() as patch:
-        when(patch, hpo, "write_results", 1, there.fill)
+        when(patch, optuna_study, "write_results", 1, there.fill)
         code, _, err = predict(*words)
     assert code == 1 and err.count("\n") == 1 and "No space left on device" in err and "--optuna_resume" in err, err
     there.mend(there.path)
@@ -224,7 +226,7 @@ def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
 
 def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
     there = small_disk(ROOM)
-    command = [sys.executable, ROOT / "util/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,
+    command = [sys.executable, ROOT / "util/core/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,
                ROOT / "main_finetune.py", *SMALL, "--epochs", 500, "--batch_size", 4, "--data_path", pictures, "--task", "t",
                "--output_dir", there.path, "--log_dir", there.path / "logs"]
     process = subprocess.Popen(list(map(str, command)), cwd=there.path, text=True, stdout=subprocess.DEVNULL,
@@ -248,7 +250,7 @@ def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
 
 
 def test_output_into_a_file_on_a_full_disk(small_disk):  # noqa: F811
-    program = ("import sys\nfrom util.distributed import World\nfrom util.errors import exit_code_of\n"
+    program = ("import sys\nfrom util.parallel.processes import World\nfrom util.core.errors import exit_code_of\n"
                "sys.exit(exit_code_of(lambda _: World().say('a line of a run')))")
     there = small_disk(1)
     there.fill()
@@ -260,7 +262,7 @@ def test_output_into_a_file_on_a_full_disk(small_disk):  # noqa: F811
 
 def test_a_journal_is_cut_to_whole_lines(small_disk):  # noqa: F811
     there = small_disk(1)
-    study = optuna.create_study(storage=hpo.open_storage(str(there.path / "journal")), study_name="s")
+    study = optuna.create_study(storage=optuna_study.open_storage(str(there.path / "journal")), study_name="s")
     there.fill(4096)
     with pytest.raises(OSError, match="No space left"):
         study.set_user_attr("long", "x" * 12_000)
@@ -268,5 +270,5 @@ def test_a_journal_is_cut_to_whole_lines(small_disk):  # noqa: F811
     there.mend(there.path)
     study.set_user_attr("short", "y")
     study.set_user_attr("last", "z")
-    again = optuna.load_study(storage=hpo.open_storage(str(there.path / "journal")), study_name="s")
+    again = optuna.load_study(storage=optuna_study.open_storage(str(there.path / "journal")), study_name="s")
     assert again.user_attrs == {"short": "y", "last": "z"}

@@ -17,8 +17,8 @@ import predict as predicting
 from tests import parity
 from tests.conftest import ROOT, SMALL, needs_package, start_process, weights_of
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
-from util.errors import exit_code_of
-from util.metrics import read_predictions
+from util.core.errors import exit_code_of
+from util.metrics.classification import read_predictions
 
 LORA = ["--adaptation", "lora", "--lora_rank", "4"]
 ATTENTION = {f"blocks.{number}.attn.{layer}.weight" for number in range(6) for layer in ("qkv", "proj")}
@@ -36,16 +36,16 @@ def base(tmp_path_factory):
 @pytest.fixture
 def cut(monkeypatch):
     """cut(epoch): the run dies as that epoch is told, before its checkpoint is written; cut(None): no more."""
-    from jobs import training
+    from jobs import train
 
-    say_line = training.summary.epoch_line
+    say_line = train.terminal.epoch_line
 
     def die_at(number):
         def line(task, epoch, *rest):
             if epoch == number:
                 raise KeyboardInterrupt
             return say_line(task, epoch, *rest)
-        monkeypatch.setattr(training.summary, "epoch_line", line)
+        monkeypatch.setattr(train.summary, "epoch_line", line)
     return die_at
 
 

@@ -135,8 +135,8 @@ def test_each_node_is_lost_and_comes_back(nodes, tmp_path, start):
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from util.distributed import process_group
-from util.errors import InputError, exit_code_of
+from util.parallel.processes import process_group
+from util.core.errors import InputError, exit_code_of
 
 def main(argv):
     what, rank = sys.argv[1], int(os.environ["RANK"])
@@ -159,7 +159,7 @@ def launched(nodes, what: str, restarts: int, **variables) -> None:
     """Our launcher alone, on both nodes, with a program that only waits for its peer."""
     (nodes.folder / "program.py").write_text(PROGRAM)
     for rank, (prefix, environment) in enumerate(nodes.places):
-        command = [*prefix, sys.executable, str(ROOT / "util/torchrun.py"), "--nnodes", "2", "--node_rank", str(rank),
+        command = [*prefix, sys.executable, str(ROOT / "util/core/torchrun.py"), "--nnodes", "2", "--node_rank", str(rank),
                    "--nproc_per_node", "1", "--master_addr", nodes.address, "--master_port", str(nodes.port), "--max-restarts",
                    str(restarts), "program.py", what]
         nodes.running[rank] = subprocess.Popen(

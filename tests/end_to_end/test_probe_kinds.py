@@ -10,11 +10,11 @@ import torch
 
 import latent_feature
 import predict
-from jobs import features, probe
+from jobs import features, linear_probe
 from tests.conftest import weights_of
-from util.errors import exit_code_of
-from util.feature_kinds import ATTENTIVE, KINDS
-from util.metrics import read_predictions
+from util.core.errors import exit_code_of
+from util.metrics.classification import read_predictions
+from util.model.feature_kinds import ATTENTIVE, KINDS
 
 PROBE = ("--adaptation", "lp", "--epochs", 4, "--task", "p")
 HERE = ("--device", "cpu", "--num_workers", "0", "--precision", "fp32")
@@ -28,7 +28,7 @@ def probed(start, monkeypatch, tmp_path):
         def of_kind(scored):
             return max((one for one in scored if one.kind == kind), key=lambda one: one.rank)
 
-        monkeypatch.setattr(probe, "choose", of_kind)
+        monkeypatch.setattr(linear_probe, "choose", of_kind)
         code, out, err = start(*PROBE, *words)
         assert code == 0, err
         return out, tmp_path / "output_dir/p"

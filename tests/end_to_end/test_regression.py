@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, start_process
-from util.demo_data import make_demo
-from util.regression_metrics import read_predictions, regression_metrics
-from util.targets import TargetScale
+from util.data.public.demo import make_demo
+from util.data.targets import TargetScale
+from util.metrics.regression import read_predictions, regression_metrics
 
 SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--accum_iter", "1", "--epochs", "2", "--lr", "1e-3",
          "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0", "--device", "cpu", "--precision", "fp32",
@@ -31,7 +31,7 @@ def demo(tmp_path_factory):
 def predict(tmp_path, monkeypatch, capsys, demo):
     """predict(*words) runs main_regression.py in this process -> (exit code, stdout, stderr)."""
     import main_regression
-    from util.errors import exit_code_of
+    from util.core.errors import exit_code_of
 
     monkeypatch.chdir(tmp_path)
 
@@ -77,17 +77,17 @@ def test_train_resume_and_score_again(predict, tmp_path):
 
 
 def test_cut_run_ends_with_the_same_bits(predict, tmp_path, monkeypatch):
-    from jobs import training
+    from jobs import train
 
     assert predict("--task", "whole", "--epochs", 3)[0] == 0
-    say_line = training.summary.epoch_line
+    say_line = train.terminal.epoch_line
 
     def die(task, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
         return say_line(task, epoch, *rest)
 
-    monkeypatch.setattr(training.summary, "epoch_line", die)
+    monkeypatch.setattr(train.summary, "epoch_line", die)
     assert predict("--task", "cut", "--epochs", 3)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_mistakes(predict, tmp_path, demo, monkeypatch):
     best = tmp_path / "output_dir/r/checkpoint-best.pth"
     wrong(predict("--eval", "--resume", best, "--targets", "disc_x"), "predicts lesion_area brightness")
     import main_finetune
-    from util.errors import InputError
+    from util.core.errors import InputError
 
     with pytest.raises(InputError, match="is a checkpoint of a regression"):
         main_finetune.main(["--eval", "--resume", str(best), "--data_path", str(tmp_path), "--device", "cpu"])

@@ -90,7 +90,7 @@ def test_asked_to_end_it_writes_a_checkpoint_and_ends_with_99(tmp_path, pictures
 def test_a_program_that_always_dies_is_started_four_times(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import os, sys; print(*sys.argv[1:], flush=True); os.kill(os.getpid(), 9)")
-    run = subprocess.run([sys.executable, ROOT / "util/restarting.py", "3", program, "--flag", "a b"], capture_output=True,
+    run = subprocess.run([sys.executable, ROOT / "util/core/restarting.py", "3", program, "--flag", "a b"], capture_output=True,
                          text=True, timeout=60)
     assert run.returncode == 1 and run.stdout == 4 * "--flag a b\n"
     assert run.stderr.count("goes on from its last checkpoint") == 3

@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import ROOT, needs_package, not_installed, start_process
 from tests.end_to_end.test_regression import SMALL, demo, predict  # noqa: F401 (fixtures)
-from util import hpo
+from util.study import optuna_study
 
 SEARCH = ["--task", "s", "--optuna_epochs", "2"]
 
@@ -78,7 +78,7 @@ def test_frozen_backbone(predict, tmp_path):  # noqa: F811
 
 def test_failed_trials_are_marked_and_the_search_goes_on(predict, tmp_path, monkeypatch):  # noqa: F811
     from jobs import search
-    from util.errors import RunError
+    from util.core.errors import RunError
 
     trainer_of, calls = search.trainer_of, []
 
@@ -108,14 +108,14 @@ def test_a_trial_whose_outputs_are_no_numbers_fails_alone(demo, tmp_path, proces
     (tmp_path / "spoilt.py").write_text(
         "import sys\n"
         "import main_regression\n"
-        "from jobs import training\n"
-        "from util.errors import exit_code_of\n"
-        "calls, outputs = [], training.outputs\n"
+        "from jobs import train\n"
+        "from util.core.errors import exit_code_of\n"
+        "calls, outputs = [], train.outputs\n"
         "def spoil(*words):\n"
         "    calls.append(1)\n"
         "    where, values = outputs(*words)\n"
         "    return where, values * (float('nan') if len(calls) == 1 else 1)\n"
-        "training.outputs = spoil\n"
+        "train.outputs = spoil\n"
         "sys.exit(exit_code_of(main_regression.main))\n")
     run = start_process(*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 2, folder=tmp_path, processes=processes,
                         program=tmp_path / "spoilt.py", OMP_NUM_THREADS="1")
@@ -180,7 +180,7 @@ def test_kill_9_in_a_trial_loses_and_doubles_nothing(demo, tmp_path, kind):  # n
     words = [*SMALL, "--task", "k", "--optuna_epochs", "12", "--csv_file", demo, "--optuna_trials", 3, "--optuna_storage",
              place, "--optuna_resume"]
     process = begin(tmp_path, *words)
-    running_epoch(hpo.open_storage(place), "k", enough=1)
+    running_epoch(optuna_study.open_storage(place), "k", enough=1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     run = start_process(*words, folder=tmp_path, program="main_regression.py")

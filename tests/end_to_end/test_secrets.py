@@ -8,7 +8,7 @@ from tests import hub_server
 from tests.bad_input.judge import files_of
 from tests.bad_input.place import TRAINING, Kit, started
 from tests.conftest import start_process, write_pictures
-from util.secrets import plain_without_secrets, without_secrets
+from util.core.secrets import plain_without_secrets, without_secrets
 
 TOKEN, FILE_TOKEN, PASSWORD = "hf_secretOfTheEnvironment", "hf_secretOfTheFile", "hidden_password"
 SECRETS = (TOKEN, FILE_TOKEN, PASSWORD)

@@ -8,8 +8,8 @@ import timm
 import torch
 
 from tests.conftest import SMALL, needs_package, start_process, weights_of
-from util import checkpoint
-from util.metrics import read_predictions
+from util.metrics.classification import read_predictions
+from util.weights import checkpoint
 
 TWO = [word for word in SMALL if word not in ("--batch_size", "8")]  # with its own batch size
 # 24 steps of 7 or 8 pictures, two batches each; drop path draws by process, so both have the same
@@ -122,7 +122,8 @@ def test_predictions_are_the_same_with_fewer_batches_than_processes(trained, pic
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from util import checkpoint, shard_files
+from util.parallel import shard_files
+from util.weights import checkpoint
 import main_finetune
 
 saves = [0]
@@ -142,7 +143,7 @@ else:  # rank 1 has written no data yet, others may have
             os.kill(os.getpid(), signal.SIGKILL)
         return data(self, plan, planner)
     shard_files._Writer.write_data = killed
-from util.errors import exit_with
+from util.core.errors import exit_with
 exit_with(main_finetune.main())
 """
 

@@ -5,7 +5,7 @@ import torch
 from models_vit import BACKBONES
 from tests import parity
 from tests.conftest import ROOT, start_process, weights_of
-from util.metrics import read_predictions
+from util.metrics.classification import read_predictions
 
 
 def test_every_backbone_is_sharded_filled_from_a_file_and_stepped(tmp_path):
@@ -21,7 +21,7 @@ import functools, sys
 sys.path.insert(0, {root!r})
 import models_vit, main_finetune
 models_vit.build_model = functools.partial(models_vit.build_model, depth=2)
-from util.errors import exit_with
+from util.core.errors import exit_with
 exit_with(main_finetune.main())
 """
 

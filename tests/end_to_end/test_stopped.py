@@ -105,12 +105,12 @@ def test_without_checkpoints_it_ends_at_once(start, tmp_path, stop):
 
 
 def test_killed_between_the_test_scores_and_the_report(start, tmp_path, monkeypatch):
-    from jobs import training
+    from jobs import train
 
     def dies(job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "report", dies)
+    monkeypatch.setattr(train, "report", dies)
     assert start("--task", "cut", *OPTIONS)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
 from tests.conftest import ROOT, SMALL, start_process, weights_of, write_pictures
-from util.metrics import classification_metrics, read_predictions
+from util.metrics.classification import classification_metrics, read_predictions
 
 
 def test_train_then_eval(start, tmp_path):
@@ -91,16 +91,16 @@ def test_same_seed_same_weights_other_seed_other(start, tmp_path):
 def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after):
     options = ("--epochs", 4, "--mixup", 0.4, "--aa", "rand-m9-mstd0.5-inc1", "--clip_grad", 1, "--accum_iter", 2)
     assert start("--task", "whole", *options)[0] == 0
-    from jobs import training
+    from jobs import train
 
-    say_line = training.summary.epoch_line
+    say_line = train.terminal.epoch_line
 
     def die(task, epoch, *rest):
         if epoch == cut_after + 1:  # the epoch after: its log row is written, its checkpoint is not
             raise KeyboardInterrupt
         return say_line(task, epoch, *rest)
 
-    monkeypatch.setattr(training.summary, "epoch_line", die)
+    monkeypatch.setattr(train.summary, "epoch_line", die)
     code, _, err = start("--task", "cut", *options)
     assert code == 130 and "goes on with --resume auto" in err
     monkeypatch.undo()

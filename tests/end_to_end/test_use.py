@@ -20,7 +20,7 @@ ALONE = {"OMP_NUM_THREADS": "1"}
 KILLED = """
 import os, signal, sys
 import engine_finetune
-from util import partial_rows
+from util.core import partial_rows
 import {program}
 
 engine_finetune.CHUNK_SECONDS, written, append = 0, [], partial_rows._append

@@ -1,0 +1,180 @@
+"""Weights and unlabelled pictures -> feature vectors. Read `extract` from top to bottom."""
+
+import json
+import time
+from argparse import Namespace
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+import models_vit
+from jobs import normalisation
+from jobs.adaptation import load_adapter
+from jobs.data import evaluation_settings
+from jobs.inference import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
+from jobs.run_folder import commit, now, versions
+from jobs.setup import idle_for_backbone, resolve_backbone
+from util.core.errors import InputError
+from util.data.feature_files import require_parquet, write_features
+from util.data.images import scan, seen_area
+from util.data.unlabelled import forget
+from util.model import lora, timm_models
+from util.model.feature_kinds import KINDS
+from util.model.precision import resolve_precision
+from util.options import flags, inference
+from util.parallel.processes import World
+from util.report import terminal
+from util.weights import checkpoint
+from util.weights.finding import sha256
+from util.weights.fitting import WeightFile
+
+WHAT = {"cls": "class token after the model's last norm", "patch_mean": "mean of the patch tokens or of the last feature map",
+        "pooled": "what a classifier's head reads"}
+
+
+class FeatureParts(torch.nn.Module):
+    """A timm model without classifier: (B, 3, S, S) -> (B, sum of the widths), its parts side by side, in fp32.
+
+    cls         class token after the final norm; not there where the model has none
+    patch_mean  mean of the final patch tokens, class and register tokens left out, or of the final feature map's places
+    pooled      what a classifier's head would read
+
+    Where the final norm comes after the pooling (RETFound_mae with its mean: fc_norm), cls and patch_mean pass it too.
+    `widths` says which columns are whose; it is learnt from two pictures, as is whether pooled is the model's own output.
+    """
+
+    def __init__(self, model: torch.nn.Module, input_size: int):
+        super().__init__()
+        self.model = model
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode():
+            images = torch.linspace(-2, 2, 2 * 3 * input_size**2).view(2, 3, input_size, input_size)
+            parts, whole = self.parts(images), model(images)
+        if parts["pooled"].shape != whole.shape or not torch.allclose(parts["pooled"], whole, rtol=1e-3, atol=1e-5):
+            raise InputError(f"{type(model).__name__} does more than pool its last features: choose another --model_arch")
+        model.train(was_training)
+        self.widths = {name: part.shape[1] for name, part in parts.items()}
+
+    def parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        model, found = self.model, {}
+        features = model.forward_features(images)
+        norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
+        if isinstance(features, torch.Tensor) and features.ndim == 3:
+            has_class = getattr(model, "cls_token", None) is not None
+            if has_class:
+                found["cls"] = norm(features[:, 0])
+            patches = features[:, getattr(model, "num_prefix_tokens", int(has_class)):]
+            if patches.shape[1]:  # PiT gives out its class token alone
+                found["patch_mean"] = norm(patches.mean(dim=1))
+        elif isinstance(features, torch.Tensor) and features.ndim == 4:
+            places = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+            found["patch_mean"] = features.mean(dim=places)
+        found["pooled"] = model.forward_head(features, pre_logits=True)
+        return found
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.float() for part in self.parts(images).values()], dim=1)
+
+    def split(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """(N, sum of the widths) -> {part: (N, width)}, views."""
+        ends = np.cumsum([0, *self.widths.values()])
+        return {name: values[:, start:end] for name, start, end in zip(self.widths, ends, ends[1:], strict=False)}
+
+
+def extract(parsed: flags.Parsed, world: World) -> None:
+    """Load, compute, write, tell. InputError, RunError: see util/core/errors.py."""
+    began, options = time.monotonic(), parsed.options
+    if options.output.lower().endswith(".parquet"):
+        require_parquet()
+    file = world.main_first(lambda: checkpoint.read(options.resume)) if options.resume else None
+    parsed, lines = _resolve(parsed, file)
+    options = parsed.options
+    world.say(*lines, *timm_models.use_current_name(options), *inference.idle(parsed))
+    ours = file if file is not None and checkpoint.is_ours(file) else None
+    backbone = resolve_backbone(options, ours)
+    world.say(*idle_for_backbone(parsed, backbone))
+    precision = resolve_precision(options.precision, world.device, backbone.timm_name)
+    torch.manual_seed(options.seed)
+    model = models_vit.build_model(backbone, 0, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
+    weights, line = _load(model, backbone, options, world, file)
+    data = read_pictures(options, world)
+    transform = evaluation_settings(parsed, backbone, ours, data.facts)
+    notes, warnings = scan.describe(data.facts, transform)
+    data.notes += notes
+    world.say(*warnings)
+    norm_source = normalisation.source(options, parsed.typed, backbone, ours.rest if ours is not None else {})
+    parts = FeatureParts(model, options.input_size).eval()
+    world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
+              f"reading    {terminal.reading(transform, options.norm, norm_source)}",
+              *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else []))
+    if ours is not None and ours.rest.get("reads"):
+        kind = ours.rest["reads"]["kind"]
+        world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the model's own head "
+                  "would read")
+    precision.place(model)
+    precision.prepare()
+    parts.to(world.device)
+    facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name, "seed": options.seed,
+             "input_size": options.input_size, "global_pool": options.global_pool, "fc_norm_passes": options.fc_norm_passes}
+    partial = computed(parts, data, None, options, world, precision, transform,
+                       facts | {"weights": weights.get("sha256")}, "features")
+    if partial is None:
+        return
+    arrays = parts.split(partial.values())
+    facts |= {"weights": weights, "arrays": {name: WHAT[name] for name in arrays}, "transform": transform,
+              "norm_source": norm_source, "precision": precision.name, "device": world.device.type,
+              "pictures": len(data.table), "input": options.input, "versions": versions(), "commit": commit(), "made": now()}
+    with no_room(f"--output {options.output}"):
+        write_features(options.output, list(data.table["path"]), arrays,
+                       json.dumps(checkpoint.plain(facts), ensure_ascii=False))
+    partial.remove()
+    forget(options.output)
+    shapes = ", ".join(f"{name} {' x '.join(f'{side:,}' for side in values.shape)}" for name, values in arrays.items())
+    world.say(f"written to {options.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
+
+
+def _resolve(parsed: flags.Parsed, file: WeightFile | None) -> tuple[flags.Parsed, list[str]]:
+    """Options that say everything: a checkpoint's where they were not typed."""
+    if file is not None:
+        seed, decode = parsed.options.seed, parsed.options.decode
+        parsed, _, lines = take_checkpoint(parsed, file)
+        options = parsed.options
+        stored = file.rest.get("options", {}) if checkpoint.is_ours(file) else {}
+        options.seed, options.decode = seed, decode or stored.get("decode") or "full"
+        return parsed, lines
+    options = Namespace(**OF_TRAINING | vars(parsed.options))
+    options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
+    options.batch_size = options.batch_size or DEFAULT_BATCH
+    return flags.Parsed(options, parsed.typed), []
+
+
+def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace, world: World,
+          file: WeightFile | None) -> tuple[dict, str]:
+    """The weights into the model, every tensor accounted for -> (facts about them, a line)."""
+    if options.random_weights:
+        return {"random": options.seed}, f"RANDOM, drawn with seed {options.seed}: nothing was learnt"
+    if file is not None and lora.is_adapter(file):
+        _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
+        lora.merge(model)
+        return {"name": options.resume, "sha256": sha256(file.path), "text": line}, line
+    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone, options.finetune or options.resume,
+                                                               options.weights_dir, options.allow_partial))
+    facts = asdict(loaded)
+    return {name: facts[name] for name in ("name", "sha256", "used", "expected", "text")}, loaded.text.removeprefix("weights: ")
+
+
+def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, precision, data,
+              parts: FeatureParts) -> list[str]:
+    lines = [f"model      {backbone.model} {backbone.arch}, input {options.input_size} pixels: "
+             + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
+    lines += [f"           {name} is absent: {backbone.arch} has no {what}" for name, what in (
+        ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are pooled")) if name not in parts.widths]
+    lines.append(f"pictures   {len(data.table):,} of {options.input}")
+    lines += [f"           note: {note}" for note in data.notes]
+    if len(data.others.columns):
+        lines.append("           the CSV's other columns are not stored (rows are in its order): "
+                     + ", ".join(data.others.columns))
+    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
+                    f"{precision.name}, batch size {options.batch_size}"]

@@ -1,0 +1,175 @@
+"""Trained weights and unlabelled pictures: what predict.py and latent_feature.py have in common.
+
+Read `take_checkpoint` for what is taken from a checkpoint, and `computed` for how a row a picture is computed so that a
+start that was killed goes on.
+"""
+
+import hashlib
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import make_loader, output_chunks
+from jobs.run_folder import versions
+from jobs.setup import GPU_EVAL_BATCHES, workers
+from jobs.tasks.base import Task
+from jobs.tasks.classification import Classification
+from jobs.tasks.regression import Regression
+from util.core.errors import InputError, RunError
+from util.core.partial_rows import PartialRows
+from util.data import tables
+from util.data.images import transforms
+from util.data.images.fundus_fields import Fields
+from util.data.images.scan import ImageFacts
+from util.data.sampling import EvalBatches
+from util.data.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
+from util.model.frozen_features import pictures_digest
+from util.model.precision import Precision
+from util.options import flags
+from util.parallel.processes import World
+from util.report import fundus_sheet
+from util.weights import checkpoint
+from util.weights.fitting import WeightFile
+
+TASKS = {task.kind: task for task in (Classification, Regression)}
+SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
+DEFAULT_BATCH = 64  # where nothing says how large training's was
+# What a checkpoint decides unless it was typed.
+FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "read_images", "global_pool",
+                   "fc_norm_passes", "tta", "precision", "batch_size")
+# What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
+OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
+               "finetune": ""}
+
+
+# ---- the checkpoint -------------------------------------------------------------------------------------------------
+
+def take_checkpoint(parsed: flags.Parsed, file: WeightFile) -> tuple[flags.Parsed, Task, list[str]]:
+    """The options with what the checkpoint says filled in, its task, and lines for the user. InputError."""
+    typed = parsed.typed
+    if not checkpoint.is_ours(file):
+        options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[Classification.kind]} | vars(parsed.options))
+        task = Classification(options)
+        lines = [task.take_over_foreign(flags.Parsed(options, typed), file)]
+        options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
+    else:
+        stored, lines = file.rest["options"], []
+        kind = file.rest.get("task", Classification.kind)
+        options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[kind]} | stored | vars(parsed.options))
+        changed = []
+        for name in FROM_CHECKPOINT:
+            if name not in typed:
+                setattr(options, name, stored.get(name))
+            elif name != "batch_size" and stored.get(name) != getattr(options, name):
+                changed.append(f"--{name} {stored.get(name)} -> {getattr(options, name)}")
+        if changed:
+            lines.append(f"differs from {file.path}, and the command line wins: {'; '.join(changed)}")
+        task = TASKS[kind](options)
+        options.eval = True  # it is used as it is
+        options.drop_path = 0.0  # acts in training alone, and not every model takes it
+    options.csv_file, options.batch_size = options.input, options.batch_size or DEFAULT_BATCH
+    return flags.Parsed(options, typed), task, lines
+
+
+def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Namespace) -> int:
+    """Rows of a checkpoint's classifier; InputError where it has none."""
+    with torch.device("meta"):
+        model = models_vit.build_model(backbone, 1, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
+    heads = tuple(f"{head}." for head in models_vit.head_names(model))
+    rows = [len(tensor) for name, tensor in file.tensors.items()
+            if name.startswith(heads) and name.endswith("weight") and tensor.ndim > 1]
+    if not rows:
+        raise InputError(f"{file.path} has no classifier ({heads[0]}weight): it holds a backbone's weights, which predict "
+                         f"nothing yet; start from it with main_finetune.py --finetune {file.path}")
+    return rows[-1]
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
+    """The pictures of --input, those that don't decode refused or left out as --bad_images says."""
+    def read() -> Unlabelled:
+        data = read_unlabelled(options.input, options.path_col, covariates, options.path_suffix)
+        others, listed = data.others, skipped_file(options.output)
+        table_file, sheet, remembered = fundus_files(options.output)
+        fields = Fields(remembered, options.read_images == "as_shown") if options.fundus_crop == "auto" else None
+        facts = ImageFacts(facts_file(options.output))
+        if not options.skip_file_check:
+            checked = tables.check_files(data, options.bad_images, facts, listed if world.is_main else None, fields=fields)
+            if len(checked.table) == len(data.table) and world.is_main:
+                listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
+        else:
+            checked = tables.look_at_some(data, facts, fields)
+        paths = list(checked.table["path"])
+        if fields is not None and world.is_main:
+            world.say(*fundus_sheet.report(fields, paths, table_file, sheet))
+        return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields, facts=facts.of(paths))
+
+    with no_room(f"the folder of --output {options.output}"):
+        return world.main_first(read)
+
+
+@contextmanager
+def no_room(what: str) -> Iterator[None]:
+    """Turns a disk that can't be written into a RunError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what} can't be written ({error.strerror or error}): make room and start again; it goes on where it "
+                       "was") from error
+
+
+# ---- computing ------------------------------------------------------------------------------------------------------
+
+def loader(options: Namespace, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
+           transform: transforms.EvalTransform, batch_size: int):
+    """Batches of the table's pictures in order, as evaluation reads them; whole batches are dealt to the processes."""
+    dataset = tables.ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
+    return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size), workers(options, world),
+                       world.device.type == "cuda")
+
+
+def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Namespace, world: World,
+             precision: Precision, transform: dict, depends_on: dict, title: str) -> PartialRows | None:
+    """A row of outputs a picture, (N, K), in the files beside --output (main process; None in the others).
+
+    What an earlier start computed is taken where everything that a row depends on is the same: `depends_on` (the weights and
+    what is done with them) and what stands here. RunError for outputs that are no numbers and a full disk or device.
+    """
+    size = options.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
+
+    def find() -> PartialRows | None:
+        if not world.is_main:
+            return None
+        beside = None if covariates is None else hashlib.sha256(covariates.numpy().tobytes()).hexdigest()
+        partial = PartialRows(options.output, depends_on | {
+            "transform": transform, "reading": transforms.READING, "precision": precision.name, "batch size": size,
+            "device": world.device.type, "pictures": pictures_digest(list(data.table["path"])), "covariates": beside,
+            "versions": versions()})
+        line = partial.open()
+        world.say(*[f"           {line}"] if line else [])
+        return partial
+
+    partial = world.main_first(find)
+    done = world.from_main(partial.rows if partial is not None else None)
+    if done < len(data.table):
+        rest = loader(options, world, data.table[done:], None if covariates is None else covariates[done:],
+                      transforms.EvalTransform(transform, data.fields), size)
+        try:
+            for values in output_chunks(model, rest, precision, world, title):
+                wrong = ~np.isfinite(values).all(axis=1)
+                if wrong.any():
+                    first = data.table["path"].iloc[done + int(np.argmax(wrong))]
+                    raise RunError(f"outputs are NaN or infinite (the first of {first}): the weights have diverged or are "
+                                   "damaged; or try --precision fp32", everywhere=True)
+                if partial is not None:
+                    partial.append(values)
+                done += len(values)
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"the device's memory is full at --batch_size {options.batch_size}: lower it") from error
+    return partial

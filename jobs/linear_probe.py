@@ -1,0 +1,258 @@
+"""A linear probe: a grid of heads trained in one pass on stored features, the best on val scored once on test.
+
+It takes seconds, so a run that was cut is simply run again: from the same features, to the same bits.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from jobs.checkpoint_content import content, draw, facts, report
+from jobs.checkpointing import write_last, write_model
+from jobs.setup import Job
+from util.core.errors import InputError, RunError
+from util.core.run_files import write_whole
+from util.data.sampling import balanced_order, epoch_order
+from util.metrics import selection
+from util.model import lr_schedule
+from util.model.attentive_heads import attentive_grid, attentive_logits, train_attentive
+from util.model.feature_kinds import ATTENTIVE, KINDS, POOLED
+from util.model.probe_heads import (
+    MOST_ROWS,
+    Candidate,
+    HeadSetting,
+    Trained,
+    classic_classifiers,
+    grid,
+    probabilities,
+    train_heads,
+)
+from util.report import terminal
+from util.weights import checkpoint
+
+
+def probe(job: Job) -> None:
+    """Train, choose, score, write. RunError where no head's outputs are numbers."""
+    world, folder, options = job.world, job.folder, job.options
+    if _is_complete(job):
+        world.say(*terminal.figures(job.task, "test", folder.figures("test"), folder),
+                  f"this run is complete: its results stand in {folder.path}")
+        return
+    began = time.monotonic()
+    # one process is enough: the others would compute the same
+    best = world.from_main(world.main_alone(_train_and_choose, job))
+    if best is None:
+        raise RunError("no head of the probe gives numbers on val: check the weights, or try --precision fp32", everywhere=True)
+    kind = best.pop("reads")
+    values = {name: torch.from_numpy(values).to(world.device) for name, values in best.pop("head").items()}
+    job.task.put_probe_head(job.model, kind, values)
+    if options.savemodel:
+        write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
+    world.main_alone(_write, job, best, kind, tuple(values.values()), began)
+    if options.savemodel:
+        last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
+                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
+                "data_fingerprint": job.data.fingerprint}
+        write_last(job, content(job, options.epochs - 1, best) | last)
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether the checkpoint that was found is a probe's, of all epochs, and its head is scored."""
+    if job.resumed is None:
+        return False
+    rest, folder = job.resumed.rest, job.folder
+    if rest["options"].get("adaptation") != "lp":
+        raise InputError(f"{job.resumed.path} is no probe's: start a new run from its weights with --finetune and another "
+                         "--task")
+    if job.world.is_main and job.resumed.path.parent.resolve() != folder.path.resolve():
+        job.world.say(f"a probe is not gone on with: it is trained anew, from the backbone of {job.resumed.path}")
+    mine = job.resumed.path.parent.resolve() == folder.path.resolve()
+    done = mine and rest["epoch"] + 1 >= job.options.epochs and folder.is_scored(rest["best"]["epoch"])
+    return job.world.from_main(done)
+
+
+def _labels(job: Job, split: str) -> torch.Tensor:
+    return torch.tensor(job.task.targets(job.rows(split)))
+
+
+@dataclass
+class Scored:
+    """A candidate, the kind of feature that it reads (util/model/feature_kinds.py), and its score on val."""
+
+    kind: str
+    trained: Trained
+    candidate: Candidate
+    score: float
+
+    @property
+    def setting(self) -> HeadSetting:
+        return self.trained.heads.settings[self.candidate.head]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The highest is the best: by the score, among equal ones by the loss."""
+        return (-math.inf if math.isnan(self.score) else self.score,
+                -self.trained.val_loss[self.candidate.epoch, self.candidate.head])
+
+
+def _train_and_choose(job: Job) -> dict | None:
+    """The best head on val: its figures and folded weights; what else came out is written and said (main process)."""
+    options, device, task = job.options, job.world.device, job.task
+    line = job.folder.put_aside()
+    job.world.say(*([line] if line else []))
+    job.folder.write_run(facts(job))
+    job.features = features = {name: values.to(device) for name, values in job.features.items()}
+    labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
+    settings = grid(job.schedule.peak, options.weight_decay)
+    began, targets = time.monotonic(), labels.cpu().numpy()
+
+    def order(epoch: int) -> np.ndarray:
+        return (balanced_order(targets, options.seed, epoch) if options.balanced_sampling else
+                epoch_order(len(targets), options.seed, epoch))
+
+    common = (len(task.class_names), task.loss(job.rows("train")).to(device),
+              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), options.epochs,
+              job.plan.step_size, lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs,
+                                                                                options.epochs), order)
+    job.world.say(*_announced(job, settings))
+    trained = {}
+    for kind, columns in job.kinds.items():
+        views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
+        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, *common)
+    if job.tokens:
+        views = [values for name, values in job.tokens.items() if name.startswith("train")]
+        trained[ATTENTIVE] = train_attentive(views, labels, job.tokens["val"], val_labels, attentive_grid(), *common)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
+    scored = _score_all(job, trained)
+    if not scored:
+        return None
+    chosen = choose(scored)
+    job.world.say(*selection.undefined(options.select_metric, chosen.score, "the head of the least loss"))
+    setting, candidate = chosen.setting, chosen.candidate
+    job.world.say(
+        f"           trained for {options.epochs} epochs in {terminal.duration(seconds)}; best on val: {chosen.kind}, learning "
+        f"rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
+        f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {candidate.epoch}")
+    _log(job, chosen)
+    _write_heads(job, scored, chosen)
+    values = chosen.trained.folded(candidate)
+    _compare(job, {name: values[:, job.kinds[POOLED]] for name, values in features.items()})
+    predictions, figures = _scored(job, "val", _logits(job, chosen.kind, "val", *values))
+    decided = task.decide(predictions)
+    job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True,
+                              entries=task.intervals(predictions, figures, decided))
+    return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
+            "head": {name: value.cpu().numpy() for name, value in zip(("weight", "bias", "query"), values, strict=False)},
+            **decided}
+
+
+def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
+    """The line of how many heads are trained, on which kinds of features."""
+    rates, decays = (len({getattr(setting, name) for setting in settings}) for name in ("learning_rate", "weight_decay"))
+    kinds, attentive = job.kinds, len(attentive_grid()) if job.tokens else 0
+    more = f", and {attentive} attentive ones" if attentive else ""
+    return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of {len(kinds)} kinds of "
+            f"features ({rates} learning rates x {decays} weight decays, with and without normalised features){more}",
+            *(f"           {kind:<10} {KINDS[kind]}, width {columns.stop - columns.start:,}"
+              for kind, columns in kinds.items()),
+            *([f"           {ATTENTIVE:<10} {KINDS[ATTENTIVE]}, {job.tokens['val'].shape[1]:,} of width "
+               f"{job.tokens['val'].shape[2]:,}"] if attentive else [])]
+
+
+def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.Tensor, *query: torch.Tensor) -> torch.Tensor:
+    """(N, K) of a head of a kind of features."""
+    if kind == ATTENTIVE:
+        return attentive_logits(job.tokens[split], weight, bias, *query)
+    return job.features[split][:, job.kinds[kind]] @ weight.T + bias
+
+
+def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
+    predictions = job.task.predictions(job.rows(split), logits.cpu().numpy())
+    return predictions, job.task.metrics(predictions)[0]
+
+
+def choose(scored: list[Scored]) -> Scored:
+    """The highest score on val, whatever is read; of equal ones the least loss."""
+    return max(scored, key=lambda one: one.rank)
+
+
+def _score_all(job: Job, trained: dict[str, Trained]) -> list[Scored]:
+    """Every candidate whose outputs on val are numbers."""
+    scored, rows = [], job.rows("val")
+    for kind, of_kind in trained.items():
+        for candidate in of_kind.candidates():
+            logits = _logits(job, kind, "val", *of_kind.folded(candidate))
+            if bool(torch.isfinite(logits).all()):
+                scored.append(Scored(kind, of_kind, candidate, job.task.score_of(rows, logits.cpu().numpy())))
+    return scored
+
+
+def _log(job: Job, chosen: Scored) -> None:
+    """log.txt and TensorBoard: the chosen head's losses, an epoch a row."""
+    rows, head = [], chosen.candidate.head
+    for epoch in range(len(chosen.trained.val_loss)):
+        factor = lr_schedule.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs, job.options.epochs)
+        rows.append({"epoch": epoch, "train_loss": float(chosen.trained.train_loss[epoch, head]),
+                     "lr": chosen.setting.learning_rate * factor, "val_loss": float(chosen.trained.val_loss[epoch, head])})
+        job.folder.add_scalars({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
+    job.folder.add_log(*rows)
+
+
+def _write_heads(job: Job, scored: list[Scored], chosen: Scored) -> None:
+    """probe_heads.csv: every candidate, and what it came to on val."""
+    rows = []
+    for one in scored:
+        setting, candidate = one.setting, one.candidate
+        rows.append({"reads": one.kind, "learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay,
+                     "normalised": int(setting.normalised), "epoch": candidate.epoch,
+                     "val_loss": one.trained.val_loss[candidate.epoch, candidate.head], f"val_{job.task.score}": one.score,
+                     "chosen": int(one is chosen)})
+    _write_table(job, "probe_heads.csv", rows)
+
+
+def _write_table(job: Job, name: str, rows: list[dict]) -> None:
+    with job.folder.writing(job.folder.file(name)) as path:
+        write_whole(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
+    """Two classic classifiers on the same features: probe_classic.csv, and a line each."""
+    task, rows = job.task, []
+    train = next(values for name, values in features.items() if name.startswith("train")).cpu().numpy()
+    labels = _labels(job, "train").numpy()
+    if len(labels) > MOST_ROWS:
+        job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} training pictures")
+    for name, candidates in classic_classifiers(train, labels, job.options.seed).items():
+        scored = [{split: _scored(job, split, _as_logits(classifier, features[split], len(task.class_names)))[1]
+                   for split in ("val", "test")} for classifier in candidates]
+        best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
+        rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
+        shown = "; ".join(f"{split} " + ", ".join(f"{label} {figures[figure]:.4f}" for figure, label in (
+            *task.shown[:2], (task.score, task.score))) for split, figures in best.items())
+        job.world.say(f"           for comparison, {name}: {shown}")
+    _write_table(job, "probe_classic.csv", rows)
+
+
+def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Tensor:
+    chances = probabilities(classifier, features.cpu().numpy(), num_classes)
+    return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
+
+
+def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], began: float) -> None:
+    """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
+    folder, task, options = job.folder, job.task, job.options
+    logits = _logits(job, kind, "test", *values)
+    job.world.say(*(f"val: {note}" for note in folder.draw_curves(best["epoch"]) + draw(job, "val")))
+    predictions, figures = _scored(job, "test", logits)
+    entries = task.intervals(predictions, figures, best)
+    folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
+    notes = task.metrics(predictions)[1] + draw(job, "test")
+    job.world.say(*(f"test: {note}" for note in notes), *terminal.figures(task, "test", entries, folder), *report(job))
+    job.world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
+                  f"{terminal.duration(time.monotonic() - began)}; results in {folder.path}")

@@ -1,0 +1,196 @@
+"""A trained checkpoint and unlabelled pictures -> a CSV of predictions, and heat maps. Read `predict` from top to bottom."""
+
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from jobs import normalisation
+from jobs.adaptation import load_whole
+from jobs.data import evaluation_settings
+from jobs.inference import computed, no_room, num_classes_of, read_pictures, take_checkpoint
+from jobs.setup import idle_for_backbone, resolve_backbone
+from jobs.tasks.base import Task
+from jobs.tasks.classification import Classification
+from util.core.errors import InputError
+from util.core.run_files import write_predictions
+from util.data.images import scan, seen_area
+from util.data.unlabelled import Unlabelled, class_answers, forget, with_answers
+from util.model import timm_models
+from util.model.feature_kinds import KINDS
+from util.model.mirrors import with_mirrors
+from util.model.precision import Precision, resolve_precision
+from util.options import flags, inference
+from util.parallel.processes import World
+from util.report import terminal
+from util.weights import checkpoint
+from util.weights.finding import sha256
+from util.weights.fitting import WeightFile, set_buffers
+
+
+@dataclass
+class Prediction:
+    """All that was decided before the first picture."""
+
+    options: Namespace
+    world: World
+    task: Task
+    backbone: models_vit.Backbone
+    precision: Precision
+    data: Unlabelled
+    covariates: torch.Tensor | None
+    model: torch.nn.Module
+    transform: dict
+    norm_source: str  # where its mean and standard deviation are from
+    digest: str  # sha256 of the checkpoint
+    best: dict  # what was decided on val
+
+    @property
+    def names(self) -> list[str]:
+        """Of the model's outputs: classes or targets."""
+        return self.task.class_names if isinstance(self.task, Classification) else list(self.task.scale.names)
+
+
+def predict(parsed: flags.Parsed, world: World) -> None:
+    """Predict, write, tell. InputError, RunError: see util/core/errors.py."""
+    began = time.monotonic()
+    job = prepare(parsed, world)
+    if job.options.heatmaps is not None:
+        from jobs import heatmaps  # which itself needs this file
+
+        heatmaps.check(job)
+    job.precision.prepare()
+    job.model.to(world.device)
+    partial = computed(with_mirrors(job.model, job.options.tta, job.task.kind), job.data, job.covariates, job.options, world,
+                       job.precision, job.transform, {"checkpoint": job.digest, "model": _model_options(job)}, "predicting")
+    outputs = None if partial is None else partial.values()
+    if partial is not None:
+        table = write(job, outputs)
+        world.say(*describe_answers(job, table), f"written to {job.options.output}: {len(table):,} pictures; "
+                  f"{terminal.duration(time.monotonic() - began)}")
+    if job.options.heatmaps is not None:
+        heatmaps.draw_heatmaps(job, partial, outputs)
+    if partial is not None:
+        partial.remove()
+        forget(job.options.output)
+
+
+def prepare(parsed: flags.Parsed, world: World) -> Prediction:
+    """The checkpoint's model and the pictures, checked and described."""
+    file = world.main_first(lambda: checkpoint.read(parsed.options.resume))
+    parsed, task, lines = take_checkpoint(parsed, file)
+    options, ours = parsed.options, checkpoint.is_ours(file)
+    world.say(*lines, *timm_models.use_current_name(options), *inference.idle(parsed))
+    backbone = resolve_backbone(options, file)
+    world.say(*idle_for_backbone(parsed, backbone))
+    precision = resolve_precision(options.precision, world.device, backbone.timm_name)
+    if isinstance(task, Classification):
+        task.class_names, lines = class_names(options, backbone, file)
+        world.say(*lines)
+    _check_heatmap_of(options, task, file)
+    names = () if isinstance(task, Classification) else tuple(entry["name"] for entry in file.rest["covariates"])
+    data = read_pictures(options, world, names)
+    task.settle(data, file)
+    model = task.build(backbone)
+    line = load_whole(task, model, backbone, file)
+    if ours:
+        set_buffers(task.backbone_of(model), file.rest.get("buffers", {}))
+    precision.place(task.backbone_of(model))
+    digest = world.from_main(sha256(file.path) if world.is_main else None)
+    best = file.rest.get("best") or {} if ours else {}
+    transform = evaluation_settings(parsed, backbone, file if ours else None, data.facts)
+    notes, warnings = scan.describe(data.facts, transform)
+    data.notes += notes
+    job = Prediction(options, world, task, backbone, precision, data, task.covariates(data.table), model.eval(), transform,
+                     normalisation.source(options, parsed.typed, backbone, file.rest), digest, best)
+    world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
+    world.say(*warnings, *describe(job))
+    return job
+
+
+def class_names(options: Namespace, backbone: models_vit.Backbone, file: WeightFile) -> tuple[list[str], list[str]]:
+    """The checkpoint's classes in order, and lines about them: --class_names, or numbers, where it does not name them."""
+    if file.rest.get("class_names") and checkpoint.is_ours(file):
+        known = list(file.rest["class_names"])
+        if options.class_names and options.class_names != known:
+            raise InputError(f"--class_names {' '.join(options.class_names)}: {file.path} names its classes itself "
+                             f"({', '.join(known)}); leave the flag out")
+        return known, []
+    number = num_classes_of(file, backbone, options)
+    if not options.class_names:
+        return [str(k) for k in range(number)], [f"classes are called 0 to {number - 1}, in the order of the training folders' "
+                                                 "names: --class_names names them"]
+    if len(options.class_names) != number:
+        raise InputError(f"--class_names has {len(options.class_names)} names, {file.path} {number} classes")
+    if len(set(options.class_names)) < number:
+        raise InputError(f"--class_names {' '.join(options.class_names)}: a name stands there twice")
+    return list(options.class_names), []
+
+
+def _check_heatmap_of(options: Namespace, task: Task, file: WeightFile) -> None:
+    known = task.class_names if isinstance(task, Classification) else file.rest["targets"]["names"]
+    if options.heatmap_of is not None and options.heatmap_of not in known:
+        raise InputError(f"--heatmap_of {options.heatmap_of}: {file.path} predicts {', '.join(known)}")
+
+
+def _model_options(job: Prediction) -> dict:
+    return {"timm": job.backbone.timm_name, "input_size": job.options.input_size, "global_pool": job.options.global_pool,
+            "fc_norm_passes": job.options.fc_norm_passes, "tta": job.options.tta}
+
+
+def temperature_of(job: Prediction) -> float | None:
+    return job.best.get("temperature")
+
+
+def describe(job: Prediction) -> list[str]:
+    options, world = job.options, job.world
+    lines = [f"model      {job.task.kind}, {job.backbone.model} {job.backbone.arch}, input {options.input_size} pixels: "
+             + ", ".join(job.names)]
+    if job.task.reads is not None:
+        lines.append(f"           its head reads the {KINDS[job.task.reads['kind']]} ({job.task.reads['kind']})")
+    if isinstance(job.task, Classification):
+        temperature = temperature_of(job)
+        lines.append("           probabilities are " + (
+            f"calibrated: temperature {temperature:.4g}, fitted on val" if temperature else
+            "not calibrated: the checkpoint holds no temperature (training with --calibrate fits one)"))
+    lines.append(f"pictures   {len(job.data.table):,} of {options.input}")
+    lines += [f"           note: {note}" for note in job.data.notes]
+    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
+                    f"{job.precision.name}, batch size {options.batch_size}",
+                    f"reading    {terminal.reading(job.transform, options.norm, job.norm_source)}",
+                    *terminal.mirrors(options.tta),
+                    *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields)]
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+def answers(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
+    """What the model says of each picture: classes with their probabilities and logits, or numbers in the CSV's units."""
+    if isinstance(job.task, Classification):
+        return class_answers(job.data.table["path"], outputs, job.names, temperature_of(job), job.best.get("thresholds"))
+    values = job.task.scale.restore(outputs)
+    return pd.DataFrame({f"pred_{name}": values[:, number] for number, name in enumerate(job.names)})
+
+
+def write(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
+    table, lines = with_answers(job.data, answers(job, outputs))
+    job.world.say(*lines)
+    with no_room(f"--output {job.options.output}"):
+        write_predictions(table, Path(job.options.output))
+    return table
+
+
+def describe_answers(job: Prediction, table: pd.DataFrame) -> list[str]:
+    if isinstance(job.task, Classification):
+        counts = table["predicted_class"].value_counts()
+        lines = ["predicted  " + ", ".join(f"{name} {counts.get(name, 0):,}" for name in job.names)]
+        called = [name for name in table if name.startswith("called_at_")]
+        return lines + ([f"           {', '.join(called)}: 1 where the probability of {job.names[1]}, before calibration, "
+                         "reaches the threshold that was chosen on val"] if called else [])
+    return ["predicted  " + ", ".join(f"{name} {values.mean():.4g} (sd {values.std(ddof=0):.3g})"
+                                      for name in job.names for values in [table[f"pred_{name}"]])]

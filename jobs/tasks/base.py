@@ -1,0 +1,159 @@
+"""What a classification and a regression do differently; the rest of a job is the same for both."""
+
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from jobs.run_folder import RunFolder
+from models_vit import Backbone
+from util.data.tables import Data
+from util.options import flags
+from util.weights.fitting import Fit, WeightFile, put_in
+
+
+class Task(ABC):
+    """A kind of job: what it reads, what its model gives out, how that is scored.
+
+    kind     stands in the checkpoint, so that one of another kind is refused
+    program  the entry point that runs it
+    score    the figure whose highest value on val makes the best epoch (--select_metric)
+    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the terminal's lines,
+             the first four of them after every epoch
+    """
+
+    kind = program = score = ""
+    reads: dict | None = None  # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
+    head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
+    columns: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    shown: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, options: Namespace):
+        self.options = options
+
+    # ---- data
+
+    @abstractmethod
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
+        """The table of pictures, checked. InputError for anything that the user can mend."""
+
+    def settle(self, data: Data, resumed: WeightFile | None) -> Data:
+        """Learn what the training rows decide, once bad pictures and surplus rows are out of the table."""
+        return data
+
+    @abstractmethod
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        """What the loss compares with, a row a picture: (N,) labels or (N, T) numbers."""
+
+    def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
+        """What the model reads beside the picture, (N, C), or None."""
+        return None
+
+    def num_covariates(self, rows: pd.DataFrame) -> int:
+        covariates = self.covariates(rows[:1])
+        return 0 if covariates is None else covariates.shape[1]
+
+    # ---- model
+
+    @abstractmethod
+    def build(self, backbone: Backbone) -> torch.nn.Module:
+        """The model with random weights."""
+
+    def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The part of the model that takes pre-trained weights."""
+        return model
+
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The part that is trained on stored features, where the task has a `feature_reader`."""
+        return model
+
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature a picture."""
+        return None
+
+    @abstractmethod
+    def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile,
+                     put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
+        """Put a trained checkpoint into the model, head included; InputError unless all of it fits. put: see
+        models_vit.load_backbone."""
+
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
+        return False
+
+    @abstractmethod
+    def freeze(self, model: torch.nn.Module) -> None:
+        """Leave the head alone trainable."""
+
+    @abstractmethod
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        """Outputs and targets of a batch -> a loss a picture, (B,)."""
+
+    def mixing(self):
+        """What mixes the pictures and labels of a batch, or None."""
+        return None
+
+    # ---- figures
+
+    @abstractmethod
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        """The predictions table of rows and the model's outputs for them."""
+
+    @abstractmethod
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        """All figures of a predictions table, and lines that say what they leave out."""
+
+    @abstractmethod
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        """Pictures of the predictions on the disk; lines for the user."""
+
+    @abstractmethod
+    def pictures(self, split: str) -> str:
+        """Names of the files that `draw` makes, for the last line on the terminal."""
+
+    def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
+        """The `score` of outputs for these rows, without the table."""
+        return self.metrics(self.predictions(rows, outputs))[0][self.score]
+
+    @abstractmethod
+    def read_predictions(self, path) -> pd.DataFrame:
+        """A predictions table that a run wrote, equal in every bit."""
+
+    def decide(self, predictions: pd.DataFrame) -> dict:
+        """What is chosen on val's predictions and used on test: it goes with the best epoch into the checkpoint."""
+        return {}
+
+    @abstractmethod
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        """The figures with their intervals and what else is told of a whole split; see util/metrics/intervals.py. decided: from
+        `decide`, of the best epoch."""
+
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
+        """Lines of figures below those of `shown`."""
+        return []
+
+    # ---- what is said and stored
+
+    @abstractmethod
+    def describe_data(self, data: Data) -> list[str]:
+        """What stands on the terminal about the data."""
+
+    def idle(self, parsed: flags.Parsed, backbone: Backbone) -> list[str]:
+        """Lines about flags that this task and model keep from acting."""
+        return []
+
+    @abstractmethod
+    def stored(self) -> dict:
+        """What a checkpoint holds for this task: plain values."""
+
+    @abstractmethod
+    def facts(self, data: Data) -> dict:
+        """What run.json says of the data, for this task."""
+
+    @abstractmethod
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        """Take options from a checkpoint that this program did not write; a line about it, or InputError."""

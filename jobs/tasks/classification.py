@@ -1,0 +1,260 @@
+"""Classification: a folder or a CSV with a class a picture, cross-entropy, figures of counts and ranks."""
+
+from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
+from jobs.run_folder import RunFolder
+from jobs.tasks.base import Task
+from util.core.errors import InputError
+from util.data import tables
+from util.metrics import class_order, selection
+from util.metrics.calibration import fit_temperature
+from util.metrics.classification import (
+    METRIC_COLUMNS,
+    classification_metrics,
+    figures_of_outputs,
+    predictions_table,
+    probabilities_of,
+    read_predictions,
+)
+from util.metrics.intervals import classification_intervals, entry
+from util.metrics.weighted import Images, operating_thresholds
+from util.model.feature_kinds import POOLED, put_wide_head
+from util.options import flags
+from util.report import terminal
+from util.report.charts import confusion_matrix_figure
+from util.weights.fitting import Fit, WeightFile, put_in
+
+
+class Classification(Task):
+    """One class of several a picture."""
+
+    kind, program = "classification", "main_finetune.py"
+    head_is_linear = True
+    curves = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")
+    shown = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
+             ("precision", "precision"), ("recall", "recall"), ("qwk", "quadratic kappa"), ("jaccard", "Jaccard"),
+             ("hamming", "Hamming"), ("brier", "Brier"), ("ece", "ECE"), ("loss", "loss"),
+             ("calibration_slope", "calibr. slope"), ("score", "score"))
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.class_names: list[str] = []
+        self.score = selection.figure_of(options.select_metric)
+        self.columns = METRIC_COLUMNS + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
+
+    # ---- data
+
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+        options = self.options
+        known = resumed.rest.get("class_names") if resumed is not None else None
+        order_of = tables.sorted_alone if resumed is not None else partial(
+            class_order.in_order, typed=options.class_order, positive=options.positive_class)
+        if options.csv_file:
+            data = tables.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
+                                   options.patient_col, splits, order_of, options.path_suffix)
+        else:
+            data = tables.read_folder(options.data_path, splits, order_of)
+        if not known:
+            data = tables.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
+        elif "nb_classes" in parsed.typed and options.nb_classes != len(known):
+            raise InputError(f"--nb_classes {options.nb_classes}, but {resumed.path} knows {len(known)}: "
+                             f"pass --nb_classes {len(known)}")
+        else:
+            data = tables.match_classes(data, known)
+        self.class_names, options.nb_classes = data.class_names, len(data.class_names)
+        self._require_order(resumed)
+        return data
+
+    def _require_order(self, resumed: WeightFile | None) -> None:
+        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or where what is
+        typed is not the order that a checkpoint has."""
+        options, positive = self.options, self.options.positive_class
+        if positive is not None and self.class_names[1:] != [positive]:
+            raise InputError(f"--positive_class {positive}: {resumed.path} has the classes {', '.join(self.class_names)}, and "
+                             "of two the second is the positive one; train anew for another")
+        if options.class_order:
+            class_order.require_same(self.class_names, options.class_order)
+        asked = [name for name in options.select_metric.split("+") if name in class_order.FIGURES]
+        if options.eval or not asked or class_order.ranks(self.class_names, options.class_order) is not None:
+            return
+        if resumed is None:
+            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which order "
+                             f"{', '.join(self.class_names)} stand: --class_order names them from the lowest grade on")
+        options.class_order = list(self.class_names)  # as the run chose its best epoch so far
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows["target"].to_numpy(np.int64)
+
+    def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
+        """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
+        stored = None if resumed is None else resumed.rest.get("reads")
+        self.reads = stored if stored and (self.options.eval or self.options.adaptation != "lp") else None
+        return data
+
+    # ---- model
+
+    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
+        options = self.options
+        model = models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
+                                       options.global_pool, options.fc_norm_passes, pretrained=bool(options.finetune))
+        if self.reads is not None:
+            self._put_wide_head(model)
+        return model
+
+    def _put_wide_head(self, model: torch.nn.Module) -> None:
+        put_wide_head(model, models_vit.head_names(model)[0], self.reads["kind"], self.reads["width"], len(self.class_names))
+
+    @torch.no_grad()
+    def put_probe_head(self, model: torch.nn.Module, kind: str, values: dict[str, torch.Tensor]) -> None:
+        """A trained head of a kind of features (util/model/feature_kinds.py) into the model."""
+        if kind != POOLED:
+            self.reads = {"kind": kind, "width": values["weight"].shape[1]}
+            self._put_wide_head(model)
+            self.head_of(model).to(values["weight"].device)
+        for name, parameter in self.head_of(model).named_parameters():
+            parameter.copy_(values[name])
+
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return models_vit.final_linear(model) or model
+
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        return models_vit.feature_reader(model, self.options.input_size)
+
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+        if self.keeps_own_head(file):
+            of_head = models_vit.head_prefixes(model)
+            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
+            rest = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(of_head)}
+            file = replace(file, tensors=rest | own)
+        return models_vit.load_trained(model, backbone, file, put)
+
+    def keeps_own_head(self, file: WeightFile) -> bool:
+        return self.reads is None and bool(file.rest.get("reads"))
+
+    def freeze(self, model: torch.nn.Module) -> None:
+        models_vit.freeze_backbone(model)
+
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        weights = None
+        if self.options.class_weights == "balanced":
+            weights = balanced_class_weights(np.bincount(train_rows["target"], minlength=len(self.class_names)))
+        return ClassificationLoss(len(self.class_names), self.options.smoothing, weights)
+
+    def mixing(self):
+        options = self.options
+        if not (options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax):
+            return None
+        return Mixing(len(self.class_names), options.smoothing, options.mixup, options.cutmix, options.cutmix_minmax,
+                      options.mixup_prob, options.mixup_switch_prob, options.mixup_mode)
+
+    # ---- figures
+
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        return predictions_table(rows, outputs, self.class_names)
+
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        figures, notes = classification_metrics(predictions, self.options.class_order)
+        return figures | selection.composed(self.options.select_metric, figures), notes
+
+    def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
+        logits = np.asarray(outputs, dtype=np.float64)
+        figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits,
+                                     class_order.ranks(self.class_names, self.options.class_order))
+        return (figures | selection.composed(self.options.select_metric, figures))[self.score]
+
+    def read_predictions(self, path) -> pd.DataFrame:
+        return read_predictions(path)
+
+    def decide(self, predictions: pd.DataFrame) -> dict:
+        images = Images.of(predictions)
+        temperature = fit_temperature(images.logits, images.true) if self.options.calibrate else None
+        return {"temperature": temperature, "thresholds": operating_thresholds(images)}
+
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        entries = classification_intervals(predictions, self.options.seed, thresholds=decided.get("thresholds"),
+                                           temperature=decided.get("temperature"), order=self.options.class_order)
+        if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
+            entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
+        if selection.COMPOSED in figures:
+            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}
+
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
+        lines = []
+        if "temperature" in entries:
+            lines.append(f"  calibrated on val (temperature {entries['temperature']['value']:.3f}): " + "  ".join(
+                f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
+                for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
+        for name in entries:
+            if "_at_" in name:
+                figure, _, rest = name.partition("_at_")
+                point, other = rest.split("_")
+                lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
+                             + terminal.figure_with_interval(entries[name]))
+        if len(self.class_names) == 2 and not any("_at_" in name for name in entries):
+            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold that was chosen "
+                         "on val, and there is none in this checkpoint")
+        return lines
+
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
+        return confusion_matrix_figure(predictions, self.class_names, folder.file(self.pictures(split)),
+                                       f"{split}, {len(predictions):,} images")
+
+    def pictures(self, split: str) -> str:
+        return f"confusion_matrix_{split}.png"
+
+    # ---- what is said and stored
+
+    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+        if self.options.adaptation != "lp":
+            return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in parsed.typed else []
+        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad", "min_lr",
+                 "compile"]
+        if self.options.lp_views == 1:
+            names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"]
+        typed = [f"--{name}" for name in names if name in parsed.typed]
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored features"
+                + (" of the evaluation's view; --lp_views K takes K random ones)" if self.options.lp_views == 1 else ")")
+                ] if typed else []
+
+    def describe_data(self, data: tables.Data) -> list[str]:
+        return terminal.classes(data, self.options.csv_file or self.options.data_path)
+
+    def stored(self) -> dict:
+        return {"class_names": self.class_names, **({"reads": self.reads} if self.reads is not None else {})}
+
+    def facts(self, data: tables.Data) -> dict:
+        counts = tables.counts(data.table, data.class_names)
+        patients = tables.patient_counts(data.table, data.class_names)
+        return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
+                **({"patients": patients} if patients else {})}
+
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""
+        options, said = parsed.options, file.arguments
+        for name in ("model", "model_arch", "input_size", "global_pool"):
+            if name not in parsed.typed and said.get(name) not in (None, ""):
+                setattr(options, name, said[name])
+        if "model_arch" not in parsed.typed and not models_vit.belongs(options.model, options.model_arch):
+            options.model_arch = None  # the original's parser stores its default for every model, which it then ignores
+        if options.fc_norm_passes is None:
+            options.fc_norm_passes = 2 if said.get("model") == "RETFound_mae" and options.global_pool else 1
+        if "read_images" not in parsed.typed:
+            options.read_images = "as_stored"
+        if "precision" not in parsed.typed:
+            options.precision = "fp32"  # so that its figures are those that it had, to rounding
+        what = f"{file.path} is a checkpoint of the original scripts"
+        if said.get("model"):
+            what += f" (model {said['model']}, epoch {file.rest.get('epoch', 'unknown')})"
+        if options.fc_norm_passes == 2:
+            what += ", scored as they do, with fc_norm applied twice (--fc_norm_passes)"
+        return what + "; it does not name its classes, so the folders' names in order are taken"

@@ -1,0 +1,210 @@
+"""Regression: a CSV with numbers to predict, a head with a token a target, figures in the CSV's own units."""
+
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+import models_vit
+from engine_finetune import RegressionLoss
+from jobs.run_folder import RunFolder
+from jobs.tasks.base import Task
+from util.core.errors import InputError
+from util.data import tables
+from util.data.csv_columns import is_missing
+from util.data.regression import parse_transforms, read_regression_csv
+from util.data.targets import Covariate, TargetScale, encode_all
+from util.metrics import selection
+from util.metrics.intervals import entry, regression_intervals
+from util.metrics.regression import (
+    FIGURES,
+    metric_columns,
+    predictions_table,
+    read_predictions,
+    regression_metrics,
+)
+from util.model.regression_head import RegressionHead
+from util.options import flags
+from util.report import terminal
+from util.report.bland_altman import agreement_figures, agreement_files
+from util.weights.fitting import Fit, WeightFile, put_in
+
+
+class Regression(Task):
+    """Several numbers a picture."""
+
+    kind, program = "regression", "main_regression.py"
+    curves = ("loss", *FIGURES)
+    shown = (("r2", "R2"), ("pearson", "r"), ("mae", "MAE"), ("rmse", "RMSE"), ("loss", "loss"))
+
+    def __init__(self, options: Namespace):
+        super().__init__(options)
+        self.score = selection.figure_of(options.select_metric)
+        self.scale: TargetScale | None = None
+        self.covariates_read: tuple[Covariate, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return metric_columns(self.options.targets) + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
+
+    # ---- data
+
+    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+        options = self.options
+        if not options.csv_file:
+            raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
+        if resumed is not None:
+            known = resumed.rest["targets"]["names"]
+            if options.targets != known:
+                raise InputError(f"--targets {' '.join(options.targets)}: {resumed.path} predicts {' '.join(known)}; leave the "
+                                 "flag out")
+        transforms = parse_transforms(options.target_transform, options.targets)
+        return read_regression_csv(options.csv_file, options.targets, options.path_col, options.split_col, options.patient_col,
+                                   options.covariates, transforms, options.dropna, splits, options.path_suffix)
+
+    def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
+        """Means and standard deviations: of the training rows, or of those that the checkpoint was trained on."""
+        if resumed is not None:
+            self.scale = TargetScale.from_plain(resumed.rest["targets"])
+            self.covariates_read = tuple(Covariate.from_plain(stored) for stored in resumed.rest["covariates"])
+            self._check_covariates(data)
+            return data
+        train = data.table[data.table["split"] == "train"]
+        values = train[[f"true_{name}" for name in self.options.targets]].to_numpy(np.float64)
+        transforms = parse_transforms(self.options.target_transform, self.options.targets)
+        self.scale = TargetScale.learn(self.options.targets, transforms, values)
+        self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
+                                     for name in self.options.covariates)
+        self._check_covariates(data)
+        return data
+
+    def _check_covariates(self, data: tables.Data) -> None:
+        """InputError for text in a column of numbers; a note for levels that training did not have."""
+        for covariate in self.covariates_read:
+            cells = data.table[f"covariate_{covariate.name}"]
+            if covariate.is_category:
+                unknown = sorted(cell for cell in set(cells) - set(covariate.levels) if not is_missing(cell))
+                if unknown:
+                    data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
+                                      f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
+                continue
+            missing = cells.map(is_missing)
+            numbers = pd.to_numeric(cells.mask(missing, "nan"), errors="coerce")
+            wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
+            if wrong.any():
+                found = ", ".join(map(repr, cells[wrong].unique()[:5]))
+                raise InputError(f"{self.options.csv_file}: covariate {covariate.name} is a number in train, but elsewhere "
+                                 f"there is {found}: correct the column")
+
+    def _true(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows[[f"true_{name}" for name in self.scale.names]].to_numpy(np.float64)
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        return self.scale.standardise(self._true(rows)).astype(np.float32)
+
+    def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
+        return encode_all(self.covariates_read, [list(rows[f"covariate_{c.name}"]) for c in self.covariates_read])
+
+    # ---- model
+
+    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
+        options = self.options
+        features = models_vit.build_model(backbone, 0, options.input_size, options.drop_path, options.global_pool,
+                                          options.fc_norm_passes)
+        # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has the same head
+        torch.manual_seed(torch.initial_seed())
+        with torch.device("cpu"):
+            head = self.new_head(models_vit.feature_width(features))
+        return models_vit.Regressor(features, head)
+
+    def new_head(self, width: int) -> RegressionHead:
+        options = self.options
+        return RegressionHead(width, len(self.scale.names), options.head_embed_dim, options.head_depth, options.head_num_heads,
+                              options.head_mlp_ratio, options.head_dropout, self.covariates_read)
+
+    def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.backbone
+
+    def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.regression_head
+
+    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.backbone
+
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+        return models_vit.load_trained(model, backbone, file, put)
+
+    def freeze(self, model: torch.nn.Module) -> None:
+        models_vit.freeze_backbone(model)
+
+    def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
+        known = (~np.isnan(self._true(train_rows))).sum(axis=1).mean()
+        return RegressionLoss(self.options.huber_beta, float(known))
+
+    # ---- figures
+
+    def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+        return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
+
+    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+        figures, notes = regression_metrics(predictions, self.scale, self.options.huber_beta)
+        return figures | selection.composed(self.options.select_metric, figures), notes
+
+    def read_predictions(self, path) -> pd.DataFrame:
+        return read_predictions(path)
+
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+        entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.seed)
+        if selection.COMPOSED in figures:
+            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        return entries
+
+    def draw(self, folder: RunFolder, split: str) -> list[str]:
+        predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
+        return agreement_figures(predictions, list(self.scale.names), folder.path, split)
+
+    def pictures(self, split: str) -> str:
+        files = agreement_files(split, list(self.scale.names))
+        return files[0] + (f" and {len(files) - 1} more targets' pictures" if len(files) > 1 else "")
+
+    def lines_below(self, entries: dict[str, dict]) -> list[str]:
+        width = max(map(len, self.scale.names))
+        return [f"  {name:<{width}}  " + "  ".join(
+            f"{label} {terminal.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}" for figure, label in self.shown[:4])
+            + f"  n {entries[f'n_{name}']['value']:,.0f}" for name in self.scale.names]
+
+    # ---- what is said and stored
+
+    def describe_data(self, data: tables.Data) -> list[str]:
+        table = data.table
+        totals = ", ".join(f"{split} {(table['split'] == split).sum():,}" for split in tables.SPLITS
+                           if (table["split"] == split).any())
+        lines = [f"data       {self.options.csv_file}: {len(self.scale.names)} targets; {totals}"]
+        width = max(map(len, self.scale.names))
+        for name, transform, mean, sd in zip(*self.scale.plain().values(), strict=True):
+            logarithm = ", of the logarithm" if transform == "log" else ""
+            known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
+            lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; known in "
+                         + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS if split in known))
+        for covariate in self.covariates_read:
+            kind = f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else (
+                f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
+            lines.append(f"           covariate {covariate.name}: {kind}")
+        return lines
+
+    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+        names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
+        typed = [f"--{name}" for name in names if name in parsed.typed]
+        if not (self.options.adaptation == "lp" and typed):
+            return []
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole picture)"]
+
+    def stored(self) -> dict:
+        return {"targets": self.scale.plain(), "covariates": [covariate.plain() for covariate in self.covariates_read]}
+
+    def facts(self, data: tables.Data) -> dict:
+        return {**self.stored(), "images": {split: int((data.table["split"] == split).sum()) for split in tables.SPLITS}}
+
+    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+        raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with --finetune")

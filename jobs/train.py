@@ -1,0 +1,267 @@
+"""A job from its first step to its results on the disk, for every task. Read `run`, then `_train`."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from engine_finetune import Progress, Trainer, outputs, train_one_epoch
+from jobs import disk_space, parallel
+from jobs.adaptation import describe as describe_part
+from jobs.adaptation import shapes_adapted
+from jobs.checkpoint_content import content, draw, facts, report
+from jobs.checkpointing import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
+from jobs.features import features_of
+from jobs.linear_probe import probe
+from jobs.setup import Job, fill_cache, loader, prepare, without_effect_here
+from jobs.tasks.base import Task
+from util.core import signals
+from util.core.errors import InputError, RunError
+from util.data import tables
+from util.data.images import seen_area
+from util.data.sampling import TrainBatches
+from util.metrics import selection
+from util.model.lr_decay import parameter_groups
+from util.model.mirrors import with_mirrors
+from util.options import flags
+from util.parallel.processes import World, wrap
+from util.parallel.sharding import compile_in_place, is_sharded
+from util.report import terminal
+from util.weights import checkpoint
+
+
+def run(parsed: flags.Parsed, world: World, task: Task) -> None:
+    """Train (or only score, or only tell) as the options say. InputError, RunError: see util/core/errors.py."""
+    options, job = parsed.options, prepare(parsed, world, task)
+    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
+    if options.dry_run:
+        world.say(*_memory(job), *disk_space.describe(job), "dry run: nothing was trained")
+        return
+    job.precision.prepare()
+    try:
+        world.main_alone(_prepare_folder, job)
+        if not is_sharded(job.model):
+            job.model.to(world.device)
+        if options.eval:
+            fill_cache(job, ("test",))
+            _evaluate_only(job)
+            return
+        fill_cache(job, tables.SPLITS)
+        if options.adaptation == "lp":
+            job.features = features_of(job)
+        if job.features is not None and task.head_is_linear:
+            probe(job)
+        else:
+            _train(job)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
+                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch, or begin with "
+                       "--batch_size auto") from error
+    finally:
+        job.folder.close()
+
+
+def _seen(job: Job) -> list[str]:
+    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields) if job.world.is_main else []
+
+
+def _prepare_folder(job: Job) -> None:
+    remove_torn(job)
+    disk_space.require(job)
+
+
+def _memory(job: Job) -> list[str]:
+    if job.options.eval:
+        return []
+    others, lines = {}, []
+    for kind in ("finetune", "lp", "lora"):
+        if kind != job.options.adaptation:
+            try:
+                others[kind] = shapes_adapted(job.task, job.model, job.backbone, job.options, kind)
+            except InputError as error:
+                lines.append(f"           {kind}: not counted ({error})")
+    covariates = job.task.num_covariates(job.data.table)
+    return parallel.table(job.options, job.task, job.model, others, job.precision.name, covariates, job.world) + lines
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+def trainer_of(job: Job) -> Trainer:
+    options, world = job.options, job.world
+    optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
+                                  lr=job.schedule.peak, fused=True)
+    if options.compile:
+        compile_in_place(job.running)
+    return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
+                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
+                   job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
+
+
+def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
+    """The predictions table of a split, in the main process (None in the others). RunError, in all of them, where outputs
+    are no numbers."""
+    model = with_mirrors(job.running, job.options.tta, job.task.kind)
+    _, values = outputs(model, batches, job.precision, job.world, split)
+    table = problem = None
+    if job.world.is_main:
+        try:
+            table = job.task.predictions(job.rows(split), values)
+        except RunError as error:
+            problem = str(error)
+    problem = job.world.from_main(problem)
+    if problem:
+        raise RunError(problem, everywhere=True)
+    return table
+
+
+@dataclass
+class Epoch:
+    """What an epoch came to. The predictions table is the main process's; the figures are everybody's."""
+
+    number: int
+    training: dict[str, float]
+    predictions: pd.DataFrame | None
+    metrics: dict[str, float]
+    notes: list[str]
+    seconds: float
+
+
+def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
+    """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between. `keep` writes a
+    checkpoint inside an epoch."""
+    balanced = job.rows("train")["target"].to_numpy() if getattr(job.options, "balanced_sampling", False) else None
+    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed, balanced))
+    val_loader = loader(job, "val")
+    for number in range(done.epoch, job.options.epochs):
+        begun = time.monotonic()
+        done = done if number == done.epoch else Progress(number)
+        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.save_every_steps)
+        job.world.share_buffers(job.running)
+        try:
+            predictions = evaluate(job, "val", val_loader)
+        except signals.StopRequested as stop:
+            if keep is None:
+                raise
+            keep(done)
+            raise signals.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet evaluated",
+                                        together=True) from stop
+        metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
+        yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
+
+
+def is_better(score: float, best: float | None) -> bool:
+    """Whether a score beats the best one so far; any number beats none and NaN."""
+    return best is None or score > best or math.isnan(best)
+
+
+def _train(job: Job) -> None:
+    options, world, folder = job.options, job.world, job.folder
+    trainer = trainer_of(job)
+    done, best, best_weights = Progress(options.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
+    if job.resumed is not None:
+        done, best, best_weights = resume(job, trainer)
+    else:
+        world.main_alone(_put_aside, job)
+    complete = world.from_main(done.epoch >= options.epochs and folder.is_scored(best["epoch"]))
+    if not complete:
+        world.main_alone(lambda: folder.write_run(facts(job), done.epoch if job.resumed is not None else None))
+    started = time.monotonic()
+    epoch = states = None
+    # without a checkpoint on the disk there is nothing that a few more seconds could save
+    keeps = options.savemodel and job.features is None
+
+    def keep(progress: Progress) -> None:
+        states = world.gather(checkpoint.random_states(world.device))
+        keep_last(job, trainer, progress, best, states)
+
+    with signals.held() if keeps else nullcontext():
+        for epoch in epochs(job, trainer, done, keep if keeps else None):
+            is_best = is_better(epoch.metrics[job.task.score], best["score"])
+            if epoch.number == done.epoch:
+                world.say(*(f"val: {note}" for note in epoch.notes),
+                          *selection.undefined(options.select_metric, epoch.metrics[job.task.score], "the last epoch"))
+            if is_best:
+                best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
+                best |= job.task.decide(epoch.predictions) if world.is_main else {}
+            states = world.gather(checkpoint.random_states(world.device))
+            kept = _keep_epoch(job, trainer, epoch, best, states)
+            best_weights = kept if is_best else best_weights
+        if world.any(signals.asked()):
+            raise signals.StopRequested("all epochs are trained, the test split is not scored yet", together=True)
+    if job.features is not None and epoch is not None and options.savemodel:
+        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
+    if not complete:
+        world.main_alone(_finish_val, job, best)
+    if complete:
+        world.say(*terminal.figures(job.task, "test", folder.figures("test"), folder),
+                  f"this run is complete: its results stand in {folder.path}")
+    else:
+        load_best(job, best_weights)
+        made_whole = make_whole(job)
+        if (made_whole or best_weights is not None) and options.savemodel:
+            write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
+        _score(job, "test", best["epoch"], best)
+        world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
+                  f"{terminal.duration(time.monotonic() - started)}; results in {folder.path}")
+
+
+def _put_aside(job: Job) -> None:
+    line = job.folder.put_aside()
+    job.world.say(*([line] if line else []))
+
+
+def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
+    """Write an epoch down (all processes call this) -> the best weights, where no checkpoint keeps them."""
+    is_best = best["epoch"] == epoch.number
+    job.world.main_alone(_write_rows, job, epoch, is_best)
+    # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
+    if job.options.savemodel and job.features is None:
+        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
+    return keep_best(job, best) if is_best else None
+
+
+def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
+    """An epoch's rows and scalars. Those past the checkpoint are cut when the run goes on, so they are written before it."""
+    folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
+    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
+    folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
+    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
+                                      epoch.seconds))
+    folder.add_scalars({**epoch.training, **values}, epoch.number)
+
+
+def _finish_val(job: Job, best: dict) -> None:
+    """Intervals and pictures of the best epoch's predictions on val, once it is known to be the best."""
+    notes = job.folder.draw_curves(best["epoch"])
+    path = job.folder.file("predictions_val.csv")
+    if path.exists():
+        job.folder.write_figures("val", job.task.intervals(job.task.read_predictions(path), best["figures"], best))
+    job.world.say(*(f"val: {note}" for note in notes + draw(job, "val")))
+
+
+def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
+    """Evaluate a split, write what came out, and print it."""
+    world = job.world
+    predictions = evaluate(job, split, loader(job, split))
+    if not world.is_main:
+        return
+    metrics, notes = job.task.metrics(predictions)
+    entries = job.task.intervals(predictions, metrics, decided)
+    job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
+    notes += draw(job, split)
+    world.say(*(f"{split}: {note}" for note in notes), *terminal.figures(job.task, split, entries, job.folder), *report(job))
+
+
+def _evaluate_only(job: Job) -> None:
+    job.world.main_alone(_begin_evaluation, job)
+    _score(job, "test", None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})
+
+
+def _begin_evaluation(job: Job) -> None:
+    job.world.say(*job.folder.put_foreign_tables_aside())
+    if not job.folder.file("run.json").exists():
+        job.folder.write_run(facts(job))

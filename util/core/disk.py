@@ -1,0 +1,97 @@
+"""What a disk can do to a run: fill up, become read-only, go away. Each is said in one line, and nothing is torn.
+
+Every file of a run is written aside and renamed, or appended whole; whoever writes one does it inside `writing`.
+"""
+
+import contextlib
+import errno
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from util.core.errors import RunError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+AGAIN = "start again with --resume auto"
+
+
+def reason(error: OSError) -> str:
+    """The system's words. numpy's short writes have none, and mean a full disk in the words of a count."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def remedy(error: OSError) -> str:
+    """What to do about it, as the start of a sentence."""
+    if error.errno in (*FULL, None):
+        return "make room"
+    if error.errno in READ_ONLY:
+        return "make the folder writable"
+    if error.errno in GONE:
+        return "bring the folder back"
+    return "look after the disk"
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
+    """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there still;
+    again: how the run goes on."""
+    if place is not None:
+        place.require(again)
+    try:
+        yield path
+    except BrokenPipeError:
+        raise  # of standard output, and no disk's: util/core/errors.py says so
+    except OSError as error:
+        if place is not None:
+            place.require(again)  # a folder that is gone says so itself
+        raise RunError(f"{path} can't be written ({reason(error)}): what was saved before stays; {remedy(error)} and "
+                       f"{again}") from error
+
+
+class Place:
+    """A folder that is written to for hours. Held open, so that it can be told from another one of the same name: under a
+    disk that was unmounted lies an empty folder, and a run that went on there would be in two halves."""
+
+    def __init__(self, path: Path):
+        """OSError where the folder can't be opened."""
+        self.path = path
+        self._folder = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self._folder)
+
+    def require(self, again: str = AGAIN) -> None:
+        """RunError unless the folder is still the one that was opened."""
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._folder))
+            problem = "" if same else "another folder stands in its place"
+        except OSError as error:
+            problem = reason(error)
+        if problem:
+            raise RunError(f"{self.path} is gone ({problem}): bring it back (was its disk unmounted?) and {again}")
+
+
+def free_of(folder: Path) -> tuple[int, int | None]:
+    """Bytes that may still be written to a folder's disk, and files that may be made there (None where the file system
+    doesn't count them). A folder that is not there yet is judged by the nearest one above it. Quotas are not seen."""
+    folder = Path(os.path.abspath(folder))
+    while not os.path.isdir(folder) and folder != folder.parent:  # also of a name that none can have
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Add to a file, down to the disk, all or nothing: where the disk is full the file is as long as before. OSError."""
+    with open(path, "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left):]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                os.ftruncate(file.fileno(), before)
+            raise

@@ -1,0 +1,155 @@
+"""Rows of numbers that take long to compute, kept on the disk piece by piece: a start that was killed goes on from there.
+
+FILE.partial holds the rows as they are, little-endian float32, one after the other. FILE.partial.index says in its first
+line what they depend on, and in a line a piece how many rows it has, how wide they are, and a digest of their bytes. A
+piece counts once its line is whole and its digest is right, so that neither a cut piece nor a damaged one is taken.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from util.core.errors import InputError, RunError
+from util.core.run_files import write_whole
+
+FORMAT = 1
+NUMBERS = np.dtype("<f4")
+
+
+class PartialRows:
+    """The rows of one output file on their way; one process writes them.
+
+    output: the file that will be made of them; depends_on: plain values by name, all that the rows depend on. Rows of
+    other values are thrown away by `open`, which says so.
+    """
+
+    def __init__(self, output: str | os.PathLike, depends_on: dict):
+        output = Path(output)
+        self.data, self.index = (output.with_name(output.name + end) for end in (".partial", ".partial.index"))
+        self.depends_on = json.loads(json.dumps(depends_on))  # as it is read back: tuples are lists
+        self.rows = self.width = 0
+        self._marks: dict[str, int] = {}
+        self._lock = None
+
+    def open(self) -> str:
+        """Find out what an earlier start left -> a line about it, or ''.
+
+        InputError where another start is writing the same output, RunError where the files can't be written.
+        """
+        with self._writing():
+            self._lock = open(self.data, "ab")  # noqa: SIM115  (held as long as rows are added; the system frees it)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another start is writing {self.data}: wait for its end, or name another --output") from None
+            found = self._read_index()
+            before = found[0].get("depends_on") if found and found[0].get("format") == FORMAT else None
+            if before != self.depends_on:
+                self._begin()
+                return self._why_anew(before) if found else ""
+            kept = self._check(found[1:])
+            with open(self.data, "ab") as file:
+                file.truncate(self.rows * self.width * NUMBERS.itemsize)
+            write_whole(self.index, "".join(json.dumps(line) + "\n" for line in [found[0], *kept]))
+        dropped = " (what stood behind them was cut or damaged)" if len(kept) < len(found) - 1 else ""
+        return f"{self.rows:,} are there from an earlier start ({self.data}){dropped}" if self.rows else ""
+
+    def _read_index(self) -> list[dict]:
+        """The whole lines of the index; [] where there is none."""
+        try:
+            lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]  # every line ends in \n: one without was cut
+        except FileNotFoundError:
+            return []
+        except UnicodeDecodeError:
+            return [{}]
+        found = []
+        for line in lines:
+            try:
+                found.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return found or [{}]
+
+    def _check(self, lines: list[dict]) -> list[dict]:
+        """Those of the index's lines whose rows are there, up to the first that is not right."""
+        kept = []
+        with open(self.data, "rb") as file:
+            for line in lines:
+                if "mark" in line:
+                    self._marks[line["mark"]] = line["count"]
+                    kept.append(line)
+                    continue
+                content = file.read(line["rows"] * line["width"] * NUMBERS.itemsize)
+                if _digest(content) != line["digest"] or self.width not in (0, line["width"]):
+                    break
+                self.rows, self.width = self.rows + line["rows"], line["width"]
+                kept.append(line)
+        return kept
+
+    def _why_anew(self, before: dict | None) -> str:
+        differing = [] if before is None else [name for name in sorted({*before, *self.depends_on})
+                                               if before.get(name) != self.depends_on.get(name)]
+        why = f"of other {', '.join(differing)}" if differing else "not readable"
+        return f"{self.data} of an earlier start is {why}: begun anew"
+
+    def _begin(self) -> None:
+        self.data.write_bytes(b"")
+        write_whole(self.index, json.dumps({"format": FORMAT, "depends_on": self.depends_on}) + "\n")
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows (n, W) and flush them to the disk. RunError where it is full."""
+        content = np.ascontiguousarray(values, NUMBERS).tobytes()
+        with self._writing():
+            _append(self.data, content)
+            self._append_line({"rows": len(values), "width": values.shape[1], "digest": _digest(content)})
+        self.rows, self.width = self.rows + len(values), values.shape[1]
+
+    def mark(self, name: str, count: int) -> None:
+        """Write down how far something else has come; `marked` reads it, also after a new start."""
+        with self._writing():
+            self._append_line({"mark": name, "count": count})
+        self._marks[name] = count
+
+    def marked(self, name: str) -> int:
+        return self._marks.get(name, 0)
+
+    def _append_line(self, line: dict) -> None:
+        _append(self.index, (json.dumps(line) + "\n").encode())
+
+    def values(self) -> np.ndarray:
+        """All rows so far, (N, W) float32, mapped from the disk."""
+        if not self.rows:
+            return np.empty((0, self.width), NUMBERS)
+        return np.memmap(self.data, NUMBERS, "r", shape=(self.rows, self.width))
+
+    def remove(self) -> None:
+        """Delete both files, once the output is written. The index first: rows without it count for nothing."""
+        with self._writing():
+            self.index.unlink(missing_ok=True)
+            self.data.unlink(missing_ok=True)
+            if self._lock is not None:
+                self._lock.close()
+
+    @contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.data} can't be written ({error.strerror or error}): what it holds stays; make room and "
+                           "start again") from error
+
+
+def _append(path: Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

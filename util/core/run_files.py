@@ -1,0 +1,196 @@
+"""The text files of a run: rows of figures, the log, tables of predictions; written whole, cut where a run resumes."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError
+
+Columns = Sequence[str]
+
+
+def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back needs."""
+    # Text is always quoted: minimal quoting forgets the carriage return, which file names may hold.
+    write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
+
+
+def read_table(path: str | os.PathLike, columns_of, types_of) -> pd.DataFrame:
+    """Read what `write_predictions` wrote, equal in every bit; text stays text, even "01", "NA" or "".
+
+    columns_of, types_of: from the header to the columns that must be there ([] where it is no such table) and to
+    {column: numpy type} of those that are no text; an empty cell of floats is NaN. Raises InputError for a file that is
+    not there or is no such table.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    needed = columns_of(header)
+    missing = [column for column in needed if column not in header]
+    if missing or not needed or len(set(header)) != len(header):
+        problem = f"lacks the columns {', '.join(missing)}" if missing else "has no columns of predictions"
+        if len(set(header)) != len(header):
+            problem = "has a column twice"
+        raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
+    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, keeps changing.
+    types = types_of(header)
+    try:
+        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
+        return pd.DataFrame({column: _column(cells, types.get(column, object)) for column, cells in columns.items()})
+    except ValueError as error:
+        raise InputError(f"{path}: not a table of predictions ({error})") from error
+
+
+def _column(cells: Sequence[str], kind) -> np.ndarray:
+    if kind is np.float64:
+        cells = [cell or "nan" for cell in cells]
+    return np.array(cells, dtype=kind)
+
+
+def metrics_row(metrics: dict[str, float], columns: Columns, epoch: int | None = None) -> dict[str, float | int | None]:
+    """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell empty."""
+    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns if column != "epoch"}
+
+
+def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | None], columns: Columns) -> None:
+    """Add one evaluation to a metrics CSV; a new file gets the header `columns` first.
+
+    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a run
+    that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after writing).
+    Raises InputError where the file has another header, ValueError for a row
+    that doesn't fit.
+    """
+    if set(row) | {"epoch"} != set(columns):
+        raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
+    cells = ["" if row.get(column) is None else _number_text(row[column]) for column in columns]
+    lines = _metrics_lines(path, columns) or [_line(columns)]
+    lines = lines[:1] + [line for line in lines[1:] if cells[0] == "" or line.split(",")[0] != cells[0]]
+    write_whole(path, "".join([*lines, _line(cells)]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]) -> None:
+    """Write {metric: {"value", "lower", "upper", …}}, whole or not at all; NaN becomes null.
+
+    metrics: values, whose bounds are null, or entries of util/metrics/intervals.py.
+    """
+    def entry(value):
+        parts = value if isinstance(value, dict) else {"value": value, "lower": None, "upper": None}
+        return {name: None if isinstance(part, float) and math.isnan(part) else part for name, part in parts.items()}
+
+    figures = {name: entry(value) for name, value in metrics.items()}
+    write_whole(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
+    """What write_metrics_json wrote, null as NaN; the method of an interval is None where there is none."""
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {name: {part: math.nan if part in ("value", "lower", "upper") and value is None else value
+                   for part, value in entry.items()} for name, entry in stored.items()}
+
+
+def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:
+    """Drop the rows of a metrics CSV that are past an epoch, so that a resumed run writes each epoch once.
+
+    Rows without an epoch stay, a line without its line end goes. A missing file is fine.
+    Raises InputError for another header or a row that doesn't fit it.
+    """
+    def stays(line, number):
+        cells = line.rstrip("\r\n").split(",")  # numbers alone, so no cell is quoted
+        try:
+            if len(cells) != len(columns):
+                raise ValueError(f"{len(cells)} cells for {len(columns)} columns")
+            return cells[0] == "" or float(cells[0]) <= epoch
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; mend or remove that line") from error
+
+    lines = _metrics_lines(path, columns)
+    kept = lines[:1] + [line for number, line in enumerate(lines[1:], 2) if stays(line, number)]
+    _rewrite_if_changed(path, kept)
+
+
+def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
+    """The same for log.txt, one JSON object with "epoch" a line; a last line that is cut short goes.
+
+    Lines without an epoch stay. A missing file is fine. Raises InputError for a line in the middle that is no JSON
+    object.
+    """
+    def stays(line, number):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), (int, float, type(None))):
+                raise ValueError("no JSON object with a number as its epoch")
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; mend or remove that line") from error
+        return entry.get("epoch") is None or entry["epoch"] <= epoch
+
+    lines = _whole_lines(_text_of(path))
+    _rewrite_if_changed(path, [line for number, line in enumerate(lines, 1) if stays(line, number)])
+
+
+def has_columns(path: str | os.PathLike, columns: Columns) -> bool:
+    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file or no whole line."""
+    lines = _whole_lines(_text_of(path))
+    return not lines or lines[0].rstrip("\r\n") == _line(columns).rstrip("\n")
+
+
+def _metrics_lines(path: str | os.PathLike, columns: Columns) -> list[str]:
+    """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its header."""
+    text, header = _text_of(path), _line(columns).rstrip("\n")
+    lines = _whole_lines(text)
+    ours = lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
+    if not ours:
+        raise InputError(f"{path}: has other columns than this program writes ({header}); "
+                         "move that file away or choose another --task")
+    return lines
+
+
+def _text_of(path: str | os.PathLike) -> str:
+    if not Path(path).exists():
+        return ""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return file.read()
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines that have their line end: every line is written with it, so one without was cut short."""
+    return [line + "\n" for line in text.split("\n")[:-1]]  # splitlines would also cut at U+2028 and others
+
+
+def _number_text(value: float | int) -> str:
+    return str(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
+
+
+def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:
+    text = "".join(lines)
+    if text != _text_of(path):
+        write_whole(path, text)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write to a temporary name, then rename, so that nobody ever reads half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

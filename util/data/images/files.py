@@ -1,0 +1,291 @@
+"""One picture file, read right: 8-bit RGB whatever the file holds.
+
+Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips 16-bit
+values to white, so that an OCT volume trains as blank pictures without a word; here they are scaled. A file that is
+cut short always raises: half a picture padded with grey would be a sample like any other to the model.
+"""
+import errno
+import functools
+import math
+import os
+import stat
+import warnings
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from util.data.images.as_shown import AS_SHOWN, TURNS, Reading, exif_of, facts_of, flags_before, orientation_of, to_rgb
+
+# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+MOST_SCANS = 500  # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
+# Pillow warns of pictures of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+_START_OF_SCAN = b"\xff\xda"
+_JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; `path` says which, `reason` why, in a few words."""
+
+    def __init__(self, path, reason):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
+
+
+class ImageSource:
+    """A picture file that is opened when it is first asked for something. Of several pages or frames the first is read.
+
+    look: whether decoding finds `facts`, too, which costs a look at every page.
+    """
+
+    def __init__(self, path, reading: Reading = AS_SHOWN, look: bool = False):
+        self.path, self.reading, self.facts = path, reading, None
+        self._looks = look
+        self._size = None
+        self._opened = None
+        self._jpeg = None
+        self._grey = False  # a JPEG of one channel
+        self._turn = None  # what brings it upright, where it is to be turned and Pillow does not do it
+
+    @property
+    def size(self):
+        """(width, height) in pixels of the whole picture, from the header. Raises ImageError."""
+        if self._size is None:
+            self._look()
+        return self._size
+
+    def part(self, box=None, resolution=None):
+        """The pixels in a box, decoded no finer than is needed: (h, w, 3) uint8, writable.
+
+        box: (left, top, right, bottom) in pixels of the file; None: all. resolution: (width, height) that the part has
+        at least, unless the file has less; None: the file's own. The box is rounded to the pixels that are decoded.
+        JPEGs are decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 (the same numbers as Pillow's draft, sooner), where
+        `reduced` allows it; others are decoded whole. Raises ImageError, as `decode_scaled`.
+        """
+        width, height = self.size
+        left, top, right, bottom = box or (0, 0, width, height)
+        coarsest = _coarsest((right - left, bottom - top), resolution)
+        decoded = self._jpeg_at(coarsest)
+        if decoded is not None:
+            pixels, factor = decoded
+            left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
+            return np.ascontiguousarray(pixels[top:max(bottom, top + 1), left:max(right, left + 1)])
+        image = self.decode()
+        if coarsest > 1 and self.reading.reduced == "any":
+            image = image.reduce(coarsest, box=(left, top, right, bottom))
+        elif box is not None:
+            image = image.crop((left, top, right, bottom))
+        return np.array(image)
+
+    def whole(self, resolution):
+        """All of the picture, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it covers).
+
+        Where a pixel is the mean of 8 x 8 of the file, a picture of 2300 pixels covers 287.5, and the last of its 288 is
+        half empty: `resized` wants to know, or the picture would be stretched.
+        """
+        coarsest = _coarsest(self.size, resolution)
+        pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reading.reduced == "any" else 1)
+        if pixels is None:
+            image = self.decode()
+            pixels = np.array(image.reduce(factor) if factor > 1 else image)
+        return pixels, (self.size[0] / factor, self.size[1] / factor)
+
+    def _jpeg_at(self, coarsest):
+        """All of a JPEG at the coarsest scale allowed -> (pixels, by how much it is reduced), once after `_look`; or None."""
+        jpeg, self._jpeg = self._jpeg, None
+        if jpeg is None:
+            return None
+        factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
+        if self._grey and self.reading.reduced == "colour":
+            factor = 1
+        width, height = self.size
+        try:
+            pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor))
+            if factor > 1 and self.reading.reduced == "colour" and not shows_colour(pixels):
+                return simplejpeg.decode_jpeg(jpeg, "RGB"), 1
+            return pixels, factor
+        except ValueError:
+            return None  # Pillow decodes it all the same, or says in its words what is wrong
+
+    def _look(self):
+        """Find out the size: of a plain JPEG from its first bytes, of anything else by Pillow."""
+        try:
+            jpeg = _jpeg_file(self.path)
+        except OSError as error:
+            raise ImageError(self.path, reason_of(error)) from error
+        if jpeg:
+            try:
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+            except ValueError:
+                colours = None  # damaged: Pillow says how
+            turned = self.reading.shown and orientation_of(exif_of(jpeg)) in TURNS  # rare: not worth a second fast way
+            if not turned and colours in _JPEG_COLOURS and width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+                self._size, self._jpeg, self._grey = (width, height), jpeg, colours == "Gray"
+                return
+        self._opened = self._open()
+
+    def decode(self, minimum_size=None):
+        """The picture as PIL RGB; arguments and errors as `decode_scaled`."""
+        return self.decode_scaled(minimum_size)[0]
+
+    def decode_scaled(self, minimum_size=None):
+        """Decode, a JPEG at a reduced scale where that is enough.
+
+        minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only JPEGs
+        are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full picture.
+        Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
+        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no picture.
+        """
+        image, self._opened = self._opened or self._open(), None
+        denominator = 1
+        try:
+            with image:
+                self._refuse_many_scans(image)
+                flags = flags_before(image) if self._looks else 0
+                if minimum_size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                    denominator = dct_denominator(self._size, minimum_size)
+                    image.draft(None, tuple(edge // denominator for edge in image.size))
+                image.load()
+                if self._looks:
+                    self.facts = facts_of(image, self.path, flags)
+                rgb = to_rgb(image, self.reading)
+                return rgb if self._turn is None else rgb.transpose(self._turn), denominator
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+            raise ImageError(self.path, reason_of(error)) from error
+
+    def _open(self):
+        try:
+            if file_status(self.path).st_size == 0:
+                raise ImageError(self.path, "empty file")
+            image = Image.open(self.path, formats=FORMATS)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # as in decode_scaled
+            raise ImageError(self.path, reason_of(error)) from error
+        self._size = image.size
+        if self.reading.shown and not isinstance(image, TiffImagePlugin.TiffImageFile):
+            orientation = orientation_of(image.info.get("exif"))
+            self._turn = TURNS.get(orientation)
+            self._size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+        return image
+
+    def _refuse_many_scans(self, image):
+        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few kilobytes."""
+        if image.info.get("progressive") and isinstance(image, JpegImagePlugin.JpegImageFile):
+            with open(self.path, "rb") as stream:
+                scans = stream.read().count(_START_OF_SCAN)
+            if scans > MOST_SCANS:
+                raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
+
+
+def shows_colour(pixels):
+    """Whether a tenth of the (h, w, 3) pixels differs by more than 16 levels between red and blue.
+
+    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the picture); a scan saved as RGB does
+    not, also with a coloured mark or two.
+    """
+    some = pixels[::2, ::2].astype(np.int16)
+    return np.count_nonzero(np.abs(some[..., 0] - some[..., 2]) > 16) > some.shape[0] * some.shape[1] / 10
+
+
+def _jpeg_file(path):
+    """The bytes of a file that begins as a JPEG does, b"" of another. OSError, also for a pipe, which would wait for its
+    writer, or a device. By the system's own calls: python's file objects take twice as long."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        _refuse_no_file(status)
+        if os.pread(descriptor, len(_JPEG_MAGIC), 0) != _JPEG_MAGIC:
+            return b""
+        content = os.read(descriptor, status.st_size)
+        while len(content) < status.st_size and (more := os.read(descriptor, status.st_size - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def _coarsest(size, resolution):
+    """By how much a part of `size` may be reduced so that `resolution` (None: its own) is left of it; (width, height)."""
+    return 1 if resolution is None else max(1, min(size[0] // resolution[0], size[1] // resolution[1]))
+
+
+def file_status(path):
+    """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder) or nothing."""
+    try:
+        status = os.stat(path)
+        _refuse_no_file(status)
+    except OSError as error:
+        raise ImageError(path, reason_of(error)) from error
+    return status
+
+
+def _refuse_no_file(status):
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO), ("socket", stat.S_ISSOCK))
+                     if holds(status.st_mode)), "device")
+        raise OSError(errno.EINVAL, f"no file but a {kind}")
+
+
+def resized(pixels, size, box=None, covers=None, within=1 / 512):
+    """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
+
+    Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
+    bottom) in pixels of the result; no more pixels are read than it needs. within: the part of a pixel by which its place
+    may be missed (1/64 changes noise by a level and more where a picture nearly keeps its size). covers: (width, height) of
+    the picture in `pixels`, whose last row and column it may fill in part; None: all.
+    """
+    covers = pixels.shape[1::-1] if covers is None else covers
+    if tuple(covers) == tuple(size):
+        return pixels if box is None else pixels[box[1]:box[3], box[0]:box[2]]
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if box is None and covers == pixels.shape[1::-1]:
+        result = torch.nn.functional.interpolate(tensor, size[::-1], mode="bicubic", antialias=True)[0]
+        return result.permute(1, 2, 0).contiguous().numpy()
+    left, top, right, bottom = box or (0, 0, *size)
+    (rows, above, up), (columns, before, along) = (
+        _needed(*one, within) for one in ((covers[1], size[1], top, bottom), (covers[0], size[0], left, right)))
+    part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+    result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
+    return result[:, above:above + bottom - top, before:before + right - left].permute(1, 2, 0).numpy()
+
+
+@functools.lru_cache(maxsize=256)  # pictures of one camera are of one size
+def _needed(have, want, first, last, within):
+    """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice to resize,
+    where `first` stands in its result, and the factor."""
+    pixels = have / want
+    margin = math.ceil(2 * max(pixels, 1) / pixels) + 1  # bicubic looks at two pixels of the coarser grid
+    # the part starts where pixels of both grids begin together
+    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within), 0)
+    # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
+    factor = (want + 1e-6) / have
+    return slice(round(start * pixels), min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
+
+
+def dct_denominator(size, minimum_size):
+    """The largest of 1, 2, 4, 8 by which a JPEG of `size` (width, height) may be divided, see `decode_scaled`."""
+    if not isinstance(minimum_size, (tuple, list)):
+        minimum_size = (minimum_size, minimum_size)
+    width, height = minimum_size
+    return next((d for d in DCT_DENOMINATORS if size[0] // d >= width and size[1] // d >= height), 1)
+
+
+def reason_of(error):
+    """A few words, in one line and without the path, for what Pillow or the system raised."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,34 @@
+"""How much of the images evaluation looks at: a line at the start, and a warning where it is little."""
+
+import statistics
+from collections.abc import Sequence
+
+from util.data.images.files import ImageError, ImageSource
+from util.data.images.fundus_fields import Fields
+from util.data.images.transforms import seen_share
+
+LOOKED_AT = 300  # images, spread evenly, whose headers are read
+ENOUGH = 2 / 3
+
+
+def describe(paths: Sequence[str], settings: dict, fields: Fields | None = None) -> list[str]:
+    """Lines about the images of a run, read by the settings of an evaluation's transform. fields: with --fundus_crop auto."""
+    paths = paths[::max(1, len(paths) // LOOKED_AT)]
+    shares = [share for path in paths if (share := _share(path, settings, fields)) is not None]
+    if not shares:
+        return []
+    share = statistics.median(shares)
+    lines = [f"           evaluation sees {share:.0%} of an image's area (median of {len(shares):,}; --resize "
+             f"{settings.get('fit', 'crop')})"]
+    if share < ENOUGH:
+        lines.append("warning: what lies outside the centre of these images is not looked at: --resize pad or --resize squash "
+                     "shows all of it" + ("" if fields is not None else ", --fundus_crop auto cuts photographs to their field"))
+    return lines
+
+
+def _share(path: str, settings: dict, fields: Fields | None) -> float | None:
+    try:
+        field = fields(path) if fields is not None else None
+        return seen_share((1, 1) if field is not None else ImageSource(path).size, settings)
+    except ImageError:  # whoever reads it says so
+        return None

@@ -1,0 +1,354 @@
+"""The same picture, or the same patient, in two splits: then the figures of val and test are too good.
+
+    python -m util.leakage demo_data                                       # a folder with train, val, test
+    python -m util.leakage data.csv --patient_col patient --json found.json
+    python -m util.leakage demo_data --patient_regex '(p\\d+)_'            # patients by the names of the files
+    python -m util.leakage demo_data --leakage stop                        # exit code 2 where something is found
+
+Every picture of a later split is looked up in every earlier one (train, val, test), and its best match is a finding:
+    same bytes        files of the same content (sizes first, then the last bytes, then a hash of all)
+    same pixels       other files that decode to the same picture (judged on the full decode of near duplicates)
+    near duplicate    resized, recompressed, mirrored, cropped: near_duplicates.py says how, and how surely
+    same patient      one finding a patient, by the column or the expression that names patients
+Training runs it before the first epoch (--leakage) and writes leakage.json into the run's folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError
+from util.data.leakage.eye_names import pairs_across
+
+KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
+PLURALS = {"near duplicate": "near duplicates"}
+SPLITS = ("train", "val", "test")
+CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, rotations of more than "
+              "3 degrees, upside-down copies, strongly retouched ones, another photograph of the same eye, and a picture with "
+              "next to no contrast unless its pixels are the same; patients are seen only where a column or --patient_regex "
+              "names them. A near duplicate may be a mistake: look at the pair")
+NOT_DECODED = "pictures were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
+TOO_MANY = ("pictures were not decoded: above {:,} comparing each with each takes hours; python -m util.leakage does it all "
+            "the same; ")
+MOST_COMPARED = 100_000  # pictures that a training compares with each other
+MOST_LISTED = 10_000  # findings of a kind in leakage.json
+TAIL = 4096  # bytes at a file's end that are read before all of it is
+SAME_SIMILARITY = 0.95  # near duplicates above it, of the same size, are decoded in full: are their pixels the same?
+MOST_PLAIN = 10  # pictures without contrast that one of the same look is compared with, pixel by pixel
+
+
+def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, decode: bool = True, workers: int | None = None,
+          progress: bool = True, most_compared: int | None = MOST_COMPARED) -> dict:
+    """What the splits of a table of pictures (path, split, patient: util/data/tables.py) have in common -> plain values.
+
+    known_file: where fingerprints are kept for the next start. decode: off looks for the same bytes and patients alone, as
+    with more than `most_compared` pictures (None: no bound). workers: threads; None takes one a core.
+    Returns {"pictures": N, "patients": those whose patient is known, "checked": those that could be read, "seconds",
+    "unreadable": [path], "findings": [{"kind",
+    "splits", "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files with
+    the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings beyond 10,000 are
+    counted alone.
+    """
+    begun, workers = time.monotonic(), workers or _cores()
+    paths, splits = list(table["path"]), table["split"].to_numpy()
+    rows = {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}
+    compared = decode and (most_compared is None or len(paths) <= most_compared) and len(rows) > 1
+    content, unreadable = _contents(paths, workers)
+    notes, prints = [], None
+    if compared:
+        from util.data.leakage.fingerprints import compute
+
+        found = compute(paths, workers, known_file, progress)
+        unreadable |= found.unreadable
+        notes += [found.note] if found.note else []
+        prints = found.values
+    findings, within = [], 0
+    for name in rows:
+        known = content[rows[name]]
+        within += int((known >= 0).sum() - len(np.unique(known[known >= 0])))
+    for earlier, later in combinations(rows, 2):
+        pairs = _copies(content, rows[earlier], rows[later])
+        if prints is not None:
+            left = np.setdiff1d(rows[later], [row for _, _, row, _ in pairs])
+            pairs += _alike(paths, prints, rows[earlier], left, workers)
+        findings += [{"kind": kind, "splits": [earlier, later], "paths": [paths[one], paths[other]], "similarity": similarity}
+                     for kind, one, other, similarity in pairs]
+    findings += _patients(table)
+    notes += _eyes(table)
+    by_kind = {kind: [finding for finding in findings if finding["kind"] == kind] for kind in KINDS}
+    cannot = "" if compared or len(rows) < 2 else NOT_DECODED if not decode else TOO_MANY.format(most_compared)
+    return {"pictures": len(paths), "checked": len(paths) - len(unreadable), "seconds": round(time.monotonic() - begun, 2),
+            "unreadable": [path for path in paths if path in unreadable], "within splits": within,
+            "counts": {kind: len(found) for kind, found in by_kind.items()},
+            "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
+            "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE, "notes": notes}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- the same bytes -------------------------------------------------------------------------------------------------
+
+def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str, str]]:
+    """(N,) numbers, the same for files of the same bytes, -1 for one that is like no other; {path: why it can't be read}."""
+    numbers, unreadable = np.full(len(paths), -1), {}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        groups = [np.arange(len(paths))]
+        for look in (os.path.getsize, _tail, _digest):
+            rows = np.concatenate(groups) if groups else np.empty(0, np.int64)
+            before = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+            found = pool.map(_tried(look), [paths[row] for row in rows], chunksize=64)
+            same = {}
+            for row, group, value in zip(rows.tolist(), before.tolist(), found, strict=True):
+                if isinstance(value, OSError):
+                    unreadable[paths[row]] = (value.strerror or str(value)).lower()
+                elif value != 0:  # an empty file is no picture
+                    same.setdefault((group, value), []).append(row)
+            groups = [np.array(group) for group in same.values() if len(group) > 1]
+    for number, group in enumerate(groups):
+        numbers[group] = number
+    return numbers, unreadable
+
+
+def _tried(look):
+    def run(path: str):
+        try:
+            return look(path)
+        except OSError as error:
+            return error
+    return run
+
+
+def _tail(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
+        return hashlib.blake2b(stream.read(), digest_size=16).digest()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+Pair = tuple[str, int, int, float | None]  # kind, row of the earlier split, row of the later one, similarity
+
+
+def _copies(content: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list[Pair]:
+    first = {}
+    for row in earlier[content[earlier] >= 0].tolist():
+        first.setdefault(content[row], row)
+    return [("same bytes", first[content[row]], row, None) for row in later.tolist() if content[row] in first]
+
+
+# ---- the same picture -----------------------------------------------------------------------------------------------
+
+def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray, workers: int) -> list[Pair]:
+    """For each picture of the later split the most similar one of the earlier split, where there is one."""
+    from util.data.leakage.near_duplicates import nearest
+
+    matches = nearest(prints[later], prints[earlier])
+    hits = np.flatnonzero(matches.place >= 0)
+    pairs = [(earlier[matches.place[hit]], later[hit], float(matches.similarity[hit])) for hit in hits]
+    shape = np.stack([prints["width"], prints["height"]], axis=1)
+    maybe = [not matches.mirrored[hit] and similarity >= SAME_SIMILARITY and (shape[one] == shape[other]).all()
+             for hit, (one, other, similarity) in zip(hits, pairs, strict=True)]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        same = list(pool.map(lambda pair: pair[0] and _same_pixels(paths[pair[1][0]], paths[pair[1][1]]),
+                             zip(maybe, pairs, strict=True)))
+    found = [("same pixels" if is_same else "near duplicate", int(one), int(other), round(similarity, 3))
+             for is_same, (one, other, similarity) in zip(same, pairs, strict=True)]
+    return found + _plain_alike(paths, prints, earlier, later)
+
+
+def _plain_alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list[Pair]:
+    """The same pixels among pictures without contrast, which have no pattern to compare."""
+    from util.data.leakage.near_duplicates import LEAST_CONTRAST
+
+    plain = (prints["contrast"] < LEAST_CONTRAST) & (prints["width"] > 0)  # a width of 0: it could not be read
+    look = {row: (*prints[["width", "height"]][row].tolist(), prints["thumbnail"][row].tobytes())
+            for row in [*earlier[plain[earlier]].tolist(), *later[plain[later]].tolist()]}
+    first, pairs = {}, []
+    for row in earlier[plain[earlier]].tolist():
+        first.setdefault(look[row], []).append(row)
+    for row in later[plain[later]].tolist():
+        twin = next((one for one in first.get(look[row], [])[:MOST_PLAIN] if _same_pixels(paths[one], paths[row])), None)
+        pairs += [("same pixels", twin, row, 1.0)] if twin is not None else []
+    return pairs
+
+
+def _same_pixels(one: str, other: str) -> bool:
+    from util.data.images.files import ImageError, ImageSource
+
+    try:
+        return np.array_equal(ImageSource(one).part(), ImageSource(other).part())
+    except ImageError:
+        return False  # gone or changed since its fingerprint was made: similar is all that is known
+
+
+# ---- the same patient -----------------------------------------------------------------------------------------------
+
+def _patients(table: pd.DataFrame) -> list[dict]:
+    known = table[table["patient"] != ""]
+    counts = known.groupby(["patient", "split"], sort=False).size().unstack(fill_value=0)
+    counts = counts[[split for split in SPLITS if split in counts]]
+    found = counts[(counts > 0).sum(axis=1) > 1]
+    return [{"kind": "same patient", "splits": [split for split, number in row.items() if number], "patient": str(patient),
+             "counts": {split: int(number) for split, number in row.items() if number}, "similarity": None}
+            for patient, row in zip(found.index, found.to_dict("records"), strict=True)]
+
+
+def _eyes(table: pd.DataFrame) -> list[str]:
+    """A note where names of images whose patient nobody told look like the two eyes of one."""
+    unknown = table[table["patient"] == ""]
+    number, first = pairs_across(list(unknown["path"]), unknown["split"].to_numpy())
+    return [f"nobody told which patient, and {number:,} images look by their names as if the other eye were in another split, "
+            f"such as {first[0]} and {first[1]}: name the patients (--patient_col, --patient_regex)"] if first else []
+
+
+def name_patients(table: pd.DataFrame, expression: str, must_match: bool = True) -> tuple[pd.DataFrame, list[str]]:
+    """The table with the column `patient` read from the files' names, and lines about names that say none.
+
+    expression: a regular expression with one group, searched in each file's name. Raises InputError where it is none, has
+    another number of groups, or (with must_match) is found in no name.
+    """
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise InputError(f"--patient_regex {expression}: no regular expression ({error}); such as '(p\\d+)_'") from error
+    if pattern.groups != 1:
+        raise InputError(f"--patient_regex {expression}: has {pattern.groups} groups, and one says the patient: put it into "
+                         "(), and other brackets as (?:)")
+    names = [os.path.basename(path) for path in table["path"]]
+    found = [pattern.search(name) for name in names]
+    patients = [(match[1] or "") if match else "" for match in found]
+    lacking = [name for name, patient in zip(names, patients, strict=True) if not patient]
+    if len(lacking) == len(names) and must_match:
+        raise InputError(f"--patient_regex {expression}: found in none of {len(names):,} file names, such as {names[0]}: "
+                         "correct it, or leave it out")
+    lines = [f"--patient_regex: {len(lacking):,} of {len(names):,} file names say no patient, such as {lacking[0]}"
+             ] if lacking else []
+    return table.assign(patient=patients), lines
+
+
+# ---- what is said and kept ------------------------------------------------------------------------------------------
+
+def summary(found: dict) -> str:
+    """The counts in a few words: 3 same bytes, 1 same patient; '' where nothing was found."""
+    return ", ".join(f"{number:,} {PLURALS.get(kind, kind) if number > 1 else kind}"
+                     for kind, number in found["counts"].items() if number)
+
+
+def describe(found: dict, where: str = "") -> list[str]:
+    """Lines for the terminal, at most six and one for each note: one where nothing was found. where: the file that lists
+    everything."""
+    parts = [f"{found['checked']:,} pictures, {found['seconds']:.1f} s"]
+    if found["unreadable"]:
+        parts.append(f"{len(found['unreadable']):,} more can't be read")
+    if not found.get("patients", 1):  # what was written before says nothing of it
+        parts.append("patients not known")
+    if found["within splits"]:
+        parts.append(f"{found['within splits']:,} copies within a split, which is no leakage")
+    notes = [f"           note: {note}" for note in found["notes"]]
+    if found["cannot see"].startswith("pictures were not"):
+        notes.append(f"           note: {found['cannot see'].split('; ')[0]}")
+    if not summary(found):
+        return [f"leakage    none seen between the splits ({'; '.join(parts)})", *notes]
+    lines = [f"leakage    warning: the splits share {summary(found)} ({'; '.join(parts)})"]
+    lines += [f"           {first_of(found, kind)}" for kind in KINDS if found["counts"][kind]]
+    lines.append("           figures of val and test will be too good: keep one of each pair, and each patient in one split"
+                 + (f"; all are listed in {where}" if where else ""))
+    return [*lines, *notes]
+
+
+def first_of(found: dict, kind: str) -> str:
+    """The first finding of a kind in one line."""
+    finding = next(finding for finding in found["findings"] if finding["kind"] == kind)
+    if kind == "same patient":
+        return f"{kind}: {finding['patient']} in " + " and ".join(
+            f"{split} ({number:,})" for split, number in finding["counts"].items())
+    alike = f" (similarity {finding['similarity']:.2f})" if kind == "near duplicate" else ""
+    return f"{kind}: {' = '.join(finding['paths'])}{alike}"
+
+
+def refusal(found: dict, where: str = "") -> InputError:
+    """What `--leakage stop` ends with."""
+    kind = next(kind for kind in KINDS if found["counts"][kind])
+    return InputError(f"--leakage stop: the splits share {summary(found)}; the first: {first_of(found, kind)}: keep one of "
+                      "each pair, and each patient in one split" + (f" ({where} lists them)" if where else ""))
+
+
+def write(found: dict, path: str | os.PathLike) -> None:
+    """leakage.json, whole or not at all. OSError where it can't be written."""
+    from util.core.run_files import write_whole
+
+    write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+# ---- on its own -----------------------------------------------------------------------------------------------------
+
+def read_table(data: str, path_col: str = "path", split_col: str = "split", patient_col: str | None = None) -> pd.DataFrame:
+    """A folder with at least two of train, val and test, or a CSV with paths and splits -> the table. Raises InputError."""
+    from util.data import csv_columns, tables
+
+    if os.path.isdir(data):
+        there = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
+        table = tables.read_folder(data, there or SPLITS).table
+    else:
+        flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
+        columns = [path_col, split_col, *([patient_col] if patient_col else [])]
+        cells, lines, _ = csv_columns.read_columns(data, columns, flags)
+        for name, column in zip(columns[:2], cells[:2], strict=True):
+            csv_columns.refuse_empty(data, name, column, lines)
+        csv_columns.refuse_unknown(data, split_col, cells[1], lines, tables.SPLIT_NAMES)
+        paths = csv_columns.joined(os.path.dirname(data), cells[0])
+        csv_columns.refuse_absent(data, paths, lines)
+        table = tables.picture_table(paths, [""] * len(paths), [tables.SPLIT_NAMES[cell.lower()] for cell in cells[1]],
+                                     cells[2] if patient_col else [""] * len(paths))
+    if table["split"].nunique() < 2:
+        raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: name two or more")
+    return table
+
+
+def make_parser():
+    from util.options.flags import OneLineParser
+
+    parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
+    parser.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    parser.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
+    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients")
+    parser.add_argument("--patient_regex", default=None, help="expression whose one group is the patient in a file's name")
+    parser.add_argument("--leakage", choices=("warn", "stop"), default="warn", help="stop: exit code 2 for any finding")
+    parser.add_argument("--json", default=None, metavar="FILE", help="write everything that was found there")
+    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next time")
+    return parser
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong input, or findings with --leakage stop."""
+    options = make_parser().parse_args(argv)
+    if options.patient_col and options.patient_regex:
+        raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
+    table = read_table(options.data, options.path_col, options.split_col, options.patient_col)
+    if options.patient_regex:
+        table, lines = name_patients(table, options.patient_regex)
+        print(*lines, sep="\n", end="\n" if lines else "")
+    found = check(table, options.cache, most_compared=None)
+    if options.json:
+        try:
+            write(found, options.json)
+        except OSError as error:
+            raise InputError(f"--json {options.json}: can't be written ({error.strerror})") from error
+    if summary(found) and options.leakage == "stop":
+        raise refusal(found, options.json or "")
+    print(*describe(found, options.json or ""), f"           cannot see: {found['cannot see']}", sep="\n")
+    return 0

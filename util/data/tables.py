@@ -1,0 +1,465 @@
+"""A folder or a CSV -> one table of pictures; the table -> samples.
+
+The table is a pandas DataFrame with a row a picture and a RangeIndex; after it was read nobody asks where it came from:
+    index    int64, 0…N-1 over the table as it was read: says which picture a row is, also after rows were taken out
+    path     str, as the user would type it
+    label    str, the name of the class
+    target   int64, the label's position in the order of classes
+    split    "train", "val" or "test"
+    patient  str, "" where it is not known
+Everything a user can get wrong here is an `InputError` before anything is built.
+"""
+import hashlib
+import itertools
+import os
+import random
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from util.core.errors import InputError, RunError
+from util.core.run_files import write_whole
+from util.data.csv_columns import (
+    SEPARATORS,
+    file_names,
+    joined,
+    patients_of,
+    read_columns,
+    refuse_absent,
+    refuse_empty,
+    refuse_repeated,
+    refuse_two_spellings,
+    refuse_unknown,
+    some,
+)
+from util.data.image_endings import EXTENSIONS, left_out
+from util.data.images.files import ImageError, file_status
+from util.data.images.scan import check_images, look_at
+from util.data.own_images import is_marker, own_pictures
+from util.metrics import class_order
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}  # internal, external
+
+
+@dataclass
+class Data:
+    """What was read: the table, the class names in order, and lines worth telling the user."""
+
+    table: pd.DataFrame
+    class_names: list
+    notes: list = field(default_factory=list)
+    fingerprint: str = ""
+
+
+def sorted_alone(names):
+    """Class names as text has them: so the original's checkpoints know them."""
+    return sorted(names), []
+
+
+# Reading a folder
+
+
+def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
+    """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
+
+    order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`). splits: those to
+    read; each must be there, with the same classes and no class empty. Hidden files and folders (.DS_Store, ._copy.jpg,
+    .ipynb_checkpoints) and other file types are left out and counted. Raises InputError.
+    """
+    if not os.path.isdir(data_path):
+        raise InputError(f"--data_path {data_path}: {'not a folder' if os.path.exists(data_path) else 'not there'}")
+    found, ignored = {}, []
+    for split in splits:
+        folder = os.path.join(data_path, split)
+        if not os.path.isdir(folder):
+            raise InputError(
+                f"--data_path {data_path}: no folder {split}; there is {some(_folders(data_path)) or 'no folder'}; "
+                f"expected {os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'picture files')}"
+            )
+        classes = _folders(folder)
+        if not classes:
+            raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} with pictures")
+        found[split] = {name: pictures_below(os.path.join(folder, name), ignored) for name in classes}
+    _same_classes(data_path, found)
+    for split, classes in found.items():
+        empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
+        if empty:
+            raise InputError(
+                f"no picture ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
+                "add some, or remove the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
+            )
+    class_names, lines = order_of(list(found[splits[0]]))
+    rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
+    paths, labels, row_splits = zip(*rows, strict=True)
+    notes = lines + left_out(ignored)
+    return Data(_table(paths, labels, row_splits, [""] * len(rows), class_names), class_names, notes)
+
+
+def _folders(folder):
+    """Names of the folders in a folder, sorted, hidden ones left out."""
+    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def _entries(folder):
+    """What lies in a folder, in no order. Raises InputError where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries  # one by one: a million would take hundreds of megabytes
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, or remove it "
+                         "from the data") from error
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: as a picture, the check of all files will name it
+
+
+def pictures_below(folder, ignored):
+    """Paths of the pictures in a folder and below, in order; what is not taken is added to `ignored`: hidden files, other
+    types, and charts, heat maps and sheets that this program wrote there."""
+    by_folder, open_folders = {}, [(folder, ())]
+    while open_folders:
+        current, above = open_folders.pop()
+        above += (os.path.realpath(current),)
+        names, markers = [], []
+        for entry in _entries(current):
+            if is_marker(entry.name):
+                markers.append(entry.name)
+            if _is_folder(entry):
+                if entry.name.startswith("."):
+                    ignored.append(entry.path)
+                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):  # a link to its parents
+                    open_folders.append((entry.path, above))
+            elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
+                ignored.append(entry.path)
+            else:
+                names.append(entry.name)
+        own = own_pictures(names, markers)
+        ignored += [os.path.join(current, name) for name in names if name in own]
+        by_folder[current] = [name for name in names if name not in own] if own else names
+    # ImageFolder's order: folders by their whole path, then files by name.
+    return [os.path.join(current, name) for current in sorted(by_folder) for name in sorted(by_folder[current])]
+
+
+def _same_classes(data_path, found):
+    everywhere = sorted(set().union(*found.values()))
+    missing = {split: [name for name in everywhere if name not in classes] for split, classes in found.items()}
+    if any(missing.values()):
+        lists = "; ".join(f"{split} lacks {some(names, 10)}" for split, names in missing.items() if names)
+        raise InputError(f"--data_path {data_path}: the class folders differ between splits: {lists}")
+
+
+# Reading a CSV
+
+
+def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
+             order_of=class_order.in_order, path_suffix=""):
+    """A CSV with a picture a row -> Data; relative paths start at the CSV's folder.
+
+    Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
+    those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
+    path_suffix: an ending that the paths lack. Raises InputError with the
+    line of the file.
+    """
+    columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
+    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
+    cells, lines, separator = read_columns(csv_file, columns, flags, exact=path_col)
+    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
+    cells[0] = file_names(csv_file, cells[0], path_suffix)
+    paths, labels, written_splits = cells[:3]
+    patients = [""] * len(paths)
+    if patient_col:
+        patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])
+        notes += lines_of_patients
+    for name, column in zip(columns[:3], cells[:3], strict=True):
+        refuse_empty(csv_file, name, column, lines)
+    refuse_unknown(csv_file, split_col, written_splits, lines, SPLIT_NAMES)
+    split_of = {written: SPLIT_NAMES[written.lower()] for written in set(written_splits)}
+    row_splits = [split_of[written] for written in written_splits]
+    refuse_two_spellings(csv_file, label_col, labels)
+    refuse_repeated(csv_file, paths, lines, {"in two splits": row_splits, "with two labels": labels})
+    absent = [split for split in splits if split not in row_splits]
+    if absent:
+        raise InputError(f"{csv_file}: no row with {split_col} {some(absent)}; there is {some(sorted(split_of))}")
+    paths = joined(os.path.dirname(csv_file), paths)
+    if not set(row_splits) <= set(splits):
+        kept = [split in splits for split in row_splits]
+        paths, labels, row_splits, patients, lines = (
+            list(itertools.compress(column, kept)) for column in (paths, labels, row_splits, patients, lines)
+        )
+    refuse_absent(csv_file, paths, lines)
+    class_names, lines = order_of(list(set(labels)))
+    notes += lines
+    data = Data(_table(paths, labels, row_splits, patients, class_names), class_names, notes)
+    return _csv_classes(csv_file, data, splits)
+
+
+def _csv_classes(csv_file, data, splits):
+    """Refuse classes that training never sees; a class that val or test lacks is only worth a note."""
+    if "train" not in splits:
+        return data
+    labels = data.table.groupby("split")["label"].unique()
+    train = set(labels["train"])
+    notes = list(data.notes)
+    for split in splits:
+        unseen = sorted(set(labels[split]) - train)
+        if unseen:
+            raise InputError(f"{csv_file}: {split} has classes that train has not: {some(unseen, 10)}")
+        notes += _absent_classes(data.class_names, split, labels[split])
+    return replace(data, notes=notes)
+
+
+# What both have in common
+
+
+def _table(paths, labels, splits, patients, class_names):
+    """`picture_table` with each label's position in the order of classes."""
+    position = {name: target for target, name in enumerate(class_names)}
+    table = picture_table(paths, labels, splits, patients)
+    table.insert(3, "target", np.array([position[label] for label in labels], dtype=np.int64))
+    return table
+
+
+def picture_table(paths, labels, splits, patients):
+    """Columns of equal length, in order -> the table. Raises InputError for names that no text file can hold."""
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError:
+        wrong = next(path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path))
+        name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
+        raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(paths), dtype=np.int64),
+            "path": paths,
+            "label": labels,
+            "split": splits,
+            "patient": patients,
+        }
+    )
+
+
+def _absent_classes(class_names, split, labels):
+    absent = sorted(set(class_names) - set(labels), key=list(class_names).index)
+    return [f"{split} has no picture of {some(absent, 10)}"] if absent else []
+
+
+def check_classes(data, nb_classes, explicit):
+    """Data, once its number of classes is what was asked for; len(class_names) is the number to use.
+
+    explicit: the user typed --nb_classes, so a disagreement is an InputError; else what was found is taken, with a
+    note. Fewer than two classes are an InputError.
+    """
+    found = len(data.class_names)
+    if found < 2:
+        raise InputError(f"found {found} class ({some(data.class_names)}): at least 2 are needed")
+    if found == nb_classes:
+        return data
+    names = some(data.class_names, 50)
+    if explicit:
+        raise InputError(f"--nb_classes {nb_classes}, but found {found} classes ({names}): pass --nb_classes {found}")
+    return replace(data, notes=[*data.notes, f"{found} classes, as found in the data ({names})"])
+
+
+def match_classes(data, class_names):
+    """Data with targets in the order of a checkpoint's classes, matched by name.
+
+    Classes that the checkpoint does not know are an InputError, classes that a split lacks a note.
+    """
+    unknown = [name for name in data.class_names if name not in class_names]
+    if unknown:
+        raise InputError(
+            f"the checkpoint has no class {some(unknown, 10)}; its classes are {some(class_names, 50)}: rename yours"
+        )
+    notes = list(data.notes)
+    if data.class_names != [name for name in class_names if name in data.class_names]:
+        notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
+    for split, rows in data.table.groupby("split", sort=False):
+        notes += _absent_classes(class_names, split, rows["label"].unique())
+    position = {name: target for target, name in enumerate(class_names)}
+    table = data.table.assign(target=data.table["label"].map(position).astype(np.int64))
+    return Data(table, list(class_names), notes)
+
+
+def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None):
+    """Decode every picture once -> Data without the bad ones.
+
+    bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
+    keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
+    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next start. workers: threads; None takes one a
+    core. fields: `util.data.images.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
+    Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
+    written.
+    """
+    paths = list(dict.fromkeys(data.table["path"]))
+    bad = check_images(paths, workers or _cores(), facts, progress, fields)
+    notes = data.notes + [memory.note for memory in (facts, fields) if memory and memory.note]
+    if not bad:
+        return replace(data, notes=notes)
+    if bad_images == "stop":
+        files = "; ".join(f"{path} ({reason})" for path, reason in bad)
+        raise InputError(f"{len(bad)} of {len(paths)} pictures cannot be read; mend or pass --bad_images skip: {files}")
+    table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
+    for split in data.table["split"].unique():
+        left = set(table["label"][table["split"] == split])
+        if not data.class_names:
+            if not left:
+                raise InputError(f"--bad_images skip leaves no readable picture in {split}; see {bad[0][0]}")
+            continue
+        emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
+        if emptied and (split == "train" or not left):
+            raise InputError(f"--bad_images skip leaves no readable picture of {emptied} in {split}; see {bad[0][0]}")
+        notes += [f"no readable picture of {emptied} in {split}"] if emptied else []
+    if skipped_file:
+        write_whole(skipped_file, pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False))
+    written = f", listed in {skipped_file}" if skipped_file else ""
+    notes.append(f"left out {len(bad)} of {len(paths)} pictures that cannot be read{written}")
+    return Data(table, data.class_names, notes)
+
+
+def look_at_some(data, facts, fields=None, workers=None, progress=True):
+    """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
+    be any. A file that can't be read is left to whoever reads it."""
+    paths, memories = list(dict.fromkeys(data.table["path"])), [facts]
+    note = look_at(paths, facts, workers or _cores())
+    if fields is not None:
+        check_images(paths, workers or _cores(), None, progress, fields)
+        memories.append(fields)
+    return replace(data, notes=[*data.notes, *filter(None, [note, *(memory.note for memory in memories)])])
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def subset(table, ratio, stratified, seed):
+    """The share `ratio` (0…1] of the train rows, at least one (stratified: of each class); val and test whole.
+
+    Depends on seed alone, and a smaller ratio's rows are among a larger one's. Order is kept. Raises InputError.
+    """
+    if not 0 < ratio <= 1:
+        raise InputError(f"--dataratio {ratio}: above 0 and at most 1")
+    train = np.flatnonzero(table["split"] == "train")
+    # RandomState's streams are frozen by numpy for good, its newer generators' are not.
+    shuffled = train[np.random.RandomState(seed % 2**32).permutation(len(train))]
+    groups = [shuffled]
+    if stratified:
+        targets = table["target"].to_numpy()[shuffled]
+        groups = [shuffled[targets == target] for target in np.unique(targets)]
+    keep = (table["split"] != "train").to_numpy(copy=True)
+    for group in groups:
+        keep[group[: max(1, round(ratio * len(group)))]] = True
+    return table[keep].reset_index(drop=True)
+
+
+def patient_counts(table, class_names):
+    """{split: {class: patients}} where patients are known, "" for all of a split; {} where none is."""
+    known = table[table["patient"] != ""]
+    return {split: {class_names[target]: int(number) for target, number in rows.groupby("target")["patient"].nunique().items()}
+            | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
+
+
+def counts(table, class_names):
+    """Pictures a class (rows, in order) and a split (columns) as a DataFrame of int."""
+    table = pd.crosstab(table["label"], table["split"])
+    return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table], fill_value=0).astype(int)
+
+
+def fingerprint(table):
+    """sha256 (hex) over path, label, split and file size of every row, in any order.
+
+    Paths are taken below the folder that all have in common: data that were moved keep their fingerprint.
+    """
+    paths = joined(os.getcwd(), [os.path.normpath(path) for path in table["path"]])
+    start = len(os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), ""))
+    rows = sorted(
+        "\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
+        for path, label, split in zip(paths, table["label"], table["split"], strict=True)
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _size_of(path):
+    try:
+        return file_status(path).st_size
+    except ImageError as error:
+        raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
+
+
+# Samples
+
+
+class PictureLost(RunError):
+    """A picture that cannot be read in mid-run. From a loader's worker it arrives as one line, as any `RunError`."""
+
+    def __init__(self, message):
+        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the message.
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.PictureLost: "))
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """The table's pictures as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
+
+    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row a picture; transform: a path ->
+    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the picture, or None; source: from a
+    path to what the transform reads in its place (util/data/images/cache.py), or None.
+    """
+
+    def __init__(self, table, targets, transform, seed, covariates=None, source=None):
+        self.transform = transform
+        self.source = source
+        self.seed = seed
+        self.covariates = covariates
+        self._targets = torch.tensor(targets)
+        self._indices = table["index"].to_numpy(np.int64)
+        # One block of bytes: a million str objects would be copied into every forked worker as it counts references.
+        encoded = [os.fsencode(path) for path in table["path"]]
+        self._path_ends = np.cumsum([0] + [len(path) for path in encoded])
+        self._path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self):
+        return len(self._targets)
+
+    def path(self, position):
+        """The path in row `position`."""
+        return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes())
+
+    def __getitem__(self, key):
+        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third number of the key
+        counts how often the picture was there before in this epoch. Raises RunError."""
+        epoch, position, *before = key
+        with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
+            try:
+                path = self.path(position)
+                picture = self.transform(path if self.source is None else self.source(path))
+            except ImageError as error:
+                raise PictureLost(f"a picture that was there at the start cannot be read any more: {error}") from None
+        return picture, self._targets[position], position
+
+
+@contextmanager
+def _seeded(*numbers):
+    """python's, numpy's and torch's CPU generators from a hash of (seed, epoch, index, …); as they were, afterwards.
+
+    They are put back because without workers they are the training loop's own.
+    """
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=24).digest()
+    for_python, for_numpy, for_torch = struct.unpack("<QQQ", digest)
+    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    random.seed(for_python)
+    np.random.set_bit_generator(np.random.PCG64(for_numpy))  # another generator: get_state and seed take ten times it
+    torch.default_generator.manual_seed(for_torch)  # torch.manual_seed would also reach for every accelerator
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_bit_generator(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,159 @@
+"""Pictures without labels: a folder or a CSV -> the table of pictures, and the table of what a model says of them.
+
+The table is that of util/data/tables.py with one split, "input", and no labels; covariate_NAME (text)
+stands beside as in util/data/regression.py. The CSV's other columns are kept as they are written.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError
+from util.data.csv_columns import SEPARATORS, file_names, is_missing, located, read_columns, refuse_absent, refuse_empty
+from util.data.image_endings import EXTENSIONS, left_out
+from util.data.images.fundus_fields import Fields
+from util.data.images.scan import ImageFacts
+from util.data.tables import Data, picture_table, pictures_below
+from util.metrics.classification import predictions_table
+
+SPLIT = "input"
+
+
+@dataclass
+class Unlabelled(Data):
+    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`; fields: of
+    the pictures, with --fundus_crop auto; facts: what the check found of them (`ImageFacts.of`)."""
+
+    others: pd.DataFrame = field(default_factory=pd.DataFrame)
+    fields: Fields | None = None
+    facts: np.ndarray = field(default_factory=lambda: np.empty(0, ImageFacts.dtype))
+
+
+def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:
+    """All pictures in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
+
+    Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`); path_suffix: an ending
+    that they lack; a picture may stand there twice. covariates: columns that the model reads.
+    """
+    if os.path.isdir(source):
+        if covariates:
+            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} beside each picture: "
+                             "pass a CSV with these columns and the path")
+        return _read_folder(source)
+    if not os.path.exists(source):
+        raise InputError(f"--input {source}: not there")
+    if source.lower().endswith(EXTENSIONS):
+        raise InputError(f"--input {source} is a picture: name its folder, or a CSV with a column path")
+    return _read_csv(source, path_col, covariates, path_suffix)
+
+
+def _read_folder(folder: str) -> Unlabelled:
+    ignored: list[str] = []
+    paths = pictures_below(folder, ignored)
+    notes = left_out(ignored)
+    if not paths:
+        raise InputError(f"--input {folder}: no picture ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
+                         + "".join(f"; {note}" for note in notes))
+    return Unlabelled(_table(paths), [], notes)
+
+
+def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_suffix: str) -> Unlabelled:
+    asked = list(dict.fromkeys([path_col, *covariates]))
+    names: list[str] = []
+
+    def wanted(header: list[str]) -> list[str]:
+        names.extend([*asked, *(name for name in header if name and name not in asked)])
+        return names
+
+    flags = {path_col: "--path_col"} | dict.fromkeys(covariates, "a covariate of this model")
+    cells, lines, separator = read_columns(csv_file, wanted, flags, exact=path_col)
+    columns = dict(zip(names, cells, strict=True))
+    files = file_names(csv_file, columns[path_col], path_suffix)
+    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
+    refuse_empty(csv_file, path_col, files, lines)
+    paths = located(csv_file, files)
+    refuse_absent(csv_file, paths, lines)
+    table = _table(paths)
+    for name in covariates:
+        table[f"covariate_{name}"] = columns[name]
+        missing = sum(map(is_missing, columns[name]))
+        if missing:
+            notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
+    columns[path_col] = [cell.strip() for cell in columns[path_col]]
+    others = {name: column for name, column in columns.items() if (name, path_col) != ("path", "path")}
+    return Unlabelled(table, [], notes, others=pd.DataFrame(others, index=table.index, dtype=object))
+
+
+def _table(paths: list[str]) -> pd.DataFrame:
+    empty = [""] * len(paths)
+    return picture_table(paths, empty, [SPLIT] * len(paths), empty)
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """path, the CSV's other columns, the answers (a row a row of data.table) -> (the table, lines about renamed columns)."""
+    others = data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others) else pd.DataFrame()
+    known, renamed = {"path", *answers.columns, *others.columns}, {}
+    for name in others.columns:
+        if name in ("path", *answers.columns):
+            renamed[name] = _free(f"input_{name}", known)
+    others = others.rename(columns=renamed)
+    table = pd.concat([data.table[["path"]].reset_index(drop=True), others, answers], axis=1)
+    lines = ["columns of the CSV that have the name of one that is written: "
+             + ", ".join(f"{name} is now {other}" for name, other in renamed.items())] if renamed else []
+    return table, lines
+
+
+def _free(name: str, known: set[str]) -> str:
+    while name in known:
+        name = f"{name}_"
+    return name
+
+
+def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], temperature: float | None = None,
+                  thresholds: dict[str, float] | None = None) -> pd.DataFrame:
+    """predicted_class, prob_<class>, logit_<class> (the model's own) of logits (N, K).
+
+    Probabilities are softmax(logits / temperature). thresholds: {"sensitivity_at_90_specificity": t, …} of two classes,
+    probabilities of the second one before any temperature; called_at_90_specificity is then 1 where t is reached.
+    Raises RunError for logits that are NaN or infinite.
+    """
+    rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "", "split": SPLIT, "target": 0})
+    plain = predictions_table(rows, logits, class_names)
+    table = plain if not temperature else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
+    columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
+    columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
+    for name, threshold in (thresholds or {}).items():
+        called = (plain[f"prob_{class_names[1]}"] >= threshold).astype(np.int64)
+        columns[f"called_at_{name.partition('_at_')[2]}"] = called
+    return pd.DataFrame(columns)
+
+
+def skipped_file(output: str | os.PathLike) -> Path:
+    """Where the pictures are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
+    path = Path(output)
+    return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
+
+
+def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:
+    """With --fundus_crop auto: the table of what was found, its sheet, and what is remembered until the output is written."""
+    path = Path(output)
+    stem = path.name.removesuffix(".csv")
+    return (path.with_name(f"{stem}.fundus_crop.csv"), path.with_name(f"{stem}.fundus_crop.png"),
+            path.with_name(f".{path.name}.fields.npy"))
+
+
+def facts_file(output: str | os.PathLike) -> Path:
+    """Where it is remembered which pictures decode and what they are, until the output is written."""
+    return Path(output).with_name(f".{Path(output).name}.checked.npy")
+
+
+def forget(output: str | os.PathLike) -> None:
+    """Remove what was remembered of the pictures for a start that is cut: the output is written."""
+    for file in (facts_file(output), fundus_files(output)[2]):
+        file.unlink(missing_ok=True)
+        file.with_stem(f"{file.stem}_as_stored").unlink(missing_ok=True)

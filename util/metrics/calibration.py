@@ -1,0 +1,118 @@
+"""Whether probabilities mean what they say: calibration error, slope and intercept, and the temperature that mends them.
+
+N is the number of images, K of classes.
+"""
+
+import math
+
+import numpy as np
+
+from util.metrics.delong import QUANTILE, variance
+
+BINS = 15  # of the calibration error, of equal width, as Guo et al. (ICML 2017) take them
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 100.0
+Estimate = tuple[float, np.ndarray]  # a value and its influences (N,)
+_STEPS = 100  # of Newton's method, which needs some five
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, K) -> (N, K) probabilities."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(N,) bin numbers of probabilities: bin b holds those above b / bins up to (b + 1) / bins."""
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = BINS) -> float:
+    """Mean distance of confidence and accuracy over bins of the highest probability, weighted by images (Guo et al. 2017)."""
+    confidence = probabilities.max(axis=1)
+    gap = (probabilities.argmax(axis=1) == true) - confidence
+    return float(np.abs(np.bincount(confidence_bins(confidence, bins), weights=gap)).sum() / len(true))
+
+
+def reliability(probabilities: np.ndarray, true: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the bins of the highest probability: mean confidence, accuracy (NaN where empty) and images, (bins,) each."""
+    confidence = probabilities.max(axis=1)
+    number = confidence_bins(confidence, bins)
+    images = np.bincount(number, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return (np.bincount(number, weights=confidence, minlength=bins) / images,
+                np.bincount(number, weights=probabilities.argmax(axis=1) == true, minlength=bins) / images, images)
+
+
+def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
+    """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al. 2017).
+
+    The loss is convex in the inverse temperature, so its slope's only zero is found by halving an interval; where even the
+    end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is returned.
+    """
+    right = logits[np.arange(len(true)), true]
+
+    def slope(inverse: float) -> float:
+        return float(((softmax(logits * inverse) * logits).sum(axis=1) - right).mean())
+
+    low, high = 1 / MOST_TEMPERATURE, 1 / LEAST_TEMPERATURE
+    if slope(low) >= 0:
+        return MOST_TEMPERATURE
+    if slope(high) <= 0:
+        return LEAST_TEMPERATURE
+    while high / low > 1 + 1e-9:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 1 / math.sqrt(low * high)
+
+
+def class_log_odds(logits: np.ndarray, k: int) -> np.ndarray:
+    """(N,) log(p / (1 - p)) of class k's softmax, exact where p rounds to 0 or 1."""
+    others = np.delete(logits, k, axis=1)
+    most = others.max(axis=1)
+    return logits[:, k] - most - np.log(np.exp(others - most[:, None]).sum(axis=1))
+
+
+def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[Estimate, Estimate]:
+    """Calibration slope and intercept of one class, as Van Calster et al. (BMC Medicine 2019) define them.
+
+    The slope is that of a logistic regression of the class on the log odds that were predicted (1 is ideal, below 1 they are
+    too extreme); the intercept is what has to be added to the log odds, their slope left at 1 (0 is ideal, below 0 they are too
+    high). Each comes with its influences (N,), whose squares sum to the sandwich variance. NaN where the class is
+    separated from the rest, constant, or all there is.
+    """
+    log_odds, outcome = np.asarray(log_odds, np.float64), np.asarray(is_class, np.float64)
+    one = np.ones((len(outcome), 1))
+    slope = _logistic(np.column_stack([one, log_odds]), outcome, np.zeros(len(outcome)), np.array([0.0, 1.0]))
+    intercept = _logistic(one, outcome, log_odds, np.zeros(1))
+    return (slope[0][1], slope[1][:, 1]), (intercept[0][0], intercept[1][:, 0])
+
+
+def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of a logistic regression by Newton's method, and each row's influence on them; NaN without a maximum."""
+    unknown = np.full(len(start), math.nan), np.full(design.shape, math.nan)
+    if outcome.min(initial=1) == outcome.max(initial=0):
+        return unknown
+
+    def loss(coefficients):
+        return np.logaddexp(0, (1 - 2 * outcome) * (design @ coefficients + offset)).sum()
+
+    coefficients, before = start, loss(start)
+    for _ in range(_STEPS):
+        chance = 0.5 * (1 + np.tanh((design @ coefficients + offset) / 2))
+        slope = design.T @ (outcome - chance)
+        curvature = design.T @ (design * (chance * (1 - chance))[:, None])
+        if not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e12 or np.abs(coefficients).max() > 1e4:
+            return unknown
+        step = np.linalg.solve(curvature, slope)
+        while (now := loss(coefficients + step)) > before + 1e-9 * abs(before) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        coefficients, before = coefficients + step, now
+        if np.abs(step).max() < 1e-9:
+            return coefficients, (design * (outcome - chance)[:, None]) @ np.linalg.inv(curvature).T
+    return unknown
+
+
+def wald_interval(value: float, influence: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """value ± 1.96 standard errors of its influences, those of a patient's images together."""
+    half = QUANTILE * math.sqrt(variance(influence, groups))
+    return value - half, value + half

@@ -1,0 +1,234 @@
+"""A 95 % interval for every figure of a predictions table, by the method that holds its promise for that figure.
+
+ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's. Calibration slope and
+intercept: their sandwich errors. Everything else, and every share where patients have several images: the bootstrap of
+patients, or of images where no patient is known. benchmarks/coverage.py measures how often they hold the truth.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from util.metrics import calibration, delong
+from util.metrics.bootstrap import (
+    DRAWS,
+    basic_interval,
+    corrected_interval,
+    draws_for,
+    groups_of,
+    percentile_interval,
+    resamples,
+    wilson_interval,
+)
+from util.metrics.classification import SCORE_PARTS, confusion_matrix, count_figures
+from util.metrics.regression import FIGURES as REGRESSION_FIGURES
+from util.metrics.weighted import (
+    Images,
+    WeightedFigures,
+    class_count_figures,
+    operating_hits,
+)
+
+SHIFTED = ("ece", "ece_calibrated")  # chance alone makes them larger, in a resample once more than in the sample
+SHIFTED_LEVEL = 0.98  # of their percentiles: a sum of absolute values is folded at 0, and 95 % hold the truth in only 90 %
+WITHOUT = ("n", "temperature")
+
+
+def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS, thresholds: dict[str, float] | None = None,
+                             temperature: float | None = None, order: Sequence[str] | None = None) -> dict[str, dict]:
+    """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method", …}}.
+
+    Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
+    average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of two
+    classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen on other images (see
+    operating_thresholds) the operating points of two classes; with `temperature` loss, brier and ece after it,
+    _calibrated.
+    order: of the classes, where it was typed (util/metrics/class_order.py).
+    A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are left out of it.
+    """
+    images, thresholds = Images.of(table, order), thresholds or {}
+    figures = WeightedFigures(images, thresholds, temperature)
+    values = {name: float(value[0]) for name, value in figures(np.ones((1, len(images.true)))).items()}
+    if temperature is not None:
+        values["temperature"] = temperature
+    values["n"] = len(images.true)
+    draws = draws_for(len(images.true), draws)
+    replicates = _collect(figures, len(images.true), images.groups, draws, seed)
+    entries = {}
+    for name, value in values.items():
+        if name in WITHOUT or name.startswith("n_"):
+            entries[name] = entry(value)
+            continue
+        entries[name] = _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+    _widen_without_hits(entries, images, draws, seed)
+    entries |= _auc_entries(images) | _calibration_entries(images)
+    if images.groups is None:
+        entries |= _share_entries(images, values, thresholds)
+    return {name: entries[name] for name in (*values, *(name for name in entries if name not in values))}
+
+
+def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0,
+                              order: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are resampled alike.
+    order: of the classes, where it was typed."""
+    images = Images.of(table, order)
+    return _collect(WeightedFigures(images, {}), len(images.true), images.groups, draws, seed)
+
+
+def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets: list[str], seed: int = 0,
+                         draws: int = DRAWS) -> dict[str, dict]:
+    """The same for a regression: r2, pearson, mae and rmse of each target and their means; `figures` are the values, from
+    regression_metrics (its loss has no interval: it is in units of the training's loss)."""
+    groups, draws = groups_of(table["patient"].to_numpy(dtype=object)), draws_for(len(table), draws)
+    replicates = regression_replicates(table, targets, draws, seed)
+    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed) if name in replicates else entry(value)
+            for name, value in figures.items()}
+
+
+def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
+    """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
+    table = table.sort_values("index")
+    groups = groups_of(table["patient"].to_numpy(dtype=object))
+    moments = np.column_stack([_moments(table[f"true_{name}"].to_numpy(np.float64), table[f"pred_{name}"].to_numpy(np.float64))
+                               for name in targets])
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        sums = (weights.astype(np.float64) @ moments).reshape(len(weights), len(targets), -1)
+        found = {f"{figure}_{name}": values for number, name in enumerate(targets)
+                 for figure, values in _of_moments(sums[:, number]).items()}
+        for figure in REGRESSION_FIGURES:
+            by_target = np.array([found[f"{figure}_{name}"] for name in targets])
+            defined = (~np.isnan(by_target)).sum(axis=0)
+            found[figure] = np.where(defined > 0, np.nansum(by_target, axis=0) / np.maximum(defined, 1), np.nan)
+        return found
+
+    return _collect(figures, len(table), groups, draws, seed)
+
+
+def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None, **more) -> dict:
+    """One figure's part of metrics_*.json."""
+    return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
+
+
+def _collect(figures, number: int, groups: np.ndarray | None, draws: int, seed: int) -> dict[str, np.ndarray]:
+    parts = [figures(weights) for weights in resamples(number, groups, draws, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple[float, float, int]:
+    """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
+    if name in SHIFTED:
+        return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
+    return corrected_interval(replicates, value) if name.startswith("average_precision") else percentile_interval(replicates)
+
+
+def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, seed: int) -> None:
+    """Where no image of a class is right, none is in any resample either: half an image is added as one that is, and intervals
+    of counts reach as far as those of resamples with it do."""
+    number = len(images.names)
+    confusion = confusion_matrix(images.true, images.predicted, number).astype(np.float64)
+    without = (np.diagonal(confusion) == 0) & (confusion.sum(axis=1) > 0)
+    if not without.any():
+        return
+    chances = confusion + np.diag(0.5 * without)
+    drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
+    drawn = drawn.reshape(draws, number, number)
+    figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
+    figures["score"] = np.nanmean([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
+                                   for part in SCORE_PARTS], axis=0)
+    for name, replicates in figures.items():
+        lower, upper, _ = percentile_interval(replicates)
+        if name in entries and entries[name]["method"] and not math.isnan(lower):
+            own = entries[name]
+            own |= {"lower": float(np.fmin(own["lower"], min(lower, own["value"]))),
+                    "upper": float(np.fmax(own["upper"], max(upper, own["value"]))),
+                    "without_hits": [name for name, lacks in zip(images.names, without, strict=True) if lacks]}
+
+
+def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int, seed: int) -> dict:
+    if math.isnan(value):
+        return entry(value)
+    lower, upper, undefined = bootstrap_interval(name, value, replicates)
+    of = "images" if groups is None else "patients"
+    if lower == upper:  # no error at all in any resample: that says nothing about how far off the figure may be
+        lower = upper = math.nan
+    return entry(value, lower, upper, f"bootstrap of {of}", resamples=draws, seed=seed, undefined=undefined)
+
+
+def _auc_entries(images: Images) -> dict[str, dict]:
+    one_hot, found = images.one_hot, {}
+    counts = _independent(images, one_hot)
+    macro, influence = delong.macro_auc_influence(one_hot, images.probabilities)
+    defined = [fewest for fewest in counts if fewest]
+    found["roc_auc"] = _auc_entry(macro, influence, min(defined, default=0), images.groups)
+    for k, name in enumerate(images.names):
+        value, influence = delong.auc_influence(one_hot[:, k], images.probabilities[:, k])
+        found[f"roc_auc_{name}"] = _auc_entry(value, influence, counts[k], images.groups)
+    return found
+
+
+def _auc_entry(value: float, influence: np.ndarray, fewest: int, groups: np.ndarray | None) -> dict:
+    lower, upper = delong.logit_interval(value, delong.variance(influence, groups), fewest)
+    return entry(value, lower, upper, None if math.isnan(lower) else "DeLong")
+
+
+def _independent(images: Images, one_hot: np.ndarray) -> list[int]:
+    """Of each class, how many images (or patients) are of the rarer kind, it or the rest."""
+    units = np.arange(len(one_hot)) if images.groups is None else images.groups
+    return [min(len(np.unique(units[column])), len(np.unique(units[~column]))) for column in one_hot.T]
+
+
+def _calibration_entries(images: Images) -> dict[str, dict]:
+    one_hot, number = images.one_hot, len(images.names)
+    classes = [1] if number == 2 else range(number)
+    by_class = [calibration.slope_and_intercept(calibration.class_log_odds(images.logits, k), one_hot[:, k]) for k in classes]
+    found = {}
+    for place, name in enumerate(("calibration_slope", "calibration_intercept")):
+        defined = [pair[place] for pair in by_class if not math.isnan(pair[place][0])]
+        if not defined:
+            found[name] = entry(math.nan)
+            continue
+        value, influence = float(np.mean([v for v, _ in defined])), np.mean([i for _, i in defined], axis=0)
+        found[name] = entry(value, *calibration.wald_interval(value, influence, images.groups), "sandwich",
+                            classes=len(defined))
+    return found
+
+
+def _share_entries(images: Images, values: dict[str, float], thresholds: dict[str, float]) -> dict[str, dict]:
+    """Wilson's intervals, where every image stands alone."""
+    right, number = images.true == images.predicted, len(images.names)
+    shares = {"accuracy": (right, np.ones(len(right), bool))}
+    for k, name in enumerate(images.names):
+        true, predicted = images.true == k, images.predicted == k
+        shares |= {f"sensitivity_{name}": (predicted, true), f"specificity_{name}": (~predicted, ~true),
+                   f"precision_{name}": (true, predicted)}
+    shares |= {name: (hit, among) for name, hit, among in operating_hits(images, thresholds)} if number == 2 else {}
+    found = {}
+    for name, (hit, among) in shares.items():
+        bounds = wilson_interval(int((hit & among).sum()), int(among.sum()))
+        found[name] = entry(values[name], *bounds, None if math.isnan(bounds[0]) else "Wilson")
+    accuracy = found["accuracy"]  # Hamming loss is 2 (1 - accuracy) / K
+    lower, upper = (2 * (1 - accuracy[bound]) / number for bound in ("upper", "lower"))
+    found["hamming"] = entry(values["hamming"], lower, upper, "Wilson")
+    return found
+
+
+def _moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(N, 8) whose weighted sums the figures are made of; 0 where the truth is unknown. Centred, so that no digits are lost."""
+    known = ~np.isnan(true)
+    middle = true[known].mean() if known.any() else 0.0
+    y, p = np.where(known, true - middle, 0.0), np.where(known, predicted - middle, 0.0)
+    return np.column_stack([known.astype(np.float64), y, p, y * y, p * p, y * p, np.abs(p - y), (p - y) ** 2])
+
+
+def _of_moments(sums: np.ndarray) -> dict[str, np.ndarray]:
+    n, y, p, yy, pp, yp, absolute, squared = sums.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_true, of_predicted, together = yy - y * y / n, pp - p * p / n, yp - y * p / n
+        # a resample of one image, or of equal ones: what is left is rounding
+        flat = of_true <= 1e-12 * yy
+        return {"r2": np.where(flat, np.nan, 1 - squared / of_true),
+                "pearson": np.where(flat | (of_predicted <= 1e-12 * pp), np.nan, together / np.sqrt(of_true * of_predicted)),
+                "mae": absolute / n, "rmse": np.sqrt(squared / n)}

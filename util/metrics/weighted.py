@@ -1,0 +1,214 @@
+"""Figures of a classification for many weightings of the same images at once: ones give the figures, resamples the bootstrap.
+
+B is the number of weightings, N of images, K of classes. What stands in the order of the images (probabilities, ranks, bins) is
+prepared once; a weighting then costs a few passes over N.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from util.metrics import class_order
+from util.metrics.bootstrap import groups_of
+from util.metrics.calibration import BINS, confidence_bins, softmax
+from util.metrics.classification import SCORE_PARTS, class_names_of, class_numbers, count_figures
+
+OPERATING_POINTS = (0.90, 0.95)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One class's images from the highest score to the lowest; images of equal score are one level."""
+
+    order: np.ndarray  # (N,)
+    inside: np.ndarray  # places in that order of the images of the class
+    starts: np.ndarray  # where a level that holds some begins, among `inside`
+    first: np.ndarray  # and among all: its first place
+    last: np.ndarray  # and its last one
+
+    @classmethod
+    def of(cls, is_class: np.ndarray, scores: np.ndarray) -> "Ranks":
+        order = np.argsort(-scores, kind="stable")
+        ordered = scores[order]
+        begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        ends = np.append(begins[1:], len(order)) - 1
+        level = np.repeat(np.arange(len(begins)), ends - begins + 1)
+        inside = np.flatnonzero(is_class[order])
+        levels, starts = np.unique(level[inside], return_index=True)
+        return cls(order, inside, starts, begins[levels], ends[levels])
+
+    def figures(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, N) -> AUC and average precision (B,), as metrics.rank_figures defines them; NaN where a kind is absent."""
+        ordered = weights[:, self.order]
+        running = np.cumsum(ordered, axis=1)
+        total = running[:, -1]
+        if not len(self.inside):
+            return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+        inside = ordered[:, self.inside]
+        if len(self.starts) < len(self.inside):
+            inside = np.add.reduceat(inside, self.starts, axis=1)
+        hits = np.cumsum(inside, axis=1)
+        number = hits[:, -1].astype(np.float64)
+        until = running[:, self.last]
+        before = np.where(self.first > 0, running[:, self.first - 1], 0)
+        missed = before - hits + inside  # others of a higher score
+        tied = until - before - inside
+        others = total - number
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = (inside * (hits / np.maximum(until, 1e-30))).sum(axis=1) / number
+            beaten = inside * (others[:, None] - missed - tied / 2)
+            return beaten.sum(axis=1, dtype=np.float64) / (number * others), precision
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the figures of a predictions table are computed from."""
+
+    names: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    logits: np.ndarray
+    groups: np.ndarray | None  # patients
+    ranks: np.ndarray | None  # (K,) places of the classes in their order, where it is known
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, order: Sequence[str] | None = None) -> "Images":
+        """order: of the classes, where it was typed."""
+        table = table.sort_values("index")
+        names = class_names_of(table)
+        probabilities, logits = (table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64) for kind in ("prob", "logit"))
+        return cls(names, class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names),
+                   probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)), class_order.ranks(names, order))
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        return np.eye(len(self.names), dtype=bool)[self.true]
+
+
+class WeightedFigures:
+    """figures(weights (B, N)) -> {name: (B,)}, of images and, for two classes, thresholds chosen on val.
+
+    temperature: also the figures of probabilities that are softened or sharpened by it, as <name>_calibrated.
+    """
+
+    def __init__(self, images: Images, thresholds: dict[str, float] | None = None, temperature: float | None = None):
+        self.images, self.thresholds = images, thresholds or {}
+        one_hot = images.one_hot
+        self.ranks = [Ranks.of(one_hot[:, k], images.probabilities[:, k]) for k in range(len(images.names))]
+        cells = images.true * len(images.names) + images.predicted
+        self.by_cell = np.argsort(cells, kind="stable")
+        self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
+        # a column each: sums of these over the images, divided by the weights' sum, are figures
+        columns = {"loss": _losses(images.logits, images.true), "brier": _squared_errors(images.probabilities, one_hot),
+                   "mae_grades": _distances(images)}
+        gaps = {"ece": _gaps(images.probabilities, images.true)}
+        if temperature is not None:
+            warm = softmax(images.logits / temperature)
+            columns |= {"loss_calibrated": _losses(images.logits / temperature, images.true),
+                        "brier_calibrated": _squared_errors(warm, one_hot)}
+            gaps["ece_calibrated"] = _gaps(warm, images.true)
+        self.means, self.gaps = list(columns), list(gaps)
+        self.columns = np.column_stack([*columns.values(), *gaps.values()]).astype(np.float32)
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        images, number = self.images, len(self.images.names)
+        confusion = np.zeros((len(weights), number * number))
+        confusion[:, self.cells] = np.add.reduceat(weights[:, self.by_cell], self.cell_starts, axis=1)
+        confusion = confusion.reshape(len(weights), number, number)
+        figures = count_figures(confusion, images.ranks) | class_count_figures(confusion, images.names)
+        ranks = np.array([ranks.figures(weights) for ranks in self.ranks])  # (K, 2, B)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of no class that is there: NaN
+            figures["roc_auc"], figures["average_precision"] = np.nanmean(ranks, axis=0)
+            figures["score"] = np.nanmean([figures[part] for part in SCORE_PARTS], axis=0)
+        for k, name in enumerate(images.names):
+            figures[f"roc_auc_{name}"], figures[f"average_precision_{name}"] = ranks[k]
+        total = weights.sum(axis=1, dtype=np.float64)
+        columns = self.columns.astype(weights.dtype)
+        sums = weights @ columns
+        figures |= {name: sums[:, place] / total for place, name in enumerate(self.means)}
+        for place, name in enumerate(self.gaps):
+            gaps = sums[:, len(self.means) + place * BINS:len(self.means) + (place + 1) * BINS]
+            figures[name] = np.abs(gaps).sum(axis=1) / total
+        if number == 2:
+            figures |= self._at_thresholds(weights)
+        if images.ranks is None:
+            figures |= {name: np.full(len(weights), np.nan) for name in class_order.FIGURES}
+        return figures
+
+    def _at_thresholds(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        figures = {}
+        for name, is_right, among in operating_hits(self.images, self.thresholds):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                figures[name] = weights @ (is_right & among).astype(weights.dtype) / (weights @ among.astype(weights.dtype))
+        return figures
+
+
+def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Sensitivity, specificity, precision and F1 of each class against the rest, and its images: {<figure>_<class>: (...)}.
+
+    confusion: (..., K, K). NaN where nothing is divided by: no image of the class, none of the others, none predicted.
+    """
+    confusion = np.asarray(confusion, dtype=np.float64)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    others = true.sum(axis=-1)[..., None] - true
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_figure = {"sensitivity": hits / true, "specificity": (others - (predicted - hits)) / others,
+                     "precision": hits / predicted, "f1": 2 * hits / (true + predicted), "n": true}
+    return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items() for k, name in enumerate(names)}
+
+
+def operating_thresholds(images: Images) -> dict[str, float]:
+    """For two classes, the probabilities of the second one (the positive class) from which on it is called, chosen on these
+    images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one is absent.
+
+    Of the thresholds that keep the given specificity, the one of highest sensitivity (the lowest); and the other way round.
+    """
+    if len(images.names) != 2 or len(np.unique(images.true)) < 2:
+        return {}
+    scores, positive = images.probabilities[:, 1], images.true == 1
+    levels = np.append(np.unique(scores), np.nextafter(scores.max(), np.inf))  # the last one calls nobody
+    sensitivity = 1 - np.searchsorted(np.sort(scores[positive]), levels) / positive.sum()
+    specificity = np.searchsorted(np.sort(scores[~positive]), levels) / (~positive).sum()
+    found = {}
+    for point in OPERATING_POINTS:
+        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(levels[specificity >= point - 1e-12].min())
+        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(levels[sensitivity >= point - 1e-12].max())
+    return found
+
+
+def operating_hits(images: Images, thresholds: dict[str, float]):
+    """(name, (N,) rightly called, (N,) among whom) of each operating point."""
+    called, positive = images.probabilities[:, 1], images.true == 1
+    for name, threshold in thresholds.items():
+        if name.startswith("sensitivity"):
+            yield name, called >= threshold, positive
+        else:
+            yield name, called < threshold, ~positive
+
+
+def _distances(images: Images) -> np.ndarray:
+    ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
+    return np.abs(ranks[images.true] - ranks[images.predicted]).astype(np.float64)
+
+
+def _losses(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(true)), true]
+
+
+def _squared_errors(probabilities: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
+    return ((probabilities - one_hot) ** 2).sum(axis=1) / (2 if one_hot.shape[1] == 2 else 1)
+
+
+def _gaps(probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """(N, BINS): being right minus the confidence, in the column of the image's bin; see calibration."""
+    confidence = probabilities.max(axis=1)
+    gaps = np.zeros((len(true), BINS))
+    gaps[np.arange(len(true)), confidence_bins(confidence)] = (probabilities.argmax(axis=1) == true) - confidence
+    return gaps

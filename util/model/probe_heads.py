@@ -1,0 +1,251 @@
+"""All candidate heads of a linear probe, trained together in one pass over stored features.
+
+A head is a linear classifier with its own learning rate and weight decay, on the features as they are or on normalised ones.
+The heads of a grid share every batch: their losses are summed, so that none feels the others (as DINOv2's evaluation does,
+Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is folded into the winner's weights,
+so that it reads the backbone's features like any other head.
+
+G is the number of heads, K of classes, W the width of a feature, N of pictures.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from util.data.sampling import part
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WEIGHT_DECAYS = (0.0, 1.0)
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's usual ones
+NEIGHBOURS = 20
+MOST_ROWS = 10_000  # of train, for the nearest neighbours and the logistic regression
+PENALTIES = (0.001, 0.01, 0.1)  # scikit-learn's C: features are many, so the weaker ones overfit
+FEW_PRODUCTS = 2**24  # of a batch: with less, threads wait for each other longer than they help
+CHUNK = 8192  # rows of a split that are scored at a time
+
+
+@dataclass(frozen=True)
+class HeadSetting:
+    """One candidate."""
+
+    learning_rate: float
+    weight_decay: float
+    normalised: bool
+
+
+def grid(learning_rate: float, weight_decay: float) -> list[HeadSetting]:
+    """The candidates: the usual rates and the run's own, no decay, a strong one and the run's own, raw and normalised."""
+    rates, decays = sorted({*LEARNING_RATES, learning_rate}), sorted({*WEIGHT_DECAYS, weight_decay})
+    return [HeadSetting(rate, decay, normalised)
+            for normalised, rate, decay in itertools.product((False, True), rates, decays)]
+
+
+class Heads:
+    """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training features."""
+
+    def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor, deviation: torch.Tensor):
+        self.settings, self.mean = list(settings), mean
+        # a feature that never changes tells nothing: it is not blown up
+        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
+        self.raw = sum(not setting.normalised for setting in settings)
+        if [setting.normalised for setting in settings] != [number >= self.raw for number in range(len(settings))]:
+            raise ValueError("heads on the features as they are come before those on normalised ones")
+        self.weight = mean.new_zeros(len(settings), num_classes, len(mean)).requires_grad_()
+        self.bias = mean.new_zeros(len(settings), num_classes).requires_grad_()
+        self.parameters = (self.weight, self.bias)
+
+    def logits(self, features: torch.Tensor, weight=None, bias=None) -> torch.Tensor:
+        """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
+        weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
+        heads, classes, width = weight.shape
+        flat, cut = weight.reshape(heads * classes, width), self.raw * classes
+        parts = [features @ flat[:cut].T, self._normalised(features) @ flat[cut:].T]
+        return torch.cat(parts, dim=1).view(len(features), heads, classes).transpose(0, 1) + bias[:, None]
+
+    @torch.no_grad()
+    def step_back(self, features: torch.Tensor, gradient: torch.Tensor) -> None:
+        """The gradients of weights and biases from that of the logits (G, B, K): two products, which autograd would spread
+        over some ten small steps a batch."""
+        heads, rows, classes = gradient.shape
+        flat, cut = gradient.transpose(0, 1).reshape(rows, heads * classes), self.raw * classes
+        parts = [flat[:, :cut].T @ features, flat[:, cut:].T @ self._normalised(features)]
+        self.weight.grad, self.bias.grad = torch.cat(parts).view_as(self.weight), gradient.sum(dim=1)
+
+    def _normalised(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.deviation
+
+    def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One head's (K, W) weight and (K,) bias -> those that read the features as they are."""
+        if not self.settings[head].normalised:
+            return weight.clone(), bias.clone()
+        scaled = weight.double() / self.deviation.double()
+        return scaled.float(), (bias.double() - scaled @ self.mean.double()).float()
+
+
+class StackedAdamW:
+    """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of a stack."""
+
+    def __init__(self, heads):
+        self.parameters = heads.parameters
+        device = heads.weight.device
+        self.rates = torch.tensor([setting.learning_rate for setting in heads.settings], device=device)
+        self.decays = torch.tensor([setting.weight_decay for setting in heads.settings], device=device)
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One step at `factor` times each head's rate; the weights alone are decayed."""
+        self.steps += 1
+        one, two = (1 - beta**self.steps for beta in BETAS)
+        for parameter, (first, second) in zip(self.parameters, self.moments, strict=True):
+            shape = (-1,) + (1,) * (parameter.ndim - 1)
+            rates = (self.rates * factor).view(shape)
+            if parameter.ndim == 3:
+                parameter.mul_(1 - rates * self.decays.view(shape))
+            first.lerp_(parameter.grad, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
+            # rates / one * first / (sqrt(second / two) + epsilon), in as few passes as it can be
+            divisor = second.sqrt().add_(EPSILON * math.sqrt(two)).mul_(one / math.sqrt(two) / rates)
+            parameter.addcdiv_(first, divisor, value=-1)
+            parameter.grad = None
+
+
+@dataclass
+class Candidate:
+    """A head at an epoch: its setting's place in the grid, and its weights as trained (normalisation not folded in)."""
+
+    head: int
+    epoch: int
+    values: tuple[torch.Tensor, ...]  # of the heads' parameters, in their order
+
+
+@dataclass
+class Trained:
+    """What a pass came to: losses (epochs, G) of train (as the heads ran) and of val, and the weights worth a score."""
+
+    heads: Heads  # or another stack of heads with settings, parameters and folded()
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    last: tuple[torch.Tensor, ...]  # of each of the heads' parameters
+    least: tuple[torch.Tensor, ...]  # of each head, where its loss on val was least
+
+    def candidates(self) -> list[Candidate]:
+        """Every head at its least loss on val and at the end, those alone whose losses are numbers."""
+        found, end = [], len(self.val_loss) - 1
+        for head in range(len(self.heads.settings)):
+            losses = self.val_loss[:, head]
+            if np.isfinite(losses).any():
+                found.append(Candidate(head, int(np.nanargmin(losses)), tuple(values[head] for values in self.least)))
+            if np.isfinite(losses[end]) and (not found or (found[-1].head, found[-1].epoch) != (head, end)):
+                found.append(Candidate(head, end, tuple(values[head] for values in self.last)))
+        return found
+
+    def folded(self, candidate: Candidate) -> tuple[torch.Tensor, ...]:
+        """(K, W) weight and (K,) bias, and of an attentive head its (W,) query, as they go into the model."""
+        return self.heads.folded(candidate.head, *candidate.values)
+
+
+def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor, val_labels: torch.Tensor,
+                settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable, epochs: int,
+                batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+    """One pass of `epochs` epochs for all heads, all of them from zero.
+
+    views     (N, W) each: the training features, one view of the pictures after the other is taken, an epoch each
+    loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head is told by
+    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its order of rows
+    """
+    products = batch_size * len(settings) * num_classes * views[0].shape[1]
+    with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
+        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
+                      order_at)
+
+
+def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
+           order_at) -> Trained:
+    everything = views[0] if len(views) == 1 else torch.cat(list(views))
+    heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
+    del everything
+    optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
+    least = torch.full((len(settings),), torch.inf, device=labels.device)
+    kept = heads.weight.detach().clone(), heads.bias.detach().clone()
+    train_losses, val_losses = [], []
+    for epoch in range(epochs):
+        features = views[epoch % len(views)]
+        order = torch.from_numpy(order_at(epoch)).to(labels.device)
+        total = torch.zeros(len(settings), device=labels.device)
+        for step in range(steps):
+            rows = order[slice(*part(len(order), steps, step))]
+            batch = features[rows]
+            with torch.no_grad():
+                logits = heads.logits(batch)
+            by_head = loss_by_head(logits.requires_grad_(), labels[rows], loss)
+            by_head.mean(dim=1).sum().backward()
+            heads.step_back(batch, logits.grad)
+            total += by_head.detach().sum(dim=1)
+            optimizer.step(rate_at(epoch + (step + 0.5) / steps))
+        now = _mean_loss(heads, val, val_labels, val_loss)
+        better = now < least
+        least = torch.where(better, now, least)
+        for stored, parameter in zip(kept, (heads.weight, heads.bias), strict=True):
+            stored[better] = parameter.detach()[better]
+        train_losses.append(total / len(labels))
+        val_losses.append(now)
+    curves = [torch.stack(losses).cpu().numpy() for losses in (train_losses, val_losses)]
+    return Trained(heads, *curves, (heads.weight.detach(), heads.bias.detach()), kept)
+
+
+@contextmanager
+def _threads(number: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+    """(G, B, K) logits -> (G, B) losses."""
+    heads, rows, classes = logits.shape
+    return loss(logits.reshape(heads * rows, classes), labels.repeat(heads)).view(heads, rows)
+
+
+@torch.no_grad()
+def _mean_loss(heads: Heads, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+    total = sum(loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK], loss).sum(dim=1)
+                for start in range(0, len(labels), CHUNK))
+    return total / len(labels)
+
+
+def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list]:
+    """{name: fitted scikit-learn classifiers to choose from}: neighbours by the cosine, logistic regression of standardised
+    features. Above `MOST_ROWS` rows they see a random part of train."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    if len(labels) > MOST_ROWS:
+        rows = np.random.RandomState(seed % 2**32).choice(len(labels), MOST_ROWS, replace=False)
+        train, labels = train[rows], labels[rows]
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine", algorithm="brute")
+    logistic = [make_pipeline(StandardScaler(), LogisticRegression(C=penalty, tol=1e-2, max_iter=1000))
+                for penalty in PENALTIES]
+    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and PyTorch in turn
+    with threadpool_limits(1):
+        return {"k nearest neighbours": [neighbours.fit(train, labels)],
+                "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}
+
+
+def probabilities(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, K) of a scikit-learn classifier; classes that it never saw have none."""
+    found = np.zeros((len(features), num_classes))
+    found[:, classifier.classes_] = classifier.predict_proba(features)
+    return found

@@ -1,0 +1,307 @@
+"""Processes: the group in and out, the device, what the ranks tell each other.
+
+One context manager makes the process group and takes it down, so that no way out leaves one behind. One process on one
+device needs none: every method works there too.
+"""
+
+import os
+import sys
+import time
+import uuid
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from util.core import machine_faults, signals
+from util.core.disk import writing
+from util.core.errors import InputError, PeerEnded, RunError, one_line
+from util.core.secrets import without_secrets
+from util.model.memory import keep_freed_memory
+from util.parallel.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
+
+# A rank may have to wait for another that downloads weights or checks a million files.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass
+class World:
+    """This process among the others, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+    note: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, *lines: str) -> None:
+        """Print from the main process alone. RunError where it goes to a file on a full disk."""
+        if self.is_main:
+            with writing("standard output"):
+                for line in lines:
+                    print(without_secrets(line), flush=True)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return bool(flag)
+        found = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, value):
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Every process's value, in the order of ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """The main process's buffers (batch norm's running statistics) in every process: they are what is saved."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def main_alone(self, work, *words):
+        """`work(*words)` in the main process, while the others wait -> its result there, None in them. An InputError or
+        RunError of it (a full disk) ends all, and only it is printed."""
+        if self.size == 1:
+            return work(*words)
+        result = error = None
+        if self.is_main:
+            try:
+                result = work(*words)
+            except (InputError, RunError) as caught:
+                error = caught
+        ended = self.from_main(None if error is None else (type(error).__name__, str(error)))
+        if ended:
+            if error is not None:
+                raise error
+            raise PeerEnded(*ended)
+        return result
+
+    def main_first(self, work):
+        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
+        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+        result = self.main_alone(work)
+        return result if self.is_main else work()
+
+
+class Agreement:
+    """Whether any process was asked to end, known to all of them at the same step.
+
+    The wish goes along with a step's losses. On a GPU it is read two steps later, so that the host need not wait for the
+    step that it has just begun.
+    """
+
+    def __init__(self, world: World):
+        self.world, self.waiting = world, deque()
+        self.lag = 2 if world.device.type == "cuda" else 0
+
+    def mine(self) -> torch.Tensor:
+        return torch.full((), float(signals.asked()), device=self.world.device)
+
+    def add(self, wishes: torch.Tensor) -> None:
+        """The sum of all processes' wishes at a step."""
+        if self.world.size == 1:
+            return  # this process knows without asking the device
+        event = None
+        if self.lag:
+            wishes = torch.empty((), pin_memory=True).copy_(wishes, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.waiting.append((wishes, event))
+
+    def reached(self) -> bool:
+        if self.world.size == 1:
+            return signals.asked()
+        while len(self.waiting) > self.lag:
+            wishes, event = self.waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            if wishes.item() > 0:
+                return True
+        return False
+
+
+@contextmanager
+def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
+    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends the others
+    (util/parallel/lifeline.py).
+
+    Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
+    gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
+    """
+    die_with_launcher()
+    rank, size, local_rank, local_size = _places(dist_on_itp)
+    chosen, note = _device(device, local_rank, local_size)
+    world = World(rank, size, local_rank, local_size, chosen, note)
+    if chosen.type == "cpu":
+        _share_cores(local_size)
+        keep_freed_memory()
+    lifeline, goodbye = _join(world, dist_url) if size > 1 else None, FAILED
+    try:
+        with machine_faults.explained():
+            yield world
+        goodbye = ORDERLY
+    except (InputError, RunError) as error:
+        goodbye = "2" if isinstance(error, InputError) else "1"
+        if rank > 0 and not getattr(error, "everywhere", False):
+            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
+        raise
+    except PeerEnded as error:
+        goodbye = str(error.exit_code)
+        raise
+    except RuntimeError:
+        if lifeline is not None:
+            lifeline.wait_for_news()
+        raise
+    except signals.StopRequested as stop:
+        goodbye = str(signals.EXIT_CODE) if stop.together else FAILED
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        goodbye = ORDERLY
+        raise
+    finally:
+        signals.leave()
+        if lifeline is not None:
+            lifeline.close(goodbye)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(world: World, dist_url: str) -> Lifeline:
+    """Meet the other processes. InputError where the environment does not say where, RunError where they don't come."""
+    if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
+        raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
+                         "torchrun")
+    options = {"device_id": world.device} if world.device.type == "cuda" else {}
+    try:
+        store, _, _ = next(dist.rendezvous(dist_url, world.rank, world.size, timeout=PATIENCE))
+        store = dist.PrefixStore(_attempt(store, world.rank, world.size), store)
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=world.rank,
+                                world_size=world.size, timeout=PATIENCE, **options)
+        lifeline = Lifeline(store, world.rank, world.size, world.local_rank)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if dist_url == "env://" else dist_url
+        raise RunError(f"the {world.size} processes did not all meet at {where}: one of them ended, or its machine cannot be "
+                       f"reached ({str(error).splitlines()[0][:160]})") from error
+    world.say(*filter(None, [lifeline.problem]))
+    return lifeline
+
+
+def _attempt(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the processes of this attempt share, and none of an earlier one.
+
+    A launcher keeps its store over a restart, and without names of its own a process of the second attempt waits at an
+    address of the first. How often each machine's launcher restarted is no such name: one that came back counts anew. So
+    process 0 draws it, and answers each process that asks for it under this name; one that read the name of an earlier
+    attempt is not answered until it has read the new one.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", own)
+        for other in range(1, size):
+            asking = store.get(f"{own}/asking/{other}").decode()
+            store.set(f"{own}/answer/{asking}", "")
+        return own
+    asked, ends_at = None, time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < ends_at:
+        name = store.get("attempt").decode()
+        if name != asked:
+            store.set(f"{name}/asking/{rank}", own)
+            asked = name
+        if store.check([f"{name}/answer/{own}"]):
+            return name
+        time.sleep(0.02)
+    raise dist.DistStoreError("process 0 of this attempt did not come")
+
+
+def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if dist_on_itp:
+        names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+        if names[0] not in os.environ:
+            raise InputError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
+        os.environ.setdefault("MASTER_PORT", "48766")
+    if names[0] not in os.environ or names[1] not in os.environ:
+        return 0, 1, 0, 1
+    try:
+        rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
+        local_rank, local_size = int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
+    except ValueError as error:
+        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with torchrun, or unset "
+                         "them") from error
+    if not (0 <= rank < size and 0 <= local_rank < local_size):
+        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the "
+                         "environment contradict each other; start with torchrun, or unset them")
+    return rank, size, local_rank, local_size
+
+
+def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
+    """The device of this process, and a note where it is not the one asked for."""
+    if wanted == "cuda" and torch.cuda.is_available():
+        return _cuda_device(local_rank, local_size), ""
+    if wanted == "mps" and torch.backends.mps.is_available():
+        return torch.device("mps"), ""
+    if wanted == "cpu":
+        return torch.device("cpu"), ""
+    return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
+
+
+def _cuda_device(local_rank: int, local_size: int) -> torch.device:
+    """What is special to CUDA stands here, in Precision.prepare and in `wrap`: a GPU a process of this machine."""
+    if local_size > torch.cuda.device_count():
+        raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs are visible: start "
+                         "at most as many processes as there are GPUs, or pass --device cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share_cores(local_size: int) -> None:
+    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says otherwise."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
+        torch.set_num_threads(max(1, usable_cores() // local_size))
+
+
+def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
+    """The model for training: DistributedDataParallel where there is more than one process and it is not sharded already.
+    Freeze before this."""
+    if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
+        return model
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

@@ -1,0 +1,84 @@
+"""Thumbnails of the images that a model got most wrong, with their heat map where there is one."""
+
+import base64
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from util.report.run_data import Run, Split, worst_first
+
+MOST = 24
+SIDE = 224  # pixels of a thumbnail's longer side: sharp on a phone's screen, some 8 kB
+QUALITY = 80
+WORKERS = 4
+
+
+@dataclass
+class Mistake:
+    """An image to look at. thumbnail, heat_map: a data: URL and its width and height, or None; why: what was in the way."""
+
+    row: int  # in the split's table
+    path: str
+    thumbnail: tuple[str, int, int] | None
+    heat_map: tuple[str, int, int] | None
+    why: str = ""
+
+
+def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
+    """(the images in order, how many mistakes there are in all, lines about pictures that cannot be shown)."""
+    rows, total = worst_first(run, split, MOST)
+    if not rows:
+        return [], total, []
+    from PIL import Image
+
+    Image.init()  # plugins loaded once, here, and not by several threads at a time
+    paths = split.table["path"].iloc[rows].tolist()
+    with ThreadPoolExecutor(min(WORKERS, len(rows))) as pool:  # decoding leaves the interpreter's lock
+        found = list(pool.map(lambda pair: _mistake(run, *pair), zip(rows, paths, strict=True)))
+    lost = [mistake for mistake in found if mistake.thumbnail is None]
+    lines = []
+    if lost:
+        lines.append(f"{len(lost)} of {len(found)} pictures of {split.name} cannot be shown as thumbnails (the first: "
+                     f"{lost[0].path}: {lost[0].why}); relative paths are looked for from the present folder and from those "
+                     "above the run's")
+    return found, total, lines
+
+
+def find_picture(path: str, folder: Path) -> Path:
+    """Where a picture of the table is: as its path says, or, where that is relative, below a folder above the run's (the
+    program is mostly started in one of them). The path itself where it is nowhere."""
+    plain = Path(path)
+    if plain.is_absolute() or plain.exists():
+        return plain
+    return next((above / plain for above in folder.resolve().parents if (above / plain).exists()), plain)
+
+
+def _mistake(run: Run, row: int, path: str) -> Mistake:
+    place = find_picture(path, run.folder)
+    thumbnail, why = thumbnail_of(place)
+    overlay = run.heat_maps.get(os.path.abspath(place)) or run.heat_maps.get(os.path.realpath(place))
+    heat_map, problem = thumbnail_of(overlay) if overlay else (None, "")
+    return Mistake(row, path, thumbnail, heat_map, why or (f"its heat map: {problem}" if problem else ""))
+
+
+def thumbnail_of(path: Path) -> tuple[tuple[str, int, int] | None, str]:
+    """((a small JPEG as a data: URL, width, height), "") or (None, why there is none)."""
+    from PIL import Image
+
+    from util.data.images.files import ImageError, ImageSource  # reads 16-bit and grey files as training does
+
+    if not path.exists():
+        return None, "not there"
+    try:
+        source = ImageSource(str(path))
+        width, height = source.size
+        scale = min(1.0, SIDE / max(width, height))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = Image.fromarray(source.part(resolution=size)).resize(size, Image.Resampling.BILINEAR)
+    except ImageError as error:
+        return None, error.reason
+    packed = io.BytesIO()
+    small.save(packed, "JPEG", quality=QUALITY)
+    return (f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode('ascii')}", *size), ""

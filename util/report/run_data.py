@@ -1,0 +1,296 @@
+"""A run's folder, read for its report: whatever of it is there, and a line about what is not.
+
+Only files of the folder are read, and nothing in it is trusted to be whole: a report is also made of a run that was cut, of an
+older program's, or of one whose files were copied away.
+"""
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError
+from util.metrics import classification, regression
+
+SPLITS = ("test", "val")  # the one that a report is about first
+
+
+@dataclass
+class Split:
+    """What stands of val or test: its predictions and its figures, {name: {"value", "lower", "upper", …}}."""
+
+    name: str
+    table: pd.DataFrame | None
+    entries: dict[str, dict]
+
+    @property
+    def images(self) -> int:
+        if self.table is not None:
+            return len(self.table)
+        return int(self.entries.get("n", {}).get("value") or 0)
+
+    @property
+    def patients(self) -> int:
+        """How many are known; an image without one is not counted."""
+        if self.table is None or "patient" not in self.table:
+            return 0
+        return int(self.table.loc[self.table["patient"] != "", "patient"].nunique())
+
+
+@dataclass
+class Run:
+    """A run's folder in memory. names: class names in the model's order, or the targets of a regression."""
+
+    folder: Path
+    kind: str  # "classification" or "regression"
+    names: list[str]
+    facts: dict  # run.json
+    splits: dict[str, Split]
+    log: list[dict]
+    best_epoch: int | None
+    leakage: dict | None
+    skipped: list[tuple[str, str]]  # path and reason of each picture that was left out
+    heat_maps: dict[str, Path]  # absolute path of a picture -> its overlay
+    missing: list[str] = field(default_factory=list)  # what a reader may look for and does not find, with the reason
+
+    @property
+    def options(self) -> dict:
+        return _dict(self.facts.get("options"))
+
+    @property
+    def title(self) -> str:
+        return str(self.options.get("task") or self.folder.resolve().name)
+
+    @property
+    def main(self) -> Split | None:
+        """The split that the report is headed by."""
+        return next(iter(self.splits.values()), None)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Everything of a run's folder. InputError where it holds neither predictions nor figures."""
+    folder, missing = Path(folder), []
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name a run's, OUTPUT_DIR/TASK")
+    facts = _read_json(folder / "run.json", missing, "what was run, and how to repeat it, is not known") or {}
+    names, kind = _names_in(facts)
+    splits = {}
+    for name in SPLITS:
+        table, entries = _read_table(folder / f"predictions_{name}.csv", missing), None
+        if (folder / f"metrics_{name}.json").exists():
+            entries = _entries(_read_json(folder / f"metrics_{name}.json", missing, f"figures of {name} are not shown"))
+        if table is not None:
+            found = classification.class_names_of(table)
+            kind, names = ("classification", found) if found else ("regression", regression.targets_of(table.columns))
+            if not len(table):
+                missing.append(f"predictions_{name}.csv holds no image")
+                table = None
+        if table is not None or entries:
+            splits[name] = Split(name, table, entries or {})
+    if not splits:
+        raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor figures: name a "
+                         "run's folder, OUTPUT_DIR/TASK")
+    for name, split in splits.items():
+        if not split.entries:
+            missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its predictions, "
+                           "without intervals")
+            split.entries = _computed(split.table, kind, _dict(facts.get("options")).get("class_order"))
+        elif split.table is None:
+            missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
+    missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
+    leakage = folder / "leakage.json"
+    return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
+               _best_epoch(folder), _read_json(leakage, missing, "leakage is not reported") if leakage.exists() else None,
+               _read_skipped(folder / "skipped_images.csv", missing), _heat_maps(folder / "heatmaps", missing), missing)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+def _dict(value) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _read_json(path: Path, missing: list[str], consequence: str) -> dict | None:
+    """A JSON object, or None and a line."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError:
+        missing.append(f"{path.name} is not there: {consequence}")
+    except (OSError, ValueError) as error:
+        missing.append(f"{path.name} cannot be read ({error}): {consequence}")
+    else:
+        if isinstance(content, dict):
+            return content
+        missing.append(f"{path.name} holds no JSON object: {consequence}")
+    return None
+
+
+def _entries(stored: dict | None) -> dict[str, dict]:
+    """The figures whose value is a number or null, null and what is no number as None."""
+    found = {}
+    for name, entry in (stored or {}).items():
+        if isinstance(entry, dict) and "value" in entry:
+            found[str(name)] = entry | {part: number(entry.get(part)) for part in ("value", "lower", "upper")}
+    return found
+
+
+def number(value) -> float | None:
+    """A finite number, else None."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def _read_table(path: Path, missing: list[str]) -> pd.DataFrame | None:
+    """A predictions table of either task, or None (and a line where the file is there but is none)."""
+    if not path.exists():
+        return None
+    problems = []
+    for read in (classification.read_predictions, regression.read_predictions):
+        try:
+            return read(path)
+        except InputError as error:
+            problems.append(str(error))
+    missing.append(problems[0].removeprefix(f"{path.parent}/"))
+    return None
+
+
+def _names_in(facts: dict) -> tuple[list[str], str]:
+    data = _dict(facts.get("data"))
+    if isinstance(data.get("class_names"), list):
+        return [str(name) for name in data["class_names"]], "classification"
+    targets = _dict(data.get("targets")).get("names") or _dict(facts.get("options")).get("targets")
+    return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
+
+
+def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
+    """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
+    if kind == "classification":
+        figures = classification.classification_metrics(table, order)[0]
+    else:
+        figures = {"n": len(table)}
+        for name in regression.targets_of(table.columns):
+            found = regression.target_figures(table[f"true_{name}"].to_numpy(), table[f"pred_{name}"].to_numpy())
+            figures |= {f"{figure}_{name}": value for figure, value in found.items()}
+    return {name: {"value": number(float(value)), "lower": None, "upper": None} for name, value in figures.items()}
+
+
+def _read_log(path: Path, missing: list[str]) -> list[dict]:
+    """The epochs of log.txt, by number; lines that are no epoch are counted."""
+    if not path.exists():
+        return []
+    rows, bad = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = "cut"
+        if isinstance(row, dict) and number(row.get("epoch")) is not None:
+            rows.append(row)
+        elif row is not None:
+            bad += 1
+    if bad:
+        missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
+    return sorted(rows, key=lambda row: row["epoch"])
+
+
+def _best_epoch(folder: Path) -> int | None:
+    """The epoch whose weights were scored on test last: of metrics_test.csv's last row that names one."""
+    try:
+        with open(folder / "metrics_test.csv", encoding="utf-8", newline="") as file:
+            epochs = [row.get("epoch") for row in csv.DictReader(file)]
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return None
+    named = [epoch for epoch in epochs if epoch and epoch.isdigit()]
+    return int(named[-1]) if named else None
+
+
+def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
+    if not path.exists():
+        return []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [(row[0], row[1] if len(row) > 1 else "") for row in list(csv.reader(file))[1:] if row]
+    except (OSError, csv.Error) as error:
+        missing.append(f"{path.name} cannot be read ({error}): pictures that were left out are not counted")
+        return []
+
+
+def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
+    if not (folder / "heatmaps.json").exists():
+        return {}
+    stored = _read_json(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
+    return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
+
+
+# ---- what is computed from a table ------------------------------------------------------------------------------------
+
+@dataclass
+class Outputs:
+    """A classification's table as arrays: true and predicted class numbers (N,), probabilities and logits (N, K)."""
+
+    true: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, names: list[str]) -> "Outputs":
+        """InputError for a class that has no column."""
+        index = pd.Index(names, dtype=object)
+        true, predicted = (index.get_indexer(table[column].astype(object)) for column in ("true_class", "predicted_class"))
+        if min(true.min(initial=0), predicted.min(initial=0)) < 0:
+            raise InputError("the predictions hold a class that has no column of probabilities")
+        return cls(true, predicted, *(table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64)
+                                      for kind in ("prob", "logit")))
+
+
+def class_figures(outputs: Outputs, names: list[str], entries: dict[str, dict]) -> list[dict[str, dict]]:
+    """Of each class {figure: {"value", "lower", "upper"}}: the stored entries, and values computed for those that lack."""
+    confusion = classification.confusion_matrix(outputs.true, outputs.predicted, len(names)).astype(np.float64)
+    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    rows = []
+    for k, name in enumerate(names):
+        auc = precision = None
+        if not {f"roc_auc_{name}", f"average_precision_{name}"} <= entries.keys():  # sorting a million of them takes its time
+            auc, precision = classification.rank_figures(outputs.true == k, outputs.probabilities[:, k])
+        rest = len(outputs.true) - true[k]
+        computed = {
+            "n": true[k], "sensitivity": _over(hits[k], true[k]), "precision": _over(hits[k], predicted[k]),
+            "specificity": _over(rest - predicted[k] + hits[k], rest), "f1": _over(2 * hits[k], true[k] + predicted[k]),
+            "roc_auc": auc, "average_precision": precision}
+        rows.append({figure: entries.get(f"{figure}_{name}") or {"value": number(value), "lower": None, "upper": None}
+                     for figure, value in computed.items()})
+    return rows
+
+
+def _over(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
+    """Rows of the table to look at, and how many there are in all: the mistakes of highest probability, or, of a
+    regression, the images of the largest error (in standard deviations of the truth, the largest of an image's targets)."""
+    table = split.table
+    if run.kind == "classification":
+        wrong = np.flatnonzero((table["true_class"] != table["predicted_class"]).to_numpy())
+        sure = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)[wrong]
+        return wrong[np.argsort(-sure, kind="stable")[:most]].tolist(), len(wrong)
+    errors = standardised_errors(table, run.names)
+    known = np.flatnonzero(np.isfinite(errors))
+    return known[np.argsort(-errors[known], kind="stable")[:most]].tolist(), len(known)
+
+
+def standardised_errors(table: pd.DataFrame, targets: list[str]) -> np.ndarray:
+    """(N,) the largest |predicted - true| of an image's targets, each over the standard deviation of its truth; NaN where
+    no truth is known."""
+    worst = np.full(len(table), -np.inf)
+    for name in targets:
+        true, predicted = (table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred"))
+        known = np.isfinite(true)
+        spread = true[known].std() if known.any() else 0.0
+        worst[known] = np.maximum(worst[known], np.abs(predicted - true)[known] / (spread or 1.0))
+    return np.where(np.isfinite(worst), worst, np.nan)

@@ -1,0 +1,131 @@
+"""What the terminal shows: what will run, how an epoch went, what came out."""
+
+import math
+
+from util.core.plain_numbers import mean_and_deviation
+from util.data.tables import counts
+from util.model.feature_kinds import KINDS
+
+MOST_CLASSES_LISTED = 60
+FIGURES_A_LINE = 3
+
+
+def describe(job) -> list[str]:
+    """The run on one screen: model, weights, data, device, training."""
+    options, world, backbone = job.options, job.world, job.backbone
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in job.model.parameters())
+    what = "all trained" if trained == total else f"{trained:,} of them trained"
+    reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and options.global_pool else "class token"
+    if backbone.family == "mae" and options.global_pool and options.fc_norm_passes == 2:
+        reads += " twice"
+    if job.task.reads is not None:
+        reads = f"{KINDS[job.task.reads['kind']]} ({job.task.reads['kind']}: util/model/feature_kinds.py)"
+    lines = [f"run        {'score' if options.eval else options.adaptation}, results in {job.folder.path}",
+             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {options.input_size} pixels"
+             + (f", reads the {reads}" if backbone.model != "timm" or job.task.reads is not None else "")]
+    lines.append(f"weights    {_weights(job)}")
+    lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
+    size = job.plan.world_size if job.plan is not None else world.size
+    cores = f"{size} process{'es' if size > 1 else ''}"
+    lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
+              f"reading    {reading(job.eval_transform, options.norm, job.norm_source)}", *mirrors(options.tta)]
+    if job.plan is not None and not getattr(options, "optuna_trials", 0):
+        plan = job.plan
+        lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
+                     f"{options.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
+                     + ("" if options.lr is not None else f" (blr {options.blr:g})")
+                     + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.seed}")
+    return lines
+
+
+def reading(transform: dict, norm: str, source: str) -> str:
+    """How pictures are read, in a few words. source: where mean and standard deviation are from (jobs/normalisation.py)."""
+    field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
+    return (f"{field}decoding {transform['decode']}; normalised by {mean_and_deviation(transform['mean'], transform['std'])} "
+            f"(--norm {norm}: {source})")
+
+
+def mirrors(tta: str) -> list[str]:
+    return ["           outputs are means over each image and its mirror image (--tta mirror)"] if tta == "mirror" else []
+
+
+def _weights(job) -> str:
+    if job.resumed is not None:
+        progress = job.resumed.rest.get("progress") or {}
+        inside = f"epoch {progress['epoch']}, step {progress['steps']}" if progress.get("steps") else ""
+        return f"{job.loaded}; {inside or 'epoch ' + str(job.resumed.rest.get('epoch', 'unknown'))}"
+    if job.started_from is None:
+        return "NONE: training starts from random weights (--finetune names pre-trained ones)"
+    return job.started_from.text.removeprefix("weights: ")
+
+
+def classes(data, source: str) -> list[str]:
+    """How many images of each class each split has."""
+    table = counts(data.table, data.class_names)
+    totals = ", ".join(f"{split} {table[split].sum():,}" for split in table)
+    lines = [f"data       {source}: {len(data.class_names)} classes; {totals}"]
+    width = max(len(str(name)) for name in data.class_names)
+    for name in data.class_names[:MOST_CLASSES_LISTED]:
+        lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table))
+    if len(data.class_names) > MOST_CLASSES_LISTED:
+        rest = table.loc[data.class_names[MOST_CLASSES_LISTED:]]
+        lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to {rest.max().max():,} images a split "
+                     "(all in run.json)")
+    return lines
+
+
+def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
+    shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
+    if task.score not in [name for name, _ in task.shown[:4]]:
+        shown.append(f"{task.options.select_metric} {_figure(metrics[task.score])}")
+    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  "
+            f"{'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
+
+
+def figures(task, split: str, entries: dict[str, dict], folder) -> list[str]:
+    """A split's figures with their intervals, and where they are written. entries: from util/metrics/intervals.py."""
+    parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown if name in entries]
+    width = max(map(len, parts))
+    lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
+             for start in range(0, len(parts), FIGURES_A_LINE)]
+    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines, *task.lines_below(entries),
+            f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
+            f"{task.pictures(split)}"]
+
+
+def figure_with_interval(entry: dict, digits: str = ".4f") -> str:
+    """0.9037 (0.871-0.929), or the value alone."""
+    value, lower, upper = entry["value"], entry["lower"], entry["upper"]
+    if math.isnan(value):
+        return "undefined"
+    bounds = "" if lower is None or math.isnan(lower) else f" ({lower:.3f}-{upper:.3f})" if digits == ".4f" else (
+        f" ({lower:{digits}}-{upper:{digits}})")
+    return f"{value:{digits}}{bounds}"
+
+
+def _how(entries: dict[str, dict]) -> str:
+    """How the intervals were made, and what was left out of them."""
+    drawn = [entry for entry in entries.values() if entry.get("resamples")]
+    if not drawn:
+        return ""
+    first = drawn[0]
+    text = f"; 95 % intervals: {first['resamples']:,} resamples of {first['method'].split()[-1]}, seed {first['seed']}"
+    others = dict.fromkeys(entry["method"] for entry in entries.values()
+                           if entry.get("method") and not entry.get("resamples"))
+    text += f"; by {', '.join(others)} where these are better" if others else ""
+    lacking = {name: entry["undefined"] for name, entry in entries.items() if entry.get("undefined")}
+    return text + (f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking.values())}"
+                   if lacking else "")
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 10 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figure(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4f}"

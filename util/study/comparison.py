@@ -1,0 +1,428 @@
+"""Models compared on the same images: figures of groups of runs with intervals, paired tests, Holm's correction.
+
+A group is one setting, trained once or with several seeds. Of several seeds the figure is the mean over them, never that of an
+ensemble of them, which is another, better model that nobody trained. What is random is the test set: resamples draw images (or
+patients), and each resample's figure is again the mean over the seeds, as the readers' mean is taken where fixed readers read
+random cases (Obuchowski and Rockette, 1995). Intervals and p therefore speak of these trained models on new patients. Whether a
+difference would also be there with other seeds is a second question: `with_seeds` answers it where both groups have several.
+
+N is the number of images, B of resamples, S of seeds.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr
+
+from util.core.errors import InputError
+from util.metrics import delong
+from util.metrics.bootstrap import draws_for, groups_of, percentile_interval
+from util.metrics.classification import classification_metrics
+from util.metrics.intervals import SHIFTED, bootstrap_interval, classification_replicates, regression_replicates
+from util.metrics.regression import FIGURES, target_figures
+from util.metrics.weighted import Images, WeightedFigures
+from util.study.comparison_runs import Group, Run
+
+DEFAULT_METRICS = {"classification": ("roc_auc", "average_precision", "f1"), "regression": ("r2", "pearson", "mae")}
+LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming", "mae", "rmse", "mae_grades")
+LEVEL = 0.05  # of the tests
+SAME = 1e-6  # a stored figure and the same one computed again from the predictions
+DELONG, BOOTSTRAP, JOINT = "paired DeLong", "paired bootstrap", "joint DeLong"
+ENOUGH = 20  # images of the rarer kind for a joint test's degree of freedom: see benchmarks/error_rates.py
+ROUNDING = 1e-12  # means over seeds are summed in different orders
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one group."""
+
+    group: str
+    metric: str
+    values: tuple[float, ...]  # a seed each
+    lower: float = math.nan
+    upper: float = math.nan
+    method: str = ""  # of the interval
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; NaN where the figure is undefined for one of them."""
+        return float(np.mean(self.values))
+
+    @property
+    def sd(self) -> float:
+        """Over the seeds, with S - 1; NaN for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass
+class Test:
+    """Two groups on the same images: first - second."""
+
+    first: str
+    second: str
+    metric: str
+    method: str
+    difference: float
+    lower: float
+    upper: float
+    p: float
+    p_holm: float = math.nan
+    p_seeds: float = math.nan  # where other seeds might have been drawn too
+    p_seeds_holm: float = math.nan
+
+
+@dataclass(frozen=True)
+class JointTest:
+    """Three or more groups on the same images: whether all have the same ROC AUC. chi_square and p NaN: not defined."""
+
+    metric: str
+    method: str
+    groups: int
+    chi_square: float
+    degrees_of_freedom: int
+    p: float
+
+
+@dataclass
+class Comparison:
+    """All that is shown and written."""
+
+    groups: list[Group]
+    metrics: list[str]
+    summaries: list[Summary]
+    tests: list[Test]
+    images: int
+    patients: int | None  # None: no patient has two images
+    draws: int
+    seed: int
+    split: str
+    joint: list[JointTest]  # one an AUC; none of fewer than three groups, whose test is that of the pair
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self, group: str, metric: str) -> Summary:
+        return next(one for one in self.summaries if (one.group, one.metric) == (group, metric))
+
+    def main_tests(self) -> list[Test]:
+        """One test a pair and metric: DeLong's where there is one, else the bootstrap's."""
+        by_delong = {test.metric for test in self.tests if test.method == DELONG}
+        return [test for test in self.tests if test.method == DELONG or test.metric not in by_delong]
+
+
+def is_better_low(metric: str) -> bool:
+    return any(metric == name or metric.startswith(f"{name}_") for name in LOWER_IS_BETTER)
+
+
+# ---- one group ------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Figures:
+    """What one group's tests are made of."""
+
+    values: dict[str, np.ndarray]  # (S,) by figure, computed from the predictions
+    replicates: dict[str, np.ndarray]  # (B,), the mean over the seeds on each resample
+    influences: dict[str, np.ndarray]  # (N,) of AUCs, the mean over the seeds
+
+
+def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = None, told: Callable = lambda: None) -> Figures:
+    """Compute a group's figures; its runs are aligned (comparison_runs.align). told: called after each run.
+
+    metrics: of which resamples are kept (None: of all).
+    """
+    parts = []
+    for run in group.runs:
+        values, replicates = _of_classification(run, draws, seed) if run.kind == "classification" else _of_regression(
+            run, draws, seed)
+        kept = replicates if metrics is None else {name: replicates[name] for name in metrics if name in replicates}
+        parts.append((values, kept, _influences(run, list(kept))))
+        told()
+    values, replicates, influences = ({name: np.array([part[place][name] for part in parts]) for name in parts[0][place]}
+                                      for place in range(3))
+    return Figures(values, {name: each.mean(axis=0) for name, each in replicates.items()},
+                   {name: each.mean(axis=0) for name, each in influences.items()})
+
+
+def _of_classification(run: Run, draws: int, seed: int):
+    order = run.settings.get("class_order")
+    images = Images.of(run.table, order)
+    values = {name: float(value[0]) for name, value in WeightedFigures(images)(np.ones((1, len(images.true)))).items()}
+    return values | classification_metrics(run.table, order)[0], classification_replicates(run.table, draws, seed, order)
+
+
+def _of_regression(run: Run, draws: int, seed: int):
+    by_target = {name: target_figures(run.table[f"true_{name}"].to_numpy(), run.table[f"pred_{name}"].to_numpy())
+                 for name in run.labels}
+    values = {f"{figure}_{name}": float(value) for name, figures in by_target.items() for figure, value in figures.items()}
+    for figure in FIGURES:
+        defined = [figures[figure] for figures in by_target.values() if not math.isnan(figures[figure])]
+        values[figure] = float(np.mean(defined)) if defined else math.nan
+    return values | {"n": float(len(run.table))}, regression_replicates(run.table, run.labels, draws, seed)
+
+
+def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
+    if run.kind != "classification":
+        return {}
+    images = Images.of(run.table)
+    found = {}
+    for name in names:
+        if name == "roc_auc":
+            found[name] = delong.macro_auc_influence(images.one_hot, images.probabilities)[1]
+        elif name.startswith("roc_auc_"):
+            k = images.names.index(name.removeprefix("roc_auc_"))
+            found[name] = delong.auc_influence(images.one_hot[:, k], images.probabilities[:, k])[1]
+    return found
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: int, seed: int,
+            told: Callable = lambda: None) -> Comparison:
+    """Figures of all groups and tests of all pairs. Their runs are aligned; metrics None: the kind's own.
+
+    InputError for a metric that no run has.
+    """
+    first = groups[0].runs[0]
+    kind, patients = first.kind, groups_of(first.table["patient"].to_numpy(dtype=object))
+    metrics = list(dict.fromkeys(metrics or DEFAULT_METRICS[kind]))
+    _require_known(metrics, groups)
+    used = draws_for(len(first.table), draws)
+    figures = [figures_of(group, used, seed, metrics, told) for group in groups]
+    notes = []
+    if used < draws:
+        notes.append(f"{used} instead of {draws} resamples, for {len(first.table):,} images")
+    summaries = [_summary(group, metric, each, patients, notes) for group, each in zip(groups, figures, strict=True)
+                 for metric in metrics]
+    untested = [metric for metric in metrics if metric not in figures[0].replicates]
+    if untested and len(groups) > 1:
+        notes.append(f"no paired test of {', '.join(untested)}: it is not computed from the predictions of {split} alone")
+    tests = [test for metric in metrics if metric not in untested and len(groups) > 1
+             for test in _tests(groups, figures, metric, patients, used, notes)]
+    joint = [_joint_test(metric, groups, figures, patients, notes) for metric in metrics
+             if len(groups) > 2 and metric in figures[0].influences]
+    number = None if patients is None else int(patients.max()) + 1
+    return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split, joint,
+                      list(dict.fromkeys(notes)))
+
+
+def _require_known(metrics: list[str], groups: list[Group]) -> None:
+    import difflib
+
+    known = dict.fromkeys(name for group in groups for run in group.runs for name in (*run.entries, *_computable(run)))
+    for metric in metrics:
+        if metric not in known:
+            near = difflib.get_close_matches(metric, known, 3)
+            raise InputError(f"--metric {metric}: no run has it; " + (f"did you mean {', '.join(near)}?" if near else
+                             f"there are {', '.join(list(known)[:30])}"))
+
+
+def _computable(run: Run) -> list[str]:
+    few = Run(run.folder, run.kind, {}, None, {}, run.table.head(2))
+    values, _ = (_of_classification if run.kind == "classification" else _of_regression)(few, 1, 0)
+    return list(values)
+
+
+def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray | None, notes: list[str]) -> Summary:
+    """A figure's value a seed and its interval: the stored one of a single run, else that of the mean over the seeds."""
+    stored = [run.entries.get(metric, {"value": math.nan, "lower": math.nan, "upper": math.nan}) for run in group.runs]
+    if metric not in figures.values:
+        single = stored[0] if len(stored) == 1 else {}
+        method = single.get("method") or "" if not math.isnan(single.get("lower", math.nan)) else ""
+        return Summary(group.name, metric, tuple(entry["value"] for entry in stored), single.get("lower", math.nan),
+                       single.get("upper", math.nan), method)
+    values = figures.values[metric]
+    agree = [metric in run.entries and bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
+             for run, entry, value in zip(group.runs, stored, values, strict=True)]
+    for run, entry, value, agrees in zip(group.runs, stored, values, agree, strict=True):
+        if not agrees and metric in run.entries:
+            notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored predictions give "
+                         f"{value:.4f}, shown here: the files are of two evaluations, or the classes' order is another one")
+    undefined = int(np.isnan(values).sum())
+    if undefined:
+        notes.append(f"{metric} is undefined for {undefined} of {len(values)} run(s) of {group.name}")
+    single = group.runs[0]
+    if len(values) == 1 and agree[0] and not single.patients_lent and not math.isnan(stored[0]["lower"]):
+        return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"], stored[0].get("method") or "")
+    lower, upper, method = _interval(metric, figures, single, patients)
+    return Summary(group.name, metric, tuple(float(value) for value in values), lower, upper, method)
+
+
+def _interval(metric: str, figures: Figures, run: Run, patients: np.ndarray | None) -> tuple[float, float, str]:
+    value, unknown = float(np.mean(figures.values[metric])), (math.nan, math.nan, "")
+    if math.isnan(value) or metric not in figures.replicates:
+        return unknown
+    if metric in figures.influences:
+        fewest = _fewest(metric, run, patients)
+        lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients), fewest)
+        return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
+    replicates = figures.replicates[metric]
+    lower, upper, _ = bootstrap_interval(metric, value, replicates)
+    return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
+
+
+def _fewest(metric: str, run: Run, patients: np.ndarray | None) -> int:
+    """Independent images (or patients) of the rarer kind, of the class with the fewest that has any."""
+    true, units = run.table["true_class"], np.arange(len(run.table)) if patients is None else patients
+    names = run.labels if metric == "roc_auc" else [metric.removeprefix("roc_auc_")]
+    counts = [min(len(np.unique(units[true == name])), len(np.unique(units[true != name]))) for name in names]
+    return min((count for count in counts if count), default=0)
+
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+
+def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: np.ndarray | None, used: int,
+           notes: list[str]) -> list[Test]:
+    """All pairs by each method of a figure; each method's p values are corrected over the pairs."""
+    families: dict[str, list[Test]] = {}
+    for (first, one), (second, other) in itertools.combinations(zip(groups, figures, strict=True), 2):
+        values = one.values[metric], other.values[metric]
+        difference = float(_subtracted(values[0].mean(), values[1].mean()))
+        pair = (first.name, second.name, metric)
+        if metric in one.influences:
+            apart = _subtracted(one.influences[metric], other.influences[metric])
+            found = delong.difference_test(apart, np.zeros_like(apart), difference, patients)
+            spread = delong.variance(apart, patients)
+            families.setdefault(DELONG, []).append(
+                Test(*pair, DELONG, difference, *found, p_seeds=with_seeds(difference, spread, *values)))
+        apart = _subtracted(one.replicates[metric], other.replicates[metric])
+        lower, upper, p, undefined = paired_bootstrap(apart, difference, metric in SHIFTED)
+        spread = math.nan if len(apart) - undefined < 2 else float(np.nanvar(apart, ddof=1))
+        families.setdefault(BOOTSTRAP, []).append(
+            Test(*pair, BOOTSTRAP, difference, lower, upper, p, p_seeds=with_seeds(difference, spread, *values)))
+        if undefined:
+            notes.append(f"{metric} is undefined in {undefined} of {len(apart)} resamples of {first.name} or "
+                         f"{second.name}: the others are counted")
+    for tests in families.values():
+        for plain, corrected in (("p", "p_holm"), ("p_seeds", "p_seeds_holm")):
+            for test, value in zip(tests, holm([getattr(test, plain) for test in tests]), strict=True):
+                setattr(test, corrected, value)
+    lowest = len(families[BOOTSTRAP]) * 2 / (used + 1)
+    if lowest >= LEVEL:
+        notes.append(f"with {used} resamples and {len(families[BOOTSTRAP])} pairs no bootstrap's p can be below {lowest:.2g} "
+                     f"after Holm's correction: raise --draws above {math.ceil(len(families[BOOTSTRAP]) * 2 / LEVEL)}")
+    return [test for tests in families.values() for test in tests]
+
+
+def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patients: np.ndarray | None,
+                notes: list[str]) -> JointTest:
+    """All groups at once, by the covariance of their AUCs; what makes it say less than usual goes to the notes."""
+    number, influences = len(figures), np.array([each.influences[metric] for each in figures])
+    found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences, patients)
+    _, freedom, p = found
+    fewest, units = _fewest(metric, groups[0].runs[0], patients), "images" if patients is None else "patients"
+    if np.isnan(influences).any():
+        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of the rest")
+    elif math.isnan(p):
+        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their difference no variance "
+                     f"(all pairs in order, or too few {units} for {number} groups)")
+    elif freedom == 0:
+        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no difference to test")
+    elif freedom < number - 1:
+        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank the "
+                     "images as others do, or their AUCs follow from the others'")
+    if freedom and fewest < ENOUGH * freedom:
+        notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for {freedom} degrees of "
+                     f"freedom, so its p may be too small; {ENOUGH} for each are enough")
+    return JointTest(metric, JOINT, number, *found)
+
+
+def _subtracted(first: np.ndarray | float, second: np.ndarray | float):
+    """first - second, and 0 where what is left is rounding, so that models that predict alike do not differ."""
+    difference = np.subtract(first, second)
+    return np.where(np.abs(difference) < ROUNDING, 0.0, difference)
+
+
+def paired_bootstrap(differences: np.ndarray, difference: float, shifted: bool = False) -> tuple[float, float, float, int]:
+    """(lower, upper, p, undefined) of a difference from its values on B resamples.
+
+    The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the interval leaves out 0
+    (but for the last resample): twice the smaller share of differences on either side of 0, an equal one being on both, with 1
+    added above and below (Davison and Hinkley, 1997), so that no p is 0. NaN differences are left out and counted; p is NaN
+    where nothing is left.
+
+    shifted: of figures that resampling itself moves (ECE, which chance can only raise), differently for the two models, the
+    differences' spread around their own mean counts alone: the interval is the observed difference and what 95 % of them keep
+    within, p the share that lies further from their mean than the observed one from 0. Under no difference this calls 1 to 5 %
+    different where percentiles call 0 to 2 % and percentiles taken to the other side 6 to 9 % (300 images).
+    """
+    defined = differences[~np.isnan(differences)]
+    undefined = len(differences) - len(defined)
+    if not len(defined) or math.isnan(difference):
+        return math.nan, math.nan, math.nan, undefined
+    if shifted:
+        apart = np.abs(defined - defined.mean())
+        half = float(np.quantile(apart, 1 - LEVEL))
+        p = (int((apart >= abs(difference)).sum()) + 1) / (len(apart) + 1)
+        return difference - half, difference + half, p, undefined
+    lower, upper, _ = percentile_interval(defined)
+    tail = min((defined <= 0).sum(), (defined >= 0).sum())
+    return lower, upper, min(1.0, 2 * (int(tail) + 1) / (len(defined) + 1)), undefined
+
+
+def with_seeds(difference: float, of_images: float, first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of a difference of means over seeds where both images and seeds are random; NaN unless both have two seeds.
+
+    of_images: the variance that the images give to the difference; first, second: the figure, a seed each (S,). The variances
+    of the two means over the seeds are added to it, and the statistic is compared with Student's t, with the degrees of freedom
+    of Welch and Satterthwaite (those of the images' part are many). The seeds' spread on these images holds a part of the
+    images' variance already, so this errs on the side of caution. A seed is no pairing: nothing but the number is shared.
+    """
+    if min(len(first), len(second)) < 2 or math.isnan(difference) or math.isnan(of_images):
+        return math.nan
+    of_seeds = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    total = of_images + sum(of_seeds)
+    if total == 0:
+        return 1.0 if difference == 0 else 0.0
+    weight = sum(part**2 / (len(values) - 1) for part, values in zip(of_seeds, (first, second), strict=True))
+    statistic = abs(difference) / math.sqrt(total)
+    if weight == 0:
+        return math.erfc(statistic / math.sqrt(2))
+    return float(min(1.0, 2 * stdtr(total**2 / weight, -statistic)))
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 1979): the chance of any false alarm among all tests
+    stays below the level. NaN stays NaN and does not count."""
+    numbers = np.asarray(p, dtype=np.float64)
+    corrected = np.full(len(numbers), math.nan)
+    order = [place for place in np.argsort(numbers) if not math.isnan(numbers[place])]
+    so_far = 0.0
+    for rank, place in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(order) - rank) * numbers[place]))
+        corrected[place] = so_far
+    return corrected.tolist()
+
+
+# ---- as tables ------------------------------------------------------------------------------------------------------
+
+def groups_table(comparison: Comparison) -> pd.DataFrame:
+    """A row a group: group, seeds, the options in which groups differ, then <metric>, _sd, _lower, _upper and _interval of each
+    metric, and the folders of its runs."""
+    rows = []
+    for group in comparison.groups:
+        settings = {f"option_{name}": value[0] if isinstance(value, list) and len(value) == 1 else value
+                    for name, value in group.settings.items()}
+        row = {"group": group.name, "seeds": len(group.runs), **settings}
+        for metric in comparison.metrics:
+            one = comparison.summary(group.name, metric)
+            row |= {metric: one.mean, f"{metric}_sd": one.sd, f"{metric}_lower": one.lower, f"{metric}_upper": one.upper,
+                    f"{metric}_interval": one.method}
+        rows.append(row | {"runs": ";".join(str(run.folder) for run in group.runs)})
+    return pd.DataFrame(rows)
+
+
+def tests_table(comparison: Comparison) -> pd.DataFrame:
+    """A row a test, with the columns of `Test`."""
+    return _table(Test, comparison.tests)
+
+
+def joint_table(comparison: Comparison) -> pd.DataFrame:
+    """A row a joint test, with the columns of `JointTest`."""
+    return _table(JointTest, comparison.joint)
+
+
+def _table(kind: type, rows: list) -> pd.DataFrame:
+    columns = list(kind.__dataclass_fields__)
+    return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns)

@@ -1,0 +1,336 @@
+"""Run folders to compare: read, put on the same images, and put into groups of runs that differ in their seed alone.
+
+N is the number of images of the split.
+"""
+
+import csv
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError
+from util.metrics import classification, regression
+from util.options.flags import OF_THIS_START, as_now
+
+FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune")  # what tells groups apart, where it does
+SPEAKS_FOR_ITSELF = ("model_arch", "adaptation")  # in a group's name without the option's name
+
+
+@dataclass(eq=False)
+class Run:
+    """What one run folder says about one split."""
+
+    folder: Path
+    kind: str  # classification or regression
+    settings: dict  # the options that make it the run that it is, without its seed and its place
+    seed: int | None
+    entries: dict[str, dict]  # of metrics_SPLIT.json; NaN where that says null
+    table: pd.DataFrame  # of predictions_SPLIT.csv
+    fingerprint: str = ""  # of the pictures of all splits
+    label: str = ""  # what its group is called, where that is known
+    patients_lent: bool = False  # whether its patients were another run's, so that its stored intervals know none
+
+    @property
+    def name(self) -> str:
+        return self.folder.name or self.folder.resolve().name
+
+    @property
+    def labels(self) -> list[str]:
+        """Its classes in the order of the outputs, or its targets."""
+        return classification.class_names_of(self.table) if self.kind == "classification" else regression.targets_of(
+            self.table.columns)
+
+
+@dataclass
+class Group:
+    """Runs of the same settings, each with a seed of its own."""
+
+    name: str
+    runs: list[Run]
+    settings: dict = field(default_factory=dict)  # those in which the groups differ
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+def read_runs(folders: list[str], split: str) -> list[Run]:
+    """Read run folders. InputError for one that is named twice, is no run, or whose split was never scored."""
+    seen: dict[Path, str] = {}
+    for name in folders:
+        real = Path(name).resolve()
+        if real in seen:
+            raise InputError(f"{name} and {seen[real]} are the same folder: name it once")
+        seen[real] = name
+    return [read_run(Path(name), split) for name in folders]
+
+
+def read_run(folder: Path, split: str) -> Run:
+    """One run folder. InputError: see read_runs."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder of a run, "
+                         "OUTPUT_DIR/TASK")
+    facts = _json(folder / "run.json", f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
+    options = facts.get("options")
+    if not isinstance(options, dict):
+        raise InputError(f"{folder / 'run.json'} holds no options: it is not this program's")
+    lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv") if not (folder / name).exists()]
+    if lacking:
+        remedy = (f"score it: main_finetune.py (or main_regression.py) --eval --resume {folder}/checkpoint-best.pth "
+                  f"--task {folder.name} with the flags of its data" if split == "test" else "its training was cut before the "
+                  "first epoch's end")
+        raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never scored: {remedy}")
+    path = folder / f"predictions_{split}.csv"
+    kind = _kind_of(path)
+    table = (classification if kind == "classification" else regression).read_predictions(path)
+    if table.empty:
+        raise InputError(f"{path} holds no image")
+    if table["index"].duplicated().any():
+        raise InputError(f"{path} holds an index twice: it is damaged")
+    fingerprint = str((facts.get("data") or {}).get("fingerprint") or "")
+    return Run(folder, kind, _settings(options, facts, fingerprint), options.get("seed"),
+               _entries(folder / f"metrics_{split}.json"), table, fingerprint)
+
+
+def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
+    left_out = {"seed", "data_path", "csv_file", *OF_THIS_START}
+    kept = {name: value for name, value in as_now(options).items() if name not in left_out}
+    # the pictures themselves count, not where they are mounted
+    place = options.get("csv_file") or options.get("data_path")
+    return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
+
+
+def _json(path: Path, otherwise: str) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(otherwise) from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): the run was cut, or the file is damaged") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not this program's: an object is expected")
+    return content
+
+
+def _entries(path: Path) -> dict[str, dict]:
+    entries = {}
+    for name, entry in _json(path, f"{path} can't be read").items():
+        if not isinstance(entry, dict) or "value" not in entry:
+            raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
+        try:
+            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
+                                     for part in ("value", "lower", "upper")}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} is no number ({error})") from error
+    return entries
+
+
+def _kind_of(path: Path) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header = next(csv.reader(file), [])
+    return "regression" if any(name.startswith("pred_") for name in header) else "classification"
+
+
+# ---- the same images ------------------------------------------------------------------------------------------------
+
+def align(runs: list[Run]) -> list[str]:
+    """Bring the tables of all runs into the order of the first one's (images, classes, patients); lines for the user.
+
+    Images are known by their paths as stored. Where these differ by the folder that all have in common (another mount
+    point), what stands below it counts, and a line says so. InputError where kinds, classes, targets, images, labels or
+    patients differ, with how many and an example.
+    """
+    first, notes = runs[0], []
+    first.table = first.table.sort_values("index", ignore_index=True)
+    for run in runs[1:]:
+        if run.kind != first.kind:
+            raise InputError(f"{first.folder} is a {first.kind} and {run.folder} a {run.kind}: these do not compare")
+        notes += _same_labels(first, run)
+        order, moved = _matched(first, run)
+        run.table = run.table.iloc[order].reset_index(drop=True)
+        notes += moved
+        _same_truth(first, run)
+    notes += _share_patients(runs)
+    for run in runs:
+        # intervals.py sorts by it: with the same numbers all runs are resampled alike
+        run.table["index"] = np.arange(len(run.table))
+    return list(dict.fromkeys(notes))
+
+
+def _same_labels(first: Run, run: Run) -> list[str]:
+    mine, theirs = first.labels, run.labels
+    what = "classes" if first.kind == "classification" else "targets"
+    if set(mine) != set(theirs):
+        only = [f"{name!r} only in {holder.folder}" for holder, names, others in ((first, mine, theirs), (run, theirs, mine))
+                for name in names if name not in others]
+        raise InputError(f"{first.folder} and {run.folder} have different {what} ({'; '.join(only[:4])}"
+                         f"{'; …' if len(only) > 4 else ''}): these do not compare")
+    if mine == theirs:
+        return []
+    kinds = ("prob", "logit") if first.kind == "classification" else ("true", "pred")
+    kept = [name for name in run.table.columns if not name.startswith(tuple(f"{kind}_" for kind in kinds))]
+    run.table = run.table[[*kept, *(f"{kind}_{name}" for kind in kinds for name in mine)]]
+    return [f"{run.folder} has its {what} in another order than {first.folder}: they are matched by name"
+            + (", and figures of grades (qwk, mae_grades) take the order of the first" if what == "classes" else "")]
+
+
+def _matched(first: Run, run: Run) -> tuple[np.ndarray, list[str]]:
+    """(N,) the rows of `run` in the order of the first run's images, and lines."""
+    whole = [[os.path.normpath(path) for path in each.table["path"]] for each in (first, run)]
+    order = _positions(*whole)
+    if order is not None:
+        return order, []
+    below = [_below_common_folder(paths) for paths in whole]
+    order = _positions(*below)
+    if order is not None:
+        return order, [_moved(first, run, order)]
+    mine, theirs = min((whole, below), key=lambda pair: sum((Counter(pair[0]) - Counter(pair[1])).values()))
+    lacking, added = (list((Counter(a) - Counter(b)).elements()) for a, b in ((mine, theirs), (theirs, mine)))
+    holder, example = (first, lacking[0]) if lacking else (run, added[0])
+    raise InputError(f"{first.folder} and {run.folder} were not scored on the same images: {len(lacking)} of {len(mine)} of "
+                     f"the first are not among the {len(theirs)} of the second, {len(added)} the other way round (only in "
+                     f"{holder.folder}: {example}); paired tests need the same ones: score both on one test split with --eval")
+
+
+def _positions(mine: list[str], theirs: list[str]) -> np.ndarray | None:
+    """Where each of `mine` stands in `theirs`, an image that stands there twice by its occurrence; None unless all match."""
+    place = {key: row for row, key in enumerate(_numbered(theirs))}
+    found = [place.get(key, -1) for key in _numbered(mine)]
+    return np.array(found) if len(mine) == len(theirs) and min(found) >= 0 else None
+
+
+def _numbered(names: list[str]) -> list[tuple[str, int]]:
+    seen: Counter = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
+def _below_common_folder(paths: list[str]) -> list[str]:
+    if len({os.path.isabs(path) for path in paths}) > 1:
+        return paths
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) if common else path for path in paths]
+
+
+def _moved(first: Run, run: Run, order: np.ndarray) -> str:
+    """What is said of images whose folder has another place. InputError where the files tell that they are others."""
+    line = f"{run.folder} names its images by another folder than {first.folder}"
+    if first.fingerprint and first.fingerprint == run.fingerprint:
+        return f"{line}; both runs' data have the same fingerprint (names, labels and file sizes)"
+    mine, theirs = list(first.table["path"]), list(run.table["path"].iloc[order])
+    if not all(map(os.path.isfile, (*mine, *theirs))):
+        return f"warning: {line}: their names and labels agree, and nothing else could be checked, for the files are not here"
+    other = [pair for pair in zip(mine, theirs, strict=True) if os.path.getsize(pair[0]) != os.path.getsize(pair[1])]
+    if other:
+        raise InputError(f"{line}, and {len(other)} of {len(mine)} files of the same name differ in size ({other[0][0]} and "
+                         f"{other[0][1]}): paired tests need the same images")
+    return f"{line}; names, labels and file sizes agree"
+
+
+def _same_truth(first: Run, run: Run) -> None:
+    names = ["true_class"] if first.kind == "classification" else [f"true_{target}" for target in first.labels]
+    for name in names:
+        mine, theirs = first.table[name].to_numpy(), run.table[name].to_numpy()
+        if first.kind == "classification":
+            differ = mine != theirs
+        else:  # a transform and its inverse leave rounding in the last digits
+            differ = ~np.isclose(mine, theirs, rtol=1e-6, atol=0, equal_nan=True)
+        if differ.any():
+            row = int(np.argmax(differ))
+            raise InputError(f"{first.folder} and {run.folder} have different labels: {name} of {differ.sum()} of {len(mine)} "
+                             f"images (the first: {first.table['path'].iloc[row]}, {mine[row]} and {theirs[row]}); score both "
+                             "against the same labels with --eval")
+
+
+def _share_patients(runs: list[Run]) -> list[str]:
+    """The patients of the runs that know them into those that know none, so that all are resampled together."""
+    knowing = [run for run in runs if (run.table["patient"] != "").any()]
+    if not knowing:
+        return []
+    known = knowing[0].table["patient"].to_numpy(dtype=object)
+    for run in knowing[1:]:
+        differ = known != run.table["patient"].to_numpy(dtype=object)
+        if differ.any():
+            row = int(np.argmax(differ))
+            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of {differ.sum()} of {len(known)} "
+                             f"images (the first: {run.table['path'].iloc[row]}, {known[row]!r} and "
+                             f"{run.table['patient'].iloc[row]!r}); score both with the same --patient_col")
+    notes = []
+    for run in runs:
+        if run not in knowing:
+            run.table["patient"], run.patients_lent = known, True
+            notes.append(f"{run.folder} does not say which images are of one patient: {knowing[0].folder}'s patients are taken")
+    return notes
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group], list[str]]:
+    """Groups in the order of their first run, and lines for the user.
+
+    names: of the groups, in that order. Without them a group is called by its runs' label, else by its folder where all groups
+    are single runs, else by the options that tell the groups apart.
+    Runs of the same settings and the same seed (of two releases of the code, say) are no repetition: the second one begins
+    another group. InputError where the number of names is another one.
+    """
+    members: dict[tuple, list[Run]] = {}
+    notes, taken = [], Counter()
+    # an option that a run does not have is one that its release did not know, and is no choice
+    known = set.intersection(*(set(run.settings) for run in runs))
+    for run in runs:
+        settings = json.dumps({name: run.settings[name] for name in sorted(known)}, default=str)
+        again = taken[settings, run.seed]
+        taken[settings, run.seed] += 1
+        members.setdefault((settings, again), []).append(run)
+        if again:
+            notes.append(f"{run.folder} has the options and the seed of another run: they are compared, not averaged")
+    lists = list(members.values())
+    varying = _varying(lists, known)
+    if names is not None and len(names) != len(lists):
+        raise InputError(f"--names gives {len(names)} names to {len(lists)} groups ("
+                         + "; ".join(", ".join(run.name for run in runs) for runs in lists) + "): one a group, in this order")
+    if names is not None and len(set(names)) < len(names):
+        raise InputError("--names gives a name twice")
+    names = names or _names(lists, varying)
+    return [Group(name, runs, {option: runs[0].settings.get(option) for option in varying})
+            for name, runs in zip(names, lists, strict=True)], notes
+
+
+def _varying(lists: list[list[Run]], known: set[str]) -> list[str]:
+    """The options in which the groups differ, those that make good names first."""
+    options = [name for name in lists[0][0].settings if name in known]
+    varying = [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
+    return sorted(varying, key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
+
+
+def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:
+    folders = [runs[0].name for runs in lists]
+    known = [runs[0].label for runs in lists]
+    if all(known):  # of a study; where the number of processes changed in between, one of its groups has become two
+        return [name if known.count(name) == 1 else f"{name}, {folder}" for name, folder in zip(known, folders, strict=True)]
+    if all(len(runs) == 1 for runs in lists) and len(set(folders)) == len(folders):
+        return folders
+    names = [""] * len(lists)
+    for option in varying:
+        values = [_text(runs[0].settings.get(option)) for runs in lists]
+        said = [value if option in SPEAKS_FOR_ITSELF else f"{option} {value}" for value in values]
+        longer = [", ".join(filter(None, pair)) for pair in zip(names, said, strict=True)]
+        if len(set(longer)) > len(set(names)):  # an option that follows another tells nothing new
+            names = longer
+    if len(set(names)) == len(names) and all(names):
+        return names
+    named = [", ".join(filter(None, pair)) for pair in zip(names, folders, strict=True)]
+    return named if len(set(named)) == len(named) else [str(runs[0].folder) for runs in lists]
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -1,0 +1,346 @@
+"""Optuna's side of a search: the space, the study, trials that are neither lost nor doubled, what comes out.
+
+The main process alone talks to the storage. What a trial runs is handed in by the caller (jobs/search.py).
+
+A trial's lease: Optuna's own heartbeat knows databases only, so the process that runs a trial writes into it until when
+it may be believed to live, and renews that every epoch. A trial whose lease is over, or whose process on this very
+machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from util.core.disk import reason
+from util.core.errors import InputError, RunError
+from util.core.run_files import write_whole
+from util.report.charts import save_figure
+
+LEASE_S, EPOCHS_A_LEASE = 300.0, 5  # a lease lasts at least so long, and so many of the longest epoch
+NO_LEASE_S = 60.0  # a running trial without a lease was killed between two lines of ours
+MOST_STARTS = 3  # of one set of parameters: what kills its process every time is not tried for ever
+OPENING_TRIES = 6  # several processes may make a database's tables at once, and all but one of them then fail
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A searched setting: a range, or choices."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    choices: tuple = ()
+
+    def propose(self, trial: optuna.Trial):
+        if self.choices:
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.whole:
+            return trial.suggest_int(self.name, int(self.low), int(self.high))
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+
+HEADS = (2, 4, 8)
+
+
+def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> list[Parameter]:
+    """What is searched. width: the head's; numbers of attention heads that don't divide it are never proposed.
+    A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay. InputError where no number
+    of heads divides the width."""
+    heads = tuple(number for number in HEADS if width % number == 0)
+    if not heads:
+        raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention heads "
+                         f"{', '.join(map(str, HEADS))}: pass another --head_embed_dim")
+    found = [Parameter("lr", 5e-5, 5e-3, log=True), Parameter("weight_decay", 1e-6, 0.1, log=True)]
+    if not frozen:
+        if not adapters:
+            found.append(Parameter("layer_decay", 0.4, 0.95))
+        if stochastic_depth:
+            found.append(Parameter("drop_path", 0.0, 0.4))
+    return [*found, Parameter("head_dropout", 0.0, 0.5), Parameter("head_depth", 1, 4, whole=True),
+            Parameter("head_mlp_ratio", 1.0, 4.0), Parameter("head_num_heads", choices=heads),
+            Parameter("huber_beta", 0.5, 2.0)]
+
+
+def number_from(*parts) -> int:
+    """A seed, 32 bits, from whatever it belongs to."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
+
+
+# ---- the study ------------------------------------------------------------------------------------------------------
+
+def open_storage(place: str):
+    """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal file. InputError."""
+    if "://" not in place:
+        from util.study.journal import WholeJournal
+
+        _make_folder(place, Path(place).parent)
+        try:
+            return optuna.storages.JournalStorage(WholeJournal(place))
+        except OSError as error:
+            raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        url = make_url(place)
+    except ArgumentError as error:
+        raise InputError("--optuna_storage is no address of a database: write sqlite:///FILE or postgresql://USER@HOST/NAME"
+                         ) from error
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername == "postgresql":
+        url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
+    if url.drivername.startswith("sqlite") and url.database:
+        _make_folder(place, Path(url.database).parent)
+    for left in reversed(range(OPENING_TRIES)):
+        try:
+            return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_engine(url))
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
+            if not left:
+                raise InputError(f"--optuna_storage {shown}: can't be opened ({reason})") from error
+            time.sleep(0.5 * (1 + os.getpid() % 7 / 7))
+        except ImportError as error:
+            raise InputError(f"--optuna_storage {shown}: its driver is not installed ({error})") from error
+
+
+def _make_folder(place: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
+
+
+def _postgres_driver(shown: str) -> str:
+    from importlib.util import find_spec
+
+    for driver in ("psycopg", "psycopg2"):
+        if find_spec(driver):
+            return driver
+    raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install 'psycopg[binary]'")
+
+
+def _engine(url) -> dict:
+    # sqlite waits for another process's writing instead of failing at once
+    return {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
+    """The study of that name, made where it is not there. job: what its values depend on, plain; a study made for
+    another is refused. InputError also where it is there and `resume` was not asked for."""
+    there = name in optuna.get_all_study_names(storage)
+    if there and not resume:
+        raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, or name another "
+                         "with --optuna_study_name")
+    pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
+    study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True,
+                                pruner=pruners[pruner]())
+    if study.direction.name.lower() != direction:
+        raise InputError(f"the study {name} is to be {study.direction.name.lower()}d, not {direction}d: name another with "
+                         "--optuna_study_name")
+    made_for = study.user_attrs.get("job")
+    if made_for is None:
+        study.set_user_attr("job", job)
+        return study
+    changed = [f"{key} {made_for.get(key)} -> {job[key]}" for key in job if made_for.get(key) != job[key]]
+    if changed:
+        raise InputError(f"the study {name} was made for another job ({'; '.join(changed)}): its values don't compare; name "
+                         "another with --optuna_study_name")
+    return study
+
+
+# ---- trials ---------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search goes about its trials."""
+
+    total: int
+    seed: int
+    sampler: str
+    parameters: Sequence[Parameter]
+    ends_at: float | None = None  # by time.monotonic()
+
+
+def process_start(pid: int) -> str:
+    """When a process of this machine began, in the kernel's ticks: tells it from a later one of the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def lease(seconds: float) -> dict:
+    return {"host": platform.node(), "pid": os.getpid(), "started": process_start(os.getpid()), "until": time.time() + seconds}
+
+
+def lease_length(longest_epoch: float) -> float:
+    return max(LEASE_S, EPOCHS_A_LEASE * longest_epoch)
+
+
+def is_alive(trial: FrozenTrial) -> bool:
+    """Whether a running trial's process can still be believed to live."""
+    held = trial.user_attrs.get("lease")
+    if held is None:
+        return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < NO_LEASE_S
+    if held["host"] == platform.node() and Path("/proc").is_dir():
+        return bool(held["started"]) and process_start(held["pid"]) == held["started"]
+    return time.time() < held["until"]
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the study's total: ended by itself, or running."""
+    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return True
+    if trial.state == TrialState.FAIL:
+        return "reason" in trial.user_attrs
+    return trial.state == TrialState.RUNNING and is_alive(trial)
+
+
+def take_back_killed(study: optuna.Study) -> list[str]:
+    """Put the parameters of killed trials in the queue again; lines for the user. Of several processes that see the same
+    one, only that which marks it failed queues it."""
+    lines = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_alive(trial):
+            continue
+        starts = trial.user_attrs.get("starts", 1)
+        try:
+            if starts >= MOST_STARTS:
+                study._storage.set_trial_user_attr(trial._trial_id, "reason", f"its process was killed {starts} times")
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (ValueError, RuntimeError):  # another process was quicker
+            continue
+        if starts >= MOST_STARTS:
+            lines.append(f"trial {trial.number} was killed {starts} times: it is marked failed and not tried again")
+            continue
+        if trial.params:
+            origin = trial.user_attrs.get("origin", trial.number)
+            study.enqueue_trial(trial.params, user_attrs={"origin": origin, "starts": starts + 1})
+        lines.append(f"trial {trial.number} was left running by a process that is gone: its parameters are in the queue again")
+    return lines
+
+
+def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Trial, dict] | None:
+    """The next trial and its parameters; None where the total is reached or the time is over. Waits while other
+    processes run the last ones, since one of them may be killed."""
+    said = False
+    while True:
+        for line in take_back_killed(study):
+            say(line)
+        trials = study.get_trials(deepcopy=False)
+        if settings.ends_at is not None and time.monotonic() > settings.ends_at:
+            return None
+        if sum(map(counts, trials)) >= settings.total:
+            running = sum(trial.state == TrialState.RUNNING for trial in trials)
+            if not running:
+                return None
+            if not said:
+                say(f"waiting for {running} trials that other processes run")
+            said = True
+            time.sleep(2.0)
+            continue
+        trial = study.ask()
+        trial.set_user_attr("lease", lease(LEASE_S))
+        before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number and counts(other)]
+        if len(before) >= settings.total:  # two processes asked for the last one together
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        study.sampler = sampler_of(settings, trial.number)
+        # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the first time
+        return trial, {parameter.name: parameter.propose(trial) for parameter in settings.parameters}
+
+
+def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler for one trial: what it proposes depends on the study's seed, the trial's number and the trials before,
+    not on which process asks or on how often a search was started."""
+    seed = number_from("sampler", settings.seed, number)
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def trial_seed(settings: Settings, trial: optuna.Trial) -> int:
+    return number_from("trial", settings.seed, trial.user_attrs.get("origin", trial.number))
+
+
+# ---- what comes out -------------------------------------------------------------------------------------------------
+
+def best_of(study: optuna.Study) -> FrozenTrial | None:
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        return None
+    return max(done, key=lambda trial: (trial.value if study.direction.name == "MAXIMIZE" else -trial.value, -trial.number))
+
+
+def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -> None:
+    """optuna_best.json, in a form that --params takes back, and optuna_trials.csv. RunError where the disk is full."""
+    best = best_of(study)
+    try:
+        if best is not None:
+            content = {"value": best.value, "params": best.params, "metric": metric,
+                       "direction": study.direction.name.lower(), "trial": best.number, "epochs": epochs,
+                       "study": study.study_name}
+            write_whole(folder / "optuna_best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(folder / "optuna_trials.csv", trials_table(study).to_csv(index=False, lineterminator="\n"))
+    except OSError as error:
+        raise RunError(f"{folder} can't be written ({reason(error)}): the trials are safe in the storage; make room and go on "
+                       "with --optuna_resume") from error
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures of test."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        seconds = trial.duration.total_seconds() if trial.duration else None
+        rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, "seconds": seconds,
+                     "best_epoch": trial.user_attrs.get("best_epoch"), "reason": trial.user_attrs.get("reason", ""),
+                     **trial.params, **trial.user_attrs.get("test", {})})
+    return pd.DataFrame(rows)
+
+
+def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
+    """optuna_history.png, optuna_importances.png, optuna_slices.png by Optuna's own plots; lines about what lacks."""
+    import matplotlib
+    from matplotlib.ticker import NullFormatter
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(done) < 2:
+        return [f"{len(done)} finished trials: too few for pictures of the search"]
+    notes = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, plot in (("history", plots.plot_optimization_history), ("importances", plots.plot_param_importances),
+                           ("slices", plots.plot_slice)):
+            try:
+                axes = plot(study, target=lambda trial: trial.value, target_name=f"{metric} on val")
+            except (ValueError, RuntimeError) as error:  # importances of trials that all came to the same value
+                notes.append(f"no picture of the {name}: {str(error).splitlines()[0]}")
+                continue
+            figure = axes.flat[0].figure if hasattr(axes, "flat") else axes.figure
+            if name == "slices":
+                figure.set_size_inches(2.6 * len(axes), 3.2)
+                for axis in axes.flat:
+                    axis.xaxis.set_minor_formatter(NullFormatter())  # of logarithmic axes: they would overlap
+            notes += save_figure(figure, folder / f"optuna_{name}.png")
+            pyplot.close(figure)
+    return notes

@@ -1,0 +1,263 @@
+"""Running a study: its cells one after the other, each a job of its own; what is done is not done again.
+
+A cell is its folder. It is finished where test is scored and its options are those of the grid, begun where its options are
+written, else new. A finished one is skipped, a begun one goes on with --resume auto, one that fails is said and the rest go on.
+Several starts of one study may run beside each other: a lock, which lives as long as the process that trains, keeps each cell
+to one of them.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from util.core import signals
+from util.core.errors import InputError, RunError
+from util.options import flags, starts
+from util.report.terminal import duration
+from util.study.grid_file import Cell, Grid
+
+ROOT = Path(__file__).resolve().parents[2]
+FINISHED, BEGUN, NEW = "finished", "begun", "new"
+RESTARTS = 3  # of a cell by the launcher, as in train.sh
+ELSEWHERE = -1000  # in place of an exit code: another process trains the cell
+# Filled in by the program where they are not given: then what is stored says nothing against what is asked.
+RESOLVED = ("model_arch", "input_size", "decode", "cache_size", "fc_norm_passes", "nb_classes", "finetune",
+            "read_images")
+
+
+@dataclass
+class Outcome:
+    """What a start of a study came to."""
+
+    failed: dict[str, int] = field(default_factory=dict)  # cells and their exit codes
+    stopped_by: int = 0  # a signal's number
+
+    @property
+    def exit_code(self) -> int:
+        if self.stopped_by:
+            return signals.code_of(self.stopped_by)
+        return 1 if self.failed else 0
+
+
+# ---- states ---------------------------------------------------------------------------------------------------------
+
+def states(grid: Grid, canonical: Callable[[flags.Parsed], None]) -> dict[str, str]:
+    """{cell: finished, begun or new}. InputError where a folder holds a run of other options: nothing was begun by then.
+
+    canonical: writes another spelling of a model's name as the program itself would store it; called where one is met.
+    """
+    return {cell.name: state_of(cell, canonical) for cell in grid.cells}
+
+
+def state_of(cell: Cell, canonical: Callable[[flags.Parsed], None]) -> str:
+    """Of one cell. InputError: see `states`."""
+    stored = _facts(cell)
+    if stored is None:
+        return NEW
+    changed = _differences(stored["options"], cell, canonical)
+    if changed:
+        raise InputError(f"{cell.folder} holds a run of other options ({'; '.join(changed)}): give the study another name, or "
+                         "remove that folder")
+    return FINISHED if _is_scored(cell) else BEGUN
+
+
+def _facts(cell: Cell) -> dict | None:
+    path = cell.folder / "run.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return facts | {"options": flags.as_now(dict(facts["options"]))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}): remove {cell.folder}, and its run begins anew") from error
+
+
+def _is_scored(cell: Cell) -> bool:
+    return all((cell.folder / name).exists() for name in ("metrics_test.json", "predictions_test.csv"))
+
+
+def _differences(stored: dict, cell: Cell, canonical: Callable) -> list[str]:
+    """`--name stored -> now` of the options in which a stored run is not what the cell asks for."""
+    parsed = flags.Parsed(Namespace(**vars(cell.parsed.options)), set(cell.parsed.typed))
+    now = parsed.options
+    for name in RESOLVED:
+        if name in vars(now) and name not in parsed.typed:
+            setattr(now, name, stored.get(name))
+    starts.as_stored(now, parsed.typed, stored)
+    if getattr(now, "params", None):
+        from util.options.regression import take_params
+
+        take_params(parsed)
+    if (now.model, now.model_arch) != (stored.get("model"), stored.get("model_arch")):
+        canonical(parsed)
+    return flags.differences(stored, now)
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
+    """The words that start a cell: plain Python for one process, the launcher for several, as the shell scripts do."""
+    program = [str(ROOT / grid.program), *cell.arguments, "--resume", "auto"]
+    if processes == 1:
+        return [sys.executable, *program]
+    return [sys.executable, str(ROOT / "util" / "torchrun.py"), "--standalone", "--nnodes", "1", "--nproc_per_node",
+            str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", *program]
+
+
+def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
+    """What would be run: a cell and its state, then its command."""
+    lines = [_overview(grid, found)]
+    for cell in grid.cells:
+        lines += [f"{cell.name}  {found[cell.name]}", f"    {shlex.join(command(grid, cell, processes))}"]
+    return lines
+
+
+def _overview(grid: Grid, found: dict[str, str]) -> str:
+    counted = Counter(found.values())
+    return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(f"{counted[state]} {state}"
+                                                                     for state in (FINISHED, BEGUN, NEW))
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+def run(grid: Grid, processes: int, canonical: Callable[[flags.Parsed], None]) -> Outcome:
+    """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
+    found, outcome = states(grid, canonical), Outcome()
+    _say(_overview(grid, found))
+    others = [cell.name for cell in grid.cells if found[cell.name] == FINISHED and _processes(cell) not in (None, processes)]
+    if others:
+        _say(f"note: {len(others)} finished runs had another number of processes than {processes} ({others[0]}: "
+             f"{_processes(next(cell for cell in grid.cells if cell.name == others[0]))}), so another effective batch")
+    with Stopper() as stopper:
+        for number, cell in enumerate(grid.cells, 1):
+            if found[cell.name] == FINISHED:
+                continue
+            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", stopper)
+            if code == signals.EXIT_CODE and not stopper.signal:  # a scheduler has told the run alone
+                stopper.signal = signal.SIGTERM
+            if stopper.signal:
+                outcome.stopped_by = stopper.signal
+                print(f"stopped in {cell.name} by {signal.Signals(stopper.signal).name}: what was saved stays; the same "
+                      "command goes on with the study", file=sys.stderr, flush=True)
+                return outcome
+            if code:
+                outcome.failed[cell.name] = code
+    for name, code in outcome.failed.items():
+        print(f"{name} " + ("is trained by another process: start again once that is done" if code == ELSEWHERE else
+                            f"failed (exit code {code}): its error stands above; the same command tries it again"),
+              file=sys.stderr, flush=True)
+    return outcome
+
+
+def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable, title: str, stopper: "Stopper") -> int:
+    """Exit code of a cell; 0 where it is finished by now."""
+    with _locked(cell) as lock:
+        if lock is None:
+            _say(f"{title}: another process trains it, it is left to that one")
+            return ELSEWHERE
+        state = state_of(cell, canonical)  # another start may have been at it in the meantime
+        if state == FINISHED:
+            return 0
+        _say(f"{title}{' goes on' if state == BEGUN else ''}")
+        began = time.monotonic()
+        code = stopper.wait_for(command(grid, cell, processes), lock)
+        if code == 0 and not _is_scored(cell):
+            _say(f"{cell.name} ended without scoring test: nothing stands in {cell.folder}")
+            code = 1
+        _say(f"{cell.name} {'done' if code == 0 else f'ended with {code}'} after {duration(time.monotonic() - began)}")
+        return code
+
+
+def _processes(cell: Cell) -> int | None:
+    return (_facts(cell) or {}).get("processes")
+
+
+@contextlib.contextmanager
+def _locked(cell: Cell) -> Iterator[int | None]:
+    """The cell's lock, a file that whoever trains holds open; None where another process does."""
+    try:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(cell.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"{cell.folder} can't be written ({error.strerror}): name another output_dir") from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        except OSError as error:  # a file system without locks
+            _say(f"note: {cell.folder} can't be locked ({error.strerror}): don't start the study twice at a time")
+        yield file
+    finally:
+        os.close(file)
+
+
+class Stopper:
+    """Waits for a child and hands on what is to stop it.
+
+    The child has a process group of its own, so that Ctrl-C reaches it once and by one way whoever sends it: to the whole
+    group, as a terminal does (SIGINT), or to the program alone, which stops its own workers (the others).
+    """
+
+    SIGNALS = (signal.SIGINT, *signals.SIGNALS, signal.SIGHUP)
+
+    def __init__(self):
+        self.signal, self.child = 0, None
+
+    def __enter__(self) -> "Stopper":
+        # what is ignored stays so: nohup wants a closed terminal to stop nothing
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._stop) for number in heard}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def wait_for(self, words: list[str], lock: int | None = None, output: TextIO | None = None, cwd: Path | None = None) -> int:
+        """Exit code of a command, 128 + N where signal N ended it. The child keeps the lock open as long as it lives.
+
+        output: where what it prints goes, errors too; None: where ours does.
+        """
+        if self.signal:
+            return 128 + self.signal
+        try:
+            self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, cwd=cwd, stdout=output,
+                                          stderr=None if output is None else subprocess.STDOUT,
+                                          pass_fds=() if lock is None else (lock,))
+        except OSError as error:
+            raise RunError(f"{words[0]} can't be started ({error.strerror})") from error
+        if self.signal:  # it came while the child was being started
+            self._hand_on(self.signal)
+        code = self.child.wait()
+        self.child = None
+        return code if code >= 0 else 128 - code
+
+    def _stop(self, number: int, _) -> None:
+        self.signal = self.signal or number
+        if self.child is not None:
+            self._hand_on(number)
+
+    def _hand_on(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            if number == signal.SIGINT:
+                os.killpg(self.child.pid, number)
+            else:
+                self.child.send_signal(number)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
