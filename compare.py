@@ -13,7 +13,8 @@ interrupted.
 import sys
 from pathlib import Path
 
-from util.core.errors import InputError, RunError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError, RunError
 from util.options import flags
 
 DEFAULT_OUTPUT = "./output_dir/comparison"

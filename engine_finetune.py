@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from util.core import signals
 from util.core.errors import RunError
+from util.core.host_memory import keep_freed_memory
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
-from util.model.memory import keep_freed_memory
 from util.model.precision import Precision
 from util.parallel.processes import Agreement, World
 from util.parallel.sharding import average_gradients, is_sharded, without_gradients

@@ -16,7 +16,7 @@ Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 
 import sys
 
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.options import flags
 from util.options import inference as own
 

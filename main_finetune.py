@@ -11,7 +11,7 @@ Score a checkpoint:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-from util.core.errors import exit_code_of, exit_with
+from util.core.ending import exit_code_of, exit_with
 from util.options import flags
 
 

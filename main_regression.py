@@ -11,7 +11,8 @@ A search, then the final run with what it found:
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-from util.core.errors import InputError, exit_code_of, exit_with
+from util.core.ending import exit_code_of, exit_with
+from util.core.errors import InputError
 from util.options import flags
 from util.options import regression as own
 

@@ -12,7 +12,7 @@ A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wro
 
 import sys
 
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.options import flags
 from util.options import inference as own
 

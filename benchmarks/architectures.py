@@ -32,7 +32,7 @@ from benchmarks.chaos import write_pictures
 from jobs import (
     train,  # noqa: F401  (once, for all the processes)
 )
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 
 # one or two of every family of timm 1.0.31, the small ones
 NAMES = """

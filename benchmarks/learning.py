@@ -35,7 +35,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import learning_data as data  # noqa: E402
 from benchmarks import learning_table as table  # noqa: E402
 from util.core import signals  # noqa: E402
-from util.core.errors import InputError, exit_code_of  # noqa: E402
+from util.core.ending import exit_code_of  # noqa: E402
+from util.core.errors import InputError  # noqa: E402
 from util.data.public.demo import make_demo  # noqa: E402
 from util.study.runs import Stopper  # noqa: E402
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from util.core.errors import exit_with
+from util.core.ending import exit_with
 
 ROOT = Path(__file__).parent.parent
 BATCH, CLASSES = 2, 5

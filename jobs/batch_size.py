@@ -1,18 +1,15 @@
 """`--batch_size auto`: the largest batch that fits into the memory, found once, when a run begins."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from jobs.job import Job
 from util.core.errors import InputError, RunError
-from util.model.memory import available_bytes, estimate_memory
+from util.core.host_memory import available_bytes
+from util.model.memory import estimate_memory
 from util.options.flags import AUTO, Parsed
 from util.parallel.sharding import is_sharded
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile
-
-if TYPE_CHECKING:
-    from jobs.setup import Job
 
 SIZES = tuple(sorted({2**power for power in range(11)} | {3 * 2**power for power in range(9)}))  # 1, 2, 3, 4, 6, 8 to 1024
 LARGEST_WITHOUT_TRYING = 128  # what is only estimated; and on CPUs more costs memory and wins no time
@@ -29,7 +26,7 @@ def take_stored(parsed: Parsed, resumed: WeightFile | None) -> None:
         options.batch_size = known or (EVALUATION if options.eval else AUTO)
 
 
-def choose(job: "Job") -> str:
+def choose(job: Job) -> str:
     """Set options.batch_size, alike in all processes -> a line that says it. RunError where not one picture fits, InputError
     for a model in shards.
 
@@ -66,7 +63,7 @@ def _largest(sizes: list[int], fit) -> int:
     return found
 
 
-def _estimated(job: "Job", sizes: list[int]) -> int:
+def _estimated(job: Job, sizes: list[int]) -> int:
     """The largest size whose estimated need is at most SHARE of the memory that is free, divided among the processes."""
     options, world = job.options, job.world
     covariates = job.task.covariates(job.rows("train")[:1])
@@ -79,7 +76,7 @@ def _estimated(job: "Job", sizes: list[int]) -> int:
                     lambda size: fixed + size * a_picture <= SHARE * free)
 
 
-def fits(job: "Job", batch_size: int, for_training: bool = False) -> bool:
+def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
     """Whether a batch goes forward and back on this process's device. The model stays as it was.
 
     It is tried without the other processes, which would otherwise wait inside a step for one that has run out of memory.

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 import models_vit
+from jobs.job import Job
 from jobs.run_folder import commit, now, versions
-from jobs.setup import Job
 from util.core.secrets import plain_without_secrets
 from util.model import lora
 from util.report.page import write_report

@@ -9,13 +9,13 @@ import torch
 
 from engine_finetune import Progress, Trainer
 from jobs.checkpoint_content import content
-from jobs.setup import Job
+from jobs.job import Job
 from util.core.errors import InputError, RunError
 from util.data.sampling import StepPlan
 from util.model import lora
-from util.parallel import shard_files
 from util.parallel.sharding import fill, is_own, is_sharded, local, whole_tensors
-from util.weights import checkpoint
+from util.parallel.streamed_checkpoint import write_streamed
+from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile, load_file
 
 
@@ -31,7 +31,7 @@ def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: li
 
 def write_last(job: Job, content: dict) -> None:
     """checkpoint-last.pth (all processes call this); of a sharded model a small one that names its shards, which are written
-    first (util/parallel/shard_files.py)."""
+    first (util/weights/shard_files.py)."""
     shards = None
     if is_sharded(job.model):
         job.world.main_alone(job.folder.file_to_write, checkpoint.LAST)  # before anything is made in a folder that is gone
@@ -65,7 +65,7 @@ def write_model(job: Job, name: str, content: dict) -> None:
     """A checkpoint that is one ordinary file whatever the model lies on (all processes call this)."""
     path = job.world.main_alone(job.folder.file_to_write, name) or job.folder.file(name)
     if is_sharded(job.model):
-        shard_files.write_streamed(path, content, job.world)
+        write_streamed(path, content, job.world)
     else:
         job.world.main_alone(checkpoint.write, path, content)
 

@@ -1,11 +1,11 @@
 """Whether the disk has room for what a training will write, asked before its first step."""
 
-from jobs.setup import Job
+from jobs.job import Job
 from util.core.disk import free_of
 from util.core.errors import InputError
 from util.model import lora
-from util.parallel.shard_files import PATTERN
 from util.weights import checkpoint
+from util.weights.shard_files import PATTERN
 
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # pictures, page, log; a row of predictions_*.csv
 OTHER_FILES = 64

@@ -13,16 +13,16 @@ from jobs import normalisation
 from jobs.adaptation import load_adapter
 from jobs.data import evaluation_settings
 from jobs.inference import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
+from jobs.model import idle_for_backbone, resolve_backbone
 from jobs.run_folder import commit, now, versions
-from jobs.setup import idle_for_backbone, resolve_backbone
 from util.core.errors import InputError
 from util.data.feature_files import require_parquet, write_features
 from util.data.images import scan, seen_area
 from util.data.unlabelled import forget
 from util.model import lora, timm_models
-from util.model.feature_kinds import KINDS
 from util.model.precision import resolve_precision
 from util.options import flags, inference
+from util.options.adaptation import KINDS
 from util.parallel.processes import World
 from util.report import terminal
 from util.weights import checkpoint

@@ -9,12 +9,14 @@ import torch
 
 from engine_finetune import output_chunks
 from jobs import disk_space
-from jobs.setup import Job, loader
+from jobs.job import Job
+from jobs.loaders import loader
 from util.core.disk import free_of
 from util.data import tables
 from util.data.images.transforms import READING
-from util.model.feature_kinds import ATTENTIVE, POOLED, KindsReader
+from util.model.feature_kinds import KindsReader
 from util.model.frozen_features import feature_file, pictures_digest, stored_features, token_file, weights_digest
+from util.options.adaptation import ATTENTIVE, POOLED
 from util.parallel.sharding import is_sharded
 from util.report import terminal
 

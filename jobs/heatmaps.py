@@ -9,7 +9,7 @@ import torch
 
 from engine_finetune import loaded, to_device
 from jobs.inference import loader
-from jobs.predictions import Prediction
+from jobs.job import Prediction
 from jobs.tasks.classification import Classification
 from util.core.errors import InputError
 from util.core.partial_rows import PartialRows

@@ -15,8 +15,8 @@ import torch
 
 import models_vit
 from engine_finetune import make_loader, output_chunks
+from jobs.loaders import GPU_EVAL_BATCHES, workers
 from jobs.run_folder import versions
-from jobs.setup import GPU_EVAL_BATCHES, workers
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
 from jobs.tasks.regression import Regression

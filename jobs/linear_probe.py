@@ -13,14 +13,13 @@ import torch
 
 from jobs.checkpoint_content import content, draw, facts, report
 from jobs.checkpointing import write_last, write_model
-from jobs.setup import Job
+from jobs.job import Job
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.data.sampling import balanced_order, epoch_order
 from util.metrics import selection
 from util.model import lr_schedule
 from util.model.attentive_heads import attentive_grid, attentive_logits, train_attentive
-from util.model.feature_kinds import ATTENTIVE, KINDS, POOLED
 from util.model.probe_heads import (
     MOST_ROWS,
     Candidate,
@@ -31,6 +30,7 @@ from util.model.probe_heads import (
     probabilities,
     train_heads,
 )
+from util.options.adaptation import ATTENTIVE, KINDS, POOLED
 from util.report import terminal
 from util.weights import checkpoint
 

@@ -2,30 +2,29 @@
 
 import time
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 import models_vit
-from jobs import normalisation
+from jobs import heatmaps, normalisation
 from jobs.adaptation import load_whole
 from jobs.data import evaluation_settings
 from jobs.inference import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from jobs.setup import idle_for_backbone, resolve_backbone
+from jobs.job import Prediction
+from jobs.model import idle_for_backbone, resolve_backbone
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
 from util.core.errors import InputError
 from util.core.run_files import write_predictions
 from util.data.images import scan, seen_area
-from util.data.unlabelled import Unlabelled, class_answers, forget, with_answers
+from util.data.unlabelled import class_answers, forget, with_answers
 from util.model import timm_models
-from util.model.feature_kinds import KINDS
 from util.model.mirrors import with_mirrors
-from util.model.precision import Precision, resolve_precision
+from util.model.precision import resolve_precision
 from util.options import flags, inference
+from util.options.adaptation import KINDS
 from util.parallel.processes import World
 from util.report import terminal
 from util.weights import checkpoint
@@ -33,36 +32,11 @@ from util.weights.finding import sha256
 from util.weights.fitting import WeightFile, set_buffers
 
 
-@dataclass
-class Prediction:
-    """All that was decided before the first picture."""
-
-    options: Namespace
-    world: World
-    task: Task
-    backbone: models_vit.Backbone
-    precision: Precision
-    data: Unlabelled
-    covariates: torch.Tensor | None
-    model: torch.nn.Module
-    transform: dict
-    norm_source: str  # where its mean and standard deviation are from
-    digest: str  # sha256 of the checkpoint
-    best: dict  # what was decided on val
-
-    @property
-    def names(self) -> list[str]:
-        """Of the model's outputs: classes or targets."""
-        return self.task.class_names if isinstance(self.task, Classification) else list(self.task.scale.names)
-
-
 def predict(parsed: flags.Parsed, world: World) -> None:
     """Predict, write, tell. InputError, RunError: see util/core/errors.py."""
     began = time.monotonic()
     job = prepare(parsed, world)
     if job.options.heatmaps is not None:
-        from jobs import heatmaps  # which itself needs this file
-
         heatmaps.check(job)
     job.precision.prepare()
     job.model.to(world.device)

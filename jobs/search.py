@@ -23,7 +23,9 @@ from jobs.adaptation import choose_part
 from jobs.adaptation import describe as describe_part
 from jobs.batch_size import fits
 from jobs.features import features_of
-from jobs.setup import Job, fill_cache, loader, plan_training, prepare, without_effect_here
+from jobs.job import Job
+from jobs.loaders import fill_cache, loader, plan_training
+from jobs.setup import prepare, without_effect_here
 from jobs.tasks.regression import Regression
 from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError

@@ -16,8 +16,10 @@ from jobs.adaptation import shapes_adapted
 from jobs.checkpoint_content import content, draw, facts, report
 from jobs.checkpointing import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
 from jobs.features import features_of
+from jobs.job import Job
 from jobs.linear_probe import probe
-from jobs.setup import Job, fill_cache, loader, prepare, without_effect_here
+from jobs.loaders import fill_cache, loader
+from jobs.setup import prepare, without_effect_here
 from jobs.tasks.base import Task
 from util.core import signals
 from util.core.errors import InputError, RunError

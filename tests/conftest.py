@@ -54,7 +54,7 @@ def fonts_not_told(monkeypatch):
 def start(tmp_path, monkeypatch, capsys, pictures):
     """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout, stderr)."""
     import main_finetune
-    from util.core.errors import exit_code_of
+    from util.core.ending import exit_code_of
 
     monkeypatch.chdir(tmp_path)
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 import models_vit
 from engine_finetune import to_device
-from util.core.errors import exit_with
+from util.core.ending import exit_with
 from util.parallel.processes import process_group
 from util.parallel.sharding import fills_by_itself, local, materialise, shard, shard_of
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import compare
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.metrics.classification import read_predictions
 from util.study import comparison_chart
 from util.study.comparison_runs import align, grouped, read_runs

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from util.core.errors import InputError, PeerEnded, RunError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError, PeerEnded, RunError
 from util.parallel.processes import World, process_group
 
 
@@ -65,7 +66,7 @@ def test_exit_codes(capsys, monkeypatch):
     assert exit_code_of(raising(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
         exit_code_of(raising(ZeroDivisionError()))
-    monkeypatch.setattr("util.core.errors.LAUNCHER_GRACE_S", 0)
+    monkeypatch.setattr("util.core.ending.LAUNCHER_GRACE_S", 0)
     capsys.readouterr()
     for rank, size in (("1", None), ("5", "2"), ("x", "2")):  # none of a group's others: nobody else would say it
         monkeypatch.setenv("RANK", rank)

@@ -7,15 +7,8 @@ import timm
 import torch
 
 import models_vit
-from util.model.feature_kinds import (
-    ATTENTIVE,
-    POOLED,
-    KindsReader,
-    averaged,
-    put_wide_head,
-    wide_features,
-    wide_head,
-)
+from util.model.feature_kinds import KindsReader, averaged, put_wide_head, wide_features, wide_head
+from util.options.adaptation import ATTENTIVE, POOLED
 
 SIZE = 64
 

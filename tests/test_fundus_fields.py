@@ -215,7 +215,7 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     # predict.py and latent_feature.py read as the checkpoint says
     import latent_feature
     import predict
-    from util.core.errors import exit_code_of
+    from util.core.ending import exit_code_of
 
     assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0

@@ -14,8 +14,8 @@ from torchvision.transforms import functional as TF
 
 from models_vit import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Regressor, build_model, find_backbone, freeze_backbone
 from util.core.errors import InputError, RunError
+from util.data.covariates import Covariate
 from util.data.images.transforms import EvalTransform, eval_settings
-from util.data.targets import Covariate
 from util.model.feature_kinds import put_wide_head, wide_head
 from util.model.heatmaps import heat_maps, methods_of, overlay, pictures_of, read_index, write_overlays
 from util.model.regression_head import RegressionHead

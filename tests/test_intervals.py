@@ -10,10 +10,10 @@ from sklearn import metrics as sklearn_metrics
 
 from jobs.tasks.classification import Classification
 from tests.test_metrics import make_table, random_table
-from util.data.targets import TargetScale
 from util.metrics import bootstrap, classification, intervals
 from util.metrics.regression import regression_metrics
 from util.metrics.regression import target_figures as figures_of_target
+from util.metrics.target_scale import TargetScale
 from util.metrics.weighted import Images, WeightedFigures, operating_thresholds
 
 

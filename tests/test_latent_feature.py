@@ -15,7 +15,8 @@ import models_vit
 from jobs.feature_vectors import FeatureParts
 from tests import parity
 from tests.conftest import SMALL, needs_package, write_pictures
-from util.core.errors import InputError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError
 from util.data.feature_files import require_parquet, write_features
 
 HERE = ["--device", "cpu", "--num_workers", "0", "--precision", "fp32", "--decode", "full"]

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.conftest import start_process, write_pictures
-from util.core.errors import InputError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError
 from util.data.leakage import fingerprints, search
 from util.data.leakage.eye_names import pairs_across
 from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest

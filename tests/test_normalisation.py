@@ -12,7 +12,8 @@ from jobs.data import evaluation_settings
 from jobs.normalisation import source
 from main_finetune import make_parser
 from tests.test_reading import DEEP, STORED
-from util.core.errors import InputError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError
 from util.options import flags
 
 TAG = "timm/vit_base_patch16_224.mae"  # ImageNet's numbers; the name's default tag has 0.5

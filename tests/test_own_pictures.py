@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_pictures
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.data.own_images import is_marker, own_pictures
 from util.data.unlabelled import read_unlabelled
 

@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 import predict
 from tests.conftest import SMALL, write_pictures
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.data.public.demo import make_demo
 from util.metrics.classification import read_predictions
 from util.metrics.regression import read_predictions as read_regression

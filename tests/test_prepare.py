@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.public_fakes import FAKES, fake_folders, files_of, hidden, make, papila_patients, put, rows_of
-from util.core.errors import InputError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError
 from util.data.public import prepare as module
 from util.data.public.prepare import Item, draw_split, prepare
 from util.data.public.sets import SETS

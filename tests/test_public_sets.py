@@ -17,7 +17,8 @@ from tests.public_fakes import (
     put,
     rows_of,
 )
-from util.core.errors import InputError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError
 from util.data.public import prepare as module
 from util.data.public.prepare import prepare
 from util.data.public.sets import SETS

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from util.core.errors import InputError
+from util.data.covariates import Covariate
 from util.data.regression import parse_transforms, read_regression_csv
-from util.data.targets import Covariate
 
 
 @pytest.fixture

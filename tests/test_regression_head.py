@@ -6,7 +6,7 @@ import torch
 import models_vit
 from engine_finetune import RegressionLoss
 from util.core.errors import InputError
-from util.data.targets import Covariate
+from util.data.covariates import Covariate
 from util.model.lr_decay import parameter_groups
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.regression_head import RegressionHead

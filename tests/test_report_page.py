@@ -247,7 +247,7 @@ def test_no_mistake_and_an_absent_class(tmp_path):
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
-    from util.core.errors import exit_code_of
+    from util.core.ending import exit_code_of
 
     classification_run(tmp_path / "run", ["a", "b"], number=8)
     (tmp_path / "empty").mkdir()

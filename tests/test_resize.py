@@ -142,7 +142,7 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
     predicted = pd.read_csv(run / "predictions_test.csv")
 
     import predict
-    from util.core.errors import exit_code_of
+    from util.core.ending import exit_code_of
 
     assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(place / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0

@@ -17,10 +17,10 @@ from jobs.parallel import pick, recompute_blocks
 from jobs.run_folder import RunFolder
 from util.core.errors import InputError
 from util.model.memory import Need, need_of
-from util.parallel import shard_files
 from util.parallel.processes import World
 from util.parallel.sharding import fills_by_itself, shard_of, units
-from util.weights import checkpoint
+from util.parallel.streamed_checkpoint import write_streamed
+from util.weights import checkpoint, shard_files
 
 NAME = "checkpoint-last.0123456789ab.shards"
 GIB = 2**30
@@ -145,7 +145,7 @@ def test_an_earlier_runs_shards_go_aside_with_it(sharded):
 def test_a_streamed_file_is_the_ordinary_one(tmp_path):
     content = content_of(timm.create_model("test_vit", num_classes=3))
     del content["optimizer"]
-    shard_files.write_streamed(tmp_path / "a.pth", content, World())
+    write_streamed(tmp_path / "a.pth", content, World())
     checkpoint.write(tmp_path / "b.pth", content)
     a, b = (torch.load(tmp_path / name, weights_only=True, mmap=True) for name in ("a.pth", "b.pth"))
     assert list(a) == list(b) and list(a["model"]) == list(b["model"]) and a["epoch"] == 4

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from util.core import signals
-from util.core.errors import ENDED_BY_ITSELF, exit_code_of
+from util.core.ending import ENDED_BY_ITSELF, exit_code_of
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
@@ -69,7 +69,7 @@ def test_other_threads_and_ignored_signals_are_left_alone(monkeypatch):
 
 
 def test_a_process_for_real():
-    code = ("import sys, time; from util.core.errors import exit_code_of\n"
+    code = ("import sys, time; from util.core.ending import exit_code_of\n"
             "def main(argv):\n    print('ready', flush=True); time.sleep(30)\n"
             "sys.exit(exit_code_of(main))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,

@@ -6,7 +6,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from util.core.errors import InputError
-from util.data.targets import Covariate, TargetScale, encode_all
+from util.data.covariates import Covariate, encode_all
+from util.metrics.target_scale import TargetScale
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import sys
 
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.data.leakage.search import main
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from util.metrics.classification import (
 )
 from util.metrics.intervals import classification_intervals, entry
 from util.metrics.weighted import Images, operating_thresholds
-from util.model.feature_kinds import POOLED, put_wide_head
+from util.model.feature_kinds import put_wide_head
 from util.options import flags
+from util.options.adaptation import POOLED
 from util.report import terminal
 from util.report.charts import confusion_matrix_figure
 from util.weights.fitting import Fit, WeightFile, put_in

@@ -12,9 +12,9 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
+from util.data.covariates import Covariate, encode_all
 from util.data.csv_columns import is_missing
 from util.data.regression import parse_transforms, read_regression_csv
-from util.data.targets import Covariate, TargetScale, encode_all
 from util.metrics import selection
 from util.metrics.intervals import entry, regression_intervals
 from util.metrics.regression import (
@@ -24,6 +24,7 @@ from util.metrics.regression import (
     read_predictions,
     regression_metrics,
 )
+from util.metrics.target_scale import TargetScale
 from util.model.regression_head import RegressionHead
 from util.options import flags
 from util.report import terminal

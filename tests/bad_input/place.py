@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.conftest import picture, start_process
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 
 MODEL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32]
 MACHINE = ["--num_workers", 0, "--device", "cpu", "--precision", "fp32"]

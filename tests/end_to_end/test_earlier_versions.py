@@ -19,7 +19,7 @@ import torch
 
 from tests.conftest import ROOT, needs_package
 from tests.fixtures.earlier import make, originals
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.metrics import class_order
 from util.metrics.classification import classification_metrics, read_predictions
 

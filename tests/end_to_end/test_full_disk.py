@@ -250,7 +250,7 @@ def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
 
 
 def test_output_into_a_file_on_a_full_disk(small_disk):  # noqa: F811
-    program = ("import sys\nfrom util.parallel.processes import World\nfrom util.core.errors import exit_code_of\n"
+    program = ("import sys\nfrom util.parallel.processes import World\nfrom util.core.ending import exit_code_of\n"
                "sys.exit(exit_code_of(lambda _: World().say('a line of a run')))")
     there = small_disk(1)
     there.fill()

@@ -17,7 +17,7 @@ import predict as predicting
 from tests import parity
 from tests.conftest import ROOT, SMALL, needs_package, start_process, weights_of
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.metrics.classification import read_predictions
 
 LORA = ["--adaptation", "lora", "--lora_rank", "4"]

@@ -136,7 +136,7 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from util.parallel.processes import process_group
-from util.core.errors import InputError, exit_code_of
+from util.core.errors import InputError; from util.core.ending import exit_code_of
 
 def main(argv):
     what, rank = sys.argv[1], int(os.environ["RANK"])

@@ -12,9 +12,9 @@ import latent_feature
 import predict
 from jobs import features, linear_probe
 from tests.conftest import weights_of
-from util.core.errors import exit_code_of
+from util.core.ending import exit_code_of
 from util.metrics.classification import read_predictions
-from util.model.feature_kinds import ATTENTIVE, KINDS
+from util.options.adaptation import ATTENTIVE, KINDS
 
 PROBE = ("--adaptation", "lp", "--epochs", 4, "--task", "p")
 HERE = ("--device", "cpu", "--num_workers", "0", "--precision", "fp32")

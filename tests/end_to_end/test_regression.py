@@ -9,8 +9,8 @@ import torch
 
 from tests.conftest import ROOT, start_process
 from util.data.public.demo import make_demo
-from util.data.targets import TargetScale
 from util.metrics.regression import read_predictions, regression_metrics
+from util.metrics.target_scale import TargetScale
 
 SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--accum_iter", "1", "--epochs", "2", "--lr", "1e-3",
          "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0", "--device", "cpu", "--precision", "fp32",
@@ -31,7 +31,7 @@ def demo(tmp_path_factory):
 def predict(tmp_path, monkeypatch, capsys, demo):
     """predict(*words) runs main_regression.py in this process -> (exit code, stdout, stderr)."""
     import main_regression
-    from util.core.errors import exit_code_of
+    from util.core.ending import exit_code_of
 
     monkeypatch.chdir(tmp_path)
 

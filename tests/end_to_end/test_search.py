@@ -109,7 +109,7 @@ def test_a_trial_whose_outputs_are_no_numbers_fails_alone(demo, tmp_path, proces
         "import sys\n"
         "import main_regression\n"
         "from jobs import train\n"
-        "from util.core.errors import exit_code_of\n"
+        "from util.core.ending import exit_code_of\n"
         "calls, outputs = [], train.outputs\n"
         "def spoil(*words):\n"
         "    calls.append(1)\n"

@@ -122,7 +122,7 @@ def test_predictions_are_the_same_with_fewer_batches_than_processes(trained, pic
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from util.parallel import shard_files
+from util.weights import shard_files
 from util.weights import checkpoint
 import main_finetune
 
@@ -143,7 +143,7 @@ else:  # rank 1 has written no data yet, others may have
             os.kill(os.getpid(), signal.SIGKILL)
         return data(self, plan, planner)
     shard_files._Writer.write_data = killed
-from util.core.errors import exit_with
+from util.core.ending import exit_with
 exit_with(main_finetune.main())
 """
 

@@ -21,7 +21,7 @@ import functools, sys
 sys.path.insert(0, {root!r})
 import models_vit, main_finetune
 models_vit.build_model = functools.partial(models_vit.build_model, depth=2)
-from util.core.errors import exit_with
+from util.core.ending import exit_with
 exit_with(main_finetune.main())
 """
 

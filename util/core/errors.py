@@ -1,26 +1,13 @@
-"""How a run can end that is not our own bug, and the exit code of each end.
+"""How a run can end that is not our own bug.
 
-An `InputError` is something the user can mend (exit code 2), a `RunError` a run that failed through no fault of the
-input (exit code 1). Both reach the terminal as one line; anything else is a bug and keeps its traceback.
-A run that a scheduler's signal ends leaves with 99 (util/core/signals.py).
+An `InputError` is something the user can fix (exit code 2), a `RunError` a run that failed through no fault of the
+input (exit code 1). Both reach the terminal as one line (util/core/ending.py); anything else is a bug and keeps its
+traceback.
 """
 
-import atexit
-import os
 import re
-import sys
-import time
-from pathlib import Path
-
-from util.core import signals
-from util.core.secrets import without_secrets
 
 _ENDLESS = re.compile(r"\S{400,}")
-LAUNCHER_GRACE_S = 3.0
-# A file that util/core/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
-# processes again whatever they ended of, and a wrong flag does not get right by that.
-ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
-THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
 class InputError(Exception):
@@ -46,91 +33,8 @@ class PeerEnded(Exception):
         self.exit_code = 2 if kind == "InputError" else 1
 
 
-def leave_mark(code: int) -> None:
-    """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit code."""
-    marker = os.environ.get(ENDED_BY_ITSELF)
-    if marker:
-        partial = Path(f"{marker}.{os.getpid()}")
-        partial.write_text(str(code), encoding="ascii")
-        partial.replace(marker)
-
-
 def one_line(text: str) -> str:
     """Text whose line ends, terminal codes and bytes of no encoding are written out, and whose endless words are shortened: a
     file's name may be any of that."""
     text = _ENDLESS.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
-def exit_code_of(main, argv: list[str] | None = None) -> int:
-    """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one line. Our own bugs
-    keep their traceback.
-
-    Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
-    everybody as soon as one leaves.
-    """
-    from util.core import machine_faults  # which raises our errors
-
-    if argv is None:  # a start of its own, not a call
-        machine_faults.speak_utf8()
-        sys.unraisablehook = machine_faults.unraisable
-    machine_faults.keep_standard_streams()
-    rank = os.environ.get("RANK" if "WORLD_SIZE" in os.environ else "OMPI_COMM_WORLD_RANK", "0")
-    size = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", ""))
-    # a rank that can't be is an error that has to be seen
-    is_main = not (rank.isdecimal() and int(rank) > 0) or (size.isdecimal() and int(rank) >= int(size))
-    marker = os.environ.get(ENDED_BY_ITSELF)
-    if marker and os.path.exists(marker):
-        return int(Path(marker).read_text(encoding="ascii"))
-    with signals.answered():
-        return _guarded(main, argv, is_main, marker)
-
-
-def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) -> int:
-    try:
-        return main(argv) or 0
-    except (InputError, RunError, PeerEnded) as error:
-        code = error.exit_code if isinstance(error, PeerEnded) else 2 if isinstance(error, InputError) else 1
-        if is_main:
-            print(f"error: {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
-        return _leave(code, is_main)
-    except signals.StopRequested as stop:
-        if is_main and (stop.together or not marker):
-            print(f"stopped by {signals.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
-                  file=sys.stderr, flush=True)
-        return _leave(signals.EXIT_CODE, is_main) if stop.together or not marker else signals.EXIT_CODE
-    except BrokenPipeError:
-        from util.core import machine_faults
-
-        machine_faults.forget_unread()
-        print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved stays", file=sys.stderr,
-              flush=True)
-        return 1
-    except KeyboardInterrupt:
-        if is_main:
-            print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
-                  "predict.py and latent_feature.py when they are started again", file=sys.stderr, flush=True)
-        return 130
-
-
-def _leave(code: int, is_main: bool) -> int:
-    """Tell the launcher that this start ended by its own word; the main process's line comes first."""
-    signals.leave()
-    leave_mark(code)
-    if not is_main:
-        time.sleep(LAUNCHER_GRACE_S)
-    return code
-
-
-def exit_with(code: int) -> None:
-    """End this process with an exit code; at once, after all that is to be done at an exit, where threads would be in the way.
-
-    A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while Python is being
-    taken down ends the process by a signal ("terminate called without an active exception", seen once in some 15 starts).
-    """
-    if os.environ.get(THREADS_LEFT) == str(os.getpid()):
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: E4
 from torch.distributed.run import parse_args, run  # noqa: E402
 
 from util.core import signals  # noqa: E402
-from util.core.errors import ENDED_BY_ITSELF  # noqa: E402
+from util.core.ending import ENDED_BY_ITSELF  # noqa: E402
 from util.core.nodes import End, run_together  # noqa: E402
 
 SHUTDOWN_S = 600

@@ -12,7 +12,7 @@ import pandas as pd
 
 from util.core.errors import InputError, RunError
 from util.core.run_files import read_table
-from util.data.targets import TargetScale
+from util.metrics.target_scale import TargetScale
 
 TEXT_COLUMNS = ("path", "patient", "split")
 FIGURES = ("r2", "pearson", "mae", "rmse")  # of a target; their means over the targets stand under the bare names

@@ -28,9 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-POOLED, ATTENTIVE = "pooled", "attentive"
-KINDS = {POOLED: "what the model's own head reads", "cls": "class token", "cls_mean": "class token and mean patch token",
-         "last4": "class tokens of the last 4 blocks and mean patch token", ATTENTIVE: "patch tokens by a learned query"}
+from util.options.adaptation import ATTENTIVE, POOLED
+
 BLOCKS = 4
 
 

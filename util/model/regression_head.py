@@ -7,7 +7,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from util.core.errors import InputError
-from util.data.targets import Covariate
+from util.data.covariates import Covariate
 
 START_SD = 2e-5  # of the last layer's weights: a head that starts at the targets' means does not pull at the backbone
 

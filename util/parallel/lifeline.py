@@ -10,7 +10,7 @@ No heartbeats: a process that holds Python's lock for minutes sends none, and is
 probes for it. For the same reason a process that was stopped (SIGSTOP) is not taken for dead: the others wait for it until
 it goes on.
 
-The exit code is 1, without the mark of an end by own word (`util.core.errors.ENDED_BY_ITSELF`), so that a launcher with
+The exit code is 1, without the mark of an end by own word (`util.core.ending.ENDED_BY_ITSELF`), so that a launcher with
 restarts starts the processes again.
 """
 
@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 
-from util.core.errors import ENDED_BY_ITSELF, leave_mark
+from util.core.ending import ENDED_BY_ITSELF, leave_mark
 
 IDLE_S, INTERVAL_S, PROBES = 15, 10, 3  # keepalive: a silent machine is dead after 45 s
 CONNECT_S = 10.0

@@ -20,8 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 from util.core import machine_faults, signals
 from util.core.disk import writing
 from util.core.errors import InputError, PeerEnded, RunError, one_line
+from util.core.host_memory import keep_freed_memory
 from util.core.secrets import without_secrets
-from util.model.memory import keep_freed_memory
 from util.parallel.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
 
 # A rank may have to wait for another that downloads weights or checks a million files.

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from util.core.errors import THREADS_LEFT
-from util.model.memory import give_back_freed_memory
+from util.core.ending import THREADS_LEFT
+from util.core.host_memory import give_back_freed_memory
 from util.parallel.processes import World
 from util.weights.fitting import Fit, set_buffers
 
@@ -115,7 +115,7 @@ def materialise(model: torch.nn.Module, device: torch.device, parts: Parts = ())
         filled.add(id(tensor))
     for part, fitted in parts:
         wanted = _by_plain_name(part)
-        # shapes without values are those of a sharded checkpoint: util/parallel/shard_files.py fills them
+        # shapes without values are those of a sharded checkpoint: util/weights/shard_files.py fills them
         fill(wanted, {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta})
         filled |= {id(wanted[name]) for name in fitted.used}
         set_buffers(part, fitted.buffers)

@@ -2,7 +2,8 @@
 
 import sys
 
-from util.core.errors import InputError, RunError, exit_code_of
+from util.core.ending import exit_code_of
+from util.core.errors import InputError, RunError
 from util.options.flags import OneLineParser
 
 

@@ -4,7 +4,7 @@ import math
 
 from util.core.plain_numbers import mean_and_deviation
 from util.data.tables import counts
-from util.model.feature_kinds import KINDS
+from util.options.adaptation import KINDS
 
 MOST_CLASSES_LISTED = 60
 FIGURES_A_LINE = 3

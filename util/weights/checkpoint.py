@@ -124,7 +124,7 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
         check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file
-    from util.parallel import shard_files  # what it needs takes long to import, and few checkpoints are sharded
+    from util.weights import shard_files  # what it needs takes long to import, and few checkpoints are sharded
 
     shard_files.read_index(shard_files.folder_of(file))
     return shard_files.whole(file) if whole else file

@@ -11,8 +11,8 @@ import torch
 
 from util.core.errors import InputError
 from util.data.images.as_shown import DEPTHS
-from util.model.feature_kinds import KINDS, POOLED
 from util.options import flags, regression
+from util.options.adaptation import KINDS, POOLED
 from util.options.flag_values import LONGEST_TEXT, is_value_of
 
 LARGEST_SIDE = 2**16

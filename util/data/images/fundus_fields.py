@@ -12,7 +12,7 @@ from PIL import Image
 from util.data.images.as_shown import Reading
 from util.data.images.files import ImageSource
 from util.data.images.fundus import Field, find_field, small_image
-from util.data.remembered import Remembered, identities
+from util.data.images.remembered import Remembered, identities
 
 FUNDUS_CROPS = ("off", "auto")
 VERSION = 1  # raise it when another field is found in the same file; then also READING in util/data/images/transforms.py

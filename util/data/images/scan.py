@@ -17,7 +17,7 @@ from util.data.images import as_shown
 from util.data.images.as_shown import AS_SHOWN, Reading, bits_of, white_of
 from util.data.images.files import ImageError, ImageSource
 from util.data.images.fundus_fields import Fields
-from util.data.remembered import Remembered, identities
+from util.data.images.remembered import Remembered, identities
 
 JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif")  # 8 bits, opaque
 LOOKED_AT = 100  # files of other kinds, spread evenly, where not all are checked

@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.data.images.files import ImageError
+from util.data.images.remembered import file_identity
 from util.data.leakage.near_duplicates import FINGERPRINT, VERSION, fingerprint
-from util.data.remembered import file_identity
 
 GROUP = 32  # pictures a thread takes at a time
 MOST_KEPT = 100_000  # fingerprints in the file, some 450 MB: beyond, those of other data sets are dropped

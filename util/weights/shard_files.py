@@ -9,26 +9,20 @@ would run a stranger's code. Here the names in it are held to a list, and it may
 """
 
 import io
-import os
 import pickle
 import re
 import shutil
 import warnings
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner
 
 from util.core.errors import InputError, RunError
-from util.parallel.processes import World
-from util.parallel.sharding import whole_tensors
 from util.weights.fitting import WeightFile
 
 FOLDER = re.compile(r"checkpoint-last\.[0-9a-f]{12}\.shards")
@@ -109,8 +103,8 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         with _quiet():
             dcp.save(dict(tensors), storage_writer=_Writer(str(folder), thread_count=1))
     except (dcp.CheckpointException, OSError, RuntimeError) as error:
-        raise RunError(f"{folder} could not be written ({_reason(error)}): the checkpoint before it stays; make room and start "
-                       "again with --resume auto", everywhere=True) from error
+        raise RunError(f"{folder} could not be written ({reason_of(error)}): the checkpoint before it stays; make room and "
+                       "start again with --resume auto", everywhere=True) from error
 
 
 def read_shards(folder: Path, into: dict[str, torch.Tensor], alone: bool = False) -> None:
@@ -129,11 +123,11 @@ def read_shards(folder: Path, into: dict[str, torch.Tensor], alone: bool = False
         with _quiet():
             dcp.load(dict(into), storage_reader=_Reader(str(folder)), planner=planner, no_dist=alone)
     except (Exception, dcp.CheckpointException) as error:  # a damaged file can fail the reader in any way
-        raise InputError(f"{folder} is damaged ({_reason(error)}): go on from checkpoint-best.pth's weights with --finetune, "
+        raise InputError(f"{folder} is damaged ({reason_of(error)}): go on from checkpoint-best.pth's weights with --finetune, "
                          "or start anew") from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why, in a few words: a distributed error holds those of the processes."""
     inner = [failure[0] if isinstance(failure, tuple) else failure for failure in getattr(error, "failures", {}).values()]
     error = inner[0] if inner else error
@@ -202,98 +196,3 @@ def remove_unnamed(folder: Path, named: str | None) -> None:
     for path in folder.glob(PATTERN):
         if path.name != named and FOLDER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-
-
-# ---- one file of a sharded model ------------------------------------------------------------------------------------
-
-def write_streamed(path: Path, content: dict, world: World) -> None:
-    """Write `content`, whose "model" is sharded, as an ordinary checkpoint; collective. RunError, in all processes.
-
-    The main process writes the file with room for the tensors, then each of them as it comes: at most one is whole in
-    memory at a time. The name is given at the end, so a reader never sees half a file.
-    """
-    temporary, problem, places = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None, {}
-    if world.is_main:
-        try:
-            places = _write_with_room(temporary, content)
-        except (OSError, RuntimeError) as error:
-            problem = _reason(error)
-    for name, tensor in whole_tensors(content["model"]):  # all take part to the end, whatever the disk says
-        if world.is_main and problem is None:
-            try:
-                places[name].write(temporary, tensor)
-            except OSError as error:
-                problem = _reason(error)
-    if world.is_main and problem is None:
-        try:
-            with open(temporary, "r+b") as file:
-                _write_sums(file, places)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            problem = _reason(error)
-    if problem:
-        temporary.unlink(missing_ok=True)
-    problem = world.from_main(problem)
-    if problem:
-        raise RunError(f"{path} could not be written ({problem}): the checkpoint before it stays; make room and start again "
-                       "with --resume auto", everywhere=True)
-
-
-class _Place:
-    """Where a tensor's bytes stand in a file, and their sum once they are written."""
-
-    def __init__(self, offset: int):
-        self.offset, self.sum = offset, 0
-
-    def write(self, path: Path, tensor: torch.Tensor) -> None:
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        with open(path, "r+b") as file:
-            file.seek(self.offset)
-            file.write(data)
-        self.sum = zlib.crc32(data)
-
-
-def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
-    """The file with zeros in the place of the model's tensors -> {name: place}; its other tensors are written whole."""
-    room, rest = {}, {name: value for name, value in content.items() if name != "model"}
-    with FakeTensorMode():
-        for name, tensor in content["model"].items():
-            room[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-    small = []  # tensors beside the model: skipped as well, and written at once
-    with torch.serialization.skip_data(materialize_fake_tensors=True), open(path, "wb") as file:
-        torch.save({"model": room, **rest}, file)
-    with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
-        back = torch.load(path, weights_only=True)
-    for stored, real in zip(_tensors_in({name: back[name] for name in rest}), _tensors_in(rest), strict=True):
-        place = _Place(stored.untyped_storage()._checkpoint_offset)
-        place.write(path, real.detach().cpu())
-        small.append(place)
-    places = {name: _Place(tensor.untyped_storage()._checkpoint_offset) for name, tensor in back["model"].items()}
-    return places | {f"\0{number}": place for number, place in enumerate(small)}
-
-
-def _tensors_in(value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for entry in entries for tensor in _tensors_in(entry)]
-
-
-def _write_sums(file, places: dict[str, _Place]) -> None:
-    """The checksums of what was written afterwards, into the archive's directory: unzip looks at them, PyTorch does not."""
-    sums = {place.offset: place.sum for place in places.values()}
-    with zipfile.ZipFile(file) as archive:
-        position, entries = archive.start_dir, archive.infolist()
-    for entry in entries:  # each record of the directory: 46 bytes, then name, extra field and comment
-        file.seek(position)
-        head = file.read(46)
-        name, extra, comment = (int.from_bytes(head[at:at + 2], "little") for at in (28, 30, 32))
-        file.seek(entry.header_offset + 26)
-        lengths = file.read(4)
-        start = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-        if start in sums:
-            file.seek(position + 16)
-            file.write(sums[start].to_bytes(4, "little"))
-        position += 46 + name + extra + comment

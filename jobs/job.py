@@ -1,0 +1,78 @@
+"""What was decided before the first step: of a training or an evaluation (Job), of predictions (Prediction)."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+import torch
+
+import models_vit
+from engine_finetune import Schedule
+from jobs.run_folder import RunFolder
+from jobs.tasks.base import Task
+from jobs.tasks.classification import Classification
+from util.data import tables
+from util.data.images.cache import ImageCache
+from util.data.images.fundus_fields import Fields
+from util.data.sampling import StepPlan
+from util.data.unlabelled import Unlabelled
+from util.model.precision import Precision
+from util.parallel.processes import World
+from util.weights.fitting import WeightFile
+
+
+@dataclass
+class Job:
+    """All that was decided before the first step."""
+
+    options: Namespace
+    world: World
+    folder: RunFolder
+    task: Task
+    backbone: models_vit.Backbone
+    precision: Precision
+    data: tables.Data
+    model: torch.nn.Module
+    started_from: models_vit.LoadedWeights | dict | None
+    resumed: WeightFile | None
+    loaded: str  # the line about the checkpoint's tensors
+    eval_transform: dict
+    norm_source: str  # where its mean and standard deviation are from
+    train_transform: dict | None = None
+    plan: StepPlan | None = None
+    schedule: Schedule | None = None
+    fields: Fields | None = None  # with --fundus_crop auto
+    cache: ImageCache | None = None  # pictures decoded once, where they are read many times
+    features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
+    kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/model/feature_kinds.py)
+    tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
+
+    @property
+    def running(self) -> torch.nn.Module:
+        """What a loader's batches are given to: the model, or its head where features are stored."""
+        return self.model if self.features is None else self.task.head_of(self.model)
+
+    def rows(self, split: str):
+        return self.data.table[self.data.table["split"] == split].reset_index(drop=True)
+
+
+@dataclass
+class Prediction:
+    """All that was decided before the first image of a prediction."""
+
+    options: Namespace
+    world: World
+    task: Task
+    backbone: models_vit.Backbone
+    precision: Precision
+    data: Unlabelled
+    covariates: torch.Tensor | None
+    model: torch.nn.Module
+    transform: dict
+    norm_source: str  # where its mean and standard deviation are from
+    digest: str  # sha256 of the checkpoint
+    best: dict  # what was decided on val
+
+    @property
+    def names(self) -> list[str]:
+        """Of the model's outputs: classes or targets."""
+        return self.task.class_names if isinstance(self.task, Classification) else list(self.task.scale.names)
