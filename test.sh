@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the checks and the tests. Arguments go to pytest: sh test.sh tests/test_metrics.py -k kappa
+# Runs the checks and the tests. Arguments go to pytest: sh test.sh tests/metrics/test_classification.py -k kappa
 set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 . "$ROOT/util/env.sh"
@@ -13,6 +13,7 @@ if ! environment "$PYTHON" unmet requirements-test.txt >/dev/null; then
 fi
 
 "$PYTHON" -m ruff check
+"$PYTHON" -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
 if [ $# -eq 0 ]; then # all of them: files beside each other, the long ones first, with one thread each
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS

@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.data.images.test_fundus import MARKS, circle, crops  # noqa: E402
 from tests.drawn_fields import KINDS, draw_field, draw_scan, overlap  # noqa: E402
-from tests.test_fundus import MARKS, circle, crops  # noqa: E402
 from util.data.images.files import ImageSource  # noqa: E402
 from util.data.images.fundus import find_field, small_image  # noqa: E402
 

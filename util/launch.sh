@@ -141,7 +141,7 @@ launch() {
         2) exit 2 ;;
         *) exit 1 ;;
     esac
-    exec "$PYTHON" "$ROOT/util/core/torchrun.py" --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
+    exec "$PYTHON" "$ROOT/util/parallel/torchrun.py" --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
         --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
 }

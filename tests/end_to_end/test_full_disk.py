@@ -226,7 +226,7 @@ def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
 
 def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
     there = small_disk(ROOM)
-    command = [sys.executable, ROOT / "util/core/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,
+    command = [sys.executable, ROOT / "util/parallel/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,
                ROOT / "main_finetune.py", *SMALL, "--epochs", 500, "--batch_size", 4, "--data_path", pictures, "--task", "t",
                "--output_dir", there.path, "--log_dir", there.path / "logs"]
     process = subprocess.Popen(list(map(str, command)), cwd=there.path, text=True, stdout=subprocess.DEVNULL,

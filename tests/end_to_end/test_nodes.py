@@ -159,7 +159,7 @@ def launched(nodes, what: str, restarts: int, **variables) -> None:
     """Our launcher alone, on both nodes, with a program that only waits for its peer."""
     (nodes.folder / "program.py").write_text(PROGRAM)
     for rank, (prefix, environment) in enumerate(nodes.places):
-        command = [*prefix, sys.executable, str(ROOT / "util/core/torchrun.py"), "--nnodes", "2", "--node_rank", str(rank),
+        command = [*prefix, sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--nnodes", "2", "--node_rank", str(rank),
                    "--nproc_per_node", "1", "--master_addr", nodes.address, "--master_port", str(nodes.port), "--max-restarts",
                    str(restarts), "program.py", what]
         nodes.running[rank] = subprocess.Popen(

