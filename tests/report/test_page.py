@@ -16,7 +16,8 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.run_folders import HOSTILE, classification_run, regression_run
 from util.core.errors import InputError
-from util.report import charts, png_charts
+from util.report import png_charts
+from util.report.__main__ import main as report_main
 from util.report.page import write_report
 from util.report.run_data import read_run, standardised_errors, worst_first
 
@@ -251,7 +252,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
 
     classification_run(tmp_path / "run", ["a", "b"], number=8)
     (tmp_path / "empty").mkdir()
-    assert exit_code_of(charts.main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
+    assert exit_code_of(report_main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "holds neither" in captured.err and "is no folder" in captured.err
     assert (tmp_path / "run/report.html").exists() and "run/report.html" in captured.out
