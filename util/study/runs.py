@@ -112,7 +112,7 @@ def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
     program = [str(ROOT / grid.program), *cell.arguments, "--resume", "auto"]
     if processes == 1:
         return [sys.executable, *program]
-    return [sys.executable, str(ROOT / "util" / "torchrun.py"), "--standalone", "--nnodes", "1", "--nproc_per_node",
+    return [sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nnodes", "1", "--nproc_per_node",
             str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", *program]
 
 
