@@ -202,5 +202,5 @@ def test_several_processes_are_one_launcher(tmp_path):
     one, four = (runs.command(grid, grid.cells[0], number) for number in (1, 4))
     program = str(runs.ROOT / "main_finetune.py")
     assert one[:2] == [sys.executable, program] and one[-2:] == ["--resume", "auto"]
-    assert four[1] == str(runs.ROOT / "util" / "torchrun.py") and four[four.index(program):] == one[1:]
+    assert Path(four[1]).is_file() and four[1].endswith("torchrun.py") and four[four.index(program):] == one[1:]
     assert four[four.index("--nproc_per_node") + 1] == "4"
