@@ -68,7 +68,7 @@ class Training:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        launcher = [str(ROOT / "util" / "torchrun.py"), "--standalone", "--nproc_per_node", str(self.processes),
+        launcher = [str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nproc_per_node", str(self.processes),
                     "--max-restarts", "3", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"] if self.processes > 1 else []
         words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path", str(self.pictures)]
         with open(self.folder / "out.txt", "a") as out, open(self.folder / "err.txt", "a") as err:
