@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forks
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ("healthy", "mild", "severe")
 SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "--nb_classes", "3", "--batch_size", "8",
@@ -69,15 +71,20 @@ def start(tmp_path, monkeypatch, capsys, pictures):
 
 
 def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300, program: str = "main_finetune.py",
-                  **environment):
-    """Start a program for real, under torchrun for several processes -> CompletedProcess."""
+                  real: bool = False, **environment):
+    """Start a program in a process of its own, or in several that are ranks of one group -> CompletedProcess.
+
+    real: as a user does, by Python itself, and under torchrun for several; else by a fork, which saves the imports.
+    """
+    words, found = list(map(str, words)), os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": found, **environment}  # beside us: the tests' own packages
+    if not real:
+        return forks.run(ROOT / program, words, folder, environment, processes, timeout)
     command = [sys.executable, str(ROOT / program)]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                    str(ROOT / program)]
-    found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # beside us: the tests' own packages
-    return subprocess.run([*command, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=timeout,
-                          env=os.environ | {"PYTHONPATH": found, **environment})
+    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 def not_installed(program: str) -> None:

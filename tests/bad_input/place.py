@@ -80,7 +80,7 @@ def started(program: str, words, environment: dict[str, str] | None = None) -> E
 
 def started_for_real(program: str, words, folder: Path, environment: dict[str, str] | None = None) -> Ended:
     """The program in a process of its own."""
-    run = start_process(*words, folder=folder, program=program, timeout=3 * SECONDS, **(environment or {}))
+    run = start_process(*words, folder=folder, program=program, timeout=3 * SECONDS, real=True, **(environment or {}))
     return Ended(run.returncode, run.stdout, run.stderr)
 
 

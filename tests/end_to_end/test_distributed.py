@@ -17,7 +17,8 @@ EXACT = ["--drop_path", "0", "--smoothing", "0.1", "--epochs", "2", "--aa", "ran
 def trained(pictures, tmp_path_factory):
     """A checkpoint trained by one process."""
     folder = tmp_path_factory.mktemp("one")
-    run = start_process(*SMALL, *EXACT, "--data_path", pictures, "--task", "one", folder=folder, OMP_NUM_THREADS="1")
+    run = start_process(*SMALL, *EXACT, "--data_path", pictures, "--task", "one", folder=folder, real=True,
+                        OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -72,7 +73,8 @@ def test_two_processes_train_like_one(trained, pictures, tmp_path):
 
 
 def test_wrong_input_under_torchrun_is_one_line(pictures, tmp_path):
-    run = start_process(*SMALL, "--data_path", tmp_path / "nowhere", "--task", "x", folder=tmp_path, processes=2)
+    run = start_process(*SMALL, "--data_path", tmp_path / "nowhere", "--task", "x", folder=tmp_path, processes=2,
+                        real=True)
     lines = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert run.returncode == 1  # torchrun's own; train.sh maps it
     assert len(lines) == 1 and "nowhere" in lines[0]
@@ -81,7 +83,7 @@ def test_wrong_input_under_torchrun_is_one_line(pictures, tmp_path):
 
 def test_diverged_run_under_torchrun_names_files_of_all_processes(pictures, tmp_path):
     run = start_process(*SMALL, "--lr", 1e30, "--warmup_epochs", 0, "--data_path", pictures, "--task", "x", folder=tmp_path,
-                        processes=2)
+                        processes=2, real=True)
     lines = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert run.returncode == 1 and len(lines) == 1 and "the loss is not finite" in lines[0]
 

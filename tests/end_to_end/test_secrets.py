@@ -44,6 +44,7 @@ def test_no_token_is_printed_or_saved(tmp_path, answer, mirror):
             "--finetune",
             "hf:owner/repo/model.safetensors",
             folder=tmp_path,
+            real=True,  # the hub's client reads its variables when it is imported
             **environment(tmp_path, HF_ENDPOINT=address.replace("http://", mirror), HF_TOKEN=TOKEN),
         )
         assert hub.requests and hub.tokens != {""}  # something was sent: Bearer and the token, or Basic and the password
@@ -61,6 +62,7 @@ def test_an_address_that_is_none(tmp_path):
         "--finetune",
         "hf:owner/repo/model.safetensors",
         folder=tmp_path,
+        real=True,
         **environment(tmp_path, HF_ENDPOINT=f"ftp://user:{PASSWORD}@nowhere", HF_TOKEN=TOKEN),
     )
     assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr

@@ -154,7 +154,8 @@ def test_a_kill_while_shards_are_written_leaves_the_pair_before(where, trained, 
 
     (tmp_path / "killed.py").write_text(KILLED.format(root=str(ROOT), where=where))
     words = [*JOB, "--finetune", weights, "--data_path", pictures, "--task", "k", "--parallel", "fsdp"]
-    run = start_process(*words, folder=tmp_path, processes=2, program=str(tmp_path / "killed.py"), OMP_NUM_THREADS="1")
+    run = start_process(*words, folder=tmp_path, processes=2, program=str(tmp_path / "killed.py"), real=True,
+                        OMP_NUM_THREADS="1")
     assert run.returncode == 1 and "-9" in run.stderr
     folder = tmp_path / "output_dir/k"
     # the one that is named and the one that was begun, which a process that outlived the other may have taken away
