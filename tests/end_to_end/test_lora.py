@@ -45,7 +45,7 @@ def cut(monkeypatch):
             if epoch == number:
                 raise KeyboardInterrupt
             return say_line(task, epoch, *rest)
-        monkeypatch.setattr(train.summary, "epoch_line", line)
+        monkeypatch.setattr(train.terminal, "epoch_line", line)
     return die_at
 
 

@@ -87,7 +87,7 @@ def test_cut_run_ends_with_the_same_bits(predict, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return say_line(task, epoch, *rest)
 
-    monkeypatch.setattr(train.summary, "epoch_line", die)
+    monkeypatch.setattr(train.terminal, "epoch_line", die)
     assert predict("--task", "cut", "--epochs", 3)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -100,7 +100,7 @@ def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after
             raise KeyboardInterrupt
         return say_line(task, epoch, *rest)
 
-    monkeypatch.setattr(train.summary, "epoch_line", die)
+    monkeypatch.setattr(train.terminal, "epoch_line", die)
     code, _, err = start("--task", "cut", *options)
     assert code == 130 and "goes on with --resume auto" in err
     monkeypatch.undo()
