@@ -136,8 +136,13 @@ def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
         raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for {backbone.arch}: the "
                          f"nearest sizes are {below} and {below + patch}")
     if backbone.model == TIMM:
-        timm_models.require_size(backbone.timm_name, functools.partial(build_model, backbone, 2, pretrained=False), size)
+        _require_size(backbone, size)
     return size
+
+
+@functools.cache  # a list of --dataratio, and the trials of a search, ask again
+def _require_size(backbone: Backbone, size: int) -> None:
+    timm_models.require_size(backbone.timm_name, functools.partial(build_model, backbone, 2, pretrained=False), size)
 
 
 def has_plain_vit(backbone: Backbone) -> bool:

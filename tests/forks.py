@@ -1,12 +1,14 @@
 """Programs that are started by a fork of a process which has imported them already.
 
 A start of Python that imports torch, timm and a program costs some four seconds of a core; a fork of one that has done so
-costs some hundredths. `run` starts a program so and waits for it, one process or several ranks of a group. What depends on
-Python's own start (its options, its encoding) or on torchrun has to be started for real: conftest.start_process(real=True).
+costs some hundredths. `run` starts a program so and waits for it, one process or several ranks of a group. Charts are not
+drawn. What depends on Python's own start (its options, its encoding, variables that a library reads when it is imported)
+or on torchrun has to be started for real: conftest.start_process(real=True).
 """
 
 import atexit
 import contextlib
+import importlib
 import os
 import pickle
 import runpy
@@ -21,10 +23,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
+from tests import undrawn
+
 ROOT = Path(__file__).parent.parent
 IMPORTED = ("main_finetune", "main_regression", "predict", "latent_feature", "jobs.train", "jobs.search", "jobs.predictions",
             "jobs.feature_vectors", "jobs.tasks.regression_start", "util.report.png_charts", "util.parallel.sharding",
-            "matplotlib.backends.backend_agg", "matplotlib.figure", "tensorboard.summary.writer.event_file_writer")
+            "util.core.tensorboard", "util.data.leakage.fingerprints", "matplotlib.backends.backend_agg", "matplotlib.style",
+            "tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2",
+            "tensorboard.summary.writer.record_writer", "pyarrow.pandas_compat")
 LARGEST_REQUEST = 2**20  # bytes
 
 
@@ -186,5 +194,7 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     for _name in IMPORTED:
-        __import__(_name)
+        importlib.import_module(_name)
+    Image.init()  # the formats' plugins
+    importlib.import_module("matplotlib.figure").Figure.savefig = undrawn.savefig
     serve(sys.argv[1]).run()
