@@ -14,9 +14,9 @@ fi
 
 "$PYTHON" -m ruff check
 "$PYTHON" -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
-if [ $# -eq 0 ]; then # all of them: files beside each other, the long ones first, with one thread each
+if [ $# -eq 0 ]; then # all but the slow ones: files beside each other, the long ones first, with one thread each
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+    set -- -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -24,6 +24,7 @@ ALL = {"images": list(learning.SETS), "starts": list(learning.STARTS), "ways": l
 
 # ---- the program ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--quick", "--only", "digits", "random", "--work", str(tmp_path)]

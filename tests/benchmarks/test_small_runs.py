@@ -13,6 +13,7 @@ from benchmarks.timing import Row, as_text, compare
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_measure_runs(tmp_path):
     run = subprocess.run([sys.executable, "benchmarks/speed.py", "--quick", "--json", tmp_path / "rows.json"], cwd=ROOT,
                          capture_output=True, text=True, timeout=600)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -19,6 +20,7 @@ def write_digits(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_digits_are_learned(tmp_path):
     data = write_digits(tmp_path / "digits")
     run = start_process("--model", "timm", "--model_arch", "test_vit", "--input_size", 64, "--nb_classes", 10, "--epochs", 90,
