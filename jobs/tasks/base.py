@@ -11,6 +11,7 @@ import torch
 from jobs.run_folder import RunFolder
 from models_vit import Backbone
 from util.data.tables import Data
+from util.metrics.table import of_kind
 from util.options import flags
 from util.weights.fitting import Fit, WeightFile, put_in
 
@@ -29,11 +30,17 @@ class Task(ABC):
     reads: dict | None = None  # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
-    shown: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, options: Namespace):
         self.options = options
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        return tuple(metric.name for metric in of_kind(self.kind, "curve"))
+
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        return tuple((metric.name, metric.terminal[1]) for metric in of_kind(self.kind, "terminal"))
 
     # ---- data
 

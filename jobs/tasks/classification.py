@@ -25,6 +25,7 @@ from util.metrics.classification import (
     read_predictions,
 )
 from util.metrics.intervals import classification_intervals, entry
+from util.metrics.table import BY_NAME, COMPOSED
 from util.metrics.weighted import Images, operating_thresholds
 from util.model.feature_kinds import put_wide_head
 from util.options import flags
@@ -39,17 +40,12 @@ class Classification(Task):
 
     kind, program = "classification", "main_finetune.py"
     head_is_linear = True
-    curves = ("loss", "score", "roc_auc", "f1", "kappa", "accuracy", "average_precision")
-    shown = (("roc_auc", "AUC"), ("accuracy", "accuracy"), ("f1", "F1"), ("kappa", "kappa"), ("average_precision", "AP"),
-             ("precision", "precision"), ("recall", "recall"), ("qwk", "quadratic kappa"), ("jaccard", "Jaccard"),
-             ("hamming", "Hamming"), ("brier", "Brier"), ("ece", "ECE"), ("loss", "loss"),
-             ("calibration_slope", "calibr. slope"), ("score", "score"))
 
     def __init__(self, options: Namespace):
         super().__init__(options)
         self.class_names: list[str] = []
         self.score = selection.figure_of(options.select_metric)
-        self.columns = METRIC_COLUMNS + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
+        self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
 
     # ---- data
 
@@ -83,7 +79,7 @@ class Classification(Task):
                              "of two the second is the positive one; train anew for another")
         if options.class_order:
             class_order.require_same(self.class_names, options.class_order)
-        asked = [name for name in options.select_metric.split("+") if name in class_order.FIGURES]
+        asked = [name for name in options.select_metric.split("+") if BY_NAME[name].needs_order]
         if options.eval or not asked or class_order.ranks(self.class_names, options.class_order) is not None:
             return
         if resumed is None:
@@ -184,8 +180,8 @@ class Classification(Task):
                                            temperature=decided.get("temperature"), order=self.options.class_order)
         if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
             entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
-        if selection.COMPOSED in figures:
-            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        if COMPOSED in figures:
+            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.select_metric)
         return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:

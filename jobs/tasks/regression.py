@@ -18,12 +18,12 @@ from util.data.regression import parse_transforms, read_regression_csv
 from util.metrics import selection
 from util.metrics.intervals import entry, regression_intervals
 from util.metrics.regression import (
-    FIGURES,
     metric_columns,
     predictions_table,
     read_predictions,
     regression_metrics,
 )
+from util.metrics.table import COMPOSED
 from util.metrics.target_scale import TargetScale
 from util.model.regression_head import RegressionHead
 from util.options import flags
@@ -36,8 +36,6 @@ class Regression(Task):
     """Several numbers a picture."""
 
     kind, program = "regression", "main_regression.py"
-    curves = ("loss", *FIGURES)
-    shown = (("r2", "R2"), ("pearson", "r"), ("mae", "MAE"), ("rmse", "RMSE"), ("loss", "loss"))
 
     def __init__(self, options: Namespace):
         super().__init__(options)
@@ -47,7 +45,7 @@ class Regression(Task):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return metric_columns(self.options.targets) + ((selection.COMPOSED,) if self.score == selection.COMPOSED else ())
+        return metric_columns(self.options.targets) + ((COMPOSED,) if self.score == COMPOSED else ())
 
     # ---- data
 
@@ -157,8 +155,8 @@ class Regression(Task):
 
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
         entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.seed)
-        if selection.COMPOSED in figures:
-            entries[selection.COMPOSED] = entry(figures[selection.COMPOSED], metric=self.options.select_metric)
+        if COMPOSED in figures:
+            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.select_metric)
         return entries
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:

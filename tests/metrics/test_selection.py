@@ -7,13 +7,13 @@ from util.metrics import selection
 
 
 def test_names_become_figures():
-    read = selection.reader(selection.CLASSIFICATION)
+    read = selection.reader("classification")
     assert read("score") == "score" and read("AUC + f1") == "roc_auc+f1" and read("ap") == "average_precision"
     for text in ("auc+roc_auc", "r2", "", "auc+"):
         with pytest.raises(argparse.ArgumentTypeError, match="twice|none of"):
             read(text)
     with pytest.raises(argparse.ArgumentTypeError):
-        selection.reader(selection.REGRESSION)("auc")
+        selection.reader("regression")("auc")
 
 
 def test_sums_are_means_and_losses_are_turned():

@@ -11,7 +11,6 @@ import numpy as np
 
 from util.core.errors import InputError
 
-FIGURES = ("qwk", "mae_grades")  # that need an order
 # A name that begins with a whole number (0_no, 10), but not with a chapter's (JSIEC's 0.0.Normal).
 _NUMBER = re.compile(r"[+-]?\d+(?![\d]|\.\d)")
 # Grades from none on; a set of names is known where all of them stand in one scale, each on a step of its own.

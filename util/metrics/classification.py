@@ -19,12 +19,11 @@ from util.core.errors import InputError, RunError
 from util.core.run_files import read_table
 from util.metrics import class_order
 from util.metrics.calibration import expected_calibration_error
+from util.metrics.table import CLASSIFICATION, SCORE_PARTS, of_kind
 
 TEXT_COLUMNS = ("path", "patient", "split", "true_class", "predicted_class")
-SCORE_PARTS = ("f1", "roc_auc", "kappa")  # the best epoch has the highest mean of these on val
 # The columns of metrics_val.csv and metrics_test.csv; users' scripts read those from val_loss to kappa by name.
-METRIC_COLUMNS = ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard", "precision", "recall",
-                  "average_precision", "kappa", "score", "n", "brier", "qwk", "balanced_accuracy", "mae_grades", "ece")
+METRIC_COLUMNS = ("epoch", *("val_loss" if metric.name == "loss" else metric.name for metric in of_kind(CLASSIFICATION, "csv")))
 
 
 # ---- the predictions table ------------------------------------------------------------------------------------------
@@ -213,8 +212,7 @@ def figures_of_outputs(true: np.ndarray, predicted: np.ndarray, probabilities: n
     if ranks is None:
         figures["qwk"] = math.nan
     figures["score"] = _mean_of_defined(np.array([figures[part] for part in SCORE_PARTS]))
-    order = [column.removeprefix("val_") for column in METRIC_COLUMNS if column != "epoch"]
-    return {name: figures[name] for name in order}
+    return {metric.name: figures[metric.name] for metric in of_kind(CLASSIFICATION, "csv")}
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from util.metrics.bootstrap import (
     resamples,
     wilson_interval,
 )
-from util.metrics.classification import SCORE_PARTS, confusion_matrix, count_figures
+from util.metrics.classification import confusion_matrix, count_figures
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
+from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
@@ -31,9 +32,9 @@ from util.metrics.weighted import (
     operating_hits,
 )
 
-SHIFTED = ("ece", "ece_calibrated")  # chance alone makes them larger, in a resample once more than in the sample
-SHIFTED_LEVEL = 0.98  # of their percentiles: a sum of absolute values is folded at 0, and 95 % hold the truth in only 90 %
-WITHOUT = ("n", "temperature")
+# BASIC: chance alone makes these larger, in a resample once more than in the sample. Of their percentiles: a sum of absolute
+# values is folded at 0, and 95 % hold the truth in only 90 %.
+SHIFTED_LEVEL = 0.98
 
 
 def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS, thresholds: dict[str, float] | None = None,
@@ -58,7 +59,7 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
     entries = {}
     for name, value in values.items():
-        if name in WITHOUT or name.startswith("n_"):
+        if not row_of(name).interval:
             entries[name] = entry(value)
             continue
         entries[name] = _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
@@ -119,9 +120,13 @@ def _collect(figures, number: int, groups: np.ndarray | None, draws: int, seed: 
 
 def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple[float, float, int]:
     """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
-    if name in SHIFTED:
+    if is_shifted(name):
         return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
-    return corrected_interval(replicates, value) if name.startswith("average_precision") else percentile_interval(replicates)
+    return corrected_interval(replicates, value) if row_of(name).interval == CORRECTED else percentile_interval(replicates)
+
+
+def is_shifted(name: str) -> bool:
+    return row_of(name).interval == BASIC
 
 
 def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, seed: int) -> None:

@@ -12,10 +12,12 @@ import pandas as pd
 
 from util.core.errors import InputError, RunError
 from util.core.run_files import read_table
+from util.metrics.table import REGRESSION, of_kind
 from util.metrics.target_scale import TargetScale
 
 TEXT_COLUMNS = ("path", "patient", "split")
-FIGURES = ("r2", "pearson", "mae", "rmse")  # of a target; their means over the targets stand under the bare names
+# of a target; their means over the targets stand under the bare names
+FIGURES = tuple(metric.name for metric in of_kind(REGRESSION, "per_target") if metric.name != "n")
 
 
 def metric_columns(targets: list[str]) -> tuple[str, ...]:

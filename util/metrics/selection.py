@@ -2,21 +2,15 @@
 
 import argparse
 import math
+from collections.abc import Callable
 
-# What may be typed, and the figure that it means.
-CLASSIFICATION = {
-    "score": "score", "auc": "roc_auc", "roc_auc": "roc_auc", "f1": "f1", "kappa": "kappa", "qwk": "qwk",
-    "accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "ap": "average_precision",
-    "average_precision": "average_precision", "precision": "precision", "recall": "recall", "jaccard": "jaccard",
-    "hamming": "hamming", "loss": "loss", "brier": "brier", "ece": "ece", "mae_grades": "mae_grades",
-}
-REGRESSION = {"r2": "r2", "pearson": "pearson", "mae": "mae", "rmse": "rmse", "loss": "loss"}
-LESS_IS_BETTER = frozenset({"hamming", "loss", "brier", "ece", "mae_grades", "mae", "rmse"})
-COMPOSED = "selection"  # the figure that a sum of several, or one of which less is better, gets a column of
+from util.metrics.table import COMPOSED, choices, is_better_low
 
 
-def reader(names: dict[str, str]):
-    """An argparse type: `auc+f1` -> `roc_auc+f1`, the figures' own names in the order typed."""
+def reader(kind: str) -> Callable[[str], str]:
+    """An argparse type: `auc+f1` -> `roc_auc+f1`, the metrics' own names in the order typed. kind: of the task."""
+    names = choices(kind)
+
     def read(text: str) -> str:
         parts = [part.strip().lower() for part in text.split("+")]
         unknown = [part for part in parts if part not in names]
@@ -31,7 +25,7 @@ def reader(names: dict[str, str]):
 
 def figure_of(metric: str) -> str:
     """The figure whose highest value on val makes the best epoch."""
-    return COMPOSED if "+" in metric or metric in LESS_IS_BETTER else metric
+    return COMPOSED if "+" in metric or is_better_low(metric) else metric
 
 
 def composed(metric: str, figures: dict[str, float]) -> dict[str, float]:
@@ -39,7 +33,7 @@ def composed(metric: str, figures: dict[str, float]) -> dict[str, float]:
     where one of them is undefined."""
     if figure_of(metric) != COMPOSED:
         return {}
-    values = [-figures[part] if part in LESS_IS_BETTER else figures[part] for part in metric.split("+")]
+    values = [-figures[part] if is_better_low(part) else figures[part] for part in metric.split("+")]
     return {COMPOSED: math.nan if any(map(math.isnan, values)) else sum(values) / len(values)}
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from util.metrics import class_order
 from util.metrics.bootstrap import groups_of
 from util.metrics.calibration import BINS, confidence_bins, softmax
-from util.metrics.classification import SCORE_PARTS, class_names_of, class_numbers, count_figures
+from util.metrics.classification import class_names_of, class_numbers, count_figures
+from util.metrics.table import METRICS, SCORE_PARTS
 
 OPERATING_POINTS = (0.90, 0.95)
 
@@ -137,7 +138,7 @@ class WeightedFigures:
         if number == 2:
             figures |= self._at_thresholds(weights)
         if images.ranks is None:
-            figures |= {name: np.full(len(weights), np.nan) for name in class_order.FIGURES}
+            figures |= {metric.name: np.full(len(weights), np.nan) for metric in METRICS if metric.needs_order}
         return figures
 
     def _at_thresholds(self, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
 from util.metrics import selection
+from util.metrics.table import CLASSIFICATION
 from util.options import adaptation
 
 # Accepted because documented command lines and people's scripts pass them.
@@ -277,7 +278,7 @@ def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
 
 def add_figure_flags(parser) -> None:
     group = parser.add_argument_group("figures")
-    group.add_argument("--select_metric", type=selection.reader(selection.CLASSIFICATION), default="score",
+    group.add_argument("--select_metric", type=selection.reader(CLASSIFICATION), default="score",
                        help="the figure of val whose best epoch is kept, or several joined by + (their mean): score (the "
                             "mean of macro F1, ROC AUC and kappa), auc, f1, kappa, qwk, accuracy, balanced_accuracy, ap, loss")
     group.add_argument("--calibrate", action="store_true",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from util.core.errors import InputError
 from util.metrics import selection
+from util.metrics.table import REGRESSION, choices, is_better_low
 from util.options import flags as shared
 from util.options.flag_values import is_value_of
 from util.options.flags import (
@@ -38,7 +39,7 @@ WITHOUT_EFFECT = {
 SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
             "head_num_heads", "huber_beta")
 PRUNERS, SAMPLERS, DIRECTIONS = ("none", "median"), ("tpe", "random"), ("maximize", "minimize")
-METRICS = {"r2": "maximize", "pearson": "maximize", "mae": "minimize", "rmse": "minimize", "loss": "minimize"}
+METRICS = {name: "minimize" if is_better_low(name) else "maximize" for name in choices(REGRESSION)}
 
 
 def add_csv_flags(parser) -> None:
@@ -80,7 +81,7 @@ def add_head_flags(parser) -> None:
 
 def add_figure_flags(parser) -> None:
     group = parser.add_argument_group("figures")
-    group.add_argument("--select_metric", type=selection.reader(selection.REGRESSION), default="r2",
+    group.add_argument("--select_metric", type=selection.reader(REGRESSION), default="r2",
                        help="the figure of val whose best epoch is kept, or several joined by + for their mean: r2 (the mean "
                             "over the targets), pearson, mae, rmse, loss")
 

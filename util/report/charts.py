@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from util.metrics.table import BY_NAME
 from util.report.fonts import drawable, fit_fonts
 
 DPI = 150
 MAX_CLASSES_WITH_SHARES = 12  # beyond, a cell is too small for two lines that can be read
 MAX_CLASSES_WITH_COUNTS = 60  # beyond, it is too small for one
 
-CURVE_NAMES = {  # in the order of their panels
-    "loss": "Loss", "score": "Score", "roc_auc": "ROC AUC", "f1": "F1", "kappa": "Cohen's kappa", "r2": "R²",
-    "pearson": "Pearson r", "mae": "MAE", "rmse": "RMSE", "accuracy": "Accuracy",
-    "average_precision": "Average precision", "precision": "Precision", "recall": "Recall", "jaccard": "Jaccard",
-    "hamming": "Hamming loss", "brier": "Brier score", "lr": "Learning rate",
-}
+LEARNING_RATE = "lr"
+
+
+def titled(name: str) -> str:
+    """What a panel of a metric is called, or one of the learning rate."""
+    row = BY_NAME.get(name)
+    return "Learning rate" if name == LEARNING_RATE else row.title if row else name
+
 
 
 # ---- confusion matrix -----------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
     """Draw everything that changed over the epochs into one PNG, a small panel a figure; whole or not at all.
 
     log_rows: one dict an epoch, with "epoch" and numbers named as in the log: train_loss, val_loss, val_<metric> or
-    <metric>, lr. train_ and val_ of one name share a panel; a name that CURVE_NAMES doesn't know gets a panel when it
+    <metric>, lr. train_ and val_ of one name share a panel; a name that is no metric's gets a panel when it
     begins with val_. best_epoch is marked, and its values stand over the panels (else those of the last epoch).
     Returns lines for the user; without a single epoch no picture is drawn.
     """
@@ -205,17 +208,21 @@ def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title:
 
 
 def curve_panels(rows):
-    """{figure: {"train" or "val": values, NaN where an epoch lacks one}} in the order of CURVE_NAMES, then by name."""
+    """{figure: {"train" or "val": values, NaN where an epoch lacks one}} in the metrics' own order, then by name."""
     panels = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         source, name = ("train", key[6:]) if key.startswith("train_") else ("val", key.removeprefix("val_"))
         values = [row.get(key) for row in rows]
         numbers = [float(value) if isinstance(value, (int, float)) else math.nan for value in values]
-        if (name in CURVE_NAMES or key.startswith("val_")) and name != "n" and any(map(math.isfinite, numbers)):
+        is_drawn = (name == LEARNING_RATE or name in BY_NAME or key.startswith("val_")) and name != "n"
+        if is_drawn and any(map(math.isfinite, numbers)):
             panels.setdefault(name, {})[source] = np.where(np.isfinite(numbers), numbers, np.nan)
-    order = list(CURVE_NAMES)
-    return dict(sorted(panels.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order),
-                                                         item[0])))
+
+    def place(name: str) -> tuple[float, str]:
+        row = BY_NAME.get(name)
+        return (math.inf if row is None or row.curve is None else row.curve, name)
+
+    return dict(sorted(panels.items(), key=lambda item: place(item[0])))
 
 
 def _draw_curves(epochs, panels, title, best_epoch):
@@ -240,7 +247,7 @@ def _draw_curves(epochs, panels, title, best_epoch):
         if best_epoch in epochs:
             axes.axvline(best_epoch, color="0.6", linewidth=0.8, linestyle=":")
         value = curves.get("val", curves.get("train"))[marked]
-        heading = f"{CURVE_NAMES.get(name, name)}   {_figure_text(value)}"
+        heading = f"{titled(name)}   {_figure_text(value)}"
         axes.set_title(heading, fontsize=9, loc="left", parse_math=False)
         if len(curves) > 1:
             axes.legend(fontsize=7, frameon=False)

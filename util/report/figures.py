@@ -1,55 +1,22 @@
-"""Figures in a report: what they are called, how they are written, the tiles and the tables of them."""
+"""Metrics in a report: how they are written, the tiles and the tables of them."""
 
+import itertools
+
+from util.metrics.table import (
+    BY_NAME,
+    CLASSIFICATION,
+    METRICS,
+    OPERATING,
+    REGRESSION,
+    SANDWICH,
+    Metric,
+    of_kind,
+    row_of,
+)
 from util.report.run_data import Run, Split
 from util.report.svg import clean
 
 TO = " to "
-# name -> (label, what a reader should know of it); in the order of the table
-GROUPS: dict[str, dict[str, tuple[str, str]]] = {
-    "Numbers": {
-        "r2": ("R²", "mean over the targets"), "pearson": ("Pearson's r", "mean over the targets"),
-        "mae": ("Mean absolute error", "mean over the targets, whatever their units"),
-        "rmse": ("Root mean squared error", "mean over the targets, whatever their units"),
-    },
-    "Ranking": {
-        "roc_auc": ("ROC AUC", "mean over the classes, each against the rest"),
-        "average_precision": ("Average precision", "mean over the classes"),
-    },
-    "Decisions": {
-        "accuracy": ("Accuracy", ""),
-        "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
-        "f1": ("F1", "mean over the classes"),
-        "precision": ("Precision", "mean over the classes"),
-        "recall": ("Recall", "mean over the classes"),
-        "jaccard": ("Jaccard", "mean over the classes"),
-        "hamming": ("Hamming loss", "lower is better"),
-        "kappa": ("Cohen's kappa", "unweighted"),
-        "qwk": ("Quadratic weighted kappa", "for classes in order, as grades are"),
-        "mae_grades": ("Mean distance of grades", "for classes in order; lower is better"),
-    },
-    "Operating points": {
-        f"{one}_at_{share}_{other}": (f"{one.capitalize()} at {share} % {other}", "threshold chosen on val")
-        for one, other in (("sensitivity", "specificity"), ("specificity", "sensitivity")) for share in (90, 95)},
-    "Probabilities": {
-        "loss": ("Loss", "negative log likelihood; lower is better"),
-        "loss_calibrated": ("Loss after temperature", ""),
-        "brier": ("Brier score", "lower is better"),
-        "brier_calibrated": ("Brier score after temperature", ""),
-        "ece": ("Expected calibration error", "lower is better"),
-        "ece_calibrated": ("Expected calibration error after temperature", ""),
-        "calibration_slope": ("Calibration slope", "1 is ideal; below, probabilities are too extreme"),
-        "calibration_intercept": ("Calibration intercept", "0 is ideal; below, probabilities are too high"),
-        "temperature": ("Temperature", "fitted on val"),
-    },
-    "Choice of the best epoch": {"score": ("Score", "mean of F1, ROC AUC and kappa"),
-                                "selection": ("Selection", "what chose the epoch (--select_metric); higher is better")},
-}
-PER_CLASS = {"n": "Images", "sensitivity": "Sensitivity", "specificity": "Specificity", "precision": "Precision", "f1": "F1",
-             "roc_auc": "ROC AUC", "average_precision": "Average precision"}
-PER_TARGET = {"n": "Images", "r2": "R²", "pearson": "Pearson's r", "mae": "Mean absolute error",
-              "rmse": "Root mean squared error"}
-ON_UNIT_SCALE = {"roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "jaccard",
-                 "kappa", "qwk", "ece", "sensitivity", "specificity", "r2", "pearson"}
 UNDEFINED = "undefined"
 
 
@@ -83,19 +50,18 @@ def tiles(run: Run) -> str:
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
-    known = {name: pair for group in GROUPS.values() for name, pair in group.items()}
-    if run.kind == "regression":
+    """(name, label, hint) of the metrics that stand first."""
+    rows = of_kind(run.kind, "headline")
+    if run.kind == REGRESSION:
         if len(run.names) == 1:
-            target = run.names[0]
-            return [(f"{name}_{target}", known[name][0], target) for name in ("r2", "pearson", "mae", "rmse")]
-        means = [(name, *known[name]) for name in ("r2", "pearson")]
-        return means + [(f"r2_{name}", f"R² of {name}", "") for name in run.names]
-    names = ["roc_auc", "balanced_accuracy", "accuracy", "f1", "kappa", "qwk", "ece", "brier"]
-    chosen = [(name, *known[name]) for name in names]
+            return [(f"{row.name}_{run.names[0]}", row.label, run.names[0]) for row in rows]
+        means = [(row.name, row.label, row.hint) for row in rows[:2]]
+        return means + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
+    chosen = [(row.name, row.label, row.hint) for row in rows]
     if len(run.names) == 2:
         event = run.names[1]
-        chosen = [("roc_auc", "ROC AUC", event), (f"sensitivity_{event}", "Sensitivity", event),
-                  (f"specificity_{event}", "Specificity", event), *chosen[2:]]
+        of_event = [(f"{name}_{event}", BY_NAME[name].label, event) for name in ("sensitivity", "specificity")]
+        chosen = [("roc_auc", BY_NAME["roc_auc"].label, event), *of_event, *chosen[2:]]
     return chosen
 
 
@@ -103,9 +69,9 @@ def _tile(name: str, label: str, hint: str, split: Split, other: Split | None) -
     entry = split.entries[name]
     value, lower, upper = (entry.get(part) for part in ("value", "lower", "upper"))
     bounds = interval(entry)
-    kind = name if name in ON_UNIT_SCALE else next((k for k in ON_UNIT_SCALE if name.startswith(f"{k}_")), None)
+    row = row_of(name)
     scale = ""
-    if kind and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
+    if row and row.on_unit_scale and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
         scale = (f'<div class="scale" aria-hidden="true"><i style="left:{100 * lower:.1f}%;width:{100 * (upper - lower):.1f}%">'
                  f'</i><b style="left:{100 * value:.1f}%"></b></div>')
     beside = other.entries.get(name) if other else None
@@ -115,26 +81,31 @@ def _tile(name: str, label: str, hint: str, split: Split, other: Split | None) -
             + (f'<p class="hint">{clean(hint)}</p>' if hint else "") + "</div>")
 
 
-def _hint(run: Run, name: str, hint: str) -> str:
-    """What stands beside a figure's label; of two classes, which of them is meant."""
-    if run.kind == "regression":
-        return "" if name == "loss" else hint
-    if len(run.names) == 2 and ("_at_" in name or name.startswith("calibration_")):
-        return f"{hint}; of {run.names[1]}"
-    return hint
+def of_each(kind: str) -> list[Metric]:
+    """The metrics of each class or target, in their order."""
+    return of_kind(kind, "per_class" if kind == CLASSIFICATION else "per_target")
+
+
+def _hint(run: Run, metric: Metric) -> str:
+    """What stands beside a metric's label; of two classes, which of them is meant."""
+    if run.kind == REGRESSION:
+        return "" if metric.name == "loss" else metric.hint
+    if len(run.names) == 2 and (metric.group == OPERATING or metric.interval == SANDWICH):
+        return f"{metric.hint}; of {run.names[1]}"
+    return metric.hint
 
 
 def all_figures(run: Run) -> str:
     """One table of everything that is not of a single class or target."""
     splits, shown = list(run.splits.values()), set()
-    single = {f"{figure}_{name}" for name in run.names for figure in (*PER_CLASS, *PER_TARGET)}
+    single = {f"{row.name}_{name}" for name in run.names for row in of_each(run.kind)}
     head = "".join(f'<th scope="col">{clean(s.name)}</th><th scope="col">95 % interval</th>' for s in splits)
     rows = []
-    for members in GROUPS.values():
-        for name, (label, hint) in members.items():
-            if any(name in s.entries for s in splits):
-                rows.append(_row(name, label, _hint(run, name, hint), splits))
-                shown.add(name)
+    for _, members in itertools.groupby(METRICS, lambda metric: metric.group):
+        for metric in members:
+            if metric.group and any(metric.name in s.entries for s in splits):
+                rows.append(_row(metric.name, metric.label, _hint(run, metric), splits))
+                shown.add(metric.name)
         if rows and rows[-1] is not None:
             rows.append(None)
     others = dict.fromkeys(name for s in splits for name in s.entries if name not in shown | single | {"n"})
@@ -168,12 +139,12 @@ def _row(name: str, label: str, hint: str, splits: list[Split]) -> str:
             f'<td class="quiet">{clean(", ".join(dict.fromkeys(methods))) or "–"}</td></tr>')
 
 
-def per_name(rows: list[dict[str, dict]], names: list[str], columns: dict[str, str], what: str, caption: str) -> str:
+def per_name(rows: list[dict[str, dict]], names: list[str], columns: list[Metric], what: str, caption: str) -> str:
     """A row a class or a target; a cell holds the value and, below it, its interval."""
-    head = "".join(f'<th scope="col">{clean(label)}</th>' for label in columns.values())
+    head = "".join(f'<th scope="col">{clean(column.label)}</th>' for column in columns)
     body = []
     for name, row in zip(names, rows, strict=True):
-        cells = "".join(_cell(row.get(column), column) for column in columns)
+        cells = "".join(_cell(row.get(column.name), column.name) for column in columns)
         body.append(f'<tr><th scope="row">{clean(name)}</th>{cells}</tr>')
     return _box(caption, f'<thead><tr><th scope="col">{what}</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>', "single")
 

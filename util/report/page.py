@@ -6,18 +6,10 @@ from pathlib import Path
 from util.core.run_files import write_whole
 from util.metrics.classification import confusion_matrix
 from util.metrics.curves import curves_of
+from util.metrics.table import REGRESSION
 from util.report import svg_charts as charts
 from util.report.commands import evaluation_command, report_command, training_command
-from util.report.figures import (
-    PER_CLASS,
-    PER_TARGET,
-    all_figures,
-    methods,
-    per_name,
-    tiles,
-    undefined,
-    written,
-)
+from util.report.figures import all_figures, methods, of_each, per_name, tiles, undefined, written
 from util.report.mistakes import Mistake, mistakes
 from util.report.run_data import Outputs, Run, Split, class_figures, read_run
 from util.report.svg import clean
@@ -91,16 +83,16 @@ def _definitions(pairs: list[tuple[str, str]]) -> str:
 # ---- classification and regression ------------------------------------------------------------------------------------
 
 def _per_name(run: Run, split: Split) -> str:
-    if run.kind == "regression":
-        rows = [{figure: split.entries.get(f"{figure}_{name}") for figure in PER_TARGET} for name in run.names]
-        return per_name(rows, run.names, PER_TARGET, "Target", f"Targets on {split.name}, in their own units")
+    columns = of_each(run.kind)
+    rows = [{column.name: split.entries.get(f"{column.name}_{name}") for column in columns} for name in run.names]
+    if run.kind == REGRESSION:
+        return per_name(rows, run.names, columns, "Target", f"Targets on {split.name}, in their own units")
     if split.table is None:
-        rows = [{figure: split.entries.get(f"{figure}_{name}") for figure in PER_CLASS} for name in run.names]
         if not any(entry for row in rows for entry in row.values()):
             return ""
     else:
         rows = class_figures(Outputs.of(split.table, run.names), run.names, split.entries)
-    return per_name(rows, run.names, PER_CLASS, "Class", f"Classes on {split.name}, each against the rest")
+    return per_name(rows, run.names, columns, "Class", f"Classes on {split.name}, each against the rest")
 
 
 def _classification(run: Run, split: Split, is_main: bool) -> tuple[str, list[str], list[str]]:

@@ -8,22 +8,22 @@ import pandas as pd
 
 from util.metrics.bootstrap import wilson_interval
 from util.metrics.curves import Curves
+from util.metrics.table import BY_NAME
 from util.report.bland_altman import limits_of_agreement
 from util.report.charts import (
-    CURVE_NAMES,
+    LEARNING_RATE,
     MAX_CLASSES_WITH_COUNTS,
     MAX_CLASSES_WITH_SHARES,
     cell_texts,
     curve_panels,
     row_shares,
+    titled,
 )
-from util.report.figures import GROUPS, with_interval, written
+from util.report.figures import with_interval, written
 from util.report.svg import SERIES, Chart, clean, room_around, ticks
 
 MOST_ROWS = 40  # classes in one chart of their probabilities, which then still fits a printed page
 MOST_POINTS = 1500  # of a scatter plot on the page
-# Over the epochs; log.txt has more, which say nearly the same.
-FOLLOWED = {"loss", "score", "selection", "roc_auc", "f1", "kappa", "qwk", "accuracy", "r2", "pearson", "mae", "rmse", "lr"}
 # A cell's text turns white on the light page, or black on the dark one, where its colour asks for it (contrast 4.6 there).
 DARK_FROM, BRIGHT_FROM = 0.93, 0.68
 SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
@@ -259,17 +259,19 @@ def _finite(value: float) -> float | None:
 # ---- learning curves ------------------------------------------------------------------------------------------------
 
 def learning(log: list[dict], best_epoch: int | None) -> list[str]:
-    """A small chart of each of FOLLOWED that the log has, in the order of the picture in the folder."""
-    panels = {name: lines for name, lines in curve_panels(log).items() if name in FOLLOWED}
+    """A small chart of each metric with a curve that the log has, in the order of the picture in the folder; log.txt has more,
+    which say nearly the same."""
+    panels = {name: lines for name, lines in curve_panels(log).items()
+              if name == LEARNING_RATE or (name in BY_NAME and BY_NAME[name].curve is not None)}
     if not panels:
         return []
     epochs = [row["epoch"] for row in log]
     marked = epochs.index(best_epoch) if best_epoch in epochs else len(epochs) - 1
-    charts, known = [], {name: pair[0] for members in GROUPS.values() for name, pair in members.items()} | CURVE_NAMES
+    charts = []
     for number, (name, lines) in enumerate(panels.items()):
         low, high = room_around(np.concatenate(list(lines.values())), 0.08)
         x = (epochs[0], epochs[-1]) if epochs[0] < epochs[-1] else (epochs[0] - 1, epochs[0] + 1)
-        label, value = known.get(name, name), lines.get("val", lines.get("train"))[marked]
+        label, value = titled(name), lines.get("val", lines.get("train"))[marked]
         text = written(_finite(float(value))) if np.isfinite(value) else "–"
         chart = Chart(f"learning-{number}", f"{label} over the epochs", f"{text} at epoch {epochs[marked]}.", x, (low, high),
                       ("", ""), size=(220, 150), left=64, right=8, top=8, bottom=22)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from util.core.plain_numbers import mean_and_deviation
-from util.metrics.selection import LESS_IS_BETTER
+from util.metrics.table import is_better_low
 from util.report.figures import undefined, written
 from util.report.run_data import Run
 from util.report.svg import clean
@@ -267,8 +267,8 @@ def _chosen_by(metric: str) -> str:
     parts = metric.split("+")
     if len(parts) > 1:
         return f"the mean of {', '.join(parts)} on val" + (
-            " (those of which less is better with their sign turned)" if LESS_IS_BETTER & set(parts) else "")
-    return f"the {'lowest' if metric in LESS_IS_BETTER else 'highest'} {metric} on val" if metric else ""
+            " (those of which less is better with their sign turned)" if any(map(is_better_low, parts)) else "")
+    return f"the {'lowest' if is_better_low(metric) else 'highest'} {metric} on val" if metric else ""
 
 
 def _when(facts: dict) -> str:

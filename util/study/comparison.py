@@ -22,13 +22,12 @@ from util.core.errors import InputError
 from util.metrics import delong
 from util.metrics.bootstrap import draws_for, groups_of, percentile_interval
 from util.metrics.classification import classification_metrics
-from util.metrics.intervals import SHIFTED, bootstrap_interval, classification_replicates, regression_replicates
+from util.metrics.intervals import bootstrap_interval, classification_replicates, is_shifted, regression_replicates
 from util.metrics.regression import FIGURES, target_figures
+from util.metrics.table import of_kind
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
 
-DEFAULT_METRICS = {"classification": ("roc_auc", "average_precision", "f1"), "regression": ("r2", "pearson", "mae")}
-LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming", "mae", "rmse", "mae_grades")
 LEVEL = 0.05  # of the tests
 SAME = 1e-6  # a stored figure and the same one computed again from the predictions
 DELONG, BOOTSTRAP, JOINT = "paired DeLong", "paired bootstrap", "joint DeLong"
@@ -112,10 +111,6 @@ class Comparison:
         return [test for test in self.tests if test.method == DELONG or test.metric not in by_delong]
 
 
-def is_better_low(metric: str) -> bool:
-    return any(metric == name or metric.startswith(f"{name}_") for name in LOWER_IS_BETTER)
-
-
 # ---- one group ------------------------------------------------------------------------------------------------------
 
 @dataclass
@@ -186,7 +181,7 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     """
     first = groups[0].runs[0]
     kind, patients = first.kind, groups_of(first.table["patient"].to_numpy(dtype=object))
-    metrics = list(dict.fromkeys(metrics or DEFAULT_METRICS[kind]))
+    metrics = list(dict.fromkeys(metrics or (row.name for row in of_kind(kind) if row.is_compared)))
     _require_known(metrics, groups)
     used = draws_for(len(first.table), draws)
     figures = [figures_of(group, used, seed, metrics, told) for group in groups]
@@ -287,7 +282,7 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
             families.setdefault(DELONG, []).append(
                 Test(*pair, DELONG, difference, *found, p_seeds=with_seeds(difference, spread, *values)))
         apart = _subtracted(one.replicates[metric], other.replicates[metric])
-        lower, upper, p, undefined = paired_bootstrap(apart, difference, metric in SHIFTED)
+        lower, upper, p, undefined = paired_bootstrap(apart, difference, is_shifted(metric))
         spread = math.nan if len(apart) - undefined < 2 else float(np.nanvar(apart, ddof=1))
         families.setdefault(BOOTSTRAP, []).append(
             Test(*pair, BOOTSTRAP, difference, lower, upper, p, p_seeds=with_seeds(difference, spread, *values)))

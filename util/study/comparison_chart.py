@@ -7,9 +7,10 @@ import math
 import os
 import textwrap
 
-from util.report.charts import CURVE_NAMES, save_figure
+from util.metrics.table import is_better_low
+from util.report.charts import save_figure, titled
 from util.report.fonts import drawable
-from util.study.comparison import LEVEL, Comparison, is_better_low
+from util.study.comparison import LEVEL, Comparison
 from util.study.comparison_text import difference_text, figure_text, p_text, summary_text
 
 MOST_METRICS = 6  # beside each other
@@ -56,7 +57,7 @@ def _draw(comparison, metrics, tests, pairs, labels):
     for column, (metric, of_metric) in enumerate(zip(metrics, tests, strict=True)):
         _draw_groups(all_axes[0, column], [comparison.summary(name, metric) for name in labels])
         arrow = "  (lower is better)" if is_better_low(metric) else ""
-        all_axes[0, column].set_title(CURVE_NAMES.get(metric, metric) + arrow, fontsize=9, loc="left", parse_math=False)
+        all_axes[0, column].set_title(titled(metric) + arrow, fontsize=9, loc="left", parse_math=False)
         rows = [list(labels.values())]
         if pairs:
             _draw_differences(all_axes[1, column], of_metric, pairs)
@@ -125,7 +126,7 @@ def _caption(comparison, metrics, tested):
         parts.append("Squares: means over seeds; circles: single seeds.")
     if tested:
         parts.append("Filled (red): Holm-corrected p < 0.05.")
-    parts += [f"Test that all {test.groups} have one {CURVE_NAMES.get(test.metric, test.metric)}: chi-square "
+    parts += [f"Test that all {test.groups} have one {titled(test.metric)}: chi-square "
               f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint DeLong)."
               for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
     return " ".join(parts)

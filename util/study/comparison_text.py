@@ -3,7 +3,8 @@
 import math
 import unicodedata
 
-from util.study.comparison import Comparison, Summary, Test, is_better_low
+from util.metrics.table import is_better_low
+from util.study.comparison import Comparison, Summary, Test
 
 MOST_TESTS_SHOWN = 40  # on the terminal
 
