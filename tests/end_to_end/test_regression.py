@@ -187,6 +187,7 @@ def test_two_processes_and_the_chinese_name(demo, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_drawn_numbers_are_learned(tmp_path):
     """R² of at least 0.8 of each: small crops would spoil the sizes, so crops take 80 % and more."""
     folder = make_demo(tmp_path / "demo", pictures=1000, size=128)
