@@ -113,8 +113,8 @@ def test_compared_as_then(earlier):
         same_table(Path("comparison", name), EXPECTED / name, 1e-5)
 
 
-def resume_same(task, capsys):
-    program, *words = COMMANDS[task]
+def resume_same(command, capsys):
+    program, *words = command
     main = importlib.import_module(program.removesuffix(".py")).main
     capsys.readouterr()
     code = exit_code_of(main, [*words, "--resume", "same"])
@@ -129,7 +129,7 @@ def test_a_finished_run_is_complete(earlier, capsys, task):
         needs_package("peft")
     Path("output_dir", task, "report.html").touch()  # which is not kept among the fixtures, and written last
     before = {path: path.read_bytes() for path in Path("output_dir", task).glob("*.*")}
-    assert "this run is complete" in resume_same(task, capsys)
+    assert "this run is complete" in resume_same(COMMANDS[task], capsys)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -144,13 +144,26 @@ def one_thread():
 
 def test_a_cut_run_ends_as_it_would_have(earlier, capsys, one_thread):
     """`cut` is the run `cnn`, ended in its second epoch: it is resumed with the options and reading that it began with."""
-    assert "resumed at epoch 1" in resume_same("cut", capsys)
+    assert "resumed at epoch 1" in resume_same(COMMANDS["cut"], capsys)
     cut, whole = Path("output_dir/cut"), FIXTURES / "output_dir/cnn"
     for name in ("metrics_val.csv", "metrics_test.csv"):
         same_table(cut / name, whole / name, 1e-3)
     for name in ("predictions_val.csv", "predictions_test.csv"):
         same_table(cut / name, whole / name, 1e-3)
     same_metrics(cut / "metrics_test.json", whole / "metrics_test.json", 1e-3)
+
+
+def test_a_cut_run_of_the_second_generation_ends_as_it_would_have(earlier, capsys, one_thread):
+    """With the defaults of its kind of backbone and start, which it was not told, and steps of even size."""
+    second, cut = FIXTURES / "second", Path("output_dir/cut")
+    shutil.rmtree(cut)
+    shutil.copytree(second / "output_dir/cut", cut)
+    packed = cut / f"{make.LAST}.xz"
+    packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+    assert "resumed at epoch 1" in resume_same(json.loads((second / "commands.json").read_text())["cut"], capsys)
+    for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv"):
+        same_table(cut / name, second / "expected" / name, 1e-3)
+    same_metrics(cut / "metrics_test.json", second / "expected/metrics_test.json", 1e-3)
 
 
 def test_in_the_order_that_was_assumed_figures_of_grades_are_as_then():
