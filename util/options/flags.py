@@ -217,7 +217,7 @@ def add_part_flags(parser) -> None:
     group.add_argument("--lora_rank", type=count, default=8,
                        help="with --adaptation lora: rank of an adapter's two matrices")
     group.add_argument("--lora_alpha", type=positive, default=16.0,
-                       help="an adapter's product is multiplied with alpha / rank")
+                       help="an adapter's product is multiplied by alpha / rank")
     group.add_argument("--lora_dropout", type=below_one, default=0.0, help="dropout before an adapter")
     group.add_argument("--lora_targets", type=adaptation.layers, default="attention",
                        help="layers that get an adapter: attention, attention+mlp, ends of layers' names separated by "

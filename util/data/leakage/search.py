@@ -1,4 +1,4 @@
-"""The same picture, or the same patient, in two splits: then the figures of val and test are too good.
+"""The same image, or the same patient, in two splits: then the metrics on val and test are too good.
 
     python -m util.leakage demo_data                                       # a folder with train, val, test
     python -m util.leakage data.csv --patient_col patient --json found.json

@@ -1,4 +1,4 @@
-"""Fundus-like pictures drawn by the program: for the first run, the tests, the benchmarks.
+"""Fundus-like images drawn by the program: for the first run, the tests, the benchmarks.
 
     python -m util.demo_data demo_data                                # 2000 pictures in train, val and test folders
     python -m util.demo_data demo_data --pictures 600 --size 160 --seed 1
