@@ -35,10 +35,11 @@ INTRODUCTION = """\
 What each flag of each program does. The page is made from the programs' own help, `python PROGRAM --help`, by
 `python -m tests.documents --write`.
 
-A flag that several programs share stands here once, with their names in the last column. In the column of defaults, `on` and
-`off` are the state of a switch that is not typed, `none` means not set, and `empty` is an empty text or list. Where a
-program's default is another one, its name stands before it. Some defaults also depend on the backbone and on its weights:
-[see the table](train.md#defaults-by-backbone-and-initial-weights)."""
+A flag that several programs share is listed once, with their names in the last column. In the column of defaults, `on`
+and `off` are the state of a switch that is not typed, `none` means not set, and `empty` is an empty text or list. Where
+a program has another default, its name stands before it. Some defaults also depend on the backbone and its weights:
+[see the table](train.md#defaults-by-backbone-and-initial-weights). `predict.py` needs the flags of the model only for
+checkpoints that do not name their own, those of the original scripts."""
 WORDS = {
     "en": {
         "title": "All flags",

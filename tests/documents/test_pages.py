@@ -102,6 +102,16 @@ def test_links_lead_somewhere(page):
             assert heading in anchors, target
 
 
+def test_pages_that_the_code_names_exist():
+    """In messages, help, comments and the notebook."""
+    folders = [".", "benchmarks", "examples", "jobs/**", "tests/**", "util/**"]
+    sources = [path for folder in folders for ending in ("py", "sh", "ipynb", "toml", "yaml")
+               for path in ROOT.glob(f"{folder}/*.{ending}")]
+    named = {name for path in sources for name in re.findall(r"docs/[\w/]+\.(?:md|json|png)", path.read_text(encoding="utf-8"))}
+    assert len(named) >= 10
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
 def test_pictures_are_small():
     pictures = list((ROOT / "docs").glob("*.png"))
     assert pictures and sum(path.stat().st_size for path in pictures) < 300_000
