@@ -26,19 +26,23 @@ def make_parser() -> flags.OneLineParser:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, OUTPUT_DIR/TASK")
     group = parser.add_argument_group("comparison")
     group.add_argument("--metric", nargs="+", default=None, metavar="NAME",
-                       help="figures to compare, by their names in metrics_test.json; not given: roc_auc average_precision f1, "
-                            "or r2 pearson mae of a regression. After the folders")
-    group.add_argument("--split", choices=("test", "val"), default="test", help="whose predictions are compared")
+                       help="metrics to compare, by their names in metrics_test.json, after the folders; not set: "
+                            "roc_auc average_precision f1, or r2 pearson mae of a regression")
+    group.add_argument("--split", choices=("test", "val"), default="test",
+                       help="whose predictions are compared (val chose the best epoch, so its metrics are too good)")
     group.add_argument("--output", default=None, metavar="DIR",
-                       help=f"folder for the tables and the picture; {DEFAULT_OUTPUT}, or the study's own folder with --run")
+                       help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's own folder with "
+                            "--run")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
-                       help="what the groups are called, in the order of their first runs; not given: folders or options")
+                       help="names of the groups, in the order of their first runs; not set: folders or options")
     group.add_argument("--draws", type=flags.count, default=2000, help="resamples of the bootstrap")
-    group.add_argument("--seed", type=flags.seed_number, default=0, help="of the resamples")
+    group.add_argument("--seed", type=flags.seed_number, default=0, help="seed of the resamples")
     group = parser.add_argument_group("study")
     group.add_argument("--run", default=None, metavar="GRID.yaml",
-                       help="train the runs of a study first (examples/grid.yaml); what is done already is not done again")
-    group.add_argument("--nproc", type=flags.count, default=1, help="processes (GPUs) of this machine that train a run")
+                       help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished ones are "
+                            "skipped")
+    group.add_argument("--nproc", type=flags.count, default=1,
+                       help="processes (GPUs of this machine) that train a run of the study")
     group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, then stop")
     return parser
 

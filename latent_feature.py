@@ -1,4 +1,4 @@
-"""One feature vector a picture, of a backbone's weights or of a trained checkpoint: for one's own statistics and plots.
+"""One feature vector an image, of a backbone's weights or of a trained checkpoint: for one's own statistics and plots.
 
 A folder with pictures at any depth, RETFound's weights, on one GPU or a CPU:
     python latent_feature.py --model RETFound_mae --finetune RETFound_mae_natureCFP --input DIR --output features.npz
@@ -23,11 +23,12 @@ from util.options import inference as own
 
 def make_parser() -> flags.OneLineParser:
     parser = own.parser_of("latent_feature.py", __doc__)
-    group = parser.add_argument_group("pictures and result")
+    group = parser.add_argument_group("images and result")
     own.add_picture_flags(group)
     group.add_argument("--output", required=True, metavar="FILE", help="FILE.npz, or FILE.parquet (needs pyarrow)")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
-                       help="how much of a JPEG is decoded; not set: as the checkpoint was trained, else full")
+                       help="how much of a JPEG is decoded; not set: as the checkpoint was trained, full for a "
+                            "backbone's weights")
     own.add_weights_flags(parser)
     flags.add_model_flags(parser, leave_out=own.NOT_FOR_FEATURES)
     own.add_machine_flags(parser, "64, or as the checkpoint was trained")

@@ -1,4 +1,4 @@
-"""Apply a trained checkpoint to pictures without labels: classes with probabilities, or numbers; heat maps where asked for.
+"""Apply a trained checkpoint to images without labels: classes with probabilities, or numbers; heat maps where asked for.
 
 A folder with pictures at any depth, on a laptop's CPU as on a GPU:
     python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv
@@ -19,13 +19,14 @@ from util.options import inference as own
 
 def make_parser() -> flags.OneLineParser:
     parser = own.parser_of("predict.py", __doc__)
-    group = parser.add_argument_group("checkpoint, pictures and result")
+    group = parser.add_argument_group("checkpoint, images and result")
     group.add_argument("--resume", required=True, metavar="CKPT",
                        help="the checkpoint: of main_finetune.py, main_regression.py or the original scripts")
     own.add_picture_flags(group)
-    group.add_argument("--output", required=True, metavar="FILE.csv", help="where the predictions are written")
+    group.add_argument("--output", required=True, metavar="FILE.csv", help="where the predictions are written, FILE.csv")
     group.add_argument("--class_names", nargs="+", default=None, metavar="NAME",
-                       help="classes in order, for a checkpoint that does not name them; not set: 0, 1, ...")
+                       help="classes in order, for a checkpoint of the original scripts, which does not name them; not "
+                            "set: 0, 1, …")
     own.add_heatmap_flags(parser)
     flags.add_model_flags(parser, title=own.FOREIGN, leave_out=own.NOT_FOR_USE)
     own.add_machine_flags(parser, "as the checkpoint was trained")

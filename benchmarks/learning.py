@@ -3,7 +3,7 @@
     python benchmarks/learning.py                           # all of it: 5 seeds, many hours on two cores; may be cut
     python benchmarks/learning.py --only digits random      # a part: images, starts and ways, any of them
     python benchmarks/learning.py --dry_run                 # the runs, which of them are done, their commands
-    python benchmarks/learning.py --write                   # put the table into docs/learning.json and both READMEs
+    python benchmarks/learning.py --write                   # put the table into docs/learning.json, docs/speed.md, docs/zh
     python benchmarks/learning.py --quick                   # a run of everything, tiny: that it runs, not what it learns
 
 The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its last epoch.
@@ -204,7 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=None, metavar="DIR", help="where the runs go; output_dir/learning")
     parser.add_argument("--quick", action="store_true", help="tiny digits and demo, one epoch: for its correctness")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, then stop")
-    parser.add_argument("--write", action="store_true", help="write docs/learning.json and the READMEs' tables")
+    parser.add_argument("--write", action="store_true", help="write docs/learning.json and the tables of docs/**/speed.md")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in both READMEs."""
+"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in docs/speed.md (and in zh)."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from util.core.run_files import write_whole
 from util.parallel.processes import usable_cores
 
 START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table -->"
-STORED, PAGES = Path("docs/learning.json"), {"en": "README.md", "zh": "README_zh.md"}
+STORED, PAGES = Path("docs/learning.json"), {"en": "docs/speed.md", "zh": "docs/zh/speed.md"}
 METRICS = ("roc_auc", "accuracy")
 WORDS = {
     "en": {"idrid": "IDRiD, 224 pixels", "idrid_crop": "IDRiD, fundus crop", "digits": "digits, 64 pixels",
@@ -135,7 +135,7 @@ def inserted(page: str, table: str) -> str:
 
 
 def write(stored: dict, root: Path) -> None:
-    """docs/learning.json and both READMEs."""
+    """docs/learning.json and the tables of both pages."""
     write_whole(root / STORED, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
     for language, name in PAGES.items():
         page = root / name

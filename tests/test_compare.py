@@ -348,7 +348,7 @@ def test_figures_that_do_not_belong_to_the_predictions_are_said(start, tmp_path)
 
 
 def test_flags_are_pinned():
-    """A flag that vanished would break the commands of the README and people's scripts."""
+    """A flag that vanished would break the commands of the documents and people's scripts."""
     flags = {action.option_strings[0]: action.default for action in compare.make_parser()._actions if action.option_strings}
     assert flags | {"-h": None} == {
         "-h": None, "--metric": None, "--split": "test", "--output": None, "--names": None, "--draws": 2000, "--seed": 0,

@@ -265,7 +265,7 @@ def test_without_a_plain_loop_there_is_nothing_to_test_against(tmp_path):
 
 def test_the_table_is_written_between_its_marks(tmp_path):
     stored = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1, ("demo", "plain"): 1}), tmp_path, 12)
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/zh").mkdir(parents=True)
     for page in learning_table.PAGES.values():
         (tmp_path / page).write_text(f"before\n{learning_table.START}\nold\n{learning_table.END}\nafter\n")
     learning_table.write(stored, tmp_path)
@@ -280,7 +280,7 @@ def test_the_table_is_written_between_its_marks(tmp_path):
             learning_table.inserted(page, "table")
 
 
-def test_the_readmes_tables_are_those_of_the_stored_run():
+def test_the_pages_tables_are_those_of_the_stored_run():
     stored = json.loads((ROOT / learning_table.STORED).read_text(encoding="utf-8"))
     for language, name in learning_table.PAGES.items():
         page = (ROOT / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they measured; how fast is asserted nowhere. The README's table is a run's own."""
+"""The benchmarks run and say what they measured; how fast is asserted nowhere. The table of docs/speed.md is a run's own."""
 
 import json
 import re
@@ -59,14 +59,14 @@ def number_of(cell):
     return float(found[0].replace(",", "")) if found else None
 
 
-def test_the_readmes_table_is_that_of_the_stored_run():
+def test_the_pages_table_is_that_of_the_stored_run():
     stored = {row["what"]: row for row in json.loads((ROOT / "docs/speed.json").read_text())}
-    rows = speed_table("README.md")
+    rows = speed_table("docs/speed.md")
     assert len(rows) >= 15
     for what, plain, ours, ratio, _ in rows:
         for cell, name in ((plain, "plain"), (ours, "ours"), (ratio, "ratio")):
             assert number_of(cell) == pytest.approx(stored[what][name], rel=0.06), (what, name)
-    chinese = speed_table("README_zh.md")
+    chinese = speed_table("docs/zh/speed.md")
     assert [row[1:4] for row in chinese] == [row[1:4] for row in rows]
 
 

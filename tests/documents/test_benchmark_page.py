@@ -97,7 +97,7 @@ def page_commands() -> list[list[str]]:
 
 def test_the_pages_commands_are_understood():
     """Those of prepare and compare.py by their parsers, with the right number of classes where one is trained or scored;
-    the flags of training are parsed in test_readme.py, which reads this page too."""
+    the flags of training are parsed in test_pages.py, which reads this page too."""
     prepared, scored = set(), set()
     for words in page_commands():
         if "util.prepare" in words:

@@ -161,200 +161,239 @@ def add_model_flags(parser, finetune="", title="model", leave_out=()) -> None:
 
     add("--model", default="RETFound_dinov2", help="RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm")
     add("--model_arch", default=None,
-        help="architecture of the model; left out where the model has one. Any timm name with --model timm")
+        help="the architecture, see docs/weights.md; may be left out where the model has only one. With --model timm: "
+             "any name that timm knows")
     add("--finetune", default=finetune,
-        help="weights to start from: a file, its name under --weights_dir, a name of the hub, or "
-             "hf:owner/repo/file; empty: random weights")
-    add("--weights_dir", default="./weights", help="folder of weight files")
+        help="weights to start from: a file, its name under --weights_dir, a name of the hub, or hf:owner/repo/file, see "
+             "docs/weights.md; empty: random weights")
+    add("--weights_dir", default="./weights", help="folder in which --finetune is looked for")
     add("--allow_partial", action="store_true",
         help="start although some tensors of the weights don't fit, and print which")
     add("--input_size", type=side, default=None,
-        help="side of the input in pixels; 224, or a timm model's own size")
+        help="side of the input in pixels; not set: 224, or a timm model's own size")
     add("--norm", type=normalisation, default="backbone",
-        help="what the channels are normalised by: backbone (as its weights are known to be trained; for a timm model, timm's "
-             "own), imagenet, half (mean and standard deviation 0.5), or six numbers R,G,B,R,G,B: means, then standard "
-             "deviations, of values from 0 to 1. IMAGENET in capitals, as old command lines have it, is backbone")
+        help="what the channels are normalised by: backbone (as its weights are known to be trained; for a timm model, "
+             "timm's own), imagenet, half (mean and standard deviation 0.5), or six numbers R,G,B,R,G,B: means, then "
+             "standard deviations, of values from 0 to 1. IMAGENET in capitals, as old command lines have it, is "
+             "backbone")
     add("--fundus_crop", choices=("off", "auto"), default="off",
-        help="auto: find the round field of a fundus photograph and cut each image to the square around it, before anything "
-             "else; images without one (OCT scans) stay whole, counted and listed")
+        help="auto: find the round field of a fundus photograph and cut each image to the square around it, before "
+             "anything else; images without one (OCT scans) stay whole, counted and listed")
     add("--resize", choices=("crop", "pad", "squash"), default="crop",
-        help="how an image that is no square comes into one: crop takes the centre (training: random parts), pad adds black "
-             "beside its longer sides, squash brings width and height to the same number of pixels")
+        help="how an image that is no square comes into one: crop takes the centre (training: random parts), pad adds "
+             "black beside its longer sides, squash brings width and height to the same number of pixels")
     add("--read_images", choices=("as_shown", "as_stored"), default="as_shown",
-        help="as_shown: turned as EXIF says, transparent parts black, values of more than 8 bits over the range that all files "
-             "together use; as_stored, as the original's loader: TIFF files alone are turned, colours under transparency are "
-             "read, values over the full range of their type")
+        help="as_shown: turned as EXIF says, transparent parts black, values of more than 8 bits over the range that "
+             "all files together use; as_stored, as the original's loader: TIFF files alone are turned, colours under "
+             "transparency are read, values over the full range of their type")
     add("--tta", nargs="?", const="mirror", choices=("off", "mirror"), default="off",
-        help="evaluation and predictions take the mean over each image and its mirror image (left to right), at twice the "
-             "time; --tta alone is mirror")
-    add("--drop_path", type=below_one, default=0.2, help="stochastic depth")
+        help="mirror, or --tta alone: evaluation and predictions take the mean over each image and its mirror image "
+             "(left to right), at twice the time")
+    add("--drop_path", type=below_one, default=0.2,
+        help="stochastic depth: probability that the last block is skipped (earlier ones less); a timm model without it "
+             "runs with 0, and a line says so")
     add("--global_pool", action="store_true", default=True,
-        help="RETFound_mae reads the mean of the patch tokens (the other models read the class token)")
+        help="RETFound_mae reads the mean of the patch tokens; the other models read the class token, with or without "
+             "this")
     add("--cls_token", action="store_false", dest="global_pool",
         help="RETFound_mae reads the class token")
     add("--fc_norm_passes", type=int, choices=(1, 2), default=None,
-        help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present "
-             "code (told from the checkpoint where not given)")
+        help="times that RETFound_mae applies fc_norm: 1, or 2 for checkpoints of the original's present code; not set: "
+             "1, or what the checkpoint says")
     add("--adaptation", choices=("finetune", "lp", "lora"), default="finetune",
-        help="finetune trains all weights, lp (linear probe) the head alone, lora small adapters and the head (needs PEFT)")
+        help="finetune trains all weights, lp (linear probe) the head alone, lora small adapters and the head (needs "
+             "PEFT)")
 
 
 def add_probe_flags(parser) -> None:
     group = parser.add_argument_group("linear probe")
     group.add_argument("--lp_views", type=up_to_1000, default=1,
-                       help="random views of each training picture whose features are computed; 1: the evaluation's view")
+                       help="random views of each training image whose features are computed; 1: the evaluation's view")
 
 
 def add_part_flags(parser) -> None:
     group = parser.add_argument_group("part of a model")
     group.add_argument("--train_last_blocks", type=count, default=None, metavar="N",
-                       help="train the last N blocks and what follows them (norm, head); the rest stands still")
-    group.add_argument("--lora_rank", type=count, default=8, help="with --adaptation lora: rank of an adapter's two matrices")
-    group.add_argument("--lora_alpha", type=positive, default=16.0, help="an adapter's product is multiplied with alpha / rank")
+                       help="train the last N blocks and what follows them (norm, head); the rest is not trained")
+    group.add_argument("--lora_rank", type=count, default=8,
+                       help="with --adaptation lora: rank of an adapter's two matrices")
+    group.add_argument("--lora_alpha", type=positive, default=16.0,
+                       help="an adapter's product is multiplied by alpha / rank")
     group.add_argument("--lora_dropout", type=below_one, default=0.0, help="dropout before an adapter")
     group.add_argument("--lora_targets", type=adaptation.layers, default="attention",
-                       help="layers that get an adapter: attention, attention+mlp, ends of names parted by commas (qkv,fc2), "
-                            "or a regular expression that a layer's whole name matches")
+                       help="layers that get an adapter: attention, attention+mlp, ends of layers' names separated by "
+                            "commas (qkv,fc2), or a regular expression that a layer's whole name matches")
 
 
 def add_data_flags(parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="./data/", help="folder with train, val and test, a folder a class in each")
-    group.add_argument("--csv_file", default=None, help="a CSV instead of a folder: path, label, split (and patient)")
-    group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--csv_file", default=None,
+                       help="a CSV instead of the folder: columns path, label, split (and patient)")
+    group.add_argument("--path_col", default="path",
+                       help="the CSV's column of paths (relative ones from the CSV's folder)")
     group.add_argument("--path_suffix", default="", metavar="ENDING",
                        help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--label_col", default="label", help="the CSV's column of class names")
     group.add_argument("--class_order", nargs="+", default=None, metavar="CLASS",
                        help="the classes from the lowest grade on, for quadratic kappa and the mean distance of grades; "
-                            "not given: by whole numbers that the names begin with, or grades that are known (No_DR, Mild, …)")
+                            "not set: by whole numbers that the names begin with, or grades that are known (No_DR, "
+                            "Mild, …), see docs/data.md")
     group.add_argument("--positive_class", default=None, metavar="CLASS",
-                       help="of two classes, the one that sensitivity at a specificity, calibration and the like are of; not "
-                            "given: the second in their order")
+                       help="of two classes, the one that sensitivity at a specificity, calibration and the like are "
+                            "of; not set: the second in their order")
     group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
     group.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
-    group.add_argument("--nb_classes", type=count, default=8, help="number of classes; taken from the data where not given")
+    group.add_argument("--nb_classes", type=count, default=8,
+                       help="number of classes; checked where typed, else taken from the data")
     group.add_argument("--dataratio", type=ratios, default=[1.0],
-                       help="share of the training pictures, or a comma-separated list to run one after the other")
-    group.add_argument("--stratified", action="store_true", help="take that share of each class")
-    group.add_argument("--datasets_seed", type=seed_number, default=2026, help="seed of the choice of that share")
+                       help="share of the training images, or a comma-separated list to run one after the other")
+    group.add_argument("--stratified", action="store_true", help="take the share of --dataratio of each class")
+    group.add_argument("--datasets_seed", type=seed_number, default=2026,
+                       help="seed of the choice of the images of --dataratio")
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
-                       help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
-    group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+                       help="images that don't decode: stop names them all and ends, skip leaves them out, counted and "
+                            "listed")
+    group.add_argument("--skip_file_check", action="store_true", help="don't decode every image once at the start")
     add_leakage_flags(group)
 
 
 def add_leakage_flags(group) -> None:
     group.add_argument("--leakage", choices=("warn", "stop", "off"), default="warn",
-                       help="look for the same picture, a near duplicate or the same patient in two splits before training: "
-                            "warn, stop where something is found, or don't look")
+                       help="look for the same image, a near duplicate or the same patient in two splits before "
+                            "training: warn, stop where something is found, or off")
     group.add_argument("--patient_regex", default=None, metavar="RE",
-                       help="where no column names the patients: a regular expression whose one group is the patient in a "
-                            "picture's file name, such as '(p[0-9]+)_'")
+                       help="where no column names the patients: a regular expression whose one group is the patient in "
+                            "an image's file name, such as '(p[0-9]+)_'")
 
 
 def add_image_flags(parser, crop_scale=(0.08, 1.0)) -> None:
     group = parser.add_argument_group("augmentation and decoding")
     group.add_argument("--crop_scale", type=positive, nargs=2, default=list(crop_scale), metavar=("MIN", "MAX"),
-                       help="share of the picture's area that a random crop takes")
+                       help="least and largest share of the image's area that a random crop takes")
     group.add_argument("--crop_ratio", type=positive, nargs=2, default=[3 / 4, 4 / 3], metavar=("MIN", "MAX"),
-                       help="width over height of a random crop")
+                       help="least and largest width over height of a random crop")
     group.add_argument("--hflip", type=share, default=0.5, help="probability of a mirror image")
     group.add_argument("--vflip", type=share, default=0.0, help="probability of an upside-down image")
-    group.add_argument("--color_jitter", type=not_negative, default=None, help="colour jitter; acts where --aa is none (or 3a)")
+    group.add_argument("--color_jitter", type=not_negative, default=None,
+                       help="strength of colour jitter; acts where --aa is none (or 3a)")
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="timm's augmentation policy, or none")
     group.add_argument("--reprob", type=share, default=0.25, help="probability of random erasing")
-    group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves")
-    group.add_argument("--recount", type=up_to_1000, default=1, help="areas that erasing takes")
+    group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel",
+                       help="what erasing leaves: const the mean, rand one random colour, pixel random pixels")
+    group.add_argument("--recount", type=up_to_1000, default=1, help="most areas that erasing takes")
     group.add_argument("--decode", choices=("full", "scaled"), default=None,
-                       help="how much of a JPEG is decoded: scaled decodes no finer than the crop needs. Training: "
-                            "scaled; evaluation: as the checkpoint was trained, full where it does not say")
+                       help="how much of a JPEG is decoded: full, or scaled (no finer than the crop needs). Not set: "
+                            "training takes scaled, evaluation what the checkpoint was trained with, full where it does "
+                            "not say")
     group.add_argument("--image_cache", default=None, metavar="DIR",
-                       help="keep every picture decoded in DIR, for the next epochs and runs (0.8 GiB for a thousand at 512)")
+                       help="folder in which every image is kept decoded, for the next epochs and runs (0.8 GB for a "
+                            "thousand at 512), see docs/speed.md")
     group.add_argument("--cache_size", type=side, default=None,
-                       help="short side in pixels that pictures are first brought to, kept or not. With --image_cache, where "
-                            "not given: what the smallest crop needs, at most 16/7 of --input_size (512 at 224)")
+                       help="short side in pixels to which images are first resized, kept or not. Not set, with "
+                            "--image_cache: what the smallest crop needs, at most 16/7 of the input (512 at 224); "
+                            "without: an image's own size")
 
 
 def add_figure_flags(parser) -> None:
-    group = parser.add_argument_group("figures")
+    group = parser.add_argument_group("metrics")
     group.add_argument("--select_metric", type=selection.reader(CLASSIFICATION), default="score",
-                       help="the figure of val whose best epoch is kept, or several joined by + (their mean): score (the "
-                            "mean of macro F1, ROC AUC and kappa), auc, f1, kappa, qwk, accuracy, balanced_accuracy, ap, loss")
+                       help="the metric on val whose best epoch is kept, or several joined by +, for their mean, such "
+                            "as auc+f1: score (the mean of macro F1, ROC AUC and kappa), auc, f1, kappa, qwk, accuracy, "
+                            "balanced_accuracy, ap, precision, recall, jaccard, and those of which less is better: "
+                            "loss, brier, ece, hamming, mae_grades")
     group.add_argument("--calibrate", action="store_true",
-                       help="fit a temperature on val, keep it in the checkpoint, show calibrated figures beside the others")
+                       help="fit a temperature on val, keep it in the checkpoint, and show calibrated metrics beside "
+                            "the others")
 
 
 def add_mixing_flags(parser) -> None:
-    group = parser.add_argument_group("mixing of pictures and labels")
+    group = parser.add_argument_group("mixing of images and labels")
     group.add_argument("--smoothing", type=below_one, default=0.1, help="label smoothing, with and without mixup")
-    group.add_argument("--mixup", type=not_negative, default=0.0, help="mixup's alpha; 0 = off")
-    group.add_argument("--cutmix", type=not_negative, default=0.0, help="cutmix's alpha; 0 = off")
+    group.add_argument("--mixup", type=not_negative, default=0.0, help="mixup's alpha; 0: off")
+    group.add_argument("--cutmix", type=not_negative, default=0.0, help="cutmix's alpha; 0: off")
     group.add_argument("--cutmix_minmax", type=share, nargs=2, default=None, metavar=("MIN", "MAX"),
-                       help="cutmix's share of the side, instead of alpha")
-    group.add_argument("--mixup_prob", type=share, default=1.0, help="probability of mixup or cutmix where on")
+                       help="least and largest share of the side that cutmix pastes, instead of its alpha")
+    group.add_argument("--mixup_prob", type=share, default=1.0, help="probability of mixing, where mixup or cutmix is on")
     group.add_argument("--mixup_switch_prob", type=share, default=0.5, help="probability of cutmix where both are on")
-    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="what is mixed alike")
+    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch",
+                       help="what shares one draw: the batch, a pair of images, each image by itself (elem)")
     group.add_argument("--balanced_sampling", action="store_true",
-                       help="in an epoch each class comes as often as the others: rare ones again and again, of frequent ones "
-                            "another part in each epoch")
+                       help="in an epoch each class comes as often as the others: images of rare ones several times, of "
+                            "frequent ones another part in each epoch")
     group.add_argument("--class_weights", choices=("none", "balanced"), default="none",
-                       help="balanced weighs a class by the inverse of its share of the training pictures")
+                       help="balanced: a class weighs the inverse of its share of the training images")
 
 
 def add_optimisation_flags(parser, batch_size=128, epochs=50, accum_iter=1, blr=5e-3, warmup_epochs=10) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--batch_size", type=count_or_auto, default=batch_size,
-                       help="pictures a process and step; auto: as many as fit into the device's memory")
-    group.add_argument("--epochs", type=count, default=epochs, help="passes over the training pictures")
+                       help="images a process and batch; auto: as many as fit into the device's memory, at most the "
+                            "training images (tried on a GPU; on a CPU estimated, at most 128); the number is printed "
+                            "and stored, and a resumed run keeps it")
+    group.add_argument("--epochs", type=count, default=epochs, help="passes over the training images")
     group.add_argument("--accum_iter", type=count, default=accum_iter, help="batches whose gradients make one step")
-    group.add_argument("--lr", type=positive, default=None, help="peak learning rate, as it is")
-    group.add_argument("--blr", type=positive, default=blr, help="where --lr is not given: lr = blr x effective batch / 256")
-    group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the rate at the end")
-    group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs, help="at most a fifth of the epochs")
-    group.add_argument("--weight_decay", type=not_negative, default=0.05, help="AdamW's; 1-D parameters have none")
+    group.add_argument("--lr", type=positive, default=None, help="the highest learning rate, as it is")
+    group.add_argument("--blr", type=positive, default=blr,
+                       help="where --lr is not given: learning rate = blr x effective batch / 256")
+    group.add_argument("--min_lr", type=not_negative, default=1e-6, help="the learning rate at the end")
+    group.add_argument("--warmup_epochs", type=not_negative, default=warmup_epochs,
+                       help="epochs in which the learning rate rises; at most a fifth of the run")
+    group.add_argument("--weight_decay", type=not_negative, default=0.05,
+                       help="AdamW's weight decay; none on biases, norms and what the model exempts")
     group.add_argument("--layer_decay", type=_number(float, 0, 1, open_low=True), default=0.65,
-                       help="learning rate of a layer over that of the next")
-    group.add_argument("--clip_grad", type=positive, default=None, help="largest norm of the gradient")
+                       help="learning rate of a layer over that of the next one towards the head")
+    group.add_argument("--clip_grad", type=positive, default=None,
+                       help="largest norm of the gradient; not set: no clipping")
     group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
-                       help="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32")
+                       help="auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32")
     group.add_argument("--compile", action="store_true",
-                       help="compile the model first (a minute or more), then train faster; needs a C++ compiler")
+                       help="compile the model first, which takes a minute or more, then train faster, see "
+                            "docs/speed.md; needs a C++ compiler")
     group.add_argument("--activation_checkpointing", action="store_true",
-                       help="compute each block again in the backward pass instead of keeping it: less memory, slower")
+                       help="compute each block again in the backward pass instead of keeping it: less memory, slower, "
+                            "see docs/cluster.md")
 
 
 def add_run_flags(parser, num_workers=10) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--task", default="", help="name of the run: results go to OUTPUT_DIR/TASK")
-    group.add_argument("--output_dir", default="./output_dir", help="folder of all runs' results")
+    group.add_argument("--task", default="",
+                       help="name of the run: results go to OUTPUT_DIR/TASK (empty: to OUTPUT_DIR itself)")
+    group.add_argument("--output_dir", default="./output_dir", help="the folder of results")
     group.add_argument("--log_dir", default="./output_logs", help="TensorBoard's folder")
     group.add_argument("--seed", type=seed_number, default=0,
-                       help="of the head, the order, the augmentation and every other draw")
+                       help="seed of the initial weights, the order of images, augmentation, mixing and every other draw")
     group.add_argument("--resume", default="",
-                       help="go on from a checkpoint: its path; auto = the run's own checkpoint-last.pth where there is "
-                            "one; same = as auto, but refuse a run of other options. With --eval: the checkpoint to score")
-    group.add_argument("--start_epoch", type=whole, default=0, help="number of the first epoch (a resumed run knows its own)")
+                       help="same: go on from the run's own checkpoint-last.pth where there is one, but reject other "
+                            "options or images; auto: the same, and accept them; or the path of a checkpoint; empty: a "
+                            "new run, see docs/train.md. With --eval: the checkpoint to score (auto: the task's best)")
+    group.add_argument("--start_epoch", type=whole, default=0,
+                       help="number of the first epoch of a new run, also its position in the schedule; a resumed run "
+                            "knows its own")
     group.add_argument("--eval", action="store_true", help="score --resume on the test split, without training")
     group.add_argument("--dry_run", action="store_true", help="resolve and print everything, then stop")
     group.add_argument("--savemodel", action="store_true", default=True, help="keep checkpoints")
     group.add_argument("--save_every_steps", type=count, default=None, metavar="N",
-                       help="write the last checkpoint inside an epoch, too, every N steps; not set: at each epoch's end")
-    group.add_argument("--no_savemodel", action="store_false", dest="savemodel", help="keep no checkpoints")
-    group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="falls back to cpu, with a line")
+                       help="write the last checkpoint inside an epoch, too, every N optimizer steps; not set: at each "
+                            "epoch's end")
+    group.add_argument("--no_savemodel", action="store_false", dest="savemodel",
+                       help="keep no checkpoints (the test split is scored with the best epoch all the same)")
+    group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda",
+                       help="one that is not there falls back to the CPU, with a line")
     group.add_argument("--num_workers", type=whole, default=num_workers,
-                       help="loader processes; at most the cores divided by the processes of this machine")
-    group.add_argument("--pin_mem", action="store_true", default=True, help="pin the loaders' memory (GPUs)")
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="don't")
+                       help="loader processes of each process; at most the machine's cores divided by its processes")
+    group.add_argument("--pin_mem", action="store_true", default=True, help="pin the loaders' memory (CUDA)")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="don't pin the loaders' memory")
 
 
 def add_distribution_flags(parser) -> None:
     group = parser.add_argument_group("processes (torchrun sets what is needed)")
     group.add_argument("--parallel", choices=("auto", "ddp", "fsdp"), default="auto",
-                       help="ddp: the whole model on each device; fsdp: a share of it on each; auto: fsdp where ddp does not "
-                            "fit the memory and fsdp does")
+                       help="ddp: the whole model on each device; fsdp: a share of it on each; auto: fsdp where ddp "
+                            "does not fit the memory and fsdp does")
     group.add_argument("--dist_url", default="env://", help="where the processes meet")
-    group.add_argument("--dist_on_itp", action="store_true", help="ranks are read from Open MPI's variables")
+    group.add_argument("--dist_on_itp", action="store_true",
+                       help="read ranks from Open MPI's variables (start with mpirun; set MASTER_ADDR)")
     for name, kind in (("world_size", int), ("local_rank", int)):
         group.add_argument(f"--{name}", type=kind, default={"world_size": 1, "local_rank": -1}[name],
                            help="accepted for compatibility, no effect: " + WITHOUT_EFFECT[name])

@@ -28,22 +28,25 @@ def parser_of(program: str, documentation: str) -> OneLineParser:
 
 def add_picture_flags(group) -> None:
     group.add_argument("--input", required=True, metavar="DIR|CSV",
-                       help="pictures: a folder (all below it, at any depth), or a CSV with a column of paths")
-    group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+                       help="the images: a folder (all below it, at any depth), or a CSV with a column of paths")
+    group.add_argument("--path_col", default="path",
+                       help="the CSV's column of paths (relative ones from the CSV's folder)")
     group.add_argument("--path_suffix", default="", metavar="ENDING",
                        help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
-                       help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
-    group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before the start")
+                       help="images that don't decode: stop names them all and ends, skip leaves them out, counted and "
+                            "listed")
+    group.add_argument("--skip_file_check", action="store_true", help="don't decode every image once at the start")
 
 
 def add_heatmap_flags(parser) -> None:
     group = parser.add_argument_group("heat maps")
     group.add_argument("--heatmaps", nargs="?", const="", default=None, metavar="DIR",
-                       help="also lay a map of where the model looked over each picture, as PNG in DIR (not named: heatmaps "
-                            "beside --output; OUTPUT_DIR/TASK/heatmaps is where a run's report looks)")
+                       help="also lay a map of where the model looked over each image, as PNG files in DIR (not named: "
+                            "heatmaps beside --output; a run's report looks in OUTPUT_DIR/TASK/heatmaps)")
     group.add_argument("--heatmap_method", choices=HEATMAP_METHODS, default="auto",
-                       help="auto: gradient-weighted attention for vision transformers, Grad-CAM for CNNs")
+                       help="auto: gradient-weighted attention for vision transformers, Grad-CAM for CNNs, see "
+                            "docs/predict.md")
     group.add_argument("--heatmap_of", default=None, metavar="NAME",
                        help="the class or target whose map is shown; not set: the predicted class, the first target")
 
@@ -51,15 +54,16 @@ def add_heatmap_flags(parser) -> None:
 def add_weights_flags(parser) -> None:
     group = parser.add_argument_group("weights (one of --finetune, --resume, --random_weights)")
     group.add_argument("--finetune", default="",
-                       help="a backbone's weights, as in training: a file, its name under --weights_dir, a name of the hub, or "
-                            "hf:owner/repo/file")
+                       help="a backbone's weights, as in training: a file, its name under --weights_dir, a name of the "
+                            "hub, or hf:owner/repo/file; every tensor is accounted for on the screen")
     group.add_argument("--resume", default="", metavar="CKPT",
-                       help="a trained checkpoint, which also says the model and how pictures are read")
-    group.add_argument("--random_weights", action="store_true", help="weights drawn at random, for comparison alone")
-    group.add_argument("--seed", type=seed_number, default=0, help="of --random_weights")
-    group.add_argument("--weights_dir", default="./weights", help="folder of weight files")
+                       help="or a trained checkpoint, which also says the model and how images are read")
+    group.add_argument("--random_weights", action="store_true",
+                       help="or weights drawn at random (--seed), for comparison alone: never without this flag")
+    group.add_argument("--seed", type=seed_number, default=0, help="seed of --random_weights")
+    group.add_argument("--weights_dir", default="./weights", help="folder in which --finetune is looked for")
     group.add_argument("--allow_partial", action="store_true",
-                       help="go on although some tensors of the weights don't fit, and print which")
+                       help="start although some tensors of the weights don't fit, and print which")
 
 
 def check_weights(parsed: Parsed) -> None:
@@ -69,20 +73,23 @@ def check_weights(parsed: Parsed) -> None:
     if len(named) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in named)} each name the weights: pass one of them")
     if not named:
-        raise InputError("no weights are named: pass --finetune (a backbone's, see README.md) or --resume (a trained "
+        raise InputError("no weights are named: pass --finetune (a backbone's, see docs/weights.md) or --resume (a trained "
                          "checkpoint); features of random weights are made with --random_weights alone")
 
 
 def add_machine_flags(parser, batch_size: str) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--batch_size", type=count, default=None, help=f"pictures a process and batch; not set: {batch_size}")
+    group.add_argument("--batch_size", type=count, default=None, help=f"images a process and batch; not set: {batch_size}")
     group.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
-                       help="auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32; not set: the checkpoint's")
-    group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="falls back to cpu, with a line")
+                       help="auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32; not "
+                            "typed: the checkpoint's")
+    group.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda",
+                       help="one that is not there falls back to the CPU, with a line")
     group.add_argument("--num_workers", type=whole, default=10,
-                       help="loader processes; at most the cores divided by the processes of this machine")
-    group.add_argument("--dist_url", default="env://", help="where the processes meet (torchrun sets what is needed)")
-    group.add_argument("--dist_on_itp", action="store_true", help="ranks are read from Open MPI's variables")
+                       help="loader processes of each process; at most the machine's cores divided by its processes")
+    group.add_argument("--dist_url", default="env://", help="where the processes meet")
+    group.add_argument("--dist_on_itp", action="store_true",
+                       help="read ranks from Open MPI's variables (start with mpirun; set MASTER_ADDR)")
 
 
 def check_output(output: str, suffixes: tuple[str, ...], source: str) -> None:

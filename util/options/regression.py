@@ -44,23 +44,29 @@ METRICS = {name: "minimize" if is_better_low(name) else "maximize" for name in c
 
 def add_csv_flags(parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--csv_file", default=None, help="the CSV: path, split and the targets (required)")
-    group.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    group.add_argument("--csv_file", default=None, help="the CSV: columns path, split and the targets; must be given")
+    group.add_argument("--path_col", default="path",
+                       help="the CSV's column of paths (relative ones from the CSV's folder)")
     group.add_argument("--path_suffix", default="", metavar="ENDING",
                        help="an ending that the CSV's paths lack, such as .png")
     group.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
-    group.add_argument("--targets", nargs="+", default=list(DEFAULT_TARGETS), help="the CSV's numeric columns to predict")
+    group.add_argument("--targets", nargs="+", default=list(DEFAULT_TARGETS),
+                       help="the CSV's columns of numbers to predict")
     group.add_argument("--target_transform", nargs="+", choices=("none", "log"), default=["none"],
-                       help="what the loss sees of the targets: one for all, or one a target")
-    group.add_argument("--covariates", nargs="+", default=[], help="columns that the head reads beside the picture")
-    group.add_argument("--patient_col", default=None, help="the CSV's column of patients")
-    group.add_argument("--dropna", action="store_true", help="leave out rows that lack a target, instead of masking it")
+                       help="what the loss sees of the targets, their values or their logarithms: one for all, or one a "
+                            "target")
+    group.add_argument("--covariates", nargs="+", default=[], help="columns that the head reads beside the image")
+    group.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
+    group.add_argument("--dropna", action="store_true",
+                       help="leave out rows that lack a target, instead of leaving that target out of the loss")
     group.add_argument("--dataratio", type=ratios, default=[1.0],
-                       help="share of the training pictures, or a comma-separated list to run one after the other")
-    group.add_argument("--datasets_seed", type=seed_number, default=2026, help="seed of the choice of that share")
+                       help="share of the training images, or a comma-separated list to run one after the other")
+    group.add_argument("--datasets_seed", type=seed_number, default=2026,
+                       help="seed of the choice of the images of --dataratio")
     group.add_argument("--bad_images", choices=("stop", "skip"), default="stop",
-                       help="pictures that don't decode: stop and name them, or leave them out, counted and listed")
-    group.add_argument("--skip_file_check", action="store_true", help="don't decode every picture once before training")
+                       help="images that don't decode: stop names them all and ends, skip leaves them out, counted and "
+                            "listed")
+    group.add_argument("--skip_file_check", action="store_true", help="don't decode every image once at the start")
     add_leakage_flags(group)
 
 
@@ -69,21 +75,22 @@ def add_head_flags(parser) -> None:
     group.add_argument("--pretrained", action="store_true", help="start a timm model from timm's own weights of the hub")
     group.add_argument("--huber_beta", type=positive, default=1.0,
                        help="where the loss turns from quadratic to linear, in standard deviations")
-    group.add_argument("--head_embed_dim", type=side, default=None, help="the head's width; that of the image feature")
+    group.add_argument("--head_embed_dim", type=side, default=None,
+                       help="the head's width; not set: that of the image feature")
     group.add_argument("--head_depth", type=up_to_1000, default=2, help="layers of the head's transformer")
     group.add_argument("--head_num_heads", type=count, default=4, help="attention heads; they must divide the width")
     group.add_argument("--head_mlp_ratio", type=width_ratio, default=2.0,
                        help="width of the head's MLPs over its own")
     group.add_argument("--head_dropout", type=below_one, default=0.1, help="dropout in the head")
     group.add_argument("--params", default=None, metavar="FILE",
-                       help="settings that a search found (optuna_best.json); what is typed wins")
+                       help="the settings of a search, its optuna_best.json; what is typed wins")
 
 
 def add_figure_flags(parser) -> None:
-    group = parser.add_argument_group("figures")
+    group = parser.add_argument_group("metrics")
     group.add_argument("--select_metric", type=selection.reader(REGRESSION), default="r2",
-                       help="the figure of val whose best epoch is kept, or several joined by + for their mean: r2 (the mean "
-                            "over the targets), pearson, mae, rmse, loss")
+                       help="the metric on val whose best epoch is kept, or several joined by +, for their mean: r2 "
+                            "(the mean over the targets), pearson, mae, rmse, loss")
 
 
 def add_search_flags(parser) -> None:
@@ -92,17 +99,21 @@ def add_search_flags(parser) -> None:
     group.add_argument("--optuna_epochs", type=count, default=10, help="epochs of a trial")
     group.add_argument("--optuna_timeout", type=positive, default=None, help="seconds after which no trial is begun")
     group.add_argument("--optuna_direction", choices=DIRECTIONS, default="maximize",
-                       help="maximize the macro R² on val, or minimize the loss on val")
-    group.add_argument("--optuna_metric", choices=tuple(METRICS), default=None, help="another figure of val to search by")
+                       help="maximize the mean R² on val, or minimize the loss on val")
+    group.add_argument("--optuna_metric", choices=tuple(METRICS), default=None,
+                       help="another metric on val to search by")
     group.add_argument("--optuna_storage", default=None,
-                       help="sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder")
+                       help="sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's "
+                            "folder")
     group.add_argument("--optuna_study_name", default=None, help="the study's name; not set: the task's")
     group.add_argument("--optuna_resume", action="store_true",
-                       help="go on with a study of that name (several groups of processes may share one)")
-    group.add_argument("--optuna_seed", type=seed_number, default=None, help="of the proposals and the trials; --seed")
-    group.add_argument("--optuna_sampler", choices=SAMPLERS, default="tpe", help="what proposes parameters")
+                       help="go on with a study of that name (several machines may share one)")
+    group.add_argument("--optuna_seed", type=seed_number, default=None,
+                       help="seed of proposals and trials; not set: --seed")
+    group.add_argument("--optuna_sampler", choices=SAMPLERS, default="tpe", help="what proposes settings")
     group.add_argument("--optuna_pruner", choices=PRUNERS, default="none",
-                       help="median ends a trial that is worse than the median of the earlier ones at that epoch")
+                       help="none never ends a trial early; median ends one that is worse than the median of the "
+                            "earlier ones at that epoch")
     group.add_argument("--optuna_eval_test", action="store_true",
                        help="also score the test split in every trial, for information: nothing is chosen by it")
     group.add_argument("--optuna_n_jobs", type=count, default=1,

@@ -7,11 +7,15 @@ from util.core.errors import InputError, RunError
 from util.options.flags import OneLineParser
 
 
+def make_parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m util.report", description="Write report.html and the charts of runs again.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, OUTPUT_DIR/TASK")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make the report of each run's folder again, from its files alone."""
-    parser = OneLineParser(prog="python -m util.report", description="Write report.html and the pictures of runs again.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, OUTPUT_DIR/TASK")
-    runs, failed = parser.parse_args(argv).runs, []
+    runs, failed = make_parser().parse_args(argv).runs, []
 
     from util.report.page import write_report  # brings torch and pandas: --help does not wait for them
 

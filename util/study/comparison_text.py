@@ -36,7 +36,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def explanations(comparison: Comparison) -> list[str]:
-    """What the numbers mean, for whoever reads them without the README."""
+    """What the numbers mean, for whoever reads them without docs/compare.md."""
     lines = []
     several = any(len(group.runs) > 1 for group in comparison.groups)
     if several:

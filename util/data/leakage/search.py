@@ -1,4 +1,4 @@
-"""The same picture, or the same patient, in two splits: then the figures of val and test are too good.
+"""The same image, or the same patient, in two splits: then the metrics on val and test are too good.
 
     python -m util.leakage demo_data                                       # a folder with train, val, test
     python -m util.leakage data.csv --patient_col patient --json found.json
@@ -323,13 +323,17 @@ def make_parser():
 
     parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
-    parser.add_argument("--path_col", default="path", help="the CSV's column of paths (relative ones from the CSV's folder)")
+    parser.add_argument("--path_col", default="path",
+                        help="the CSV's column of paths (relative ones from the CSV's folder)")
     parser.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
-    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients")
-    parser.add_argument("--patient_regex", default=None, help="expression whose one group is the patient in a file's name")
-    parser.add_argument("--leakage", choices=("warn", "stop"), default="warn", help="stop: exit code 2 for any finding")
-    parser.add_argument("--json", default=None, metavar="FILE", help="write everything that was found there")
-    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next time")
+    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
+    parser.add_argument("--patient_regex", default=None, metavar="RE",
+                        help="where no column names the patients: a regular expression whose one group is the patient "
+                             "in an image's file name, such as '(p[0-9]+)_'")
+    parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
+                        help="stop: exit code 2 where anything is found")
+    parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")
+    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next start")
     return parser
 
 

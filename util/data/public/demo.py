@@ -1,4 +1,4 @@
-"""Fundus-like pictures drawn by the program: for the first run, the tests, the benchmarks.
+"""Fundus-like images drawn by the program: for the first run, the tests, the benchmarks.
 
     python -m util.demo_data demo_data                                # 2000 pictures in train, val and test folders
     python -m util.demo_data demo_data --pictures 600 --size 160 --seed 1
@@ -378,16 +378,22 @@ def _draw_all(draw_one, missing, workers):
         draw_one(picture)
 
 
-def main(argv=None):
-    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong settings, 1 a failure (one line each)."""
-    parser = argparse.ArgumentParser(prog="python -m util.demo_data", description=__doc__.splitlines()[0])
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m util.demo_data", description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folder", help="folder to fill: new, empty, or one filled by this command")
     for flag, default, meaning in (
-        ("--pictures", 2000, "pictures in all splits together"),
-        ("--size", 160, "side of a picture in pixels"),
-        ("--seed", 0, "another seed draws other pictures"),
+        ("--pictures", 2000, "images in all splits together"),
+        ("--size", 160, "side of an image in pixels"),
+        ("--seed", 0, "another seed draws other images"),
     ):
-        parser.add_argument(flag, type=int, default=default, help=f"{meaning} (default %(default)s)")
+        parser.add_argument(flag, type=int, default=default, help=meaning)
+    return parser
+
+
+def main(argv=None):
+    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong settings, 1 a failure (one line each)."""
+    parser = make_parser()
     options = parser.parse_args(argv)
     try:
         make_demo(options.folder, options.pictures, options.size, options.seed)

@@ -372,13 +372,13 @@ def make_parser() -> OneLineParser:
     parser.add_argument("raw_dir", metavar="RAW_DIR", help="the files as downloaded, archives unpacked")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so before")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another split")
-    parser.add_argument("--val", type=float, default=0.15, help="share of all patients, or pictures, of a class")
+    parser.add_argument("--val", type=float, default=0.15, help="share of all patients, or images, of a class that val gets")
     parser.add_argument("--test", type=float, default=0.3,
-                        help="the same; no effect where the owner publishes a test split (IDRID)")
+                        help="share that test gets; no effect where the owner publishes a test split (IDRID)")
     parser.add_argument("--split_list", default=None, metavar="FILE",
                         help="take this split, draw none: a CSV with path and split, or a folder with train/, val/, test/")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--copy", action="store_true", help="copy the pictures; this is what happens without --link")
+    how.add_argument("--copy", action="store_true", help="copy the images; this is what happens without --link")
     how.add_argument("--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay where it is")
     return parser
 
