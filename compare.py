@@ -11,18 +11,20 @@ interrupted.
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from util.core.ending import exit_code_of
 from util.core.errors import InputError, RunError
-from util.options import flags
+from util.options.flag import count, seed_number
+from util.options.parsing import OneLineParser, Parsed
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
 OF_A_STUDY = ("nproc", "dry_run")
 
 
-def make_parser() -> flags.OneLineParser:
-    parser = flags.OneLineParser(prog="compare.py", description=__doc__.split("\n")[0])
+def make_parser() -> OneLineParser:
+    parser = OneLineParser(prog="compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, OUTPUT_DIR/TASK")
     group = parser.add_argument_group("comparison")
     group.add_argument("--metric", nargs="+", default=None, metavar="NAME",
@@ -35,24 +37,23 @@ def make_parser() -> flags.OneLineParser:
                             "--run")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
                        help="names of the groups, in the order of their first runs; not set: folders or options")
-    group.add_argument("--draws", type=flags.count, default=2000, help="resamples of the bootstrap")
-    group.add_argument("--seed", type=flags.seed_number, default=0, help="seed of the resamples")
+    group.add_argument("--draws", type=count, default=2000, help="resamples of the bootstrap")
+    group.add_argument("--seed", type=seed_number, default=0, help="seed of the resamples")
     group = parser.add_argument_group("study")
     group.add_argument("--run", default=None, metavar="GRID.yaml",
                        help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished ones are "
                             "skipped")
-    group.add_argument("--nproc", type=flags.count, default=1,
-                       help="processes (GPUs of this machine) that train a run of the study")
+    group.add_argument("--nproc", type=count, default=None,
+                       help="processes (GPUs of this machine) that train a run of the study; not set: 1")
     group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, then stop")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = flags.parse(make_parser(), argv)
-    options = parsed.options
+    options = make_parser().parse_args(argv)
     if options.run is not None:
-        return study(parsed)
-    idle = [f"--{name}" for name in OF_A_STUDY if name in parsed.typed]
+        return study(options)
+    idle = [f"--{name}" for name in OF_A_STUDY if getattr(options, name)]
     if idle:
         raise InputError(f"{' and '.join(idle)} belong to a study: name its grid with --run")
     if not options.runs:
@@ -64,36 +65,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def study(parsed: flags.Parsed) -> int:
+def study(options: Namespace) -> int:
     """Run what is missing of a grid, then compare what is there -> exit code."""
     from util.study import runs as sweep
     from util.study.grid_file import read_grid
 
-    options = parsed.options
     if options.runs:
         raise InputError("--run names a study and the folders its own runs: pass one of the two")
     if options.names:
         raise InputError("--names is for folders: a study's groups are called as its grid says")
-    grid = read_grid(options.run, parser_of)
+    grid = read_grid(options.run)
     if options.dry_run:
-        print(*sweep.listing(grid, sweep.states(grid, canonical), options.nproc), sep="\n")
+        print(*sweep.listing(grid, sweep.states(grid, canonical), options.nproc or 1), sep="\n")
         return 0
-    outcome = sweep.run(grid, options.nproc, canonical)
+    outcome = sweep.run(grid, options.nproc or 1, canonical)
     done = {str(cell.folder): cell.group for cell in grid.cells if cell.name not in outcome.failed}
     if done and not outcome.stopped_by:
         compare_folders(options, list(done), Path(options.output or grid.folder), done)
     return outcome.exit_code
 
 
-def parser_of(program: str) -> flags.OneLineParser:
-    """The parser of one of the programs that a study may run."""
-    import main_finetune
-    import main_regression
-
-    return (main_finetune if program == "main_finetune.py" else main_regression).make_parser()
-
-
-def canonical(parsed: flags.Parsed) -> None:
+def canonical(parsed: Parsed) -> None:
     """A model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
     from jobs.tasks.regression_start import resolve_names
     from models_vit import find_backbone

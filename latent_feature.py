@@ -17,29 +17,20 @@ Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 import sys
 
 from util.core.ending import exit_code_of
-from util.options import flags
-from util.options import inference as own
+from util.options import inference
+from util.options.flag import FEATURES
+from util.options.parsing import OneLineParser, parse, parser_of
 
 
-def make_parser() -> flags.OneLineParser:
-    parser = own.parser_of("latent_feature.py", __doc__)
-    group = parser.add_argument_group("images and result")
-    own.add_picture_flags(group)
-    group.add_argument("--output", required=True, metavar="FILE", help="FILE.npz, or FILE.parquet (needs pyarrow)")
-    group.add_argument("--decode", choices=("full", "scaled"), default=None,
-                       help="how much of a JPEG is decoded; not set: as the checkpoint was trained, full for a "
-                            "backbone's weights")
-    own.add_weights_flags(parser)
-    flags.add_model_flags(parser, leave_out=own.NOT_FOR_FEATURES)
-    own.add_machine_flags(parser, "64, or as the checkpoint was trained")
-    return parser
+def make_parser() -> OneLineParser:
+    return parser_of(FEATURES, __doc__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = flags.parse(make_parser(), argv)
+    parsed = parse(FEATURES, __doc__, argv)
     options = parsed.options
-    own.check_weights(parsed)
-    own.check_output(options.output, (".npz", ".parquet"), options.input)
+    inference.check_weights(parsed)
+    inference.check_output(options.output, (".npz", ".parquet"), options.input)
 
     from jobs.feature_vectors import extract  # torch and timm take seconds to import: --help does not wait
     from util.parallel.processes import process_group

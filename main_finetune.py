@@ -12,18 +12,18 @@ Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a fail
 """
 
 from util.core.ending import exit_code_of, exit_with
-from util.options import flags
+from util.options import checks
+from util.options.flag import FINETUNE
+from util.options.parsing import OneLineParser, parse, parser_of
 
 
-def make_parser() -> flags.OneLineParser:
-    parser = flags.OneLineParser(prog="main_finetune.py", description=__doc__.split("\n")[0])
-    flags.add_classification_flags(parser)
-    return parser
+def make_parser() -> OneLineParser:
+    return parser_of(FINETUNE, __doc__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = flags.parse(make_parser(), argv)
-    flags.check_combinations(parsed)
+    parsed = parse(FINETUNE, __doc__, argv)
+    checks.check_combinations(parsed)
 
     from jobs.tasks.classification import Classification  # torch and timm take seconds to import: --help does not wait
     from jobs.train import run
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
 
     options = parsed.options
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*flags.without_effect(parsed), *filter(None, [world.note]))
-        for job in flags.one_run_a_ratio(parsed):
+        world.say(*checks.without_effect(parsed, FINETUNE), *filter(None, [world.note]))
+        for job in checks.one_run_a_ratio(parsed):
             run(job, world, Classification(job.options))
     return 0
 

@@ -13,24 +13,23 @@ Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a fail
 
 from util.core.ending import exit_code_of, exit_with
 from util.core.errors import InputError
-from util.options import flags
-from util.options import regression as own
+from util.options import checks
+from util.options.flag import REGRESSION
+from util.options.parsing import OneLineParser, parse, parser_of
 
 
-def make_parser() -> flags.OneLineParser:
-    parser = flags.OneLineParser(prog="main_regression.py", description=__doc__.split("\n")[0])
-    own.add_regression_flags(parser)
-    return parser
+def make_parser() -> OneLineParser:
+    return parser_of(REGRESSION, __doc__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = flags.parse(make_parser(), argv)
+    parsed = parse(REGRESSION, __doc__, argv)
     options = parsed.options
     if not options.csv_file and not options.resume:
         raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
-    lines = own.take_params(parsed)
-    flags.check_combinations(parsed)
-    lines += own.check_search(parsed)
+    lines = checks.take_params(parsed)
+    checks.check_combinations(parsed)
+    lines += checks.check_search(parsed)
 
     from jobs.tasks.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
     from jobs.tasks.regression_start import resolve_names
@@ -39,13 +38,13 @@ def main(argv: list[str] | None = None) -> int:
 
     resolve_names(parsed)
     with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*flags.without_effect(parsed, own.WITHOUT_EFFECT), *lines, *filter(None, [world.note]))
+        world.say(*checks.without_effect(parsed, REGRESSION), *lines, *filter(None, [world.note]))
         if options.optuna_trials:
             from jobs.search import search
 
             search(parsed, world)
             return 0
-        for job in flags.one_run_a_ratio(parsed):
+        for job in checks.one_run_a_ratio(parsed):
             run(job, world, Regression(job.options))
     return 0
 

@@ -13,30 +13,19 @@ A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wro
 import sys
 
 from util.core.ending import exit_code_of
-from util.options import flags
-from util.options import inference as own
+from util.options import inference
+from util.options.flag import PREDICT
+from util.options.parsing import OneLineParser, parse, parser_of
 
 
-def make_parser() -> flags.OneLineParser:
-    parser = own.parser_of("predict.py", __doc__)
-    group = parser.add_argument_group("checkpoint, images and result")
-    group.add_argument("--resume", required=True, metavar="CKPT",
-                       help="the checkpoint: of main_finetune.py, main_regression.py or the original scripts")
-    own.add_picture_flags(group)
-    group.add_argument("--output", required=True, metavar="FILE.csv", help="where the predictions are written, FILE.csv")
-    group.add_argument("--class_names", nargs="+", default=None, metavar="NAME",
-                       help="classes in order, for a checkpoint of the original scripts, which does not name them; not "
-                            "set: 0, 1, …")
-    own.add_heatmap_flags(parser)
-    flags.add_model_flags(parser, title=own.FOREIGN, leave_out=own.NOT_FOR_USE)
-    own.add_machine_flags(parser, "as the checkpoint was trained")
-    return parser
+def make_parser() -> OneLineParser:
+    return parser_of(PREDICT, __doc__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = flags.parse(make_parser(), argv)
+    parsed = parse(PREDICT, __doc__, argv)
     options = parsed.options
-    own.check_output(options.output, (".csv",), options.input)
+    inference.check_output(options.output, (".csv",), options.input)
 
     from jobs.predictions import predict  # torch and timm take seconds to import: --help does not wait
     from util.parallel.processes import process_group

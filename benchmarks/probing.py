@@ -22,7 +22,8 @@ from util.data.public.demo import make_demo
 from util.data.tables import read_folder
 from util.model.lr_schedule import learning_rate_at
 from util.model.precision import Precision, cpu_has_bf16
-from util.options import flags
+from util.options.flag import FINETUNE
+from util.options.parsing import parse
 from util.parallel.processes import World
 
 EPOCHS, SIZE, BATCH = 50, 224, 16
@@ -132,7 +133,7 @@ def single_head(data: Path, folder: Path, *more: str) -> float:
     backbone come to, augmentation aside."""
     words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS), "--task", "single", "--output_dir",
              str(folder / "out"), "--log_dir", str(folder / "logs"), "--batch_size", str(BATCH), *more]
-    parsed = flags.parse(main_finetune.make_parser(), words)
+    parsed = parse(FINETUNE, "", words)
     with contextlib.redirect_stdout(io.StringIO()):
         job = prepare(parsed, World(), Classification(parsed.options))
         features = features_of(job)

@@ -13,7 +13,7 @@ from util.core.errors import InputError
 from util.model import lora
 from util.model.lr_decay import layer_of_parameters
 from util.options import adaptation as part_options
-from util.options import flags
+from util.options.parsing import Parsed
 from util.parallel.sharding import is_own
 from util.weights.finding import find_weights, sha256
 from util.weights.fitting import HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in, set_buffers
@@ -133,7 +133,7 @@ def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone
     return line
 
 
-def load_resumed(parsed: flags.Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
+def load_resumed(parsed: Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
     """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one for training.
     streamed: the model has shapes alone, and `put` takes what will go into it."""
     options, where = parsed.options, {"put": put}

@@ -6,7 +6,8 @@ from jobs.job import Job
 from util.core.errors import InputError, RunError
 from util.core.host_memory import available_bytes
 from util.model.memory import estimate_memory
-from util.options.flags import AUTO, Parsed
+from util.options.flag import AUTO
+from util.options.parsing import Parsed
 from util.parallel.sharding import is_sharded
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile

@@ -15,13 +15,13 @@ from util.data.images import transforms
 from util.data.images.fundus_fields import Fields
 from util.data.images.scan import ImageFacts, depth
 from util.data.leakage import search
-from util.options import flags
+from util.options.parsing import Parsed
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
 
 
-def read_data(parsed: flags.Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
+def read_data(parsed: Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
               task: Task) -> tuple[tables.Data, Fields | None, np.ndarray]:
     """The images of a run, checked, with their fields (--fundus_crop auto) and what else the check found (`ImageFacts.of`)."""
     options = parsed.options
@@ -102,7 +102,7 @@ def compare_data(options: Namespace, data: tables.Data, resumed: WeightFile | No
             "before and after don't compare"]
 
 
-def evaluation_settings(parsed: flags.Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None,
+def evaluation_settings(parsed: Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None,
                         facts: np.ndarray) -> dict:
     """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry.
     facts: of the pictures (`ImageFacts.of`), whose range is taken where no checkpoint says one."""

@@ -21,8 +21,10 @@ from util.data.images import scan, seen_area
 from util.data.unlabelled import forget
 from util.model import lora, timm_models
 from util.model.precision import resolve_precision
-from util.options import flags, inference
 from util.options.adaptation import KINDS
+from util.options.checks import idle
+from util.options.flag import FEATURES
+from util.options.parsing import Parsed
 from util.parallel.processes import World
 from util.report import terminal
 from util.weights import checkpoint
@@ -83,7 +85,7 @@ class FeatureParts(torch.nn.Module):
         return {name: values[:, start:end] for name, start, end in zip(self.widths, ends, ends[1:], strict=False)}
 
 
-def extract(parsed: flags.Parsed, world: World) -> None:
+def extract(parsed: Parsed, world: World) -> None:
     """Load, compute, write, tell. InputError, RunError: see util/core/errors.py."""
     began, options = time.monotonic(), parsed.options
     if options.output.lower().endswith(".parquet"):
@@ -91,7 +93,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     file = world.main_first(lambda: checkpoint.read(options.resume)) if options.resume else None
     parsed, lines = _resolve(parsed, file)
     options = parsed.options
-    world.say(*lines, *timm_models.use_current_name(options), *inference.idle(parsed))
+    world.say(*lines, *timm_models.use_current_name(options), *idle(parsed, FEATURES))
     ours = file if file is not None and checkpoint.is_ours(file) else None
     backbone = resolve_backbone(options, ours)
     world.say(*idle_for_backbone(parsed, backbone))
@@ -135,7 +137,7 @@ def extract(parsed: flags.Parsed, world: World) -> None:
     world.say(f"written to {options.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
 
 
-def _resolve(parsed: flags.Parsed, file: WeightFile | None) -> tuple[flags.Parsed, list[str]]:
+def _resolve(parsed: Parsed, file: WeightFile | None) -> tuple[Parsed, list[str]]:
     """Options that say everything: a checkpoint's where they were not typed."""
     if file is not None:
         seed, decode = parsed.options.seed, parsed.options.decode
@@ -147,7 +149,7 @@ def _resolve(parsed: flags.Parsed, file: WeightFile | None) -> tuple[flags.Parse
     options = Namespace(**OF_TRAINING | vars(parsed.options))
     options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
     options.batch_size = options.batch_size or DEFAULT_BATCH
-    return flags.Parsed(options, parsed.typed), []
+    return Parsed(options, parsed.typed), []
 
 
 def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace, world: World,

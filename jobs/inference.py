@@ -30,7 +30,8 @@ from util.data.sampling import EvalBatches
 from util.data.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
 from util.model.frozen_features import pictures_digest
 from util.model.precision import Precision
-from util.options import flags
+from util.options.parsing import Parsed
+from util.options.table import FLAGS
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights import checkpoint
@@ -39,9 +40,6 @@ from util.weights.fitting import WeightFile
 TASKS = {task.kind: task for task in (Classification, Regression)}
 SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
 DEFAULT_BATCH = 64  # where nothing says how large training's was
-# What a checkpoint decides unless it was typed.
-FROM_CHECKPOINT = ("model", "model_arch", "input_size", "norm", "fundus_crop", "resize", "read_images", "global_pool",
-                   "fc_norm_passes", "tta", "precision", "batch_size")
 # What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
 OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
                "finetune": ""}
@@ -49,20 +47,20 @@ OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, 
 
 # ---- the checkpoint -------------------------------------------------------------------------------------------------
 
-def take_checkpoint(parsed: flags.Parsed, file: WeightFile) -> tuple[flags.Parsed, Task, list[str]]:
+def take_checkpoint(parsed: Parsed, file: WeightFile) -> tuple[Parsed, Task, list[str]]:
     """The options with what the checkpoint says filled in, its task, and lines for the user. InputError."""
     typed = parsed.typed
     if not checkpoint.is_ours(file):
         options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[Classification.kind]} | vars(parsed.options))
         task = Classification(options)
-        lines = [task.take_over_foreign(flags.Parsed(options, typed), file)]
+        lines = [task.take_over_foreign(Parsed(options, typed), file)]
         options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
     else:
         stored, lines = file.rest["options"], []
         kind = file.rest.get("task", Classification.kind)
         options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[kind]} | stored | vars(parsed.options))
         changed = []
-        for name in FROM_CHECKPOINT:
+        for name in (flag.name for flag in FLAGS.values() if flag.of_checkpoint):
             if name not in typed:
                 setattr(options, name, stored.get(name))
             elif name != "batch_size" and stored.get(name) != getattr(options, name):
@@ -73,7 +71,7 @@ def take_checkpoint(parsed: flags.Parsed, file: WeightFile) -> tuple[flags.Parse
         options.eval = True  # it is used as it is
         options.drop_path = 0.0  # acts in training alone, and not every model takes it
     options.csv_file, options.batch_size = options.input, options.batch_size or DEFAULT_BATCH
-    return flags.Parsed(options, typed), task, lines
+    return Parsed(options, typed), task, lines
 
 
 def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Namespace) -> int:

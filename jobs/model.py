@@ -10,7 +10,7 @@ from jobs.adaptation import choose_part, load_resumed
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.model import lora
-from util.options import flags
+from util.options.parsing import Parsed
 from util.parallel import sharding
 from util.parallel.processes import World
 from util.weights import shard_files
@@ -29,7 +29,7 @@ def resolve_backbone(options: Namespace, resumed: WeightFile | None) -> models_v
     return backbone
 
 
-def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: str) -> torch.nn.Module:
+def new_model(parsed: Parsed, backbone, world: World, task: Task, device: str) -> torch.nn.Module:
     """The model as it starts, on the CPU, or its shapes alone on "meta"."""
     options = parsed.options
 
@@ -50,7 +50,7 @@ def new_model(parsed: flags.Parsed, backbone, world: World, task: Task, device: 
     return model
 
 
-def build(parsed: flags.Parsed, backbone, resumed: WeightFile | None, world: World, task: Task,
+def build(parsed: Parsed, backbone, resumed: WeightFile | None, world: World, task: Task,
            parts: sharding.Parts | None = None):
     """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone; so
     it has with `parts`, which takes what of a file goes into which part of it."""
@@ -88,7 +88,7 @@ def restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Tas
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
 
 
-def idle_for_backbone(parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+def idle_for_backbone(parsed: Parsed, backbone: models_vit.Backbone) -> list[str]:
     """Lines about typed flags of the model that only RETFound_mae knows."""
     lines = []
     if "global_pool" in parsed.typed and not parsed.options.global_pool and backbone.family != "mae":

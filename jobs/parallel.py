@@ -9,7 +9,7 @@ import torch
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.model.memory import GIB, Need, device_memory, gib, need_of
-from util.options.flags import AUTO
+from util.options.flag import AUTO
 from util.parallel import sharding
 from util.parallel.processes import World
 from util.parallel.sharding import units

@@ -23,8 +23,10 @@ from util.data.unlabelled import class_answers, forget, with_answers
 from util.model import timm_models
 from util.model.mirrors import with_mirrors
 from util.model.precision import resolve_precision
-from util.options import flags, inference
 from util.options.adaptation import KINDS
+from util.options.checks import idle
+from util.options.flag import PREDICT
+from util.options.parsing import Parsed
 from util.parallel.processes import World
 from util.report import terminal
 from util.weights import checkpoint
@@ -32,7 +34,7 @@ from util.weights.finding import sha256
 from util.weights.fitting import WeightFile, set_buffers
 
 
-def predict(parsed: flags.Parsed, world: World) -> None:
+def predict(parsed: Parsed, world: World) -> None:
     """Predict, write, tell. InputError, RunError: see util/core/errors.py."""
     began = time.monotonic()
     job = prepare(parsed, world)
@@ -54,12 +56,12 @@ def predict(parsed: flags.Parsed, world: World) -> None:
         forget(job.options.output)
 
 
-def prepare(parsed: flags.Parsed, world: World) -> Prediction:
+def prepare(parsed: Parsed, world: World) -> Prediction:
     """The checkpoint's model and the pictures, checked and described."""
     file = world.main_first(lambda: checkpoint.read(parsed.options.resume))
     parsed, task, lines = take_checkpoint(parsed, file)
     options, ours = parsed.options, checkpoint.is_ours(file)
-    world.say(*lines, *timm_models.use_current_name(options), *inference.idle(parsed))
+    world.say(*lines, *timm_models.use_current_name(options), *idle(parsed, PREDICT))
     backbone = resolve_backbone(options, file)
     world.say(*idle_for_backbone(parsed, backbone))
     precision = resolve_precision(options.precision, world.device, backbone.timm_name)

@@ -31,14 +31,14 @@ from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError
 from util.core.tensorboard import ScalarFile
 from util.data.tables import SPLITS
-from util.options import flags
+from util.options.parsing import Parsed
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
 from util.report import terminal
 from util.study import optuna_study
 
 
-def search(parsed: flags.Parsed, world: World) -> None:
+def search(parsed: Parsed, world: World) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
     options = parsed.options
     if options.adaptation != "lp" and not options.image_cache:

@@ -23,14 +23,18 @@ from util.data.images.cache import default_side
 from util.model import lora
 from util.model.precision import resolve_precision
 from util.model.timm_models import use_current_name
-from util.options import flags, starts
+from util.options import starts
+from util.options.checks import idle
+from util.options.flag import AUTO
+from util.options.parsing import Parsed
+from util.options.stored import as_now, differences, take_stored
 from util.parallel import sharding
 from util.parallel.processes import World, usable_cores
 from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile
 
 
-def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
+def prepare(parsed: Parsed, world: World, task: Task) -> Job:
     """Resolve everything that the options say. InputError, RunError: see util/core/errors.py."""
     options = parsed.options
     folder = RunFolder(options.output_dir, options.log_dir, options.task)
@@ -43,7 +47,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
                        "all nodes share", everywhere=True)
     batch_size.take_stored(parsed, resumed)
-    world.say(*use_current_name(options), *_take_over(parsed, resumed, task), *flags.idle(parsed))
+    world.say(*use_current_name(options), *_take_over(parsed, resumed, task), *idle(parsed, task.program))
     if options.adaptation == "lora" and not options.eval:
         world.main_first(lambda: lora.require() if world.is_main else None)
     backbone = resolve_backbone(options, resumed)
@@ -82,7 +86,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
     norm_source = normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {})
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
               norm_source, fields=fields)
-    if options.batch_size == flags.AUTO:
+    if options.batch_size == AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:
         plan_training(job)
@@ -91,7 +95,7 @@ def prepare(parsed: flags.Parsed, world: World, task: Task) -> Job:
 
 # ---- what was there before ------------------------------------------------------------------------------------------
 
-def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> WeightFile | None:
+def _find_checkpoint(parsed: Parsed, folder: RunFolder, task: Task) -> WeightFile | None:
     options = parsed.options
     if not options.resume:
         return None
@@ -110,7 +114,7 @@ def _find_checkpoint(parsed: flags.Parsed, folder: RunFolder, task: Task) -> Wei
         return file
     checkpoint.require_resumable(file)
     if options.resume == "same":
-        changed = flags.differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"], task))
+        changed = differences(file.rest["options"], _as_it_would_be_stored(parsed, file.rest["options"], task))
         if changed:
             raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
                              "with --task (TASK=...), or go on with the new options by --resume auto")
@@ -122,7 +126,7 @@ def _place_of(resumed: WeightFile | None) -> str:
     return "" if resumed is None else f"{resumed.rest.get('epoch')} {resumed.rest.get('progress')}"
 
 
-def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Namespace:
+def _as_it_would_be_stored(parsed: Parsed, stored: dict, task: Task) -> Namespace:
     """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
     filled = Namespace(**vars(parsed.options))
     names = ("model_arch", "input_size", "decode", "fc_norm_passes", "class_order")
@@ -133,14 +137,14 @@ def _as_it_would_be_stored(parsed: flags.Parsed, stored: dict, task: Task) -> Na
     filled.model, filled.model_arch = backbone.model, backbone.arch
     starts.as_stored(filled, parsed.typed, stored, (starts.defaults(
         models_vit.has_plain_vit(backbone), bool(filled.finetune), task.kind == "regression"),))
-    if filled.batch_size == flags.AUTO:
+    if filled.batch_size == AUTO:
         filled.batch_size = stored.get("batch_size")
     for name in {"nb_classes", "read_images"} - parsed.typed:
-        setattr(filled, name, flags.as_now(stored).get(name))
+        setattr(filled, name, as_now(stored).get(name))
     return filled
 
 
-def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> list[str]:
+def _take_over(parsed: Parsed, resumed: WeightFile | None, task: Task) -> list[str]:
     """Fill what was not typed from the checkpoint; lines about what differs from it."""
     options, typed = parsed.options, parsed.typed
     if resumed is None:
@@ -152,10 +156,10 @@ def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> 
         stored = resumed.rest["options"]
         if "data_path" in typed and "csv_file" not in typed:
             stored = {**stored, "csv_file": None}  # other pictures were named: not the CSV that it was trained on
-        changed = flags.differences(stored, options, typed)
+        changed = differences(stored, options, typed)
         if changed:
             lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))
-        flags.take_stored(stored, options, typed)
+        take_stored(stored, options, typed)
     else:
         lines.append(task.take_over_foreign(parsed, resumed))
     options.decode = options.decode or "full"
@@ -163,7 +167,7 @@ def _take_over(parsed: flags.Parsed, resumed: WeightFile | None, task: Task) -> 
     return lines
 
 
-def without_effect_here(parsed: flags.Parsed, job: Job) -> list[str]:
+def without_effect_here(parsed: Parsed, job: Job) -> list[str]:
     """Lines about what the user asked for and does not get, or gets otherwise."""
     options, typed, lines = job.options, parsed.typed, []
     if options.eval:

@@ -29,14 +29,14 @@ from util.data.sampling import TrainBatches
 from util.metrics import selection
 from util.model.lr_decay import parameter_groups
 from util.model.mirrors import with_mirrors
-from util.options import flags
+from util.options.parsing import Parsed
 from util.parallel.processes import World, wrap
 from util.parallel.sharding import compile_in_place, is_sharded
 from util.report import terminal
 from util.weights import checkpoint
 
 
-def run(parsed: flags.Parsed, world: World, task: Task) -> None:
+def run(parsed: Parsed, world: World, task: Task) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see util/core/errors.py."""
     options, job = parsed.options, prepare(parsed, world, task)
     world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(parsed, job))

@@ -12,7 +12,7 @@ from jobs.run_folder import RunFolder
 from models_vit import Backbone
 from util.data.tables import Data
 from util.metrics.table import of_kind
-from util.options import flags
+from util.options.parsing import Parsed
 from util.weights.fitting import Fit, WeightFile, put_in
 
 
@@ -45,7 +45,7 @@ class Task(ABC):
     # ---- data
 
     @abstractmethod
-    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
+    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
         """The table of pictures, checked. InputError for anything that the user can mend."""
 
     def settle(self, data: Data, resumed: WeightFile | None) -> Data:
@@ -149,7 +149,7 @@ class Task(ABC):
     def describe_data(self, data: Data) -> list[str]:
         """What stands on the terminal about the data."""
 
-    def idle(self, parsed: flags.Parsed, backbone: Backbone) -> list[str]:
+    def idle(self, parsed: Parsed, backbone: Backbone) -> list[str]:
         """Lines about flags that this task and model keep from acting."""
         return []
 
@@ -162,5 +162,5 @@ class Task(ABC):
         """What run.json says of the data, for this task."""
 
     @abstractmethod
-    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
         """Take options from a checkpoint that this program did not write; a line about it, or InputError."""

@@ -28,8 +28,8 @@ from util.metrics.intervals import classification_intervals, entry
 from util.metrics.table import BY_NAME, COMPOSED
 from util.metrics.weighted import Images, operating_thresholds
 from util.model.feature_kinds import put_wide_head
-from util.options import flags
 from util.options.adaptation import POOLED
+from util.options.parsing import Parsed
 from util.report import terminal
 from util.report.charts import confusion_matrix_figure
 from util.weights.fitting import Fit, WeightFile, put_in
@@ -49,7 +49,7 @@ class Classification(Task):
 
     # ---- data
 
-    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
         options = self.options
         known = resumed.rest.get("class_names") if resumed is not None else None
         order_of = tables.sorted_alone if resumed is not None else partial(
@@ -211,7 +211,7 @@ class Classification(Task):
 
     # ---- what is said and stored
 
-    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+    def idle(self, parsed: Parsed, backbone: models_vit.Backbone) -> list[str]:
         if self.options.adaptation != "lp":
             return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in parsed.typed else []
         names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad", "min_lr",
@@ -235,7 +235,7 @@ class Classification(Task):
         return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
                 **({"patients": patients} if patients else {})}
 
-    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
         """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""
         options, said = parsed.options, file.arguments
         for name in ("model", "model_arch", "input_size", "global_pool"):

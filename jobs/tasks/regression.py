@@ -26,7 +26,7 @@ from util.metrics.regression import (
 from util.metrics.table import COMPOSED
 from util.metrics.target_scale import TargetScale
 from util.model.regression_head import RegressionHead
-from util.options import flags
+from util.options.parsing import Parsed
 from util.report import terminal
 from util.report.bland_altman import agreement_figures, agreement_files
 from util.weights.fitting import Fit, WeightFile, put_in
@@ -49,7 +49,7 @@ class Regression(Task):
 
     # ---- data
 
-    def read(self, parsed: flags.Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
         options = self.options
         if not options.csv_file:
             raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
@@ -192,7 +192,7 @@ class Regression(Task):
             lines.append(f"           covariate {covariate.name}: {kind}")
         return lines
 
-    def idle(self, parsed: flags.Parsed, backbone: models_vit.Backbone) -> list[str]:
+    def idle(self, parsed: Parsed, backbone: models_vit.Backbone) -> list[str]:
         names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
         typed = [f"--{name}" for name in names if name in parsed.typed]
         if not (self.options.adaptation == "lp" and typed):
@@ -205,5 +205,5 @@ class Regression(Task):
     def facts(self, data: tables.Data) -> dict:
         return {**self.stored(), "images": {split: int((data.table["split"] == split).sum()) for split in tables.SPLITS}}
 
-    def take_over_foreign(self, parsed: flags.Parsed, file: WeightFile) -> str:
+    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
         raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with --finetune")

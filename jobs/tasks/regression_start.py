@@ -5,8 +5,8 @@ import timm
 import models_vit
 from util.core.errors import InputError
 from util.model import timm_models
-from util.options.flags import Parsed
-from util.options.regression import DEFAULT_WEIGHTS
+from util.options.model import DEFAULT_WEIGHTS
+from util.options.parsing import Parsed
 
 LONGEST_TASK = 100  # letters of a task's name that is made of the targets
 

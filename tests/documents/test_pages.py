@@ -26,7 +26,10 @@ from tests.documents.pages import (
 )
 from util.core.errors import InputError
 from util.metrics.classification import METRIC_COLUMNS
-from util.options import flags, regression
+from util.options import checks
+from util.options.flag import REGRESSION, TRAINING
+from util.options.parsing import OneLineParser
+from util.options.parsing import parse as parse_options
 
 README, README_ZH = "README.md", CHINESE["README.md"]
 PAGE = pytest.mark.parametrize("page", PAGES)
@@ -171,15 +174,13 @@ def check_command(line: str, whole: bool = True) -> str:
 
 def parse(name: str, arguments: list[str], line: str) -> None:
     parser = parser_of(name)
-    if not isinstance(parser, flags.OneLineParser):
-        parser.parse_args(arguments)
+    if not isinstance(parser, OneLineParser) or parser.prog not in TRAINING:
+        parser.parse_args(arguments)  # an InputError names the flag
         return
-    parsed = flags.parse(parser, arguments)  # an InputError names the flag
-    if parser.prog not in ("main_finetune.py", "main_regression.py"):
-        return
-    flags.check_combinations(parsed)
-    if parser.prog == "main_regression.py":
-        regression.check_search(parsed)
+    parsed = parse_options(parser.prog, "", arguments)
+    checks.check_combinations(parsed)
+    if parser.prog == REGRESSION:
+        checks.check_search(parsed)
         resolve_names(parsed)
     models_vit.find_backbone(parsed.options.model, parsed.options.model_arch)
 

@@ -7,11 +7,11 @@ import pytest
 
 import models_vit
 from jobs.data import evaluation_settings
-from main_finetune import make_parser
 from util.data.images.as_shown import FLOATS, WHOLE_NUMBERS
 from util.data.images.scan import ImageFacts
 from util.data.images.transforms import eval_settings, read_alike, train_settings
-from util.options import flags
+from util.options.flag import FINETUNE
+from util.options.parsing import parse
 
 VIT = models_vit.find_backbone("timm", "vit_tiny_patch16_224")  # timm: mean and standard deviation 0.5
 STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "decode": "full",
@@ -22,7 +22,7 @@ DEEP = np.array([(1, 3000, WHOLE_NUMBERS, 0), (2, 200, FLOATS, 0)], ImageFacts.d
 
 
 def settings(*words, stored=STORED, input_size=64, facts=DEEP):
-    parsed = flags.parse(make_parser(), [str(word) for word in words])
+    parsed = parse(FINETUNE, "", [str(word) for word in words])
     parsed.options.input_size = parsed.options.input_size or input_size
     parsed.options.decode = parsed.options.decode or "scaled"
     file = types.SimpleNamespace(rest={"transform": {"eval": dict(stored)}}) if stored else None

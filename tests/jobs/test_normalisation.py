@@ -10,18 +10,18 @@ import models_vit
 import predict
 from jobs.data import evaluation_settings
 from jobs.normalisation import source
-from main_finetune import make_parser
 from tests.jobs.test_data import DEEP, STORED
 from util.core.ending import exit_code_of
 from util.core.errors import InputError
-from util.options import flags
+from util.options.flag import FINETUNE
+from util.options.parsing import parse
 
 TAG = "timm/vit_base_patch16_224.mae"  # ImageNet's numbers; the name's default tag has 0.5
 
 
 def both(*words, model="vit_base_patch16_224", rest=None):
     """(mean of evaluation's transform, its source) of a command line and a checkpoint's entries."""
-    parsed = flags.parse(make_parser(), [str(word) for word in words])
+    parsed = parse(FINETUNE, "", [str(word) for word in words])
     options, backbone = parsed.options, models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
     options.input_size, options.decode = 64, "full"
     file = types.SimpleNamespace(rest=rest) if rest else None

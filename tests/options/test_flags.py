@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from main_finetune import make_parser
 from util.core.errors import InputError
-from util.options import flags
+from util.options import checks, parsing, stored
+from util.options.flag import FINETUNE
 
 ROOT = Path(__file__).parents[2]
 # SPEC: names and defaults of the original's flags, which people's command lines rely on
@@ -27,8 +27,8 @@ DOCUMENTED = {
 
 
 def parse(*argv):
-    parsed = flags.parse(make_parser(), [str(word) for word in argv])
-    flags.check_combinations(parsed)
+    parsed = parsing.parse(FINETUNE, "", [str(word) for word in argv])
+    checks.check_combinations(parsed)
     return parsed
 
 
@@ -79,8 +79,8 @@ def test_wrong_command_lines(words, says):
 
 
 def test_flags_without_effect_are_named_once():
-    assert flags.without_effect(parse()) == []
-    lines = flags.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"))
+    assert checks.without_effect(parse(), FINETUNE) == []
+    lines = checks.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"), FINETUNE)
     assert len(lines) == 1 and all(f"--{name}" in lines[0] for name in ("world_size", "resplit")) and "norm" not in lines[0]
 
 
@@ -93,23 +93,23 @@ def test_normalisation_is_a_name_or_six_numbers():
         with pytest.raises(InputError):
             parse(flag, text)
     for before in ("IMAGENET", "anything", ""):  # did nothing, whatever it was
-        assert flags.as_now({"norm": before, "epochs": 3}) == flags.BEFORE | {"norm": "backbone", "epochs": 3}
-    assert flags.as_now({"norm": "half", "fundus_crop": "auto"}) == flags.BEFORE | {"norm": "half", "fundus_crop": "auto"}
-    assert flags.as_now({}) == flags.BEFORE | {"norm": "backbone"}
+        assert stored.as_now({"norm": before, "epochs": 3}) == stored.BEFORE | {"norm": "backbone", "epochs": 3}
+    assert stored.as_now({"norm": "half", "fundus_crop": "auto"}) == stored.BEFORE | {"norm": "half", "fundus_crop": "auto"}
+    assert stored.as_now({}) == stored.BEFORE | {"norm": "backbone"}
 
 
 def test_list_of_ratios_is_one_run_after_the_other():
-    runs = flags.one_run_a_ratio(parse("--dataratio", "0.1,0.5,1", "--task", "x"))
+    runs = checks.one_run_a_ratio(parse("--dataratio", "0.1,0.5,1", "--task", "x"))
     assert [(run.options.task, run.options.dataratio) for run in runs] == [
         ("x_ratio0.1", [0.1]), ("x_ratio0.5", [0.5]), ("x_ratio1", [1.0])]
-    assert flags.one_run_a_ratio(parse("--dataratio", "0.5", "--task", "x"))[0].options.task == "x"
+    assert checks.one_run_a_ratio(parse("--dataratio", "0.5", "--task", "x"))[0].options.task == "x"
 
 
 def test_what_is_stored_gives_way_to_what_is_typed():
     parsed = parse("--epochs", "7", "--task", "new")
-    stored = {"epochs": 3, "blr": 0.1, "task": "old", "num_workers": 0}
-    assert flags.differences(stored, parsed.options, parsed.typed) == ["--epochs 3 -> 7"]
-    flags.take_stored(stored, parsed.options, parsed.typed)
+    before = {"epochs": 3, "blr": 0.1, "task": "old", "num_workers": 0}
+    assert stored.differences(before, parsed.options, parsed.typed) == ["--epochs 3 -> 7"]
+    stored.take_stored(before, parsed.options, parsed.typed)
     options = parsed.options
     assert (options.epochs, options.blr, options.task, options.num_workers) == (7, 0.1, "new", 10)
 

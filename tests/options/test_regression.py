@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from main_regression import make_parser
 from util.core.errors import InputError
-from util.options import flags
-from util.options import regression as own
+from util.options import checks, parsing
+from util.options.flag import FINETUNE, REGRESSION
+from util.options.table import flags_of
 
 DOCUMENTED = {
     "csv_file": None, "path_col": "path", "split_col": "split", "targets": ["tc", "ldl", "hdl", "tg", "apoa", "apob"],
@@ -22,7 +22,7 @@ DOCUMENTED = {
 
 
 def parse(text):
-    return flags.parse(make_parser(), text.split())
+    return parsing.parse(REGRESSION, "", text.split())
 
 
 def test_documented_flags_keep_name_and_default():
@@ -31,18 +31,16 @@ def test_documented_flags_keep_name_and_default():
 
 
 def test_every_flag_of_a_classification_is_understood():
-    from main_finetune import make_parser as of_classification
-
     of_classes = {"label_col", "class_weights", "balanced_sampling", "class_order", "positive_class"}
-    other = {action.dest for action in of_classification()._actions} - of_classes
-    assert other <= {action.dest for action in make_parser()._actions}
+    other = {flag.name for flag in flags_of(FINETUNE)} - of_classes
+    assert other <= {flag.name for flag in flags_of(REGRESSION)}
 
 
 def test_documented_command_line():
     parsed = parse("--csv_file data/retina.csv --batch_size 32 --epochs 40 --optuna_trials 20 --optuna_epochs 10 "
                    "--optuna_direction maximize")
-    flags.check_combinations(parsed)
-    assert own.check_search(parsed) == [] and parsed.options.optuna_metric == "r2"
+    checks.check_combinations(parsed)
+    assert checks.check_search(parsed) == [] and parsed.options.optuna_metric == "r2"
 
 
 @pytest.mark.parametrize("text, says", [
@@ -55,19 +53,19 @@ def test_documented_command_line():
 def test_wrong_command_lines(text, says):
     with pytest.raises(InputError, match=says):
         parsed = parse(text)
-        flags.check_combinations(parsed)
-        own.check_search(parsed)
+        checks.check_combinations(parsed)
+        checks.check_search(parsed)
 
 
 def test_params_are_taken_unless_typed(tmp_path):
     path = tmp_path / "optuna_best.json"
     path.write_text(json.dumps({"params": {"lr": 1e-3, "head_depth": 3}}))
     parsed = parse(f"--params {path} --head_depth 1")
-    lines = own.take_params(parsed)
+    lines = checks.take_params(parsed)
     assert (parsed.options.lr, parsed.options.head_depth) == (1e-3, 1)
     assert "lr 0.001" in lines[0] and "typed values win" in lines[1] and "head_depth" in lines[1]
     parsed = parse(f"--params {path} --blr 1e-3")
-    own.take_params(parsed)
+    checks.take_params(parsed)
     assert parsed.options.lr is None  # --blr is a typed rate too
 
 
@@ -76,7 +74,7 @@ def test_params_that_are_none(tmp_path, text):
     path = tmp_path / "p.json"
     path.write_text(text)
     with pytest.raises(InputError, match="p.json"):
-        own.take_params(parse(f"--params {path}"))
+        checks.take_params(parse(f"--params {path}"))
 
 
 @pytest.mark.parametrize("text, model, arch, finetune, task", [

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import main_finetune
-import main_regression
-from util.options import flags
-from util.report.commands import evaluation_command, report_command, training_command
-
-PARSERS = {"classification": main_finetune.make_parser, "regression": main_regression.make_parser}
+from util.options.checks import check_combinations
+from util.options.flag import FINETUNE
+from util.options.parsing import parse
+from util.report.commands import PROGRAMS, evaluation_command, report_command, training_command
 
 
 def words(command):
@@ -25,15 +23,15 @@ def words(command):
     ("regression", "--csv_file a.csv --targets 'systolic (mmHg)' b --target_transform none log --covariates age sex --lr 0.001 "
                    "--finetune '' --accum_iter 1 --optuna_trials 3 --optuna_resume")])
 def test_the_command_gives_the_options_back(kind, typed):
-    options = flags.parse(PARSERS[kind](), shlex.split(typed)).options
+    options = parse(PROGRAMS[kind], "", shlex.split(typed)).options
     command, unknown = training_command(kind, vars(options) | {"decode": "scaled"})
     program, *again = words(command)[1:]
     assert unknown == [] and program == {"classification": "main_finetune.py", "regression": "main_regression.py"}[kind]
-    assert vars(flags.parse(PARSERS[kind](), again).options) == vars(options)
+    assert vars(parse(PROGRAMS[kind], "", again).options) == vars(options)
 
 
 def test_only_what_differs_from_the_defaults_is_listed():
-    options = vars(flags.parse(main_finetune.make_parser(), ["--epochs", "7"]).options)
+    options = vars(parse(FINETUNE, "", ["--epochs", "7"]).options)
     resolved = options | {"decode": "scaled", "fc_norm_passes": 1, "resume": "auto", "eval": True, "new_flag": [1]}
     assert training_command("classification", resolved) == ("python main_finetune.py --epochs 7", ["new_flag = [1]"])
     assert training_command("classification", {}, processes=4)[0] == "torchrun --nproc_per_node=4 main_finetune.py"
@@ -43,5 +41,5 @@ def test_scoring_and_the_page_again():
     command = evaluation_command("classification", {"task": "t", "output_dir": "./output_dir", "device": "cuda"},
                                  Path("out put/t/checkpoint-best.pth"))
     assert words(command)[2:] == ["--eval", "--resume", "out put/t/checkpoint-best.pth", "--task", "t"]
-    flags.check_combinations(flags.parse(main_finetune.make_parser(), words(command)[2:]))
+    check_combinations(parse(FINETUNE, "", words(command)[2:]))
     assert words(report_command(Path("a b"))) == ["python", "-m", "util.report", "a b"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from compare import parser_of
 from util.core.errors import InputError
 from util.study.grid_file import read_grid
 
@@ -22,7 +21,7 @@ def grid(tmp_path):
     def read(text):
         path = tmp_path / "grid.yaml"
         path.write_text(text, encoding="utf-8")
-        return read_grid(str(path), parser_of)
+        return read_grid(str(path))
     return read
 
 
@@ -79,7 +78,7 @@ def test_a_regression(grid):
 
 
 def test_the_example_is_understood():
-    found = read_grid(str(Path(__file__).parents[2] / "examples" / "grid.yaml"), parser_of)
+    found = read_grid(str(Path(__file__).parents[2] / "examples" / "grid.yaml"))
     assert len(found.cells) == 3 * 2 * 3 * 3
     models = {cell.parsed.options.model_arch or cell.parsed.options.model for cell in found.cells}
     assert models == {"RETFound_dinov2", "RETFound_mae", "dinov3_vitl16"}
@@ -127,7 +126,7 @@ def test_files_that_are_no_grid(grid, tmp_path):
     assert "is empty" in refusal(grid, "# nothing\n")
     assert "needs keys with values" in refusal(grid, "- a\n")
     assert "backbones is not given" in refusal(grid, "name: s\n")
-    assert "can't be read" in str(pytest.raises(InputError, read_grid, str(tmp_path / "none.yaml"), parser_of).value)
+    assert "can't be read" in str(pytest.raises(InputError, read_grid, str(tmp_path / "none.yaml")).value)
 
 
 def test_a_search_is_no_cell(grid):

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from tests.conftest import needs_package
 from util.core.errors import InputError
-from util.options.regression import SEARCHED
+from util.options.training import SEARCHED
 from util.study import optuna_study
 
 JOB = {"metric": "r2", "epochs": 3}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compare import canonical, parser_of
+from compare import canonical
 from util.core.errors import InputError
 from util.study import runs
 from util.study.grid_file import read_grid
@@ -53,7 +53,7 @@ def study(tmp_path, monkeypatch):
 
     def run(text=GRID, processes=1, **wishes):
         Path("grid.yaml").write_text(text)
-        grid = read_grid("grid.yaml", parser_of)
+        grid = read_grid("grid.yaml")
         monkeypatch.setattr(runs, "command", lambda grid, cell, processes: [
             sys.executable, "program.py", str(cell.folder), json.dumps(vars(cell.parsed.options)), wishes.get(cell.name, "")])
         return runs.run(grid, processes, canonical), grid
@@ -130,10 +130,10 @@ def test_a_run_of_another_start_is_left_to_it(study, capsys):
 CHILD = """\
 import json, sys
 sys.path.insert(0, {root!r})
-from compare import canonical, parser_of
+from compare import canonical
 from util.study import runs
 from util.study.grid_file import read_grid
-grid = read_grid("grid.yaml", parser_of)
+grid = read_grid("grid.yaml")
 runs.command = lambda grid, cell, processes: [sys.executable, "program.py", str(cell.folder),
                                                json.dumps(vars(cell.parsed.options)), "wait"]
 sys.exit(runs.run(grid, 1, canonical).exit_code)
@@ -198,7 +198,7 @@ def begin(tmp_path, **more):
 
 def test_several_processes_are_one_launcher(tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
-    grid = read_grid(str(tmp_path / "grid.yaml"), parser_of)
+    grid = read_grid(str(tmp_path / "grid.yaml"))
     one, four = (runs.command(grid, grid.cells[0], number) for number in (1, 4))
     program = str(runs.ROOT / "main_finetune.py")
     assert one[:2] == [sys.executable, program] and one[-2:] == ["--resume", "auto"]

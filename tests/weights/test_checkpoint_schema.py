@@ -2,10 +2,9 @@
 
 import pytest
 
-from main_finetune import make_parser
-from main_regression import make_parser as make_regression_parser
 from util.core.errors import InputError
-from util.options import flags
+from util.options.flag import FINETUNE, REGRESSION
+from util.options.parsing import parse
 from util.weights.checkpoint_schema import check_arguments, check_stored
 
 CLASSES = {"format": 1, "class_names": ["a", "b"]}
@@ -17,8 +16,8 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("parser, rest", [(make_parser(), CLASSES), (make_regression_parser(), TARGETS)])
-def test_options_of_any_start_are_taken(parser, rest):
+@pytest.mark.parametrize("program, rest", [(FINETUNE, CLASSES), (REGRESSION, TARGETS)])
+def test_options_of_any_start_are_taken(program, rest):
     """Every flag's default, and a line with flags of all kinds: one that a later version adds is held to its own reader."""
     words = [
         "--dataratio",
@@ -44,7 +43,7 @@ def test_options_of_any_start_are_taken(parser, rest):
         "(a)",
     ]
     for line in ([], words):
-        check_stored("c.pth", rest | {"options": vars(flags.parse(parser, line).options)})
+        check_stored("c.pth", rest | {"options": vars(parse(program, "", line).options)})
 
 
 @pytest.mark.parametrize(

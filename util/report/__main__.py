@@ -4,7 +4,7 @@ import sys
 
 from util.core.ending import exit_code_of
 from util.core.errors import InputError, RunError
-from util.options.flags import OneLineParser
+from util.options.parsing import OneLineParser
 
 
 def make_parser() -> OneLineParser:

@@ -3,11 +3,10 @@
 import shlex
 from pathlib import Path
 
-from util.options.flags import OneLineParser, add_classification_flags
-from util.options.regression import add_regression_flags
+from util.options.flag import FINETUNE, REGRESSION, Flag
+from util.options.table import flags_of
 
-PROGRAMS = {"classification": ("main_finetune.py", add_classification_flags),
-            "regression": ("main_regression.py", add_regression_flags)}
+PROGRAMS = {"classification": FINETUNE, "regression": REGRESSION}
 # How a run was begun, not what it was.
 NOT_REPEATED = {"resume", "eval", "dry_run", "world_size", "local_rank"}
 # What stands in run.json where nothing was typed, beside the parser's None: the program fills it in again.
@@ -19,19 +18,14 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
 
     Only flags that differ from their defaults stand in it. options: run.json's; kind: "classification" or "regression".
     """
-    program, add_flags = PROGRAMS[kind]
-    parser = OneLineParser(prog=program)
-    add_flags(parser)
-    actions: dict[str, list] = {}
-    for action in parser._actions:
-        if action.dest != "help":
-            actions.setdefault(action.dest, []).append(action)
-    words = []
-    for name, same in actions.items():
-        value, default = options.get(name, same[0].default), parser.get_default(name)
+    program, words = PROGRAMS[kind], []
+    known = {flag.name: flag for flag in flags_of(program)}
+    for name, flag in known.items():
+        default = flag.default_of(program)
+        value = options.get(name, default)
         if name not in NOT_REPEATED and value != default and not (default is None and value in FILLED_IN.get(name, ())):
-            words += _words(same, value)
-    unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in actions]
+            words += _words(flag, value)
+    unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
     return _lines([*_launcher(processes), program], words), unknown
 
 
@@ -41,7 +35,7 @@ def evaluation_command(kind: str, options: dict, checkpoint: Path) -> str:
     for name in ("task", "output_dir", "device"):
         if options.get(name) not in (None, "", {"output_dir": "./output_dir", "device": "cuda"}.get(name)):
             words += [f"--{name}", str(options[name])]
-    return _lines(["python", PROGRAMS[kind][0]], _pairs(words))
+    return _lines(["python", PROGRAMS[kind]], _pairs(words))
 
 
 def report_command(folder: Path) -> str:
@@ -52,20 +46,16 @@ def _launcher(processes: int) -> list[str]:
     return ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
 
 
-def _words(actions: list, value) -> list[list[str]]:
-    """One flag with its values, [] where none of the flags of that name can say the value."""
-    for action in actions:
-        flag = action.option_strings[0]
-        if action.nargs == 0:
-            if action.const == value:
-                return [[flag]]
-        elif isinstance(value, list) and action.nargs is not None:
-            return [[flag, *map(str, value)]]
-        elif isinstance(value, list):
-            return [[flag, ",".join(map(str, value))]]
-        elif value is not None:
-            return [[f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]]
-    return []
+def _words(flag: Flag, value: object) -> list[list[str]]:
+    """A flag with its values, [] where it can't say the value."""
+    option = f"--{flag.name}"
+    if flag.is_switch:
+        return [[option]] if value is True else [[flag.off[0]]] if value is False and flag.off else []
+    if isinstance(value, list):
+        return [[option, *map(str, value)]] if flag.words is not None else [[option, ",".join(map(str, value))]]
+    if value is None:
+        return []
+    return [[f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]]
 
 
 def _pairs(words: list[str]) -> list[list[str]]:

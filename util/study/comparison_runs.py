@@ -16,7 +16,8 @@ import pandas as pd
 
 from util.core.errors import InputError
 from util.metrics import classification, regression
-from util.options.flags import OF_THIS_START, as_now
+from util.options.stored import as_now
+from util.options.table import FLAGS
 
 FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune")  # what tells groups apart, where it does
 SPEAKS_FOR_ITSELF = ("model_arch", "adaptation")  # in a group's name without the option's name
@@ -97,7 +98,7 @@ def read_run(folder: Path, split: str) -> Run:
 
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
-    left_out = {"seed", "data_path", "csv_file", *OF_THIS_START}
+    left_out = {"seed", "data_path", "csv_file", *(flag.name for flag in FLAGS.values() if flag.of_launch)}
     kept = {name: value for name, value in as_now(options).items() if name not in left_out}
     # the pictures themselves count, not where they are mounted
     place = options.get("csv_file") or options.get("data_path")

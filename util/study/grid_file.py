@@ -14,22 +14,22 @@ The file is read as nodes, not as Python values: every error then has its line, 
 what was typed (YAML 1.1 takes it for text, and "no" for false).
 """
 
-import argparse
 import difflib
 import itertools
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from util.core.errors import InputError
-from util.options import flags
+from util.options.checks import check_combinations
+from util.options.flag import TRAINING, Flag
+from util.options.parsing import Parsed, parse
+from util.options.table import FLAGS, flags_of
 
 KEYS = ("name", "program", "output_dir", "flags", "backbones", "adaptations", "dataratios", "seeds")
-PROGRAMS = ("main_finetune.py", "main_regression.py")
 # Flags that the grid itself gives to a run, with the key that says them.
 OF_THE_GRID = {"task": "name", "output_dir": "output_dir", "dataratio": "dataratios", "seed": "seeds", "resume": None,
                "eval": None, "dry_run": None, "help": None}
@@ -45,7 +45,7 @@ class Cell:
     task: str
     folder: Path
     arguments: tuple[str, ...]  # of the program
-    parsed: flags.Parsed
+    parsed: Parsed
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,14 @@ class Setting:
     line: int
 
 
-def read_grid(path: str, parser_of: Callable[[str], argparse.ArgumentParser]) -> Grid:
-    """Read and check a study. InputError with line and key for whatever is not understood.
-
-    parser_of: from a program's name to its parser, which knows the flags.
-    """
-    return _Reader(path, parser_of).grid()
+def read_grid(path: str) -> Grid:
+    """Read and check a study. InputError with line and key for whatever is not understood."""
+    return _Reader(path).grid()
 
 
 class _Reader:
-    def __init__(self, path: str, parser_of: Callable):
-        self.path, self.parser_of = path, parser_of
+    def __init__(self, path: str):
+        self.path, self.program = path, TRAINING[0]
 
     def grid(self) -> Grid:
         top = self.mapping(self._root(), "the file")
@@ -89,11 +86,11 @@ class _Reader:
                 raise InputError(f"{self.path}: {key} is not given; a grid needs name and backbones")
         nodes = {key: node for key, (node, _) in top.items()}
         name = self.folder_name(nodes["name"], "name")
-        program = self.text(nodes["program"], "program") if "program" in nodes else PROGRAMS[0]
-        if program not in PROGRAMS:
-            raise self.error(_line(nodes["program"]), "program", f"{program} is none of {', '.join(PROGRAMS)}")
-        self.parser = self.parser_of(program)
-        self.actions = [action for action in self.parser._actions if action.option_strings]
+        program = self.text(nodes["program"], "program") if "program" in nodes else TRAINING[0]
+        if program not in TRAINING:
+            raise self.error(_line(nodes["program"]), "program", f"{program} is none of {', '.join(TRAINING)}")
+        self.program = program
+        self.off = {flag.off[0].lstrip("-"): flag for flag in flags_of(program) if flag.off}
         output_dir = self.text(nodes["output_dir"], "output_dir") if "output_dir" in nodes else "./output_dir"
         common = self.flags(nodes["flags"], "flags") if "flags" in nodes else {}
         axes = {
@@ -130,11 +127,11 @@ class _Reader:
             cells.append(one)
         return cells
 
-    def parse(self, arguments: list[str], given: dict, chosen: tuple[Setting, ...]) -> flags.Parsed:
+    def parse(self, arguments: list[str], given: dict, chosen: tuple[Setting, ...]) -> Parsed:
         """What the program itself will say to these flags is said before any run is begun."""
         try:
-            parsed = flags.parse(self.parser, arguments)
-            flags.check_combinations(parsed)
+            parsed = parse(self.program, "", arguments)
+            check_combinations(parsed)
         except InputError as error:
             line, key = next(((line, name) for name, (_, line) in given.items() if re.search(rf"--{name}\b", str(error))),
                              (chosen[0].line, chosen[0].name))
@@ -166,7 +163,7 @@ class _Reader:
                 raise self.error(_line(at), "adaptations", "an entry is finetune, lp, or a name with flags: lp: {epochs: 100}")
             given = {} if value is None else self.flags(value, "adaptations")
             if "adaptation" not in given:
-                choices = next(action.choices for action in self.actions if action.dest == "adaptation")
+                choices = FLAGS["adaptation"].choices
                 if name not in choices:
                     raise self.error(_line(at), "adaptations", f"{name} is none of {', '.join(choices)}; a name of your own "
                                      "needs the flag adaptation beside it")
@@ -202,7 +199,7 @@ class _Reader:
             elif isinstance(item, yaml.MappingNode):
                 self.mapping(item, key)
                 only = item.value[0] if len(item.value) == 1 else None
-                if only and (isinstance(only[1], yaml.MappingNode) or self.action(self.text(only[0], key)) is None):
+                if only and (isinstance(only[1], yaml.MappingNode) or self.flag(self.text(only[0], key)) is None):
                     yield self.text(only[0], key), only[1], only[0]
                 else:
                     yield None, item, item
@@ -241,10 +238,10 @@ class _Reader:
         for word in words:
             if re.match(r"--?[A-Za-z]", word):
                 flag, equals, value = word.partition("=")
-                action = self.action(flag.lstrip("-"))
-                if action is None:
+                row = self.flag(flag.lstrip("-"))
+                if row is None:
                     raise self.error(line, key, f"unknown flag {flag}; {_near(flag.lstrip('-'), self.names())}")
-                name = action.dest
+                name = row.name
                 if name in found:
                     raise self.error(line, key, f"{flag} stands there twice")
                 found[name] = ([flag, *([value] if equals else [])], line)
@@ -256,39 +253,42 @@ class _Reader:
 
     def words(self, name: str, node) -> list[str]:
         """A flag's words from its value in the file."""
-        line, action = _line(node), self.action(name)
-        if action is None:
+        line, flag = _line(node), self.flag(name)
+        if flag is None:
             raise self.error(line, name, f"unknown flag; {_near(name, self.names())}")
-        is_switch = isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction)
+        is_switch = flag.is_switch
         if isinstance(node, yaml.SequenceNode):
-            if action.nargs is None:
+            if flag.words is None:
                 raise self.error(line, name, "takes one value, not a list")
             return [f"--{name}", *(self.text(item, name) for item in node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool" and (
                 is_switch or node.value.lower() in ("true", "false")):
             if not is_switch:
                 raise self.error(line, name, f"takes a value, not {node.value}")
-            return self.switch(name, action, node.value.lower() in ("true", "yes", "on"), line)
+            return self.switch(name, flag, node.value.lower() in ("true", "yes", "on"), line)
         if is_switch:
             raise self.error(line, name, "is a switch: true or false")
         return [f"--{name}", self.text(node, name)]
 
-    def switch(self, name: str, action: argparse.Action, wanted: bool, line: int) -> list[str]:
+    def switch(self, name: str, flag: Flag, wanted: bool, line: int) -> list[str]:
         """`savemodel: false` is --no_savemodel; a switch that is off by default and has no opposite is left out."""
         if wanted:
             return [f"--{name}"]
-        for other in self.actions:
-            if other.dest == action.dest and other.const == (not action.const):
-                return [other.option_strings[0]]
-        if action.default != action.const:
+        if name in self.off:
+            return [f"--{flag.name}"]
+        if flag.off:
+            return [flag.off[0]]
+        if not flag.default:
             return []
         raise self.error(line, name, "can't be switched off")
 
-    def action(self, name: str) -> argparse.Action | None:
-        return self.parser._option_string_actions.get(f"--{name}")
+    def flag(self, name: str) -> Flag | None:
+        """The row of a flag's name, or of the one that turns it off."""
+        found = FLAGS.get(name) or self.off.get(name)
+        return found if found and self.program in found.programs else None
 
     def names(self) -> list[str]:
-        return [action.option_strings[0].lstrip("-") for action in self.actions]
+        return [*(flag.name for flag in flags_of(self.program)), *self.off]
 
     # ---- nodes
 

@@ -24,7 +24,11 @@ from typing import TextIO
 
 from util.core import signals
 from util.core.errors import InputError, RunError
-from util.options import flags, starts
+from util.options import starts
+from util.options.checks import take_params
+from util.options.parsing import Parsed
+from util.options.stored import as_now, differences
+from util.options.table import FLAGS
 from util.report.terminal import duration
 from util.study.grid_file import Cell, Grid
 
@@ -32,9 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FINISHED, BEGUN, NEW = "finished", "begun", "new"
 RESTARTS = 3  # of a cell by the launcher, as in train.sh
 ELSEWHERE = -1000  # in place of an exit code: another process trains the cell
-# Filled in by the program where they are not given: then what is stored says nothing against what is asked.
-RESOLVED = ("model_arch", "input_size", "decode", "cache_size", "fc_norm_passes", "nb_classes", "finetune",
-            "read_images")
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Outcome:
 
 # ---- states ---------------------------------------------------------------------------------------------------------
 
-def states(grid: Grid, canonical: Callable[[flags.Parsed], None]) -> dict[str, str]:
+def states(grid: Grid, canonical: Callable[[Parsed], None]) -> dict[str, str]:
     """{cell: finished, begun or new}. InputError where a folder holds a run of other options: nothing was begun by then.
 
     canonical: writes another spelling of a model's name as the program itself would store it; called where one is met.
@@ -61,7 +62,7 @@ def states(grid: Grid, canonical: Callable[[flags.Parsed], None]) -> dict[str, s
     return {cell.name: state_of(cell, canonical) for cell in grid.cells}
 
 
-def state_of(cell: Cell, canonical: Callable[[flags.Parsed], None]) -> str:
+def state_of(cell: Cell, canonical: Callable[[Parsed], None]) -> str:
     """Of one cell. InputError: see `states`."""
     stored = _facts(cell)
     if stored is None:
@@ -79,7 +80,7 @@ def _facts(cell: Cell) -> dict | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return facts | {"options": flags.as_now(dict(facts["options"]))}
+        return facts | {"options": as_now(dict(facts["options"]))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} can't be read ({error}): remove {cell.folder}, and its run begins anew") from error
 
@@ -90,19 +91,17 @@ def _is_scored(cell: Cell) -> bool:
 
 def _differences(stored: dict, cell: Cell, canonical: Callable) -> list[str]:
     """`--name stored -> now` of the options in which a stored run is not what the cell asks for."""
-    parsed = flags.Parsed(Namespace(**vars(cell.parsed.options)), set(cell.parsed.typed))
+    parsed = Parsed(Namespace(**vars(cell.parsed.options)), set(cell.parsed.typed))
     now = parsed.options
-    for name in RESOLVED:
+    for name in (flag.name for flag in FLAGS.values() if flag.filled_in):  # then what is stored says nothing against it
         if name in vars(now) and name not in parsed.typed:
             setattr(now, name, stored.get(name))
     starts.as_stored(now, parsed.typed, stored)
     if getattr(now, "params", None):
-        from util.options.regression import take_params
-
         take_params(parsed)
     if (now.model, now.model_arch) != (stored.get("model"), stored.get("model_arch")):
         canonical(parsed)
-    return flags.differences(stored, now)
+    return differences(stored, now)
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def _overview(grid: Grid, found: dict[str, str]) -> str:
 
 # ---- running --------------------------------------------------------------------------------------------------------
 
-def run(grid: Grid, processes: int, canonical: Callable[[flags.Parsed], None]) -> Outcome:
+def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None]) -> Outcome:
     """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
     found, outcome = states(grid, canonical), Outcome()
     _say(_overview(grid, found))

@@ -16,7 +16,7 @@ import torch
 
 from util.core.disk import AGAIN, reason, remedy
 from util.core.errors import InputError, RunError
-from util.options.flags import BEFORE
+from util.options.stored import BEFORE
 from util.weights.checkpoint_schema import TAKE_ANOTHER, check_arguments, check_stored
 from util.weights.fitting import WeightFile, read_weights
 

@@ -11,9 +11,9 @@ import torch
 
 from util.core.errors import InputError
 from util.data.images.as_shown import DEPTHS
-from util.options import flags, regression
 from util.options.adaptation import KINDS, POOLED
-from util.options.flag_values import LONGEST_TEXT, is_value_of
+from util.options.flag import FINETUNE, LONGEST_TEXT, REGRESSION
+from util.options.table import flags_of
 
 LARGEST_SIDE = 2**16
 MOST_WIDE = 2**20  # of a feature
@@ -36,13 +36,12 @@ def check_stored(path, rest: dict) -> None:
             raise InputError(f"{path}: its entry {name!r} is missing: {TAKE_ANOTHER}")
     if "optimizer" in rest and rest["optimizer"]["param_groups"] and "peak" not in rest["schedule"]:
         raise _wrong(path, "entry 'schedule'", rest["schedule"], "a schedule with its peak")
-    parser = flags.OneLineParser()
-    (regression.add_regression_flags if kind == "regression" else flags.add_classification_flags)(parser)
-    for action in parser._actions:
-        value = rest["options"].get(action.dest)
-        if action.dest in rest["options"] and not is_value_of(action, value):
-            what = "what that flag takes" + (f" ({', '.join(map(str, action.choices))})" if action.choices else "")
-            raise _wrong(path, f"option {action.dest!r}", value, what)
+    program = REGRESSION if kind == "regression" else FINETUNE
+    for flag in flags_of(program):
+        value = rest["options"].get(flag.name)
+        if flag.name in rest["options"] and not flag.accepts(value, program):
+            what = "what that flag takes" + (f" ({', '.join(map(str, flag.choices))})" if flag.choices else "")
+            raise _wrong(path, f"option {flag.name!r}", value, what)
 
 
 def check_arguments(path, arguments: dict) -> None:

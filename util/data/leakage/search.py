@@ -319,7 +319,7 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split", pati
 
 
 def make_parser():
-    from util.options.flags import OneLineParser
+    from util.options.parsing import OneLineParser
 
     parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")

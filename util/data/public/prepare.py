@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from util.core.errors import InputError, RunError
-from util.options.flags import OneLineParser
+from util.options.parsing import OneLineParser
 
 SPLITS = ("train", "val", "test")
 LIST_FILE = "split_list.csv"

@@ -1,0 +1,339 @@
+"""Rows of the table of flags: the images of a run, and what is done with them before the model sees them."""
+
+import os
+from dataclasses import dataclass
+
+from util.options.flag import (
+    ALL,
+    FEATURES,
+    FINETUNE,
+    REGRESSION,
+    USE,
+    Change,
+    Idle,
+    below_one,
+    count,
+    flag,
+    not_negative,
+    positive,
+    ratios,
+    seed_number,
+    share,
+    side,
+    up_to_1000,
+)
+
+DEFAULT_TARGETS = ["tc", "ldl", "hdl", "tg", "apoa", "apob"]
+NO_CSV = Idle(lambda options: options.csv_file is None, "without --csv_file")
+OF_FOLDER = Idle(lambda options: os.path.isdir(options.input), "with a folder as --input")
+UNCHECKED = Idle(lambda options: options.skip_file_check, "with --skip_file_check")
+UNCHECKED_USE = Idle(
+    lambda options: options.skip_file_check,
+    "with --skip_file_check: a picture that can't be read ends the run",
+)
+WHOLE = Idle(lambda options: options.dataratio == [1.0], "with --dataratio 1")
+NO_ERASING = Idle(lambda options: options.reprob == 0, "with --reprob 0")
+NOT_MIXED = Idle(
+    lambda options: not (options.mixup or options.cutmix or options.cutmix_minmax),
+    "without --mixup or --cutmix",
+)
+NOT_BOTH = Idle(
+    lambda options: not (options.mixup and (options.cutmix or options.cutmix_minmax)),
+    "unless both --mixup and --cutmix are on",
+)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """data"""
+
+    data_path: str = flag(
+        "./data/",
+        "folder with train, val and test, a folder a class in each",
+        at={REGRESSION: Change(no_effect="the pictures are those of --csv_file")},
+    )
+    csv_file: str | None = flag(
+        None,
+        "a CSV instead of the folder: columns path, label, split (and patient)",
+        of_scoring=True,
+        at={REGRESSION: Change(help="the CSV: columns path, split and the targets; must be given")},
+    )
+    path_col: str = flag(
+        "path",
+        "the CSV's column of paths (relative ones from the CSV's folder)",
+        programs=ALL,
+        idle=NO_CSV,
+        at={**dict.fromkeys(USE, Change(idle=OF_FOLDER))},
+    )
+    path_suffix: str = flag(
+        "",
+        "an ending that the CSV's paths lack, such as .png",
+        metavar="ENDING",
+        programs=ALL,
+        before="",
+        idle=NO_CSV,
+        at={**dict.fromkeys(USE, Change(idle=OF_FOLDER))},
+    )
+    label_col: str = flag("label", "the CSV's column of class names", programs=(FINETUNE,), idle=NO_CSV)
+    class_order: list[str] | None = flag(
+        None,
+        (
+            "the classes from the lowest grade on, for quadratic kappa and the mean distance of grades; "
+            "not set: by whole numbers that the names begin with, or grades that are known (No_DR, Mild, "
+            "…), see docs/data.md"
+        ),
+        words="+",
+        metavar="CLASS",
+        programs=(FINETUNE,),
+        of_scoring=True,
+        before=None,
+    )
+    positive_class: str | None = flag(
+        None,
+        (
+            "of two classes, the one that sensitivity at a specificity, calibration and the like are of; "
+            "not set: the second in their order"
+        ),
+        metavar="CLASS",
+        programs=(FINETUNE,),
+        of_scoring=True,
+        before=None,
+    )
+    split_col: str = flag("split", "the CSV's column of train, val, test (or iv, ev)", idle=NO_CSV)
+    targets: list[str] = flag(
+        DEFAULT_TARGETS, "the CSV's columns of numbers to predict", words="+", programs=(REGRESSION,)
+    )
+    target_transform: list[str] = flag(
+        ["none"],
+        ("what the loss sees of the targets, their values or their logarithms: one for all, or one a target"),
+        words="+",
+        choices=("none", "log"),
+        programs=(REGRESSION,),
+    )
+    covariates: list[str] = flag(
+        [], "columns that the head reads beside the image", words="+", programs=(REGRESSION,)
+    )
+    dropna: bool = flag(
+        False,
+        "leave out rows that lack a target, instead of leaving that target out of the loss",
+        programs=(REGRESSION,),
+    )
+    patient_col: str | None = flag(
+        None, "the CSV's column of patients, for the predictions table", idle=NO_CSV
+    )
+    nb_classes: int = flag(
+        8,
+        "number of classes; checked where typed, else taken from the data",
+        read=count,
+        filled_in=True,
+        at={REGRESSION: Change(no_effect="a regression has no classes")},
+    )
+    dataratio: list[float] = flag(
+        [1.0],
+        "share of the training images, or a comma-separated list to run one after the other",
+        read=ratios,
+        of_training=True,
+    )
+    stratified: bool = flag(
+        False,
+        "take the share of --dataratio of each class",
+        of_training=True,
+        idle=WHOLE,
+        at={REGRESSION: Change(no_effect="a regression has no classes")},
+    )
+    datasets_seed: int = flag(
+        2026,
+        "seed of the choice of the images of --dataratio",
+        read=seed_number,
+        of_training=True,
+        idle=WHOLE,
+    )
+    bad_images: str = flag(
+        "stop",
+        ("images that don't decode: stop names them all and ends, skip leaves them out, counted and listed"),
+        choices=("stop", "skip"),
+        programs=ALL,
+        idle=UNCHECKED,
+        at={**dict.fromkeys(USE, Change(idle=UNCHECKED_USE))},
+    )
+    skip_file_check: bool = flag(
+        False, "don't decode every image once at the start", programs=ALL, of_launch=True
+    )
+    leakage: str = flag(
+        "warn",
+        (
+            "look for the same image, a near duplicate or the same patient in two splits before training: "
+            "warn, stop where something is found, or off"
+        ),
+        choices=("warn", "stop", "off"),
+        of_launch=True,
+        of_training=True,
+    )
+    patient_regex: str | None = flag(
+        None,
+        (
+            "where no column names the patients: a regular expression whose one group is the patient in "
+            "an image's file name, such as '(p[0-9]+)_'"
+        ),
+        metavar="RE",
+    )
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """augmentation and decoding"""
+
+    crop_scale: list[float] = flag(
+        [0.08, 1.0],
+        "least and largest share of the image's area that a random crop takes",
+        read=positive,
+        words=2,
+        metavar=("MIN", "MAX"),
+        of_training=True,
+        at={REGRESSION: Change(default=[0.8, 1.0])},
+    )
+    crop_ratio: list[float] = flag(
+        [3 / 4, 4 / 3],
+        "least and largest width over height of a random crop",
+        read=positive,
+        words=2,
+        metavar=("MIN", "MAX"),
+        of_training=True,
+    )
+    hflip: float = flag(0.5, "probability of a mirror image", read=share, of_training=True)
+    vflip: float = flag(0.0, "probability of an upside-down image", read=share, of_training=True)
+    color_jitter: float | None = flag(
+        None,
+        "strength of colour jitter; acts where --aa is none (or 3a)",
+        read=not_negative,
+        of_training=True,
+    )
+    aa: str = flag("rand-m9-mstd0.5-inc1", "timm's augmentation policy, or none", of_training=True)
+    reprob: float = flag(0.25, "probability of random erasing", read=share, of_training=True)
+    remode: str = flag(
+        "pixel",
+        "what erasing leaves: const the mean, rand one random colour, pixel random pixels",
+        choices=("const", "rand", "pixel"),
+        of_training=True,
+        idle=NO_ERASING,
+    )
+    recount: int = flag(
+        1, "most areas that erasing takes", read=up_to_1000, of_training=True, idle=NO_ERASING
+    )
+    decode: str | None = flag(
+        None,
+        (
+            "how much of a JPEG is decoded: full, or scaled (no finer than the crop needs). Not set: "
+            "training takes scaled, evaluation what the checkpoint was trained with, full where it does "
+            "not say"
+        ),
+        choices=("full", "scaled"),
+        programs=(FINETUNE, REGRESSION, FEATURES),
+        of_scoring=True,
+        filled_in=True,
+        at={
+            FEATURES: Change(
+                help=(
+                    "how much of a JPEG is decoded; not set: as the checkpoint was trained, full for a backbone's "
+                    "weights"
+                )
+            )
+        },
+    )
+    image_cache: str | None = flag(
+        None,
+        (
+            "folder in which every image is kept decoded, for the next epochs and runs (0.8 GB for a "
+            "thousand at 512), see docs/speed.md"
+        ),
+        metavar="DIR",
+        of_launch=True,
+    )
+    cache_size: int | None = flag(
+        None,
+        (
+            "short side in pixels to which images are first resized, kept or not. Not set, with "
+            "--image_cache: what the smallest crop needs, at most 16/7 of the input (512 at 224); "
+            "without: an image's own size"
+        ),
+        read=side,
+        of_scoring=True,
+        filled_in=True,
+    )
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """mixing of images and labels"""
+
+    smoothing: float = flag(
+        0.1,
+        "label smoothing, with and without mixup",
+        read=below_one,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it softens class labels")},
+    )
+    mixup: float = flag(
+        0.0,
+        "mixup's alpha; 0: off",
+        read=not_negative,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it mixes class labels")},
+    )
+    cutmix: float = flag(
+        0.0,
+        "cutmix's alpha; 0: off",
+        read=not_negative,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it mixes class labels")},
+    )
+    cutmix_minmax: list[float] | None = flag(
+        None,
+        "least and largest share of the side that cutmix pastes, instead of its alpha",
+        read=share,
+        words=2,
+        metavar=("MIN", "MAX"),
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it belongs to cutmix")},
+    )
+    mixup_prob: float = flag(
+        1.0,
+        "probability of mixing, where mixup or cutmix is on",
+        read=share,
+        of_training=True,
+        idle=NOT_MIXED,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    mixup_switch_prob: float = flag(
+        0.5,
+        "probability of cutmix where both are on",
+        read=share,
+        of_training=True,
+        idle=NOT_BOTH,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    mixup_mode: str = flag(
+        "batch",
+        "what shares one draw: the batch, a pair of images, each image by itself (elem)",
+        choices=("batch", "pair", "elem"),
+        of_training=True,
+        idle=NOT_MIXED,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    balanced_sampling: bool = flag(
+        False,
+        (
+            "in an epoch each class comes as often as the others: images of rare ones several times, of "
+            "frequent ones another part in each epoch"
+        ),
+        programs=(FINETUNE,),
+        of_training=True,
+        before=False,
+    )
+    class_weights: str = flag(
+        "none",
+        "balanced: a class weighs the inverse of its share of the training images",
+        choices=("none", "balanced"),
+        programs=(FINETUNE,),
+        of_training=True,
+    )

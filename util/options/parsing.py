@@ -1,0 +1,60 @@
+"""A command line -> the options, by the table of flags; wrong input is one line."""
+
+import argparse
+import difflib
+import re
+from dataclasses import dataclass
+
+from util.core.errors import InputError
+from util.options.flag import USE
+from util.options.table import FLAGS, PROGRAMS
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest flag's name for a misspelt one."""
+
+    def __init__(self, **options):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **options})
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if unknown != message.split(" ")[0] and unknown.startswith("--"):
+            near = difflib.get_close_matches(unknown, re.findall(r"--[a-z]\w*", self.format_usage()), 1)
+            message += f" (did you mean {near[0]}?)" if near else " (--help lists the flags)"
+        raise InputError(message)
+
+
+class _LaunchLinesAsTheyAre(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with defaults, and a description whose lines are not filled anew."""
+
+
+@dataclass
+class Parsed:
+    """The options, and the names of those that were typed."""
+
+    options: argparse.Namespace
+    typed: set[str]
+
+
+def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLineParser:
+    """The parser of a program. documentation: of its module, whose first line begins its help, or all of it where the launch
+    lines belong there. Without `defaults` what is not typed is not among the options."""
+    more = {} if defaults else {"argument_default": argparse.SUPPRESS}
+    if program in USE:
+        parser = OneLineParser(prog=program, description=documentation, formatter_class=_LaunchLinesAsTheyAre, **more)
+    else:
+        parser = OneLineParser(prog=program, description=documentation.split("\n")[0], **more)
+    for heading, names in PROGRAMS[program]:
+        group = parser.add_argument_group(heading)
+        for name in names:
+            FLAGS[name].add_to(group.add_argument, program, defaults)
+            if name == "local_rank":  # as older launchers spell it
+                group.add_argument("--local-rank", dest="local_rank", type=int, help=argparse.SUPPRESS,
+                                   default=argparse.SUPPRESS)
+    return parser
+
+
+def parse(program: str, documentation: str, argv: list[str] | None) -> Parsed:
+    """Read a command line; InputError for anything that the program does not understand."""
+    options = parser_of(program, documentation).parse_args(argv)
+    return Parsed(options, set(vars(parser_of(program, documentation, defaults=False).parse_args(argv))))

@@ -1,0 +1,241 @@
+"""Rows of the table of flags: what is optimised and how, what is chosen on val, and a search for good settings."""
+
+from dataclasses import dataclass
+
+from util.metrics import selection
+from util.metrics.table import CLASSIFICATION, choices, is_better_low
+from util.metrics.table import REGRESSION as REGRESSION_KIND
+from util.options.flag import (
+    ALL,
+    FEATURES,
+    PREDICT,
+    REGRESSION,
+    USE,
+    Change,
+    Idle,
+    count,
+    count_or_auto,
+    flag,
+    not_negative,
+    positive,
+    seed_number,
+    share_above_0,
+    whole,
+)
+
+# The options that a search proposes, in the order in which it draws them.
+SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
+            "head_num_heads", "huber_beta")
+METRICS = {name: "minimize" if is_better_low(name) else "maximize" for name in choices(REGRESSION_KIND)}
+RATE_TYPED = Idle(lambda options: options.lr is not None, "beside --lr")
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """metrics"""
+
+    select_metric: str = flag(
+        "score",
+        (
+            "the metric on val whose best epoch is kept, or several joined by +, for their mean, such as "
+            "auc+f1: score (the mean of macro F1, ROC AUC and kappa), auc, f1, kappa, qwk, accuracy, "
+            "balanced_accuracy, ap, precision, recall, jaccard, and those of which less is better: loss, "
+            "brier, ece, hamming, mae_grades"
+        ),
+        read=selection.reader(CLASSIFICATION),
+        of_training=True,
+        at={
+            REGRESSION: Change(
+                default="r2",
+                read=selection.reader(REGRESSION_KIND),
+                help=(
+                    "the metric on val whose best epoch is kept, or several joined by +, for their mean: r2 (the "
+                    "mean over the targets), pearson, mae, rmse, loss"
+                ),
+            )
+        },
+    )
+    calibrate: bool = flag(
+        False,
+        (
+            "fit a temperature on val, keep it in the checkpoint, and show calibrated metrics beside the "
+            "others"
+        ),
+        of_training=True,
+        at={REGRESSION: Change(no_effect="a regression has no probabilities")},
+    )
+
+
+@dataclass(frozen=True)
+class OptimisationOptions:
+    """optimisation"""
+
+    batch_size: int | str = flag(
+        128,
+        (
+            "images a process and batch; auto: as many as fit into the device's memory, at most the "
+            "training images (tried on a GPU; on a CPU estimated, at most 128); the number is printed and "
+            "stored, and a resumed run keeps it"
+        ),
+        read=count_or_auto,
+        programs=ALL,
+        of_checkpoint=True,
+        at={
+            REGRESSION: Change(default=64),
+            PREDICT: Change(
+                default=None,
+                read=count,
+                help="images a process and batch; not set: as the checkpoint was trained",
+            ),
+            FEATURES: Change(
+                default=None,
+                read=count,
+                help="images a process and batch; not set: 64, or as the checkpoint was trained",
+            ),
+        },
+    )
+    epochs: int = flag(
+        50,
+        "passes over the training images",
+        read=count,
+        of_training=True,
+        at={REGRESSION: Change(default=30)},
+    )
+    accum_iter: int = flag(
+        1,
+        "batches whose gradients make one step",
+        read=count,
+        of_training=True,
+        at={REGRESSION: Change(default=2)},
+    )
+    lr: float | None = flag(None, "the highest learning rate, as it is", read=positive, of_training=True)
+    blr: float = flag(
+        0.005,
+        "where --lr is not given: learning rate = blr x effective batch / 256",
+        read=positive,
+        of_training=True,
+        idle=RATE_TYPED,
+        at={REGRESSION: Change(default=0.002)},
+    )
+    min_lr: float = flag(1e-06, "the learning rate at the end", read=not_negative, of_training=True)
+    warmup_epochs: float = flag(
+        10,
+        "epochs in which the learning rate rises; at most a fifth of the run",
+        read=not_negative,
+        of_training=True,
+        at={REGRESSION: Change(default=5)},
+    )
+    weight_decay: float = flag(
+        0.05,
+        "AdamW's weight decay; none on biases, norms and what the model exempts",
+        read=not_negative,
+        of_training=True,
+    )
+    layer_decay: str = flag(
+        0.65,
+        "learning rate of a layer over that of the next one towards the head",
+        read=share_above_0,
+        of_training=True,
+    )
+    clip_grad: float | None = flag(
+        None, "largest norm of the gradient; not set: no clipping", read=positive, of_training=True
+    )
+    precision: str = flag(
+        "auto",
+        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        programs=ALL,
+        of_scoring=True,
+        of_checkpoint=True,
+        at={
+            **dict.fromkeys(
+                USE,
+                Change(
+                    help=(
+                        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32; not "
+                        "typed: the checkpoint's"
+                    )
+                ),
+            )
+        },
+    )
+    compile: bool = flag(
+        False,
+        (
+            "compile the model first, which takes a minute or more, then train faster, see docs/speed.md; "
+            "needs a C++ compiler"
+        ),
+        of_training=True,
+    )
+    activation_checkpointing: bool = flag(
+        False,
+        (
+            "compute each block again in the backward pass instead of keeping it: less memory, slower, "
+            "see docs/cluster.md"
+        ),
+        of_launch=True,
+        of_training=True,
+    )
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """search (Optuna)"""
+
+    optuna_trials: int = flag(
+        0, "trials of the study in total; 0: no search", read=whole, programs=(REGRESSION,)
+    )
+    optuna_epochs: int = flag(10, "epochs of a trial", read=count, programs=(REGRESSION,))
+    optuna_timeout: float | None = flag(
+        None, "seconds after which no trial is begun", read=positive, programs=(REGRESSION,)
+    )
+    optuna_direction: str = flag(
+        "maximize",
+        "maximize the mean R² on val, or minimize the loss on val",
+        choices=("maximize", "minimize"),
+        programs=(REGRESSION,),
+    )
+    optuna_metric: str | None = flag(
+        None,
+        "another metric on val to search by",
+        choices=tuple(METRICS),
+        programs=(REGRESSION,),
+    )
+    optuna_storage: str | None = flag(
+        None,
+        ("sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder"),
+        programs=(REGRESSION,),
+        of_launch=True,
+    )
+    optuna_study_name: str | None = flag(
+        None, "the study's name; not set: the task's", programs=(REGRESSION,)
+    )
+    optuna_resume: bool = flag(
+        False, "go on with a study of that name (several machines may share one)", programs=(REGRESSION,)
+    )
+    optuna_seed: int | None = flag(
+        None, "seed of proposals and trials; not set: --seed", read=seed_number, programs=(REGRESSION,)
+    )
+    optuna_sampler: str = flag(
+        "tpe", "what proposes settings", choices=("tpe", "random"), programs=(REGRESSION,)
+    )
+    optuna_pruner: str = flag(
+        "none",
+        (
+            "none never ends a trial early; median ends one that is worse than the median of the earlier "
+            "ones at that epoch"
+        ),
+        choices=("none", "median"),
+        programs=(REGRESSION,),
+    )
+    optuna_eval_test: bool = flag(
+        False,
+        "also score the test split in every trial, for information: nothing is chosen by it",
+        programs=(REGRESSION,),
+    )
+    optuna_n_jobs: int = flag(
+        1,
+        "accepted for compatibility, no effect above 1: start several processes on one storage",
+        read=count,
+        programs=(REGRESSION,),
+    )
