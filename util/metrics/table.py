@@ -129,5 +129,6 @@ def is_better_low(name: str) -> bool:
 
 
 def choices(kind: str) -> dict[str, str]:
-    """What may be typed at --select_metric, and the metric that it means."""
-    return {word: metric.name for metric in METRICS if kind in metric.kinds for word in metric.choices}
+    """What may be typed at --select_metric, and the metric that it means; the score first."""
+    ordered = sorted(METRICS, key=lambda metric: metric.group != CHOICE)
+    return {word: metric.name for metric in ordered if kind in metric.kinds for word in metric.choices}
