@@ -8,7 +8,7 @@ from pathlib import Path
 
 from util.core.errors import InputError
 from util.options import adaptation
-from util.options.flag import REGRESSION
+from util.options.flag import REGRESSION, TRAINING
 from util.options.parsing import Parsed
 from util.options.table import FLAGS, flags_of
 from util.options.training import METRICS, SEARCHED
@@ -40,7 +40,7 @@ def without_effect(parsed: Parsed, program: str) -> list[str]:
 def idle(parsed: Parsed, program: str) -> list[str]:
     """A line for each typed flag that another option, typed or a checkpoint's, keeps from doing anything."""
     typed = [flag for flag in flags_of(program) if flag.name in parsed.typed]
-    if getattr(parsed.options, "eval", False):
+    if program in TRAINING and parsed.options.eval:
         names = [f"--{flag.name}" for flag in typed if flag.of_training]
         return [f"with --eval these do nothing: {', '.join(names)}"] if names else []
     rules = [(flag.name, flag.idle_of(program)) for flag in typed]
