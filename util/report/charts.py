@@ -1,26 +1,85 @@
-"""Pictures of a run: the confusion matrix and the learning curves, as PNG files that also print in grey.
+"""A chart is drawn once by matplotlib and saved twice: as a PNG file in the run's folder and as SVG inside the report's page.
 
-matplotlib takes most of a second to import, so it is imported where a picture is drawn. Figures are made as objects,
-without pyplot (no window, no display), and in matplotlib's own default style whatever the user's settings are.
+Its colours are those of the page in light mode. In the SVG each of them becomes the page's variable of that colour
+(templates/report.css), so that charts follow dark mode and print; text stays text, in the page's font. What stands around
+the axes (heading, legend) is HTML on the page; in the PNG it is drawn above and below the axes.
+
+matplotlib takes most of a second to import, so it is imported where a chart is drawn. Figures are made as objects, without
+pyplot (no window, no display), and in matplotlib's own default style whatever the user's settings are.
 """
 
-import math
+import contextlib
+import io
 import os
+import re
 import textwrap
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count, groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 
 from util.metrics.table import BY_NAME
-from util.report.fonts import drawable, fit_fonts
+from util.report.fonts import fit_fonts, shown_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 150
-MAX_CLASSES_WITH_SHARES = 12  # beyond, a cell is too small for two lines that can be read
-MAX_CLASSES_WITH_COUNTS = 60  # beyond, it is too small for one
-
+INK, MUTED, GRID, PANEL = "#18212c", "#566373", "#e8ecf1", "#fffffe"
+SERIES = ("#1f5fae", "#c05a00", "#1a7f5a", "#a8327d", "#7a5a12", "#0b7f9e", "#6446b5", "#b3261e")
+CELL_INK, MIDDLE_INK, STRONG_INK = "#000002", "#000003", "#fffffd"  # on the cells of a confusion matrix
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PANEL: "--panel", CELL_INK: "--cell-ink",
+             MIDDLE_INK: "--middle-ink", STRONG_INK: "--strong-ink",
+             **{colour: f"--s{number}" for number, colour in enumerate(SERIES)}}
+DASHES = (0, (5, 2.2))  # of the colours from the fifth on
+WIDTH, HEIGHT = 5.2, 4.0  # inches of one pair of axes with its labels
+SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
 LEARNING_RATE = "lr"
+MAX_WORD = 26  # characters
+NARROW = "fijlrtI.,:;|!'()[] -"
+HINT = "hint:"  # an id that begins so holds what the page shows beside the pointer
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass
+class Panel:
+    """A figure of the page: axes, the part of the drawing that they fill, and the words around them.
+
+    key: an id that no other panel of the page has. box: left, bottom, right, top in inches. description: what a screen
+    reader reads after the title. small: below the title. legend: [(look, name, number or '')]; looks are s0 … s7, faint and
+    plain, after "box " a rectangle.
+    """
+
+    key: str
+    title: str
+    description: str
+    box: tuple[float, float, float, float]
+    axes: "list[Axes]"
+    small: str = ""
+    legend: list[tuple[str, str, str]] = field(default_factory=list)
+    is_wide: bool = False  # over the whole width of the page
+    svg: str = ""
+
+
+@dataclass
+class Chart:
+    """A drawing and its panels. heading, note, legend: what stands around it in the PNG, beside the panels' words; names:
+    of the classes or targets (kind), for fonts."""
+
+    figure: "Figure"
+    panels: list[Panel]
+    heading: str = ""
+    names: list[str] = field(default_factory=list)
+    kind: str = "class"
+    note: str = ""
+    legend: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def titled(name: str) -> str:
@@ -29,262 +88,276 @@ def titled(name: str) -> str:
     return "Learning rate" if name == LEARNING_RATE else row.title if row else name
 
 
+# ---- what is drawn --------------------------------------------------------------------------------------------------
 
-# ---- confusion matrix -----------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's default style, for the time of a drawing, with text as text in an SVG."""
+    from matplotlib import rc_context, rcParams, style
 
-def confusion_matrix_figure(table_or_confusion: pd.DataFrame | np.ndarray, class_names: list[str],
-                            path: str | os.PathLike, title: str = "") -> list[str]:
-    """Draw the confusion matrix into a PNG, whole or not at all.
-
-    table_or_confusion: a predictions table (columns true_class and predicted_class), or counts (K, K) with rows true.
-    Colour is the share of the row; each cell holds the count and that share, or the count alone where there are many
-    classes (the caption says which). Returns lines for the user: names that no installed font can draw.
-    Raises ValueError where the counts are not those of these K classes.
-    """
-    from matplotlib import style
-
-    confusion = _counts(table_or_confusion, class_names)
-    labels, (title,), notes = drawable(class_names, [title])
-    with style.context("default"):
-        return notes + save_figure(_draw_confusion(confusion, labels, title), path)
+    if rcParams["svg.fonttype"] == "none":  # we are inside already, and entering takes its time
+        yield
+        return
+    with style.context("default"), rc_context({"svg.fonttype": "none"}):
+        yield
 
 
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Each count as a share of its row, that is of the images of that true class: (K, K); NaN in an empty row."""
-    confusion = np.asarray(confusion, dtype=np.float64)
-    images = confusion.sum(axis=1, keepdims=True)
-    return np.divide(confusion, images, out=np.full(confusion.shape, np.nan), where=images > 0)
-
-
-def cell_texts(confusion: np.ndarray) -> list[list[str]]:
-    """What stands in the cells of a (K, K) confusion matrix: count and row share; with many classes counts above 0."""
-    confusion = np.asarray(confusion)
-    if len(confusion) > MAX_CLASSES_WITH_COUNTS:
-        return [["" for _ in row] for row in confusion]
-    if len(confusion) > MAX_CLASSES_WITH_SHARES:
-        return [[str(count) if count else "" for count in row] for row in confusion]
-    return [[f"{count}\n{_percent(share)}" for count, share in zip(counts, shares, strict=True)]
-            for counts, shares in zip(confusion, row_shares(confusion), strict=True)]
-
-
-def _draw_confusion(confusion, labels, title):
-    from matplotlib import colormaps
+def empty_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    num_classes, shares = len(labels), row_shares(confusion)
-    cell = 1.25 if num_classes <= 2 else max(min(0.9, 0.36 + 2.2 / num_classes, 20 / num_classes), 0.02)  # inches
-    side = cell * num_classes
-    font_size = 10 if cell > 0.6 else 8 if cell > 0.5 else 7
-    style = {"fontsize": font_size, "parse_math": False}  # a "$" in a name is a "$"
-
-    # The axes are exactly as large as their cells; whatever stands around them is found by the tight bounding box.
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_axes((0, 0, 1, 1))
-    colours = colormaps["Blues"].with_extremes(bad="0.92")
-    middles = np.arange(num_classes)
-    # not imshow, which resamples the few cells to millions of pixels, and twice: seconds with 39 classes
-    image = axes.pcolormesh(middles, middles, np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1,
-                            shading="nearest", edgecolors="0.88",
-                            linewidth=0.5 if num_classes <= MAX_CLASSES_WITH_COUNTS else 0)
-    axes.invert_yaxis()
-    for row, texts in enumerate(cell_texts(confusion)):
-        for column, text in enumerate(texts):
-            if text:
-                ink = _ink_on(colours(np.ma.masked_invalid(shares)[row, column]))
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=font_size, linespacing=1.3,
-                          in_layout=False)  # it lies inside the axes: the tight bounding box need not measure it
-
-    step = max(1, math.ceil(font_size / 72 / cell))  # with hundreds of classes only every step-th is named
-    shown = range(0, num_classes, step)
-    column_labels, turn = _turned(labels, cell * 72 / font_size)
-    axes.set_xticks(shown, [column_labels[k] for k in shown], **style, **turn)
-    axes.set_yticks(shown, [f"{labels[k]}  ({confusion[k].sum()})" for k in shown], **style)
-    axes.set_xlabel("Predicted class", fontsize=font_size + 1, labelpad=8)
-    axes.set_ylabel("True class (images)", fontsize=font_size + 1, labelpad=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color("0.6")
-
-    ticks = [0, 0.25, 0.5, 0.75, 1]
-    bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.14 / side, 1)), ticks=ticks)
-    bar.ax.set_yticklabels([_percent(tick) for tick in ticks], fontsize=font_size)
-    bar.set_label("Share of the true class", fontsize=font_size)
-    bar.outline.set_edgecolor("0.6")
-
-    width = max(side, 3.5) * 72  # points
-    heading = "\n".join(textwrap.wrap(title, int(width / (0.6 * (font_size + 3)))))
-    axes.set_title(heading, loc="left", pad=10, parse_math=False, fontsize=font_size + 3)
-    caption = "\n".join(textwrap.wrap(_caption(confusion), int(width / (0.5 * font_size))))
-    axes.annotate(caption, (0, 0), (0, -8), xycoords=("axes fraction", axes.xaxis.label), textcoords="offset points",
-                  va="top", ha="left", color="0.3", fontsize=font_size, linespacing=1.3)
-    return figure
+    return Figure(figsize=(width, height))
 
 
-def _turned(labels, width):
-    """Labels for columns `width` em wide: lying, broken between words, if they fit so; else turned. And how to turn."""
-    broken = ["\n".join(textwrap.wrap(label, max(1, int(width / 0.6)), break_long_words=False)) for label in labels]
-    lines = [line for label in broken for line in label.split("\n")]
-    if max(map(_width_in_em, lines)) < width and len(lines) <= 3 * len(labels):
-        return broken, {"linespacing": 1.1}
-    if len(labels) <= MAX_CLASSES_WITH_SHARES:
-        return labels, {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    return labels, {"rotation": 90}
+def axes_in(figure: "Figure", box: tuple[float, float, float, float], x: tuple[float, float], y: tuple[float, float],
+            labels: tuple[str, str] = ("", "")) -> "Axes":
+    """Axes whose frame is `box` (inches), with the limits x and y and the look of all charts here."""
+    width, height = figure.get_size_inches()
+    left, bottom, right, top = box
+    axes = figure.add_axes((left / width, bottom / height, (right - left) / width, (top - bottom) / height))
+    axes.set(xlim=x, ylim=y)
+    axes.set_xlabel(labels[0], color=INK, fontsize=9.5, parse_math=False)
+    axes.set_ylabel(labels[1], color=INK, fontsize=9.5, parse_math=False)
+    axes.yaxis.set_label_coords(-0.45 / (right - left), 0.5)
+    axes.tick_params(length=0, pad=5, colors=MUTED, labelsize=9)
+    axes.ticklabel_format(scilimits=(-2, 5), useOffset=False)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=MUTED, alpha=0.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.offsetText.set(color=MUTED, fontsize=8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
 
 
-def _width_in_em(text):
+def line_style(look: str) -> dict[str, object]:
+    """How matplotlib draws a line of that look."""
+    if look == "faint":
+        return {"color": MUTED, "alpha": 0.35, "linewidth": 0.8}
+    if look == "plain":
+        return {"color": MUTED, "linewidth": 1.2, "linestyle": "--"}
+    number = int(look[1:])
+    return {"color": SERIES[number], "linewidth": 1.6, "linestyle": DASHES if number > 3 else "-", "zorder": 3}
+
+
+def box_style(look: str) -> dict[str, object]:
+    return {"facecolor": MUTED, "alpha": 0.3} if look == "faint" else {"facecolor": SERIES[int(look[1:])], "alpha": 0.55}
+
+
+def hint(text: str) -> str:
+    """An artist's gid whose text the page shows beside the pointer."""
+    return HINT + NOT_XML.sub("\ufffd", text)
+
+
+def bars(axes: "Axes", places: tuple[np.ndarray, np.ndarray], width: float, look: str, hints: list[str]) -> None:
+    """Upright bars, each with a hint. places: their middles, and their lower and upper ends (2, N)."""
+    middles, (low, high) = places
+    for bar, text in zip(axes.bar(middles, high - low, width, low, **box_style(look)), hints, strict=True):
+        bar.set_gid(hint(text))
+
+
+def equality(axes: "Axes", low: float = 0, high: float = 1) -> None:
+    """The broken line where both axes are equal."""
+    axes.plot((low, high), (low, high), color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+
+
+def dots(axes: "Axes", x: np.ndarray, y: np.ndarray, size: float, alpha: float) -> None:
+    """Points as one path of short lines with round ends: a tenth of the SVG text of as many circles."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    points = np.repeat(np.stack([x, y], axis=1), 2, axis=0)
+    points[1::2, 0] += 1e-4 * np.diff(axes.get_xlim())  # Agg draws no line without a length
+    outline = Outline(points, np.tile([Outline.MOVETO, Outline.LINETO], len(x)))
+    outline.should_simplify = False
+    axes.add_artist(PathPatch(outline, fill=False, edgecolor=SERIES[0], linewidth=size, capstyle="round", alpha=alpha,
+                             snap=False))
+
+
+def wrapped(name: str, width: float) -> list[str]:
+    """A name in lines of about `width` em, broken after spaces, underscores and hyphens (and between Chinese characters),
+    never inside a word; a word of more than MAX_WORD characters is shortened."""
+    lines = [""]
+    for part in re.findall(r"[^\s_\-\u2e80-\u9fff]*[\s_\-\u2e80-\u9fff]?", name):
+        part = part if len(part) <= MAX_WORD else f"{part[:MAX_WORD - 11]}…{part[-10:]}"
+        if lines[-1] and em((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines if line.strip()] or [name]
+
+
+def em(text: str) -> float:
     """About how wide a text is, in units of its font size: a Chinese character fills the square."""
-    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
+    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.36 if mark in NARROW else 0.74 if mark.isupper()
+               or mark in "mw@%" else 0.61 for mark in text)
 
 
-def _counts(table_or_confusion, class_names):
-    num_classes = len(class_names)
-    if isinstance(table_or_confusion, pd.DataFrame):
-        names = pd.Index(list(class_names), dtype=object)
-        true, predicted = (names.get_indexer(table_or_confusion[column].astype(object))
-                           for column in ("true_class", "predicted_class"))
-        if min(true.min(initial=0), predicted.min(initial=0)) < 0:
-            raise ValueError(f"the table holds other classes than {', '.join(map(repr, class_names))}")
-        counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-        return counts.reshape(num_classes, num_classes)
-    confusion = np.asarray(table_or_confusion)
-    if confusion.shape != (num_classes, num_classes) or not np.issubdtype(confusion.dtype, np.integer):
-        raise ValueError(f"whole counts ({num_classes}, {num_classes}) are needed; got {confusion.dtype} "
-                         f"{confusion.shape}")
-    return confusion
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+@own_style()
+def draw_svgs(chart: Chart) -> None:
+    """Put the SVG text of each panel into `panel.svg`. Called before `save_png`, which may replace characters."""
+    for panel in chart.panels:
+        for axes in chart.figure.axes:
+            axes.set_visible(axes in panel.axes)
+        panel.svg = _svg(chart.figure, panel)
+    for axes in chart.figure.axes:
+        axes.set_visible(True)
 
 
-def _caption(confusion):
-    right, images = int(np.trace(confusion)), int(confusion.sum())
-    if len(confusion) <= MAX_CLASSES_WITH_SHARES:
-        cells = "Each cell: images, and their share of the true class (row)."
-    elif len(confusion) <= MAX_CLASSES_WITH_COUNTS:
-        cells = "Number: images (blank: none). Colour: share of the true class (row)."
-    else:
-        cells = "Colour: share of the true class (row)."
-    empty = int((confusion.sum(axis=1) == 0).sum())
-    grey = f" Grey: no images of {'this class' if empty == 1 else f'these {empty} classes'}." if empty else ""
-    return f"{cells}{grey} {right} of {images} images on the diagonal" + (
-        f" ({100 * right / images:.1f} %)." if images else ".")
+def _svg(figure: "Figure", panel: Panel) -> str:
+    """The panel's SVG, without what a page does not need and with ids that begin with the panel's key."""
+    from matplotlib import rc_context
+    from matplotlib.transforms import Bbox
+
+    raw = io.BytesIO()
+    with rc_context({"svg.hashsalt": panel.key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
+        figure.savefig(raw, format="svg", bbox_inches=Bbox.from_extents(panel.box), transparent=True,
+                       metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    root = ElementTree.fromstring(raw.getvalue())
+    named, numbers = {}, count()
+    for found in re.findall(r"(?:url\(|href=\")#(\w+)", raw.getvalue().decode()):
+        if found not in named:
+            named[found] = f"{panel.key}-{next(numbers)}"
+    _shorten(root, named)
+    _, _, width, height = root.get("viewBox").split()
+    words = []
+    for tag, text in (("title", panel.title), ("desc", panel.description)):
+        element = ElementTree.Element(tag, id=f"{panel.key}-{tag}")
+        element.text = NOT_XML.sub("\ufffd", text)
+        words.append(element)
+    root[:] = words + list(root)
+    root.attrib = {"viewBox": f"0 0 {_rounded(width)} {_rounded(height)}", "width": f"{float(width) * 4 / 3:.0f}",
+                   "height": f"{float(height) * 4 / 3:.0f}", "role": "img",
+                   "aria-labelledby": " ".join(element.get("id") for element in words)}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _percent(share):
-    """Whole per cent, but neither 0 nor 100 for what is only near it."""
-    if np.isnan(share):
-        return "–"
-    if 0 < share < 0.005:
-        return "<1 %"
-    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+def _shorten(root: ElementTree.Element, named: dict[str, str]) -> None:
+    """Rewrite matplotlib's SVG for the page in place: see the module."""
+    for parent in reversed(list(root.iter())):  # children before what holds them
+        parent.tag, parent.tail, kept = parent.tag.rpartition("}")[2], None, []
+        for element in parent:
+            own_id, style = element.attrib.pop("id", ""), element.get("style", "")
+            if own_id in named:
+                element.set("id", named[own_id])
+            elif own_id.startswith(HINT):
+                element.insert(0, ElementTree.Element("title"))
+                element[0].text = own_id.removeprefix(HINT)
+            is_group = element.tag in ("g", "defs")
+            is_outline = element.tag == "path" and style == "fill:none" and "id" not in element.attrib
+            if is_outline or element.tag in ("metadata", "style") or (is_group and not len(element)):
+                continue
+            plain = is_group and not element.attrib and element[0].tag != "title" and element.tag == "g"
+            kept += element if plain else [element]
+        parent[:] = _grouped(kept)
+        if len(parent):
+            parent.text = None
+        _rewrite(parent, named)
 
 
-def _ink_on(colour):
-    """White on an RGBA colour where that has a contrast of 4 or more (WCAG 2), else black, which then has above 5.
-
-    On middle blues black has a little more contrast by that formula, but is the harder one to read.
-    """
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if 1.05 / (luminance + 0.05) >= 4 else "black"
-
-
-# ---- learning curves ------------------------------------------------------------------------------------------------
-
-def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title: str = "",
-                           best_epoch: int | None = None) -> list[str]:
-    """Draw everything that changed over the epochs into one PNG, a small panel a figure; whole or not at all.
-
-    log_rows: one dict an epoch, with "epoch" and numbers named as in the log: train_loss, val_loss, val_<metric> or
-    <metric>, lr. train_ and val_ of one name share a panel; a name that is no metric's gets a panel when it
-    begins with val_. best_epoch is marked, and its values stand over the panels (else those of the last epoch).
-    Returns lines for the user; without a single epoch no picture is drawn.
-    """
-    from matplotlib import style
-
-    rows = sorted((row for row in log_rows if row.get("epoch") is not None), key=lambda row: row["epoch"])
-    panels = curve_panels(rows)
-    if not panels:
-        return ["no epoch is logged, so there are no learning curves to draw"]
-    _, (title,), notes = drawable([], [title])
-    with style.context("default"):
-        return notes + save_figure(_draw_curves([row["epoch"] for row in rows], panels, title, best_epoch), path, crop=False)
+def _grouped(elements: list[ElementTree.Element]) -> list[ElementTree.Element]:
+    """The same, where neighbours of one style get it from a group around them."""
+    found = []
+    for style, run in groupby(elements, lambda element: element.get("style")):
+        run = list(run)
+        if style and len(run) > 1 and "opacity" not in style:
+            for element in run:
+                del element.attrib["style"]
+            group = ElementTree.Element("g", style=style)
+            group[:] = run
+            run = [group]
+        found += run
+    return found
 
 
-def curve_panels(rows):
-    """{figure: {"train" or "val": values, NaN where an epoch lacks one}} in the metrics' own order, then by name."""
-    panels = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        source, name = ("train", key[6:]) if key.startswith("train_") else ("val", key.removeprefix("val_"))
-        values = [row.get(key) for row in rows]
-        numbers = [float(value) if isinstance(value, (int, float)) else math.nan for value in values]
-        is_drawn = (name == LEARNING_RATE or name in BY_NAME or key.startswith("val_")) and name != "n"
-        if is_drawn and any(map(math.isfinite, numbers)):
-            panels.setdefault(name, {})[source] = np.where(np.isfinite(numbers), numbers, np.nan)
-
-    def place(name: str) -> tuple[float, str]:
-        row = BY_NAME.get(name)
-        return (math.inf if row is None or row.curve is None else row.curve, name)
-
-    return dict(sorted(panels.items(), key=lambda item: place(item[0])))
-
-
-def _draw_curves(epochs, panels, title, best_epoch):
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(4, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    width, height, top = 2.75 * columns + 0.2, 2.1 * lines + 0.3 + (0.4 if title else 0), 0.35 + (0.4 if title else 0)
-    figure = Figure(figsize=(width, height))
-    # margins in inches: matplotlib's own layouts measure every label several times and take seconds
-    figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, top=1 - top / height, bottom=0.55 / height,
-                           wspace=0.28, hspace=0.42)
-    all_axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
-    marked = epochs.index(best_epoch) if best_epoch in epochs else len(epochs) - 1
-    marker = "o" if len(epochs) <= 30 else ""
-    for axes, (name, curves) in zip(all_axes, panels.items(), strict=False):
-        for source, values in curves.items():
-            look = {"color": "0.35", "linestyle": "--"} if source == "train" else {"color": "#08519c"}
-            axes.plot(epochs, values, marker=marker, markersize=2.5, linewidth=1.2, **look,
-                      label={"train": "training", "val": "validation"}[source])
-        if best_epoch in epochs:
-            axes.axvline(best_epoch, color="0.6", linewidth=0.8, linestyle=":")
-        value = curves.get("val", curves.get("train"))[marked]
-        heading = f"{titled(name)}   {_figure_text(value)}"
-        axes.set_title(heading, fontsize=9, loc="left", parse_math=False)
-        if len(curves) > 1:
-            axes.legend(fontsize=7, frameon=False)
-        axes.grid(color="0.9", linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7, labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-        if len(epochs) == 1:
-            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    for axes in all_axes[len(panels):]:
-        axes.set_visible(False)
-    which = "the best epoch (dotted)" if best_epoch in epochs else "the last epoch"
-    figure.supxlabel(f"Epoch. The numbers are those of {which}, {epochs[marked]}.", fontsize=8, color="0.3")
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, y=1 - 0.1 / height, ha="left", va="top", parse_math=False)
-    return figure
+def _rewrite(element: ElementTree.Element, named: dict[str, str]) -> None:
+    """The attributes of one element: numbers rounded, colours as variables, references to the new ids."""
+    for key, value in list(element.attrib.items()):
+        del element.attrib[key]
+        if key == "style":
+            value = re.sub(r"font-family: [^;]*;? ?", "", value)
+            value = re.sub(r"font-size: ([\d.]+)px", r"font-size: calc(\1px * var(--text, 1))", value)
+            value = re.sub("#[0-9a-f]{6}", lambda found: f"var({VARIABLES[found[0]]})", value)
+            value = value.replace(": ", ":").replace("; ", ";")
+        elif key.endswith("href") or key == "clip-path":
+            value = re.sub(r"#(\w+)", lambda found: f"#{named[found[1]]}", value)
+        elif key != "id":
+            value = re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda found: _rounded(found[0]), value)
+            value = re.sub(r"\s*([A-Za-z])\s*", r"\1", value.strip()) if key == "d" else value
+        if not value.startswith("rotate(-0 "):
+            element.set(key.rpartition("}")[2], value)
 
 
-def _figure_text(value):
-    if np.isnan(value):
-        return "–"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
+def _rounded(text: str) -> str:
+    return f"{float(text):.1f}".removesuffix(".0")
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
-def save_figure(figure, path, crop=True) -> list[str]:
-    """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn.
+@own_style()
+def save_png(chart: Chart, path: str | os.PathLike) -> list[str]:
+    """Write the whole chart with its words as a PNG, whole or not at all; lines for the user about fonts."""
+    added, box = _words(chart)
+    notes = save_figure(chart.figure, path, box, (chart.names, chart.kind))
+    for artist in added:
+        artist.remove()
+    return notes
+
+
+def _words(chart: Chart) -> tuple[list, tuple[float, float, float, float]]:
+    """Draw titles above the panels, legend and notes below -> (what was added, the box of the whole in inches)."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    figure, (wide, high) = chart.figure, chart.figure.get_size_inches()
+    left, bottom, right, top = (side([panel.box[k] for panel in chart.panels])
+                                for k, side in enumerate((min, min, max, max)))
+    added, is_single, edge = [], len(chart.panels) == 1, left + 0.1
+
+    def write(place: tuple[float, float], text: str, size: float, colour: str = INK, ha: str = "left") -> None:
+        added.append(figure.text(place[0] / wide, place[1] / high, text, fontsize=size, color=colour, ha=ha, parse_math=False))
+
+    for panel in chart.panels:
+        write((panel.box[0] + 0.1, panel.box[3] + (0.34 if is_single else 0.08)), panel.title, 12 if is_single else 9.5)
+    top += 0.6 if is_single else 0.3
+    heading = textwrap.wrap(chart.heading, int((right - left) / (0.6 * 9 / 72)))
+    for number, line in enumerate(heading if is_single else heading[::-1]):
+        write((edge, top - 0.48 - 0.17 * number if is_single else top + 0.08 + 0.17 * number), line, 9, MUTED)
+    top += 0 if is_single or not heading else 0.12 + 0.17 * len(heading)
+    bottom -= 0.17 * max(0, len(heading) - 1) if is_single else 0
+    short = dict(zip(chart.names, shown_names(chart.names, chart.kind), strict=True))
+    for look, name, number in chart.panels[0].legend + chart.legend:
+        bottom -= 0.19
+        mark = (Rectangle((edge / wide, bottom / high), 0.28 / wide, 0.1 / high, **box_style(look.removeprefix("box ")))
+                if look.startswith("box ") else
+                Line2D((edge / wide, (edge + 0.28) / wide), ((bottom + 0.045) / high,) * 2, **line_style(look)))
+        mark.set_transform(figure.transFigure)
+        added.append(figure.add_artist(mark))
+        write((edge + 0.38, bottom), short.get(name, name), 8.5)
+        write((min(right - 0.1, edge + 5), bottom), number, 8.5, ha="right")
+    small = ". ".join(dict.fromkeys(filter(None, [*(panel.small for panel in chart.panels), chart.note])))
+    bottom -= 0.05
+    for line in textwrap.wrap(small.replace(" %", "\u00a0%"), int((right - left) / (0.56 * 8 / 72))):
+        bottom -= 0.17
+        write((edge, bottom), line, 8, MUTED)
+    return added, (left - 0.05, bottom - 0.12, right + 0.05, top)
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike, box: tuple[float, float, float, float] | str = "tight",
+                names: tuple[list[str], str] = ((), "")) -> list[str]:
+    """Write to a temporary name, then rename, so that nobody ever reads half an image. box: what is kept, in inches.
 
     Every chart passes here, and gets the fonts that its text needs; a line where there are none, once a run.
     """
+    from matplotlib.transforms import Bbox
+
     path = Path(path)
-    notes = fit_fonts(figure)
+    notes = fit_fonts(figure, *names)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3},
-                       **({"bbox_inches": "tight", "pad_inches": 0.12} if crop else {}))
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3}, pad_inches=0.12,
+                       bbox_inches=box if isinstance(box, str) else Bbox.from_extents(box))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
