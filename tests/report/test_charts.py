@@ -186,7 +186,7 @@ def test_panels_pair_training_and_validation_and_keep_their_order():
 
 def test_values_over_the_panels_are_those_of_the_best_epoch_else_of_the_last():
     rows = [{"epoch": epoch, "val_f1": value} for epoch, value in zip((5, 6, 7), (0.25, 0.75, 0.5), strict=True)]
-    for best_epoch, expected in [(6, "F1  0.750"), (None, "F1  0.500"), (99, "F1  0.500")]:
+    for best_epoch, expected in [(6, "F1 0.750"), (None, "F1 0.500"), (99, "F1 0.500")]:
         (panel,) = learning_curves(rows, best_epoch).panels
         assert panel.title == expected
         np.testing.assert_array_equal(panel.axes[0].lines[0].get_data(), [[5, 6, 7], [0.25, 0.75, 0.5]])
@@ -219,7 +219,7 @@ def test_the_png_has_title_legend_and_notes_which_the_drawing_itself_has_not(tmp
     monkeypatch.setattr(Figure, "savefig", save)
     for _ in range(2):
         charts.save_png(chart, tmp_path / "roc.png")
-    assert seen[0] == seen[1] == ["ROC curves", "a run, test", "_right", "0.800 (0.700 to 0.900)", "ROC AUC and its 95\u00a0% interval"]
+    assert seen[0] == seen[1] == ["ROC curves", "a run, test", "_right", "0.800 (0.700 to 0.900)", "ROC AUC and its 95 % interval"]
     assert not chart.figure.texts and "ROC AUC" not in "".join(texts(chart.panels[0].svg))
     assert drawn(tmp_path / "roc.png").shape[0] > 600
 

@@ -120,7 +120,7 @@ def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(t
     texts = texts_of(monkeypatch)
     lines = draw_all(tmp_path)
     assert len(lines) == 1 and "class 0 is '正常眼底'" in lines[0] and "apt-get install fonts-noto-cjk" in lines[0]
-    assert {"class 0", "class 0 (12)", "class 1", "0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_??  0.222",
+    assert {"class 0", "class 0 (12)", "class 1", "0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_?? 0.222",
             "target 1, test (9 images)", "???, test, 40 images"} <= set(texts), texts
     assert not set("".join(texts)) & set("".join(NAMES) + "血糖年龄任务一测试")
     assert draw_all(tmp_path) == [], "once a run"
@@ -132,7 +132,7 @@ def test_with_a_font_every_chart_has_the_names(tmp_path, no_other_font, monkeypa
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
     assert {NAMES[0], f"{NAMES[0]} (12)", NAMES[1], f"Probability of {NAMES[1]}", "测试", "任务一",
-            "任务一, test, 40 images", "mae_血糖  0.222"} <= set(texts), texts
+            "任务一, test, 40 images", "mae_血糖 0.222"} <= set(texts), texts
     for text, families in texts.items():
         if set(text) & set("".join(NAMES)):
             assert families == [chart_fonts.DEFAULT_FONT, "Own Chinese"]
@@ -206,12 +206,22 @@ def test_a_font_installed_after_matplotlib_listed_them_is_found(tmp_path, no_oth
     chart_fonts.add_new_fonts.cache_clear()
 
 
-def test_labels_are_whole_unless_no_font_has_them_or_they_are_long():
-    names = ["no DR", "\U0003fffd", "", "x" * 99, "two\nlines"]
-    labels, texts, notes = chart_fonts.drawable(names, ["a \U0003fffd"])
-    assert labels == ["no DR", "class 1", "class 2", "x" * 21 + "…" + "x" * 12, "two lines"]
-    assert texts == ["a ?"] and len(notes) == 1
-    assert chart_fonts.shown_names(["a rather long name of a disease of the retina", "central serous chorioretinopathy, left"]) == [
-        "a rather long name of a…retina", "central serous…left"], "whole words at both ends"
+def test_names_are_whole_unless_they_are_long():
+    names = ["no DR", "", "x" * 99, "two\nlines", "a rather long name of a disease of the retina",
+             "central serous chorioretinopathy, left"]
+    assert chart_fonts.shown_names(names) == ["no DR", "class 1", "x" * 21 + "…" + "x" * 12, "two lines",
+                                              "a rather long name of a…retina", "central serous…left"]
     twins = ["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50]
-    assert chart_fonts.drawable(twins, [])[0] == twins  # cut, they would read the same
+    assert chart_fonts.shown_names(twins) == twins  # cut, they would read the same
+
+
+def test_a_name_that_no_font_has_becomes_its_number_and_a_character_a_question_mark():
+    from matplotlib.figure import Figure
+
+    figure, lost = Figure(), "\U0003fffd"
+    shown = ["no DR", f"a {lost} b", f"a\n{lost} b (7)", f"of {lost}"]
+    for text in shown:
+        figure.text(0, 0, text)
+    (line,) = chart_fonts.fit_fonts(figure, ["no DR", f"a {lost} b"])
+    assert [text.get_text() for text in figure.texts] == ["no DR", "class 1", "class 1 (7)", "of ?"]
+    assert f"class 1 is {f'a {lost} b'!r}" in line

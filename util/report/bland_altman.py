@@ -40,14 +40,14 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
     ends = room_around(np.concatenate([true, predicted]))
     scatter = axes_in(figure, FRAME, ends, ends, ("True", "Predicted"))
     charts.equality(scatter, *ends)
-    charts.dots(scatter, true[shown], predicted[shown], *how)
+    _draw_dots(scatter, true[shown], predicted[shown], *how)
     bias, lower, upper = limits_of_agreement(true, predicted)
     means, differences = (true + predicted) / 2, predicted - true
     plot = axes_in(figure, (left + WIDTH, bottom, right + WIDTH, top), room_around(means),
                    room_around(np.append(differences, [bias, lower, upper, 0]), 0.08),
                    ("Mean of true and predicted", "Predicted − true"))
     plot.axhline(0, color=MUTED, linewidth=0.8, alpha=0.5)
-    charts.dots(plot, means[shown], differences[shown], *how)
+    _draw_dots(plot, means[shown], differences[shown], *how)
     for value, label, line in ((bias, "mean", "-"), (lower, "−1.96 sd", "--"), (upper, "+1.96 sd", "--")):
         if np.isfinite(value):
             plot.axhline(value, color=SERIES[1], linewidth=1.3, linestyle=line)
@@ -63,6 +63,18 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
                     f"of agreement {limits}.", (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
                     f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}")]
     return Chart(figure, panels, f"{target}, {split} ({len(true):,} images)", targets, "target")
+
+
+def _draw_dots(axes: "charts.Axes", x: np.ndarray, y: np.ndarray, size: float, alpha: float) -> None:
+    """Points as one path of short lines with round ends: a tenth of the SVG text of as many circles."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    points = np.repeat(np.stack([x, y], axis=1), 2, axis=0)
+    points[1::2, 0] += 1e-4 * np.diff(axes.get_xlim())  # Agg draws no line without a length
+    path = Path(points, np.tile([Path.MOVETO, Path.LINETO], len(x)))
+    path.should_simplify = False
+    axes.add_artist(PathPatch(path, fill=False, edgecolor=SERIES[0], linewidth=size, capstyle="round", alpha=alpha, snap=False))
 
 
 def limits_of_agreement(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:

@@ -88,7 +88,7 @@ def _drawn_by(family: str, marks: set[str] | frozenset[str]) -> set[str]:
 def shown_names(names: Iterable[str], kind: str = "class", most: int = MAX_NAME) -> list[str]:
     """The names on one line each, shortened to `most` characters where they can still be told apart; an empty one becomes
     "class 3" (its number in the model's order; kind: that word)."""
-    names = [_one_line(name) for name in names]
+    names = [one_line(name) for name in names]
     short = [_shortened(name, most) for name in names]
     return [name or f"{kind} {k}" for k, name in enumerate(short if len(set(short)) == len(set(names)) else names)]
 
@@ -102,21 +102,8 @@ def _shortened(name: str, most: int) -> str:
     return f"{begin}…{last}" if begin and last else f"{name[:most - 13].rstrip()}…{name[-12:]}"
 
 
-def drawable(names: Sequence[str], texts: Sequence[str], kind: str = "class") -> tuple[list[str], list[str], list[str]]:
-    """Labels for the K names and the other texts of a chart, and, once a run, a line where a font is missing.
-
-    A name that cannot be drawn becomes "class 3", a character of a text "?".
-    """
-    names, texts = shown_names(names, kind), [_one_line(text) for text in texts]
-    _, missing = fonts_for("".join([*names, *texts]))
-    lost = [k for k, name in enumerate(names) if missing & set(name)]
-    labels = [f"{kind} {k}" if k in lost else name for k, name in enumerate(names)]
-    listed = ", ".join(f"{kind} {k} is {names[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
-    return labels, [_without(missing, text) for text in texts], missing_line(missing, listed)
-
-
 def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") -> list[str]:
-    """Give each text of a figure the families that draw all of them; lines about what none has.
+    """Give each text of a figure the families that draw all of them; once a run, a line where a font is missing.
 
     One of these names that cannot be drawn becomes "class 3", also where it is broken into lines; any other character "?".
     """
@@ -129,16 +116,16 @@ def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") 
             text.set_family(fonts)
     if not missing:
         return []
-    labels, _, notes = drawable(names, [], kind)
-    lost = {r"\s*".join(map(re.escape, "".join(form.split()))): label for most in (10**6, MAX_NAME)
-            for form, name, label in zip(shown_names(names, kind, most), shown_names(names, kind), labels, strict=True)
-            if name != label}
+    whole, short = shown_names(names, kind, 10**6), shown_names(names, kind)
+    lost = [k for k, name in enumerate(whole) if missing & set(name)]
     for text in texts:
         found = text.get_text()
-        for pattern, label in lost.items():
-            found = re.sub(pattern, label, found)
+        for k in lost:
+            for form in (whole[k], short[k]):
+                found = re.sub(r"\s*".join(map(re.escape, "".join(form.split()))), f"{kind} {k}", found)
         text.set_text(_without(missing, found))
-    return notes or missing_line(missing)
+    listed = ", ".join(f"{kind} {k} is {short[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
+    return missing_line(missing, listed)
 
 
 def image_font(text: str, size: int):
@@ -170,7 +157,7 @@ def _without(missing: set[str], text: str) -> str:
     return "".join("?" if mark in missing else mark for mark in text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line breaks and control characters; what no XML holds (a file name can) becomes U+FFFD."""
     instead = {"Cc": " ", "Cf": "", "Cs": "\ufffd"}
     plain = "".join(instead.get(unicodedata.category(mark), mark) for mark in str(text))

@@ -7,8 +7,8 @@ import numpy as np
 from util.metrics.table import BY_NAME
 from util.report import charts
 from util.report.charts import LEARNING_RATE, MUTED, Chart, Panel, axes_in, own_style, titled
-from util.report.metric_tables import written
 from util.report.fonts import shown_names
+from util.report.metric_tables import written
 
 PANEL_WIDTH, PANEL_HEIGHT, PITCH = 2.6, 1.75, 2.1  # inches; PITCH: of the rows, with room for titles
 MOST_EPOCHS = 600  # drawn of each line, evenly chosen
@@ -46,7 +46,7 @@ def learning_curves(log_rows: list[dict], best_epoch: int | None = None, heading
         axes.locator_params(axis="y", nbins=4)
         value = curves.get("val", curves.get("train"))[marked]
         text = written(float(value)) if math.isfinite(value) else "–"
-        title = f"{titled(shown_names([name])[0])}  {text}"
+        title = f"{titled(shown_names([name])[0])} {text}"
         panels.append(Panel(f"learning-{number}", title, f"{titled(name)} over the epochs: {text} at epoch {epochs[marked]}.",
                             (left, bottom, left + PANEL_WIDTH, bottom + PANEL_HEIGHT), [axes]))
     which = "the best epoch (dotted)" if is_marked else "the last epoch"

@@ -4,7 +4,6 @@ What stands on it is computed here and in the modules beside; how it looks stand
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,16 +25,6 @@ PAGE = "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-@dataclass
-class SplitCharts:
-    """A split's section: figures in their order, and of many classes the pairs that are confused most."""
-
-    split: str
-    panels: list[Panel]
-    num_classes: int = 0
-    confusions: list[tuple[str, str, str]] | None = None
-
-
 def write_report(folder: str | Path) -> list[str]:
     """Write report.html and the charts of a run into its folder; lines for the user.
 
@@ -45,12 +34,10 @@ def write_report(folder: str | Path) -> list[str]:
     began = time.monotonic()
     run = read_run(folder)
     notes, pngs = list(run.missing), []
-    scored = {split.name: _scored(run, split) for split in run.splits.values() if split.table is not None and
-              run.kind == "classification"}
-    with charts.own_style():
-        sections = [_split_charts(run, split, scored.get(split.name), notes, pngs) for split in run.splits.values()
-                    if split.table is not None]
-        learning = _learning(run, notes)
+    with_table = [split for split in run.splits.values() if split.table is not None]
+    scored = {split.name: _scored(run, split) for split in with_table if run.kind == "classification"}
+    sections = [_split_charts(run, split, scored.get(split.name), notes, pngs) for split in with_table]
+    learning = _learning(run, notes)
     page = _page(run, {"splits": sections, "learning": learning, "notes": notes, **_mistakes(run, notes),
                        "of_names": tables.of_names(run, scored[run.main.name].rows if run.main.name in scored else None)})
     write_whole(run.folder / PAGE, NOT_XML.sub("\ufffd", page))
@@ -70,18 +57,20 @@ def _scored(run: Run, split: Split) -> Scored:
                   class_metrics(outputs, run.names, split.entries), split.entries)
 
 
-def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str], pngs: list[str]) -> SplitCharts:
-    """Draw a split's charts: their PNG files where they lack or are older than the predictions, and of a classification's
-    main split always."""
-    table = run.folder / f"predictions_{split.name}.csv"
+def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str], pngs: list[str]) -> dict[str, object]:
+    """A split's section: its panels in order, and of many classes the pairs that are confused most.
+
+    PNG files are drawn where they lack or are older than the predictions, and of a classification's main split always.
+    """
+    table, names = run.folder / f"predictions_{split.name}.csv", run.names
     if scored is None:
-        drawn = [bland_altman.agreement(split.name, split.table, run.names, number) for number in range(len(run.names))]
-        notes += [f"{target}: no true value is known in {split.name}" for target, chart in zip(run.names, drawn, strict=True)
+        drawn = [bland_altman.agreement(split.name, split.table, names, number) for number in range(len(names))]
+        notes += [f"{target}: no true value is known in {split.name}" for target, chart in zip(names, drawn, strict=True)
                   if chart is None]
-        for chart, file in zip(drawn, bland_altman.agreement_files(split.name, run.names), strict=True):
+        for chart, file in zip(drawn, bland_altman.agreement_files(split.name, names), strict=True):
             _save(chart, run.folder / file, table, notes)
-        return SplitCharts(split.name, [panel for chart in drawn if chart for panel in chart.panels])
-    panels, names = [], run.names
+        return {"name": split.name, "panels": [panel for chart in drawn if chart for panel in chart.panels], "confusions": None}
+    panels: list[Panel] = []
     for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability, class_charts.scores):
         chart, file = draw(scored), f"{draw.__name__}_{split.name}.png"
         if _save(chart, run.folder / file if split is run.main else None, None, notes):
@@ -95,15 +84,14 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
     if _save(spread, None, None, notes):
         spread.panels[0].is_wide = matrix.panels[0].is_wide
         panels += spread.panels
-    if len(names) <= class_charts.MAX_CLASSES_WITH_SHARES:
-        return SplitCharts(split.name, panels, len(names))
-    pairs = class_charts.commonest_confusions(scored.counts)
-    return SplitCharts(split.name, panels, len(names), [
-        (names[true], names[said], f"{scored.counts[true, said]:,} of {scored.counts[true].sum():,}") for true, said in pairs])
+    pairs = [(names[true], names[said], f"{scored.counts[true, said]:,} of {scored.counts[true].sum():,}")
+             for true, said in class_charts.commonest_confusions(scored.counts)]
+    has_pairs = len(names) > class_charts.MAX_CLASSES_WITH_SHARES
+    return {"name": split.name, "panels": panels, "has_matrix": is_shown, "confusions": pairs if has_pairs else None}
 
 
 def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: list[str], is_shown: bool = True) -> bool:
-    """Draw a chart for the page and as a PNG, unless that is there and not older than its source -> whether there is a chart."""
+    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> whether there is one."""
     if chart is None:
         return False
     if is_shown:
@@ -178,7 +166,7 @@ def _page(run: Run, parts: dict[str, object]) -> str:
     """The HTML of the whole. parts: what was computed of the sections."""
     warnings = words.warnings_of(run)
     sections = [("metrics", f"Metrics of {run.main.name}")]
-    sections += [(f"charts-{split.split}", f"Charts of {split.split}") for split in parts["splits"]]
+    sections += [(f"charts-{split['name']}", f"Charts of {split['name']}") for split in parts["splits"]]
     sections += [("mistakes", parts["mistakes_heading"])] if parts["mistakes"] is not None else []
     sections += [("learning", "Learning curves")] if parts["learning"] else []
     sections += [("data", "Data"), ("run", "What was run"), ("intervals", "How the intervals were made"),
