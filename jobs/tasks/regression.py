@@ -165,7 +165,8 @@ class Regression(Task):
         names, notes = list(self.scale.names), []
         for number, file in enumerate(agreement_files(split, names)):
             chart = agreement(split, predictions, names, number)
-            notes += save_png(chart, folder.file(file)) if chart else [f"{names[number]}: no known values in {split}, so no chart"]
+            notes += (save_png(chart, folder.file(file)) if chart is not None else
+                      [f"{names[number]}: no known values in {split}, so no chart"])
         return notes
 
     def pictures(self, split: str) -> str:

@@ -219,7 +219,8 @@ def test_the_png_has_title_legend_and_notes_which_the_drawing_itself_has_not(tmp
     monkeypatch.setattr(Figure, "savefig", save)
     for _ in range(2):
         charts.save_png(chart, tmp_path / "roc.png")
-    assert seen[0] == seen[1] == ["ROC curves", "a run, test", "_right", "0.800 (0.700 to 0.900)", "ROC AUC and its 95 % interval"]
+    assert seen[0] == seen[1] == ["ROC curves", "a run, test", "_right", "0.800 (0.700 to 0.900)",
+                                  "ROC AUC and its 95 % interval"]
     assert not chart.figure.texts and "ROC AUC" not in "".join(texts(chart.panels[0].svg))
     assert drawn(tmp_path / "roc.png").shape[0] > 600
 

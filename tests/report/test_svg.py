@@ -28,8 +28,8 @@ def scored(names, number=60, split="test"):
     curves = curves_of(true, chances.argmax(axis=1), chances, logits, names, 1.3)
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (true, chances.argmax(axis=1)), 1)
-    return Scored(split, f"a run, {split}", names, curves, counts, [{"roc_auc": entry, "average_precision": entry}] * len(names),
-                  {"ece": entry})
+    rows = [{"roc_auc": entry, "average_precision": entry}] * len(names)
+    return Scored(split, f"a run, {split}", names, curves, counts, rows, {"ece": entry})
 
 
 def all_charts(names, split="test"):
@@ -170,8 +170,8 @@ def test_room_around_what_is_drawn():
 def test_no_name_is_broken_inside_a_word(names):
     """A line of a label is made of whole words; what is shortened says so."""
     for chart in all_charts(names)[-2 if len(names) > 2 else -1:]:
-        words = {word for name in names for word in re.split(r"(?<=[_-])|\s+", name)} | {"Predicted", "True", "class", "(images)"}
-        words |= {"Probability", "given", "to", "the"}
+        words = {word for name in names for word in re.split(r"(?<=[_-])|\s+", name)}
+        words |= set("Predicted True class (images) Probability given to the".split())
         for text in texts(chart.panels[0].svg):
             for word in re.split(r"(?<=[_-])|\s+", text):
                 whole = not re.search("[a-zA-Z]", word) or "…" in word or word in words

@@ -14,18 +14,22 @@ FRAME = (0.68, 0.52, WIDTH - 0.14, HEIGHT - 0.1)
 
 
 def agreement_files(split: str, targets: list[str]) -> list[str]:
-    """agreement_SPLIT_TARGET.png of each target; what a file name can't hold becomes _, a name met again gets a number."""
+    """agreement_SPLIT_TARGET.png of each target; what a file name can't hold becomes _, a name met again gets
+    a number."""
     names = [re.sub(r"[^\w.-]+", "_", target) for target in targets]
-    numbered = [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]
+    numbered = [name if name not in names[:place] else f"{name}_{place + 1}"
+                for place, name in enumerate(names)]
     return [f"agreement_{split}_{name}.png" for name in numbered]
 
 
 @own_style()
 def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) -> Chart | None:
-    """The chart of one target of a predictions table (columns true_<target>, pred_<target>); None where no truth is known.
+    """The chart of one target of a predictions table (columns true_<target>, pred_<target>); None where no
+    truth is known.
 
-    Left: predicted against true, with the line of equality. Right: the differences predicted - true against the mean of
-    both, with their mean and the 95 % limits of agreement, mean ± 1.96 sd (Bland and Altman, Lancet 1986).
+    Left: predicted against true, with the line of equality. Right: the differences predicted - true against
+    the mean of both, with their mean and the 95 % limits of agreement, mean ± 1.96 sd (Bland and Altman,
+    Lancet 1986).
     """
     target = targets[number]
     true, predicted = (table[f"{kind}_{target}"].to_numpy(np.float64) for kind in ("true", "pred"))
@@ -34,7 +38,9 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
     if not len(true):
         return None
     shown = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
-    some = f"; {len(shown):,} of {len(true):,} images drawn" if len(shown) < len(true) else f"; {len(true):,} images"
+    some = f"; {len(true):,} images"
+    if len(shown) < len(true):
+        some = f"; {len(shown):,} of {len(true):,} images drawn"
     figure, (left, bottom, right, top) = charts.empty_figure(2 * WIDTH, HEIGHT), FRAME
     how = (5.0, 0.55) if len(shown) <= 300 else (3.5, 0.4)
     ends = room_around(np.concatenate([true, predicted]))
@@ -51,17 +57,19 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
     for value, label, line in ((bias, "mean", "-"), (lower, "−1.96 sd", "--"), (upper, "+1.96 sd", "--")):
         if np.isfinite(value):
             plot.axhline(value, color=SERIES[1], linewidth=1.3, linestyle=line)
-            plot.annotate(f"{label} {written(value)}", (1, value), (-2, 4), xycoords=("axes fraction", "data"), ha="right",
-                          textcoords="offset points", fontsize=9, color=charts.INK,
+            plot.annotate(f"{label} {written(value)}", (1, value), (-2, 4), textcoords="offset points",
+                          xycoords=("axes fraction", "data"), ha="right", fontsize=9, color=charts.INK,
                           bbox={"facecolor": charts.PANEL, "linewidth": 0, "alpha": 0.8, "pad": 0.3})
     limits = " to ".join(written(value if np.isfinite(value) else None) for value in (lower, upper))
-    panels = [Panel(f"scatter-{split}-{number}", f"{target}: predicted against true",
-                    f"{split}. Each dot is an image; the broken line is equality. True values from {written(float(true.min()))} "
-                    f"to {written(float(true.max()))}.", (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}"),
-              Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot",
-                    f"{split}. Difference predicted minus true against their mean: mean difference {written(bias)}, 95 % limits "
-                    f"of agreement {limits}.", (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
-                    f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}")]
+    said = (f"{split}. Each dot is an image; the broken line is equality. True values from "
+            f"{written(float(true.min()))} to {written(float(true.max()))}.")
+    panels = [Panel(f"scatter-{split}-{number}", f"{target}: predicted against true", said,
+                    (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}")]
+    said = (f"{split}. Difference predicted minus true against their mean: mean difference {written(bias)}, "
+            f"95 % limits of agreement {limits}.")
+    panels.append(Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot", said,
+                        (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
+                        f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}"))
     return Chart(figure, panels, f"{target}, {split} ({len(true):,} images)", targets, "target")
 
 
@@ -74,11 +82,13 @@ def _draw_dots(axes: "charts.Axes", x: np.ndarray, y: np.ndarray, size: float, a
     points[1::2, 0] += 1e-4 * np.diff(axes.get_xlim())  # Agg draws no line without a length
     path = Path(points, np.tile([Path.MOVETO, Path.LINETO], len(x)))
     path.should_simplify = False
-    axes.add_artist(PathPatch(path, fill=False, edgecolor=SERIES[0], linewidth=size, capstyle="round", alpha=alpha, snap=False))
+    axes.add_artist(PathPatch(path, fill=False, edgecolor=SERIES[0], linewidth=size, capstyle="round",
+                              alpha=alpha, snap=False))
 
 
 def limits_of_agreement(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference predicted - true, and the mean ± 1.96 standard deviations (n - 1) of the differences."""
+    """Mean difference predicted - true, and the mean ± 1.96 standard deviations (n - 1) of the
+    differences."""
     difference = predicted - true
     bias = float(difference.mean())
     spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else float("nan")
@@ -86,7 +96,8 @@ def limits_of_agreement(true: np.ndarray, predicted: np.ndarray) -> tuple[float,
 
 
 def room_around(values: np.ndarray, share: float = 0.05) -> tuple[float, float]:
-    """The range of the finite values, widened by a share of it on both sides; around a single value by 1 or its tenth."""
+    """The range of the finite values, widened by a share of it on both sides; around a single value by 1 or
+    its tenth."""
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     if not len(values):

@@ -1,11 +1,11 @@
 """A chart is drawn once, by matplotlib, and saved twice: as a PNG file and as SVG inside the report's page.
 
 Its colours are those of the page in light mode; in the SVG each becomes the page's variable of that colour
-(templates/report.css), so that charts follow dark mode and print. Text stays text. Heading and legend are HTML on the
-page; the PNG has them above and below the axes.
+(templates/report.css), so that charts follow dark mode and print. Text stays text. Heading and legend are
+HTML on the page; the PNG has them above and below the axes.
 
-matplotlib takes most of a second to import, so it is imported where a chart is drawn. Figures are made as objects,
-without pyplot (no window), and in matplotlib's default style whatever the user's settings are.
+matplotlib takes most of a second to import, so it is imported where a chart is drawn. Figures are made as
+objects, without pyplot (no window), and in matplotlib's default style whatever the user's settings are.
 """
 
 import contextlib
@@ -50,8 +50,9 @@ NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 class Panel:
     """A figure of the page: axes, the part of the drawing that they fill, and the words around them.
 
-    key: an id that no other panel of the page has. description: what a screen reader reads after the title. small: below
-    the title. legend: [(look, name, number)]; looks are s0 … s7, faint and plain, after "box " a rectangle.
+    key: an id that no other panel of the page has. description: what a screen reader reads after the title.
+    small: below the title. legend: [(look, name, number)]; looks are s0 … s7, faint and plain, after "box " a
+    rectangle.
     """
 
     key: str
@@ -67,8 +68,8 @@ class Panel:
 
 @dataclass
 class Chart:
-    """A drawing and its panels. heading, note, legend: what the PNG has beside the panels' words; names: of the classes
-    or targets (kind), for fonts."""
+    """A drawing and its panels. heading, note, legend: what the PNG has beside the panels' words; names: of
+    the classes or targets (kind), for fonts."""
 
     figure: "Figure"
     panels: list[Panel]
@@ -85,7 +86,7 @@ def titled(name: str) -> str:
     return "Learning rate" if name == LEARNING_RATE else row.title if row else name
 
 
-# ---- what is drawn ----------------------------------------------------------------------------------------------
+# ---- what is drawn -----------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
@@ -127,11 +128,14 @@ def line_style(look: str) -> dict[str, object]:
         return {"color": MUTED, "alpha": 0.35, "linewidth": 0.8} if look == "faint" else {
             "color": MUTED, "linewidth": 1.2, "linestyle": "--"}
     number = int(look[1:])
-    return {"color": SERIES[number], "linewidth": 1.6, "linestyle": (0, (5, 2.2)) if number > 3 else "-", "zorder": 3}
+    dashes = (0, (5, 2.2)) if number > 3 else "-"
+    return {"color": SERIES[number], "linewidth": 1.6, "linestyle": dashes, "zorder": 3}
 
 
 def box_style(look: str) -> dict[str, object]:
-    return {"facecolor": MUTED, "alpha": 0.3} if look == "faint" else {"facecolor": SERIES[int(look[1:])], "alpha": 0.55}
+    if look == "faint":
+        return {"facecolor": MUTED, "alpha": 0.3}
+    return {"facecolor": SERIES[int(look[1:])], "alpha": 0.55}
 
 
 def hint(text: str) -> str:
@@ -139,9 +143,11 @@ def hint(text: str) -> str:
     return "hint:" + NOT_XML.sub("\ufffd", text)
 
 
-def bars(axes: "Axes", middles: np.ndarray, ends: np.ndarray, width: float, look: str, hints: list[str]) -> None:
+def bars(axes: "Axes", middles: np.ndarray, ends: np.ndarray, width: float, look: str,
+         hints: list[str]) -> None:
     """Upright bars, each with a hint. ends: the lower and upper ones (2, N)."""
-    for bar, text in zip(axes.bar(middles, ends[1] - ends[0], width, ends[0], **box_style(look)), hints, strict=True):
+    drawn = axes.bar(middles, ends[1] - ends[0], width, ends[0], **box_style(look))
+    for bar, text in zip(drawn, hints, strict=True):
         bar.set_gid(hint(text))
 
 
@@ -151,8 +157,8 @@ def equality(axes: "Axes", low: float = 0, high: float = 1) -> None:
 
 
 def wrapped(name: str, width: float) -> list[str]:
-    """A name in lines of about `width` em, broken after spaces, underscores and hyphens (and between Chinese characters),
-    never inside a word; a word of more than MAX_WORD characters is shortened."""
+    """A name in lines of about `width` em, broken after spaces, underscores and hyphens (and between Chinese
+    characters), never inside a word; a word of more than MAX_WORD characters is shortened."""
     lines = [""]
     for part in re.findall(r"[^\s_\-\u2e80-\u9fff]*[\s_\-\u2e80-\u9fff]?", name):
         part = part if len(part) <= MAX_WORD else f"{part[:MAX_WORD - 11]}…{part[-10:]}"
@@ -164,15 +170,16 @@ def wrapped(name: str, width: float) -> list[str]:
 
 def em(text: str) -> float:
     """About how wide a text is, in units of its font size: a Chinese character fills the square."""
-    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.36 if mark in NARROW else 0.74 if mark.isupper()
-               or mark in "mw@%" else 0.61 for mark in text)
+    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.36 if mark in NARROW
+               else 0.74 if mark.isupper() or mark in "mw@%" else 0.61 for mark in text)
 
 
-# ---- the page ---------------------------------------------------------------------------------------------------
+# ---- the page ----------------------------------------------------------------------------------------------
 
 @own_style()
 def draw_svgs(chart: Chart) -> None:
-    """Put the SVG text of each panel into `panel.svg`. Called before `save_png`, which may replace characters."""
+    """Put the SVG text of each panel into `panel.svg`. Called before `save_png`, which may replace
+    characters."""
     for panel in chart.panels:
         for axes in chart.figure.axes:
             axes.set_visible(axes in panel.axes)
@@ -194,19 +201,19 @@ def _svg(figure: "Figure", panel: Panel) -> str:
     body = re.sub("(?s)^.*</style>\\s*</defs>", "", raw.getvalue().decode())
     used = set(re.findall(r"(?:url\(|href=\")#(\w+)", body))
     body = re.sub("<[^>]*>", lambda found: _tag(found[0], used), re.sub(r"\s*\n\s*", "", body))
-    body = re.sub(r'<path d="[^"]*"(?: clip-path="[^"]*")? style="fill:none"/>|<g/>', "", body)  # not to be seen
+    body = re.sub(r'<path d="[^"]*"(?: clip-path="[^"]*")? style="fill:none"/>|<g/>', "", body)
     for _ in range(3):
         body = re.sub(r"<g>(<text[^>]*>[^<]*</text>|<path[^>]*/>)?</g>", r"\1", body)
-    left, bottom, right, top = panel.box
-    width, height = right - left, top - bottom
+    width, height = panel.box[2] - panel.box[0], panel.box[3] - panel.box[1]
     words = [escape(NOT_XML.sub("\ufffd", text)) for text in (panel.title, panel.description)]
-    return (f'<svg viewBox="0 0 {72 * width:.1f} {72 * height:.1f}" width="{96 * width:.0f}" height="{96 * height:.0f}" '
-            f'role="img" aria-labelledby="{panel.key}-title {panel.key}-desc"><title id="{panel.key}-title">{words[0]}'
-            f'</title><desc id="{panel.key}-desc">{words[1]}</desc>{body}')
+    return (f'<svg viewBox="0 0 {72 * width:.1f} {72 * height:.1f}" width="{96 * width:.0f}" '
+            f'height="{96 * height:.0f}" role="img" aria-labelledby="{panel.key}-title {panel.key}-desc">'
+            f'<title id="{panel.key}-title">{words[0]}</title>'
+            f'<desc id="{panel.key}-desc">{words[1]}</desc>{body}')
 
 
 def _tag(tag: str, used: set[str]) -> str:
-    """A tag of matplotlib's SVG: numbers rounded, colours as variables, hints as titles, ids where one is used."""
+    """A tag of matplotlib's SVG: numbers rounded, colours as variables, hints as titles, ids in use."""
     tag = re.sub(r"""^<g id=(["'])hint:(.*)\1>$""", r"<g><title>\2</title>", tag)
     tag = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace("xlink:href", "href"))
@@ -218,7 +225,7 @@ def _tag(tag: str, used: set[str]) -> str:
     return re.sub(r"(?<=[;:MLCQz]) ", "", tag) if tag.startswith(("<path", "<text", "<use")) else tag
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 @own_style()
 def save_png(chart: Chart, path: str | os.PathLike) -> list[str]:
@@ -231,7 +238,8 @@ def save_png(chart: Chart, path: str | os.PathLike) -> list[str]:
 
 
 def _words(chart: Chart) -> tuple[list, Box]:
-    """Draw the headings above the panels, legend and notes below -> (what was added, the box of the whole)."""
+    """Draw the headings above the panels, legend and notes below -> (what was added, the box of the
+    whole)."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
@@ -240,7 +248,8 @@ def _words(chart: Chart) -> tuple[list, Box]:
                                 for k, side in enumerate((min, min, max, max)))
 
     def write(x: float, y: float, text: str, size: float, colour: str = INK, ha: str = "left") -> None:
-        added.append(figure.text(x / wide, y / high, one_line(text), fontsize=size, color=colour, ha=ha, parse_math=False))
+        added.append(figure.text(x / wide, y / high, one_line(text), fontsize=size, color=colour, ha=ha,
+                                 parse_math=False))
 
     for panel in chart.panels:
         write(panel.box[0] + 0.1, panel.box[3] + 0.08, panel.title, 10)
@@ -271,8 +280,8 @@ def save_figure(figure: "Figure", path: str | os.PathLike, box: Box | str = "tig
                 names: tuple[list[str], str] = ((), "")) -> list[str]:
     """Write to a temporary name, then rename, so that nobody ever reads half an image. box: what is kept.
 
-    Every chart passes here, and gets the fonts that its text needs (names and their kind: see `fit_fonts`); a line where
-    there are none, once a run.
+    Every chart passes here, and gets the fonts that its text needs (names and their kind: see `fit_fonts`); a
+    line where there are none, once a run.
     """
     from matplotlib.transforms import Bbox
 

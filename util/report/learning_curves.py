@@ -18,9 +18,10 @@ MOST_EPOCHS = 600  # drawn of each line, evenly chosen
 def learning_curves(log_rows: list[dict], best_epoch: int | None = None, heading: str = "") -> Chart | None:
     """A panel of each metric that the log holds; None without a single epoch.
 
-    log_rows: one dict an epoch, with "epoch" and numbers named as in the log: train_loss, val_loss, val_<metric> or
-    <metric>, lr. train_ and val_ of one name share a panel; a name that is no metric's gets a panel when it begins with
-    val_. best_epoch is marked, and its values stand over the panels (else those of the last epoch).
+    log_rows: one dict an epoch, with "epoch" and numbers named as in the log: train_loss, val_loss,
+    val_<metric> or <metric>, lr. train_ and val_ of one name share a panel; a name that is no metric's gets a
+    panel when it begins with val_. best_epoch is marked, and its values stand over the panels (else those of
+    the last epoch).
     """
     rows = sorted((row for row in log_rows if row.get("epoch") is not None), key=lambda row: row["epoch"])
     found = curve_panels(rows)
@@ -35,7 +36,8 @@ def learning_curves(log_rows: list[dict], best_epoch: int | None = None, heading
     figure, panels = charts.empty_figure(PANEL_WIDTH * columns, PITCH * lines), []
     for number, (name, curves) in enumerate(found.items()):
         left, bottom = number % columns * PANEL_WIDTH, (lines - 1 - number // columns) * PITCH
-        axes = axes_in(figure, (left + 0.56, bottom + 0.26, left + PANEL_WIDTH - 0.12, bottom + PANEL_HEIGHT - 0.2),
+        right, top = left + PANEL_WIDTH, bottom + PANEL_HEIGHT
+        axes = axes_in(figure, (left + 0.56, bottom + 0.26, right - 0.12, top - 0.2),
                        (epochs[0], epochs[-1]) if len(epochs) > 1 else (epochs[0] - 1, epochs[0] + 1), (0, 1))
         for source, values in curves.items():
             _draw_line(axes, np.asarray(epochs)[chosen], values[chosen], source, name)
@@ -47,24 +49,28 @@ def learning_curves(log_rows: list[dict], best_epoch: int | None = None, heading
         value = curves.get("val", curves.get("train"))[marked]
         text = written(float(value)) if math.isfinite(value) else "–"
         title = f"{titled(shown_names([name])[0])} {text}"
-        panels.append(Panel(f"learning-{number}", title, f"{titled(name)} over the epochs: {text} at epoch {epochs[marked]}.",
-                            (left, bottom, left + PANEL_WIDTH, bottom + PANEL_HEIGHT), [axes]))
+        said = f"{titled(name)} over the epochs: {text} at epoch {epochs[marked]}."
+        panels.append(Panel(f"learning-{number}", title, said, (left, bottom, right, top), [axes]))
     which = "the best epoch (dotted)" if is_marked else "the last epoch"
-    return Chart(figure, panels, heading, note=f"Over the epochs. The numbers are those of {which}, {epochs[marked]}.",
+    note = f"Over the epochs. The numbers are those of {which}, {epochs[marked]}."
+    return Chart(figure, panels, heading, note=note,
                  legend=[("s0", "validation", ""), ("plain", "training", "")])
 
 
 def _draw_line(axes, epochs: np.ndarray, values: np.ndarray, source: str, name: str) -> None:
-    """A line, broken where a value lacks; few points are marked, and of many those that stand alone between two gaps."""
+    """A line, broken where a value lacks; few points are marked, and of many those that stand alone between
+    two gaps."""
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     said = "" if name == LEARNING_RATE else charts.hint({"train": "training", "val": "validation"}[source])
-    axes.plot(epochs, values, **charts.line_style("plain" if source == "train" else "s0"), marker="o", markersize=2.5,
-              markevery=None if len(epochs) <= 30 else np.flatnonzero(alone).tolist(), gid=said or None)
+    marked = None if len(epochs) <= 30 else np.flatnonzero(alone).tolist()
+    axes.plot(epochs, values, **charts.line_style("plain" if source == "train" else "s0"), marker="o",
+              markersize=2.5, markevery=marked, gid=said or None)
 
 
 def curve_panels(rows: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """{metric: {"train" or "val": values, NaN where an epoch lacks one}} in the metrics' own order, then by name."""
+    """{metric: {"train" or "val": values, NaN where an epoch lacks one}} in the metrics' own order, then by
+    name."""
     panels: dict[str, dict[str, np.ndarray]] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         source, name = ("train", key[6:]) if key.startswith("train_") else ("val", key.removeprefix("val_"))

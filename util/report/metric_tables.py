@@ -45,8 +45,8 @@ def with_interval(entry: dict) -> str:
 
 @dataclass
 class Tile:
-    """A headline metric. scale: where its interval begins, its width, and the value, in per cent; beside: the other split's
-    value."""
+    """A headline metric. scale: where its interval begins, its width, and the value, in per cent; beside: the
+    other split's value."""
 
     label: str
     hint: str
@@ -73,7 +73,8 @@ def tiles(run: Run) -> list[Tile]:
     found = []
     for name, label, hint in [tile for tile in _headline(run) if tile[0] in split.entries][:MOST_TILES]:
         entry, row, scale = split.entries[name], row_of(name), None
-        value, lower, upper, bounds = entry.get("value"), entry.get("lower"), entry.get("upper"), interval(entry)
+        value, lower, upper = (entry.get(part) for part in ("value", "lower", "upper"))
+        bounds = interval(entry)
         if row and row.on_unit_scale and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
             scale = (100 * lower, 100 * (upper - lower), 100 * value)
         beside = other.entries.get(name) if other else None
@@ -93,7 +94,8 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
     chosen = [(row.name, row.label, row.hint) for row in rows]
     if len(run.names) == 2:
         event = run.names[1]
-        of_event = [(f"{name}_{event}", BY_NAME[name].label, event) for name in ("sensitivity", "specificity")]
+        of_event = [(f"{name}_{event}", BY_NAME[name].label, event)
+                    for name in ("sensitivity", "specificity")]
         chosen = [("roc_auc", BY_NAME["roc_auc"].label, event), *of_event, *chosen[2:]]
     return chosen
 
@@ -117,12 +119,14 @@ def all_metrics(run: Run) -> list[Row]:
     splits, rows, shown = list(run.splits.values()), [], {"n"}
     shown |= {f"{row.name}_{name}" for name in run.names for row in of_each(run.kind)}
     for group, members in itertools.groupby(METRICS, lambda metric: metric.group):
-        found = [metric for metric in members if group and any(metric.name in split.entries for split in splits)]
-        rows += [_row(metric.name, metric.label, _hint(run, metric), splits, bool(rows) and metric is found[0])
-                 for metric in found]
+        found = [metric for metric in members
+                 if group and any(metric.name in split.entries for split in splits)]
+        rows += [_row(metric.name, metric.label, _hint(run, metric), splits,
+                      bool(rows) and metric is found[0]) for metric in found]
         shown |= {metric.name for metric in found}
     others = dict.fromkeys(name for split in splits for name in split.entries if name not in shown)
-    return rows + [_row(name, name, "", splits, bool(rows) and place == 0) for place, name in enumerate(others)]
+    return rows + [_row(name, name, "", splits, bool(rows) and place == 0)
+                   for place, name in enumerate(others)]
 
 
 def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) -> Row:
@@ -133,18 +137,25 @@ def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) ->
 
 
 def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[Row]:
-    """A row a class or a target of the main split; found: their metrics, where they were computed. [] where none is known."""
+    """A row a class or a target of the main split; found: their metrics, where they were computed. [] where
+    none is known."""
     columns, entries = of_each(run.kind), run.main.entries
     if found is None:
-        found = [{column.name: entries.get(f"{column.name}_{name}") for column in columns} for name in run.names]
+        found = [{column.name: entries.get(f"{column.name}_{name}") for column in columns}
+                 for name in run.names]
     if not any(entry for row in found for entry in row.values()) and run.kind == CLASSIFICATION:
         return []
-    return [Row(name, [(written(entry["value"], column.name == "n"), interval(entry)) if (entry := row.get(column.name))
-                       else ("–", "") for column in columns]) for name, row in zip(run.names, found, strict=True)]
+    return [Row(name, [_cell(row.get(column.name), column.name) for column in columns])
+            for name, row in zip(run.names, found, strict=True)]
+
+
+def _cell(entry: dict | None, column: str) -> tuple[str, str]:
+    return (written(entry["value"], column == "n"), interval(entry)) if entry else ("–", "")
 
 
 def methods(run: Run) -> list[str]:
-    """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined resamples."""
+    """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
+    resamples."""
     found: dict[tuple, dict] = {}
     for split in run.splits.values():
         for name, entry in split.entries.items():
@@ -160,7 +171,8 @@ def methods(run: Run) -> list[str]:
 
 
 def undefined(run: Run) -> list[str]:
-    """A line a split: metrics that are undefined in some of their resamples, which their intervals leave out."""
+    """A line a split: metrics that are undefined in some of their resamples, which their intervals leave
+    out."""
     lines = []
     for split in run.splits.values():
         some = {name: entry for name, entry in split.entries.items()
@@ -168,6 +180,7 @@ def undefined(run: Run) -> list[str]:
         if some:
             worst = sorted(some, key=lambda name: -some[name]["undefined"])
             listed = "; ".join(f"{name} in {some[name]['undefined']:,} of {some[name].get('resamples', '?')}"
-                               for name in worst[:6]) + (f"; and {len(some) - 6} more metrics" if len(some) > 6 else "")
+                               for name in worst[:6])
+            listed += f"; and {len(some) - 6} more metrics" if len(some) > 6 else ""
             lines.append(f"{split.name}: {listed}")
     return lines

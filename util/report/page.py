@@ -28,8 +28,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 def write_report(folder: str | Path) -> list[str]:
     """Write report.html and the charts of a run into its folder; lines for the user.
 
-    The folder's files are all that is needed (no model, no GPU), and the images' files for the thumbnails; what is not there
-    is left out, and a line says so. Raises InputError where the folder is no run's, OSError where it can't be written.
+    The folder's files are all that is needed (no model, no GPU), and the images' files for the thumbnails;
+    what is not there is left out, and a line says so. Raises InputError where the folder is no run's, OSError
+    where it can't be written.
     """
     began = time.monotonic()
     run = read_run(folder)
@@ -38,40 +39,49 @@ def write_report(folder: str | Path) -> list[str]:
     scored = {split.name: _scored(run, split) for split in with_table if run.kind == "classification"}
     sections = [_split_charts(run, split, scored.get(split.name), notes, pngs) for split in with_table]
     learning = _learning(run, notes)
+    rows = scored[run.main.name].rows if run.main.name in scored else None
     page = _page(run, {"splits": sections, "learning": learning, "notes": notes, **_mistakes(run, notes),
-                       "of_names": tables.of_names(run, scored[run.main.name].rows if run.main.name in scored else None)})
+                       "of_names": tables.of_names(run, rows)})
     write_whole(run.folder / PAGE, NOT_XML.sub("\ufffd", page))
     size = (run.folder / PAGE).stat().st_size / 1e6
-    return [f"report     {run.folder / PAGE} ({size:.1f} MB, {time.monotonic() - began:.1f} s)"
-            + (f"; also as images: {', '.join(pngs)}" if pngs else ""), *(f"report: {note}" for note in notes)]
+    line = f"report     {run.folder / PAGE} ({size:.1f} MB, {time.monotonic() - began:.1f} s)"
+    line += f"; also as images: {', '.join(pngs)}" if pngs else ""
+    return [line, *(f"report: {note}" for note in notes)]
 
 
-# ---- charts ---------------------------------------------------------------------------------------------------------
+# ---- charts ------------------------------------------------------------------------------------------------
 
 def _scored(run: Run, split: Split) -> Scored:
     outputs = Outputs.of(split.table, run.names)
     temperature = split.entries.get("temperature", {}).get("value")
-    curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, run.names, temperature)
+    curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, run.names,
+                       temperature)
     counts = count_confusions(outputs.true, outputs.predicted, len(run.names))
-    return Scored(split.name, f"{run.title}, {split.name}, {split.images:,} images", run.names, curves, counts,
+    heading = f"{run.title}, {split.name}, {split.images:,} images"
+    return Scored(split.name, heading, run.names, curves, counts,
                   class_metrics(outputs, run.names, split.entries), split.entries)
 
 
-def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str], pngs: list[str]) -> dict[str, object]:
+def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str],
+                  pngs: list[str]) -> dict[str, object]:
     """A split's section: its panels in order, and of many classes the pairs that are confused most.
 
-    PNG files are drawn where they lack or are older than the predictions, and of a classification's main split always.
+    PNG files are drawn where they lack or are older than the predictions, and of a classification's main
+    split always.
     """
     table, names = run.folder / f"predictions_{split.name}.csv", run.names
     if scored is None:
-        drawn = [bland_altman.agreement(split.name, split.table, names, number) for number in range(len(names))]
-        notes += [f"{target}: no true value is known in {split.name}" for target, chart in zip(names, drawn, strict=True)
-                  if chart is None]
+        drawn = [bland_altman.agreement(split.name, split.table, names, number)
+                 for number in range(len(names))]
+        notes += [f"{target}: no true value is known in {split.name}"
+                  for target, chart in zip(names, drawn, strict=True) if chart is None]
         for chart, file in zip(drawn, bland_altman.agreement_files(split.name, names), strict=True):
             _save(chart, run.folder / file, table, notes)
-        return {"name": split.name, "panels": [panel for chart in drawn if chart for panel in chart.panels], "confusions": None}
-    panels: list[Panel] = []
-    for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability, class_charts.scores):
+        panels = [panel for chart in drawn if chart for panel in chart.panels]
+        return {"name": split.name, "panels": panels, "confusions": None}
+    panels = []
+    for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
+                 class_charts.scores):
         chart, file = draw(scored), f"{draw.__name__}_{split.name}.png"
         if _save(chart, run.folder / file if split is run.main else None, None, notes):
             panels += chart.panels
@@ -87,11 +97,14 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
     pairs = [(names[true], names[said], f"{scored.counts[true, said]:,} of {scored.counts[true].sum():,}")
              for true, said in class_charts.commonest_confusions(scored.counts)]
     has_pairs = len(names) > class_charts.MAX_CLASSES_WITH_SHARES
-    return {"name": split.name, "panels": panels, "has_matrix": is_shown, "confusions": pairs if has_pairs else None}
+    return {"name": split.name, "panels": panels, "has_matrix": is_shown,
+            "confusions": pairs if has_pairs else None}
 
 
-def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: list[str], is_shown: bool = True) -> bool:
-    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> whether there is one."""
+def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: list[str],
+          is_shown: bool = True) -> bool:
+    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> whether
+    there is one."""
     if chart is None:
         return False
     if is_shown:
@@ -102,18 +115,19 @@ def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: lis
 
 
 def _learning(run: Run, notes: list[str]) -> list[Panel]:
-    """The learning curves of the metrics whose row of the table has a place for one; log.txt has more, which say nearly the
-    same."""
+    """The learning curves of the metrics whose row of the table has a place for one; log.txt has more, which
+    say nearly the same."""
     def is_shown(key: str) -> bool:
         name = key.removeprefix("train_").removeprefix("val_")
         return key in ("epoch", LEARNING_RATE) or (name in BY_NAME and BY_NAME[name].curve is not None)
 
-    chart = learning_curves([{key: value for key, value in row.items() if is_shown(key)} for row in run.log], run.best_epoch)
-    _save(chart, run.folder / "learning_curves.png" if len(run.log) > 1 else None, run.folder / "log.txt", notes)
+    rows = [{key: value for key, value in row.items() if is_shown(key)} for row in run.log]
+    chart, png = learning_curves(rows, run.best_epoch), run.folder / "learning_curves.png"
+    _save(chart, png if len(rows) > 1 else None, run.folder / "log.txt", notes)
     return chart.panels if chart else []
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- words -------------------------------------------------------------------------------------------------
 
 def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
     """What the section of mistakes holds; nothing without a table."""
@@ -126,14 +140,17 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
     if run.kind == "classification":
         heading, lead = "Most confident mistakes", f"No image of {split.name} is predicted wrong."
         if total:
-            which = f"these {len(found)} with the highest probability" if total > len(found) else "most confident first"
+            which = "most confident first"
+            if total > len(found):
+                which = f"these {len(found)} with the highest probability"
             lead = f"{total:,} of {split.images:,} images of {split.name} are predicted wrong; {which}."
     else:
         heading = "Largest errors"
         worst = " (the worst target of each)" if len(run.names) > 1 else ""
-        lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of the true "
-                f"values{worst}.")
-    return {"mistakes": [_item(run, split, mistake) for mistake in found], "has_maps": has_maps, "mistakes_heading": heading,
+        lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of "
+                f"the true values{worst}.")
+    items = [_item(run, split, mistake) for mistake in found]
+    return {"mistakes": items, "has_maps": has_maps, "mistakes_heading": heading,
             "mistakes_lead": lead + (" On the right, where the model looked." if has_maps else "")}
 
 
@@ -147,18 +164,22 @@ def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
         answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")
                    for target, said, true in pairs]
-    return {"file": mistake.path.replace("\\", "/").rsplit("/", 1)[-1], "mistake": mistake, "answers": answers}
+    file = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
+    return {"file": file, "mistake": mistake, "answers": answers}
 
 
 def _again(run: Run) -> dict[str, object]:
     """The commands that repeat the run, and what is unknown of it."""
     commit, processes = str(run.facts.get("commit") or ""), run.facts.get("processes")
-    again = {"commit": commit.removesuffix("+"), "is_changed": commit.endswith("+"), "report": report_command(run.folder)}
+    again = {"commit": commit.removesuffix("+"), "is_changed": commit.endswith("+"),
+             "report": report_command(run.folder)}
     if run.options:
         checkpoint = run.folder / "checkpoint-best.pth"
         again["train"], again["unknown"] = training_command(run.kind, run.options,
                                                             processes if isinstance(processes, int) else 1)
-        again["evaluate"] = evaluation_command(run.kind, run.options, checkpoint) if checkpoint.exists() else ""
+        again["evaluate"] = ""
+        if checkpoint.exists():
+            again["evaluate"] = evaluation_command(run.kind, run.options, checkpoint)
     return again
 
 
@@ -171,10 +192,11 @@ def _page(run: Run, parts: dict[str, object]) -> str:
     sections += [("learning", "Learning curves")] if parts["learning"] else []
     sections += [("data", "Data"), ("run", "What was run"), ("intervals", "How the intervals were made"),
                  ("again", "How to repeat it")]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                              undefined=StrictUndefined)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
     return environment.get_template(PAGE).render(
         parts, run=run, sections=sections, warnings=warnings, subtitle=words.subtitle(run), tables=tables,
-        only_notes=[text for text, _ in warnings] == [words.NOTES], data=words.data_table(run), facts=words.facts_of(run),
+        only_notes=[text for text, _ in warnings] == [words.NOTES],
+        data=words.data_table(run), facts=words.facts_of(run),
         data_source=run.options.get("csv_file") or run.options.get("data_path"), again=_again(run),
         made=time.strftime("%Y-%m-%d %H:%M"))
