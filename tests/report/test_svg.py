@@ -171,7 +171,7 @@ def test_no_name_is_broken_inside_a_word(names):
     """A line of a label is made of whole words; what is shortened says so."""
     for chart in all_charts(names)[-2 if len(names) > 2 else -1:]:
         words = {word for name in names for word in re.split(r"(?<=[_-])|\s+", name)}
-        words |= set("Predicted True class (images) Probability given to the".split())
+        words |= {"Predicted", "True", "class", "(images)", "Probability", "given", "to", "the"}
         for text in texts(chart.panels[0].svg):
             for word in re.split(r"(?<=[_-])|\s+", text):
                 whole = not re.search("[a-zA-Z]", word) or "…" in word or word in words

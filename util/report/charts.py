@@ -273,7 +273,7 @@ def _words(chart: Chart) -> tuple[list, Box]:
     for line in textwrap.wrap(small.replace(" %", "\u00a0%"), int((right - left) / (0.56 * 8 / 72))):
         bottom -= 0.17
         write(left + 0.1, bottom, line, 8, MUTED)
-    return added, (left - 0.05, bottom - 0.12, right + 0.05, top)
+    return added, (left - 0.05, bottom - 0.12, right + 0.05, top + 0.1)
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike, box: Box | str = "tight",

@@ -9,21 +9,7 @@ import pandas as pd
 from util.metrics.bootstrap import wilson_interval
 from util.metrics.curves import Curves
 from util.report import charts
-from util.report.charts import (
-    GRID,
-    HEIGHT,
-    INK,
-    MUTED,
-    SERIES,
-    SHARES,
-    WIDTH,
-    Chart,
-    Panel,
-    axes_in,
-    em,
-    own_style,
-    wrapped,
-)
+from util.report.charts import HEIGHT, INK, MUTED, SERIES, SHARES, WIDTH, Chart, Panel, axes_in, own_style
 from util.report.fonts import MAX_NAME, shown_names
 from util.report.metric_tables import with_interval
 
@@ -154,8 +140,8 @@ def reliability(scored: Scored) -> Chart:
     small += "; numbers: expected calibration error" if legend[0][2] else ""
     said = "; ".join(f"{errors[name]} {text}" for name, text in texts.items())
     said = (f"Share of the images of {scored.split} that are what was predicted, against the predicted "
-            f"probability, in {bins} bins. {said}. Images in each bin, from the lowest probability to the highest: "
-            f"{', '.join(map(str, counts.tolist()))}.")
+            f"probability, in {bins} bins. {said}. Images in each bin, from the lowest probability to the "
+            f"highest: {', '.join(map(str, counts.tolist()))}.")
     panel = Panel(f"reliability-{scored.split}", "Reliability diagram", said, (0, 0, WIDTH, HEIGHT + lower),
                   [axes, below], small, [*legend, ("plain", "perfect calibration", "")])
     return Chart(figure, [panel], scored.heading, scored.names)
@@ -173,6 +159,7 @@ def scores(scored: Scored) -> Chart:
     axes = axes_in(figure, FRAME, (0, 1), (0, 1.05 * max(map(np.max, tops)) or 1),
                    (scored.of_what, "Share of the true class" if is_event else "Images"))
     axes.set_xticks(SHARES)
+    axes.locator_params(axis="y", nbins=6)
     for place, (name, counts) in enumerate(found):
         filled = np.flatnonzero(counts)
         hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} images" for k in filled]
@@ -197,8 +184,8 @@ def spread_of_classes(scored: Scored) -> Chart | None:
         return None
     is_dense = len(rows) > MAX_CLASSES_WITH_SHARES
     labels = shown_names(names, most=MAX_NAME if is_dense else MAX_WRAPPED)
-    texts = [wrapped(labels[k], math.inf if is_dense else 15) for k in rows]
-    left = 0.15 + 11 / 72 * max(em(line) for lines in texts for line in lines)  # on a phone, texts are larger
+    texts = [charts.wrapped(labels[k], math.inf if is_dense else 15) for k in rows]
+    left = 0.15 + 11 / 72 * max(charts.em(line) for lines in texts for line in lines)  # larger on a phone
     width, height = max(WIDTH, left + 2.5), 0.6 + (0.22 if is_dense else 0.46) * len(rows)
     figure = charts.empty_figure(width, height)
     axes = axes_in(figure, (left, 0.5, width - 0.14, height - 0.06), (0, 1), (len(rows), 0),
@@ -245,14 +232,15 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
     if is_dense:
         digits = len(str(counts.max()))
         cell = max(12 / num_classes, 0.02) if is_bare else max(0.2, (0.62 * digits * size + 5) / 72)
-    rows = [wrapped(f"{name} ({images:,})", math.inf if is_dense else 13)
+    rows = [charts.wrapped(f"{name} ({images:,})", math.inf if is_dense else 13)
             for name, images in zip(labels, counts.sum(axis=1), strict=True)]
     columns, turn = _column_labels(labels, shown_names(names), cell * 72 / size)
-    longest = max(em(line) for lines in columns for line in lines) * size / 72
+    longest = max(charts.em(line) for lines in columns for line in lines) * size / 72
     deepest = max(map(len, columns)) * size / 63
     head = {0: deepest, 40: longest * math.sin(SLANT) + deepest * math.cos(SLANT), 90: longest}[turn] + 0.12
     beyond = 0.75 if is_dense else longest * math.cos(SLANT) - 0.4 * cell if turn == 40 else 0
-    left, side = 0.5 + size / 72 * max(em(line) for lines in rows for line in lines), cell * num_classes
+    left = 0.5 + size / 72 * max(charts.em(line) for lines in rows for line in lines)
+    side = cell * num_classes
     width, height = left + side + max(beyond, 0.1), head + side + 0.45
     figure = charts.empty_figure(width, height)
     axes = axes_in(figure, (left, 0.1, left + side, 0.1 + side), (0, num_classes), (num_classes, 0))
@@ -288,12 +276,12 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
 def _column_labels(labels: list[str], short: list[str], width: float) -> tuple[list[list[str]], int]:
     """Labels for columns `width` em wide, in lines: lying where no word is too wide, else turned, by how many
     degrees."""
-    lying = [wrapped(label, width - 0.4) for label in labels]
-    if max(em(line) for lines in lying for line in lines) <= width and max(map(len, lying)) <= 4:
+    lying = [charts.wrapped(label, width - 0.4) for label in labels]
+    if max(charts.em(line) for lines in lying for line in lines) <= width and max(map(len, lying)) <= 4:
         return lying, 0
     if len(labels) > MAX_CLASSES_WITH_SHARES:
         return [[label] for label in short], 90
-    turned = [[wrapped(label, most) for most in (16, 20, 25, math.inf)] for label in short]
+    turned = [[charts.wrapped(label, most) for most in (16, 20, 25, math.inf)] for label in short]
     return [next(lines for lines in forms if len(lines) <= 2) for forms in turned], 40  # more would overlap
 
 
@@ -308,7 +296,9 @@ def _draw_cells(axes: "charts.Axes", counts: np.ndarray, size: float) -> None:
     for shade in np.unique(shades[shades != 0]):
         places = np.argwhere(shades == shade)[:, ::-1]
         squares = [Path(square.vertices + place, square.codes) for place in places]
-        look = {"facecolor": GRID} if shade < 0 else {"facecolor": SERIES[0], "alpha": CELL_ALPHA * shade}
+        look = {"facecolor": charts.GRID, "alpha": 1}
+        if shade > 0:
+            look = {"facecolor": SERIES[0], "alpha": CELL_ALPHA * shade}
         axes.add_artist(PathPatch(Path.make_compound_path(*squares), linewidth=0, **look))
     if not is_bare:
         for draw in (axes.hlines, axes.vlines):
