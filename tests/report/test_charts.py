@@ -74,8 +74,9 @@ def test_text_stands_out_from_every_shade_of_a_cell(is_dark):
     for hits in range(0, 101):
         chart = class_charts.confusion_matrix("test", np.array([[hits, 100 - hits], [0, 1]]), ["a", "b"])
         axes = chart.figure.axes[0]
-        (text,) = [text for text in axes.texts if text.get_position() == (0.5, 0.5)]
-        ink = variable(charts.VARIABLES[text.get_color()])
+        count, share = [text for text in axes.texts if text.get_position() == (0.5, 0.5)]
+        assert count.get_color() == share.get_color()
+        ink = variable(charts.VARIABLES[count.get_color()])
         alpha = class_charts.CELL_ALPHA * hits / 100
         ground = variable("--s0") * alpha + variable("--panel") * (1 - alpha)
         darker, lighter = sorted([luminance(ground), luminance(ink)])

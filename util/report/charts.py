@@ -10,6 +10,7 @@ objects, without pyplot (no window), and in matplotlib's default style whatever 
 
 import contextlib
 import io
+import math
 import os
 import re
 import textwrap
@@ -154,6 +155,17 @@ def bars(axes: "Axes", middles: np.ndarray, ends: np.ndarray, width: float, look
 def equality(axes: "Axes", low: float = 0, high: float = 1) -> None:
     """The broken line where both axes are equal."""
     axes.plot((low, high), (low, high), color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+
+
+def write_lines(axes: "Axes", place: tuple[float, float], lines: list[str], size: float, **how: object) -> None:
+    """A text of several lines at a place of the axes, each a text of its own: so the page's font can't misalign them."""
+    from matplotlib.transforms import ScaledTranslation
+
+    angle, last = math.radians(how.get("rotation", 0)), len(lines) - 1
+    for number, line in enumerate(lines):
+        up = 1.2 * size / 72 * (last - number if how["va"] == "bottom" else last / 2 - number)
+        shift = ScaledTranslation(-math.sin(angle) * up, math.cos(angle) * up, axes.figure.dpi_scale_trans)
+        axes.text(*place, line, transform=axes.transData + shift, fontsize=size, parse_math=False, **how)
 
 
 def wrapped(name: str, width: float) -> list[str]:

@@ -200,8 +200,8 @@ def spread_of_classes(scored: Scored) -> Chart | None:
         for box, (_, k), begin, end in zip(boxes, found, low, high, strict=True):
             box.set_gid(charts.hint(f"{names[k]}: half of the images between {begin:.2f} and {end:.2f}"))
     for place, lines in enumerate(texts):
-        axes.text(-0.07 / (width - 0.14 - left), place + 0.5, "\n".join(lines), color=MUTED, fontsize=9,
-                  ha="right", va="center", linespacing=1.2, parse_math=False)
+        charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED, ha="right",
+                           va="center")
     axes.set(xticks=SHARES, yticks=[])
     own, others = groups
     said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own images"
@@ -247,12 +247,12 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
     axes.set(xticks=[], yticks=[])  # a tick costs more time than a text
     axes.spines[:].set(visible=True, zorder=4)
     _draw_cells(axes, counts, size)
-    how, gap = {"color": INK, "fontsize": size, "parse_math": False, "linespacing": 1.1}, 0.06 / cell
+    gap = 0.06 / cell
     for k in range(0, num_classes, max(1, math.ceil(size / 72 / cell))):  # of hundreds, only some are named
-        axes.text(k + (0.4 if turn == 40 else 0.5), -gap, "\n".join(columns[k]), rotation=turn, va="bottom",
-                  ha="left" if turn == 40 else "center",
-                  rotation_mode="anchor" if turn == 40 else "default", **how)
-        axes.text(-gap, k + 0.5, "\n".join(rows[k]), ha="right", va="center", **how)
+        charts.write_lines(axes, (k + (0.4 if turn == 40 else 0.5), -gap), columns[k], size, color=INK,
+                           rotation=turn, va="bottom", ha="left" if turn == 40 else "center",
+                           rotation_mode="anchor" if turn == 40 else "default")
+        charts.write_lines(axes, (-gap, k + 0.5), rows[k], size, color=INK, ha="right", va="center")
     how = {"color": MUTED, "fontsize": size}
     figure.text(left / width, 1 - 0.2 / height, "Predicted class", **how)
     figure.text(0.08 / width, (0.1 + side) / height, "True class (images)", rotation=90, va="top", **how)
@@ -307,8 +307,8 @@ def _draw_cells(axes: "charts.Axes", counts: np.ndarray, size: float) -> None:
         if texts[row][column]:
             ink = charts.MIDDLE_INK if share >= BRIGHT_FROM else charts.CELL_INK
             ink = charts.STRONG_INK if share >= DARK_FROM else ink
-            axes.text(column + 0.5, row + 0.5, texts[row][column], ha="center", va="center", color=ink,
-                      fontsize=size, linespacing=1.25)
+            charts.write_lines(axes, (column + 0.5, row + 0.5), texts[row][column].split("\n"), size,
+                               ha="center", va="center", color=ink)
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
