@@ -30,7 +30,8 @@ from util.core.run_files import (
     write_whole,
 )
 from util.core.tensorboard import ScalarFile
-from util.report.charts import learning_curves_figure
+from util.report.charts import save_png
+from util.report.learning_curves import learning_curves
 
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
         "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
@@ -203,7 +204,7 @@ class RunFolder:
         rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
         if len(rows) > 1:
             with self.writing(self.file("learning_curves.png")) as path:
-                return learning_curves_figure(rows, path, best_epoch=best_epoch)
+                return save_png(learning_curves(rows, best_epoch), path)
         return []
 
     def write_run(self, facts: dict, resumed_at: int | None = None) -> None:

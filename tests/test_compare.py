@@ -91,7 +91,8 @@ def test_groups_of_seeds(start, tmp_path):
 
 def test_the_picture_says_the_joint_test(start, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(comparison_chart, "save_figure", lambda figure, path: drawn.append(figure.texts[0].get_text()) or [])
+    monkeypatch.setattr(comparison_chart, "save_figure",
+                        lambda figure, path, names: drawn.append(figure.texts[0].get_text()) or [])
     for number in range(3):
         make(tmp_path / f"m{number}", 1.0 + number / 9, epochs=10 + number)
     start("m0", "m1", "m2", "--metric", "roc_auc", "f1")

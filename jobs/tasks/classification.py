@@ -31,7 +31,8 @@ from util.model.feature_kinds import put_wide_head
 from util.options.adaptation import POOLED
 from util.options.parsing import Parsed
 from util.report import terminal
-from util.report.charts import confusion_matrix_figure
+from util.report.charts import save_png
+from util.report.class_charts import confusion_matrix
 from util.weights.fitting import Fit, WeightFile, put_in
 
 
@@ -203,8 +204,8 @@ class Classification(Task):
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
-        return confusion_matrix_figure(predictions, self.class_names, folder.file(self.pictures(split)),
-                                       f"{split}, {len(predictions):,} images")
+        chart = confusion_matrix(split, predictions, self.class_names, f"{split}, {len(predictions):,} images")
+        return save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:
         return f"confusion_matrix_{split}.png"

@@ -28,7 +28,8 @@ from util.metrics.target_scale import TargetScale
 from util.model.regression_head import RegressionHead
 from util.options.parsing import Parsed
 from util.report import terminal
-from util.report.bland_altman import agreement_figures, agreement_files
+from util.report.bland_altman import agreement, agreement_files
+from util.report.charts import save_png
 from util.weights.fitting import Fit, WeightFile, put_in
 
 
@@ -161,7 +162,12 @@ class Regression(Task):
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
-        return agreement_figures(predictions, list(self.scale.names), folder.path, split)
+        names, notes = list(self.scale.names), []
+        for number, file in enumerate(agreement_files(split, names)):
+            chart = agreement(split, predictions, names, number)
+            notes += (save_png(chart, folder.file(file)) if chart is not None else
+                      [f"{names[number]}: no known values in {split}, so no chart"])
+        return notes
 
     def pictures(self, split: str) -> str:
         files = agreement_files(split, list(self.scale.names))

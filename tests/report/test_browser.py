@@ -1,4 +1,4 @@
-"""report.html in a real browser: a quiet console, every picture there, no sideways scroll, nothing asked of a network."""
+"""report.html in a real browser: a quiet console, every image there, no sideways scroll, nothing asked of a network."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from PIL import Image
 from tests.chromium import Browser, find_chromium
 from tests.conftest import not_installed
 from tests.run_folders import HOSTILE, classification_run, regression_run
-from util.report import png_charts
+from util.report import charts
 from util.report.page import write_report
 
 PHONE, DESKTOP = 360, 1280
@@ -31,8 +31,7 @@ def browser(tmp_path_factory):
 def reports(tmp_path_factory):
     """{name: report.html} of fabricated runs."""
     folder, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
-    patch.setattr(png_charts, "classification_pictures", lambda *words: [])
-    patch.setattr(png_charts, "other_pictures", lambda run: [])
+    patch.setattr(charts, "save_png", lambda *words: [])
     long = [f"{k}. a rather long name of a retinal disease" for k in range(39)]
     runs = [classification_run(folder / "two", ["healthy", "x" * 70]), classification_run(folder / "five", HOSTILE),
             classification_run(folder / "many", long, number=160),
@@ -76,13 +75,14 @@ def test_the_page_does_not_scroll_sideways(browser, reports, name, width):
     assert browser.ask(out) == []
 
 
-def test_text_of_the_charts_can_be_read_on_a_phone(browser, reports):
-    browser.open(reports["five"], PHONE)
+@pytest.mark.parametrize("name", NAMES)
+def test_text_of_the_charts_can_be_read_on_a_phone(browser, reports, name):
+    browser.open(reports[name], PHONE)
     heights = browser.ask("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
     assert len(heights) > 50 and min(heights) >= 9
     texts = ("[...document.querySelectorAll('svg')].filter(s => [...s.querySelectorAll('text')].some(t => { const a = "
              "t.getBoundingClientRect(), b = s.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 "
-             "|| a.bottom > b.bottom + 1 })).map(s => s.querySelector('title').textContent)")
+             "|| a.bottom > b.bottom + 1 || a.top < b.top - 1 })).map(s => s.querySelector('title').textContent)")
     assert browser.ask(texts) == []  # no label is cut off
 
 
@@ -98,11 +98,19 @@ def test_text_stands_out_from_its_ground(browser, reports, dark):
             const colour = number(getComputedStyle(element).backgroundColor);
             return colour.length === 4 && colour[3] === 0 ? ground(element.parentElement)
                 : over(colour, ground(element.parentElement)); };
+        const below = text => { const panel = ground(text.closest('figure'));  // a cell of the matrix, or the figure
+            if (!text.closest('.matrix')) return panel;
+            const box = text.getBBox(), middle = new DOMPoint(box.x + box.width / 2, box.y + box.height / 2);
+            const cell = [...text.closest('svg').querySelectorAll('path')].find(path => getComputedStyle(path).fill !== 'none'
+                && path.isPointInFill(middle.matrixTransform(text.getCTM()).matrixTransform(path.getCTM().inverse())));
+            if (!cell) return panel;
+            const style = getComputedStyle(cell);
+            return over([...number(style.fill), parseFloat(style.opacity) * parseFloat(style.fillOpacity)], panel); };
         const own = element => [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
         return [...document.querySelectorAll('main *')].filter(e => own(e) && e.getClientRects().length
                 && !['title', 'desc'].includes(e.tagName)).map(e => {
             const style = getComputedStyle(e), svg = e instanceof SVGElement;
-            return {ink: number(svg ? style.fill : style.color), ground: ground(svg ? e.closest('figure') : e),
+            return {ink: number(svg ? style.fill : style.color), ground: svg ? below(e) : ground(e),
                     text: e.textContent.slice(0, 40), size: parseFloat(style.fontSize)}; }); })()""")
 
     def luminance(colour):
@@ -114,6 +122,8 @@ def test_text_stands_out_from_its_ground(browser, reports, dark):
     assert len(contrasts) > 300
     assert [(round(float(value), 2), part["text"]) for value, part in contrasts if value < 4.5] == []
     body = browser.ask("getComputedStyle(document.body).backgroundColor")
+    cells = {tuple(part["ground"]) for _, part in contrasts if "%" in part["text"]}
+    assert len(cells) > 8, "texts were looked at on the colours of their cells"
     assert bool(luminance([float(c) for c in re.findall(r"[\d.]+", body)]) < 0.05) is dark
 
 
@@ -129,7 +139,7 @@ def test_print_is_light_and_keeps_charts_whole(browser, reports, tmp_path, name)
 
 
 def test_a_broken_page_is_noticed(browser, tmp_path):
-    """What the checks above rely on: they see a missing picture, a request, an error and a table that is too wide."""
+    """What the checks above rely on: they see a missing image, a request, an error and a table that is too wide."""
     page = tmp_path / "broken.html"
     page.write_text('<meta name="viewport" content="width=device-width"><img src="gone.jpg"><div style="width:900px">x</div>'
                     "<script>console.error('x'); missing()</script>")

@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.conftest import not_installed, write_pictures
 from util.metrics.curves import curves_of
-from util.report import charts, fundus_sheet, png_charts
+from util.report import charts, class_charts, fundus_sheet
 from util.report import fonts as chart_fonts
-from util.report.bland_altman import agreement_figures
+from util.report.bland_altman import agreement
+from util.report.learning_curves import learning_curves
 from util.study.comparison_chart import forest_figure
 
 NAMES = ["正常眼底", "糖尿病视网膜病变"]
@@ -72,18 +73,25 @@ def made_font(file: Path, family: str, marks: str) -> Path:
 def draw_all(folder: Path) -> list[str]:
     """Every chart of the program that has a user's words in it -> the lines for the user."""
     rng = np.random.default_rng(0)
-    lines = charts.confusion_matrix_figure(np.array([[9, 3], [5, 7]]), NAMES, folder / "confusion.png", "测试")
-    lines += charts.learning_curves_figure(ROWS, folder / "curves.png", "任务一")
+    counts = np.array([[9, 3], [5, 7]])
+    drawn = [class_charts.confusion_matrix("test", counts, NAMES, "测试"), learning_curves(ROWS, heading="任务一")]
     true = np.arange(40) % 2
     logits = np.stack([np.zeros(40), true + rng.normal(size=40)], axis=1)
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     curves = curves_of(true, chances.argmax(axis=1), chances, logits, NAMES, 1.3)
     entry = {"value": 0.8, "lower": 0.7, "upper": 0.9}
-    run = SimpleNamespace(names=NAMES, title="任务一", folder=folder)
-    lines += png_charts.classification_pictures(run, SimpleNamespace(name="test", images=40), curves, [
-        {"roc_auc": entry, "average_precision": entry}] * 2, {0: "s0", 1: "s1"})
+    scored = class_charts.Scored("test", "任务一, test, 40 images", NAMES, curves, counts,
+                                 [{"roc_auc": entry, "average_precision": entry}] * 2, {})
+    drawn += [draw(scored) for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
+                                        class_charts.scores)]
     table = pd.DataFrame({f"{kind}_{target}": rng.normal(size=9) for kind in ("true", "pred") for target in ("血糖", "年龄")})
-    lines += agreement_figures(table, ["血糖", "年龄"], folder, "test")
+    drawn += [agreement("test", table, ["血糖", "年龄"], number) for number in (0, 1)]
+    lines = []
+    for number, chart in enumerate(drawn):
+        charts.draw_svgs(chart)
+        assert all("?" not in panel.svg for panel in chart.panels), "a browser has other fonts"
+        lines += charts.save_png(chart, folder / f"chart_{number}.png")
+    assert NAMES[1] in drawn[0].panels[0].svg and NAMES[1] in drawn[2].panels[0].svg
     files = [folder / "左眼.png", folder / "b.png"]
     for file in files:
         Image.new("RGB", (60, 60), "grey").save(file)
@@ -93,15 +101,16 @@ def draw_all(folder: Path) -> list[str]:
 
 
 def texts_of(monkeypatch):
-    """Every text of the figures that are drawn from here on."""
+    """{text: families} of every PNG that is drawn from here on."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    seen, savefig = [], Figure.savefig
+    seen, savefig = {}, Figure.savefig
 
     def save(figure, *words, **options):
         savefig(figure, *words, **options)
-        seen.extend(text for text in figure.findobj(Text) if text.get_text())
+        if options["format"] == "png":
+            seen.update({text.get_text(): text.get_family() for text in figure.findobj(Text) if text.get_text()})
 
     monkeypatch.setattr(Figure, "savefig", save)
     return seen
@@ -111,10 +120,9 @@ def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(t
     texts = texts_of(monkeypatch)
     lines = draw_all(tmp_path)
     assert len(lines) == 1 and "class 0 is '正常眼底'" in lines[0] and "apt-get install fonts-noto-cjk" in lines[0]
-    drawn = {text.get_text() for text in texts}
-    assert {"class 0", "class 0  (12)", "class 1  0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_??   0.2222",
-            "target 1, test (9 images)"} <= drawn, drawn
-    assert not set("".join(drawn)) & set("".join(NAMES) + "血糖年龄任务一测试")
+    assert {"class 0", "class 0 (12)", "class 1", "0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_?? 0.222",
+            "target 1, test (9 images)", "???, test, 40 images"} <= set(texts), texts
+    assert not set("".join(texts)) & set("".join(NAMES) + "血糖年龄任务一测试")
     assert draw_all(tmp_path) == [], "once a run"
     assert capfd.readouterr().err == ""
 
@@ -123,12 +131,11 @@ def test_with_a_font_every_chart_has_the_names(tmp_path, no_other_font, monkeypa
     font_manager.fontManager.addfont(made_font(tmp_path / "own.ttf", "Own Chinese", "".join(NAMES) + "血糖年龄任务一测试左眼"))
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
-    drawn = {text.get_text() for text in texts}
-    assert {NAMES[0], f"{NAMES[0]}  (12)", f"{NAMES[1]}  0.800 (0.700 to 0.900)", f"Probability of {NAMES[1]}", "测试",
-            "任务一", "任务一, test, 40 images", "mae_血糖   0.2222"} <= drawn, drawn
-    for text in texts:
-        if not text.get_text().isascii() and set(text.get_text()) & set("".join(NAMES)):
-            assert text.get_family() == [chart_fonts.DEFAULT_FONT, "Own Chinese"]
+    assert {NAMES[0], f"{NAMES[0]} (12)", NAMES[1], f"Probability of {NAMES[1]}", "测试", "任务一",
+            "任务一, test, 40 images", "mae_血糖 0.222"} <= set(texts), texts
+    for text, families in texts.items():
+        if set(text) & set("".join(NAMES)):
+            assert families == [chart_fonts.DEFAULT_FONT, "Own Chinese"]
 
 
 def test_an_installed_chinese_font_draws_them(tmp_path, monkeypatch):
@@ -137,7 +144,7 @@ def test_an_installed_chinese_font_draws_them(tmp_path, monkeypatch):
         not_installed("fonts-wqy-microhei")
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
-    assert NAMES[0] in {text.get_text() for text in texts}
+    assert NAMES[0] in texts
     assert fonts[1] in chart_fonts.PREFERRED_FONTS or not set(chart_fonts.PREFERRED_FONTS) & set(chart_fonts._installed())
 
 
@@ -160,8 +167,8 @@ def test_a_comparison_has_the_names_of_groups_and_metrics(tmp_path, no_other_fon
     texts = texts_of(monkeypatch)
     lines = forest_figure(comparison, tmp_path / "comparison.png")
     assert len(lines) == 1 and "group 0 is '正常眼底'" in lines[0]
-    assert {"group 0", "group 1"} <= {text.get_text() for text in texts}
-    assert any(text.get_text().startswith("mae_??") for text in texts)
+    assert {"group 0", "group 1"} <= set(texts)
+    assert any(text.startswith("mae_??") for text in texts)
 
 
 def test_fonts_are_looked_for_only_where_one_is_missing(no_other_font, monkeypatch):
@@ -199,10 +206,22 @@ def test_a_font_installed_after_matplotlib_listed_them_is_found(tmp_path, no_oth
     chart_fonts.add_new_fonts.cache_clear()
 
 
-def test_labels_are_whole_unless_no_font_has_them_or_they_are_long():
-    names = ["no DR", "\U0003fffd", "", "x" * 99, "two\nlines"]
-    labels, texts, notes = chart_fonts.drawable(names, ["a \U0003fffd"])
-    assert labels == ["no DR", "class 1", "class 2", "x" * 21 + "…" + "x" * 12, "two lines"]
-    assert texts == ["a ?"] and len(notes) == 1
+def test_names_are_whole_unless_they_are_long():
+    names = ["no DR", "", "x" * 99, "two\nlines", "a rather long name of a disease of the retina",
+             "central serous chorioretinopathy, left"]
+    assert chart_fonts.shown_names(names) == ["no DR", "class 1", "x" * 21 + "…" + "x" * 12, "two lines",
+                                              "a rather long name of a…retina", "central serous…left"]
     twins = ["x" * 50 + "a" + "y" * 50, "x" * 50 + "b" + "y" * 50]
-    assert chart_fonts.drawable(twins, [])[0] == twins  # cut, they would read the same
+    assert chart_fonts.shown_names(twins) == twins  # cut, they would read the same
+
+
+def test_a_name_that_no_font_has_becomes_its_number_and_a_character_a_question_mark():
+    from matplotlib.figure import Figure
+
+    figure, lost = Figure(), "\U0003fffd"
+    shown = ["no DR", f"a {lost} b", f"a\n{lost} b (7)", f"of {lost}"]
+    for text in shown:
+        figure.text(0, 0, text)
+    (line,) = chart_fonts.fit_fonts(figure, ["no DR", f"a {lost} b"])
+    assert [text.get_text() for text in figure.texts] == ["no DR", "class 1", "class 1 (7)", "of ?"]
+    assert f"class 1 is {f'a {lost} b'!r}" in line

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.run_folders import HOSTILE, classification_run, regression_run
 from util.core.errors import InputError
-from util.report import png_charts
+from util.report import charts, page
 from util.report.__main__ import main as report_main
 from util.report.page import write_report
 from util.report.run_data import read_run, standardised_errors, worst_first
@@ -25,7 +26,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page's text, tags and pictures; AssertionError where a tag is not closed."""
+    """A page's text, tags and images; AssertionError where a tag is not closed."""
 
     def __init__(self, folder):
         super().__init__()
@@ -62,10 +63,9 @@ def drawing():
 
 @pytest.fixture(autouse=True)
 def no_drawing(request, monkeypatch):
-    """matplotlib's pictures take most of a report's time and are not what most of these tests look at."""
+    """The PNG files take half of a report's time and are not what most of these tests look at."""
     if "drawing" not in request.fixturenames:
-        monkeypatch.setattr(png_charts, "classification_pictures", lambda *words: [])
-        monkeypatch.setattr(png_charts, "other_pictures", lambda run: [])
+        monkeypatch.setattr(charts, "save_png", lambda *words: [])
 
 
 def page_of(folder):
@@ -102,9 +102,17 @@ def test_figures_stand_with_their_intervals(tmp_path):
         value = stored[name]["value"]
         assert f"{value:.3f}" in page.text and f"{value - 0.05:.3f} to {value + 0.05:.3f}" in page.text, name
     table = pd.read_csv(folder / "predictions_test.csv")
-    assert f"{(table.true_class == table.predicted_class).sum()} of {len(table)} on the diagonal" in page.text
+    right = (table.true_class == table.predicted_class).sum()
+    assert f"{right} of {len(table)} images on the diagonal" in page.text
+    svg = re.search(r'<svg [^>]*"confusion-test.*?</svg>', page.source, re.DOTALL)[0]
+    cells = re.findall(r">([^<>]+)</text>", svg)
+    for true in "abc":
+        for said in "abc":
+            count = ((table.true_class == true) & (table.predicted_class == said)).sum()
+            assert str(count) in cells and (f"{count} predicted {said}" in svg or not count)
+        assert f"{true} ({(table.true_class == true).sum()})" in cells and true in cells
     precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (table.predicted_class == "a").sum()
-    row = re.search(r'<th scope="row">a</th>(.*?)</tr>', page.source)[1]
+    row = re.search(r'<th scope="row">a</th>(.*?)</tr>', page.source, re.DOTALL)[1]
     assert f"{precision:.3f}" in row and "0.500<small>0.450 to 0.550" in row  # computed, and stored with an interval
 
 
@@ -133,11 +141,97 @@ def test_hostile_names_stay_text(tmp_path):
         assert html.unescape(name).replace("\n", " ") in page.text
     for part in ("<u>", "<kind>", "<blind>", "<q>.jpg", "<img src=x onerror=alert(1)>", "<p> and b"):
         assert part in page.text, part
+    assert "&amp;lt;" not in page.source and "&amp;amp;" not in page.source, "escaped once"
     assert {tag for tag, _ in page.tags} <= {
         "html", "head", "meta", "title", "link", "style", "body", "main", "header", "p", "h1", "h2", "h3", "nav", "a", "aside",
         "ul", "li", "section", "div", "i", "b", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "small",
         "figure", "figcaption", "svg", "desc", "path", "text", "rect", "span", "ol", "img", "dl", "dt", "dd", "pre", "code",
-        "footer"}
+        "footer", "g", "defs", "use", "clippath"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_template_escapes(tmp_path, name):
+    """A hostile text in every place of a run's files: it stands in the page as text, wherever it stands at all."""
+    marked = f"<s>{name}</s>"
+    folder = regression_run(tmp_path / "run", [marked, "b"], weights={"name": marked, "used": 1, "expected": 1, "text": marked})
+    facts = json.loads((folder / "run.json").read_text())
+    facts |= {"commit": f"{marked}+", "device": marked, "started": marked, "versions": {marked: marked}}
+    facts["data"] |= {"notes": [marked], "fingerprint": marked}
+    facts["options"] |= {"task": marked, "csv_file": marked, "unknown_option": marked, "model": marked, "adaptation": marked}
+    (folder / "run.json").write_text(json.dumps(facts))
+    stored = json.loads((folder / "metrics_test.json").read_text())
+    stored[marked] = {"value": 0.5, "lower": 0.4, "upper": 0.6, "method": marked, "resamples": 9, "seed": 1, "undefined": 2}
+    (folder / "metrics_test.json").write_text(json.dumps(stored))
+    page, _ = page_of(folder)
+    assert not {"s", "script"} & {tag for tag, _ in page.tags} and page.source.count("&lt;s&gt;") > 30
+    assert not re.search(r"&amp;(lt|gt|amp|quot|#3\d);", page.source), "nothing is escaped twice"
+
+
+def test_templates_lie_as_files_and_escape_by_themselves(tmp_path):
+    """Nothing but the SVG of a chart is taken as HTML, and no module writes tags."""
+    sources = {path: path.read_text() for path in page.TEMPLATES.glob("*.html")}
+    assert {path.name for path in sources} == {"report.html", "metrics.html", "mistakes.html", "parts.html"}
+    safe = [found for text in sources.values() for found in re.findall(r"{{[^}]*\| *safe[^}]*}}", text)]
+    assert set(safe) == {"{{ panel.svg | safe }}"} and not any("autoescape" in text for text in sources.values())
+    for module in page.TEMPLATES.parent.glob("*.py"):
+        assert not re.search(r"<(div|p|td|th|li|ul|h\d|span|table|small)\b|Markup", module.read_text()), module.name
+
+
+def test_one_drawing_feeds_the_page_and_the_png(tmp_path, drawing, monkeypatch):
+    """Each PNG is the figure whose SVG stands in the page, and no chart is drawn twice."""
+    from matplotlib.figure import Figure
+
+    saved, savefig = [], Figure.savefig
+
+    def save(figure, path, **how):
+        saved.append((figure, how["format"], str(path)))
+        savefig(figure, path, **how)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    for folder in (classification_run(tmp_path / "classes", ["a", "b", "c"]),
+                   regression_run(tmp_path / "numbers", ["age", "bmi"])):
+        saved.clear()
+        source = page_of(folder)[0].source
+        in_page = {id(figure) for figure, kind, _ in saved if kind == "svg"}
+        pngs = [figure for figure, kind, _ in saved if kind == "png"]
+        assert {id(figure) for figure in pngs} <= in_page
+        assert len(pngs) == len(set(map(id, pngs))) == len(list(folder.glob("*.png")))
+        assert sum(kind == "svg" for _, kind, _ in saved) == source.count("<svg ")
+    assert sorted(path.name for path in (tmp_path / "classes").glob("*.png")) == [
+        "confusion_matrix_test.png", "confusion_matrix_val.png", "learning_curves.png", "precision_recall_test.png",
+        "reliability_test.png", "roc_test.png", "scores_test.png"]
+    assert sorted(path.name for path in (tmp_path / "numbers").glob("*.png")) == [
+        *(f"agreement_{split}_{target}.png" for split in ("test", "val") for target in ("age", "bmi")), "learning_curves.png"]
+
+
+def test_charts_that_are_there_and_not_older_are_left_alone(tmp_path, drawing):
+    folder = classification_run(tmp_path / "run", ["a", "b"])
+    write_report(folder)
+    drawn = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    os.utime(folder / "predictions_val.csv", (2e9, 2e9))
+    write_report(folder)
+    again = {path.name for path in folder.glob("*.png") if path.stat().st_mtime_ns != drawn[path.name]}
+    assert again == {"roc_test.png", "precision_recall_test.png", "reliability_test.png", "scores_test.png",
+                     "confusion_matrix_val.png"}
+
+
+def test_the_same_folder_gives_the_same_page(tmp_path):
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"])
+    first, second = (re.sub("Made [0-9: -]+ from", "", page_of(folder)[0].source) for _ in range(2))
+    assert first == second
+
+
+def test_charts_take_their_colours_from_the_page(tmp_path):
+    """Every variable that a chart or the style sheet uses is set, and for dark mode anew."""
+    source = page_of(classification_run(tmp_path / "run", [f"c{k}" for k in range(14)]))[0].source
+    used = {name for svg in re.findall(r"<svg .*?</svg>", source, re.DOTALL) for name in re.findall(r"var\((--[\w-]+)", svg)}
+    light, dark = source[:source.index("prefers-color-scheme: dark")], source[source.index("prefers-color-scheme: dark"):]
+    assert {"--s0", "--s7", "--ink", "--muted", "--grid", "--cell-ink"} < used - {"--text"} <= set(charts.VARIABLES.values())
+    for name in charts.VARIABLES.values():
+        assert re.search(rf"{name}: #", light) and re.search(rf"{name}: #", dark[:dark.index("* {")]), name
+    for colour, name in charts.VARIABLES.items():
+        if "-ink" not in name and name != "--panel":
+            assert f"{name}: {colour}" in light, "the PNG has the colours of the light page"
 
 
 # ---- warnings -------------------------------------------------------------------------------------------------------
@@ -159,13 +253,13 @@ def test_warnings_stand_at_the_top(tmp_path):
     stored["kappa"]["undefined"] = 12
     (folder / "metrics_test.json").write_text(json.dumps(stored))
     page, _ = page_of(folder)
-    top = page.text[page.text.index("Before these figures"):page.text.index("Figures of test", page.text.index("Before these"))]
+    top = page.text[page.text.index("Before these metrics"):page.text.index("Metrics of test", page.text.index("Before these"))]
     for part in ("in two splits, 7 times", "x3 and y3", "and 3 more", "patient p1: train 2, test 1", "Only 3 of the 9 tensors",
-                 "train has no image of 1 of the 3 classes (c)", "6 pictures could not be read", "bad3.jpg: cut short",
+                 "train has no image of 1 of the 3 classes (c)", "6 images could not be read", "bad3.jpg: cut short",
                  "and 2 more", "a note <b>", "test: kappa in 12 of 2000"):
         assert part in top, part
     assert "x4 and" not in top and "nearly the same" not in top
-    assert "88 of 90 pictures" in page.text
+    assert "88 of 90 images" in page.text
 
 
 def test_no_warning_where_there_is_nothing_to_warn_of(tmp_path):
@@ -197,7 +291,7 @@ def test_predictions_alone_are_enough(tmp_path):
 def test_figures_alone_are_enough_and_so_is_val(tmp_path, drawing):
     folder = classification_run(tmp_path / "run", ["a", "b"], splits=("val",))
     page, _ = page_of(folder)
-    assert "Figures of val" in page.text and (folder / "roc_val.png").exists()
+    assert "Metrics of val" in page.text and (folder / "roc_val.png").exists()
     (folder / "predictions_val.csv").unlink()
     page, lines = page_of(folder)
     assert any("predictions_val.csv is not there" in line for line in lines) and "Charts of" not in page.text

@@ -1,83 +1,107 @@
-"""Predicted against true numbers: a scatter plot and a Bland–Altman plot of each target, one PNG a target."""
+"""Predicted against true numbers: a scatter plot and a Bland-Altman plot of each target."""
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from util.report.charts import save_figure
-from util.report.fonts import drawable
+from util.report import charts
+from util.report.charts import HEIGHT, MUTED, SERIES, WIDTH, Chart, Panel, axes_in, own_style
+from util.report.metric_tables import written
 
-MOST_POINTS = 5000  # drawn one by one; of more, so many chosen evenly, and the caption says so
+MOST_POINTS = 2000  # drawn; of more, so many chosen evenly, and the caption says so
+FRAME = (0.68, 0.52, WIDTH - 0.14, HEIGHT - 0.1)
 
 
 def agreement_files(split: str, targets: list[str]) -> list[str]:
-    """agreement_SPLIT_TARGET.png of each target; what a file name can't hold becomes _, a name met again gets a number."""
+    """agreement_SPLIT_TARGET.png of each target; what a file name can't hold becomes _, a name met again gets
+    a number."""
     names = [re.sub(r"[^\w.-]+", "_", target) for target in targets]
-    numbered = [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]
+    numbered = [name if name not in names[:place] else f"{name}_{place + 1}"
+                for place, name in enumerate(names)]
     return [f"agreement_{split}_{name}.png" for name in numbered]
 
 
-def agreement_figures(table: pd.DataFrame, targets: list[str], folder: str | os.PathLike, split: str) -> list[str]:
-    """Draw one PNG a target of a predictions table (columns true_<target>, pred_<target>); lines for the user.
+@own_style()
+def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) -> Chart | None:
+    """The chart of one target of a predictions table (columns true_<target>, pred_<target>); None where no
+    truth is known.
 
-    Left: predicted against true, with the line of equality. Right: the differences predicted - true against the mean of
-    both, with their mean and the 95 % limits of agreement, mean ± 1.96 sd (Bland and Altman, Lancet 1986).
+    Left: predicted against true, with the line of equality. Right: the differences predicted - true against
+    the mean of both, with their mean and the 95 % limits of agreement, mean ± 1.96 sd (Bland and Altman,
+    Lancet 1986).
     """
-    from matplotlib import style
+    target = targets[number]
+    true, predicted = (table[f"{kind}_{target}"].to_numpy(np.float64) for kind in ("true", "pred"))
+    known = np.isfinite(true)
+    true, predicted = true[known], predicted[known]
+    if not len(true):
+        return None
+    shown = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
+    some = f"; {len(true):,} images"
+    if len(shown) < len(true):
+        some = f"; {len(shown):,} of {len(true):,} images drawn"
+    figure, (left, bottom, right, top) = charts.empty_figure(2 * WIDTH, HEIGHT), FRAME
+    how = (5.0, 0.55) if len(shown) <= 300 else (3.5, 0.4)
+    ends = room_around(np.concatenate([true, predicted]))
+    scatter = axes_in(figure, FRAME, ends, ends, ("True", "Predicted"))
+    charts.equality(scatter, *ends)
+    _draw_dots(scatter, true[shown], predicted[shown], *how)
+    bias, lower, upper = limits_of_agreement(true, predicted)
+    means, differences = (true + predicted) / 2, predicted - true
+    plot = axes_in(figure, (left + WIDTH, bottom, right + WIDTH, top), room_around(means),
+                   room_around(np.append(differences, [bias, lower, upper, 0]), 0.08),
+                   ("Mean of true and predicted", "Predicted − true"))
+    plot.axhline(0, color=MUTED, linewidth=0.8, alpha=0.5)
+    _draw_dots(plot, means[shown], differences[shown], *how)
+    for value, label, line in ((bias, "mean", "-"), (lower, "−1.96 sd", "--"), (upper, "+1.96 sd", "--")):
+        if np.isfinite(value):
+            plot.axhline(value, color=SERIES[1], linewidth=1.3, linestyle=line)
+            plot.annotate(f"{label} {written(value)}", (1, value), (-2, 4), textcoords="offset points",
+                          xycoords=("axes fraction", "data"), ha="right", fontsize=9, color=charts.INK,
+                          bbox={"facecolor": charts.PANEL, "linewidth": 0, "alpha": 0.8, "pad": 0.3})
+    limits = " to ".join(written(value if np.isfinite(value) else None) for value in (lower, upper))
+    said = (f"{split}. Each dot is an image; the broken line is equality. True values from "
+            f"{written(float(true.min()))} to {written(float(true.max()))}.")
+    panels = [Panel(f"scatter-{split}-{number}", f"{target}: predicted against true", said,
+                    (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}")]
+    said = (f"{split}. Difference predicted minus true against their mean: mean difference {written(bias)}, "
+            f"95 % limits of agreement {limits}.")
+    panels.append(Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot", said,
+                        (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
+                        f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}"))
+    return Chart(figure, panels, f"{target}, {split} ({len(true):,} images)", targets, "target")
 
-    labels, _, notes = drawable(targets, [], "target")
-    with style.context("default"):
-        for target, label, file in zip(targets, labels, agreement_files(split, targets), strict=True):
-            known = table[f"true_{target}"].notna()
-            true, predicted = (table[f"{kind}_{target}"][known].to_numpy(np.float64) for kind in ("true", "pred"))
-            if not len(true):
-                notes.append(f"{target}: no known values in {split}, so no picture")
-                continue
-            notes += save_figure(_draw(true, predicted, f"{label}, {split}"), Path(folder) / file)
-    return notes
+
+def _draw_dots(axes: "charts.Axes", x: np.ndarray, y: np.ndarray, size: float, alpha: float) -> None:
+    """Points as one path of short lines with round ends: a tenth of the SVG text of as many circles."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    points = np.repeat(np.stack([x, y], axis=1), 2, axis=0)
+    points[1::2, 0] += 1e-4 * np.diff(axes.get_xlim())  # Agg draws no line without a length
+    path = Path(points, np.tile([Path.MOVETO, Path.LINETO], len(x)))
+    path.should_simplify = False
+    axes.add_artist(PathPatch(path, fill=False, edgecolor=SERIES[0], linewidth=size, capstyle="round",
+                              alpha=alpha, snap=False))
 
 
 def limits_of_agreement(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference predicted - true, and the mean ± 1.96 standard deviations (n - 1) of the differences."""
+    """Mean difference predicted - true, and the mean ± 1.96 standard deviations (n - 1) of the
+    differences."""
     difference = predicted - true
     bias = float(difference.mean())
     spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else float("nan")
     return bias, bias - spread, bias + spread
 
 
-def _draw(true, predicted, title):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    shown = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
-    look = {"s": 9, "alpha": 0.55 if len(shown) < 1000 else 0.3, "color": "#08519c", "linewidths": 0}
-    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
-    room = 0.05 * (high - low) or 1.0
-    left.scatter(true[shown], predicted[shown], **look)
-    left.plot([low - room, high + room], [low - room, high + room], color="0.5", linewidth=1, linestyle="--",
-              label="equality")
-    left.set_xlim(low - room, high + room)
-    left.set_ylim(low - room, high + room)
-    left.set_xlabel("True")
-    left.set_ylabel("Predicted")
-    left.legend(fontsize=8, frameon=False, loc="upper left")
-    bias, lower, upper = limits_of_agreement(true, predicted)
-    right.scatter((true + predicted)[shown] / 2, (predicted - true)[shown], **look)
-    right.axhline(0, color="0.8", linewidth=0.8)
-    for value, label, line in ((bias, "mean", "-"), (lower, "−1.96 sd", "--"), (upper, "+1.96 sd", "--")):
-        if np.isfinite(value):
-            right.axhline(value, color="#a63603", linewidth=1, linestyle=line)
-            right.annotate(f"{label} {value:.3g}", (1, value), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
-                           textcoords="offset points", fontsize=8, color="#a63603")
-    right.set_xlabel("Mean of true and predicted")
-    right.set_ylabel("Predicted − true")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    some = f"; {len(shown):,} of them drawn" if len(shown) < len(true) else ""
-    figure.suptitle(f"{title} ({len(true):,} images{some})", fontsize=11, x=0.02, ha="left", parse_math=False)
-    return figure
+def room_around(values: np.ndarray, share: float = 0.05) -> tuple[float, float]:
+    """The range of the finite values, widened by a share of it on both sides; around a single value by 1 or
+    its tenth."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    extra = (high - low) * share or max(abs(low) * 0.1, 1e-9 if low else 1.0)
+    return low - extra, high + extra

@@ -1,26 +1,84 @@
-"""Pictures of a run: the confusion matrix and the learning curves, as PNG files that also print in grey.
+"""A chart is drawn once, by matplotlib, and saved twice: as a PNG file and as SVG inside the report's page.
 
-matplotlib takes most of a second to import, so it is imported where a picture is drawn. Figures are made as objects,
-without pyplot (no window, no display), and in matplotlib's own default style whatever the user's settings are.
+Its colours are those of the page in light mode; in the SVG each becomes the page's variable of that colour
+(templates/report.css), so that charts follow dark mode and print. Text stays text. Heading and legend are
+HTML on the page; the PNG has them above and below the axes.
+
+matplotlib takes most of a second to import, so it is imported where a chart is drawn. Figures are made as
+objects, without pyplot (no window), and in matplotlib's default style whatever the user's settings are.
 """
 
+import contextlib
+import io
 import math
 import os
+import re
 import textwrap
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
 
 import numpy as np
-import pandas as pd
 
 from util.metrics.table import BY_NAME
-from util.report.fonts import drawable, fit_fonts
+from util.report.fonts import fit_fonts, one_line, shown_names
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top in inches
 DPI = 150
-MAX_CLASSES_WITH_SHARES = 12  # beyond, a cell is too small for two lines that can be read
-MAX_CLASSES_WITH_COUNTS = 60  # beyond, it is too small for one
-
+INK, MUTED, GRID, PANEL = "#18212c", "#566373", "#e8ecf1", "#fffffe"
+SERIES = ("#1f5fae", "#c05a00", "#1a7f5a", "#a8327d", "#7a5a12", "#0b7f9e", "#6446b5", "#b3261e")
+CELL_INK, MIDDLE_INK, STRONG_INK = "#000002", "#000003", "#fffffd"  # on the cells of a confusion matrix
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PANEL: "--panel", CELL_INK: "--cell-ink",
+             MIDDLE_INK: "--middle-ink", STRONG_INK: "--strong-ink",
+             **{colour: f"--s{number}" for number, colour in enumerate(SERIES)}}
+WIDTH, HEIGHT = 5.2, 4.0  # inches of one pair of axes with its labels
+SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
 LEARNING_RATE = "lr"
+MAX_WORD = 26  # characters
+NARROW = "fijlrtI.,:;|!'()[] -"
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass
+class Panel:
+    """A figure of the page: axes, the part of the drawing that they fill, and the words around them.
+
+    key: an id that no other panel of the page has. description: what a screen reader reads after the title.
+    small: below the title. legend: [(look, name, number)]; looks are s0 … s7, faint and plain, after "box " a
+    rectangle.
+    """
+
+    key: str
+    title: str
+    description: str
+    box: Box
+    axes: "list[Axes]"
+    small: str = ""
+    legend: list[tuple[str, str, str]] = field(default_factory=list)
+    is_wide: bool = False  # over the whole width of the page
+    svg: str = ""
+
+
+@dataclass
+class Chart:
+    """A drawing and its panels. heading, note, legend: what the PNG has beside the panels' words; names: of
+    the classes or targets (kind), for fonts."""
+
+    figure: "Figure"
+    panels: list[Panel]
+    heading: str = ""
+    names: list[str] = field(default_factory=list)
+    kind: str = "class"
+    note: str = ""
+    legend: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def titled(name: str) -> str:
@@ -29,262 +87,222 @@ def titled(name: str) -> str:
     return "Learning rate" if name == LEARNING_RATE else row.title if row else name
 
 
+# ---- what is drawn -----------------------------------------------------------------------------------------
 
-# ---- confusion matrix -----------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's default style, for the time of a drawing, with text as text in an SVG."""
+    from matplotlib import rc_context, style
 
-def confusion_matrix_figure(table_or_confusion: pd.DataFrame | np.ndarray, class_names: list[str],
-                            path: str | os.PathLike, title: str = "") -> list[str]:
-    """Draw the confusion matrix into a PNG, whole or not at all.
-
-    table_or_confusion: a predictions table (columns true_class and predicted_class), or counts (K, K) with rows true.
-    Colour is the share of the row; each cell holds the count and that share, or the count alone where there are many
-    classes (the caption says which). Returns lines for the user: names that no installed font can draw.
-    Raises ValueError where the counts are not those of these K classes.
-    """
-    from matplotlib import style
-
-    confusion = _counts(table_or_confusion, class_names)
-    labels, (title,), notes = drawable(class_names, [title])
-    with style.context("default"):
-        return notes + save_figure(_draw_confusion(confusion, labels, title), path)
+    with style.context("default"), rc_context({"svg.fonttype": "none"}):
+        yield
 
 
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Each count as a share of its row, that is of the images of that true class: (K, K); NaN in an empty row."""
-    confusion = np.asarray(confusion, dtype=np.float64)
-    images = confusion.sum(axis=1, keepdims=True)
-    return np.divide(confusion, images, out=np.full(confusion.shape, np.nan), where=images > 0)
-
-
-def cell_texts(confusion: np.ndarray) -> list[list[str]]:
-    """What stands in the cells of a (K, K) confusion matrix: count and row share; with many classes counts above 0."""
-    confusion = np.asarray(confusion)
-    if len(confusion) > MAX_CLASSES_WITH_COUNTS:
-        return [["" for _ in row] for row in confusion]
-    if len(confusion) > MAX_CLASSES_WITH_SHARES:
-        return [[str(count) if count else "" for count in row] for row in confusion]
-    return [[f"{count}\n{_percent(share)}" for count, share in zip(counts, shares, strict=True)]
-            for counts, shares in zip(confusion, row_shares(confusion), strict=True)]
-
-
-def _draw_confusion(confusion, labels, title):
-    from matplotlib import colormaps
+def empty_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    num_classes, shares = len(labels), row_shares(confusion)
-    cell = 1.25 if num_classes <= 2 else max(min(0.9, 0.36 + 2.2 / num_classes, 20 / num_classes), 0.02)  # inches
-    side = cell * num_classes
-    font_size = 10 if cell > 0.6 else 8 if cell > 0.5 else 7
-    style = {"fontsize": font_size, "parse_math": False}  # a "$" in a name is a "$"
-
-    # The axes are exactly as large as their cells; whatever stands around them is found by the tight bounding box.
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_axes((0, 0, 1, 1))
-    colours = colormaps["Blues"].with_extremes(bad="0.92")
-    middles = np.arange(num_classes)
-    # not imshow, which resamples the few cells to millions of pixels, and twice: seconds with 39 classes
-    image = axes.pcolormesh(middles, middles, np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1,
-                            shading="nearest", edgecolors="0.88",
-                            linewidth=0.5 if num_classes <= MAX_CLASSES_WITH_COUNTS else 0)
-    axes.invert_yaxis()
-    for row, texts in enumerate(cell_texts(confusion)):
-        for column, text in enumerate(texts):
-            if text:
-                ink = _ink_on(colours(np.ma.masked_invalid(shares)[row, column]))
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=font_size, linespacing=1.3,
-                          in_layout=False)  # it lies inside the axes: the tight bounding box need not measure it
-
-    step = max(1, math.ceil(font_size / 72 / cell))  # with hundreds of classes only every step-th is named
-    shown = range(0, num_classes, step)
-    column_labels, turn = _turned(labels, cell * 72 / font_size)
-    axes.set_xticks(shown, [column_labels[k] for k in shown], **style, **turn)
-    axes.set_yticks(shown, [f"{labels[k]}  ({confusion[k].sum()})" for k in shown], **style)
-    axes.set_xlabel("Predicted class", fontsize=font_size + 1, labelpad=8)
-    axes.set_ylabel("True class (images)", fontsize=font_size + 1, labelpad=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color("0.6")
-
-    ticks = [0, 0.25, 0.5, 0.75, 1]
-    bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.14 / side, 1)), ticks=ticks)
-    bar.ax.set_yticklabels([_percent(tick) for tick in ticks], fontsize=font_size)
-    bar.set_label("Share of the true class", fontsize=font_size)
-    bar.outline.set_edgecolor("0.6")
-
-    width = max(side, 3.5) * 72  # points
-    heading = "\n".join(textwrap.wrap(title, int(width / (0.6 * (font_size + 3)))))
-    axes.set_title(heading, loc="left", pad=10, parse_math=False, fontsize=font_size + 3)
-    caption = "\n".join(textwrap.wrap(_caption(confusion), int(width / (0.5 * font_size))))
-    axes.annotate(caption, (0, 0), (0, -8), xycoords=("axes fraction", axes.xaxis.label), textcoords="offset points",
-                  va="top", ha="left", color="0.3", fontsize=font_size, linespacing=1.3)
-    return figure
+    return Figure(figsize=(width, height))
 
 
-def _turned(labels, width):
-    """Labels for columns `width` em wide: lying, broken between words, if they fit so; else turned. And how to turn."""
-    broken = ["\n".join(textwrap.wrap(label, max(1, int(width / 0.6)), break_long_words=False)) for label in labels]
-    lines = [line for label in broken for line in label.split("\n")]
-    if max(map(_width_in_em, lines)) < width and len(lines) <= 3 * len(labels):
-        return broken, {"linespacing": 1.1}
-    if len(labels) <= MAX_CLASSES_WITH_SHARES:
-        return labels, {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    return labels, {"rotation": 90}
+def axes_in(figure: "Figure", box: Box, x: tuple[float, float], y: tuple[float, float],
+            labels: tuple[str, str] = ("", "")) -> "Axes":
+    """Axes whose frame is `box`, with the limits x and y and the look of all charts here."""
+    left, bottom, right, top = np.array(box) / np.tile(figure.get_size_inches(), 2)
+    axes = figure.add_axes((left, bottom, right - left, top - bottom), xlim=x, ylim=y)
+    axes.set_xlabel(labels[0], color=INK, fontsize=9.5, parse_math=False)
+    axes.set_ylabel(labels[1], color=INK, fontsize=9.5, parse_math=False)
+    axes.yaxis.set_label_coords(-0.45 / (box[2] - box[0]), 0.5)
+    axes.tick_params(length=0, pad=5, colors=MUTED, labelsize=9)
+    axes.ticklabel_format(scilimits=(-2, 5), useOffset=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set(color=MUTED, alpha=0.6)
+    axes.yaxis.offsetText.set(color=MUTED, fontsize=8)
+    axes.xaxis.offsetText.set(color=MUTED, fontsize=8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
 
 
-def _width_in_em(text):
+def line_style(look: str) -> dict[str, object]:
+    """How matplotlib draws a line of that look."""
+    if look in ("faint", "plain"):
+        return {"color": MUTED, "alpha": 0.35, "linewidth": 0.8} if look == "faint" else {
+            "color": MUTED, "linewidth": 1.2, "linestyle": "--"}
+    number = int(look[1:])
+    dashes = (0, (5, 2.2)) if number > 3 else "-"
+    return {"color": SERIES[number], "linewidth": 1.6, "linestyle": dashes, "zorder": 3}
+
+
+def box_style(look: str) -> dict[str, object]:
+    if look == "faint":
+        return {"facecolor": MUTED, "alpha": 0.3}
+    return {"facecolor": SERIES[int(look[1:])], "alpha": 0.55}
+
+
+def hint(text: str) -> str:
+    """An artist's gid whose text the page shows beside the pointer."""
+    return "hint:" + NOT_XML.sub("\ufffd", text)
+
+
+def bars(axes: "Axes", middles: np.ndarray, ends: np.ndarray, width: float, look: str,
+         hints: list[str]) -> None:
+    """Upright bars, each with a hint. ends: the lower and upper ones (2, N)."""
+    drawn = axes.bar(middles, ends[1] - ends[0], width, ends[0], **box_style(look))
+    for bar, text in zip(drawn, hints, strict=True):
+        bar.set_gid(hint(text))
+
+
+def equality(axes: "Axes", low: float = 0, high: float = 1) -> None:
+    """The broken line where both axes are equal."""
+    axes.plot((low, high), (low, high), color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+
+
+def write_lines(axes: "Axes", place: tuple[float, float], lines: list[str], size: float, **how: object) -> None:
+    """A text of several lines at a place of the axes, each a text of its own: so the page's font can't misalign them."""
+    from matplotlib.transforms import ScaledTranslation
+
+    angle, last = math.radians(how.get("rotation", 0)), len(lines) - 1
+    for number, line in enumerate(lines):
+        up = 1.2 * size / 72 * (last - number if how["va"] == "bottom" else last / 2 - number)
+        shift = ScaledTranslation(-math.sin(angle) * up, math.cos(angle) * up, axes.figure.dpi_scale_trans)
+        axes.text(*place, line, transform=axes.transData + shift, fontsize=size, parse_math=False, **how)
+
+
+def wrapped(name: str, width: float) -> list[str]:
+    """A name in lines of about `width` em, broken after spaces, underscores and hyphens (and between Chinese
+    characters), never inside a word; a word of more than MAX_WORD characters is shortened."""
+    lines = [""]
+    for part in re.findall(r"[^\s_\-\u2e80-\u9fff]*[\s_\-\u2e80-\u9fff]?", name):
+        part = part if len(part) <= MAX_WORD else f"{part[:MAX_WORD - 11]}…{part[-10:]}"
+        if lines[-1] and em((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines if line.strip()] or [name]
+
+
+def em(text: str) -> float:
     """About how wide a text is, in units of its font size: a Chinese character fills the square."""
-    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.6 for mark in text)
+    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.36 if mark in NARROW
+               else 0.74 if mark.isupper() or mark in "mw@%" else 0.61 for mark in text)
 
 
-def _counts(table_or_confusion, class_names):
-    num_classes = len(class_names)
-    if isinstance(table_or_confusion, pd.DataFrame):
-        names = pd.Index(list(class_names), dtype=object)
-        true, predicted = (names.get_indexer(table_or_confusion[column].astype(object))
-                           for column in ("true_class", "predicted_class"))
-        if min(true.min(initial=0), predicted.min(initial=0)) < 0:
-            raise ValueError(f"the table holds other classes than {', '.join(map(repr, class_names))}")
-        counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
-        return counts.reshape(num_classes, num_classes)
-    confusion = np.asarray(table_or_confusion)
-    if confusion.shape != (num_classes, num_classes) or not np.issubdtype(confusion.dtype, np.integer):
-        raise ValueError(f"whole counts ({num_classes}, {num_classes}) are needed; got {confusion.dtype} "
-                         f"{confusion.shape}")
-    return confusion
+# ---- the page ----------------------------------------------------------------------------------------------
+
+@own_style()
+def draw_svgs(chart: Chart) -> None:
+    """Put the SVG text of each panel into `panel.svg`. Called before `save_png`, which may replace
+    characters."""
+    for panel in chart.panels:
+        for axes in chart.figure.axes:
+            axes.set_visible(axes in panel.axes)
+        panel.svg = _svg(chart.figure, panel)
+    for axes in chart.figure.axes:
+        axes.set_visible(True)
 
 
-def _caption(confusion):
-    right, images = int(np.trace(confusion)), int(confusion.sum())
-    if len(confusion) <= MAX_CLASSES_WITH_SHARES:
-        cells = "Each cell: images, and their share of the true class (row)."
-    elif len(confusion) <= MAX_CLASSES_WITH_COUNTS:
-        cells = "Number: images (blank: none). Colour: share of the true class (row)."
-    else:
-        cells = "Colour: share of the true class (row)."
-    empty = int((confusion.sum(axis=1) == 0).sum())
-    grey = f" Grey: no images of {'this class' if empty == 1 else f'these {empty} classes'}." if empty else ""
-    return f"{cells}{grey} {right} of {images} images on the diagonal" + (
-        f" ({100 * right / images:.1f} %)." if images else ".")
+def _svg(figure: "Figure", panel: Panel) -> str:
+    """matplotlib's SVG of a panel, without what a page does not need; its ids are made of the panel's key."""
+    from matplotlib import rc_context
+    from matplotlib.transforms import Bbox
+
+    raw = io.BytesIO()
+    with rc_context({"svg.hashsalt": panel.key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has other fonts
+        figure.savefig(raw, format="svg", bbox_inches=Bbox.from_extents(panel.box), transparent=True,
+                       metadata={"Date": None})
+    body = re.sub("(?s)^.*</style>\\s*</defs>", "", raw.getvalue().decode())
+    used = set(re.findall(r"(?:url\(|href=\")#(\w+)", body))
+    body = re.sub("<[^>]*>", lambda found: _tag(found[0], used), re.sub(r"\s*\n\s*", "", body))
+    body = re.sub(r'<path d="[^"]*"(?: clip-path="[^"]*")? style="fill:none"/>|<g/>', "", body)
+    for _ in range(3):
+        body = re.sub(r"<g>(<text[^>]*>[^<]*</text>|<path[^>]*/>)?</g>", r"\1", body)
+    width, height = panel.box[2] - panel.box[0], panel.box[3] - panel.box[1]
+    words = [escape(NOT_XML.sub("\ufffd", text)) for text in (panel.title, panel.description)]
+    return (f'<svg viewBox="0 0 {72 * width:.1f} {72 * height:.1f}" width="{96 * width:.0f}" '
+            f'height="{96 * height:.0f}" role="img" aria-labelledby="{panel.key}-title {panel.key}-desc">'
+            f'<title id="{panel.key}-title">{words[0]}</title>'
+            f'<desc id="{panel.key}-desc">{words[1]}</desc>{body}')
 
 
-def _percent(share):
-    """Whole per cent, but neither 0 nor 100 for what is only near it."""
-    if np.isnan(share):
-        return "–"
-    if 0 < share < 0.005:
-        return "<1 %"
-    return ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+def _tag(tag: str, used: set[str]) -> str:
+    """A tag of matplotlib's SVG: numbers rounded, colours as variables, hints as titles, ids in use."""
+    tag = re.sub(r"""^<g id=(["'])hint:(.*)\1>$""", r"<g><title>\2</title>", tag)
+    tag = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag.replace("xlink:href", "href"))
+    tag = re.sub(r' (d|x|y|width|height|transform)="[^"]*"', lambda found: re.sub(
+        r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), found[0]), tag)
+    tag = re.sub(r"font-family: [^;]*;? ?", "", tag)
+    tag = re.sub(r"font-size: ([\d.]+)px", r"font-size:calc(\1px*var(--text,1))", tag)
+    tag = re.sub("(?<=: )#[0-9a-f]{6}", lambda found: f"var({VARIABLES[found[0]]})", tag)
+    return re.sub(r"(?<=[;:MLCQz]) ", "", tag) if tag.startswith(("<path", "<text", "<use")) else tag
 
 
-def _ink_on(colour):
-    """White on an RGBA colour where that has a contrast of 4 or more (WCAG 2), else black, which then has above 5.
+# ---- files -------------------------------------------------------------------------------------------------
 
-    On middle blues black has a little more contrast by that formula, but is the harder one to read.
+@own_style()
+def save_png(chart: Chart, path: str | os.PathLike) -> list[str]:
+    """Write the whole chart with its words as a PNG, whole or not at all; lines for the user about fonts."""
+    added, box = _words(chart)
+    notes = save_figure(chart.figure, path, box, (chart.names, chart.kind))
+    for artist in added:
+        artist.remove()
+    return notes
+
+
+def _words(chart: Chart) -> tuple[list, Box]:
+    """Draw the headings above the panels, legend and notes below -> (what was added, the box of the
+    whole)."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    figure, (wide, high), added = chart.figure, chart.figure.get_size_inches(), []
+    left, bottom, right, top = (side([panel.box[k] for panel in chart.panels])
+                                for k, side in enumerate((min, min, max, max)))
+
+    def write(x: float, y: float, text: str, size: float, colour: str = INK, ha: str = "left") -> None:
+        added.append(figure.text(x / wide, y / high, one_line(text), fontsize=size, color=colour, ha=ha,
+                                 parse_math=False))
+
+    for panel in chart.panels:
+        write(panel.box[0] + 0.1, panel.box[3] + 0.08, panel.title, 10)
+    top += 0.3
+    for line in textwrap.wrap(chart.heading, int((right - left) / (0.6 * 9 / 72)))[::-1]:
+        top += 0.18
+        write(left + 0.1, top - 0.13, line, 9, MUTED)
+    short = dict(zip(chart.names, shown_names(chart.names, chart.kind), strict=True))
+    for look, name, number in chart.panels[0].legend + chart.legend:
+        bottom -= 0.19
+        x, y = (left + 0.1) / wide, bottom / high
+        mark = (Rectangle((x, y), 0.28 / wide, 0.1 / high, **box_style(look.removeprefix("box ")))
+                if look.startswith("box ") else
+                Line2D((x, x + 0.28 / wide), (y + 0.045 / high,) * 2, **line_style(look)))
+        mark.set_transform(figure.transFigure)
+        added.append(figure.add_artist(mark))
+        write(left + 0.48, bottom, short.get(name, name), 8.5)
+        write(min(right - 0.1, left + 5.1), bottom, number, 8.5, ha="right")
+    small = ". ".join(dict.fromkeys(filter(None, [*(panel.small for panel in chart.panels), chart.note])))
+    bottom -= 0.05
+    for line in textwrap.wrap(small.replace(" %", "\u00a0%"), int((right - left) / (0.56 * 8 / 72))):
+        bottom -= 0.17
+        write(left + 0.1, bottom, line, 8, MUTED)
+    return added, (left - 0.05, bottom - 0.12, right + 0.05, top + 0.1)
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike, box: Box | str = "tight",
+                names: tuple[list[str], str] = ((), "")) -> list[str]:
+    """Write to a temporary name, then rename, so that nobody ever reads half an image. box: what is kept.
+
+    Every chart passes here, and gets the fonts that its text needs (names and their kind: see `fit_fonts`); a
+    line where there are none, once a run.
     """
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if 1.05 / (luminance + 0.05) >= 4 else "black"
+    from matplotlib.transforms import Bbox
 
-
-# ---- learning curves ------------------------------------------------------------------------------------------------
-
-def learning_curves_figure(log_rows: list[dict], path: str | os.PathLike, title: str = "",
-                           best_epoch: int | None = None) -> list[str]:
-    """Draw everything that changed over the epochs into one PNG, a small panel a figure; whole or not at all.
-
-    log_rows: one dict an epoch, with "epoch" and numbers named as in the log: train_loss, val_loss, val_<metric> or
-    <metric>, lr. train_ and val_ of one name share a panel; a name that is no metric's gets a panel when it
-    begins with val_. best_epoch is marked, and its values stand over the panels (else those of the last epoch).
-    Returns lines for the user; without a single epoch no picture is drawn.
-    """
-    from matplotlib import style
-
-    rows = sorted((row for row in log_rows if row.get("epoch") is not None), key=lambda row: row["epoch"])
-    panels = curve_panels(rows)
-    if not panels:
-        return ["no epoch is logged, so there are no learning curves to draw"]
-    _, (title,), notes = drawable([], [title])
-    with style.context("default"):
-        return notes + save_figure(_draw_curves([row["epoch"] for row in rows], panels, title, best_epoch), path, crop=False)
-
-
-def curve_panels(rows):
-    """{figure: {"train" or "val": values, NaN where an epoch lacks one}} in the metrics' own order, then by name."""
-    panels = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        source, name = ("train", key[6:]) if key.startswith("train_") else ("val", key.removeprefix("val_"))
-        values = [row.get(key) for row in rows]
-        numbers = [float(value) if isinstance(value, (int, float)) else math.nan for value in values]
-        is_drawn = (name == LEARNING_RATE or name in BY_NAME or key.startswith("val_")) and name != "n"
-        if is_drawn and any(map(math.isfinite, numbers)):
-            panels.setdefault(name, {})[source] = np.where(np.isfinite(numbers), numbers, np.nan)
-
-    def place(name: str) -> tuple[float, str]:
-        row = BY_NAME.get(name)
-        return (math.inf if row is None or row.curve is None else row.curve, name)
-
-    return dict(sorted(panels.items(), key=lambda item: place(item[0])))
-
-
-def _draw_curves(epochs, panels, title, best_epoch):
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(4, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    width, height, top = 2.75 * columns + 0.2, 2.1 * lines + 0.3 + (0.4 if title else 0), 0.35 + (0.4 if title else 0)
-    figure = Figure(figsize=(width, height))
-    # margins in inches: matplotlib's own layouts measure every label several times and take seconds
-    figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, top=1 - top / height, bottom=0.55 / height,
-                           wspace=0.28, hspace=0.42)
-    all_axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
-    marked = epochs.index(best_epoch) if best_epoch in epochs else len(epochs) - 1
-    marker = "o" if len(epochs) <= 30 else ""
-    for axes, (name, curves) in zip(all_axes, panels.items(), strict=False):
-        for source, values in curves.items():
-            look = {"color": "0.35", "linestyle": "--"} if source == "train" else {"color": "#08519c"}
-            axes.plot(epochs, values, marker=marker, markersize=2.5, linewidth=1.2, **look,
-                      label={"train": "training", "val": "validation"}[source])
-        if best_epoch in epochs:
-            axes.axvline(best_epoch, color="0.6", linewidth=0.8, linestyle=":")
-        value = curves.get("val", curves.get("train"))[marked]
-        heading = f"{titled(name)}   {_figure_text(value)}"
-        axes.set_title(heading, fontsize=9, loc="left", parse_math=False)
-        if len(curves) > 1:
-            axes.legend(fontsize=7, frameon=False)
-        axes.grid(color="0.9", linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7, labelbottom=True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-        if len(epochs) == 1:
-            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    for axes in all_axes[len(panels):]:
-        axes.set_visible(False)
-    which = "the best epoch (dotted)" if best_epoch in epochs else "the last epoch"
-    figure.supxlabel(f"Epoch. The numbers are those of {which}, {epochs[marked]}.", fontsize=8, color="0.3")
-    if title:
-        figure.suptitle(title, fontsize=11, x=0.01, y=1 - 0.1 / height, ha="left", va="top", parse_math=False)
-    return figure
-
-
-def _figure_text(value):
-    if np.isnan(value):
-        return "–"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.3g}"
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-def save_figure(figure, path, crop=True) -> list[str]:
-    """Write to a temporary name, then rename, so that nobody ever reads half a picture. crop: to what is drawn.
-
-    Every chart passes here, and gets the fonts that its text needs; a line where there are none, once a run.
-    """
     path = Path(path)
-    notes = fit_fonts(figure)
+    notes = fit_fonts(figure, *names)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3},
-                       **({"bbox_inches": "tight", "pad_inches": 0.12} if crop else {}))
+                       pad_inches=0.12, bbox_inches=box if isinstance(box, str) else Bbox.from_extents(box))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

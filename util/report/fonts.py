@@ -5,7 +5,13 @@ those are is chosen for each figure where it is saved (`fit_fonts`), on its own 
 """
 
 import functools
+import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 # matplotlib before 3.11 knows only the first face of a collection: Debian's Noto Sans CJK by its Japanese name
@@ -79,24 +85,28 @@ def _drawn_by(family: str, marks: set[str] | frozenset[str]) -> set[str]:
     return {mark for mark in marks if font.get_char_index(ord(mark))}
 
 
-def drawable(names: list[str], texts: list[str], kind: str = "class") -> tuple[list[str], list[str], list[str]]:
-    """Labels for the K names and the other texts of a chart, and, once a run, a line where a font is missing.
+def shown_names(names: Iterable[str], kind: str = "class", most: int = MAX_NAME) -> list[str]:
+    """The names on one line each, shortened to `most` characters where they can still be told apart; an empty one becomes
+    "class 3" (its number in the model's order; kind: that word)."""
+    names = [one_line(name) for name in names]
+    short = [_shortened(name, most) for name in names]
+    return [name or f"{kind} {k}" for k, name in enumerate(short if len(set(short)) == len(set(names)) else names)]
 
-    A name that cannot be drawn becomes "class 3" (its number in the model's order; kind: that word), a character of a
-    text "?".
+
+def _shortened(name: str, most: int) -> str:
+    """A name without its middle: whole words at both ends, unless a word is too long for that."""
+    if len(name) <= most:
+        return name
+    begin, last = re.fullmatch(r"(.*?)([^\s_-]*)", name).groups()
+    begin = re.match(f"(.{{0,{max(0, most - 1 - len(last))}}}[\\s_-])?", begin)[0].rstrip()
+    return f"{begin}…{last}" if begin and last else f"{name[:most - 13].rstrip()}…{name[-12:]}"
+
+
+def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") -> list[str]:
+    """Give each text of a figure the families that draw all of them; once a run, a line where a font is missing.
+
+    One of these names that cannot be drawn becomes "class 3", also where it is broken into lines; any other character "?".
     """
-    names, texts = [_one_line(name) for name in names], [_one_line(text) for text in texts]
-    _, missing = fonts_for("".join([*names, *texts]))
-    short = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME - 13].rstrip()}…{name[-12:]}" for name in names]
-    names = short if len(set(short)) == len(set(names)) else names
-    lost = [k for k, name in enumerate(names) if missing & set(name)]
-    labels = [f"{kind} {k}" if k in lost else name or f"{kind} {k}" for k, name in enumerate(names)]
-    listed = ", ".join(f"{kind} {k} is {names[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
-    return labels, [_without(missing, text) for text in texts], missing_line(missing, listed)
-
-
-def fit_fonts(figure) -> list[str]:
-    """Give each text of a figure the families that draw all of them; what none has becomes "?", and a line says so."""
     from matplotlib.text import Text
 
     texts = figure.findobj(Text)
@@ -104,10 +114,18 @@ def fit_fonts(figure) -> list[str]:
     if fonts != [DEFAULT_FONT]:
         for text in texts:
             text.set_family(fonts)
+    if not missing:
+        return []
+    whole, short = shown_names(names, kind, 10**6), shown_names(names, kind)
+    lost = [k for k, name in enumerate(whole) if missing & set(name)]
     for text in texts:
-        if missing & set(text.get_text()):
-            text.set_text(_without(missing, text.get_text()))
-    return missing_line(missing)
+        found = text.get_text()
+        for k in lost:
+            for form in (whole[k], short[k]):
+                found = re.sub(r"\s*".join(map(re.escape, "".join(form.split()))), f"{kind} {k}", found)
+        text.set_text(_without(missing, found))
+    listed = ", ".join(f"{kind} {k} is {short[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
+    return missing_line(missing, listed)
 
 
 def image_font(text: str, size: int):
@@ -139,7 +157,8 @@ def _without(missing: set[str], text: str) -> str:
     return "".join("?" if mark in missing else mark for mark in text)
 
 
-def _one_line(text: str) -> str:
-    """Without line breaks and control characters; a surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+def one_line(text: str) -> str:
+    """Without line breaks and control characters; what no XML holds (a file name can) becomes U+FFFD."""
     instead = {"Cc": " ", "Cf": "", "Cs": "\ufffd"}
-    return " ".join("".join(instead.get(unicodedata.category(mark), mark) for mark in str(text)).split())
+    plain = "".join(instead.get(unicodedata.category(mark), mark) for mark in str(text))
+    return " ".join(re.sub("[\ufffe\uffff]", "\ufffd", plain).split())

@@ -1,249 +1,202 @@
-"""report.html: a run on one page that needs nothing but itself, made of the files in the run's folder."""
+"""report.html: a run on one page that needs nothing but itself, made of the files in the run's folder.
+
+What stands on it is computed here and in the modules beside; how it looks stands in templates/.
+"""
 
 import time
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from util.core.run_files import write_whole
-from util.metrics.classification import confusion_matrix
+from util.metrics.classification import confusion_matrix as count_confusions
 from util.metrics.curves import curves_of
-from util.metrics.table import REGRESSION
-from util.report import svg_charts as charts
+from util.metrics.table import BY_NAME
+from util.report import bland_altman, charts, class_charts, words
+from util.report import metric_tables as tables
+from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
+from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
-from util.report.figures import all_figures, methods, of_each, per_name, tiles, undefined, written
+from util.report.learning_curves import learning_curves
 from util.report.mistakes import Mistake, mistakes
-from util.report.run_data import Outputs, Run, Split, class_figures, read_run
-from util.report.svg import clean
-from util.report.words import NOTES, data_table, facts_of, subtitle, warnings_of
+from util.report.run_data import Outputs, Run, Split, class_metrics, read_run
 
 PAGE = "report.html"
-STYLE = Path(__file__).with_name("report.css")
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(folder: str | Path) -> list[str]:
-    """Write report.html and the pictures of a run into its folder; lines for the user.
+    """Write report.html and the charts of a run into its folder; lines for the user.
 
-    The folder's files are all that is needed (no model, no GPU), and the pictures' files for the thumbnails; what is not
-    there is left out, and a line says so. Raises InputError where the folder is no run's, OSError where it can't be written.
+    The folder's files are all that is needed (no model, no GPU), and the images' files for the thumbnails;
+    what is not there is left out, and a line says so. Raises InputError where the folder is no run's, OSError
+    where it can't be written.
     """
     began = time.monotonic()
     run = read_run(folder)
-    notes = list(run.missing)
-    sections, pictures = _sections(run, notes)
-    page = _page(run, sections, notes)
-    write_whole(run.folder / PAGE, page)
+    notes, pngs = list(run.missing), []
+    with_table = [split for split in run.splits.values() if split.table is not None]
+    scored = {split.name: _scored(run, split) for split in with_table if run.kind == "classification"}
+    sections = [_split_charts(run, split, scored.get(split.name), notes, pngs) for split in with_table]
+    learning = _learning(run, notes)
+    rows = scored[run.main.name].rows if run.main.name in scored else None
+    page = _page(run, {"splits": sections, "learning": learning, "notes": notes, **_mistakes(run, notes),
+                       "of_names": tables.of_names(run, rows)})
+    write_whole(run.folder / PAGE, NOT_XML.sub("\ufffd", page))
     size = (run.folder / PAGE).stat().st_size / 1e6
-    return [f"report     {run.folder / PAGE} ({size:.1f} MB, {time.monotonic() - began:.1f} s)"
-            + (f"; also as pictures: {', '.join(pictures)}" if pictures else ""), *(f"report: {note}" for note in notes)]
+    line = f"report     {run.folder / PAGE} ({size:.1f} MB, {time.monotonic() - began:.1f} s)"
+    line += f"; also as images: {', '.join(pngs)}" if pngs else ""
+    return [line, *(f"report: {note}" for note in notes)]
 
 
-def _sections(run: Run, notes: list[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """[(id, heading, HTML)] in the order of the page, and the names of the PNG files that were drawn anew."""
-    from util.report.png_charts import other_pictures
+# ---- charts ------------------------------------------------------------------------------------------------
 
-    made: list[tuple[str, str, str]] = []
-    pictures: list[str] = []
-    main = run.main
-    made.append(("figures", f"Figures of {main.name}", f'<p class="lead">{_counted(run, main)}</p>{tiles(run)}'
-                 f'{_per_name(run, main)}{all_figures(run)}'))
-    for split in run.splits.values():
-        if split.table is not None:
-            heading = f"Charts of {split.name}"
-            body, drawn, lines = (_classification(run, split, split is main) if run.kind == "classification"
-                                  else _regression(run, split))
-            made.append((f"charts-{split.name}", heading, body))
-            pictures += drawn
-            notes += lines
-    notes += [note for note in other_pictures(run) if note not in notes]
-    if main.table is not None:
-        made.append(("mistakes", *_mistakes(run, main, notes)))
-    learning = charts.learning(run.log, run.best_epoch)
-    if learning:
-        which = f"epoch {run.best_epoch} (upright line), whose weights were scored" if run.best_epoch is not None else (
-            "the last epoch")
-        made.append(("learning", "Learning curves", '<p class="lead">Blue: validation; broken grey: training. The numbers are '
-                     f'those of {which}.</p><div class="charts small-ones">{"".join(learning)}</div>'))
-    made.append(("data", "Data", data_table(run)))
-    made.append(("run", "What was run", f'<div class="panel"><dl class="facts">{_definitions(facts_of(run))}</dl></div>'))
-    made.append(("intervals", "How the intervals were made", _intervals(run)))
-    made.append(("again", "How to repeat it", _again(run)))
-    return made, pictures
-
-
-def _counted(run: Run, split: Split) -> str:
-    text = f"{split.images:,} images"
-    if split.patients:
-        text += f" of {split.patients:,} patients"
-    return clean(f"{text}; a figure's 95 % interval says where it would lie in most repetitions of such a sample.")
-
-
-def _definitions(pairs: list[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{clean(term)}</dt><dd>{clean(text)}</dd>" for term, text in pairs)
-
-
-# ---- classification and regression ------------------------------------------------------------------------------------
-
-def _per_name(run: Run, split: Split) -> str:
-    columns = of_each(run.kind)
-    rows = [{column.name: split.entries.get(f"{column.name}_{name}") for column in columns} for name in run.names]
-    if run.kind == REGRESSION:
-        return per_name(rows, run.names, columns, "Target", f"Targets on {split.name}, in their own units")
-    if split.table is None:
-        if not any(entry for row in rows for entry in row.values()):
-            return ""
-    else:
-        rows = class_figures(Outputs.of(split.table, run.names), run.names, split.entries)
-    return per_name(rows, run.names, columns, "Class", f"Classes on {split.name}, each against the rest")
-
-
-def _classification(run: Run, split: Split, is_main: bool) -> tuple[str, list[str], list[str]]:
-    """(HTML, names of the PNG files, lines)."""
-    from util.report.png_charts import classification_pictures
-
-    outputs, names = Outputs.of(split.table, run.names), run.names
-    rows = class_figures(outputs, names, split.entries)
+def _scored(run: Run, split: Split) -> Scored:
+    outputs = Outputs.of(split.table, run.names)
     temperature = split.entries.get("temperature", {}).get("value")
-    curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, names, temperature)
-    counts = confusion_matrix(outputs.true, outputs.predicted, len(names))
-    parts = [charts.roc(split.name, curves, names, rows), charts.precision_recall(split.name, curves, names, rows)]
-    parts += [charts.reliability(split.name, curves, names, split.entries), charts.scores(split.name, curves)]
-    matrix, spread = charts.confusion(split.name, counts, names), charts.spread_of_classes(split.name, curves, names)
-    if len(names) <= charts.MAX_CLASSES_WITH_SHARES:
-        body = f'<div class="charts">{"".join(parts)}{matrix}{spread}</div>'
-    else:
-        body = (f'<div class="charts">{"".join(parts)}</div><div class="wide">{matrix}{charts.confusions(counts, names)}</div>'
-                f'<div class="charts">{spread}</div>')
-    drawn, lines = [], []
-    if is_main:  # a tenth of a second each: of the split that the page is headed by
-        looks = charts.looks_of(sorted(curves.precision_recall), {k: rows[k]["roc_auc"] for k in curves.precision_recall})
-        lines = classification_pictures(run, split, curves, rows, looks)
-        drawn = [f"{key}_{split.name}.png" for key in ("roc", "precision_recall", "reliability", "scores")
-                 if key not in ("roc", "precision_recall") or getattr(curves, key)]
-    return body, drawn, lines
+    curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, run.names,
+                       temperature)
+    counts = count_confusions(outputs.true, outputs.predicted, len(run.names))
+    heading = f"{run.title}, {split.name}, {split.images:,} images"
+    return Scored(split.name, heading, run.names, curves, counts,
+                  class_metrics(outputs, run.names, split.entries), split.entries)
 
 
-def _regression(run: Run, split: Split) -> tuple[str, list[str], list[str]]:
-    parts = [charts.agreement(split.name, number, target, split.table) for number, target in enumerate(run.names)]
-    lines = [f"{target}: no true value is known in {split.name}" for target, part in zip(run.names, parts, strict=True)
-             if not part]
-    return f'<div class="charts">{"".join(parts)}</div>', [], lines
+def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str],
+                  pngs: list[str]) -> dict[str, object]:
+    """A split's section: its panels in order, and of many classes the pairs that are confused most.
+
+    PNG files are drawn where they lack or are older than the predictions, and of a classification's main
+    split always.
+    """
+    table, names = run.folder / f"predictions_{split.name}.csv", run.names
+    if scored is None:
+        drawn = [bland_altman.agreement(split.name, split.table, names, number)
+                 for number in range(len(names))]
+        notes += [f"{target}: no true value is known in {split.name}"
+                  for target, chart in zip(names, drawn, strict=True) if chart is None]
+        for chart, file in zip(drawn, bland_altman.agreement_files(split.name, names), strict=True):
+            _save(chart, run.folder / file, table, notes)
+        panels = [panel for chart in drawn if chart for panel in chart.panels]
+        return {"name": split.name, "panels": panels, "confusions": None}
+    panels = []
+    for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
+                 class_charts.scores):
+        chart, file = draw(scored), f"{draw.__name__}_{split.name}.png"
+        if _save(chart, run.folder / file if split is run.main else None, None, notes):
+            panels += chart.panels
+            pngs += [file] if split is run.main else []
+    matrix = class_charts.confusion_matrix(split.name, scored.counts, names, scored.heading)
+    is_shown = len(names) <= class_charts.MAX_CLASSES_WITH_COUNTS
+    _save(matrix, run.folder / f"confusion_matrix_{split.name}.png", table, notes, is_shown)
+    panels += matrix.panels if is_shown else []
+    spread = class_charts.spread_of_classes(scored)
+    if _save(spread, None, None, notes):
+        spread.panels[0].is_wide = matrix.panels[0].is_wide
+        panels += spread.panels
+    pairs = [(names[true], names[said], f"{scored.counts[true, said]:,} of {scored.counts[true].sum():,}")
+             for true, said in class_charts.commonest_confusions(scored.counts)]
+    has_pairs = len(names) > class_charts.MAX_CLASSES_WITH_SHARES
+    return {"name": split.name, "panels": panels, "has_matrix": is_shown,
+            "confusions": pairs if has_pairs else None}
 
 
-# ---- mistakes -------------------------------------------------------------------------------------------------------
+def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: list[str],
+          is_shown: bool = True) -> bool:
+    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> whether
+    there is one."""
+    if chart is None:
+        return False
+    if is_shown:
+        charts.draw_svgs(chart)
+    if png is not None and not (source and png.exists() and png.stat().st_mtime >= source.stat().st_mtime):
+        notes += [note for note in charts.save_png(chart, png) if note not in notes]
+    return True
 
-def _mistakes(run: Run, split: Split, notes: list[str]) -> tuple[str, str]:
-    """(heading, HTML)."""
+
+def _learning(run: Run, notes: list[str]) -> list[Panel]:
+    """The learning curves of the metrics whose row of the table has a place for one; log.txt has more, which
+    say nearly the same."""
+    def is_shown(key: str) -> bool:
+        name = key.removeprefix("train_").removeprefix("val_")
+        return key in ("epoch", LEARNING_RATE) or (name in BY_NAME and BY_NAME[name].curve is not None)
+
+    rows = [{key: value for key, value in row.items() if is_shown(key)} for row in run.log]
+    chart, png = learning_curves(rows, run.best_epoch), run.folder / "learning_curves.png"
+    _save(chart, png if len(rows) > 1 else None, run.folder / "log.txt", notes)
+    return chart.panels if chart else []
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
+    """What the section of mistakes holds; nothing without a table."""
+    split = run.main
+    if split.table is None:
+        return {"mistakes": None}
     found, total, lines = mistakes(run, split)
     notes += lines
+    has_maps = any(mistake.heat_map for mistake in found)
     if run.kind == "classification":
-        heading = "Most confident mistakes"
-        lead = (f"{total:,} of {split.images:,} images of {split.name} are predicted wrong"
-                + (f"; these {len(found)} with the highest probability." if total > len(found) else ", most confident first.")
-                if total else f"No image of {split.name} is predicted wrong.")
+        heading, lead = "Most confident mistakes", f"No image of {split.name} is predicted wrong."
+        if total:
+            which = "most confident first"
+            if total > len(found):
+                which = f"these {len(found)} with the highest probability"
+            lead = f"{total:,} of {split.images:,} images of {split.name} are predicted wrong; {which}."
     else:
         heading = "Largest errors"
-        lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of the true values"
-                + (" (the worst target of each)." if len(run.names) > 1 else "."))
-    if any(mistake.heat_map for mistake in found):
-        lead += " On the right, where the model looked."
-    pairs = any(mistake.heat_map for mistake in found)
-    items = "".join(_item(run, split, mistake, pairs) for mistake in found)
-    look = "mistakes pairs" if pairs else "mistakes"
-    return heading, f'<p class="lead">{clean(lead)}</p>' + (f'<ol class="{look}">{items}</ol>' if items else "")
+        worst = " (the worst target of each)" if len(run.names) > 1 else ""
+        lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of "
+                f"the true values{worst}.")
+    items = [_item(run, split, mistake) for mistake in found]
+    return {"mistakes": items, "has_maps": has_maps, "mistakes_heading": heading,
+            "mistakes_lead": lead + (" On the right, where the model looked." if has_maps else "")}
 
 
-def _item(run: Run, split: Split, mistake: Mistake, pairs: bool) -> str:
-    name = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
+def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
+    """A mistake, with (name, predicted, true) of its class or of each target."""
     row = split.table.iloc[mistake.row]
     if run.kind == "classification":
-        said, true = row["predicted_class"], row["true_class"]
-        words = [f"<p><b>{clean(true)}</b> <small>true</small></p>",
-                 f'<p>{clean(said)} <small>predicted, {written(float(row[f"prob_{said}"]))}</small></p>']
+        said = row["predicted_class"]
+        answers = [(said, tables.written(float(row[f"prob_{said}"])), row["true_class"])]
     else:
-        words = []
-        for target in run.names:
-            true, said = float(row[f"true_{target}"]), float(row[f"pred_{target}"])
-            known = written(true) if true == true else "unknown"
-            words.append(f"<p><small>{clean(target)}</small> {written(said)} <small>predicted,</small> "
-                         f"{known} <small>true</small></p>")
-    shots = [_image(mistake.thumbnail, f"Picture {name}")] if mistake.thumbnail else [f"<p>{clean(mistake.why)}</p>"]
-    if pairs:
-        shots.append(_image(mistake.heat_map, f"Heat map of {name}") if mistake.heat_map else "<p>no heat map</p>")
-    return (f'<li><div class="shots">{"".join(shots)}</div><div class="words">{"".join(words)}'
-            f'<p class="file" title="{clean(mistake.path)}">{clean(name)}</p></div></li>')
+        pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
+        answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")
+                   for target, said, true in pairs]
+    file = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
+    return {"file": file, "mistake": mistake, "answers": answers}
 
 
-def _image(picture: tuple[str, int, int], words: str) -> str:
-    address, width, height = picture
-    return f'<img src="{address}" width="{width}" height="{height}" alt="{clean(words)}">'
-
-
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-def _intervals(run: Run) -> str:
-    lines = methods(run)
-    if not lines:
-        return ("<p>The figures of this folder have no intervals: it was written before they were. "
-                "Scoring the checkpoint again makes them (below).</p>")
-    explained = ("A bootstrap draws whole patients where they are known, else images, with replacement, not by class; its "
-                 "interval holds the middle 95 % of the resampled figures (of the calibration error, which chance alone "
-                 "raises, mirrored at the figure). DeLong's is that of a ROC AUC, on the logit scale; Wilson's that of a "
-                 "share of independent images; a sandwich error's that of a calibration slope or intercept.")
-    left_out = "".join(f"<li>undefined resamples, left out of their interval: {clean(line)}</li>" for line in undefined(run))
-    return (f'<div class="panel"><p>{explained}</p><ul class="small">'
-            + "".join(f"<li>{clean(line)}</li>" for line in lines) + f"{left_out}</ul></div>")
-
-
-def _again(run: Run) -> str:
-    parts = []
-    options, processes = run.options, run.facts.get("processes")
-    if options:
-        command, unknown = training_command(run.kind, options, processes if isinstance(processes, int) else 1)
-        parts.append(f"<p>Train it again, from the folder of the code{_at_commit(run)}:</p><pre>{clean(command)}</pre>")
-        if unknown:
-            parts.append('<p class="small">Options of run.json that this version does not have: '
-                         f'{clean(", ".join(unknown))}</p>')
+def _again(run: Run) -> dict[str, object]:
+    """The commands that repeat the run, and what is unknown of it."""
+    commit, processes = str(run.facts.get("commit") or ""), run.facts.get("processes")
+    again = {"commit": commit.removesuffix("+"), "is_changed": commit.endswith("+"),
+             "report": report_command(run.folder)}
+    if run.options:
         checkpoint = run.folder / "checkpoint-best.pth"
+        again["train"], again["unknown"] = training_command(run.kind, run.options,
+                                                            processes if isinstance(processes, int) else 1)
+        again["evaluate"] = ""
         if checkpoint.exists():
-            parts.append("<p>Score its best weights on test again:</p>"
-                         f"<pre>{clean(evaluation_command(run.kind, options, checkpoint))}</pre>")
-        else:
-            parts.append('<p class="small">checkpoint-best.pth is not in this folder: its weights cannot be scored again.</p>')
-    parts.append(f"<p>Make this page again:</p><pre>{clean(report_command(run.folder))}</pre>")
-    return "".join(parts)
+            again["evaluate"] = evaluation_command(run.kind, run.options, checkpoint)
+    return again
 
 
-def _at_commit(run: Run) -> str:
-    commit = str(run.facts.get("commit") or "")
-    if not commit:
-        return ""
-    changed = ", with changes that were not committed" if commit.endswith("+") else ""
-    return f" at commit <code>{clean(commit.removesuffix('+'))}</code>{changed}"
-
-
-# ---- the page -------------------------------------------------------------------------------------------------------
-
-def _page(run: Run, sections: list[tuple[str, str, str]], notes: list[str]) -> str:
-    found = warnings_of(run)
-    links = "".join(f'<a href="#{key}">{clean(heading)}</a>' for key, heading, _ in sections)
-    body = "".join(f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{clean(heading)}</h2>{content}</section>'
-                   for key, heading, content in sections)
-    warned = ""
-    if found:
-        items = "".join(f"<li>{clean(text)}" + (f"<ul>{''.join(f'<li>{clean(line)}</li>' for line in examples)}</ul>"
-                                                if examples else "") + "</li>" for text, examples in found)
-        only_notes = [text for text, _ in found] == [NOTES]
-        warned = (f'<aside class="warnings{" notes" if only_notes else ""}" aria-labelledby="warnings-h"><h2 id="warnings-h">'
-                  f'{"Notes" if only_notes else "Before these figures are trusted"}</h2><ul>{items}</ul></aside>')
-    absent = ('<section aria-labelledby="absent-h"><h2 id="absent-h">Not on this page</h2><ul class="small">'
-              + "".join(f"<li>{clean(note)}</li>" for note in notes) + "</ul></section>") if notes else ""
-    kind = {"classification": "Classification", "regression": "Regression"}[run.kind]
-    style = STYLE.read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
-        f'<title>{clean(run.title)}: report</title><link rel="icon" href="data:,"><style>\n{style}</style></head>\n<body><main>'
-        f'<header><p class="over">{kind} report</p><h1>{clean(run.title)}</h1><p class="lead">{clean(subtitle(run))}</p>'
-        f'<nav aria-label="Sections">{links}</nav></header>{warned}{body}{absent}'
-        f'<footer><p>Made {time.strftime("%Y-%m-%d %H:%M")} from the files in {clean(run.folder.resolve())}. It holds '
-        "thumbnails of pictures: whoever may not see those should not get this page.</p></footer></main></body></html>\n")
+def _page(run: Run, parts: dict[str, object]) -> str:
+    """The HTML of the whole. parts: what was computed of the sections."""
+    warnings = words.warnings_of(run)
+    sections = [("metrics", f"Metrics of {run.main.name}")]
+    sections += [(f"charts-{split['name']}", f"Charts of {split['name']}") for split in parts["splits"]]
+    sections += [("mistakes", parts["mistakes_heading"])] if parts["mistakes"] is not None else []
+    sections += [("learning", "Learning curves")] if parts["learning"] else []
+    sections += [("data", "Data"), ("run", "What was run"), ("intervals", "How the intervals were made"),
+                 ("again", "How to repeat it")]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    return environment.get_template(PAGE).render(
+        parts, run=run, sections=sections, warnings=warnings, subtitle=words.subtitle(run), tables=tables,
+        only_notes=[text for text, _ in warnings] == [words.NOTES],
+        data=words.data_table(run), facts=words.facts_of(run),
+        data_source=run.options.get("csv_file") or run.options.get("data_path"), again=_again(run),
+        made=time.strftime("%Y-%m-%d %H:%M"))

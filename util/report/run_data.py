@@ -248,7 +248,7 @@ class Outputs:
                                       for kind in ("prob", "logit")))
 
 
-def class_figures(outputs: Outputs, names: list[str], entries: dict[str, dict]) -> list[dict[str, dict]]:
+def class_metrics(outputs: Outputs, names: list[str], entries: dict[str, dict]) -> list[dict[str, dict]]:
     """Of each class {figure: {"value", "lower", "upper"}}: the stored entries, and values computed for those that lack."""
     confusion = classification.confusion_matrix(outputs.true, outputs.predicted, len(names)).astype(np.float64)
     hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)

@@ -1,16 +1,17 @@
 """What a report says in words: what was run, on which data, and what a reader should be warned of."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from util.core.plain_numbers import mean_and_deviation
 from util.metrics.table import is_better_low
-from util.report.figures import undefined, written
+from util.report.metric_tables import undefined, written
 from util.report.run_data import Run
-from util.report.svg import clean
 
 EXAMPLES = 4  # of each kind of finding
-KINDS = {"same bytes": "the very same file", "same pixels": "the same picture in another file", "near duplicate":
-         "nearly the same picture", "same patient": "pictures of one patient"}
+KINDS = {"same bytes": "the very same file", "same pixels": "the same image in another file", "near duplicate":
+         "nearly the same image", "same patient": "images of one patient"}
 NOTES = "From reading the data:"
 FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained",
             "lora": "LoRA: adapters and the head trained"}
@@ -43,20 +44,20 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     """[(what, examples)], the gravest first."""
     found = _leakage(run) + _weights(run) + _absent(run)
     if run.skipped:
-        found.append((f"{_pictures(len(run.skipped))} could not be read and had to be left out.",
+        found.append((f"{_number_of_images(len(run.skipped))} could not be read and had to be left out.",
                       [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]] + _more(len(run.skipped))))
     notes = _dict(run.facts.get("data")).get("notes")
     if isinstance(notes, list) and notes:
         found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
-        found.append(("Some figures are undefined in some resamples, which their intervals leave out: too few images of a "
+        found.append(("Some metrics are undefined in some resamples, which their intervals leave out: too few images of a "
                       "class.", lines))
     return found
 
 
-def _pictures(number: int) -> str:
-    return "1 picture" if number == 1 else f"{number:,} pictures"
+def _number_of_images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"
 
 
 def _more(number: int) -> list[str]:
@@ -75,11 +76,11 @@ def _leakage(run: Run) -> list[tuple[str, list[str]]]:
         if number:
             what = KINDS.get(kind, kind)
             often = "once" if number == 1 else f"{number:,} times"
-            found.append((f"Leakage: {what} in two splits, {often}. Figures on those images are too good.",
+            found.append((f"Leakage: {what} in two splits, {often}. Metrics on those images are too good.",
                           [_finding(finding) for finding in own[:EXAMPLES]] + _more(number)))
     unreadable = run.leakage.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
-        found.append((f"The check for leakage could not read {_pictures(len(unreadable))}.",
+        found.append((f"The check for leakage could not read {_number_of_images(len(unreadable))}.",
                       [str(path) for path in unreadable[:EXAMPLES]] + _more(len(unreadable))))
     return found
 
@@ -144,69 +145,59 @@ def _patients(run: Run) -> dict[str, dict[str, int]]:
     return counts
 
 
-def data_table(run: Run) -> str:
-    options = run.options
-    source = options.get("csv_file") or options.get("data_path") or ""
-    lead = f'<p class="lead">Read from {clean(source)}.</p>' if source else ""
-    if run.leakage is None:
-        lead += ('<p class="small">No check for leakage stands in this folder; <code>python -m util.leakage DATA</code> makes '
-                 "one.</p>")
-    else:
-        checked, total = run.leakage.get("checked"), run.leakage.get("pictures")
-        blind = run.leakage.get("cannot see")
-        lead += (f'<p class="small">Checked for leakage: {clean(checked)} of {clean(total)} pictures.'
-                 + (f" What the check cannot see: {clean(blind)}" if blind else "") + "</p>")
-    return lead + (_classes(run) if run.kind == "classification" else _targets(run))
+@dataclass
+class DataTable:
+    """How many images each class or target has: rows and the last line are (name, [(number, what is below it)])."""
+
+    caption: str
+    first: str
+    splits: list[str]
+    rows: list[tuple[str, list[tuple[str, str]]]]
 
 
-def _classes(run: Run) -> str:
+def data_table(run: Run) -> DataTable | None:
+    """A column a split; None where nothing is known of the classes."""
+    return _classes(run) if run.kind == "classification" else _targets(run)
+
+
+def _classes(run: Run) -> DataTable | None:
     images, patients = _images(run), _patients(run)
     if not images:
-        return "<p>How many images each class has is not known.</p>"
-    splits = list(images)
+        return None
 
-    def cell(split, name, total=None):
-        number = total if total is not None else images[split].get(name, 0)
-        known = patients.get(split, {}).get(name)
-        return f'<td class="number">{number:,}' + (f"<small>{known:,} patients</small>" if known else "") + "</td>"
+    def cell(split: str, name: str, number: int) -> tuple[str, str]:
+        return f"{number:,}", _of_patients(patients.get(split, {}).get(name))
 
-    head = "".join(f'<th scope="col">{clean(split)}</th>' for split in splits)
-    rows = "".join(f'<tr><th scope="row">{clean(name)}</th>{"".join(cell(split, name) for split in splits)}</tr>'
-                   for name in run.names)
-    foot = "".join(cell(split, "", sum(images[split].values())) for split in splits)
-    return _table("Images of each class and split", "Class", head, rows, foot)
+    rows = [(name, [cell(split, name, images[split].get(name, 0)) for split in images]) for name in run.names]
+    last = [cell(split, "", sum(images[split].values())) for split in images]
+    return DataTable("Images of each class and split", "Class", list(images), [*rows, ("All", last)])
 
 
-def _targets(run: Run) -> str:
+def _targets(run: Run) -> DataTable:
     stored = _dict(_dict(run.facts.get("data")).get("images"))
     counts = {split: number for split, number in stored.items() if isinstance(number, int)}
     counts |= {split.name: split.images for split in run.splits.values() if split.images}
     splits = [split for split in ("train", "val", "test") if split in counts]
     tables = {split.name: split.table for split in run.splits.values() if split.table is not None}
 
-    def cell(split, name):
+    def cell(split: str, name: str) -> tuple[str, str]:
         if split not in tables:
-            return '<td class="number">–</td>'
+            return "–", ""
         values = tables[split][f"true_{name}"].dropna()
-        return f'<td class="number">{len(values):,}<small>{_spread(values)}</small></td>'
+        return f"{len(values):,}", _spread(values)
 
-    rows = "".join(f'<tr><th scope="row">{clean(name)}</th>{"".join(cell(split, name) for split in splits)}</tr>'
-                   for name in run.names)
     known = {split.name: split.patients for split in run.splits.values()}
-    foot = "".join(f'<td class="number">{counts[split]:,}'
-                   + (f"<small>{known[split]:,} patients</small>" if known.get(split) else "") + "</td>" for split in splits)
-    return _table("Images with a known value, with its mean and standard deviation", "Target",
-                  "".join(f'<th scope="col">{clean(split)}</th>' for split in splits), rows, foot)
+    last = [(f"{counts[split]:,}", _of_patients(known.get(split))) for split in splits]
+    return DataTable("Images with a known value, with its mean and standard deviation", "Target", splits,
+                     [*((name, [cell(split, name) for split in splits]) for name in run.names), ("All", last)])
+
+
+def _of_patients(number: int | None) -> str:
+    return f"{number:,} patients" if number else ""
 
 
 def _spread(values: pd.Series) -> str:
     return f"{written(float(values.mean()))} ± {written(float(values.std()))}" if len(values) > 1 else ""
-
-
-def _table(caption: str, first: str, head: str, rows: str, foot: str) -> str:
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{clean(caption)}"><table class="single"><caption>'
-            f'{clean(caption)}</caption><thead><tr><th scope="col">{first}</th>{head}</tr></thead><tbody>{rows}</tbody>'
-            f'<tfoot><tr><th scope="row">All</th>{foot}</tr></tfoot></table></div>')
 
 
 # ---- what was run -----------------------------------------------------------------------------------------------------

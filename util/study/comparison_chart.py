@@ -9,7 +9,7 @@ import textwrap
 
 from util.metrics.table import is_better_low
 from util.report.charts import save_figure, titled
-from util.report.fonts import drawable
+from util.report.fonts import shown_names
 from util.study.comparison import LEVEL, Comparison
 from util.study.comparison_text import difference_text, figure_text, p_text, summary_text
 
@@ -33,15 +33,15 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     if len(metrics) < len(comparison.metrics):
         notes.append(f"the picture shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
-    labels, _, lines = drawable(names, [], "group")
+    labels = shown_names(names, "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
         notes.append(f"the picture shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
-        lines += save_figure(_draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True))), path)
-    return [*notes, *lines]
+        figure = _draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)))
+        return notes + save_figure(figure, path, names=(names, "group"))
 
 
 def _draw(comparison, metrics, tests, pairs, labels):
@@ -65,7 +65,10 @@ def _draw(comparison, metrics, tests, pairs, labels):
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
             rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
-            axes.set_yticks(range(len(texts)), texts if column == 0 else [], fontsize=8, parse_math=False)
+            axes.set_yticks(range(len(texts)), [])
+            for row, text in enumerate(texts if column == 0 else []):  # no tick labels, whose text can't be replaced
+                axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8,
+                          parse_math=False)
             axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
             axes.tick_params(axis="y", length=0)

@@ -1,0 +1,186 @@
+"""Metrics in a report: how they are written, and what stands in the tiles and tables of the page."""
+
+import itertools
+from dataclasses import dataclass
+
+from util.metrics.table import (
+    BY_NAME,
+    CLASSIFICATION,
+    METRICS,
+    OPERATING,
+    REGRESSION,
+    SANDWICH,
+    Metric,
+    of_kind,
+    row_of,
+)
+from util.report.run_data import Run, Split
+
+TO = " to "
+UNDEFINED = "undefined"
+MOST_TILES = 6
+
+
+def written(value: float | None, whole: bool = False) -> str:
+    """A metric with three decimals (four significant digits where it is 10 or more), a real minus sign."""
+    if value is None:
+        return UNDEFINED
+    if whole or (isinstance(value, int) and not isinstance(value, bool)):
+        return f"{value:,.0f}"
+    text = f"{value:.3f}" if abs(value) < 10 and (abs(value) >= 0.001 or value == 0) else f"{value:.4g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(entry: dict) -> str:
+    """0.812 to 0.904, or '' where the metric has no interval."""
+    lower, upper = entry.get("lower"), entry.get("upper")
+    return "" if lower is None or upper is None else f"{written(float(lower))}{TO}{written(float(upper))}"
+
+
+def with_interval(entry: dict) -> str:
+    """0.871 (0.812 to 0.904)."""
+    bounds = interval(entry)
+    return written(entry["value"]) + (f" ({bounds})" if bounds else "")
+
+
+@dataclass
+class Tile:
+    """A headline metric. scale: where its interval begins, its width, and the value, in per cent; beside: the
+    other split's value."""
+
+    label: str
+    hint: str
+    value: str
+    bounds: str
+    scale: tuple[float, float, float] | None
+    beside: str
+
+
+@dataclass
+class Row:
+    """A line of a table: cells are (value, interval) of each column; begins: a group of lines."""
+
+    label: str
+    cells: list[tuple[str, str]]
+    hint: str = ""
+    methods: str = ""
+    begins: bool = False
+
+
+def tiles(run: Run) -> list[Tile]:
+    """The headline metrics of the main split."""
+    split, other = run.main, next((s for s in run.splits.values() if s is not run.main), None)
+    found = []
+    for name, label, hint in [tile for tile in _headline(run) if tile[0] in split.entries][:MOST_TILES]:
+        entry, row, scale = split.entries[name], row_of(name), None
+        value, lower, upper = (entry.get(part) for part in ("value", "lower", "upper"))
+        bounds = interval(entry)
+        if row and row.on_unit_scale and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
+            scale = (100 * lower, 100 * (upper - lower), 100 * value)
+        beside = other.entries.get(name) if other else None
+        found.append(Tile(label, hint, written(value), bounds, scale,
+                          f"{other.name} {written(beside['value'])}" if beside else ""))
+    return found
+
+
+def _headline(run: Run) -> list[tuple[str, str, str]]:
+    """(name, label, hint) of the metrics that stand first."""
+    rows = of_kind(run.kind, "headline")
+    if run.kind == REGRESSION:
+        if len(run.names) == 1:
+            return [(f"{row.name}_{run.names[0]}", row.label, run.names[0]) for row in rows]
+        means = [(row.name, row.label, row.hint) for row in rows[:2]]
+        return means + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
+    chosen = [(row.name, row.label, row.hint) for row in rows]
+    if len(run.names) == 2:
+        event = run.names[1]
+        of_event = [(f"{name}_{event}", BY_NAME[name].label, event)
+                    for name in ("sensitivity", "specificity")]
+        chosen = [("roc_auc", BY_NAME["roc_auc"].label, event), *of_event, *chosen[2:]]
+    return chosen
+
+
+def _hint(run: Run, metric: Metric) -> str:
+    """What stands beside a metric's label; of two classes, which of them is meant."""
+    if run.kind == REGRESSION:
+        return "" if metric.name == "loss" else metric.hint
+    if len(run.names) == 2 and (metric.group == OPERATING or metric.interval == SANDWICH):
+        return f"{metric.hint}; of {run.names[1]}"
+    return metric.hint
+
+
+def of_each(kind: str) -> list[Metric]:
+    """The metrics of each class or target, in their order."""
+    return of_kind(kind, "per_class" if kind == CLASSIFICATION else "per_target")
+
+
+def all_metrics(run: Run) -> list[Row]:
+    """Everything that is not of a single class or target."""
+    splits, rows, shown = list(run.splits.values()), [], {"n"}
+    shown |= {f"{row.name}_{name}" for name in run.names for row in of_each(run.kind)}
+    for group, members in itertools.groupby(METRICS, lambda metric: metric.group):
+        found = [metric for metric in members
+                 if group and any(metric.name in split.entries for split in splits)]
+        rows += [_row(metric.name, metric.label, _hint(run, metric), splits,
+                      bool(rows) and metric is found[0]) for metric in found]
+        shown |= {metric.name for metric in found}
+    others = dict.fromkeys(name for split in splits for name in split.entries if name not in shown)
+    return rows + [_row(name, name, "", splits, bool(rows) and place == 0)
+                   for place, name in enumerate(others)]
+
+
+def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) -> Row:
+    entries = [split.entries.get(name) for split in splits]
+    cells = [(written(entry["value"]), interval(entry) or "–") if entry else ("–", "–") for entry in entries]
+    methods = dict.fromkeys(str(entry["method"]) for entry in entries if entry and entry.get("method"))
+    return Row(label, cells, hint, ", ".join(methods) or "–", begins)
+
+
+def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[Row]:
+    """A row a class or a target of the main split; found: their metrics, where they were computed. [] where
+    none is known."""
+    columns, entries = of_each(run.kind), run.main.entries
+    if found is None:
+        found = [{column.name: entries.get(f"{column.name}_{name}") for column in columns}
+                 for name in run.names]
+    if not any(entry for row in found for entry in row.values()) and run.kind == CLASSIFICATION:
+        return []
+    return [Row(name, [_cell(row.get(column.name), column.name) for column in columns])
+            for name, row in zip(run.names, found, strict=True)]
+
+
+def _cell(entry: dict | None, column: str) -> tuple[str, str]:
+    return (written(entry["value"], column == "n"), interval(entry)) if entry else ("–", "")
+
+
+def methods(run: Run) -> list[str]:
+    """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
+    resamples."""
+    found: dict[tuple, dict] = {}
+    for split in run.splits.values():
+        for name, entry in split.entries.items():
+            if entry.get("method") and interval(entry):
+                key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))
+                found.setdefault(key, {})[name] = None
+    lines = []
+    for (method, resamples, seed), names in found.items():
+        drawn = f", {resamples:,} resamples, seed {seed}" if isinstance(resamples, int) else ""
+        listed = ", ".join(list(names)[:14]) + (f" and {len(names) - 14} more" if len(names) > 14 else "")
+        lines.append(f"{method}{drawn}: {listed}")
+    return lines
+
+
+def undefined(run: Run) -> list[str]:
+    """A line a split: metrics that are undefined in some of their resamples, which their intervals leave
+    out."""
+    lines = []
+    for split in run.splits.values():
+        some = {name: entry for name, entry in split.entries.items()
+                if isinstance(entry.get("undefined"), int) and entry["undefined"] > 0}
+        if some:
+            worst = sorted(some, key=lambda name: -some[name]["undefined"])
+            listed = "; ".join(f"{name} in {some[name]['undefined']:,} of {some[name].get('resamples', '?')}"
+                               for name in worst[:6])
+            listed += f"; and {len(some) - 6} more metrics" if len(some) > 6 else ""
+            lines.append(f"{split.name}: {listed}")
+    return lines
