@@ -16,8 +16,9 @@ from pathlib import Path
 
 from util.core.ending import exit_code_of
 from util.core.errors import InputError, RunError
-from util.options.flag import count, seed_number
-from util.options.parsing import OneLineParser, Parsed
+from util.options.flag import REGRESSION, count, seed_number
+from util.options.groups import Options
+from util.options.parsing import OneLineParser
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
 OF_A_STUDY = ("nproc", "dry_run")
@@ -85,16 +86,15 @@ def study(options: Namespace) -> int:
     return outcome.exit_code
 
 
-def canonical(parsed: Parsed) -> None:
-    """A model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
+def canonical(options: Options) -> Options:
+    """With a model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
     from jobs.tasks.regression_start import resolve_names
     from models_vit import find_backbone
 
-    options = parsed.options
-    if hasattr(options, "targets"):
-        resolve_names(parsed)
-    backbone = find_backbone(options.model, options.model_arch)
-    options.model, options.model_arch = backbone.model, backbone.arch
+    if options.program == REGRESSION:
+        options = resolve_names(options)
+    backbone = find_backbone(options.model.model, options.model.model_arch)
+    return options.having(model=backbone.model, model_arch=backbone.arch)
 
 
 def compare_folders(options, folders: list[str], output: Path, labels: dict[str, str] | None = None) -> None:

@@ -27,17 +27,16 @@ def make_parser() -> OneLineParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = parse(FEATURES, __doc__, argv)
-    options = parsed.options
-    inference.check_weights(parsed)
-    inference.check_output(options.output, (".npz", ".parquet"), options.input)
+    options = parse(FEATURES, __doc__, argv)
+    inference.check_weights(options)
+    inference.check_output(options.use.output, (".npz", ".parquet"), options.use.input)
 
     from jobs.feature_vectors import extract  # torch and timm take seconds to import: --help does not wait
     from util.parallel.processes import process_group
 
-    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
+    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
         world.say(*filter(None, [world.note]))
-        extract(parsed, world)
+        extract(options, world)
     return 0
 
 

@@ -22,18 +22,17 @@ def make_parser() -> OneLineParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = parse(FINETUNE, __doc__, argv)
-    checks.check_combinations(parsed)
+    options = parse(FINETUNE, __doc__, argv)
+    options = checks.check_combinations(options)
 
     from jobs.tasks.classification import Classification  # torch and timm take seconds to import: --help does not wait
     from jobs.train import run
     from util.parallel.processes import process_group
 
-    options = parsed.options
-    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*checks.without_effect(parsed, FINETUNE), *filter(None, [world.note]))
-        for job in checks.one_run_a_ratio(parsed):
-            run(job, world, Classification(job.options))
+    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
+        world.say(*checks.without_effect(options), *filter(None, [world.note]))
+        for one in checks.one_run_a_ratio(options):
+            run(one, world, Classification)
     return 0
 
 

@@ -23,29 +23,29 @@ def make_parser() -> OneLineParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = parse(REGRESSION, __doc__, argv)
-    options = parsed.options
-    if not options.csv_file and not options.resume:
+    options = parse(REGRESSION, __doc__, argv)
+    if not options.data.csv_file and not options.run.resume:
         raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
-    lines = checks.take_params(parsed)
-    checks.check_combinations(parsed)
-    lines += checks.check_search(parsed)
+    options, lines = checks.take_params(options)
+    options = checks.check_combinations(options)
+    options, of_search = checks.check_search(options)
+    lines += of_search
 
     from jobs.tasks.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
     from jobs.tasks.regression_start import resolve_names
     from jobs.train import run
     from util.parallel.processes import process_group
 
-    resolve_names(parsed)
-    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
-        world.say(*checks.without_effect(parsed, REGRESSION), *lines, *filter(None, [world.note]))
-        if options.optuna_trials:
+    options = resolve_names(options)
+    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
+        world.say(*checks.without_effect(options), *lines, *filter(None, [world.note]))
+        if options.search.optuna_trials:
             from jobs.search import search
 
-            search(parsed, world)
+            search(options, world)
             return 0
-        for job in checks.one_run_a_ratio(parsed):
-            run(job, world, Regression(job.options))
+        for one in checks.one_run_a_ratio(options):
+            run(one, world, Regression)
     return 0
 
 

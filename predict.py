@@ -23,16 +23,15 @@ def make_parser() -> OneLineParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parsed = parse(PREDICT, __doc__, argv)
-    options = parsed.options
-    inference.check_output(options.output, (".csv",), options.input)
+    options = parse(PREDICT, __doc__, argv)
+    inference.check_output(options.use.output, (".csv",), options.use.input)
 
     from jobs.predictions import predict  # torch and timm take seconds to import: --help does not wait
     from util.parallel.processes import process_group
 
-    with process_group(options.device, options.dist_url, options.dist_on_itp) as world:
+    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
         world.say(*filter(None, [world.note]))
-        predict(parsed, world)
+        predict(options, world)
     return 0
 
 

@@ -133,15 +133,15 @@ def single_head(data: Path, folder: Path, *more: str) -> float:
     backbone come to, augmentation aside."""
     words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS), "--task", "single", "--output_dir",
              str(folder / "out"), "--log_dir", str(folder / "logs"), "--batch_size", str(BATCH), *more]
-    parsed = parse(FINETUNE, "", words)
+    options = parse(FINETUNE, "", words)
     with contextlib.redirect_stdout(io.StringIO()):
-        job = prepare(parsed, World(), Classification(parsed.options))
+        job = prepare(options, World(), Classification)
         features = features_of(job)
     labels = torch.tensor(job.task.targets(job.rows("train")))
     layer = torch.nn.Linear(features["train"].shape[1], len(job.task.class_names))
     torch.nn.init.trunc_normal_(layer.weight, std=2e-5)
     torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=job.options.weight_decay)
+    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=job.options.training.weight_decay)
     loss = job.task.loss(job.rows("train"))
     best, steps = 0.0, -(-len(labels) // BATCH)
     for epoch in range(EPOCHS):

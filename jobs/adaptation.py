@@ -3,7 +3,6 @@ saved alone, becomes a whole model again."""
 
 import copy
 import re
-from argparse import Namespace
 
 import torch
 
@@ -12,39 +11,39 @@ from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.model import lora
 from util.model.lr_decay import layer_of_parameters
-from util.options import adaptation as part_options
-from util.options.parsing import Parsed
+from util.options.checks import check_part
+from util.options.groups import Options
 from util.parallel.sharding import is_own
 from util.weights.finding import find_weights, sha256
 from util.weights.fitting import HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in, set_buffers
 
 
-def choose_part(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace,
-                has_weights: bool = True) -> None:
+def choose_part(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, has_weights: bool = True,
+                options: Options | None = None) -> None:
     """Leave trainable what --adaptation and --train_last_blocks say; with lora the adapters are put in. InputError.
 
-    has_weights: whether the backbone holds pre-trained ones.
+    has_weights: whether the backbone holds pre-trained ones; options: others than the task's.
     """
-    part_options.check(options)
-    if options.adaptation == "lp":
+    options = options or task.options
+    check_part(options)
+    if options.model.adaptation == "lp":
         task.freeze(model)
-    elif options.adaptation == "lora":
+    elif options.model.adaptation == "lora":
         if not has_weights:
             raise InputError("--adaptation lora adapts pre-trained weights and there are none: name them with --finetune")
-        _inject(model, task.backbone_of(model), backbone, lora.Settings.of(options))
-        lora.draw(task.backbone_of(model), options.seed)
-    elif options.train_last_blocks:
-        _train_last_blocks(model, task.backbone_of(model), options.train_last_blocks, backbone.arch)
+        _inject(model, task.backbone_of(model), backbone, lora.Settings.of(options.part))
+        lora.draw(task.backbone_of(model), options.run.seed)
+    elif options.part.train_last_blocks:
+        _train_last_blocks(model, task.backbone_of(model), options.part.train_last_blocks, backbone.arch)
 
 
-def shapes_adapted(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace,
-                   adaptation: str) -> torch.nn.Module:
+def shapes_adapted(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, adaptation: str) -> torch.nn.Module:
     """A copy of a model of shapes, as another --adaptation would train it. InputError where it can't."""
     shapes = copy.deepcopy(model)
     lora.merge(shapes)
     shapes.requires_grad_(True)
-    asked = {"adaptation": adaptation, "train_last_blocks": None, "allow_partial": False}
-    choose_part(task, shapes, backbone, Namespace(**vars(options) | asked))
+    choose_part(task, shapes, backbone, options=task.options.having(adaptation=adaptation, train_last_blocks=None,
+                                                                    allow_partial=False))
     return shapes
 
 
@@ -71,16 +70,17 @@ def _train_last_blocks(model: torch.nn.Module, body: torch.nn.Module, number: in
         parameter.requires_grad_(layer_of[name] >= last - number)
 
 
-def describe(options: Namespace, model: torch.nn.Module) -> list[str]:
+def describe(options: Options, model: torch.nn.Module) -> list[str]:
     """A line about the part that is trained, where it is not all and not the head alone."""
     layers = lora.adapted_layers(model)
     if layers:
         size = sum(p.numel() for name, p in model.named_parameters() if is_own(name))
-        return [f"adapters   LoRA of rank {options.lora_rank}, alpha {options.lora_alpha:g}, dropout {options.lora_dropout:g} "
-                f"on {len(layers)} layers ({options.lora_targets}): {size:,} numbers; the head is trained too"]
-    if options.train_last_blocks and not options.eval:
-        return [f"part       the last {options.train_last_blocks} blocks and what follows them are trained; the blocks before "
-                "stand still and run as in evaluation, without drop path"]
+        made = lora.Settings.of(options.part)
+        return [f"adapters   LoRA of rank {made.rank}, alpha {made.alpha:g}, dropout {made.dropout:g} on {len(layers)} layers "
+                f"({made.targets}): {size:,} numbers; the head is trained too"]
+    if options.part.train_last_blocks and not options.run.eval:
+        return [f"part       the last {options.part.train_last_blocks} blocks and what follows them are trained; the "
+                "blocks before stand still and run as in evaluation, without drop path"]
     return []
 
 
@@ -133,21 +133,21 @@ def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone
     return line
 
 
-def load_resumed(parsed: Parsed, model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
+def load_resumed(model: torch.nn.Module, backbone, resumed: WeightFile, task: Task, put, streamed: bool):
     """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one for training.
     streamed: the model has shapes alone, and `put` takes what will go into it."""
-    options, where = parsed.options, {"put": put}
+    options, where = task.options, {"put": put}
     if lora.is_adapter(resumed):
-        where |= {"place": options.finetune if "finetune" in parsed.typed else "",
-                  "weights_dir": options.weights_dir if "weights_dir" in parsed.typed else None}
-    if lora.is_adapter(resumed) and not options.eval:
-        if options.adaptation != "lora" or lora.Settings.of(options) != lora.Settings.stored_in(resumed):
+        where |= {"place": options.model.finetune if "finetune" in options.typed else "",
+                  "weights_dir": options.model.weights_dir if "weights_dir" in options.typed else None}
+    if lora.is_adapter(resumed) and not options.run.eval:
+        if options.model.adaptation != "lora" or lora.Settings.of(options.part) != lora.Settings.stored_in(resumed):
             raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation and the --lora_ "
                              "flags to it, or start a new run with another --task")
         started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
     else:
         started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
         line = f"{resumed.path}  sha256 {sha256(resumed.path)}  {line}"
-    if not options.dry_run and not streamed:
+    if not options.run.dry_run and not streamed:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))
     return started_from, line

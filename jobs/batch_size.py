@@ -7,7 +7,7 @@ from util.core.errors import InputError, RunError
 from util.core.host_memory import available_bytes
 from util.model.memory import estimate_memory
 from util.options.flag import AUTO
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.parallel.sharding import is_sharded
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile
@@ -19,16 +19,16 @@ SLACK = 0.05  # of a GPU's memory that a tried batch leaves free, since memory b
 EVALUATION = 64  # where a checkpoint that is only scored does not say its own
 
 
-def take_stored(parsed: Parsed, resumed: WeightFile | None) -> None:
+def with_stored(options: Options, resumed: WeightFile | None) -> Options:
     """A run that goes on, or a checkpoint that is scored, keeps the number that was found when it began."""
-    options = parsed.options
-    if options.batch_size == AUTO and resumed is not None:
-        known = resumed.rest["options"].get("batch_size") if checkpoint.is_ours(resumed) else None
-        options.batch_size = known or (EVALUATION if options.eval else AUTO)
+    if options.training.batch_size != AUTO or resumed is None:
+        return options
+    known = resumed.rest["options"].get("batch_size") if checkpoint.is_ours(resumed) else None
+    return options.having(batch_size=known or (EVALUATION if options.run.eval else AUTO))
 
 
-def choose(job: Job) -> str:
-    """Set options.batch_size, alike in all processes -> a line that says it. RunError where not one picture fits, InputError
+def choose(job: Job) -> tuple[int, str]:
+    """The batch size, alike in all processes, and a line that says it. RunError where not one picture fits, InputError
     for a model in shards.
 
     On a GPU whole steps are tried, each process on its own; else, and on a dry run, the need is estimated
@@ -38,20 +38,19 @@ def choose(job: Job) -> str:
     if is_sharded(job.model):
         raise InputError("--batch_size auto can't try what no process can run alone: pass a number with --parallel fsdp "
                          "(--dry_run estimates the need)")
-    processes = max(options.world_size, world.size) if options.dry_run else world.size
+    processes = max(options.compatibility.world_size, world.size) if options.run.dry_run else world.size
     sizes = [size for size in SIZES if size == 1 or size * processes <= len(job.rows("train"))]
-    tried = world.device.type == "cuda" and not options.dry_run
+    tried = world.device.type == "cuda" and not options.run.dry_run
     found = _largest(sizes, lambda size: fits(job, size, for_training=True)) if tried else _estimated(job, sizes)
     found = min(world.gather(found))
     if found == 0:
-        raise RunError(f"--batch_size auto: not one picture of {options.input_size} pixels fits into the memory of "
+        raise RunError(f"--batch_size auto: not one picture of {options.model.input_size} pixels fits into the memory of "
                        f"{world.device} {'' if tried else 'by the estimate '}with this model: take a smaller one, a smaller "
                        "--input_size, or --adaptation lp", everywhere=True)
-    options.batch_size = found
     how = f"tried on {torch.cuda.get_device_name(world.device)}" if tried else "estimated, not tried"
     bound = ", bounded by the training pictures" if found == sizes[-1] and found < SIZES[-1] and (
         tried or found < LARGEST_WITHOUT_TRYING) else ""
-    return f"batch      --batch_size auto is {found} ({how}{bound}); a run that goes on keeps it"
+    return found, f"batch      --batch_size auto is {found} ({how}{bound}); a run that goes on keeps it"
 
 
 def _largest(sizes: list[int], fit) -> int:
@@ -68,7 +67,7 @@ def _estimated(job: Job, sizes: list[int]) -> int:
     """The largest size whose estimated need is at most SHARE of the memory that is free, divided among the processes."""
     options, world = job.options, job.world
     covariates = job.task.covariates(job.rows("train")[:1])
-    small, large = (estimate_memory(job.model, size, options.input_size, job.precision.name,
+    small, large = (estimate_memory(job.model, size, options.model.input_size, job.precision.name,
                                     0 if covariates is None else covariates.shape[1]) for size in (2, 4))
     a_picture = max(0, large.activations - small.activations) / 2
     fixed = large.total - 4 * a_picture
@@ -92,11 +91,11 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
             trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
             slack = SLACK * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
             room.append(torch.empty(int((3 if job.world.size > 1 else 2) * trained + slack), dtype=torch.uint8, device=device))
-            if options.adaptation == "lp" and device.type == "cuda":
+            if options.model.adaptation == "lp" and device.type == "cuda":
                 batch_size *= 2  # the frozen backbone reads the evaluation's batches
         batch_size = max(2, batch_size)  # batch norm needs two: training takes a picture alone twice
         rows = job.features["train"][:batch_size] if job.features is not None else torch.zeros(
-            batch_size, 3, options.input_size, options.input_size)
+            batch_size, 3, options.model.input_size, options.model.input_size)
         inputs = (rows.to(device),)
         covariates = job.task.covariates(job.rows("train")[:1])
         if covariates is not None:

@@ -7,6 +7,7 @@ from jobs.job import Job
 from jobs.run_folder import commit, now, versions
 from util.core.secrets import plain_without_secrets
 from util.model import lora
+from util.options.table import own_values
 from util.report.page import write_report
 from util.weights import checkpoint
 
@@ -21,10 +22,10 @@ def content(job: Job, epoch: int, best: dict) -> dict:
         "format": checkpoint.FORMAT, "epoch": epoch,
         **checkpoint.plain({
             "task": job.task.kind, **job.task.stored(), "best": best, "versions": versions(),
-            "options": plain_without_secrets(vars(job.options)),
+            "options": plain_without_secrets(own_values(job.options)),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},
             "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
-            "weights": weights_facts(job), **({"adapter": lora.Settings.of(job.options).plain()} if adapted else {})}),
+            "weights": weights_facts(job), **({"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {})}),
     }
 
 
@@ -35,7 +36,8 @@ def weights_facts(job: Job) -> dict | None:
 def facts(job: Job) -> dict:
     """run.json: what is needed to say, and to do, the same again."""
     return checkpoint.plain({
-        "started": now(), "options": plain_without_secrets(vars(job.options)), "versions": versions(), "commit": commit(),
+        "started": now(), "options": plain_without_secrets(own_values(job.options)),
+        "versions": versions(), "commit": commit(),
         "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
         "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
                   "parameters": models_vit.count_parameters(job.model),

@@ -168,7 +168,7 @@ def keep_best(job: Job, best: dict) -> dict | None:
     """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
     stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end). All processes call
     this; what is returned is the main process's ({} elsewhere), of a sharded model each one's shards."""
-    if job.options.savemodel and job.features is None:
+    if job.options.run.savemodel and job.features is None:
         write_model(job, best_file(job).name, content(job, best["epoch"], best))
         if lora.adapted_layers(job.model) and job.world.is_main:
             job.folder.file(checkpoint.BEST).unlink(missing_ok=True)  # an earlier end's: no longer the best
@@ -235,7 +235,7 @@ def make_whole(job: Job) -> bool:
     """
     if not lora.adapted_layers(job.model):
         return False
-    if job.options.savemodel:
+    if job.options.run.savemodel:
         body = job.task.backbone_of(job.model)
         also = list(dict.fromkeys(name.rpartition(".")[0] for name, parameter in body.named_parameters()
                                   if parameter.requires_grad and not is_own(name)))
@@ -248,4 +248,4 @@ def make_whole(job: Job) -> bool:
 def _write_peft(job: Job, body: torch.nn.Module, also: list[str], tensors: dict[str, torch.Tensor]) -> None:
     folder = job.folder.file_to_write("adapter")
     with job.folder.writing(folder):
-        lora.write_peft(folder, body, also, tensors, job.options.finetune)
+        lora.write_peft(folder, body, also, tensors, job.options.model.finetune)

@@ -1,6 +1,5 @@
 """The images of a job: the table, the check of all files, fields and leakage; and the settings by which they are read."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,57 +14,57 @@ from util.data.images import transforms
 from util.data.images.fundus_fields import Fields
 from util.data.images.scan import ImageFacts, depth
 from util.data.leakage import search
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
 
 
-def read_data(parsed: Parsed, resumed: WeightFile | None, folder: RunFolder, world: World,
+def read_data(resumed: WeightFile | None, folder: RunFolder, world: World,
               task: Task) -> tuple[tables.Data, Fields | None, np.ndarray]:
     """The images of a run, checked, with their fields (--fundus_crop auto) and what else the check found (`ImageFacts.of`)."""
-    options = parsed.options
-    data = task.read(parsed, resumed, ("test",) if options.eval else tables.SPLITS)
+    options = task.options
+    data = task.read(resumed, ("test",) if options.run.eval else tables.SPLITS)
     # a picture's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
-    if options.patient_regex and "patient_col" not in parsed.typed:  # a stored expression gives way to a typed column
-        data.table, lines = search.name_patients(data.table, options.patient_regex, "patient_regex" in parsed.typed)
+    if options.data.patient_regex and "patient_col" not in options.typed:  # a stored expression gives way to a typed column
+        data.table, lines = search.name_patients(data.table, options.data.patient_regex, "patient_regex" in options.typed)
         data.notes += lines
-    facts, fields = ImageFacts(Path(options.output_dir) / ".image_facts.npy"), None
-    if options.fundus_crop == "auto":
-        fields = Fields(Path(options.output_dir) / ".fundus_fields.npy", options.read_images == "as_shown")
-    if options.skip_file_check:
+    facts, fields = ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
+    if options.model.fundus_crop == "auto":
+        fields = Fields(Path(options.run.output_dir) / ".fundus_fields.npy", options.model.read_images == "as_shown")
+    if options.data.skip_file_check:
         data = tables.look_at_some(data, facts, fields)
     else:
-        writes = world.is_main and not options.dry_run and options.bad_images == "skip"
+        writes = world.is_main and not options.run.dry_run and options.data.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = tables.check_files(data, options.bad_images, facts, skipped, fields=fields)
-    if not options.eval:
+            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields)
+    if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
-    if options.dataratio[0] < 1 and not options.eval:
-        data.table = tables.subset(data.table, options.dataratio[0], options.stratified, options.datasets_seed)
-    if world.is_main and not options.eval:
+    if options.data.dataratio[0] < 1 and not options.run.eval:
+        data.table = tables.subset(data.table, options.data.dataratio[0], options.data.stratified, options.data.datasets_seed)
+    if world.is_main and not options.run.eval:
         world.say(*_check_leakage(options, data, resumed, folder))
     if world.is_main and fields is not None:
         world.say(*_report_fields(options, data, fields, resumed, folder))
     return task.settle(data, resumed), fields, facts.of(list(data.table["path"]))
 
 
-def _report_fields(options: Namespace, data: tables.Data, fields: Fields, resumed: WeightFile | None,
+def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed: WeightFile | None,
                    folder: RunFolder) -> list[str]:
     """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) -> lines."""
     images = list(data.table["path"])
-    if options.dry_run:
+    if options.run.dry_run:
         return fundus_sheet.report(fields, images, None, None)
     goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
-    names = [f"fundus_crop{'_test' if options.eval else ''}{suffix}" for suffix in (".csv", ".png")]
-    paths = [folder.file(name) if goes_on or options.eval else folder.new_file(name) for name in names]
+    names = [f"fundus_crop{'_test' if options.run.eval else ''}{suffix}" for suffix in (".csv", ".png")]
+    paths = [folder.file(name) if goes_on or options.run.eval else folder.new_file(name) for name in names]
     with folder.writing(paths[0]):
         return fundus_sheet.report(fields, images, *paths)
 
 
-def _check_leakage(options: Namespace, data: tables.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
+def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
     """Look for pictures and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
     lists them. InputError with --leakage stop where there are any.
 
@@ -75,54 +74,56 @@ def _check_leakage(options: Namespace, data: tables.Data, resumed: WeightFile | 
     """
     name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
     before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
-    if goes_on and options.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
-            folder.file(name).exists()) and all(before.get(option) == vars(options).get(option) for option in looked_at):
+    if goes_on and options.data.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
+            folder.file(name).exists()) and all(before.get(option) == options.value(option) for option in looked_at):
         return [f"leakage    looked for when this run began, on the same pictures: {folder.file(name)}"]
-    path = None if options.dry_run else folder.file(name) if goes_on else folder.new_file(name)
-    if options.leakage == "off":
+    path = None if options.run.dry_run else folder.file(name) if goes_on else folder.new_file(name)
+    if options.data.leakage == "off":
         return []
-    found = search.check(data.table, Path(options.output_dir) / ".fingerprints.npy", decode=not options.skip_file_check)
+    known = Path(options.run.output_dir) / ".fingerprints.npy"
+    found = search.check(data.table, known, decode=not options.data.skip_file_check)
     if path is not None:
         with folder.writing(path):
             search.write(found, path)
-    if options.leakage == "stop" and search.summary(found):
+    if options.data.leakage == "stop" and search.summary(found):
         raise search.refusal(found, path or "")
     return search.describe(found, path or "")
 
 
-def compare_data(options: Namespace, data: tables.Data, resumed: WeightFile | None) -> list[str]:
+def compare_data(options: Options, data: tables.Data, resumed: WeightFile | None) -> list[str]:
     """A line where the pictures are not those that the run began with; InputError where --resume same asks for the same."""
     before = resumed.rest.get("data_fingerprint") if resumed is not None else None
-    if options.eval or before in (None, data.fingerprint):
+    if options.run.eval or before in (None, data.fingerprint):
         return []
-    if options.resume == "same":
+    if options.run.resume == "same":
         raise InputError(f"the pictures, their labels or splits have changed since {resumed.path} was written: name this run "
                          "otherwise with --task (TASK=...), or go on with the new ones by --resume auto")
     return [f"warning: the pictures, their labels or splits have changed since {resumed.path} was written: figures of epochs "
             "before and after don't compare"]
 
 
-def evaluation_settings(parsed: Parsed, backbone: models_vit.Backbone, resumed: WeightFile | None,
+def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed: WeightFile | None,
                         facts: np.ndarray) -> dict:
     """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry.
     facts: of the pictures (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
-    options, typed = parsed.options, parsed.typed
+    model, images = options.model, options.images
     rest = resumed.rest if resumed is not None else {}
     mean, std, _ = normalisation.of_options(options, backbone, rest)
     stored = rest.get("transform", {}).get("eval")
     if not stored:
-        settings = transforms.eval_settings(options.input_size, mean, std, options.decode, options.cache_size,
-                                            options.fundus_crop, options.resize, options.read_images)
+        settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size, model.fundus_crop,
+                                            model.resize, model.read_images)
         return transforms.with_depth(settings, *depth(facts))
-    changed = {"decode": {"decode": options.decode}, "cache_size": {"kept": options.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": options.fundus_crop},
-               "resize": {"fit": options.resize}, "read_images": {"read_images": options.read_images}}
-    fit = options.resize if "resize" in typed else stored.get("fit", "crop")
-    if options.input_size != stored["input_size"]:
-        changed["input_size"] = {"input_size": options.input_size, "resize": transforms.resized_side(options.input_size, fit)}
+    changed = {"decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
+               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": model.fundus_crop},
+               "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
+    fit = model.resize if "resize" in options.typed else stored.get("fit", "crop")
+    resized = {"resize": transforms.resized_side(model.input_size, fit)}
+    if model.input_size != stored["input_size"]:
+        changed["input_size"] = {"input_size": model.input_size} | resized
     if fit != stored.get("fit", "crop"):
-        changed["resize"] |= {"resize": transforms.resized_side(options.input_size, fit)}
+        changed["resize"] |= resized
     settings = dict(stored)
-    for name in typed & changed.keys():
+    for name in options.typed & changed.keys():
         settings |= changed[name]
     return transforms.with_depth(settings, *depth(facts))

@@ -32,7 +32,7 @@ def needed_bytes(job: Job) -> int:
     """What has to be free at the start. A checkpoint is written beside the one that it replaces, so that for a while there
     are two; those that a resumed run finds in its folder are replaced, those of an earlier run stay in earlier-N."""
     other = OTHER_BYTES + BYTES_A_PREDICTION * len(job.data.table)
-    if not job.options.savemodel or _has_all_epochs(job):
+    if not job.options.run.savemodel or _has_all_epochs(job):
         return other
     last, best = checkpoint_bytes(job)
     if _writes_once(job):
@@ -46,13 +46,13 @@ def needed_bytes(job: Job) -> int:
 
 def require(job: Job) -> None:
     """InputError where the room doesn't do (main process)."""
-    if job.options.eval:
+    if job.options.run.eval:
         return
     needed, (free, files) = needed_bytes(job), free_of(job.folder.path)
     if free < needed:
         raise InputError(f"{job.folder.path} is on a disk with {size_of(free)} free, and this run needs {size_of(needed)}"
                          f"{_reckoning(job)}: make room, or name another folder with --output_dir"
-                         + (" (--no_savemodel writes no checkpoints)" if job.options.savemodel else ""))
+                         + (" (--no_savemodel writes no checkpoints)" if job.options.run.savemodel else ""))
     if files is not None and files < OTHER_FILES:
         raise InputError(f"{job.folder.path} is on a disk where only {files} more files can be made (no free inodes): delete "
                          "some, or name another folder with --output_dir")
@@ -60,7 +60,7 @@ def require(job: Job) -> None:
 
 def describe(job: Job) -> list[str]:
     """The line of a dry run, which refuses nothing: it may plan for another machine's disk."""
-    if job.options.eval:
+    if job.options.run.eval:
         return []
     needed, free = needed_bytes(job), free_of(job.folder.path)[0]
     return [f"disk       about {size_of(needed)}{_reckoning(job)}; {size_of(free)} free for {job.folder.path}"
@@ -68,7 +68,7 @@ def describe(job: Job) -> list[str]:
 
 
 def _reckoning(job: Job) -> str:
-    if not job.options.savemodel:
+    if not job.options.run.savemodel:
         return ""
     last, best = checkpoint_bytes(job)
     return (f" (checkpoint-last.pth {size_of(last)}, checkpoint-best.pth {size_of(best)}"
@@ -77,11 +77,11 @@ def _reckoning(job: Job) -> str:
 
 def _writes_once(job: Job) -> bool:
     """Whether the checkpoints are written at the end alone, as those of stored features are."""
-    return job.options.adaptation == "lp"
+    return job.options.model.adaptation == "lp"
 
 
 def _has_all_epochs(job: Job) -> bool:
-    return job.resumed is not None and job.resumed.rest.get("epoch", -1) + 1 >= job.options.epochs
+    return job.resumed is not None and job.resumed.rest.get("epoch", -1) + 1 >= job.options.training.epochs
 
 
 def size_of(number: int) -> str:

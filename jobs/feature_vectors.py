@@ -2,7 +2,6 @@
 
 import json
 import time
-from argparse import Namespace
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +11,7 @@ import models_vit
 from jobs import normalisation
 from jobs.adaptation import load_adapter
 from jobs.data import evaluation_settings
-from jobs.inference import DEFAULT_BATCH, OF_TRAINING, computed, no_room, read_pictures, take_checkpoint
+from jobs.inference import DEFAULT_BATCH, computed, no_room, read_pictures, take_checkpoint
 from jobs.model import idle_for_backbone, resolve_backbone
 from jobs.run_folder import commit, now, versions
 from util.core.errors import InputError
@@ -23,8 +22,7 @@ from util.model import lora, timm_models
 from util.model.precision import resolve_precision
 from util.options.adaptation import KINDS
 from util.options.checks import idle
-from util.options.flag import FEATURES
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import terminal
 from util.weights import checkpoint
@@ -85,31 +83,32 @@ class FeatureParts(torch.nn.Module):
         return {name: values[:, start:end] for name, start, end in zip(self.widths, ends, ends[1:], strict=False)}
 
 
-def extract(parsed: Parsed, world: World) -> None:
+def extract(options: Options, world: World) -> None:
     """Load, compute, write, tell. InputError, RunError: see util/core/errors.py."""
-    began, options = time.monotonic(), parsed.options
-    if options.output.lower().endswith(".parquet"):
+    began = time.monotonic()
+    if options.use.output.lower().endswith(".parquet"):
         require_parquet()
-    file = world.main_first(lambda: checkpoint.read(options.resume)) if options.resume else None
-    parsed, lines = _resolve(parsed, file)
-    options = parsed.options
-    world.say(*lines, *timm_models.use_current_name(options), *idle(parsed, FEATURES))
+    file = world.main_first(lambda: checkpoint.read(options.run.resume)) if options.run.resume else None
+    options, lines = _resolved(options, file)
+    options, renamed = timm_models.with_current_name(options)
+    world.say(*lines, *renamed, *idle(options))
     ours = file if file is not None and checkpoint.is_ours(file) else None
-    backbone = resolve_backbone(options, ours)
-    world.say(*idle_for_backbone(parsed, backbone))
-    precision = resolve_precision(options.precision, world.device, backbone.timm_name)
-    torch.manual_seed(options.seed)
-    model = models_vit.build_model(backbone, 0, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
+    options, backbone = resolve_backbone(options, ours)
+    world.say(*idle_for_backbone(options, backbone))
+    precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
+    torch.manual_seed(options.run.seed)
+    asked = options.model
+    model = models_vit.build_model(backbone, 0, asked.input_size, 0.0, asked.global_pool, asked.fc_norm_passes)
     weights, line = _load(model, backbone, options, world, file)
     data = read_pictures(options, world)
-    transform = evaluation_settings(parsed, backbone, ours, data.facts)
+    transform = evaluation_settings(options, backbone, ours, data.facts)
     notes, warnings = scan.describe(data.facts, transform)
     data.notes += notes
     world.say(*warnings)
-    norm_source = normalisation.source(options, parsed.typed, backbone, ours.rest if ours is not None else {})
-    parts = FeatureParts(model, options.input_size).eval()
+    norm_source = normalisation.source(options, backbone, ours.rest if ours is not None else {})
+    parts = FeatureParts(model, options.model.input_size).eval()
     world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
-              f"reading    {terminal.reading(transform, options.norm, norm_source)}",
+              f"reading    {terminal.reading(transform, options.model.norm, norm_source)}",
               *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else []))
     if ours is not None and ours.rest.get("reads"):
         kind = ours.rest["reads"]["kind"]
@@ -118,8 +117,8 @@ def extract(parsed: Parsed, world: World) -> None:
     precision.place(model)
     precision.prepare()
     parts.to(world.device)
-    facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name, "seed": options.seed,
-             "input_size": options.input_size, "global_pool": options.global_pool, "fc_norm_passes": options.fc_norm_passes}
+    facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name, "seed": options.run.seed,
+             "input_size": asked.input_size, "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes}
     partial = computed(parts, data, None, options, world, precision, transform,
                        facts | {"weights": weights.get("sha256")}, "features")
     if partial is None:
@@ -127,56 +126,53 @@ def extract(parsed: Parsed, world: World) -> None:
     arrays = parts.split(partial.values())
     facts |= {"weights": weights, "arrays": {name: WHAT[name] for name in arrays}, "transform": transform,
               "norm_source": norm_source, "precision": precision.name, "device": world.device.type,
-              "pictures": len(data.table), "input": options.input, "versions": versions(), "commit": commit(), "made": now()}
-    with no_room(f"--output {options.output}"):
-        write_features(options.output, list(data.table["path"]), arrays,
+              "pictures": len(data.table), "input": options.use.input, "versions": versions(), "commit": commit(),
+              "made": now()}
+    with no_room(f"--output {options.use.output}"):
+        write_features(options.use.output, list(data.table["path"]), arrays,
                        json.dumps(checkpoint.plain(facts), ensure_ascii=False))
     partial.remove()
-    forget(options.output)
+    forget(options.use.output)
     shapes = ", ".join(f"{name} {' x '.join(f'{side:,}' for side in values.shape)}" for name, values in arrays.items())
-    world.say(f"written to {options.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
+    world.say(f"written to {options.use.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
 
 
-def _resolve(parsed: Parsed, file: WeightFile | None) -> tuple[Parsed, list[str]]:
-    """Options that say everything: a checkpoint's where they were not typed."""
+def _resolved(options: Options, file: WeightFile | None) -> tuple[Options, list[str]]:
+    """The options, which say everything: a checkpoint's where they were not typed."""
+    seed, decode, lines = options.run.seed, options.images.decode, []
     if file is not None:
-        seed, decode = parsed.options.seed, parsed.options.decode
-        parsed, _, lines = take_checkpoint(parsed, file)
-        options = parsed.options
-        stored = file.rest.get("options", {}) if checkpoint.is_ours(file) else {}
-        options.seed, options.decode = seed, decode or stored.get("decode") or "full"
-        return parsed, lines
-    options = Namespace(**OF_TRAINING | vars(parsed.options))
-    options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
-    options.batch_size = options.batch_size or DEFAULT_BATCH
-    return Parsed(options, parsed.typed), []
+        task, lines = take_checkpoint(options, file)
+        options = task.options
+        decode = decode or (file.rest["options"].get("decode") if checkpoint.is_ours(file) else None)
+    return options.having(seed=seed, decode=decode or "full", fc_norm_passes=options.model.fc_norm_passes or 1,
+                          batch_size=options.training.batch_size or DEFAULT_BATCH), lines
 
 
-def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Namespace, world: World,
+def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Options, world: World,
           file: WeightFile | None) -> tuple[dict, str]:
     """The weights into the model, every tensor accounted for -> (facts about them, a line)."""
-    if options.random_weights:
-        return {"random": options.seed}, f"RANDOM, drawn with seed {options.seed}: nothing was learnt"
+    if options.use.random_weights:
+        return {"random": options.run.seed}, f"RANDOM, drawn with seed {options.run.seed}: nothing was learnt"
     if file is not None and lora.is_adapter(file):
         _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
         lora.merge(model)
-        return {"name": options.resume, "sha256": sha256(file.path), "text": line}, line
-    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone, options.finetune or options.resume,
-                                                               options.weights_dir, options.allow_partial))
+        return {"name": options.run.resume, "sha256": sha256(file.path), "text": line}, line
+    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone, options.model.finetune or options.run.resume,
+                                                               options.model.weights_dir, options.model.allow_partial))
     facts = asdict(loaded)
     return {name: facts[name] for name in ("name", "sha256", "used", "expected", "text")}, loaded.text.removeprefix("weights: ")
 
 
-def _describe(options: Namespace, world: World, backbone: models_vit.Backbone, precision, data,
+def _describe(options: Options, world: World, backbone: models_vit.Backbone, precision, data,
               parts: FeatureParts) -> list[str]:
-    lines = [f"model      {backbone.model} {backbone.arch}, input {options.input_size} pixels: "
+    lines = [f"model      {backbone.model} {backbone.arch}, input {options.model.input_size} pixels: "
              + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
     lines += [f"           {name} is absent: {backbone.arch} has no {what}" for name, what in (
         ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are pooled")) if name not in parts.widths]
-    lines.append(f"pictures   {len(data.table):,} of {options.input}")
+    lines.append(f"pictures   {len(data.table):,} of {options.use.input}")
     lines += [f"           note: {note}" for note in data.notes]
     if len(data.others.columns):
         lines.append("           the CSV's other columns are not stored (rows are in its order): "
                      + ", ".join(data.others.columns))
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
-                    f"{precision.name}, batch size {options.batch_size}"]
+                    f"{precision.name}, batch size {options.training.batch_size}"]

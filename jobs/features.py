@@ -37,9 +37,9 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         world.say(f"{job.backbone.arch} has no single linear classifier: its head is trained through the frozen backbone, "
                   "which runs in every epoch")
         return None
-    head, wanted, kinds = job.task.head_of(job.model), _wanted(options.lp_views if job.task.head_is_linear else 1), {}
+    head, wanted, kinds = job.task.head_of(job.model), _wanted(options.probe.lp_views if job.task.head_is_linear else 1), {}
     if job.task.head_is_linear:
-        reader = KindsReader(job.model, head, options.input_size)
+        reader = KindsReader(job.model, head, options.model.input_size)
         job.kinds, job.tokens = reader.kinds, {}
         kinds = {} if list(reader.kinds) == [POOLED] else {"kinds": list(reader.parts)}
     weights = world.from_main(weights_digest(job.model, without=head) if world.is_main or is_sharded(job.model) else None)
@@ -47,10 +47,10 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     for name, split, view in wanted:
         rows = job.rows(split)
         settings = {"transform": job.eval_transform if view is None else job.train_transform, "reading": READING,
-                    "precision": job.precision.name, "backbone": job.backbone.timm_name, "batch": options.batch_size,
-                    **({} if view is None else {"view": view, "seed": options.seed}), **kinds}
+                    "precision": job.precision.name, "backbone": job.backbone.timm_name, "batch": options.training.batch_size,
+                    **({} if view is None else {"view": view, "seed": options.run.seed}), **kinds}
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
-        files[name] = feature_file(Path(options.output_dir) / ".features", weights, pictures, settings)
+        files[name] = feature_file(Path(options.run.output_dir) / ".features", weights, pictures, settings)
     if job.kinds:
         reader.with_tokens = world.from_main(_has_room(job, reader, wanted, files) if world.is_main else None)
     shape = (reader.columns, reader.tokens if reader.with_tokens else None) if job.kinds else ()
@@ -72,7 +72,7 @@ def _computed(job: Job, reader: torch.nn.Module, split: str, view: int | None, n
     batches = loader(job, split, view=view)
     batches.dataset.covariates = None
     width = reader.columns + int(np.prod(reader.tokens)) if job.kinds and reader.with_tokens else 0
-    most = max(1, PIECE_BYTES // max(1, 4 * width * job.options.batch_size * job.world.size))
+    most = max(1, PIECE_BYTES // max(1, 4 * width * job.options.training.batch_size * job.world.size))
     return output_chunks(reader, batches, job.precision, job.world, f"features of {name}", most)
 
 
@@ -82,7 +82,7 @@ def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | 
         return False
     size = sum(2 * len(job.rows(split)) * int(np.prod(reader.tokens)) for name, split, _ in wanted
                if not token_file(files[name]).exists())
-    folder = Path(job.options.output_dir)
+    folder = Path(job.options.run.output_dir)
     free = max(0, free_of(folder)[0] - disk_space.needed_bytes(job))
     if size > min(MOST_TOKEN_BYTES, FREE_SHARE * free):
         why = (f"more than {disk_space.size_of(MOST_TOKEN_BYTES)}" if size > MOST_TOKEN_BYTES else

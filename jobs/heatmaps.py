@@ -22,16 +22,16 @@ BATCHES_A_PIECE = 16  # of each process, after which the overlays are listed and
 
 
 def folder_of(job: Prediction) -> Path:
-    return Path(job.options.heatmaps or Path(job.options.output).parent / "heatmaps")
+    return Path(job.options.heatmaps.heatmaps or Path(job.options.use.output).parent / "heatmaps")
 
 
 def check(job: Prediction) -> None:
     """InputError where no map of this model can be made or the method does not fit it, or the folder can't be made: before
     hours of predicting."""
-    method, fitting = job.options.heatmap_method, methods_of(job.model)
+    method, fitting = job.options.heatmaps.heatmap_method, methods_of(job.model)
     if method not in ("auto", *fitting):
         raise InputError(f"--heatmap_method {method} does not fit {job.backbone.arch}: choose {' or '.join(fitting)}, or auto")
-    side = job.options.input_size
+    side = job.options.model.input_size
     heat_maps(job.model, torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side), [0], method)  # some models have none
     folder = folder_of(job)
     try:
@@ -48,9 +48,9 @@ def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndar
     """Overlays of all pictures in the folder, from where an earlier start came to. outputs: the main process's rows."""
     options, world, folder = job.options, job.world, folder_of(job)
     targets, name = _targets(job, outputs)
-    mark = f"heat maps of {name} by {options.heatmap_method} in {folder.resolve()}"
+    mark = f"heat maps of {name} by {options.heatmaps.heatmap_method} in {folder.resolve()}"
     done = world.from_main(partial.marked(mark) if partial is not None else None)
-    method = methods_of(job.model)[0] if options.heatmap_method == "auto" else options.heatmap_method
+    method = methods_of(job.model)[0] if options.heatmaps.heatmap_method == "auto" else options.heatmaps.heatmap_method
     world.say(f"heat maps  {method}, of {name}" + (f"; {done:,} are there from an earlier start" if done else ""))
     table = job.data.table[done:]
     covariates = None if job.covariates is None else job.covariates[done:]
@@ -60,7 +60,8 @@ def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndar
         positions, maps, pictures = [], [], []
         for (images, _, where), _ in itertools.islice(feed, BATCHES_A_PIECE):
             beside = None if covariates is None else covariates[where]
-            maps.append(heat_maps(job.model, to_device(images, world.device), targets[where], options.heatmap_method, beside))
+            maps.append(heat_maps(job.model, to_device(images, world.device), targets[where],
+                                  options.heatmaps.heatmap_method, beside))
             pictures += pictures_of(images, job.transform["mean"], job.transform["std"])
             positions += where.tolist()
         if positions:
@@ -74,7 +75,7 @@ def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndar
 
 def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor, str]:
     """(N,) numbers of the outputs whose maps are shown, and what they are."""
-    asked, number = job.options.heatmap_of, len(job.data.table)
+    asked, number = job.options.heatmaps.heatmap_of, len(job.data.table)
     if asked is not None:
         return torch.full((number,), job.names.index(asked)), asked
     if isinstance(job.task, Classification):

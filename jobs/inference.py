@@ -5,7 +5,6 @@ start that was killed goes on.
 """
 
 import hashlib
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,54 +29,47 @@ from util.data.sampling import EvalBatches
 from util.data.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
 from util.model.frozen_features import pictures_digest
 from util.model.precision import Precision
-from util.options.parsing import Parsed
-from util.options.table import FLAGS
+from util.options.groups import Options
+from util.options.table import FLAGS, own_values
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile
 
 TASKS = {task.kind: task for task in (Classification, Regression)}
-SELECT_METRIC = {Classification.kind: "score", Regression.kind: "r2"}  # of checkpoints of before there was a choice
 DEFAULT_BATCH = 64  # where nothing says how large training's was
-# What the tasks read of options that this program has no flag for; a checkpoint's own take their place.
-OF_TRAINING = {"drop_path": 0.0, "seed": 0, "decode": None, "cache_size": None, "calibrate": False,
-               "finetune": ""}
 
 
 # ---- the checkpoint -------------------------------------------------------------------------------------------------
 
-def take_checkpoint(parsed: Parsed, file: WeightFile) -> tuple[Parsed, Task, list[str]]:
-    """The options with what the checkpoint says filled in, its task, and lines for the user. InputError."""
-    typed = parsed.typed
+def take_checkpoint(options: Options, file: WeightFile) -> tuple[Task, list[str]]:
+    """The checkpoint's task, whose options have what the checkpoint says filled in, and lines for the user. InputError."""
+    lines: list[str] = []
     if not checkpoint.is_ours(file):
-        options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[Classification.kind]} | vars(parsed.options))
-        task = Classification(options)
-        lines = [task.take_over_foreign(Parsed(options, typed), file)]
-        options.decode, options.fc_norm_passes = options.decode or "full", options.fc_norm_passes or 1
+        kind = Classification
+        options, line = kind.with_foreign(options, file)
+        options = options.having(decode=options.images.decode or "full", fc_norm_passes=options.model.fc_norm_passes or 1)
+        lines.append(line)
     else:
-        stored, lines = file.rest["options"], []
-        kind = file.rest.get("task", Classification.kind)
-        options = Namespace(**OF_TRAINING | {"select_metric": SELECT_METRIC[kind]} | stored | vars(parsed.options))
-        changed = []
-        for name in (flag.name for flag in FLAGS.values() if flag.of_checkpoint):
-            if name not in typed:
-                setattr(options, name, stored.get(name))
-            elif name != "batch_size" and stored.get(name) != getattr(options, name):
-                changed.append(f"--{name} {stored.get(name)} -> {getattr(options, name)}")
+        stored, own = file.rest["options"], own_values(options)
+        kind = TASKS[file.rest.get("task", Classification.kind)]
+        taken = [flag.name for flag in FLAGS.values() if flag.of_checkpoint]
+        changed = [f"--{name} {stored.get(name)} -> {own[name]}" for name in taken
+                   if name in options.typed - {"batch_size"} and stored.get(name) != own[name]]
         if changed:
             lines.append(f"differs from {file.path}, and the command line wins: {'; '.join(changed)}")
-        task = TASKS[kind](options)
-        options.eval = True  # it is used as it is
-        options.drop_path = 0.0  # acts in training alone, and not every model takes it
-    options.csv_file, options.batch_size = options.input, options.batch_size or DEFAULT_BATCH
-    return Parsed(options, typed), task, lines
+        values = {name: value for name, value in stored.items() if name in FLAGS and name not in own}
+        values |= {name: stored.get(name) for name in taken if name not in options.typed}
+        options = options.having(**{"select_metric": FLAGS["select_metric"].default_of(kind.program)} | values)
+    return kind(options.having(eval=True, csv_file=options.use.input,  # used as it is
+                               batch_size=options.training.batch_size or DEFAULT_BATCH)), lines
 
 
-def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Namespace) -> int:
+def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Options) -> int:
     """Rows of a checkpoint's classifier; InputError where it has none."""
+    asked = options.model
     with torch.device("meta"):
-        model = models_vit.build_model(backbone, 1, options.input_size, 0.0, options.global_pool, options.fc_norm_passes)
+        model = models_vit.build_model(backbone, 1, asked.input_size, 0.0, asked.global_pool, asked.fc_norm_passes)
     heads = tuple(f"{head}." for head in models_vit.head_names(model))
     rows = [len(tensor) for name, tensor in file.tensors.items()
             if name.startswith(heads) and name.endswith("weight") and tensor.ndim > 1]
@@ -89,16 +81,16 @@ def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Nam
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
-def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
+def read_pictures(options: Options, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
     """The pictures of --input, those that don't decode refused or left out as --bad_images says."""
     def read() -> Unlabelled:
-        data = read_unlabelled(options.input, options.path_col, covariates, options.path_suffix)
-        others, listed = data.others, skipped_file(options.output)
-        table_file, sheet, remembered = fundus_files(options.output)
-        fields = Fields(remembered, options.read_images == "as_shown") if options.fundus_crop == "auto" else None
-        facts = ImageFacts(facts_file(options.output))
-        if not options.skip_file_check:
-            checked = tables.check_files(data, options.bad_images, facts, listed if world.is_main else None, fields=fields)
+        data = read_unlabelled(options.use.input, options.data.path_col, covariates, options.data.path_suffix)
+        others, listed = data.others, skipped_file(options.use.output)
+        table_file, sheet, remembered = fundus_files(options.use.output)
+        fields = Fields(remembered, options.model.read_images == "as_shown") if options.model.fundus_crop == "auto" else None
+        facts = ImageFacts(facts_file(options.use.output))
+        if not options.data.skip_file_check:
+            checked = tables.check_files(data, options.data.bad_images, facts, listed if world.is_main else None, fields=fields)
             if len(checked.table) == len(data.table) and world.is_main:
                 listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
         else:
@@ -108,7 +100,7 @@ def read_pictures(options: Namespace, world: World, covariates: tuple[str, ...] 
             world.say(*fundus_sheet.report(fields, paths, table_file, sheet))
         return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields, facts=facts.of(paths))
 
-    with no_room(f"the folder of --output {options.output}"):
+    with no_room(f"the folder of --output {options.use.output}"):
         return world.main_first(read)
 
 
@@ -124,7 +116,7 @@ def no_room(what: str) -> Iterator[None]:
 
 # ---- computing ------------------------------------------------------------------------------------------------------
 
-def loader(options: Namespace, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
+def loader(options: Options, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
            transform: transforms.EvalTransform, batch_size: int):
     """Batches of the table's pictures in order, as evaluation reads them; whole batches are dealt to the processes."""
     dataset = tables.ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
@@ -132,20 +124,20 @@ def loader(options: Namespace, world: World, table: pd.DataFrame, covariates: to
                        world.device.type == "cuda")
 
 
-def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Namespace, world: World,
+def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Options, world: World,
              precision: Precision, transform: dict, depends_on: dict, title: str) -> PartialRows | None:
     """A row of outputs a picture, (N, K), in the files beside --output (main process; None in the others).
 
     What an earlier start computed is taken where everything that a row depends on is the same: `depends_on` (the weights and
     what is done with them) and what stands here. RunError for outputs that are no numbers and a full disk or device.
     """
-    size = options.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
+    size = options.training.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
 
     def find() -> PartialRows | None:
         if not world.is_main:
             return None
         beside = None if covariates is None else hashlib.sha256(covariates.numpy().tobytes()).hexdigest()
-        partial = PartialRows(options.output, depends_on | {
+        partial = PartialRows(options.use.output, depends_on | {
             "transform": transform, "reading": transforms.READING, "precision": precision.name, "batch size": size,
             "device": world.device.type, "pictures": pictures_digest(list(data.table["path"])), "covariates": beside,
             "versions": versions()})
@@ -169,5 +161,5 @@ def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor 
                     partial.append(values)
                 done += len(values)
         except torch.OutOfMemoryError as error:
-            raise RunError(f"the device's memory is full at --batch_size {options.batch_size}: lower it") from error
+            raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size}: lower it") from error
     return partial

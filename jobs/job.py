@@ -1,6 +1,5 @@
 """What was decided before the first step: of a training or an evaluation (Job), of predictions (Prediction)."""
 
-from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from util.data.images.fundus_fields import Fields
 from util.data.sampling import StepPlan
 from util.data.unlabelled import Unlabelled
 from util.model.precision import Precision
+from util.options.groups import Options
 from util.parallel.processes import World
 from util.weights.fitting import WeightFile
 
@@ -24,7 +24,6 @@ from util.weights.fitting import WeightFile
 class Job:
     """All that was decided before the first step."""
 
-    options: Namespace
     world: World
     folder: RunFolder
     task: Task
@@ -47,6 +46,11 @@ class Job:
     tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
 
     @property
+    def options(self) -> Options:
+        """As they are resolved so far: the task's."""
+        return self.task.options
+
+    @property
     def running(self) -> torch.nn.Module:
         """What a loader's batches are given to: the model, or its head where features are stored."""
         return self.model if self.features is None else self.task.head_of(self.model)
@@ -59,7 +63,6 @@ class Job:
 class Prediction:
     """All that was decided before the first image of a prediction."""
 
-    options: Namespace
     world: World
     task: Task
     backbone: models_vit.Backbone
@@ -71,6 +74,10 @@ class Prediction:
     norm_source: str  # where its mean and standard deviation are from
     digest: str  # sha256 of the checkpoint
     best: dict  # what was decided on val
+
+    @property
+    def options(self) -> Options:
+        return self.task.options
 
     @property
     def names(self) -> list[str]:

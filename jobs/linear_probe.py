@@ -50,14 +50,14 @@ def probe(job: Job) -> None:
     kind = best.pop("reads")
     values = {name: torch.from_numpy(values).to(world.device) for name, values in best.pop("head").items()}
     job.task.put_probe_head(job.model, kind, values)
-    if options.savemodel:
+    if options.run.savemodel:
         write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
     world.main_alone(_write, job, best, kind, tuple(values.values()), began)
-    if options.savemodel:
+    if options.run.savemodel:
         last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
-                "schedule": {"position": options.epochs, "effective_batch": job.plan.step_size},
+                "schedule": {"position": options.training.epochs, "effective_batch": job.plan.step_size},
                 "data_fingerprint": job.data.fingerprint}
-        write_last(job, content(job, options.epochs - 1, best) | last)
+        write_last(job, content(job, options.training.epochs - 1, best) | last)
 
 
 def _is_complete(job: Job) -> bool:
@@ -71,7 +71,7 @@ def _is_complete(job: Job) -> bool:
     if job.world.is_main and job.resumed.path.parent.resolve() != folder.path.resolve():
         job.world.say(f"a probe is not gone on with: it is trained anew, from the backbone of {job.resumed.path}")
     mine = job.resumed.path.parent.resolve() == folder.path.resolve()
-    done = mine and rest["epoch"] + 1 >= job.options.epochs and folder.is_scored(rest["best"]["epoch"])
+    done = mine and rest["epoch"] + 1 >= job.options.training.epochs and folder.is_scored(rest["best"]["epoch"])
     return job.world.from_main(done)
 
 
@@ -107,17 +107,18 @@ def _train_and_choose(job: Job) -> dict | None:
     job.folder.write_run(facts(job))
     job.features = features = {name: values.to(device) for name, values in job.features.items()}
     labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
-    settings = grid(job.schedule.peak, options.weight_decay)
+    settings = grid(job.schedule.peak, options.training.weight_decay)
     began, targets = time.monotonic(), labels.cpu().numpy()
 
     def order(epoch: int) -> np.ndarray:
-        return (balanced_order(targets, options.seed, epoch) if options.balanced_sampling else
-                epoch_order(len(targets), options.seed, epoch))
+        return (balanced_order(targets, options.run.seed, epoch) if options.mixing.balanced_sampling else
+                epoch_order(len(targets), options.run.seed, epoch))
 
+    epochs = options.training.epochs
     common = (len(task.class_names), task.loss(job.rows("train")).to(device),
-              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), options.epochs,
-              job.plan.step_size, lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs,
-                                                                                options.epochs), order)
+              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), epochs,
+              job.plan.step_size, lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0,
+                                                                                job.schedule.warmup_epochs, epochs), order)
     job.world.say(*_announced(job, settings))
     trained = {}
     for kind, columns in job.kinds.items():
@@ -133,10 +134,10 @@ def _train_and_choose(job: Job) -> dict | None:
     if not scored:
         return None
     chosen = choose(scored)
-    job.world.say(*selection.undefined(options.select_metric, chosen.score, "the head of the least loss"))
+    job.world.say(*selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least loss"))
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
-        f"           trained for {options.epochs} epochs in {terminal.duration(seconds)}; best on val: {chosen.kind}, learning "
+        f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: {chosen.kind}, learning "
         f"rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
         f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {candidate.epoch}")
     _log(job, chosen)
@@ -197,7 +198,7 @@ def _log(job: Job, chosen: Scored) -> None:
     """log.txt and TensorBoard: the chosen head's losses, an epoch a row."""
     rows, head = [], chosen.candidate.head
     for epoch in range(len(chosen.trained.val_loss)):
-        factor = lr_schedule.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs, job.options.epochs)
+        factor = lr_schedule.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs, job.options.training.epochs)
         rows.append({"epoch": epoch, "train_loss": float(chosen.trained.train_loss[epoch, head]),
                      "lr": chosen.setting.learning_rate * factor, "val_loss": float(chosen.trained.val_loss[epoch, head])})
         job.folder.add_scalars({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
@@ -228,7 +229,7 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     labels = _labels(job, "train").numpy()
     if len(labels) > MOST_ROWS:
         job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} training pictures")
-    for name, candidates in classic_classifiers(train, labels, job.options.seed).items():
+    for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
         scored = [{split: _scored(job, split, _as_logits(classifier, features[split], len(task.class_names)))[1]
                    for split in ("val", "test")} for classifier in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
@@ -254,5 +255,5 @@ def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], be
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
     notes = task.metrics(predictions)[1] + draw(job, "test")
     job.world.say(*(f"test: {note}" for note in notes), *terminal.figures(task, "test", entries, folder), *report(job))
-    job.world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
+    job.world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); trained in "
                   f"{terminal.duration(time.monotonic() - began)}; results in {folder.path}")

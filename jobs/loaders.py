@@ -1,6 +1,5 @@
 """The batches of a job: the plan of its steps, the cache of decoded images, a loader for each split."""
 
-from argparse import Namespace
 from pathlib import Path
 
 from engine_finetune import Schedule, make_loader
@@ -12,42 +11,45 @@ from util.data.images.cache import Kept, open_cache
 from util.data.sampling import EvalBatches, StepPlan
 from util.model import lr_schedule
 from util.model.frozen_features import FeatureDataset
+from util.options.groups import Options
 from util.parallel.processes import World, usable_cores
 
 GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 
 
 def plan_training(job: Job) -> None:
-    options = job.options
+    images, model, training = job.options.images, job.options.model, job.options.training
     reading = job.eval_transform
     job.train_transform = transforms.read_alike(transforms.train_settings(
-        options.input_size, reading["mean"], reading["std"], reading["decode"], options.crop_scale, options.crop_ratio,
-        options.hflip, options.vflip, options.color_jitter, options.aa, options.reprob, options.remode, options.recount,
-        options.cache_size, options.fundus_crop, options.resize), reading)
+        model.input_size, reading["mean"], reading["std"], reading["decode"], images.crop_scale, images.crop_ratio,
+        images.hflip, images.vflip, images.color_jitter, images.aa, images.reprob, images.remode, images.recount,
+        images.cache_size, model.fundus_crop, model.resize), reading)
     # a dry run is one process and may plan for several
-    processes = max(options.world_size, job.world.size) if options.dry_run else job.world.size
+    planned = job.options.compatibility.world_size if job.options.run.dry_run else 1
     even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)
-    job.plan = StepPlan(len(job.rows("train")), options.batch_size, options.accum_iter, processes, even)
-    peak = options.lr if options.lr is not None else options.blr * job.plan.step_size / 256
-    if options.min_lr > peak:
-        raise InputError(f"--min_lr {options.min_lr:g} is above the peak rate {peak:g}: lower it, or raise --lr or --blr")
-    job.schedule = Schedule(peak, options.min_lr, lr_schedule.usable_warmup(options.warmup_epochs, options.epochs),
-                            options.epochs)
+    job.plan = StepPlan(len(job.rows("train")), training.batch_size, training.accum_iter,
+                        max(planned, job.world.size), even)
+    peak = training.lr if training.lr is not None else training.blr * job.plan.step_size / 256
+    if training.min_lr > peak:
+        raise InputError(f"--min_lr {training.min_lr:g} is above the peak rate {peak:g}: lower it, or raise --lr or --blr")
+    warmup = lr_schedule.usable_warmup(training.warmup_epochs, training.epochs)
+    job.schedule = Schedule(peak, training.min_lr, warmup, training.epochs)
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
     """With --image_cache: `job.cache` with the pictures of these splits, filled by the first process of each machine."""
     options, world, side = job.options, job.world, job.eval_transform.get("kept")
-    if not options.image_cache:
+    if not options.images.image_cache:
         return
     if not side:
-        world.say(f"--image_cache does nothing: {options.resume} reads pictures at their own size (--cache_size brings them "
-                  "to another)")
+        world.say(f"--image_cache does nothing: {options.run.resume} reads pictures at their own size (--cache_size brings "
+                  "them to another)")
         return
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
 
     def of(say, fill):
-        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform, job.fields), usable_cores(), say, fill)
+        kept = Kept.of(job.eval_transform, job.fields)
+        return open_cache(Path(options.images.image_cache), paths, kept, usable_cores(), say, fill)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()
@@ -61,19 +63,19 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
     options, rows = job.options, job.rows(split)
     if job.features is not None:
         dataset = FeatureDataset(job.features[split], job.task.targets(rows), list(rows["path"]), job.task.covariates(rows))
-        batches = batches or EvalBatches(len(rows), options.batch_size, job.world.rank, job.world.size)
+        batches = batches or EvalBatches(len(rows), options.training.batch_size, job.world.rank, job.world.size)
         return make_loader(dataset, batches, 0, False)
     random_view = batches is not None or view is not None
     transform = (transforms.TrainTransform(job.train_transform, job.fields) if random_view else
                  transforms.EvalTransform(job.eval_transform, job.fields))
-    size = options.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
+    size = options.training.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
     batches = batches or EvalBatches(len(rows), size, job.world.rank, job.world.size, view or 0)
-    pinned = options.pin_mem and job.world.device.type == "cuda"
-    dataset = tables.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
+    pinned = options.run.pin_mem and job.world.device.type == "cuda"
+    dataset = tables.ImageDataset(rows, job.task.targets(rows), transform, options.run.seed, job.task.covariates(rows),
                                   job.cache)
     return make_loader(dataset, batches, workers(options, job.world), pinned)
 
 
-def workers(options: Namespace, world: World) -> int:
+def workers(options: Options, world: World) -> int:
     """Loader processes: as asked, at most this machine's cores divided by its processes."""
-    return min(options.num_workers, max(1, usable_cores() // world.local_size))
+    return min(options.run.num_workers, max(1, usable_cores() // world.local_size))

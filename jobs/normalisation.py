@@ -1,12 +1,12 @@
 """By which mean and standard deviation the channels are normalised, and where these numbers are from."""
 
 import re
-from argparse import Namespace
 from typing import NamedTuple
 
 import timm
 
 from models_vit import IMAGENET_MEAN, IMAGENET_STD, TIMM, Backbone
+from util.options.groups import Options
 
 _OF_TIMM = re.compile(r"hf:timm/([^/.]+\.[^/]+)(?:/.*)?")
 
@@ -47,16 +47,16 @@ def _timms(backbone: Backbone, finetune: str) -> Normalisation:
     return Normalisation(backbone.mean, backbone.std, f"timm's constants of {full}{default}")
 
 
-def of_options(options: Namespace, backbone: Backbone, rest: dict) -> Normalisation:
+def of_options(options: Options, backbone: Backbone, rest: dict) -> Normalisation:
     """What --norm stands for where it decides. rest: the entries of a checkpoint beside its weights, {} without one; it knows
     the weights that its run started from."""
-    return normalisation(backbone, options.norm, options.finetune or rest.get("options", {}).get("finetune") or "")
+    return normalisation(backbone, options.model.norm, options.model.finetune or rest.get("options", {}).get("finetune") or "")
 
 
-def source(options: Namespace, typed: set[str], backbone: Backbone, rest: dict) -> str:
+def source(options: Options, backbone: Backbone, rest: dict) -> str:
     """Where the numbers of evaluation's transform are from: a checkpoint's own stay, unless --norm was typed."""
     stored = rest.get("transform", {}).get("eval")
-    if not stored or "norm" in typed:
+    if not stored or "norm" in options.typed:
         return of_options(options, backbone, rest).source
     then = rest.get("options", {})
     known = normalisation(backbone, then.get("norm", "backbone"), then.get("finetune") or "")

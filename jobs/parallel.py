@@ -1,7 +1,6 @@
 """How a model lies on the devices: a copy on each (ddp) or a shard on each (fsdp), decided by what fits their memory."""
 
 import copy
-from argparse import Namespace
 from dataclasses import replace
 
 import torch
@@ -10,6 +9,7 @@ from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.model.memory import GIB, Need, device_memory, gib, need_of
 from util.options.flag import AUTO
+from util.options.groups import Options
 from util.parallel import sharding
 from util.parallel.processes import World
 from util.parallel.sharding import units
@@ -18,37 +18,38 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64)  # of the table that a dry run prints
 USABLE = 0.9  # of a device's memory: the rest is the libraries' own
 
 
-def kept_whole(options: Namespace, model: torch.nn.Module) -> set[torch.nn.Parameter]:
+def kept_whole(options: Options, model: torch.nn.Module) -> set[torch.nn.Parameter]:
     """Parameters that every process keeps: a linear probe's head, which runs without the backbone."""
-    if options.adaptation != "lp":
+    if options.model.adaptation != "lp":
         return set()
     return {parameter for parameter in model.parameters() if parameter.requires_grad}
 
 
-def need(options: Namespace, task: Task, model: torch.nn.Module, precision: str, num_covariates: int) -> Need:
+def need(options: Options, task: Task, model: torch.nn.Module, precision: str, num_covariates: int) -> Need:
     """What the run asks of memory. A run that only scores keeps nothing for a backward pass, so it trains nothing here."""
-    if options.eval:
+    if options.run.eval:
         model = copy.deepcopy(model).requires_grad_(False)
-    batch_size = 1 if options.batch_size == AUTO else options.batch_size
-    found = need_of(model, batch_size, options.input_size, precision, num_covariates, units(model),
-                    kept_whole(options, model) if not options.eval else ())
+    batch_size = 1 if options.training.batch_size == AUTO else options.training.batch_size
+    found = need_of(model, batch_size, options.model.input_size, precision, num_covariates, units(model),
+                    kept_whole(options, model) if not options.run.eval else ())
     nothing = (0,) * len(found.units)
-    return replace(found, outside=0, inside=nothing, inputs=nothing) if options.eval else found
+    return replace(found, outside=0, inside=nothing, inputs=nothing) if options.run.eval else found
 
 
-def choose(options: Namespace, world: World, find_need) -> tuple[str, str]:
+def choose(options: Options, world: World, find_need) -> tuple[str, str]:
     """(ddp or fsdp, a line on it or ''). auto: ddp, unless only fsdp fits; find_need() estimates, in the main process.
 
     One process holds the whole model, whatever was asked.
     """
-    if options.dry_run or getattr(options, "optuna_trials", 0):
+    if options.run.dry_run or options.search.optuna_trials:
         return "ddp", ""
     if world.size == 1:
-        return "ddp", "--parallel fsdp: one process alone holds the whole model" if options.parallel == "fsdp" else ""
-    if options.parallel != "auto":
-        return options.parallel, f"parallel   {options.parallel}, as asked"
+        return "ddp", "--parallel fsdp: one process alone holds the whole model" if options.processes.parallel == "fsdp" else ""
+    if options.processes.parallel != "auto":
+        return options.processes.parallel, f"parallel   {options.processes.parallel}, as asked"
     room = min(world.gather(device_memory(world.device, world.local_size)))
-    return world.from_main(pick(find_need(), world.size, room, options.activation_checkpointing) if world.is_main else None)
+    recomputed = options.training.activation_checkpointing
+    return world.from_main(pick(find_need(), world.size, room, recomputed) if world.is_main else None)
 
 
 def pick(found: Need, devices: int, room: int, recomputed: bool) -> tuple[str, str]:
@@ -64,18 +65,18 @@ def pick(found: Need, devices: int, room: int, recomputed: bool) -> tuple[str, s
                    "use more devices, a smaller --batch_size, or --activation_checkpointing")
 
 
-def table(options: Namespace, task: Task, model: torch.nn.Module, others: dict[str, torch.nn.Module], precision: str,
+def table(options: Options, task: Task, model: torch.nn.Module, others: dict[str, torch.nn.Module], precision: str,
           num_covariates: int, world: World) -> list[str]:
     """Lines of a dry run: what a device needs for each way of training and of dealing the model out.
 
     model: of shapes alone, frozen as the run's --adaptation has it; others: as the other adaptations would have it.
     """
-    kinds = {options.adaptation: model} | others
-    needs = {kind: need(Namespace(**vars(options) | {"adaptation": kind}), task, of_kind, precision, num_covariates)
+    kinds = {options.model.adaptation: model} | others
+    needs = {kind: need(options.having(adaptation=kind), task, of_kind, precision, num_covariates)
              for kind, of_kind in kinds.items()}
-    mine, devices = needs[options.adaptation], max(options.world_size, world.size)
-    lines = [f"memory     about {mine.on(devices, 'ddp', options.activation_checkpointing)}",
-             f"           GiB a device, batch {options.batch_size} on each"
+    mine, devices = needs[options.model.adaptation], max(options.compatibility.world_size, world.size)
+    lines = [f"memory     about {mine.on(devices, 'ddp', options.training.activation_checkpointing)}",
+             f"           GiB a device, batch {options.training.batch_size} on each"
              + "".join(f"{number:>9}" for number in DEVICES) + "  devices"]
     for kind, found in needs.items():
         ways = [("ddp", False), ("ddp", True), ("fsdp", False), ("fsdp", True)]
@@ -84,15 +85,15 @@ def table(options: Namespace, task: Task, model: torch.nn.Module, others: dict[s
             sizes = (found.on(number, parallel, recomputed).total for number in DEVICES)
             lines.append(f"           {name:<33}" + "".join(f"{size / GIB:>9.2f}" for size in sizes))
     room = device_memory(world.device, world.local_size if world.size > 1 or world.device.type == "cuda" else devices)
-    if devices > 1 and options.parallel == "auto":
-        lines.append(f"{pick(mine, devices, room, options.activation_checkpointing)[1]}; {devices} devices")
+    if devices > 1 and options.processes.parallel == "auto":
+        lines.append(f"{pick(mine, devices, room, options.training.activation_checkpointing)[1]}; {devices} devices")
     elif devices > 1:
-        asked = mine.on(devices, options.parallel, options.activation_checkpointing)
-        lines.append(f"parallel   {options.parallel}, as asked: about {gib(asked.total)} a device; {devices} devices")
+        asked = mine.on(devices, options.processes.parallel, options.training.activation_checkpointing)
+        lines.append(f"parallel   {options.processes.parallel}, as asked: about {gib(asked.total)} a device; {devices} devices")
     return lines
 
 
-def deal_out(options: Namespace, world: World, model: torch.nn.Module, parts: sharding.Parts | None) -> str:
+def deal_out(options: Options, world: World, model: torch.nn.Module, parts: sharding.Parts | None) -> str:
     """Shard a model over the processes, in place -> a line where each process held all of it for a moment; collective.
 
     parts: what of files goes into a model of shapes; None for a model that has its values already.

@@ -8,7 +8,6 @@ import copy
 import math
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,25 +30,26 @@ from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError
 from util.core.tensorboard import ScalarFile
 from util.data.tables import SPLITS
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
 from util.report import terminal
 from util.study import optuna_study
 
 
-def search(parsed: Parsed, world: World) -> None:
+def search(options: Options, world: World) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
-    options = parsed.options
-    if options.adaptation != "lp" and not options.image_cache:
-        options.image_cache = str(Path(options.output_dir) / ".pictures")  # every trial reads every picture again
-    job = prepare(parsed, world, Regression(options))
-    frozen = options.adaptation == "lp"
+    if options.model.adaptation != "lp" and not options.images.image_cache:
+        # every trial reads every picture again
+        options = options.having(image_cache=str(Path(options.run.output_dir) / ".pictures"))
+    job = prepare(options, world, Regression)
+    options = job.options
+    frozen = options.model.adaptation == "lp"
     depth = has_stochastic_depth(job)
-    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth, adapters=options.adaptation == "lora")
-    world.say(*terminal.describe(job), *describe_part(options, job.model), *without_effect_here(parsed, job),
+    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth, adapters=options.model.adaptation == "lora")
+    world.say(*terminal.describe(job), *describe_part(options, job.model), *without_effect_here(job),
               *_describe(job, parameters, frozen, depth))
-    if options.dry_run:
+    if options.run.dry_run:
         world.say("dry run: no trial was begun")
         return
     job.precision.prepare()
@@ -57,7 +57,7 @@ def search(parsed: Parsed, world: World) -> None:
     if frozen:
         job.features = features_of(job)
     else:
-        fill_cache(job, SPLITS if options.optuna_eval_test else ("train", "val"))
+        fill_cache(job, SPLITS if options.search.optuna_eval_test else ("train", "val"))
     try:
         Search(job, parameters).run()
     finally:
@@ -68,7 +68,7 @@ def has_stochastic_depth(job: Job) -> bool:
     """Whether timm builds this model with a drop path, asked by building it without memory."""
     try:
         with torch.device("meta"):
-            models_vit.build_model(job.backbone, 0, job.options.input_size, 0.1, job.options.global_pool)
+            models_vit.build_model(job.backbone, 0, job.options.model.input_size, 0.1, job.options.model.global_pool)
     except models_vit.NoStochasticDepth:
         return False
     return True
@@ -76,15 +76,15 @@ def has_stochastic_depth(job: Job) -> bool:
 
 def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, depth: bool) -> list[str]:
     options = job.options
-    lines = [f"search     {options.optuna_trials} trials of {options.optuna_epochs} epochs in total, "
-             f"{options.optuna_direction} {options.optuna_metric} on val; sampler {options.optuna_sampler}, pruner "
-             f"{options.optuna_pruner}",
+    search, training = options.search, options.training
+    lines = [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, {search.optuna_direction} "
+             f"{search.optuna_metric} on val; sampler {search.optuna_sampler}, pruner {search.optuna_pruner}",
              f"           {', '.join(parameter.name for parameter in parameters)}",
-             f"           lr is taken as it is; batch {options.batch_size} x accumulation {options.accum_iter} x processes = "
+             f"           lr is taken as it is; batch {training.batch_size} x accumulation {training.accum_iter} x processes = "
              f"{job.plan.step_size}"]
     if frozen:
         lines.append("           layer_decay and drop_path are not proposed: the backbone is frozen")
-    elif options.adaptation == "lora":
+    elif options.model.adaptation == "lora":
         lines.append("           layer_decay is not proposed: adapters start at nothing in every layer")
     elif not depth:
         lines.append(f"           drop_path is not proposed: {job.backbone.arch} has no stochastic depth")
@@ -95,24 +95,24 @@ class Search:
     """The trials of this group of processes."""
 
     def __init__(self, job: Job, parameters: list[optuna_study.Parameter]):
-        options = job.options
+        options, asked = job.options, job.options.search
         self.job, self.world, self.folder = job, job.world, job.folder
-        seed = options.optuna_seed if options.optuna_seed is not None else options.seed
-        ends_at = None if options.optuna_timeout is None else time.monotonic() + options.optuna_timeout
-        self.settings = optuna_study.Settings(options.optuna_trials, seed, options.optuna_sampler, parameters, ends_at)
+        seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed
+        ends_at = None if asked.optuna_timeout is None else time.monotonic() + asked.optuna_timeout
+        self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, parameters, ends_at)
         self.backbone_state = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.state_dict().items()
                                if not is_own(name)}  # each trial's adapters are new
         self.backbone_buffers = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
         self.study = self._alone(self._open)
 
     def _open(self) -> optuna.Study:
-        options = self.job.options
-        storage = options.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
-        made_for = {"metric": options.optuna_metric, "epochs": options.optuna_epochs, "targets": list(options.targets),
-                    "model": self.job.backbone.arch, "adaptation": options.adaptation, "data": self.job.data.fingerprint}
-        return optuna_study.open_study(optuna_study.open_storage(storage), options.optuna_study_name or options.task,
-                                       options.optuna_direction,
-                                       made_for, options.optuna_resume, options.optuna_pruner)
+        options, asked = self.job.options, self.job.options.search
+        storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
+        made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs, "targets": list(options.data.targets),
+                    "model": self.job.backbone.arch, "adaptation": options.model.adaptation,
+                    "data": self.job.data.fingerprint}
+        return optuna_study.open_study(optuna_study.open_storage(storage), asked.optuna_study_name or options.run.task,
+                                       asked.optuna_direction, made_for, asked.optuna_resume, asked.optuna_pruner)
 
     def run(self) -> None:
         world, began = self.world, time.monotonic()
@@ -151,7 +151,7 @@ class Search:
         """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
         try:
             job = self._job_of(params, seed)
-            if self.world.size > 1 and self.world.any(not fits(job, job.options.batch_size)):
+            if self.world.size > 1 and self.world.any(not fits(job, job.options.training.batch_size)):
                 return "fail", None, self._memory_is_full()
             return self._epochs(job, trainer_of(job))
         except torch.OutOfMemoryError:
@@ -166,33 +166,33 @@ class Search:
     def _memory_is_full(self) -> str:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
-        return f"the device's memory is full at --batch_size {self.job.options.batch_size}"
+        return f"the device's memory is full at --batch_size {self.job.options.training.batch_size}"
 
     def _epochs(self, job: Job, trainer) -> tuple[str, float | None, str]:
         options, best, best_weights = job.options, None, None
         figures = self._alone(self._trial_scalars)
         longest = 0.0
         for epoch in epochs(job, trainer, Progress(0)):
-            value = epoch.metrics[options.optuna_metric]
+            value = epoch.metrics[options.search.optuna_metric]
             longest = max(longest, epoch.seconds)
             if self._improves(value, best):
                 best = value
-                if options.optuna_eval_test:
+                if options.search.optuna_eval_test:
                     best_weights = {name: tensor.detach().clone() for name, tensor in job.running.state_dict().items()}
                 self._alone(lambda number: self.trial.set_user_attr("best_epoch", number), epoch.number)
             prune = self.world.from_main(self._alone(self._report, epoch, best, longest, figures))
             if prune:
                 return "pruned", best, ""
         if best is None or math.isnan(best):
-            return "fail", None, f"{options.optuna_metric} on val is undefined"
-        if options.optuna_eval_test:
+            return "fail", None, f"{options.search.optuna_metric} on val is undefined"
+        if options.search.optuna_eval_test:
             self._score_test(job, best_weights)
         return "complete", best, ""
 
     def _improves(self, value: float, best: float | None) -> bool:
         if best is not None and math.isnan(value):
             return False
-        return is_better(value, best) if self.job.options.optuna_direction == "maximize" else (
+        return is_better(value, best) if self.job.options.search.optuna_direction == "maximize" else (
             best is None or math.isnan(best) or value < best)
 
     def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
@@ -220,21 +220,20 @@ class Search:
     def _job_of(self, params: dict, seed: int) -> Job:
         """The job of a trial: its own settings and head, the backbone as it was at the start."""
         base = self.job
-        own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.optuna_epochs}
-        options = Namespace(**{**vars(base.options), **own})
+        own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
         task = copy.copy(base.task)
-        task.options = options
+        task.options = base.options.having(**own)
         torch.manual_seed(seed)
         if base.features is not None:
             model = models_vit.Regressor(base.model.backbone, task.new_head(models_vit.feature_width(base.model.backbone)))
         else:
-            model = task.build(base.backbone)
+            model = task.build(base.backbone, task.options.model.drop_path)
             base.precision.place(model.backbone)
             model.backbone.load_state_dict(self.backbone_state)
             for name, buffer in model.backbone.named_buffers():
                 buffer.copy_(self.backbone_buffers[name])
-        choose_part(task, model, base.backbone, options)
-        job = replace(base, options=options, task=task, model=model.to(self.world.device))
+        choose_part(task, model, base.backbone)
+        job = replace(base, task=task, model=model.to(self.world.device))
         plan_training(job)
         return job
 
@@ -249,12 +248,13 @@ class Search:
             self.study.tell(self.trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(self.trial, value)
-        optuna_study.write_results(self.study, self.folder.path, self.job.options.optuna_metric, self.job.options.optuna_epochs)
+        asked = self.job.options.search
+        optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs)
         return sum(map(optuna_study.counts, self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
 
     def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
-        result = f"{self.job.options.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
+        result = f"{self.job.options.search.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
         sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
         return (f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  "
                 f"{terminal.duration(seconds)}")
@@ -267,7 +267,7 @@ class Search:
 
     def _results(self, began: float) -> list[str]:
         options, path = self.job.options, self.folder.path
-        optuna_study.write_results(self.study, path, options.optuna_metric, options.optuna_epochs)
+        optuna_study.write_results(self.study, path, options.search.optuna_metric, options.search.optuna_epochs)
         states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False) if optuna_study.counts(trial)]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
         lines = [f"{len(states)} trials ({counted}) in {terminal.duration(time.monotonic() - began)}"]
@@ -275,8 +275,8 @@ class Search:
         if best is None:
             return lines
         with self.folder.writing():
-            lines += optuna_study.draw(self.study, path, options.optuna_metric)
-        lines.append(f"best: trial {best.number}, {options.optuna_metric} {best.value:.4f}: "
+            lines += optuna_study.draw(self.study, path, options.search.optuna_metric)
+        lines.append(f"best: trial {best.number}, {options.search.optuna_metric} {best.value:.4f}: "
                      + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
         lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "
                      "optuna_slices.png")

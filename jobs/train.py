@@ -29,18 +29,19 @@ from util.data.sampling import TrainBatches
 from util.metrics import selection
 from util.model.lr_decay import parameter_groups
 from util.model.mirrors import with_mirrors
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.parallel.processes import World, wrap
 from util.parallel.sharding import compile_in_place, is_sharded
 from util.report import terminal
 from util.weights import checkpoint
 
 
-def run(parsed: Parsed, world: World, task: Task) -> None:
+def run(options: Options, world: World, kind: type[Task]) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see util/core/errors.py."""
-    options, job = parsed.options, prepare(parsed, world, task)
-    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(parsed, job))
-    if options.dry_run:
+    job = prepare(options, world, kind)
+    options = job.options
+    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(job))
+    if options.run.dry_run:
         world.say(*_memory(job), *disk_space.describe(job), "dry run: nothing was trained")
         return
     job.precision.prepare()
@@ -48,20 +49,20 @@ def run(parsed: Parsed, world: World, task: Task) -> None:
         world.main_alone(_prepare_folder, job)
         if not is_sharded(job.model):
             job.model.to(world.device)
-        if options.eval:
+        if options.run.eval:
             fill_cache(job, ("test",))
             _evaluate_only(job)
             return
         fill_cache(job, tables.SPLITS)
-        if options.adaptation == "lp":
+        if options.model.adaptation == "lp":
             job.features = features_of(job)
-        if job.features is not None and task.head_is_linear:
+        if job.features is not None and job.task.head_is_linear:
             probe(job)
         else:
             _train(job)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"the device's memory is full at --batch_size {options.batch_size} (--dry_run estimates the need): "
-                       "lower --batch_size and raise --accum_iter alike, which keeps the effective batch, or begin with "
+        raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size} (--dry_run estimates the "
+                       "need): lower --batch_size and raise --accum_iter alike, which keeps the effective batch, or begin with "
                        "--batch_size auto") from error
     finally:
         job.folder.close()
@@ -77,13 +78,13 @@ def _prepare_folder(job: Job) -> None:
 
 
 def _memory(job: Job) -> list[str]:
-    if job.options.eval:
+    if job.options.run.eval:
         return []
     others, lines = {}, []
     for kind in ("finetune", "lp", "lora"):
-        if kind != job.options.adaptation:
+        if kind != job.options.model.adaptation:
             try:
-                others[kind] = shapes_adapted(job.task, job.model, job.backbone, job.options, kind)
+                others[kind] = shapes_adapted(job.task, job.model, job.backbone, kind)
             except InputError as error:
                 lines.append(f"           {kind}: not counted ({error})")
     covariates = job.task.num_covariates(job.data.table)
@@ -93,20 +94,20 @@ def _memory(job: Job) -> list[str]:
 # ---- training -------------------------------------------------------------------------------------------------------
 
 def trainer_of(job: Job) -> Trainer:
-    options, world = job.options, job.world
-    optimizer = torch.optim.AdamW(parameter_groups(job.running, options.weight_decay, options.layer_decay),
+    options, training, world = job.options, job.options.training, job.world
+    optimizer = torch.optim.AdamW(parameter_groups(job.running, training.weight_decay, training.layer_decay),
                                   lr=job.schedule.peak, fused=True)
-    if options.compile:
+    if training.compile:
         compile_in_place(job.running)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
-                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.seed, options.clip_grad,
-                   job.task.mixing(), eval_mode=options.adaptation == "lp" and job.features is None)
+                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed, training.clip_grad,
+                   job.task.mixing(), eval_mode=options.model.adaptation == "lp" and job.features is None)
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others). RunError, in all of them, where outputs
     are no numbers."""
-    model = with_mirrors(job.running, job.options.tta, job.task.kind)
+    model = with_mirrors(job.running, job.options.model.tta, job.task.kind)
     _, values = outputs(model, batches, job.precision, job.world, split)
     table = problem = None
     if job.world.is_main:
@@ -135,13 +136,13 @@ class Epoch:
 def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
     """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between. `keep` writes a
     checkpoint inside an epoch."""
-    balanced = job.rows("train")["target"].to_numpy() if getattr(job.options, "balanced_sampling", False) else None
-    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.seed, balanced))
+    balanced = job.rows("train")["target"].to_numpy() if job.options.mixing.balanced_sampling else None
+    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.run.seed, balanced))
     val_loader = loader(job, "val")
-    for number in range(done.epoch, job.options.epochs):
+    for number in range(done.epoch, job.options.training.epochs):
         begun = time.monotonic()
         done = done if number == done.epoch else Progress(number)
-        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.save_every_steps)
+        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.run.save_every_steps)
         job.world.share_buffers(job.running)
         try:
             predictions = evaluate(job, "val", val_loader)
@@ -163,18 +164,18 @@ def is_better(score: float, best: float | None) -> bool:
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    done, best, best_weights = Progress(options.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
+    done, best, best_weights = Progress(options.run.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
     if job.resumed is not None:
         done, best, best_weights = resume(job, trainer)
     else:
         world.main_alone(_put_aside, job)
-    complete = world.from_main(done.epoch >= options.epochs and folder.is_scored(best["epoch"]))
+    complete = world.from_main(done.epoch >= options.training.epochs and folder.is_scored(best["epoch"]))
     if not complete:
         world.main_alone(lambda: folder.write_run(facts(job), done.epoch if job.resumed is not None else None))
     started = time.monotonic()
     epoch = states = None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
-    keeps = options.savemodel and job.features is None
+    keeps = options.run.savemodel and job.features is None
 
     def keep(progress: Progress) -> None:
         states = world.gather(checkpoint.random_states(world.device))
@@ -185,7 +186,7 @@ def _train(job: Job) -> None:
             is_best = is_better(epoch.metrics[job.task.score], best["score"])
             if epoch.number == done.epoch:
                 world.say(*(f"val: {note}" for note in epoch.notes),
-                          *selection.undefined(options.select_metric, epoch.metrics[job.task.score], "the last epoch"))
+                          *selection.undefined(options.metrics.select_metric, epoch.metrics[job.task.score], "the last epoch"))
             if is_best:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
@@ -194,7 +195,7 @@ def _train(job: Job) -> None:
             best_weights = kept if is_best else best_weights
         if world.any(signals.asked()):
             raise signals.StopRequested("all epochs are trained, the test split is not scored yet", together=True)
-    if job.features is not None and epoch is not None and options.savemodel:
+    if job.features is not None and epoch is not None and options.run.savemodel:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     if not complete:
         world.main_alone(_finish_val, job, best)
@@ -204,10 +205,10 @@ def _train(job: Job) -> None:
     else:
         load_best(job, best_weights)
         made_whole = make_whole(job)
-        if (made_whole or best_weights is not None) and options.savemodel:
+        if (made_whole or best_weights is not None) and options.run.savemodel:
             write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
         _score(job, "test", best["epoch"], best)
-        world.say(f"best epoch {best['epoch']} (val {options.select_metric} {best['score']:.4f}); trained in "
+        world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); trained in "
                   f"{terminal.duration(time.monotonic() - started)}; results in {folder.path}")
 
 
@@ -221,7 +222,7 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
     is_best = best["epoch"] == epoch.number
     job.world.main_alone(_write_rows, job, epoch, is_best)
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
-    if job.options.savemodel and job.features is None:
+    if job.options.run.savemodel and job.features is None:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     return keep_best(job, best) if is_best else None
 
@@ -231,8 +232,8 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
     folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
     folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
     folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
-    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.epochs, epoch.training, epoch.metrics, is_best,
-                                      epoch.seconds))
+    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.training.epochs, epoch.training, epoch.metrics,
+                                      is_best, epoch.seconds))
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 

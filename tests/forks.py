@@ -65,8 +65,9 @@ def serve(path: str) -> Start:
     """Fork at each request. Returns in the forks alone, with what each is to be."""
     selector = selectors.DefaultSelector()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(path)
+    listening.bind(f"{path}.new")
     listening.listen()
+    os.rename(f"{path}.new", path)  # it is there once it can be connected to
     selector.register(listening, selectors.EVENT_READ, None)
     selector.register(0, selectors.EVENT_READ, None)  # its end is that of the process that started us
     while True:

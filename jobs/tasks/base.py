@@ -1,7 +1,6 @@
 """What a classification and a regression do differently; the rest of a job is the same for both."""
 
 from abc import ABC, abstractmethod
-from argparse import Namespace
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,7 @@ from jobs.run_folder import RunFolder
 from models_vit import Backbone
 from util.data.tables import Data
 from util.metrics.table import of_kind
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.weights.fitting import Fit, WeightFile, put_in
 
 
@@ -31,7 +30,8 @@ class Task(ABC):
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
 
-    def __init__(self, options: Namespace):
+    def __init__(self, options: Options):
+        """options: as far as they are resolved; what the data decide takes the place of what was not said (`read`)."""
         self.options = options
 
     @property
@@ -45,7 +45,7 @@ class Task(ABC):
     # ---- data
 
     @abstractmethod
-    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
+    def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
         """The table of pictures, checked. InputError for anything that the user can mend."""
 
     def settle(self, data: Data, resumed: WeightFile | None) -> Data:
@@ -67,7 +67,7 @@ class Task(ABC):
     # ---- model
 
     @abstractmethod
-    def build(self, backbone: Backbone) -> torch.nn.Module:
+    def build(self, backbone: Backbone, drop_path: float) -> torch.nn.Module:
         """The model with random weights."""
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -149,7 +149,7 @@ class Task(ABC):
     def describe_data(self, data: Data) -> list[str]:
         """What stands on the terminal about the data."""
 
-    def idle(self, parsed: Parsed, backbone: Backbone) -> list[str]:
+    def idle(self) -> list[str]:
         """Lines about flags that this task and model keep from acting."""
         return []
 
@@ -161,6 +161,7 @@ class Task(ABC):
     def facts(self, data: Data) -> dict:
         """What run.json says of the data, for this task."""
 
+    @staticmethod
     @abstractmethod
-    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
-        """Take options from a checkpoint that this program did not write; a line about it, or InputError."""
+    def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
+        """The options with what a checkpoint that this program did not write says; a line about it, or InputError."""

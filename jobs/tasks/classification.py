@@ -1,6 +1,5 @@
 """Classification: a folder or a CSV with a class a picture, cross-entropy, figures of counts and ranks."""
 
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 
@@ -29,7 +28,7 @@ from util.metrics.table import BY_NAME, COMPOSED
 from util.metrics.weighted import Images, operating_thresholds
 from util.model.feature_kinds import put_wide_head
 from util.options.adaptation import POOLED
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.report import terminal
 from util.report.charts import save_png
 from util.report.class_charts import confusion_matrix
@@ -42,51 +41,52 @@ class Classification(Task):
     kind, program = "classification", "main_finetune.py"
     head_is_linear = True
 
-    def __init__(self, options: Namespace):
+    def __init__(self, options: Options):
         super().__init__(options)
         self.class_names: list[str] = []
-        self.score = selection.figure_of(options.select_metric)
+        self.score = selection.figure_of(options.metrics.select_metric)
         self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
 
     # ---- data
 
-    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+    def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
         options = self.options
         known = resumed.rest.get("class_names") if resumed is not None else None
         order_of = tables.sorted_alone if resumed is not None else partial(
-            class_order.in_order, typed=options.class_order, positive=options.positive_class)
-        if options.csv_file:
-            data = tables.read_csv(options.csv_file, options.path_col, options.label_col, options.split_col,
-                                   options.patient_col, splits, order_of, options.path_suffix)
+            class_order.in_order, typed=options.data.class_order, positive=options.data.positive_class)
+        if options.data.csv_file:
+            data = tables.read_csv(options.data.csv_file, options.data.path_col, options.data.label_col, options.data.split_col,
+                                   options.data.patient_col, splits, order_of, options.data.path_suffix)
         else:
-            data = tables.read_folder(options.data_path, splits, order_of)
+            data = tables.read_folder(options.data.data_path, splits, order_of)
         if not known:
-            data = tables.check_classes(data, options.nb_classes, explicit="nb_classes" in parsed.typed)
-        elif "nb_classes" in parsed.typed and options.nb_classes != len(known):
-            raise InputError(f"--nb_classes {options.nb_classes}, but {resumed.path} knows {len(known)}: "
+            data = tables.check_classes(data, options.data.nb_classes, explicit="nb_classes" in options.typed)
+        elif "nb_classes" in options.typed and options.data.nb_classes != len(known):
+            raise InputError(f"--nb_classes {options.data.nb_classes}, but {resumed.path} knows {len(known)}: "
                              f"pass --nb_classes {len(known)}")
         else:
             data = tables.match_classes(data, known)
-        self.class_names, options.nb_classes = data.class_names, len(data.class_names)
+        self.class_names = data.class_names
+        self.options = options.having(nb_classes=len(data.class_names))
         self._require_order(resumed)
         return data
 
     def _require_order(self, resumed: WeightFile | None) -> None:
         """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or where what is
         typed is not the order that a checkpoint has."""
-        options, positive = self.options, self.options.positive_class
+        options, positive = self.options, self.options.data.positive_class
         if positive is not None and self.class_names[1:] != [positive]:
             raise InputError(f"--positive_class {positive}: {resumed.path} has the classes {', '.join(self.class_names)}, and "
                              "of two the second is the positive one; train anew for another")
-        if options.class_order:
-            class_order.require_same(self.class_names, options.class_order)
-        asked = [name for name in options.select_metric.split("+") if BY_NAME[name].needs_order]
-        if options.eval or not asked or class_order.ranks(self.class_names, options.class_order) is not None:
+        if options.data.class_order:
+            class_order.require_same(self.class_names, options.data.class_order)
+        asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
+        if options.run.eval or not asked or class_order.ranks(self.class_names, options.data.class_order) is not None:
             return
         if resumed is None:
             raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which order "
                              f"{', '.join(self.class_names)} stand: --class_order names them from the lowest grade on")
-        options.class_order = list(self.class_names)  # as the run chose its best epoch so far
+        self.options = options.having(class_order=list(self.class_names))  # as the run chose its best epoch so far
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)
@@ -94,15 +94,15 @@ class Classification(Task):
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
         """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
         stored = None if resumed is None else resumed.rest.get("reads")
-        self.reads = stored if stored and (self.options.eval or self.options.adaptation != "lp") else None
+        self.reads = stored if stored and (self.options.run.eval or self.options.model.adaptation != "lp") else None
         return data
 
     # ---- model
 
-    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
-        options = self.options
-        model = models_vit.build_model(backbone, len(self.class_names), options.input_size, options.drop_path,
-                                       options.global_pool, options.fc_norm_passes, pretrained=bool(options.finetune))
+    def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
+        asked = self.options.model
+        model = models_vit.build_model(backbone, len(self.class_names), asked.input_size, drop_path, asked.global_pool,
+                                       asked.fc_norm_passes, pretrained=bool(asked.finetune))
         if self.reads is not None:
             self._put_wide_head(model)
         return model
@@ -124,7 +124,7 @@ class Classification(Task):
         return models_vit.final_linear(model) or model
 
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
-        return models_vit.feature_reader(model, self.options.input_size)
+        return models_vit.feature_reader(model, self.options.model.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
         if self.keeps_own_head(file):
@@ -142,16 +142,16 @@ class Classification(Task):
 
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
-        if self.options.class_weights == "balanced":
+        if self.options.mixing.class_weights == "balanced":
             weights = balanced_class_weights(np.bincount(train_rows["target"], minlength=len(self.class_names)))
-        return ClassificationLoss(len(self.class_names), self.options.smoothing, weights)
+        return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
     def mixing(self):
-        options = self.options
-        if not (options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax):
+        mixing = self.options.mixing
+        if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None
-        return Mixing(len(self.class_names), options.smoothing, options.mixup, options.cutmix, options.cutmix_minmax,
-                      options.mixup_prob, options.mixup_switch_prob, options.mixup_mode)
+        return Mixing(len(self.class_names), mixing.smoothing, mixing.mixup, mixing.cutmix, mixing.cutmix_minmax,
+                      mixing.mixup_prob, mixing.mixup_switch_prob, mixing.mixup_mode)
 
     # ---- figures
 
@@ -159,30 +159,30 @@ class Classification(Task):
         return predictions_table(rows, outputs, self.class_names)
 
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        figures, notes = classification_metrics(predictions, self.options.class_order)
-        return figures | selection.composed(self.options.select_metric, figures), notes
+        figures, notes = classification_metrics(predictions, self.options.data.class_order)
+        return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
         figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits,
-                                     class_order.ranks(self.class_names, self.options.class_order))
-        return (figures | selection.composed(self.options.select_metric, figures))[self.score]
+                                     class_order.ranks(self.class_names, self.options.data.class_order))
+        return (figures | selection.composed(self.options.metrics.select_metric, figures))[self.score]
 
     def read_predictions(self, path) -> pd.DataFrame:
         return read_predictions(path)
 
     def decide(self, predictions: pd.DataFrame) -> dict:
         images = Images.of(predictions)
-        temperature = fit_temperature(images.logits, images.true) if self.options.calibrate else None
+        temperature = fit_temperature(images.logits, images.true) if self.options.metrics.calibrate else None
         return {"temperature": temperature, "thresholds": operating_thresholds(images)}
 
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
-        entries = classification_intervals(predictions, self.options.seed, thresholds=decided.get("thresholds"),
-                                           temperature=decided.get("temperature"), order=self.options.class_order)
+        entries = classification_intervals(predictions, self.options.run.seed, thresholds=decided.get("thresholds"),
+                                           temperature=decided.get("temperature"), order=self.options.data.class_order)
         if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
             entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
         if COMPOSED in figures:
-            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.select_metric)
+            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.metrics.select_metric)
         return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
@@ -212,20 +212,20 @@ class Classification(Task):
 
     # ---- what is said and stored
 
-    def idle(self, parsed: Parsed, backbone: models_vit.Backbone) -> list[str]:
-        if self.options.adaptation != "lp":
-            return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in parsed.typed else []
+    def idle(self) -> list[str]:
+        if self.options.model.adaptation != "lp":
+            return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in self.options.typed else []
         names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad", "min_lr",
                  "compile"]
-        if self.options.lp_views == 1:
+        if self.options.probe.lp_views == 1:
             names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"]
-        typed = [f"--{name}" for name in names if name in parsed.typed]
+        typed = [f"--{name}" for name in names if name in self.options.typed]
         return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored features"
-                + (" of the evaluation's view; --lp_views K takes K random ones)" if self.options.lp_views == 1 else ")")
+                + (" of the evaluation's view; --lp_views K takes K random ones)" if self.options.probe.lp_views == 1 else ")")
                 ] if typed else []
 
     def describe_data(self, data: tables.Data) -> list[str]:
-        return terminal.classes(data, self.options.csv_file or self.options.data_path)
+        return terminal.classes(data, self.options.data.csv_file or self.options.data.data_path)
 
     def stored(self) -> dict:
         return {"class_names": self.class_names, **({"reads": self.reads} if self.reads is not None else {})}
@@ -236,23 +236,24 @@ class Classification(Task):
         return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
                 **({"patients": patients} if patients else {})}
 
-    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
+    @staticmethod
+    def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
         """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""
-        options, said = parsed.options, file.arguments
-        for name in ("model", "model_arch", "input_size", "global_pool"):
-            if name not in parsed.typed and said.get(name) not in (None, ""):
-                setattr(options, name, said[name])
-        if "model_arch" not in parsed.typed and not models_vit.belongs(options.model, options.model_arch):
-            options.model_arch = None  # the original's parser stores its default for every model, which it then ignores
-        if options.fc_norm_passes is None:
-            options.fc_norm_passes = 2 if said.get("model") == "RETFound_mae" and options.global_pool else 1
-        if "read_images" not in parsed.typed:
-            options.read_images = "as_stored"
-        if "precision" not in parsed.typed:
-            options.precision = "fp32"  # so that its figures are those that it had, to rounding
+        said, typed = file.arguments, options.typed
+        options = options.having(**{name: said[name] for name in ("model", "model_arch", "input_size", "global_pool")
+                                    if name not in typed and said.get(name) not in (None, "")})
+        if "model_arch" not in typed and not models_vit.belongs(options.model.model, options.model.model_arch):
+            # the original's parser stores its default for every model, which it then ignores
+            options = options.having(model_arch=None)
+        if options.model.fc_norm_passes is None:
+            twice = said.get("model") == "RETFound_mae" and options.model.global_pool
+            options = options.having(fc_norm_passes=2 if twice else 1)
+        # fp32, so that its metrics are those that it had, to rounding
+        as_then = {"read_images": "as_stored", "precision": "fp32"}
+        options = options.having(**{name: value for name, value in as_then.items() if name not in typed})
         what = f"{file.path} is a checkpoint of the original scripts"
         if said.get("model"):
             what += f" (model {said['model']}, epoch {file.rest.get('epoch', 'unknown')})"
-        if options.fc_norm_passes == 2:
+        if options.model.fc_norm_passes == 2:
             what += ", scored as they do, with fc_norm applied twice (--fc_norm_passes)"
-        return what + "; it does not name its classes, so the folders' names in order are taken"
+        return options, what + "; it does not name its classes, so the folders' names in order are taken"

@@ -1,6 +1,5 @@
 """Regression: a CSV with numbers to predict, a head with a token a target, figures in the CSV's own units."""
 
-from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from util.metrics.regression import (
 from util.metrics.table import COMPOSED
 from util.metrics.target_scale import TargetScale
 from util.model.regression_head import RegressionHead
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.report import terminal
 from util.report.bland_altman import agreement, agreement_files
 from util.report.charts import save_png
@@ -38,30 +37,30 @@ class Regression(Task):
 
     kind, program = "regression", "main_regression.py"
 
-    def __init__(self, options: Namespace):
+    def __init__(self, options: Options):
         super().__init__(options)
-        self.score = selection.figure_of(options.select_metric)
+        self.score = selection.figure_of(options.metrics.select_metric)
         self.scale: TargetScale | None = None
         self.covariates_read: tuple[Covariate, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return metric_columns(self.options.targets) + ((COMPOSED,) if self.score == COMPOSED else ())
+        return metric_columns(self.options.data.targets) + ((COMPOSED,) if self.score == COMPOSED else ())
 
     # ---- data
 
-    def read(self, parsed: Parsed, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
-        options = self.options
-        if not options.csv_file:
+    def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
+        data = self.options.data
+        if not data.csv_file:
             raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
         if resumed is not None:
             known = resumed.rest["targets"]["names"]
-            if options.targets != known:
-                raise InputError(f"--targets {' '.join(options.targets)}: {resumed.path} predicts {' '.join(known)}; leave the "
+            if data.targets != known:
+                raise InputError(f"--targets {' '.join(data.targets)}: {resumed.path} predicts {' '.join(known)}; leave the "
                                  "flag out")
-        transforms = parse_transforms(options.target_transform, options.targets)
-        return read_regression_csv(options.csv_file, options.targets, options.path_col, options.split_col, options.patient_col,
-                                   options.covariates, transforms, options.dropna, splits, options.path_suffix)
+        transforms = parse_transforms(data.target_transform, data.targets)
+        return read_regression_csv(data.csv_file, data.targets, data.path_col, data.split_col, data.patient_col,
+                                   data.covariates, transforms, data.dropna, splits, data.path_suffix)
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
         """Means and standard deviations: of the training rows, or of those that the checkpoint was trained on."""
@@ -71,11 +70,11 @@ class Regression(Task):
             self._check_covariates(data)
             return data
         train = data.table[data.table["split"] == "train"]
-        values = train[[f"true_{name}" for name in self.options.targets]].to_numpy(np.float64)
-        transforms = parse_transforms(self.options.target_transform, self.options.targets)
-        self.scale = TargetScale.learn(self.options.targets, transforms, values)
+        values = train[[f"true_{name}" for name in self.options.data.targets]].to_numpy(np.float64)
+        transforms = parse_transforms(self.options.data.target_transform, self.options.data.targets)
+        self.scale = TargetScale.learn(self.options.data.targets, transforms, values)
         self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
-                                     for name in self.options.covariates)
+                                     for name in self.options.data.covariates)
         self._check_covariates(data)
         return data
 
@@ -94,8 +93,8 @@ class Regression(Task):
             wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
             if wrong.any():
                 found = ", ".join(map(repr, cells[wrong].unique()[:5]))
-                raise InputError(f"{self.options.csv_file}: covariate {covariate.name} is a number in train, but elsewhere "
-                                 f"there is {found}: correct the column")
+                raise InputError(f"{self.options.data.csv_file}: covariate {covariate.name} is a number in train, but "
+                                 f"elsewhere there is {found}: correct the column")
 
     def _true(self, rows: pd.DataFrame) -> np.ndarray:
         return rows[[f"true_{name}" for name in self.scale.names]].to_numpy(np.float64)
@@ -108,10 +107,9 @@ class Regression(Task):
 
     # ---- model
 
-    def build(self, backbone: models_vit.Backbone) -> torch.nn.Module:
-        options = self.options
-        features = models_vit.build_model(backbone, 0, options.input_size, options.drop_path, options.global_pool,
-                                          options.fc_norm_passes)
+    def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
+        asked = self.options.model
+        features = models_vit.build_model(backbone, 0, asked.input_size, drop_path, asked.global_pool, asked.fc_norm_passes)
         # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has the same head
         torch.manual_seed(torch.initial_seed())
         with torch.device("cpu"):
@@ -119,9 +117,9 @@ class Regression(Task):
         return models_vit.Regressor(features, head)
 
     def new_head(self, width: int) -> RegressionHead:
-        options = self.options
-        return RegressionHead(width, len(self.scale.names), options.head_embed_dim, options.head_depth, options.head_num_heads,
-                              options.head_mlp_ratio, options.head_dropout, self.covariates_read)
+        head = self.options.head
+        return RegressionHead(width, len(self.scale.names), head.head_embed_dim, head.head_depth, head.head_num_heads,
+                              head.head_mlp_ratio, head.head_dropout, self.covariates_read)
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
@@ -140,7 +138,7 @@ class Regression(Task):
 
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         known = (~np.isnan(self._true(train_rows))).sum(axis=1).mean()
-        return RegressionLoss(self.options.huber_beta, float(known))
+        return RegressionLoss(self.options.head.huber_beta, float(known))
 
     # ---- figures
 
@@ -148,16 +146,16 @@ class Regression(Task):
         return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
 
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        figures, notes = regression_metrics(predictions, self.scale, self.options.huber_beta)
-        return figures | selection.composed(self.options.select_metric, figures), notes
+        figures, notes = regression_metrics(predictions, self.scale, self.options.head.huber_beta)
+        return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 
     def read_predictions(self, path) -> pd.DataFrame:
         return read_predictions(path)
 
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
-        entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.seed)
+        entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.run.seed)
         if COMPOSED in figures:
-            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.select_metric)
+            entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.metrics.select_metric)
         return entries
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
@@ -185,7 +183,7 @@ class Regression(Task):
         table = data.table
         totals = ", ".join(f"{split} {(table['split'] == split).sum():,}" for split in tables.SPLITS
                            if (table["split"] == split).any())
-        lines = [f"data       {self.options.csv_file}: {len(self.scale.names)} targets; {totals}"]
+        lines = [f"data       {self.options.data.csv_file}: {len(self.scale.names)} targets; {totals}"]
         width = max(map(len, self.scale.names))
         for name, transform, mean, sd in zip(*self.scale.plain().values(), strict=True):
             logarithm = ", of the logarithm" if transform == "log" else ""
@@ -198,10 +196,10 @@ class Regression(Task):
             lines.append(f"           covariate {covariate.name}: {kind}")
         return lines
 
-    def idle(self, parsed: Parsed, backbone: models_vit.Backbone) -> list[str]:
+    def idle(self) -> list[str]:
         names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
-        typed = [f"--{name}" for name in names if name in parsed.typed]
-        if not (self.options.adaptation == "lp" and typed):
+        typed = [f"--{name}" for name in names if name in self.options.typed]
+        if not (self.options.model.adaptation == "lp" and typed):
             return []
         return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole picture)"]
 
@@ -211,5 +209,6 @@ class Regression(Task):
     def facts(self, data: tables.Data) -> dict:
         return {**self.stored(), "images": {split: int((data.table["split"] == split).sum()) for split in tables.SPLITS}}
 
-    def take_over_foreign(self, parsed: Parsed, file: WeightFile) -> str:
+    @staticmethod
+    def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
         raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with --finetune")

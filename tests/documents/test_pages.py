@@ -177,12 +177,11 @@ def parse(name: str, arguments: list[str], line: str) -> None:
     if not isinstance(parser, OneLineParser) or parser.prog not in TRAINING:
         parser.parse_args(arguments)  # an InputError names the flag
         return
-    parsed = parse_options(parser.prog, "", arguments)
-    checks.check_combinations(parsed)
+    options = checks.check_combinations(parse_options(parser.prog, "", arguments))
     if parser.prog == REGRESSION:
-        checks.check_search(parsed)
-        resolve_names(parsed)
-    models_vit.find_backbone(parsed.options.model, parsed.options.model_arch)
+        options, _ = checks.check_search(options)
+        options = resolve_names(options)
+    models_vit.find_backbone(options.model.model, options.model.model_arch)
 
 
 @PAGE

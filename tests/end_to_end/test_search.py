@@ -57,8 +57,8 @@ def test_every_trial_starts_from_the_same_weights(predict, tmp_path, monkeypatch
     starts = []
 
     def look(job, trainer, first):
-        starts.append((job.model.backbone.patch_embed.proj.weight.clone(), job.options.seed, job.schedule.peak, job.options.lr,
-                       len(job.model.regression_head.layers), job.options.head_depth))
+        starts.append((job.model.backbone.patch_embed.proj.weight.clone(), job.options.run.seed, job.schedule.peak,
+                       job.options.training.lr, len(job.model.regression_head.layers), job.options.head.head_depth))
         return epochs(job, trainer, first)
 
     epochs = search.epochs

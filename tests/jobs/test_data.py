@@ -22,11 +22,10 @@ DEEP = np.array([(1, 3000, WHOLE_NUMBERS, 0), (2, 200, FLOATS, 0)], ImageFacts.d
 
 
 def settings(*words, stored=STORED, input_size=64, facts=DEEP):
-    parsed = parse(FINETUNE, "", [str(word) for word in words])
-    parsed.options.input_size = parsed.options.input_size or input_size
-    parsed.options.decode = parsed.options.decode or "scaled"
+    options = parse(FINETUNE, "", [str(word) for word in words])
+    options = options.having(input_size=options.model.input_size or input_size, decode=options.images.decode or "scaled")
     file = types.SimpleNamespace(rest={"transform": {"eval": dict(stored)}}) if stored else None
-    return evaluation_settings(parsed, VIT, file, facts)
+    return evaluation_settings(options, VIT, file, facts)
 
 
 @pytest.mark.parametrize(("words", "changed"), [

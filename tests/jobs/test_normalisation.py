@@ -21,11 +21,10 @@ TAG = "timm/vit_base_patch16_224.mae"  # ImageNet's numbers; the name's default 
 
 def both(*words, model="vit_base_patch16_224", rest=None):
     """(mean of evaluation's transform, its source) of a command line and a checkpoint's entries."""
-    parsed = parse(FINETUNE, "", [str(word) for word in words])
-    options, backbone = parsed.options, models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
-    options.input_size, options.decode = 64, "full"
+    options = parse(FINETUNE, "", [str(word) for word in words]).having(input_size=64, decode="full")
+    backbone = models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
     file = types.SimpleNamespace(rest=rest) if rest else None
-    return evaluation_settings(parsed, backbone, file, DEEP[:0])["mean"][0], source(options, parsed.typed, backbone, rest or {})
+    return evaluation_settings(options, backbone, file, DEEP[:0])["mean"][0], source(options, backbone, rest or {})
 
 
 @pytest.mark.parametrize(("words", "model", "mean", "of"), [

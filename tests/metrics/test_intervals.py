@@ -1,7 +1,6 @@
 """Weighted figures against those of the same images repeated; intervals against published ones and the plain bootstrap."""
 
 import math
-from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,8 @@ from util.metrics.regression import regression_metrics
 from util.metrics.regression import target_figures as figures_of_target
 from util.metrics.target_scale import TargetScale
 from util.metrics.weighted import Images, WeightedFigures, operating_thresholds
+from util.options.flag import FINETUNE
+from util.options.groups import Options
 
 
 def ones(table, **options):
@@ -85,7 +86,7 @@ def test_operating_points_are_those_of_the_roc_curve():
 
 
 def test_on_val_itself_operating_points_claim_no_interval():
-    task = Classification(Namespace(select_metric="score", seed=0, calibrate=True, class_order=None))
+    task = Classification(Options.of(FINETUNE, {"select_metric": "score", "calibrate": True}))
     val = random_table(2, n=200, seed=4)
     decided = task.decide(val)
     of_val, of_test = (task.intervals(table, classification.classification_metrics(table)[0], decided)

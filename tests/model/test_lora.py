@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from argparse import Namespace
 
 import pytest
 import timm
@@ -18,17 +17,18 @@ from tests.parity import row
 from util.core.errors import InputError
 from util.model import lora
 from util.model.lr_decay import layer_of_parameters, parameter_groups
+from util.options.flag import FINETUNE
+from util.options.groups import Options
 from util.weights.fitting import WeightFile
 
-OPTIONS = {"adaptation": "lora", "train_last_blocks": None, "allow_partial": False, "eval": False, "lora_rank": 4,
-           "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention", "select_metric": "loss", "seed": 0}
+OPTIONS = {"adaptation": "lora", "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention",
+           "select_metric": "loss"}
 
 
 def adapted(model, backbone, **changes):
     needs_package("peft")
     kind = Regression if isinstance(model, models_vit.Regressor) else Classification
-    options = Namespace(**OPTIONS | changes)
-    choose_part(kind(options), model, backbone, options)
+    choose_part(kind(Options.of(FINETUNE, OPTIONS | changes)), model, backbone)
     return model
 
 
@@ -194,8 +194,8 @@ def test_a_file_that_does_not_say_how_its_adapter_was_made(tmp_path):
 def test_last_blocks_of_every_backbone(arch):
     for regression in (False, True):
         model = on_meta(arch, regression)
-        options = Namespace(**OPTIONS | {"adaptation": "finetune", "train_last_blocks": 1})
-        choose_part((Regression if regression else Classification)(options), model, row(arch), options)
+        options = Options.of(FINETUNE, {"select_metric": "loss", "train_last_blocks": 1})
+        choose_part((Regression if regression else Classification)(options), model, row(arch))
         trained = {name.removeprefix("backbone.") for name, p in model.named_parameters() if p.requires_grad}
         norms = {"fc_norm"} if arch == "retfound_mae" else {"norm"}
         assert {name.split(".")[0] for name in trained} == {"blocks", *norms, "regression_head" if regression else "head"}
@@ -207,10 +207,9 @@ def test_last_blocks_of_other_models_are_timms_steps():
     backbone = models_vit.find_backbone("timm", "resnet18")
     model = timm.create_model("resnet18", num_classes=3)
     _, last = layer_of_parameters(model)
-    options = Namespace(**OPTIONS | {"adaptation": "finetune", "train_last_blocks": 2})
-    choose_part(Classification(options), model, backbone, options)
+    options = Options.of(FINETUNE, {"train_last_blocks": 2})
+    choose_part(Classification(options), model, backbone)
     assert {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad} == {
         "layer4.0", "layer4.1", "fc.weight", "fc.bias"}
-    options.train_last_blocks = last
     with pytest.raises(InputError, match=f"--train_last_blocks {last}, but resnet18 has {last - 1} blocks"):
-        choose_part(Classification(options), model, backbone, options)
+        choose_part(Classification(options.having(train_last_blocks=last)), model, backbone)

@@ -9,6 +9,7 @@ import pytest
 from util.core.errors import InputError
 from util.options import checks, parsing, stored
 from util.options.flag import FINETUNE
+from util.options.table import own_values
 
 ROOT = Path(__file__).parents[2]
 # SPEC: names and defaults of the original's flags, which people's command lines rely on
@@ -27,13 +28,11 @@ DOCUMENTED = {
 
 
 def parse(*argv):
-    parsed = parsing.parse(FINETUNE, "", [str(word) for word in argv])
-    checks.check_combinations(parsed)
-    return parsed
+    return checks.check_combinations(parsing.parse(FINETUNE, "", [str(word) for word in argv]))
 
 
 def test_documented_flags_keep_name_and_default():
-    options = vars(parse().options)
+    options = own_values(parse())
     assert {name: options[name] for name in DOCUMENTED} == DOCUMENTED
 
 
@@ -41,13 +40,13 @@ def test_documented_command_lines():
     line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune RETFound_dinov2_meh --savemodel --global_pool "
             "--batch_size 24 --world_size 1 --epochs 50 --nb_classes 5 --data_path DIR --input_size 224 --task NAME "
             "--adaptation finetune")
-    parsed = parse(*line.split())
-    assert parsed.options.finetune == "RETFound_dinov2_meh" and parsed.options.savemodel
-    assert "batch_size" in parsed.typed and "seed" not in parsed.typed
+    options = parse(*line.split())
+    assert options.model.finetune == "RETFound_dinov2_meh" and options.run.savemodel
+    assert "batch_size" in options.typed and "seed" not in options.typed
     line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --savemodel --global_pool --batch_size 128 --world_size 1 "
             "--nb_classes 5 --data_path DIR --input_size 224 --task NAME --adaptation finetune --eval --resume ./x.pth")
-    assert parse(*line.split()).options.eval
-    assert parse("--dist_on_itp", "--local-rank", "2", "--dist_url", "env://").options.local_rank == 2
+    assert parse(*line.split()).run.eval
+    assert parse("--dist_on_itp", "--local-rank", "2", "--dist_url", "env://").compatibility.local_rank == 2
 
 
 @pytest.mark.parametrize("words, says", [
@@ -79,16 +78,16 @@ def test_wrong_command_lines(words, says):
 
 
 def test_flags_without_effect_are_named_once():
-    assert checks.without_effect(parse(), FINETUNE) == []
-    lines = checks.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"), FINETUNE)
+    assert checks.without_effect(parse()) == []
+    lines = checks.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"))
     assert len(lines) == 1 and all(f"--{name}" in lines[0] for name in ("world_size", "resplit")) and "norm" not in lines[0]
 
 
 def test_normalisation_is_a_name_or_six_numbers():
-    assert [parse("--norm", word).options.norm for word in ("IMAGENET", "imagenet", "Half", "backbone")] == [
+    assert [parse("--norm", word).model.norm for word in ("IMAGENET", "imagenet", "Half", "backbone")] == [
         "backbone", "imagenet", "half", "backbone"]
-    assert parse("--norm", "0.5,.5,0.50,0.25,1,0.125").options.norm == "0.5,0.5,0.5,0.25,1,0.125"
-    assert parse("--norm", "0.48145466,0,0,1,1,1").options.norm == "0.48145466,0,0,1,1,1"
+    assert parse("--norm", "0.5,.5,0.50,0.25,1,0.125").model.norm == "0.5,0.5,0.5,0.25,1,0.125"
+    assert parse("--norm", "0.48145466,0,0,1,1,1").model.norm == "0.48145466,0,0,1,1,1"
     for flag, text in (("--norm", "0_1,0,0,1,1,1"), ("--epochs", "1_0"), ("--lr", "1_0.0")):  # Python alone reads these
         with pytest.raises(InputError):
             parse(flag, text)
@@ -100,18 +99,18 @@ def test_normalisation_is_a_name_or_six_numbers():
 
 def test_list_of_ratios_is_one_run_after_the_other():
     runs = checks.one_run_a_ratio(parse("--dataratio", "0.1,0.5,1", "--task", "x"))
-    assert [(run.options.task, run.options.dataratio) for run in runs] == [
+    assert [(run.run.task, run.data.dataratio) for run in runs] == [
         ("x_ratio0.1", [0.1]), ("x_ratio0.5", [0.5]), ("x_ratio1", [1.0])]
-    assert checks.one_run_a_ratio(parse("--dataratio", "0.5", "--task", "x"))[0].options.task == "x"
+    assert checks.one_run_a_ratio(parse("--dataratio", "0.5", "--task", "x"))[0].run.task == "x"
 
 
 def test_what_is_stored_gives_way_to_what_is_typed():
-    parsed = parse("--epochs", "7", "--task", "new")
+    options = parse("--epochs", "7", "--task", "new")
     before = {"epochs": 3, "blr": 0.1, "task": "old", "num_workers": 0}
-    assert stored.differences(before, parsed.options, parsed.typed) == ["--epochs 3 -> 7"]
-    stored.take_stored(before, parsed.options, parsed.typed)
-    options = parsed.options
-    assert (options.epochs, options.blr, options.task, options.num_workers) == (7, 0.1, "new", 10)
+    assert stored.differences(before, options, typed_alone=True) == ["--epochs 3 -> 7"]
+    now = stored.with_stored(options, before)
+    assert (now.training.epochs, now.training.blr, now.run.task, now.run.num_workers) == (7, 0.1, "new", 10)
+    assert options.training.blr == 5e-3  # what was asked for stays what it was
 
 
 def test_help_does_not_import_torch():
@@ -119,7 +118,7 @@ def test_help_does_not_import_torch():
             "heavy = {'torch', 'timm', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    for name in vars(parse().options):
+    for name in own_values(parse()):
         assert f"--{name}" in run.stdout or name == "global_pool"
 
 

@@ -7,7 +7,7 @@ import pytest
 from util.core.errors import InputError
 from util.options import checks, parsing
 from util.options.flag import FINETUNE, REGRESSION
-from util.options.table import flags_of
+from util.options.table import flags_of, own_values
 
 DOCUMENTED = {
     "csv_file": None, "path_col": "path", "split_col": "split", "targets": ["tc", "ldl", "hdl", "tg", "apoa", "apob"],
@@ -26,7 +26,7 @@ def parse(text):
 
 
 def test_documented_flags_keep_name_and_default():
-    found = vars(parse("").options)
+    found = own_values(parse(""))
     assert {name: found[name] for name in DOCUMENTED} == DOCUMENTED
 
 
@@ -37,10 +37,10 @@ def test_every_flag_of_a_classification_is_understood():
 
 
 def test_documented_command_line():
-    parsed = parse("--csv_file data/retina.csv --batch_size 32 --epochs 40 --optuna_trials 20 --optuna_epochs 10 "
-                   "--optuna_direction maximize")
-    checks.check_combinations(parsed)
-    assert checks.check_search(parsed) == [] and parsed.options.optuna_metric == "r2"
+    options = parse("--csv_file data/retina.csv --batch_size 32 --epochs 40 --optuna_trials 20 --optuna_epochs 10 "
+                    "--optuna_direction maximize")
+    options, lines = checks.check_search(checks.check_combinations(options))
+    assert lines == [] and options.search.optuna_metric == "r2"
 
 
 @pytest.mark.parametrize("text, says", [
@@ -52,21 +52,17 @@ def test_documented_command_line():
 ])
 def test_wrong_command_lines(text, says):
     with pytest.raises(InputError, match=says):
-        parsed = parse(text)
-        checks.check_combinations(parsed)
-        checks.check_search(parsed)
+        checks.check_search(checks.check_combinations(parse(text)))
 
 
 def test_params_are_taken_unless_typed(tmp_path):
     path = tmp_path / "optuna_best.json"
     path.write_text(json.dumps({"params": {"lr": 1e-3, "head_depth": 3}}))
-    parsed = parse(f"--params {path} --head_depth 1")
-    lines = checks.take_params(parsed)
-    assert (parsed.options.lr, parsed.options.head_depth) == (1e-3, 1)
+    options, lines = checks.take_params(parse(f"--params {path} --head_depth 1"))
+    assert (options.training.lr, options.head.head_depth) == (1e-3, 1) and "lr" in options.typed
     assert "lr 0.001" in lines[0] and "typed values win" in lines[1] and "head_depth" in lines[1]
-    parsed = parse(f"--params {path} --blr 1e-3")
-    checks.take_params(parsed)
-    assert parsed.options.lr is None  # --blr is a typed rate too
+    options, _ = checks.take_params(parse(f"--params {path} --blr 1e-3"))
+    assert options.training.lr is None  # --blr is a typed rate too
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"params": [1]}', '{"params": {"lr": "high"}}', "no json"])
@@ -87,7 +83,6 @@ def test_params_that_are_none(tmp_path, text):
 def test_names(text, model, arch, finetune, task):
     from jobs.tasks.regression_start import resolve_names
 
-    parsed = parse(text)
-    resolve_names(parsed)
-    options = parsed.options
-    assert (options.model, options.model_arch, options.finetune, options.task) == (model, arch, finetune, task)
+    options = resolve_names(parse(text))
+    asked = options.model
+    assert (asked.model, asked.model_arch, asked.finetune, options.run.task) == (model, arch, finetune, task)

@@ -1,25 +1,25 @@
 """The table of flags: rows that agree with themselves, and parsers that are made from them."""
 
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from util.core.errors import InputError
 from util.options.flag import ALL, FEATURES, FINETUNE, PREDICT, REGRESSION, TRAINING, USE
+from util.options.groups import PLACES, Options
 from util.options.parsing import parse, parser_of
-from util.options.table import FLAGS, GROUPS, PROGRAMS, flags_of
+from util.options.table import FLAGS, PROGRAMS, flags_of, own_values
 
 NEEDED = {PREDICT: ["--resume", "c.pth", "--input", "d", "--output", "o.csv"],
           FEATURES: ["--finetune", "w.pth", "--input", "d", "--output", "o.npz"]}
 
 
 def test_a_flag_is_one_row():
-    names = [field.name for group in GROUPS for field in fields(group)]
+    groups = [getattr(Options(), place) for place in dict.fromkeys(PLACES.values())]
+    names = [field.name for group in groups for field in fields(group)]
     assert len(names) == len(set(names)) == len(FLAGS)
     assert all(flag.help or all(flag.no_effect_of(program) for program in flag.programs) for flag in FLAGS.values())
-    for group in GROUPS:  # a group is an object of the defaults, too
-        assert {field.name: getattr(group(), field.name) for field in fields(group)} == {
-            field.name: FLAGS[field.name].default for field in fields(group)}
+    assert Options().values() == {flag.name: flag.default for flag in FLAGS.values()}
 
 
 @pytest.mark.parametrize("program", ALL)
@@ -27,7 +27,7 @@ def test_a_program_has_the_flags_whose_rows_name_it(program):
     listed = [name for _, names in PROGRAMS[program] for name in names]
     assert sorted(listed) == sorted(flag.name for flag in FLAGS.values() if program in flag.programs)
     assert all(change in flag.programs for flag in FLAGS.values() for change in flag.at)
-    options = vars(parse(program, "", NEEDED.get(program, [])).options)
+    options = own_values(parse(program, "", NEEDED.get(program, [])))
     assert set(options) == set(listed)
     typed = {word.removeprefix("--") for word in NEEDED.get(program, []) if word.startswith("--")}
     assert {name: value for name, value in options.items() if name not in typed} == {
@@ -51,16 +51,30 @@ def test_a_default_is_a_value_that_the_flag_takes(program, flag):
 
 
 def test_what_was_typed_is_known_also_where_it_is_the_default():
-    parsed = parse(FINETUNE, "", ["--epochs", "50", "--cls_token", "--tta"])
-    assert parsed.typed == {"epochs", "global_pool", "tta"}
-    assert parsed.options.global_pool is False and parsed.options.tta == "mirror" and parsed.options.epochs == 50
-    assert parse(FINETUNE, "", ["--local-rank", "3"]).options.local_rank == 3
+    options = parse(FINETUNE, "", ["--epochs", "50", "--cls_token", "--tta"])
+    assert options.typed == {"epochs", "global_pool", "tta"}
+    assert options.model.global_pool is False and options.model.tta == "mirror" and options.training.epochs == 50
+    assert parse(FINETUNE, "", ["--local-rank", "3"]).compatibility.local_rank == 3
 
 
 def test_a_default_list_belongs_to_one_command_line_alone():
-    one, other = (parse(REGRESSION, "", []).options for _ in range(2))
+    one, other = (parse(REGRESSION, "", []).data for _ in range(2))
     one.targets.append("more")
-    assert other.targets == FLAGS["targets"].default and "more" not in parse(REGRESSION, "", []).options.targets
+    assert other.targets == FLAGS["targets"].default and "more" not in parse(REGRESSION, "", []).data.targets
+
+
+def test_options_are_read_and_not_written():
+    options = parse(FINETUNE, "", ["--epochs", "3"])
+    for thing, name in ((options, "program"), (options.training, "epochs")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, name, 4)
+    found = options.having(epochs=4, task="x").typing(lr=0.1)
+    assert (found.training.epochs, found.run.task, found.training.lr) == (4, "x", 0.1)
+    assert (options.training.epochs, options.run.task, options.typed) == (3, "", {"epochs"})
+    assert found.typed == {"epochs", "lr"} and found.program == FINETUNE and found.data is options.data
+    assert set(PLACES) == set(FLAGS) and all(options.value(name) == options.values()[name] for name in FLAGS)
+    with pytest.raises(KeyError):
+        Options().having(no_flag=1)
 
 
 def test_a_misspelt_flag_is_answered_with_one_that_the_program_has():

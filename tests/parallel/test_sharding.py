@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from argparse import Namespace
 
 import pytest
 import timm
@@ -17,6 +16,8 @@ from jobs.parallel import pick, recompute_blocks
 from jobs.run_folder import RunFolder
 from util.core.errors import InputError
 from util.model.memory import Need, need_of
+from util.options.flag import FINETUNE
+from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import fills_by_itself, shard_of, units
 from util.parallel.streamed_checkpoint import write_streamed
@@ -241,7 +242,7 @@ def test_auto_takes_fsdp_where_only_that_fits():
 
 
 def test_one_process_holds_the_whole_model():
-    options = Namespace(parallel="fsdp", dry_run=False)
+    options = Options.of(FINETUNE, {"parallel": "fsdp"})
     assert parallel.choose(options, World(), None) == ("ddp", "--parallel fsdp: one process alone holds the whole model")
 
 

@@ -8,6 +8,7 @@ import pytest
 from util.options.checks import check_combinations
 from util.options.flag import FINETUNE
 from util.options.parsing import parse
+from util.options.table import own_values
 from util.report.commands import PROGRAMS, evaluation_command, report_command, training_command
 
 
@@ -23,15 +24,15 @@ def words(command):
     ("regression", "--csv_file a.csv --targets 'systolic (mmHg)' b --target_transform none log --covariates age sex --lr 0.001 "
                    "--finetune '' --accum_iter 1 --optuna_trials 3 --optuna_resume")])
 def test_the_command_gives_the_options_back(kind, typed):
-    options = parse(PROGRAMS[kind], "", shlex.split(typed)).options
-    command, unknown = training_command(kind, vars(options) | {"decode": "scaled"})
+    options = own_values(parse(PROGRAMS[kind], "", shlex.split(typed)))
+    command, unknown = training_command(kind, options | {"decode": "scaled"})
     program, *again = words(command)[1:]
     assert unknown == [] and program == {"classification": "main_finetune.py", "regression": "main_regression.py"}[kind]
-    assert vars(parse(PROGRAMS[kind], "", again).options) == vars(options)
+    assert own_values(parse(PROGRAMS[kind], "", again)) == options
 
 
 def test_only_what_differs_from_the_defaults_is_listed():
-    options = vars(parse(FINETUNE, "", ["--epochs", "7"]).options)
+    options = own_values(parse(FINETUNE, "", ["--epochs", "7"]))
     resolved = options | {"decode": "scaled", "fc_norm_passes": 1, "resume": "auto", "eval": True, "new_flag": [1]}
     assert training_command("classification", resolved) == ("python main_finetune.py --epochs 7", ["new_flag = [1]"])
     assert training_command("classification", {}, processes=4)[0] == "torchrun --nproc_per_node=4 main_finetune.py"

@@ -54,11 +54,13 @@ def test_every_combination_is_a_run(grid):
     assert names[:3] == ["small_finetune_ratio0.5_seed0", "small_finetune_ratio0.5_seed7", "small_finetune_ratio1_seed0"]
     by_name = {cell.name: cell for cell in found.cells}
     cell = by_name["other_lp_ratio0.5_seed7"]
-    options = cell.parsed.options
-    assert (options.model_arch, options.adaptation, options.dataratio, options.seed) == ("test_resnet", "lp", [0.5], 7)
-    assert (options.lr, options.batch_size) == (2e-3, 128), "an adaptation's flags win over those of all"
-    assert options.crop_scale == [0.2, 1.0] and by_name["small_lp_ratio0.5_seed7"].parsed.options.crop_scale == [0.5, 1.0]
-    assert (options.savemodel, options.stratified, options.finetune) == (False, False, "")
+    options = cell.options
+    assert (options.model.model_arch, options.model.adaptation) == ("test_resnet", "lp")
+    assert (options.data.dataratio, options.run.seed) == ([0.5], 7)
+    assert (options.training.lr, options.training.batch_size) == (2e-3, 128), "an adaptation's flags win over those of all"
+    other = by_name["small_lp_ratio0.5_seed7"].options
+    assert options.images.crop_scale == [0.2, 1.0] and other.images.crop_scale == [0.5, 1.0]
+    assert (options.run.savemodel, options.data.stratified, options.model.finetune) == (False, False, "")
     assert cell.folder == Path("results/study/other_lp_ratio0.5_seed7")
     assert cell.arguments[-4:] == ("--output_dir", "results", "--task", "study/other_lp_ratio0.5_seed7")
     assert cell.group == by_name["other_lp_ratio0.5_seed0"].group == "other lp ratio0.5"
@@ -74,13 +76,13 @@ def test_a_regression(grid):
     found = grid("name: s\nprogram: main_regression.py\nflags: {csv_file: d.csv, targets: [tc, ldl]}\n"
                  "backbones: [{model: RETFound_dinov2}]\nseeds: [1]\n")
     (cell,) = found.cells
-    assert cell.parsed.options.targets == ["tc", "ldl"] and cell.name == "RETFound_dinov2_finetune_ratio1_seed1"
+    assert cell.options.data.targets == ["tc", "ldl"] and cell.name == "RETFound_dinov2_finetune_ratio1_seed1"
 
 
 def test_the_example_is_understood():
     found = read_grid(str(Path(__file__).parents[2] / "examples" / "grid.yaml"))
     assert len(found.cells) == 3 * 2 * 3 * 3
-    models = {cell.parsed.options.model_arch or cell.parsed.options.model for cell in found.cells}
+    models = {cell.options.model.model_arch or cell.options.model.model for cell in found.cells}
     assert models == {"RETFound_dinov2", "RETFound_mae", "dinov3_vitl16"}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from compare import canonical
 from util.core.errors import InputError
+from util.options.table import own_values
 from util.study import runs
 from util.study.grid_file import read_grid
 
@@ -55,7 +56,7 @@ def study(tmp_path, monkeypatch):
         Path("grid.yaml").write_text(text)
         grid = read_grid("grid.yaml")
         monkeypatch.setattr(runs, "command", lambda grid, cell, processes: [
-            sys.executable, "program.py", str(cell.folder), json.dumps(vars(cell.parsed.options)), wishes.get(cell.name, "")])
+            sys.executable, "program.py", str(cell.folder), json.dumps(own_values(cell.options)), wishes.get(cell.name, "")])
         return runs.run(grid, processes, canonical), grid
 
     return run
@@ -131,11 +132,12 @@ CHILD = """\
 import json, sys
 sys.path.insert(0, {root!r})
 from compare import canonical
+from util.options.table import own_values
 from util.study import runs
 from util.study.grid_file import read_grid
 grid = read_grid("grid.yaml")
 runs.command = lambda grid, cell, processes: [sys.executable, "program.py", str(cell.folder),
-                                               json.dumps(vars(cell.parsed.options)), "wait"]
+                                               json.dumps(own_values(cell.options)), "wait"]
 sys.exit(runs.run(grid, 1, canonical).exit_code)
 """
 

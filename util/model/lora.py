@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from util.core.errors import InputError
 from util.model.lr_decay import layer_of_parameters
+from util.options.model import PartOptions
 from util.parallel.sharding import is_own, local, plain_name, shard_of
 from util.weights.fitting import WeightFile
 
@@ -39,8 +40,8 @@ class Settings:
     targets: str
 
     @classmethod
-    def of(cls, options) -> "Settings":
-        return cls(options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_targets)
+    def of(cls, asked: PartOptions) -> "Settings":
+        return cls(asked.lora_rank, asked.lora_alpha, asked.lora_dropout, asked.lora_targets)
 
     @classmethod
     def stored_in(cls, file: WeightFile) -> "Settings":

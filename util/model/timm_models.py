@@ -2,7 +2,6 @@
 
 import inspect
 import warnings
-from argparse import Namespace
 from collections.abc import Callable
 
 import timm
@@ -12,6 +11,7 @@ from timm.models import get_deprecated_models
 from util.core import machine_faults
 from util.core.errors import InputError
 from util.model.precision import Precision
+from util.options.groups import Options
 
 Build = Callable[[int], torch.nn.Module]  # an input size -> the model for it
 
@@ -38,13 +38,13 @@ def current_name(arch: str) -> str:
     return name
 
 
-def use_current_name(options: Namespace) -> list[str]:
-    """Put today's name in the place of an old one of timm's in --model_arch -> a line that says so, if there was one."""
-    old = _without_owner(options.model_arch or "")
+def with_current_name(options: Options) -> tuple[Options, list[str]]:
+    """The options with today's name in the place of an old one of timm's in --model_arch; a line that says so."""
+    old = _without_owner(options.model.model_arch or "")
     if old not in get_deprecated_models():
-        return []
-    options.model_arch = current_name(old)
-    return [f"--model_arch {old} is an old name of timm's: it is {options.model_arch} now"]
+        return options, []
+    name = current_name(old)
+    return options.having(model_arch=name), [f"--model_arch {old} is an old name of timm's: it is {name} now"]
 
 
 def _without_owner(arch: str) -> str:

@@ -24,21 +24,21 @@ from util.options.flag import (
 )
 
 DEFAULT_TARGETS = ["tc", "ldl", "hdl", "tg", "apoa", "apob"]
-NO_CSV = Idle(lambda options: options.csv_file is None, "without --csv_file")
-OF_FOLDER = Idle(lambda options: os.path.isdir(options.input), "with a folder as --input")
-UNCHECKED = Idle(lambda options: options.skip_file_check, "with --skip_file_check")
+NO_CSV = Idle(lambda options: options.data.csv_file is None, "without --csv_file")
+OF_FOLDER = Idle(lambda options: os.path.isdir(options.use.input), "with a folder as --input")
+UNCHECKED = Idle(lambda options: options.data.skip_file_check, "with --skip_file_check")
 UNCHECKED_USE = Idle(
-    lambda options: options.skip_file_check,
+    lambda options: options.data.skip_file_check,
     "with --skip_file_check: a picture that can't be read ends the run",
 )
-WHOLE = Idle(lambda options: options.dataratio == [1.0], "with --dataratio 1")
-NO_ERASING = Idle(lambda options: options.reprob == 0, "with --reprob 0")
+WHOLE = Idle(lambda options: options.data.dataratio == [1.0], "with --dataratio 1")
+NO_ERASING = Idle(lambda options: options.images.reprob == 0, "with --reprob 0")
 NOT_MIXED = Idle(
-    lambda options: not (options.mixup or options.cutmix or options.cutmix_minmax),
+    lambda options: not (options.mixing.mixup or options.mixing.cutmix or options.mixing.cutmix_minmax),
     "without --mixup or --cutmix",
 )
 NOT_BOTH = Idle(
-    lambda options: not (options.mixup and (options.cutmix or options.cutmix_minmax)),
+    lambda options: not (options.mixing.mixup and (options.mixing.cutmix or options.mixing.cutmix_minmax)),
     "unless both --mixup and --cutmix are on",
 )
 

@@ -6,7 +6,6 @@ taken from a checkpoint and compared with it, docs/flags.md and the lines about 
 
 import argparse
 import math
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ LARGEST_NUMBER = 10**18  # beyond it Python would spell out digits for as long a
 class Idle:
     """When a flag that was typed does nothing; why, in the words after `does nothing`."""
 
-    when: Callable[[Namespace], bool]
+    when: Callable[[Any], bool]  # of the Options (util/options/groups.py, which imports the rows)
     why: str
 
 

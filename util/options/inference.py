@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 
 from util.core.errors import InputError
-from util.options.parsing import Parsed
+from util.options.groups import Options
 
 LONGEST_NAME = 200  # bytes of an output's name: 255 are allowed, and files beside it have longer ones
 
 
-def check_weights(parsed: Parsed) -> None:
+def check_weights(options: Options) -> None:
     """InputError unless exactly one source of weights is named."""
-    options = parsed.options
-    named = [name for name in ("finetune", "resume", "random_weights") if getattr(options, name)]
+    named = [name for name in ("finetune", "resume", "random_weights") if options.value(name)]
     if len(named) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in named)} each name the weights: pass one of them")
     if not named:

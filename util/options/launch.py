@@ -16,8 +16,8 @@ from util.options.flag import (
     whole,
 )
 
-NOT_SAVED = Idle(lambda options: not options.savemodel, "with --no_savemodel")
-NOT_RANDOM = Idle(lambda options: not options.random_weights, "without --random_weights")
+NOT_SAVED = Idle(lambda options: not options.run.savemodel, "with --no_savemodel")
+NOT_RANDOM = Idle(lambda options: not options.use.random_weights, "without --random_weights")
 
 
 @dataclass(frozen=True)

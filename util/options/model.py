@@ -22,8 +22,8 @@ from util.options.flag import (
 )
 
 DEFAULT_WEIGHTS = "RETFound_dinov2_meh"  # of a regression
-NO_LORA = Idle(lambda options: options.adaptation != "lora", "without --adaptation lora")
-NO_FINETUNE = Idle(lambda options: not getattr(options, "finetune", "unset"), "without --finetune")
+NO_LORA = Idle(lambda options: options.model.adaptation != "lora", "without --adaptation lora")
+NO_FINETUNE = Idle(lambda options: not options.model.finetune, "without --finetune")
 
 
 @dataclass(frozen=True)

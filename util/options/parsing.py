@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import re
-from dataclasses import dataclass
 
 from util.core.errors import InputError
 from util.options.flag import USE
+from util.options.groups import Options
 from util.options.table import FLAGS, PROGRAMS
 
 
@@ -28,14 +28,6 @@ class _LaunchLinesAsTheyAre(argparse.ArgumentDefaultsHelpFormatter, argparse.Raw
     """Help with defaults, and a description whose lines are not filled anew."""
 
 
-@dataclass
-class Parsed:
-    """The options, and the names of those that were typed."""
-
-    options: argparse.Namespace
-    typed: set[str]
-
-
 def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLineParser:
     """The parser of a program. documentation: of its module, whose first line begins its help, or all of it where the launch
     lines belong there. Without `defaults` what is not typed is not among the options."""
@@ -54,7 +46,7 @@ def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLin
     return parser
 
 
-def parse(program: str, documentation: str, argv: list[str] | None) -> Parsed:
+def parse(program: str, documentation: str, argv: list[str] | None) -> Options:
     """Read a command line; InputError for anything that the program does not understand."""
-    options = parser_of(program, documentation).parse_args(argv)
-    return Parsed(options, set(vars(parser_of(program, documentation, defaults=False).parse_args(argv))))
+    values = vars(parser_of(program, documentation).parse_args(argv))
+    return Options.of(program, values, vars(parser_of(program, documentation, defaults=False).parse_args(argv)))

@@ -12,7 +12,7 @@ Random weights            the demo of a regression (test_resnet, 20 epochs, 1 se
                           defaults, 0.91 with these.
 """
 
-from argparse import Namespace
+from util.options.groups import Options
 
 PRETRAINED_OTHER = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
 RANDOM = {"layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
@@ -27,29 +27,26 @@ def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict:
     return {name: value for name, value in chosen.items() if not (regression and name in OF_CLASSIFICATION)}
 
 
-def settle(options: Namespace, typed: set[str], plain_vit: bool, regression: bool) -> list[str]:
-    """Fill in the table's values where nothing was typed; a line that says so."""
-    pretrained, changed = bool(options.finetune), []
+def settled(options: Options, plain_vit: bool, regression: bool) -> tuple[Options, list[str]]:
+    """The options with the table's values where nothing was typed; a line that says so."""
+    pretrained = bool(options.model.finetune)
     # a linear probe has no such rates, and crops of random views alone
-    acting = NAMES if options.adaptation != "lp" else OF_CLASSIFICATION if options.lp_views > 1 else ()
-    acting = [name for name in acting if name != "blr" or options.lr is None]
-    for name, value in defaults(plain_vit, pretrained, regression).items():
-        before = getattr(options, name)
-        if name not in typed and name in acting and before != value:
-            setattr(options, name, value)
-            changed.append(f"--{name} {_text(value)} instead of {_text(before)}")
+    acting = NAMES if options.model.adaptation != "lp" else OF_CLASSIFICATION if options.probe.lp_views > 1 else ()
+    acting = [name for name in acting if name != "blr" or options.training.lr is None]
+    changed = {name: value for name, value in defaults(plain_vit, pretrained, regression).items()
+               if name not in options.typed and name in acting and options.value(name) != value}
     if not changed:
-        return []
-    kind = ("a pre-trained model that is no plain vision transformer" if pretrained else "random weights")
-    return [f"defaults   for {kind}: {', '.join(changed)} (what you type wins)"]
+        return options, []
+    kind = "a pre-trained model that is no plain vision transformer" if pretrained else "random weights"
+    said = ", ".join(f"--{name} {_text(value)} instead of {_text(options.value(name))}" for name, value in changed.items())
+    return options.having(**changed), [f"defaults   for {kind}: {said} (what you type wins)"]
 
 
-def as_stored(options: Namespace, typed: set[str], stored: dict, rows: tuple[dict, ...] = (PRETRAINED_OTHER, RANDOM)) -> None:
-    """Take a stored run's values of what was not typed, where these are defaults: the flags' own, which runs of before there
-    was the table had, or those of `rows`."""
-    for name in NAMES:
-        if name not in typed and any(name in row and stored.get(name) == row[name] for row in rows):
-            setattr(options, name, stored[name])
+def as_stored(options: Options, stored: dict, rows: tuple[dict, ...] = (PRETRAINED_OTHER, RANDOM)) -> Options:
+    """The options with a stored run's values of what was not typed, where these are defaults: the flags' own, which runs of
+    before there was the table had, or those of `rows`."""
+    return options.having(**{name: stored[name] for name in NAMES if name not in options.typed
+                             and any(name in row and stored.get(name) == row[name] for row in rows)})
 
 
 def _text(value) -> str:

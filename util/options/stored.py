@@ -2,35 +2,33 @@
 
 import argparse
 import json
-from argparse import Namespace
 
-from util.options.flag import UNSET, Flag, normalisation
-from util.options.table import FLAGS
+from util.options.flag import UNSET, normalisation
+from util.options.groups import Options
+from util.options.table import FLAGS, own_values
 
 # What runs did before there was a flag for it, so that typing the flag is a difference.
 BEFORE = {flag.name: flag.before for flag in FLAGS.values() if flag.before is not UNSET}
-_OTHER = Flag(name="")  # of an option that has no flag any more
 
 
-def differences(stored: dict, options: Namespace, typed: set[str] | None = None) -> list[str]:
-    """`--name stored -> now` for the options of a run that differ (of those typed alone, where given).
+def differences(stored: dict, options: Options, typed_alone: bool = False) -> list[str]:
+    """`--name stored -> now` for the options of a run that differ.
 
     Where the checkpoint is only scored, for those that its metrics depend on.
     """
-    now = vars(options)
-    names = [name for name in stored if name in now and not FLAGS.get(name, _OTHER).of_launch]
-    if options.eval:
-        names = [name for name in names if FLAGS.get(name, _OTHER).of_scoring]
-    if typed is not None:
-        names = [name for name in names if name in typed]
+    now = own_values(options)
+    names = [name for name in stored if name in now and not FLAGS[name].of_launch]
+    if options.run.eval:
+        names = [name for name in names if FLAGS[name].of_scoring]
+    if typed_alone:
+        names = [name for name in names if name in options.typed]
     return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names if stored[name] != now[name]]
 
 
-def take_stored(stored: dict, options: Namespace, typed: set[str]) -> None:
-    """Options that were not typed take the value that the checkpoint's run had."""
-    for name, value in stored.items():
-        if hasattr(options, name) and not FLAGS.get(name, _OTHER).of_launch and name not in typed:
-            setattr(options, name, value)
+def with_stored(options: Options, stored: dict) -> Options:
+    """The options with the values that the checkpoint's run had where nothing was typed."""
+    return options.having(**{name: stored[name] for name in own_values(options)
+                             if name in stored and not FLAGS[name].of_launch and name not in options.typed})
 
 
 def as_now(stored: dict) -> dict:

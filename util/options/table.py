@@ -7,31 +7,12 @@ from dataclasses import fields
 
 from util.options.data import DataOptions, ImageOptions, MixingOptions
 from util.options.flag import FEATURES, FINETUNE, PREDICT, REGRESSION, Flag
+from util.options.groups import FLAGS, Options
 from util.options.launch import CompatibilityOptions, ProcessOptions, RunOptions
 from util.options.model import HeadOptions, ModelOptions, PartOptions, ProbeOptions
 from util.options.training import MetricOptions, OptimisationOptions, SearchOptions
-from util.options.use import HeatmapOptions, UseOptions
+from util.options.use import HeatmapOptions
 
-GROUPS = (
-    ModelOptions,
-    ProbeOptions,
-    PartOptions,
-    HeadOptions,
-    DataOptions,
-    ImageOptions,
-    MixingOptions,
-    MetricOptions,
-    OptimisationOptions,
-    SearchOptions,
-    RunOptions,
-    ProcessOptions,
-    CompatibilityOptions,
-    UseOptions,
-    HeatmapOptions,
-)
-FLAGS: dict[str, Flag] = {
-    field.name: Flag(name=field.name, **field.metadata["flag"]) for group in GROUPS for field in fields(group)
-}
 _IMAGES = ("input", "path_col", "path_suffix", "bad_images", "skip_file_check")
 _MACHINE = ("batch_size", "precision", "device", "num_workers", "dist_url", "dist_on_itp")
 # A program's headings, each with its flags: a group, or names where a program has them in an order of its own.
@@ -64,7 +45,7 @@ _sections(REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, Data
           MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions, CompatibilityOptions)
 _OF_MODEL = ("model of a checkpoint that does not name its own (of the original scripts)", names_of(ModelOptions))
 _sections(PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")), HeatmapOptions,
-          (_OF_MODEL[0], tuple(name for name in _OF_MODEL[1] if name not in ("weights_dir",))), ("run", _MACHINE))
+          _OF_MODEL, ("run", _MACHINE))
 _sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
           ("weights (one of --finetune, --resume, --random_weights)",
            ("finetune", "resume", "random_weights", "seed", "weights_dir", "allow_partial")),
@@ -75,3 +56,8 @@ _sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
 def flags_of(program: str) -> list[Flag]:
     """The flags of a program, in the order of its help."""
     return [FLAGS[name] for _, names in PROGRAMS[program] for name in names]
+
+
+def own_values(options: Options) -> dict[str, object]:
+    """Of the flags that the options' program has, by name: what a checkpoint stores, compares and gives back."""
+    return {flag.name: options.value(flag.name) for flag in flags_of(options.program)}

@@ -27,7 +27,7 @@ from util.options.flag import (
 SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
             "head_num_heads", "huber_beta")
 METRICS = {name: "minimize" if is_better_low(name) else "maximize" for name in choices(REGRESSION_KIND)}
-RATE_TYPED = Idle(lambda options: options.lr is not None, "beside --lr")
+RATE_TYPED = Idle(lambda options: options.training.lr is not None, "beside --lr")
 
 
 @dataclass(frozen=True)

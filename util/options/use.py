@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from util.options.flag import FEATURES, PREDICT, USE, Change, Idle, flag
 
-NO_MAPS = Idle(lambda options: getattr(options, "heatmaps", None) is None, "without --heatmaps")
+NO_MAPS = Idle(lambda options: options.heatmaps.heatmaps is None, "without --heatmaps")
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,31 @@ FIGURES_A_LINE = 3
 
 def describe(job) -> list[str]:
     """The run on one screen: model, weights, data, device, training."""
-    options, world, backbone = job.options, job.world, job.backbone
+    options, model, training = job.options, job.options.model, job.options.training
+    world, backbone = job.world, job.backbone
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in job.model.parameters())
     what = "all trained" if trained == total else f"{trained:,} of them trained"
-    reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and options.global_pool else "class token"
-    if backbone.family == "mae" and options.global_pool and options.fc_norm_passes == 2:
+    reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and model.global_pool else "class token"
+    if backbone.family == "mae" and model.global_pool and model.fc_norm_passes == 2:
         reads += " twice"
     if job.task.reads is not None:
         reads = f"{KINDS[job.task.reads['kind']]} ({job.task.reads['kind']}: util/model/feature_kinds.py)"
-    lines = [f"run        {'score' if options.eval else options.adaptation}, results in {job.folder.path}",
-             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {options.input_size} pixels"
+    lines = [f"run        {'score' if options.run.eval else model.adaptation}, results in {job.folder.path}",
+             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {model.input_size} pixels"
              + (f", reads the {reads}" if backbone.model != "timm" or job.task.reads is not None else "")]
     lines.append(f"weights    {_weights(job)}")
     lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
     lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
-              f"reading    {reading(job.eval_transform, options.norm, job.norm_source)}", *mirrors(options.tta)]
-    if job.plan is not None and not getattr(options, "optuna_trials", 0):
+              f"reading    {reading(job.eval_transform, model.norm, job.norm_source)}", *mirrors(model.tta)]
+    if job.plan is not None and not options.search.optuna_trials:
         plan = job.plan
-        lines.append(f"training   {options.epochs} epochs of {plan.steps} steps; batch {options.batch_size} x accumulation "
-                     f"{options.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
-                     + ("" if options.lr is not None else f" (blr {options.blr:g})")
-                     + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.seed}")
+        lines.append(f"training   {training.epochs} epochs of {plan.steps} steps; batch {training.batch_size} x accumulation "
+                     f"{training.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
+                     + ("" if training.lr is not None else f" (blr {training.blr:g})")
+                     + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.run.seed}")
     return lines
 
 
@@ -78,7 +79,7 @@ def classes(data, source: str) -> list[str]:
 def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
     shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
     if task.score not in [name for name, _ in task.shown[:4]]:
-        shown.append(f"{task.options.select_metric} {_figure(metrics[task.score])}")
+        shown.append(f"{task.options.metrics.select_metric} {_figure(metrics[task.score])}")
     return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  "
             f"{'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
 

@@ -26,8 +26,9 @@ import yaml
 from util.core.errors import InputError
 from util.options.checks import check_combinations
 from util.options.flag import TRAINING, Flag
-from util.options.parsing import Parsed, parse
-from util.options.table import FLAGS, flags_of
+from util.options.groups import Options
+from util.options.parsing import parse
+from util.options.table import FLAGS, flags_of, own_values
 
 KEYS = ("name", "program", "output_dir", "flags", "backbones", "adaptations", "dataratios", "seeds")
 # Flags that the grid itself gives to a run, with the key that says them.
@@ -45,7 +46,7 @@ class Cell:
     task: str
     folder: Path
     arguments: tuple[str, ...]  # of the program
-    parsed: Parsed
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -116,29 +117,28 @@ class _Reader:
             for setting in chosen:
                 given |= setting.flags  # adaptation wins over backbone, backbone over what all share
             arguments = [word for words, _ in given.values() for word in words]
-            parsed = self.parse(arguments, given, chosen)
+            options = self.parse(arguments, given, chosen)
             arguments += ["--output_dir", output_dir, "--task", f"{name}/{cell}"]
-            same = repr(sorted(vars(parsed.options).items()))
+            same = repr(sorted(own_values(options).items()))
             if same in asked:
                 raise self.error(chosen[0].line, "backbones", f"{cell} and {asked[same].name} are the same run: their flags "
                                  "don't differ")
-            one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments), parsed)
+            one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments), options)
             asked[same] = one
             cells.append(one)
         return cells
 
-    def parse(self, arguments: list[str], given: dict, chosen: tuple[Setting, ...]) -> Parsed:
+    def parse(self, arguments: list[str], given: dict, chosen: tuple[Setting, ...]) -> Options:
         """What the program itself will say to these flags is said before any run is begun."""
         try:
-            parsed = parse(self.program, "", arguments)
-            check_combinations(parsed)
+            options = check_combinations(parse(self.program, "", arguments))
         except InputError as error:
             line, key = next(((line, name) for name, (_, line) in given.items() if re.search(rf"--{name}\b", str(error))),
                              (chosen[0].line, chosen[0].name))
             raise self.error(line, key, str(error)) from error
-        if getattr(parsed.options, OF_A_SEARCH, 0):
+        if options.value(OF_A_SEARCH):
             raise self.error(given[OF_A_SEARCH][1], OF_A_SEARCH, "a study trains given settings; search first, and pass params")
-        return parsed
+        return options
 
     # ---- axes
 

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from util.core import signals
 from util.core.errors import InputError, RunError
 from util.options import starts
 from util.options.checks import take_params
-from util.options.parsing import Parsed
+from util.options.groups import Options
 from util.options.stored import as_now, differences
-from util.options.table import FLAGS
+from util.options.table import flags_of
 from util.report.terminal import duration
 from util.study.grid_file import Cell, Grid
 
@@ -54,7 +53,7 @@ class Outcome:
 
 # ---- states ---------------------------------------------------------------------------------------------------------
 
-def states(grid: Grid, canonical: Callable[[Parsed], None]) -> dict[str, str]:
+def states(grid: Grid, canonical: Callable[[Options], Options]) -> dict[str, str]:
     """{cell: finished, begun or new}. InputError where a folder holds a run of other options: nothing was begun by then.
 
     canonical: writes another spelling of a model's name as the program itself would store it; called where one is met.
@@ -62,7 +61,7 @@ def states(grid: Grid, canonical: Callable[[Parsed], None]) -> dict[str, str]:
     return {cell.name: state_of(cell, canonical) for cell in grid.cells}
 
 
-def state_of(cell: Cell, canonical: Callable[[Parsed], None]) -> str:
+def state_of(cell: Cell, canonical: Callable[[Options], Options]) -> str:
     """Of one cell. InputError: see `states`."""
     stored = _facts(cell)
     if stored is None:
@@ -89,18 +88,15 @@ def _is_scored(cell: Cell) -> bool:
     return all((cell.folder / name).exists() for name in ("metrics_test.json", "predictions_test.csv"))
 
 
-def _differences(stored: dict, cell: Cell, canonical: Callable) -> list[str]:
+def _differences(stored: dict, cell: Cell, canonical: Callable[[Options], Options]) -> list[str]:
     """`--name stored -> now` of the options in which a stored run is not what the cell asks for."""
-    parsed = Parsed(Namespace(**vars(cell.parsed.options)), set(cell.parsed.typed))
-    now = parsed.options
-    for name in (flag.name for flag in FLAGS.values() if flag.filled_in):  # then what is stored says nothing against it
-        if name in vars(now) and name not in parsed.typed:
-            setattr(now, name, stored.get(name))
-    starts.as_stored(now, parsed.typed, stored)
-    if getattr(now, "params", None):
-        take_params(parsed)
-    if (now.model, now.model_arch) != (stored.get("model"), stored.get("model_arch")):
-        canonical(parsed)
+    asked = cell.options
+    now = starts.as_stored(asked.having(**{  # what is filled in: then what is stored says nothing against it
+        flag.name: stored.get(flag.name) for flag in flags_of(asked.program)
+        if flag.filled_in and flag.name not in asked.typed}), stored)
+    now, _ = take_params(now)
+    if (now.model.model, now.model.model_arch) != (stored.get("model"), stored.get("model_arch")):
+        now = canonical(now)
     return differences(stored, now)
 
 
@@ -131,7 +127,7 @@ def _overview(grid: Grid, found: dict[str, str]) -> str:
 
 # ---- running --------------------------------------------------------------------------------------------------------
 
-def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None]) -> Outcome:
+def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> Outcome:
     """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
     found, outcome = states(grid, canonical), Outcome()
     _say(_overview(grid, found))
@@ -160,7 +156,8 @@ def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None]) -> Outc
     return outcome
 
 
-def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable, title: str, stopper: "Stopper") -> int:
+def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Options], Options], title: str,
+              stopper: "Stopper") -> int:
     """Exit code of a cell; 0 where it is finished by now."""
     with _locked(cell) as lock:
         if lock is None:
