@@ -1,5 +1,8 @@
 #!/bin/sh
-# Runs the checks and the tests. Arguments go to pytest: sh test.sh tests/metrics/test_classification.py -k kappa
+# Runs the checks and the tests.
+#   sh test.sh          all but the slow ones
+#   sh test.sh quick    the short ones alone: no whole runs, no models at full size
+#   sh test.sh -m slow  what else .ci/run runs; arguments go to pytest: sh test.sh tests/metrics -k kappa
 set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 . "$ROOT/util/env.sh"
@@ -14,9 +17,14 @@ fi
 
 "$PYTHON" -m ruff check
 "$PYTHON" -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
-if [ $# -eq 0 ]; then # all but the slow ones: files beside each other, the long ones first, with one thread each
+case "$#${1:-}" in
+    0) chosen="not slow" ;;
+    1quick) chosen="not slow and not long" ;;
+    *) chosen= ;;
+esac
+if [ -n "$chosen" ]; then # files beside each other, the long ones first, with one thread each
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+    set -- -m "$chosen" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"

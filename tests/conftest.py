@@ -19,6 +19,14 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
          "--device", "cpu", "--precision", "fp32"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run whole programs are long, wherever they lie; others of some seconds are marked where they stand."""
+    for item in items:
+        package = item.path.relative_to(ROOT / "tests").parts[0]
+        if package in ("end_to_end", "benchmarks", "scripts") or "start" in item.fixturenames:
+            item.add_marker("long")
+
+
 def picture(rng: np.random.Generator, level: int, size: int = 40) -> Image.Image:
     """Noise whose share of bright dots tells the class."""
     grey = rng.integers(0, 90, (size, size, 3))

@@ -19,16 +19,19 @@ from util.weights.fitting import read_weights
 TOLERANCE = 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", parity.WITH_REFERENCE)
 def test_features_are_the_authors(tmp_path, arch):
     assert max(parity.measured(arch, tmp_path).values()) < TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", parity.MAE_FILES)
 def test_mae_features_are_the_authors(tmp_path, kind):
     assert max(parity.measured_mae(kind, tmp_path).values()) < TOLERANCE
 
 
+@pytest.mark.long
 def test_block_chunks_load_like_the_flat_file(tmp_path):
     flat, _ = build_and_load(recipe_file(tmp_path, "retfound_dinov2"), "retfound_dinov2", 224)
     path = recipe_file(tmp_path, "retfound_dinov2", file_arch="retfound_dinov2_chunks4")
@@ -38,6 +41,7 @@ def test_block_chunks_load_like_the_flat_file(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(flat.parameters(), chunked.parameters(), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["dinov2_vits14", "dinov3_vits16", "dinov3_vits16plus"])
 def test_timm_names_and_safetensors_load_the_same(tmp_path, arch):
     from safetensors.torch import save_file
@@ -64,6 +68,7 @@ def test_timm_file_without_biases_means_zero_biases(tmp_path):
         assert torch.allclose(model(parity.images(224)), plain(parity.images(224)), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spoil, says", [
     (lambda t: t.pop("blocks.1.mlp.fc1.weight"), "1 missing: blocks.1.mlp.fc1.weight"),
     (lambda t: t.update({"blocks.99.norm1.weight": torch.ones(384)}), "1 taken by nothing: blocks.99.norm1.weight"),
@@ -106,6 +111,7 @@ def test_name_with_a_sha256_is_held_to_it(tmp_path):
         load_backbone(model, row("dinov2_vits14"), str(path), "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", [row.arch for row in BACKBONES])
 def test_parameters_of_the_table(arch):
     with torch.device("meta"):
@@ -113,6 +119,7 @@ def test_parameters_of_the_table(arch):
     assert models_vit.count_parameters(model) == row(arch).parameters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["dinov2_vitb14", "dinov3_vitb16", "dinov2_vitg14", "dinov3_vit7b16",
                                   "dinov3_vith16plus", "retfound_mae", "retfound_dinov2"])
 def test_full_depth_names_fit_without_memory(arch):
@@ -170,6 +177,7 @@ def test_input_size():
         resolve_input_size(find_backbone("timm", "vit_tiny_patch16_224"), 70)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, size", [("resnet18", 64), ("convnext_atto", 96), ("efficientnet_b0", 64),
                                         ("vit_tiny_patch16_224", 64), ("efficientvit_m0", 128), ("levit_128s", 96),
                                         ("swin_tiny_patch4_window7_224", 112)])
@@ -235,6 +243,7 @@ def test_head_starts_near_zero_and_probe_freezes_the_rest():
     assert models_vit.count_parameters(model, trainable_only=True) == 384 * 5 + 5
 
 
+@pytest.mark.long
 def test_building_needs_no_network_and_no_weights():
     """All rows build on meta in a process whose sockets raise."""
     code = ("import socket\n"

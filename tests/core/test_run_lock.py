@@ -116,6 +116,7 @@ def children(pid):
     return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the loader's processes in Linux's /proc")
 def test_two_runs_of_one_task(start, tmp_path, pictures):
     words = [*SMALL, "--epochs", 2000, "--num_workers", 2, "--data_path", pictures, "--task", "t"]

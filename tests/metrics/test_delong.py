@@ -154,6 +154,7 @@ def test_patients_count_once_in_the_joint_test():
     assert delong.joint_test(aucs, influences)[0] == pytest.approx(4 * once[0], rel=0.02)  # what ignoring patients would claim
 
 
+@pytest.mark.long
 def test_the_joint_test_of_several_classes_is_the_bootstraps():
     """Macro AUC, three models, three classes: the covariance of 3,000 resamples gives the same chi-square but for its noise."""
     rng = np.random.default_rng(2)

@@ -64,6 +64,7 @@ def test_where_the_norm_follows_the_pooling_each_part_passes_it():
     torch.testing.assert_close(wide_features(model, images, ATTENTIVE), model.fc_norm(tokens[:, 1:]))
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("name, tokens, size", [("resnet18", (4, 512), 64), ("swin_tiny_patch4_window7_224", (49, 768), 224),
                                                 ("efficientvit_m0", (4, 192), 128), ("mobilenetv3_small_050", (4, 288), 64)])

@@ -70,6 +70,7 @@ def on_the_lesion(model, test, method="auto") -> float:
     return float((shares / lesions.mean((1, 2))).mean())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool, kinds", [("token", ("none", "red")), ("avg", ("red", "yellow"))])
 def test_a_transformer_looks_at_the_lesion(one_thread, pool, kinds):
     torch.manual_seed(0)
@@ -82,6 +83,7 @@ def test_a_transformer_looks_at_the_lesion(one_thread, pool, kinds):
     assert factors["auto"] >= 3, factors
 
 
+@pytest.mark.long
 def test_a_cnn_looks_at_the_lesion(one_thread):
     torch.manual_seed(0)
     resnet = timm.models.resnet

@@ -53,6 +53,7 @@ MLP = {"retfound_mae": "fc1 fc2", "dinov2_vitg14": "fc1 fc2", "dinov3_vits16": "
        "dinov3_vits16plus": "fc1_g fc1_x fc2", "dinov3_vith16plus": "fc1_g fc1_x fc2"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", [backbone.arch for backbone in BACKBONES])
 def test_every_adapter_of_every_backbone_has_a_gradient(arch):
     backbone = row(arch)

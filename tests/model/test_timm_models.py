@@ -26,6 +26,7 @@ def noise(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL_ONES)
 def test_it_trains_and_predicts_as_its_evaluation_does(name, noise, tmp_path):
     found = architectures.one(name, noise, tmp_path, (SMALL_ONES[name],))
@@ -65,6 +66,7 @@ def test_tags_that_timm_does_not_have(name, says):
         models_vit.find_backbone("timm", name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, size, works", [
     ("crossvit_9_240", 64, "what works is 240"),
     ("halonet26t", 100, "what works is 256"),
@@ -90,6 +92,7 @@ def test_a_full_memory_is_not_taken_for_the_models_refusal():
         timm_models.require_size("test_vit", build, 32)
 
 
+@pytest.mark.long
 def test_the_check_draws_no_random_numbers():
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -256,6 +256,7 @@ def test_a_dry_run_tells_every_number_of_devices(start):
     assert any(line.startswith("parallel   fsdp, as asked: about ") for line in lines)
 
 
+@pytest.mark.long
 def test_the_largest_model_is_told_at_full_depth(pictures, tmp_path, monkeypatch, start):
     """6.7 thousand million parameters: shapes alone, no memory for them."""
     code, out, err = start("--dry_run", "--model", "Dinov3", "--model_arch", "dinov3_vit7b16", "--finetune", "", "--nb_classes",

@@ -131,6 +131,7 @@ def test_of_a_shifted_figure_the_spread_counts_alone():
     assert paired_bootstrap(draws, 1.0, shifted=True)[2] == pytest.approx(1 / 4001)
 
 
+@pytest.mark.long
 def test_without_a_difference_p_is_uniform():
     """Two equally good models: p below 0.05 in 5 % of the test sets, by either test, and even elsewhere."""
     rng = np.random.default_rng(8)

@@ -142,6 +142,7 @@ sys.exit(runs.run(grid, 1, canonical).exit_code)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 99), (signal.SIGUSR1, 99)])
 def test_a_signal_stops_the_run_and_the_study(tmp_path, number, code):
     """Sent to the study's process alone, as a scheduler or kill does: the run gets it too, and no further one is begun."""
@@ -156,6 +157,7 @@ def test_a_signal_stops_the_run_and_the_study(tmp_path, number, code):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains any more
 
 
+@pytest.mark.long
 def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path):
     process, folder = begin(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     os.kill(process.pid, signal.SIGHUP)

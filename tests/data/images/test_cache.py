@@ -172,6 +172,7 @@ def filler(folder, seconds, paths):
                             stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
 
 
+@pytest.mark.long
 def test_two_starts_fill_it_once_and_a_killed_one_leaves_nothing_behind(photographs, tmp_path):
     paths = list(photographs["path"])
     first = filler(tmp_path / "c", 60, paths)

@@ -22,6 +22,7 @@ def circle(field):
     return field.x, field.y, field.radius
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_fields(kind):
     """benchmarks/fundus.py looks at more of them; all of these had an intersection over union of 0.985 or more."""
@@ -59,6 +60,7 @@ def crops(image, number, rng):
         yield np.asarray(part.resize([round(side * scale) for side in part.size], Image.Resampling.BICUBIC))
 
 
+@pytest.mark.long
 def test_images_without_a_field_have_none():
     digits = [np.asarray(Image.fromarray((values * 255 / 16).astype(np.uint8)).convert("RGB").resize((size, size), how))
               for values in load_digits().images[::6]

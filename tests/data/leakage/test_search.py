@@ -62,6 +62,7 @@ def prints(images) -> np.ndarray:
     return np.array([fingerprint_of(image) for image in images], FINGERPRINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", COPIES)
 def test_nearly_all_copies_are_found_whichever_split_has_the_original(retinas, kind):
     """The goal is 95 %. Every tenth picture is planted among the others; the most similar one is its own original."""
@@ -248,6 +249,7 @@ def test_command(planted, tmp_path, capsys):
     assert code == 2 and "only test is there" in err
 
 
+@pytest.mark.long
 def test_benchmark_reaches_its_goals_on_a_few(tmp_path):
     from benchmarks import leakage as benchmark
 
