@@ -19,8 +19,12 @@ from util.weights.fitting import read_weights
 TOLERANCE = 1e-4
 
 
+LARGE = ("dinov2_vitg14", "dinov3_vith16plus", "dinov3_vit7b16")  # in the slow tests: the small ones run the same code
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("arch", parity.WITH_REFERENCE)
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] if arch in LARGE else [])
+                                  for arch in parity.WITH_REFERENCE])
 def test_features_are_the_authors(tmp_path, arch):
     assert max(parity.measured(arch, tmp_path).values()) < TOLERANCE
 

@@ -74,6 +74,7 @@ def odd_words(program: str):
             yield flag, flags.spoken(action, word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py"])
 def test_no_value_of_a_flag_ends_in_a_traceback(program, kit, place, bounded, monkeypatch):
     """Also of flags that will be: whatever a parser lets through is refused in a line, or does no harm."""

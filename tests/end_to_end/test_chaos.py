@@ -11,6 +11,7 @@ from benchmarks.chaos import Tally, Training, differences, one_round, torn, undi
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the processes in Linux's /proc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes, kinds", [(1, ["write", "term", "kill"]), (2, ["rank", "usr1"])])
 def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path, processes, kinds):
     write_pictures(tmp_path / "pictures", 48)

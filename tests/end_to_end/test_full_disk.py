@@ -224,6 +224,7 @@ def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
     assert list(pd.read_csv(there.path / "s/optuna_trials.csv")["state"]) == ["complete"]
 
 
+@pytest.mark.slow
 def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
     there = small_disk(ROOM)
     command = [sys.executable, ROOT / "util/parallel/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,

@@ -51,6 +51,7 @@ def wait_for(condition, process, seconds=200):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the workers in Linux's /proc")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_worker_killed_twice_comes_back_twice(tmp_path, pictures, processes):

@@ -217,6 +217,7 @@ def postgres():
     shutil.rmtree(data)
 
 
+@pytest.mark.slow
 def test_two_groups_of_processes_on_one_postgresql_study(demo, tmp_path, postgres):  # noqa: F811
     words = [*SMALL, "--task", "p", "--optuna_epochs", "3", "--csv_file", demo, "--optuna_trials", 5, "--optuna_storage",
              postgres, "--optuna_study_name", "both", "--optuna_resume"]

@@ -148,6 +148,7 @@ exit_with(main_finetune.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["between", "inside"])
 def test_a_kill_while_shards_are_written_leaves_the_pair_before(where, trained, weights, pictures, tmp_path):
     from tests.conftest import ROOT

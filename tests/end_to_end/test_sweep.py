@@ -8,6 +8,7 @@ import sys
 import time
 
 import pandas as pd
+import pytest
 
 from tests.conftest import ROOT, SMALL
 
@@ -30,6 +31,7 @@ def begin(folder, *words):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_a_study_is_gone_on_with(tmp_path, pictures):
     flags = "\n".join(f"  {name}: {value}" for name, value in FLAGS.items() if name not in ("model", "model_arch", "epochs"))
     (tmp_path / "grid.yaml").write_text(GRID.format(pictures=pictures, flags=flags))
