@@ -85,7 +85,10 @@ class Nodes:
         if info.rank == 0:
             self.store.set("attempt", uuid.uuid4().hex)
         os.environ[ATTEMPT] = self.store.get("attempt").decode()
-        return info
+        # torchrun would take the address of an earlier round, whose node 0 may have been started anew since
+        known = info.bootstrap_store_info
+        place = rendezvous.RendezvousStoreInfo.build(info.rank, info.store, known.master_addr, known.master_port)
+        return rendezvous.RendezvousInfo(info.store, info.rank, info.world_size, place)
 
     def nodes_waiting(self) -> int:
         """torchrun asks this all the time while its processes run."""
