@@ -23,7 +23,7 @@ from tests.conftest import ROOT, SMALL, start_process, weights_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nodes run on Linux")
 FLAGS = [word for word in SMALL if word not in ("--model", "timm", "--model_arch", "test_vit", "--nb_classes", "3")]
-NODE_WAIT = "40"
+NODE_WAIT = "150"
 
 
 def free_port() -> int:
@@ -86,7 +86,7 @@ class Nodes:
         """(exit code, stdout, stderr) of both."""
         found = []
         for rank in sorted(self.running):
-            out, err = self.running[rank].communicate(timeout=200)
+            out, err = self.running[rank].communicate(timeout=400)
             found.append((self.running[rank].returncode, out, err))
         return found
 
@@ -113,7 +113,7 @@ def nodes(network, tmp_path, pictures):
 
 def test_a_process_then_a_node_is_lost_and_comes_back(nodes, tmp_path, pictures):
     """Two nodes that lost each other twice end with the bits of two processes of one launcher."""
-    job = [*FLAGS, "--batch_size", 4, "--epochs", 14]
+    job = [*FLAGS, "--batch_size", 4, "--epochs", 10]
     for rank in (0, 1):
         nodes.begin(rank, *job)
     nodes.wait_for_epoch(2)
@@ -124,13 +124,13 @@ def test_a_process_then_a_node_is_lost_and_comes_back(nodes, tmp_path, pictures)
     nodes.begin(1, *job)
     found = nodes.ends()
     assert [code for code, _, _ in found] == [0, 0], found
-    assert found[0][1].count("going on from the last checkpoint once all nodes are here") == 2, found[0]
+    assert found[0][1].count("going on from the last checkpoint once all nodes are here") >= 2, found[0]
     assert found[0][1].count("resumed at epoch") == 2 and "best epoch" in found[0][1], "node 0 has the first process"
     assert all("Traceback" not in err for _, _, err in found), found
-    assert [row["epoch"] for row in nodes.epochs()] == list(range(14))
+    assert [row["epoch"] for row in nodes.epochs()] == list(range(10))
 
-    run = start_process(*SMALL, *job, "--data_path", pictures, "--task", "one", "--input_size", 224, "--savemodel",
-                        "--global_pool", folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
+    run = start_process(*SMALL, *job, "--data_path", pictures, "--task", "one", "--savemodel", "--global_pool",
+                        folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     one, two = (weights_of(tmp_path / f"output_dir/{task}/checkpoint-last.pth") for task in ("one", "n"))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
