@@ -205,7 +205,7 @@ class StepLosses:
 
     def end_step(self) -> None:
         """Add the losses of all processes, and tell the optimizer whether it may step."""
-        together = self.trainer.world.sum(torch.stack([self.of_step, self.wishes.mine()]))
+        together = self.trainer.world.sum_of_step(torch.stack([self.of_step, self.wishes.mine()]))
         self.losses.append(together[0])
         self.wishes.add(together[1])
         self.of_step = torch.zeros((), device=self.device)
@@ -287,6 +287,8 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's picture, computed so that all take part in the step
         losses.add(loss, positions)
+        if micro_step == first:  # compiled, read ahead, cached: from here on nobody lets the others wait for long
+            t.world.barrier()
         # DistributedDataParallel takes the mean over the processes
         t.scaler.scale(loss * (t.world.size / plan.samples_of_step(step))).backward()
         if ends_step:

@@ -131,7 +131,11 @@ launch() {
     NODE_WAIT=${NODE_WAIT:-900}
     is_count "$NODE_WAIT" || stop "NODE_WAIT=$NODE_WAIT is not a number of seconds"
     export NODE_WAIT
-    if [ "$NODE_RANK" -eq 0 ] && ! port_is_free; then
+    holds_store=false # of the nodes: node 0, unless it is elsewhere
+    if [ -z "${RDZV_ENDPOINT:-}" ] && [ "$NODE_RANK" -eq 0 ]; then
+        holds_store=true
+    fi
+    if [ "$holds_store" = true ] && ! port_is_free; then
         stop "port $MASTER_PORT of this machine is taken, perhaps by another job: set MASTER_PORT to another number"
     fi
     code=0
@@ -141,8 +145,11 @@ launch() {
         2) exit 2 ;;
         *) exit 1 ;;
     esac
-    exec "$PYTHON" "$ROOT/util/parallel/torchrun.py" --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$processes" \
-        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$MASTER_PORT" \
+    MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+    exec "$PYTHON" "$ROOT/util/parallel/torchrun.py" --nnodes "$NNODES" --node-rank "$NODE_RANK" --nproc-per-node "$processes" \
+        --master-addr "$MASTER_ADDR" --rdzv-backend "${RDZV_BACKEND:-c10d}" \
+        --rdzv-endpoint "${RDZV_ENDPOINT:-$MASTER_ADDR:$MASTER_PORT}" --rdzv-id "${RDZV_ID:-retina}" \
+        --rdzv-conf "join_timeout=$NODE_WAIT,is_host=$holds_store" \
         --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$program" "$@"
 }
 

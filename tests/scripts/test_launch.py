@@ -73,6 +73,12 @@ def options(arguments):
     return found
 
 
+def launcher_options(run: Run) -> dict[str, list[str]]:
+    """The launcher's, of a job of several processes."""
+    started = run.calls[1]
+    return options(started[1:next(at for at, word in enumerate(started) if word.endswith("main_finetune.py"))])
+
+
 @in_every_shell
 def test_nothing_set_is_the_demo(clone, stub, shell, tmp_path):
     run = Run(clone, stub, "train.sh", "--epochs", "1", shell=shell, folder=tmp_path)
@@ -161,7 +167,7 @@ def test_several_processes_are_checked_then_started(clone, stub, shell):
     at = started.index(program)
     launcher = options(started[1:at])
     assert started[0] == str(clone / "util/parallel/torchrun.py") and started[at:] == check[:-3]
-    assert launcher["--nproc_per_node"] == ["2"] and launcher["--master_port"] == ["48766"]
+    assert launcher["--nproc-per-node"] == ["2"] and launcher["--rdzv-endpoint"] == ["127.0.0.1:48766"]
     assert launcher["--nnodes"] == ["1"] and launcher["--max-restarts"] == ["3"]
     assert launcher["--signals-to-handle"] == ["SIGTERM,SIGINT,SIGUSR1"]
     assert run.returncode == 1 and run.processes[1] == run.process, "a signal to the script reaches torchrun"
@@ -180,9 +186,19 @@ def test_a_failed_check_starts_nothing(clone, stub, code, mapped):
 
 def test_several_nodes(clone, stub):
     nodes = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29501", "GPUS": "1"}
-    launcher = options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes).calls[1][1:13])
-    assert (launcher["--nnodes"], launcher["--node_rank"], launcher["--nproc_per_node"]) == (["3"], ["2"], ["1"])
-    assert (launcher["--master_addr"], launcher["--master_port"]) == (["10.0.0.7"], ["29501"])
+    launcher = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", NODE_WAIT="60", **nodes))
+    assert launcher == {
+        "--nnodes": ["3"], "--node-rank": ["2"], "--nproc-per-node": ["1"], "--master-addr": ["10.0.0.7"],
+        "--rdzv-backend": ["c10d"], "--rdzv-endpoint": ["10.0.0.7:29501"], "--rdzv-id": ["retina"],
+        "--rdzv-conf": ["join_timeout=60,is_host=false"], "--max-restarts": ["3"],
+        "--signals-to-handle": ["SIGTERM,SIGINT,SIGUSR1"]}
+    nodes["NODE_RANK"] = "0"
+    first = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes))
+    assert first["--rdzv-conf"] == ["join_timeout=900,is_host=true"], "node 0 holds the store"
+    elsewhere = {"RDZV_ENDPOINT": "store:2379", "RDZV_BACKEND": "etcd-v2", "RDZV_ID": "job 7"}
+    first = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes, **elsewhere))
+    assert (first["--rdzv-backend"], first["--rdzv-endpoint"], first["--rdzv-id"]) == (["etcd-v2"], ["store:2379"], ["job 7"])
+    assert first["--rdzv-conf"] == ["join_timeout=900,is_host=false"]
 
 
 def test_a_taken_port_is_one_line(clone, stub):
@@ -196,7 +212,7 @@ def test_a_taken_port_is_one_line(clone, stub):
 
 def test_visible_gpus_are_counted(clone, stub):
     job = {"DATA_PATH": "d", "NUM_CLASS": "5", "STUB_NVIDIA": "GPU 0: A\\nGPU 1: B\\n", "STUB_GPUS": "2"}
-    assert options(Run(clone, stub, "train.sh", **job).calls[1][1:])["--nproc_per_node"] == ["2"]
+    assert options(Run(clone, stub, "train.sh", **job).calls[1][1:])["--nproc-per-node"] == ["2"]
     assert len(Run(clone, stub, "train.sh", **(job | {"STUB_GPUS": "1"})).calls) == 1
     assert len(Run(clone, stub, "train.sh", "--device", "cpu", **job).calls) == 1
     hidden = Run(clone, stub, "train.sh", GPUS="0", **job)

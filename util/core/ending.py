@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from util.core import machine_faults, signals
-from util.core.errors import InputError, PeerEnded, RunError, one_line
+from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.secrets import without_secrets
 
 LAUNCHER_GRACE_S = 3.0
 # A file that util/parallel/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
 # processes again whatever they ended of, and a wrong flag does not get right by that.
 ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
+ATTEMPT = "RETINA_ATTEMPT"  # a name that the launcher draws for each start of all processes
 THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
@@ -35,14 +36,12 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
     size = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", ""))
     # a rank that can't be is an error that has to be seen
     is_main = not (rank.isdecimal() and int(rank) > 0) or (size.isdecimal() and int(rank) >= int(size))
-    marker = os.environ.get(ENDED_BY_ITSELF)
-    if marker and os.path.exists(marker):
-        return int(Path(marker).read_text(encoding="ascii"))
     with signals.answered():
-        return _guarded(main, argv, is_main, marker)
+        return _guarded(main, argv, is_main, rank)
 
 
-def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) -> int:
+def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
+    marker = os.environ.get(ENDED_BY_ITSELF)
     try:
         return main(argv) or 0
     except (InputError, RunError, PeerEnded) as error:
@@ -50,6 +49,9 @@ def _guarded(main, argv: list[str] | None, is_main: bool, marker: str | None) ->
         if is_main:
             print(f"error: {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         return _leave(code, is_main)
+    except PeerLost as error:
+        print(f"error (process {rank}): {one_line(str(error))}", file=sys.stderr, flush=True)
+        return 1
     except signals.StopRequested as stop:
         if is_main and (stop.together or not marker):
             print(f"stopped by {signals.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",

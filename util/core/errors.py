@@ -25,6 +25,10 @@ class RunError(Exception):
         self.everywhere = everywhere
 
 
+class PeerLost(Exception):
+    """The connection to another process is lost: one line, exit code 1. A launcher may start all of them again."""
+
+
 class PeerEnded(Exception):
     """The main process reported an error that ends all; this one leaves with the same code and says nothing."""
 

@@ -6,7 +6,6 @@ It dies of a signal where the system kills it for memory, or a library crashes; 
 Any exit code is the program's own word and ends this, too. Signals that are sent here are passed on.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -47,9 +46,8 @@ class Child:
 
 
 def _end_with_this_process() -> None:
-    """Linux: where this process is killed without a word, the one that works is asked to end, and keeps its place."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of prctl.h
+    """Where this process is killed without a word, the one that works is asked to end, and keeps its place."""
+    signals.end_with_parent(signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,9 +5,10 @@ device needs none: every method works there too.
 """
 
 import os
+import signal
+import socket
 import sys
 import time
-import uuid
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from torch.distributed.fsdp import FSDPModule
 
 from util.core import machine_faults, signals
 from util.core.disk import writing
-from util.core.errors import InputError, PeerEnded, RunError, one_line
+from util.core.ending import ATTEMPT
+from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.host_memory import keep_freed_memory
 from util.core.secrets import without_secrets
-from util.parallel.lifeline import FAILED, ORDERLY, Lifeline, die_with_launcher
+from util.parallel.heartbeat import SILENCE_S, Heartbeat, death_of, error_of
 
-# A rank may have to wait for another that downloads weights or checks a million files.
-PATIENCE = timedelta(hours=2)
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes
+MEETING = timedelta(hours=2)  # for the others to be started
+PATIENCE = timedelta(days=1)  # for one process that works alone: it downloads weights, or checks a million files
+STEP_PATIENCE = timedelta(seconds=SILENCE_S)  # in a training step no process has work that the others have not
 
 
 @dataclass
@@ -38,6 +42,7 @@ class World:
     local_size: int = 1
     device: torch.device = torch.device("cpu")
     note: str = ""
+    steps: dist.ProcessGroup | None = None  # what a training step sends, for which nobody waits long
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +71,12 @@ class World:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
+        return values
+
+    def sum_of_step(self, values: torch.Tensor) -> torch.Tensor:
+        """The same in a training step. Until its processes have met in that step's epoch (`barrier`), call `sum`."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.steps)
         return values
 
     def from_main(self, value):
@@ -155,94 +166,74 @@ class Agreement:
 @contextmanager
 def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
     """The process group of this start, as a `World`; taken down on every way out. A process that dies ends the others
-    (util/parallel/lifeline.py).
+    (util/parallel/heartbeat.py).
 
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
     gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
     """
-    die_with_launcher()
+    if BY_TORCHRUN in os.environ:
+        signals.end_with_parent(signal.SIGKILL)
     rank, size, local_rank, local_size = _places(dist_on_itp)
     chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
         _share_cores(local_size)
         keep_freed_memory()
-    lifeline, goodbye = _join(world, dist_url) if size > 1 else None, FAILED
+    heartbeat, word = _join(world, dist_url) if size > 1 else None, death_of(rank, "with an error")
     try:
         with machine_faults.explained():
             yield world
-        goodbye = ORDERLY
+        word = None
     except (InputError, RunError) as error:
-        goodbye = "2" if isinstance(error, InputError) else "1"
+        word = error_of(rank, 2 if isinstance(error, InputError) else 1)
         if rank > 0 and not getattr(error, "everywhere", False):
             print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         raise
-    except PeerEnded as error:
-        goodbye = str(error.exit_code)
-        raise
-    except RuntimeError:
-        if lifeline is not None:
-            lifeline.wait_for_news()
-        raise
+    except RuntimeError as error:
+        if heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0][:160]
+        word = death_of(rank, "without its peers")
+        heartbeat.wait_for_news()
+        raise PeerLost(f"another process does not answer ({reason}); what was saved stays: start again to go on") from error
     except signals.StopRequested as stop:
-        goodbye = str(signals.EXIT_CODE) if stop.together else FAILED
+        word = "" if stop.together else death_of(rank, "by a signal")
         raise
-    except (KeyboardInterrupt, SystemExit):
-        goodbye = ORDERLY
+    except (PeerEnded, KeyboardInterrupt, SystemExit):
+        word = ""
         raise
     finally:
         signals.leave()
-        if lifeline is not None:
-            lifeline.close(goodbye)
+        if heartbeat is not None:
+            heartbeat.close(word)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _join(world: World, dist_url: str) -> Lifeline:
+def _join(world: World, dist_url: str) -> Heartbeat:
     """Meet the other processes. InputError where the environment does not say where, RunError where they don't come."""
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
                          "torchrun")
+    # torchrun keeps its store over a restart: each start of the processes has a name of its own there
+    attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     options = {"device_id": world.device} if world.device.type == "cuda" else {}
     try:
-        store, _, _ = next(dist.rendezvous(dist_url, world.rank, world.size, timeout=PATIENCE))
-        store = dist.PrefixStore(_attempt(store, world.rank, world.size), store)
+        # two connections: one that waits for a value would keep the other's question
+        store, own = (dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(
+            dist_url, world.rank, world.size, timeout=MEETING))[0]) for _ in range(2))
+        own.set(f"host/{world.rank}", socket.gethostname())
+        while not own.check([f"host/{rank}" for rank in range(world.size)]):
+            time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=world.rank,
                                 world_size=world.size, timeout=PATIENCE, **options)
-        lifeline = Lifeline(store, world.rank, world.size, world.local_rank)
+        world.steps = dist.new_group(timeout=STEP_PATIENCE)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if dist_url == "env://" else dist_url
-        raise RunError(f"the {world.size} processes did not all meet at {where}: one of them ended, or its machine cannot be "
+        raise PeerLost(f"the {world.size} processes did not all meet at {where}: one of them ended, or its machine cannot be "
                        f"reached ({str(error).splitlines()[0][:160]})") from error
-    world.say(*filter(None, [lifeline.problem]))
-    return lifeline
-
-
-def _attempt(store: dist.Store, rank: int, size: int) -> str:
-    """A name that the processes of this attempt share, and none of an earlier one.
-
-    A launcher keeps its store over a restart, and without names of its own a process of the second attempt waits at an
-    address of the first. How often each machine's launcher restarted is no such name: one that came back counts anew. So
-    process 0 draws it, and answers each process that asks for it under this name; one that read the name of an earlier
-    attempt is not answered until it has read the new one.
-    """
-    own = uuid.uuid4().hex
-    if rank == 0:
-        store.set("attempt", own)
-        for other in range(1, size):
-            asking = store.get(f"{own}/asking/{other}").decode()
-            store.set(f"{own}/answer/{asking}", "")
-        return own
-    asked, ends_at = None, time.monotonic() + PATIENCE.total_seconds()
-    while time.monotonic() < ends_at:
-        name = store.get("attempt").decode()
-        if name != asked:
-            store.set(f"{name}/asking/{rank}", own)
-            asked = name
-        if store.check([f"{name}/answer/{own}"]):
-            return name
-        time.sleep(0.02)
-    raise dist.DistStoreError("process 0 of this attempt did not come")
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # the store is the launcher's, and outlives us
+    return Heartbeat(own, world.rank, world.size, holds_store=world.rank == 0 and not by_agent)
 
 
 def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
@@ -293,7 +284,7 @@ def usable_cores() -> int:
 
 def _share_cores(local_size: int) -> None:
     """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says otherwise."""
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
         torch.set_num_threads(max(1, usable_cores() // local_size))
 
@@ -304,4 +295,5 @@ def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
+                                                     process_group=world.steps)
