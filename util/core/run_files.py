@@ -22,40 +22,6 @@ def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
     write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-def read_table(path: str | os.PathLike, columns_of, types_of) -> pd.DataFrame:
-    """Read what `write_predictions` wrote, equal in every bit; text stays text, even "01", "NA" or "".
-
-    columns_of, types_of: from the header to the columns that must be there ([] where it is no such table) and to
-    {column: numpy type} of those that are no text; an empty cell of floats is NaN. Raises InputError for a file that is
-    not there or is no such table.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    needed = columns_of(header)
-    missing = [column for column in needed if column not in header]
-    if missing or not needed or len(set(header)) != len(header):
-        problem = f"lacks the columns {', '.join(missing)}" if missing else "has no columns of predictions"
-        if len(set(header)) != len(header):
-            problem = "has a column twice"
-        raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
-    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, keeps changing.
-    types = types_of(header)
-    try:
-        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
-        return pd.DataFrame({column: _column(cells, types.get(column, object)) for column, cells in columns.items()})
-    except ValueError as error:
-        raise InputError(f"{path}: not a table of predictions ({error})") from error
-
-
-def _column(cells: Sequence[str], kind) -> np.ndarray:
-    if kind is np.float64:
-        cells = [cell or "nan" for cell in cells]
-    return np.array(cells, dtype=kind)
-
-
 def metrics_row(metrics: dict[str, float], columns: Columns, epoch: int | None = None) -> dict[str, float | int | None]:
     """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell empty."""
     return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns if column != "epoch"}

@@ -14,7 +14,11 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.metrics import classification, regression
+from util.metrics.classification import classification_metrics
+from util.metrics.predictions import kind_and_names, read_predictions
+from util.metrics.regression import figures_of
+from util.metrics.table import of_kind
+from util.metrics.weighted import Images, WeightedFigures
 
 SPLITS = ("test", "val")  # the one that a report is about first
 
@@ -84,8 +88,7 @@ def read_run(folder: str | Path) -> Run:
         if (folder / f"metrics_{name}.json").exists():
             entries = _entries(_read_json(folder / f"metrics_{name}.json", missing, f"figures of {name} are not shown"))
         if table is not None:
-            found = classification.class_names_of(table)
-            kind, names = ("classification", found) if found else ("regression", regression.targets_of(table.columns))
+            kind, names = kind_and_names(table)
             if not len(table):
                 missing.append(f"predictions_{name}.csv holds no image")
                 table = None
@@ -148,13 +151,10 @@ def _read_table(path: Path, missing: list[str]) -> pd.DataFrame | None:
     """A predictions table of either task, or None (and a line where the file is there but is none)."""
     if not path.exists():
         return None
-    problems = []
-    for read in (classification.read_predictions, regression.read_predictions):
-        try:
-            return read(path)
-        except InputError as error:
-            problems.append(str(error))
-    missing.append(problems[0].removeprefix(f"{path.parent}/"))
+    try:
+        return read_predictions(path)
+    except InputError as error:
+        missing.append(str(error).removeprefix(f"{path.parent}/"))
     return None
 
 
@@ -168,13 +168,8 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
 
 def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
     """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
-    if kind == "classification":
-        figures = classification.classification_metrics(table, order)[0]
-    else:
-        figures = {"n": len(table)}
-        for name in regression.targets_of(table.columns):
-            found = regression.target_figures(table[f"true_{name}"].to_numpy(), table[f"pred_{name}"].to_numpy())
-            figures |= {f"{figure}_{name}": value for figure, value in found.items()}
+    figures = (classification_metrics(table, order)[0] if kind == "classification" else
+               figures_of(table, kind_and_names(table)[1]))
     return {name: {"value": number(float(value)), "lower": None, "upper": None} for name, value in figures.items()}
 
 
@@ -228,47 +223,15 @@ def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
 
 # ---- what is computed from a table ------------------------------------------------------------------------------------
 
-@dataclass
-class Outputs:
-    """A classification's table as arrays: true and predicted class numbers (N,), probabilities and logits (N, K)."""
-
-    true: np.ndarray
-    predicted: np.ndarray
-    probabilities: np.ndarray
-    logits: np.ndarray
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, names: list[str]) -> "Outputs":
-        """InputError for a class that has no column."""
-        index = pd.Index(names, dtype=object)
-        true, predicted = (index.get_indexer(table[column].astype(object)) for column in ("true_class", "predicted_class"))
-        if min(true.min(initial=0), predicted.min(initial=0)) < 0:
-            raise InputError("the predictions hold a class that has no column of probabilities")
-        return cls(true, predicted, *(table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64)
-                                      for kind in ("prob", "logit")))
-
-
-def class_metrics(outputs: Outputs, names: list[str], entries: dict[str, dict]) -> list[dict[str, dict]]:
-    """Of each class {figure: {"value", "lower", "upper"}}: the stored entries, and values computed for those that lack."""
-    confusion = classification.confusion_matrix(outputs.true, outputs.predicted, len(names)).astype(np.float64)
-    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    rows = []
-    for k, name in enumerate(names):
-        auc = precision = None
-        if not {f"roc_auc_{name}", f"average_precision_{name}"} <= entries.keys():  # sorting a million of them takes its time
-            auc, precision = classification.rank_figures(outputs.true == k, outputs.probabilities[:, k])
-        rest = len(outputs.true) - true[k]
-        computed = {
-            "n": true[k], "sensitivity": _over(hits[k], true[k]), "precision": _over(hits[k], predicted[k]),
-            "specificity": _over(rest - predicted[k] + hits[k], rest), "f1": _over(2 * hits[k], true[k] + predicted[k]),
-            "roc_auc": auc, "average_precision": precision}
-        rows.append({figure: entries.get(f"{figure}_{name}") or {"value": number(value), "lower": None, "upper": None}
-                     for figure, value in computed.items()})
+def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
+    """Of each class {metric: {"value", "lower", "upper"}}: the stored entries, and values computed where those lack."""
+    metrics, rows = [metric.name for metric in of_kind("classification", "per_class")], []
+    wanted = {f"{metric}_{name}" for metric in metrics for name in images.names}
+    computed = {} if wanted <= entries.keys() else WeightedFigures(images).values()
+    for name in images.names:
+        rows.append({metric: entries.get(f"{metric}_{name}") or
+                     {"value": number(computed.get(f"{metric}_{name}")), "lower": None, "upper": None} for metric in metrics})
     return rows
-
-
-def _over(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
 
 
 def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:

@@ -21,9 +21,15 @@ from scipy.special import stdtr
 from util.core.errors import InputError
 from util.metrics import delong
 from util.metrics.bootstrap import draws_for, groups_of, percentile_interval
-from util.metrics.classification import classification_metrics
-from util.metrics.intervals import bootstrap_interval, classification_replicates, is_shifted, regression_replicates
-from util.metrics.regression import FIGURES, target_figures
+from util.metrics.intervals import (
+    auc_influences,
+    bootstrap_interval,
+    classification_replicates,
+    fewest_of,
+    is_shifted,
+    regression_replicates,
+)
+from util.metrics.regression import figures_of as regression_figures
 from util.metrics.table import of_kind
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
@@ -140,35 +146,19 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = 
                    {name: each.mean(axis=0) for name, each in influences.items()})
 
 
-def _of_classification(run: Run, draws: int, seed: int):
+def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     order = run.settings.get("class_order")
-    images = Images.of(run.table, order)
-    values = {name: float(value[0]) for name, value in WeightedFigures(images)(np.ones((1, len(images.true)))).items()}
-    return values | classification_metrics(run.table, order)[0], classification_replicates(run.table, draws, seed, order)
+    return WeightedFigures(Images.of(run.table, order)).values(), classification_replicates(run.table, draws, seed, order)
 
 
-def _of_regression(run: Run, draws: int, seed: int):
-    by_target = {name: target_figures(run.table[f"true_{name}"].to_numpy(), run.table[f"pred_{name}"].to_numpy())
-                 for name in run.labels}
-    values = {f"{figure}_{name}": float(value) for name, figures in by_target.items() for figure, value in figures.items()}
-    for figure in FIGURES:
-        defined = [figures[figure] for figures in by_target.values() if not math.isnan(figures[figure])]
-        values[figure] = float(np.mean(defined)) if defined else math.nan
-    return values | {"n": float(len(run.table))}, regression_replicates(run.table, run.labels, draws, seed)
+def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    return regression_figures(run.table, run.labels), regression_replicates(run.table, run.labels, draws, seed)
 
 
 def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
-    if run.kind != "classification":
+    if not any(name.startswith("roc_auc") for name in names):
         return {}
-    images = Images.of(run.table)
-    found = {}
-    for name in names:
-        if name == "roc_auc":
-            found[name] = delong.macro_auc_influence(images.one_hot, images.probabilities)[1]
-        elif name.startswith("roc_auc_"):
-            k = images.names.index(name.removeprefix("roc_auc_"))
-            found[name] = delong.auc_influence(images.one_hot[:, k], images.probabilities[:, k])[1]
-    return found
+    return {name: influence for name, influence in auc_influences(Images.of(run.table)).items() if name in names}
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
@@ -249,20 +239,12 @@ def _interval(metric: str, figures: Figures, run: Run, patients: np.ndarray | No
     if math.isnan(value) or metric not in figures.replicates:
         return unknown
     if metric in figures.influences:
-        fewest = _fewest(metric, run, patients)
+        fewest = fewest_of(Images.of(run.table), metric)
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients), fewest)
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
     return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
-
-
-def _fewest(metric: str, run: Run, patients: np.ndarray | None) -> int:
-    """Independent images (or patients) of the rarer kind, of the class with the fewest that has any."""
-    true, units = run.table["true_class"], np.arange(len(run.table)) if patients is None else patients
-    names = run.labels if metric == "roc_auc" else [metric.removeprefix("roc_auc_")]
-    counts = [min(len(np.unique(units[true == name])), len(np.unique(units[true != name]))) for name in names]
-    return min((count for count in counts if count), default=0)
 
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
@@ -306,7 +288,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     number, influences = len(figures), np.array([each.influences[metric] for each in figures])
     found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences, patients)
     _, freedom, p = found
-    fewest, units = _fewest(metric, groups[0].runs[0], patients), "images" if patients is None else "patients"
+    fewest, units = fewest_of(Images.of(groups[0].runs[0].table), metric), "images" if patients is None else "patients"
     if np.isnan(influences).any():
         notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of the rest")
     elif math.isnan(p):

@@ -3,7 +3,6 @@
 N is the number of images of the split.
 """
 
-import csv
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.metrics import classification, regression
+from util.metrics.predictions import kind_and_names, read_predictions
 from util.options.stored import as_now
 from util.options.table import FLAGS
 
@@ -44,8 +43,7 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """Its classes in the order of the outputs, or its targets."""
-        return classification.class_names_of(self.table) if self.kind == "classification" else regression.targets_of(
-            self.table.columns)
+        return kind_and_names(self.table)[1]
 
 
 @dataclass
@@ -86,14 +84,13 @@ def read_run(folder: Path, split: str) -> Run:
                   "first epoch's end")
         raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never scored: {remedy}")
     path = folder / f"predictions_{split}.csv"
-    kind = _kind_of(path)
-    table = (classification if kind == "classification" else regression).read_predictions(path)
+    table = read_predictions(path)
     if table.empty:
         raise InputError(f"{path} holds no image")
     if table["index"].duplicated().any():
         raise InputError(f"{path} holds an index twice: it is damaged")
     fingerprint = str((facts.get("data") or {}).get("fingerprint") or "")
-    return Run(folder, kind, _settings(options, facts, fingerprint), options.get("seed"),
+    return Run(folder, kind_and_names(table)[0], _settings(options, facts, fingerprint), options.get("seed"),
                _entries(folder / f"metrics_{split}.json"), table, fingerprint)
 
 
@@ -128,12 +125,6 @@ def _entries(path: Path) -> dict[str, dict]:
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: {name} is no number ({error})") from error
     return entries
-
-
-def _kind_of(path: Path) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        header = next(csv.reader(file), [])
-    return "regression" if any(name.startswith("pred_") for name in header) else "classification"
 
 
 # ---- the same images ------------------------------------------------------------------------------------------------
