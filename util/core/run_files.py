@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from util.core.disk import replacing
 from util.core.errors import InputError
 
 Columns = Sequence[str]
@@ -63,10 +64,51 @@ def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]
 
 
 def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
-    """What write_metrics_json wrote, null as NaN; the method of an interval is None where there is none."""
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {name: {part: math.nan if part in ("value", "lower", "upper") and value is None else value
-                   for part, value in entry.items()} for name, entry in stored.items()}
+    """What write_metrics_json wrote, null as NaN in value, lower and upper. InputError for what is no such file."""
+    entries = {}
+    for name, entry in read_object(path).items():
+        if not isinstance(entry, dict) or "value" not in entry:
+            raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
+        try:
+            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
+                                     for part in ("value", "lower", "upper")}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} is no number ({error})") from error
+    return entries
+
+
+def read_object(path: str | os.PathLike, *needed: str) -> dict:
+    """A JSON file of a run, such as run.json. InputError where it is not there, was cut, or is no object with the objects
+    `needed`."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): the run was cut, or the file is damaged") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object: an object is expected, as this program writes it")
+    for name in needed:
+        if not isinstance(content.get(name), dict):
+            raise InputError(f"{path} holds no {name}: it is not this program's")
+    return content
+
+
+def read_log(path: str | os.PathLike) -> tuple[list[dict], int]:
+    """The epochs of log.txt, by number, and how many lines are none; ([], 0) where there is no file."""
+    rows, bad = [], 0
+    for line in _text_of(path).split("\n"):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = line
+        is_epoch = isinstance(row, dict) and isinstance(row.get("epoch"), int | float) and math.isfinite(row["epoch"])
+        rows += [row] if is_epoch else []
+        bad += row is not None and not is_epoch
+    return sorted(rows, key=lambda row: row["epoch"]), bad
 
 
 def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:
@@ -149,14 +191,6 @@ def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write to a temporary name, then rename, so that nobody ever reads half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from util.core.errors import RunError
 from util.metrics.calibration import softmax
+from util.metrics.predictions import require_finite
 from util.metrics.table import CLASSIFICATION, SCORE_PARTS, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
@@ -30,16 +31,15 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     """
     class_names = list(class_names)
     logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape != (len(samples), len(class_names)):
-        raise ValueError(f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes")
-    if len(set(class_names)) != len(class_names):
-        raise ValueError(f"class names are not unique: {class_names}")
-    if samples["index"].duplicated().any():
-        raise ValueError("an index stands in the samples twice")
     target = samples["target"].to_numpy(dtype=np.int64)
-    if ((target < 0) | (target >= len(class_names))).any():
-        raise ValueError(f"targets must lie in 0..{len(class_names) - 1}")
-    _refuse_non_finite(logits, samples["path"])
+    problems = {f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes":
+                logits.shape != (len(samples), len(class_names)),
+                f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
+                "an index stands in the samples twice": samples["index"].duplicated().any(),
+                f"targets must lie in 0..{len(class_names) - 1}": ((target < 0) | (target >= len(class_names))).any()}
+    if any(problems.values()):
+        raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
+    require_finite(logits, samples["path"], "outputs")
 
     names = np.array(class_names, dtype=object)
     columns = {
@@ -73,7 +73,7 @@ def classification_metrics(table: pd.DataFrame, order: Sequence[str] | None = No
     if table.empty:
         raise RunError("there are no predictions to score")
     images = Images.of(table, order)
-    _refuse_non_finite(np.hstack([images.logits, images.probabilities]), table.sort_values("index")["path"])
+    require_finite(np.hstack([images.logits, images.probabilities]), table.sort_values("index")["path"], "outputs")
     figures = figures_of_outputs(images)
     return figures, _notes(images, figures)
 
@@ -102,10 +102,3 @@ def _notes(images: Images, figures: dict[str, float]) -> list[str]:
     if len(defined) < len(SCORE_PARTS):
         notes.append(f"the score is made of {' and '.join(defined)} alone, so it compares with no other score")
     return notes
-
-
-def _refuse_non_finite(values: np.ndarray, paths: pd.Series) -> None:
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        raise RunError(f"{bad.sum()} of {len(bad)} images have outputs that are NaN or infinite (the first: "
-                       f"{paths.iloc[int(np.argmax(bad))]}): the weights have diverged or are damaged")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from util.core.errors import InputError
+from util.core.errors import InputError, RunError
 from util.metrics.table import CLASSIFICATION, REGRESSION
 
 SAMPLE_COLUMNS = ("path", "patient", "split")
@@ -73,3 +73,11 @@ def class_numbers(table: pd.DataFrame, column: str, names: list[str]) -> np.ndar
         raise InputError(f"predictions: {column} {stray!r} has no prob_ column; the classes are "
                          + ", ".join(map(repr, names)))
     return numbers
+
+
+def require_finite(values: np.ndarray, paths: pd.Series, what: str) -> None:
+    """RunError where a row of (N, …) values holds NaN or infinity, with how many do and the first one's path."""
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise RunError(f"{bad.sum()} of {len(bad)} images have {what} that are NaN or infinite (the first: "
+                       f"{paths.iloc[int(np.argmax(bad))]}): the weights have diverged or are damaged")

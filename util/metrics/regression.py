@@ -11,7 +11,7 @@ import pandas as pd
 
 from util.core.errors import InputError, RunError
 from util.metrics.bootstrap import mean_of_defined
-from util.metrics.predictions import SAMPLE_COLUMNS
+from util.metrics.predictions import SAMPLE_COLUMNS, require_finite
 from util.metrics.table import REGRESSION, of_kind
 from util.metrics.target_scale import TargetScale
 
@@ -29,10 +29,7 @@ def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.nda
 
     Raises RunError where a prediction is NaN or infinite.
     """
-    bad = ~np.isfinite(predicted).all(axis=1)
-    if bad.any():
-        raise RunError(f"{bad.sum()} of {len(bad)} images have predictions that are NaN or infinite (the first: "
-                       f"{samples['path'].iloc[int(np.argmax(bad))]}): the weights have diverged or are damaged")
+    require_finite(predicted, samples["path"], "predictions")
     columns = {name: samples[name].to_numpy() for name in ("index", *SAMPLE_COLUMNS)}
     for number, name in enumerate(targets):
         columns |= {f"true_{name}": true[:, number], f"pred_{name}": predicted[:, number]}

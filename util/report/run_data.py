@@ -5,8 +5,8 @@ older program's, or of one whose files were copied away.
 """
 
 import csv
-import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
+from util.core.run_files import read_log, read_metrics_json, read_object
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import kind_and_names, read_predictions
 from util.metrics.regression import figures_of
@@ -63,7 +64,7 @@ class Run:
 
     @property
     def options(self) -> dict:
-        return _dict(self.facts.get("options"))
+        return as_dict(self.facts.get("options"))
 
     @property
     def title(self) -> str:
@@ -86,7 +87,8 @@ def read_run(folder: str | Path) -> Run:
     for name in SPLITS:
         table, entries = _read_table(folder / f"predictions_{name}.csv", missing), None
         if (folder / f"metrics_{name}.json").exists():
-            entries = _entries(_read_json(folder / f"metrics_{name}.json", missing, f"figures of {name} are not shown"))
+            stored = _read_json(folder / f"metrics_{name}.json", missing, "the predictions alone count", read_metrics_json)
+            entries = _without_nan(stored or {})
         if table is not None:
             kind, names = kind_and_names(table)
             if not len(table):
@@ -101,7 +103,7 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its predictions, "
                            "without intervals")
-            split.entries = _computed(split.table, kind, _dict(facts.get("options")).get("class_order"))
+            split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
@@ -113,32 +115,23 @@ def read_run(folder: str | Path) -> Run:
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
-def _dict(value) -> dict:
+def as_dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read_json(path: Path, missing: list[str], consequence: str) -> dict | None:
+def _read_json(path: Path, missing: list[str], consequence: str, read: Callable = read_object) -> dict | None:
     """A JSON object, or None and a line."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except FileNotFoundError:
-        missing.append(f"{path.name} is not there: {consequence}")
-    except (OSError, ValueError) as error:
-        missing.append(f"{path.name} cannot be read ({error}): {consequence}")
-    else:
-        if isinstance(content, dict):
-            return content
-        missing.append(f"{path.name} holds no JSON object: {consequence}")
+        return read(path)
+    except InputError as error:
+        missing.append(f"{str(error).removeprefix(f'{path.parent}/')}: {consequence}")
     return None
 
 
-def _entries(stored: dict | None) -> dict[str, dict]:
-    """The figures whose value is a number or null, null and what is no number as None."""
-    found = {}
-    for name, entry in (stored or {}).items():
-        if isinstance(entry, dict) and "value" in entry:
-            found[str(name)] = entry | {part: number(entry.get(part)) for part in ("value", "lower", "upper")}
-    return found
+def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
+    """Value and bounds that are not finite as None."""
+    return {str(name): entry | {part: number(entry.get(part)) for part in ("value", "lower", "upper")}
+            for name, entry in entries.items()}
 
 
 def number(value) -> float | None:
@@ -159,10 +152,10 @@ def _read_table(path: Path, missing: list[str]) -> pd.DataFrame | None:
 
 
 def _names_in(facts: dict) -> tuple[list[str], str]:
-    data = _dict(facts.get("data"))
+    data = as_dict(facts.get("data"))
     if isinstance(data.get("class_names"), list):
         return [str(name) for name in data["class_names"]], "classification"
-    targets = _dict(data.get("targets")).get("names") or _dict(facts.get("options")).get("targets")
+    targets = as_dict(data.get("targets")).get("names") or as_dict(facts.get("options")).get("targets")
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
 
 
@@ -170,26 +163,15 @@ def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[s
     """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
     figures = (classification_metrics(table, order)[0] if kind == "classification" else
                figures_of(table, kind_and_names(table)[1]))
-    return {name: {"value": number(float(value)), "lower": None, "upper": None} for name, value in figures.items()}
+    return _without_nan({name: {"value": value} for name, value in figures.items()})
 
 
 def _read_log(path: Path, missing: list[str]) -> list[dict]:
     """The epochs of log.txt, by number; lines that are no epoch are counted."""
-    if not path.exists():
-        return []
-    rows, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = "cut"
-        if isinstance(row, dict) and number(row.get("epoch")) is not None:
-            rows.append(row)
-        elif row is not None:
-            bad += 1
+    rows, bad = read_log(path)
     if bad:
         missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
-    return sorted(rows, key=lambda row: row["epoch"])
+    return rows
 
 
 def _best_epoch(folder: Path) -> int | None:

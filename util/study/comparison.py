@@ -218,9 +218,8 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
         return Summary(group.name, metric, tuple(entry["value"] for entry in stored), single.get("lower", math.nan),
                        single.get("upper", math.nan), method)
     values = figures.values[metric]
-    agree = [metric in run.entries and bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
-             for run, entry, value in zip(group.runs, stored, values, strict=True)]
-    for run, entry, value, agrees in zip(group.runs, stored, values, agree, strict=True):
+    for run, entry, value in zip(group.runs, stored, values, strict=True):
+        agrees = bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
         if not agrees and metric in run.entries:
             notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored predictions give "
                          f"{value:.4f}, shown here: the files are of two evaluations, or the classes' order is another one")
@@ -228,7 +227,7 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
     if undefined:
         notes.append(f"{metric} is undefined for {undefined} of {len(values)} run(s) of {group.name}")
     single = group.runs[0]
-    if len(values) == 1 and agree[0] and not single.patients_lent and not math.isnan(stored[0]["lower"]):
+    if len(values) == 1 and agrees and not single.patients_lent and not math.isnan(stored[0]["lower"]):
         return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"], stored[0].get("method") or "")
     lower, upper, method = _interval(metric, figures, single, patients)
     return Summary(group.name, metric, tuple(float(value) for value in values), lower, upper, method)
@@ -362,13 +361,9 @@ def with_seeds(difference: float, of_images: float, first: np.ndarray, second: n
 def holm(p: list[float]) -> list[float]:
     """Holm's step-down correction (Scandinavian Journal of Statistics 1979): the chance of any false alarm among all tests
     stays below the level. NaN stays NaN and does not count."""
-    numbers = np.asarray(p, dtype=np.float64)
-    corrected = np.full(len(numbers), math.nan)
-    order = [place for place in np.argsort(numbers) if not math.isnan(numbers[place])]
-    so_far = 0.0
-    for rank, place in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(order) - rank) * numbers[place]))
-        corrected[place] = so_far
+    corrected = np.array(p, dtype=np.float64)
+    order = np.argsort(corrected)[:np.count_nonzero(~np.isnan(corrected))]  # NaN is sorted to the end
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, corrected[order] * np.arange(len(order), 0, -1)))
     return corrected.tolist()
 
 
@@ -392,14 +387,9 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
 
 def tests_table(comparison: Comparison) -> pd.DataFrame:
     """A row a test, with the columns of `Test`."""
-    return _table(Test, comparison.tests)
+    return pd.DataFrame(map(vars, comparison.tests), columns=list(Test.__dataclass_fields__))
 
 
 def joint_table(comparison: Comparison) -> pd.DataFrame:
     """A row a joint test, with the columns of `JointTest`."""
-    return _table(JointTest, comparison.joint)
-
-
-def _table(kind: type, rows: list) -> pd.DataFrame:
-    columns = list(kind.__dataclass_fields__)
-    return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns)
+    return pd.DataFrame(map(vars, comparison.joint), columns=list(JointTest.__dataclass_fields__))

@@ -4,7 +4,6 @@ N is the number of images of the split.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
+from util.core.run_files import read_metrics_json, read_object
 from util.metrics.predictions import kind_and_names, read_predictions
 from util.options.stored import as_now
 from util.options.table import FLAGS
@@ -73,10 +73,10 @@ def read_run(folder: Path, split: str) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder of a run, "
                          "OUTPUT_DIR/TASK")
-    facts = _json(folder / "run.json", f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
-    options = facts.get("options")
-    if not isinstance(options, dict):
-        raise InputError(f"{folder / 'run.json'} holds no options: it is not this program's")
+    if not (folder / "run.json").exists():
+        raise InputError(f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
+    facts = read_object(folder / "run.json", "options")
+    options = facts["options"]
     lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv") if not (folder / name).exists()]
     if lacking:
         remedy = (f"score it: main_finetune.py (or main_regression.py) --eval --resume {folder}/checkpoint-best.pth "
@@ -91,7 +91,7 @@ def read_run(folder: Path, split: str) -> Run:
         raise InputError(f"{path} holds an index twice: it is damaged")
     fingerprint = str((facts.get("data") or {}).get("fingerprint") or "")
     return Run(folder, kind_and_names(table)[0], _settings(options, facts, fingerprint), options.get("seed"),
-               _entries(folder / f"metrics_{split}.json"), table, fingerprint)
+               read_metrics_json(folder / f"metrics_{split}.json"), table, fingerprint)
 
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
@@ -100,31 +100,6 @@ def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
     # the pictures themselves count, not where they are mounted
     place = options.get("csv_file") or options.get("data_path")
     return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
-
-
-def _json(path: Path, otherwise: str) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(otherwise) from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): the run was cut, or the file is damaged") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not this program's: an object is expected")
-    return content
-
-
-def _entries(path: Path) -> dict[str, dict]:
-    entries = {}
-    for name, entry in _json(path, f"{path} can't be read").items():
-        if not isinstance(entry, dict) or "value" not in entry:
-            raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
-        try:
-            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
-                                     for part in ("value", "lower", "upper")}
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: {name} is no number ({error})") from error
-    return entries
 
 
 # ---- the same images ------------------------------------------------------------------------------------------------
@@ -196,12 +171,7 @@ def _positions(mine: list[str], theirs: list[str]) -> np.ndarray | None:
 
 
 def _numbered(names: list[str]) -> list[tuple[str, int]]:
-    seen: Counter = Counter()
-    keys = []
-    for name in names:
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
+    return list(zip(names, pd.Series(names, dtype=object).groupby(names).cumcount(), strict=True))
 
 
 def _below_common_folder(paths: list[str]) -> list[str]:
