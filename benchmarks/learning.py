@@ -162,7 +162,8 @@ def run(cell: Cell, children: Children) -> int:
     (folder / CUT).touch()
     began = time.monotonic()
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
-        code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT)
+        code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                            cwd=ROOT)
     if code:
         return code
     seconds = None if cut else round(time.monotonic() - began, 1)

@@ -12,10 +12,10 @@ HANDED_ON = (signal.SIGINT, *signals.SIGNALS, signal.SIGHUP)
 
 
 class Children:
-    """Inside the context, signals are for the child that runs just then. asked: the first one that came, 0 before.
+    """Inside the context, signals are for the child that runs just then. asked: the first that came, else 0.
 
-    The child has a process group of its own, so that Ctrl-C reaches it once and by one way whoever sends it: to the whole
-    group, as a terminal does (SIGINT), or to the program alone, which stops its own workers (the others).
+    The child has a process group of its own, so that Ctrl-C reaches it once and in one way whoever sends it: to
+    the whole group, as a terminal does (SIGINT), or to the program alone, which stops its workers (the others).
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Children:
             signal.signal(number, handler)
 
     def run(self, words: list[str], **how: object) -> int:
-        """Exit code of a command, negative where a signal ended it, as subprocess counts; how: of subprocess.Popen.
+        """Exit code of a command, negative where a signal ended it, as subprocess counts; how: of Popen.
         RunError where it can't be started."""
         if self.asked:
             return -self.asked

@@ -84,8 +84,8 @@ def free_of(folder: Path) -> tuple[int, int | None]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`, whose file gets the name `path` at the end: a reader never sees half a file, and
-    where writing fails what stood there before stays. A killed process leaves .NAME.PID.tmp behind."""
+    """A temporary name beside `path`, whose file gets the name `path` at the end: a reader never sees half a
+    file, and where writing fails what stood there before stays. A killed process leaves .NAME.PID.tmp behind."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

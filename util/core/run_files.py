@@ -64,11 +64,12 @@ def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]
 
 
 def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
-    """What write_metrics_json wrote, null as NaN in value, lower and upper. InputError for what is no such file."""
+    """What write_metrics_json wrote, null as NaN in value, lower and upper. InputError for another file."""
     entries = {}
     for name, entry in read_object(path).items():
         if not isinstance(entry, dict) or "value" not in entry:
-            raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
+            raise InputError(f"{path}: {name} has no value; this program writes "
+                             '{"value", "lower", "upper"}')
         try:
             entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
                                      for part in ("value", "lower", "upper")}
@@ -78,8 +79,8 @@ def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
 
 
 def read_object(path: str | os.PathLike, *needed: str) -> dict:
-    """A JSON file of a run, such as run.json. InputError where it is not there, was cut, or is no object with the objects
-    `needed`."""
+    """A JSON file of a run, such as run.json. InputError where it is not there, was cut, or is no object with
+    the objects `needed`."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -105,7 +106,8 @@ def read_log(path: str | os.PathLike) -> tuple[list[dict], int]:
             row = json.loads(line) if line.strip() else None
         except ValueError:
             row = line
-        is_epoch = isinstance(row, dict) and isinstance(row.get("epoch"), int | float) and math.isfinite(row["epoch"])
+        epoch = row.get("epoch") if isinstance(row, dict) else None
+        is_epoch = isinstance(epoch, int | float) and math.isfinite(epoch)
         rows += [row] if is_epoch else []
         bad += row is not None and not is_epoch
     return sorted(rows, key=lambda row: row["epoch"]), bad
@@ -192,5 +194,6 @@ def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write to a temporary name, then rename, so that nobody ever reads half a file."""
     # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (replacing(path) as temporary,
+          open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file):
         file.write(text)

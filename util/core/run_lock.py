@@ -58,10 +58,11 @@ def hold(folder: Path, say: Callable[[str], None], shared: bool = False) -> Text
 
 
 def try_lock(file: TextIO | BinaryIO | int, lock: Callable, shared: bool = False) -> bool:
-    """Whether an open file could be locked; False where another process holds it, OSError where there are no locks.
+    """Whether an open file could be locked; False where another process holds it, OSError where there are no
+    locks.
 
-    lock: fcntl.lockf, which belongs to this process alone, or fcntl.flock, which belongs to the open file and so to all
-    children that have it.
+    lock: fcntl.lockf, which belongs to this process alone, or fcntl.flock, which belongs to the open file and so
+    to all children that have it.
     """
     try:
         lock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -27,8 +27,9 @@ def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def reliability(probability: np.ndarray, happened: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean probability, share that happened (NaN where empty) and images of `bins` equal bins, (bins,) each."""
+def reliability(probability: np.ndarray, happened: np.ndarray,
+                bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share that happened (NaN where empty) and images of equal bins, (bins,) each."""
     number = confidence_bins(probability, bins)
     images = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):

@@ -64,7 +64,9 @@ def require_same(names: Sequence[str], typed: Sequence[str]) -> None:
 def _keys(names: Sequence[str]) -> tuple[list[int] | None, str]:
     """A number a class, by which they stand, and what it is; None where no order is known."""
     numbers = _numbers(names)
-    return (_grades(names), "their grades") if numbers is None else (numbers, "the numbers that their names begin with")
+    if numbers is None:
+        return _grades(names), "their grades"
+    return numbers, "the numbers that their names begin with"
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:

@@ -1,7 +1,7 @@
 """From a classification's outputs to the predictions table, and from the table to metrics.
 
-Everything is computed from that table (util/metrics/predictions.py), so every metric can be computed again from the saved
-file. N is the number of images, K the number of classes.
+Everything is computed from that table (util/metrics/predictions.py), so every metric can be computed again from
+the saved file. N is the number of images, K the number of classes.
 """
 
 import math
@@ -36,7 +36,8 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
                 logits.shape != (len(samples), len(class_names)),
                 f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
                 "an index stands in the samples twice": samples["index"].duplicated().any(),
-                f"targets must lie in 0..{len(class_names) - 1}": ((target < 0) | (target >= len(class_names))).any()}
+                f"targets must lie in 0..{len(class_names) - 1}":
+                bool(((target < 0) | (target >= len(class_names))).any())}
     if any(problems.values()):
         raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
     require_finite(logits, samples["path"], "outputs")
@@ -73,7 +74,8 @@ def classification_metrics(table: pd.DataFrame, order: Sequence[str] | None = No
     if table.empty:
         raise RunError("there are no predictions to score")
     images = Images.of(table, order)
-    require_finite(np.hstack([images.logits, images.probabilities]), table.sort_values("index")["path"], "outputs")
+    paths = table.sort_values("index")["path"]
+    require_finite(np.hstack([images.logits, images.probabilities]), paths, "outputs")
     figures = figures_of_outputs(images)
     return figures, _notes(images, figures)
 

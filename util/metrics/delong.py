@@ -39,7 +39,8 @@ def auc_influence(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, np.n
 
 def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) which share of the others (sorted) lies below each score; an equal one counts half."""
-    return (np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")) / (2 * len(others))
+    lower, upper = (np.searchsorted(others, scores, side) for side in ("left", "right"))
+    return (lower + upper) / (2 * len(others))
 
 
 def macro_auc_influence(one_hot: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
@@ -48,7 +49,8 @@ def macro_auc_influence(one_hot: np.ndarray, scores: np.ndarray) -> tuple[float,
     one_hot: (N, K) bool; scores: (N, K). With two classes whose scores sum to one both AUCs are the same.
     """
     by_class = [auc_influence(one_hot[:, k], scores[:, k]) for k in range(one_hot.shape[1])]
-    defined = [influence for auc, influence in by_class if not math.isnan(auc)] or [np.full(len(one_hot), math.nan)]
+    unknown = np.full(len(one_hot), math.nan)
+    defined = [influence for auc, influence in by_class if not math.isnan(auc)] or [unknown]
     return float(mean_of_defined([auc for auc, _ in by_class])), np.mean(defined, axis=0)
 
 

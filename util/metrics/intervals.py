@@ -24,7 +24,7 @@ from util.metrics.bootstrap import (
     wilson_interval,
 )
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
-from util.metrics.regression import moments, target_figures_of
+from util.metrics.regression import moments, pairs_of, target_figures_of
 from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, row_of
 from util.metrics.weighted import (
     Images,
@@ -57,8 +57,9 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     values = figures.values() | ({} if temperature is None else {"temperature": temperature})
     draws = draws_for(len(images.true), draws)
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
-    entries = {name: _bootstrapped(name, value, replicates[name], images.groups, draws, seed) if row_of(name).interval
-               else entry(value) for name, value in values.items()}
+    entries = {name: entry(value) if not row_of(name).interval else
+               _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+               for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images, values) | _calibration_entries(images)
     if images.groups is None:
@@ -88,8 +89,7 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
     """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
-    columns = np.column_stack([moments(*(table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")))
-                               for name in targets])
+    columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
 
     def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
         sums = (weights.astype(np.float64) @ columns).reshape(len(weights), len(targets), -1)
@@ -168,13 +168,14 @@ def _auc_entries(images: Images, values: dict[str, float]) -> dict[str, dict]:
 def auc_influences(images: Images) -> dict[str, np.ndarray]:
     """{roc_auc and roc_auc_<class>: (N,) what each image adds to its error}, see util/metrics/delong.py."""
     one_hot, scores = images.one_hot, images.probabilities
-    return {"roc_auc": delong.macro_auc_influence(one_hot, scores)[1]} | {
-        f"roc_auc_{name}": delong.auc_influence(one_hot[:, k], scores[:, k])[1] for k, name in enumerate(images.names)}
+    by_class = {f"roc_auc_{name}": delong.auc_influence(one_hot[:, k], scores[:, k])[1]
+                for k, name in enumerate(images.names)}
+    return {"roc_auc": delong.macro_auc_influence(one_hot, scores)[1]} | by_class
 
 
 def fewest_of(images: Images, name: str) -> int:
-    """Independent images (or patients) of the rarer kind, the class of an AUC or the rest; of roc_auc, of the class with the
-    fewest that has any."""
+    """Independent images (or patients) of the rarer kind, the class of an AUC or the rest; of roc_auc, of the
+    class with the fewest that has any."""
     units = np.arange(len(images.true)) if images.groups is None else images.groups
     counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class]))) for label, is_class
               in zip(images.names, images.one_hot.T, strict=True) if name in ("roc_auc", f"roc_auc_{label}")]
@@ -205,7 +206,7 @@ def _share_entries(images: Images, values: dict[str, float], thresholds: dict[st
         true, predicted = images.true == k, images.predicted == k
         shares |= {f"sensitivity_{name}": (predicted, true), f"specificity_{name}": (~predicted, ~true),
                    f"precision_{name}": (true, predicted)}
-    shares |= {name: (hit, among) for name, hit, among in operating_hits(images, thresholds)} if number == 2 else {}
+    shares |= operating_hits(images, thresholds if number == 2 else {})
     found = {}
     for name, (hit, among) in shares.items():
         bounds = wilson_interval(int((hit & among).sum()), int(among.sum()))

@@ -1,8 +1,8 @@
 """The predictions table, from which every metric is computed: a row an image, and one reader for both tasks.
 
-Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class> and
-logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and pred_<target>, in the
-CSV's own units. A table that was written is read back equal in every bit.
+Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class>
+and logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and
+pred_<target>, in the CSV's own units. A table that was written is read back equal in every bit.
 """
 
 import csv
@@ -20,7 +20,7 @@ CLASS_COLUMNS = ("true_class", "predicted_class")
 
 
 def class_names_of(columns: Iterable[str]) -> list[str]:
-    """The K class names of a table (or its header), in the order of the model's outputs; [] of a regression."""
+    """The K class names of a table or its header, in the order of the outputs; [] of a regression."""
     return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
 
 
@@ -36,8 +36,8 @@ def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
 
 
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
-    """Read what run_files.write_predictions wrote; text stays text, even "01", "NA" or "", an empty cell of numbers
-    is NaN. InputError for a file that is not there or is no such table."""
+    """Read what run_files.write_predictions wrote; text stays text, even "01", "NA" or "", an empty cell of
+    numbers is NaN. InputError for a file that is not there or is no such table."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
@@ -54,13 +54,13 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
                f"lacks the columns {', '.join(missing)}" if missing else "")
     if problem:
         raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
-    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, keeps changing.
+    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, varies.
     types = {"index": np.int64} | dict.fromkeys(numbers, np.float64)
     try:
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
-        return pd.DataFrame({name: np.array([cell or "nan" for cell in cells] if types.get(name) is np.float64 else cells,
-                                            dtype=types.get(name, object))
-                             for name, cells in zip(header, columns, strict=True)})
+        by_name = dict(zip(header, columns, strict=True))
+        by_name |= {name: [cell or "nan" for cell in by_name[name]] for name in numbers}
+        return pd.DataFrame({name: np.array(cells, types.get(name, object)) for name, cells in by_name.items()})
     except ValueError as error:
         raise InputError(f"{path}: not a table of predictions ({error})") from error
 
@@ -76,7 +76,7 @@ def class_numbers(table: pd.DataFrame, column: str, names: list[str]) -> np.ndar
 
 
 def require_finite(values: np.ndarray, paths: pd.Series, what: str) -> None:
-    """RunError where a row of (N, …) values holds NaN or infinity, with how many do and the first one's path."""
+    """RunError where rows of (N, …) values hold NaN or infinity: how many do, and the first one's path."""
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise RunError(f"{bad.sum()} of {len(bad)} images have {what} that are NaN or infinite (the first: "

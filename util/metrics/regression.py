@@ -1,7 +1,7 @@
 """From a table of predicted numbers to figures.
 
-Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and left out of
-that target's figures. N is the number of images, T of targets.
+Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and left
+out of that target's figures. N is the number of images, T of targets.
 """
 
 import math
@@ -46,11 +46,16 @@ def target_figures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return {name: float(value[0]) for name, value in found.items()} | {"n": int((~np.isnan(true)).sum())}
 
 
+def pairs_of(table: pd.DataFrame, targets: list[str]) -> dict[str, list[np.ndarray]]:
+    """{target: [true values (N,), predicted ones (N,)]} of a predictions table."""
+    return {name: [table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")] for name in targets}
+
+
 def moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(N, 8) whose weighted sums a target's metrics are made of; 0 where the truth is unknown. Centred, so that no digits
-    are lost."""
+    """(N, 8) whose weighted sums a target's metrics are made of; 0 where the truth is unknown. Centred, so that
+    no digits are lost."""
     known = ~np.isnan(true)
-    y, p = (np.where(known, values - (values[known].mean() if known.any() else 0.0), 0.0) for values in (true, predicted))
+    y, p = (np.where(known, values - values[known].sum() / max(1, known.sum()), 0.0) for values in (true, predicted))
     error = np.where(known, predicted - true, 0.0)
     return np.column_stack([known.astype(np.float64), y, p, y * y, p * p, y * p, np.abs(error), error**2])
 
@@ -62,16 +67,17 @@ def target_figures_of(sums: np.ndarray) -> dict[str, np.ndarray]:
         of_true, of_predicted, together = yy - y * y / n, pp - p * p / n, yp - y * p / n
         # a resample of one image, or of equal ones: what is left is rounding
         flat = of_true <= 1e-12 * yy
+        is_flat = flat | (of_predicted <= 1e-12 * pp)
         return {"r2": np.where(flat, np.nan, 1 - squared / of_true),
-                "pearson": np.where(flat | (of_predicted <= 1e-12 * pp), np.nan, together / np.sqrt(of_true * of_predicted)),
+                "pearson": np.where(is_flat, np.nan, together / np.sqrt(of_true * of_predicted)),
                 "mae": absolute / n, "rmse": np.sqrt(squared / n)}
 
 
 def figures_of(table: pd.DataFrame, targets: list[str]) -> dict[str, float]:
-    """All metrics of a predictions table but the loss: r2 … and n, then r2_<target> … and n_<target> of each target."""
-    by_target = {name: target_figures(*(table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")))
-                 for name in targets}
-    means = {figure: float(mean_of_defined([found[figure] for found in by_target.values()])) for figure in FIGURES}
+    """All metrics of a predictions table but the loss: r2 … and n, then r2_<target> … and n_<target> of each."""
+    by_target = {name: target_figures(*pair) for name, pair in pairs_of(table, targets).items()}
+    means = {figure: float(mean_of_defined([found[figure] for found in by_target.values()]))
+             for figure in FIGURES}
     return means | {"n": len(table)} | {f"{figure}_{name}": value for name, found in by_target.items()
                                         for figure, value in found.items()}
 

@@ -44,9 +44,9 @@ class Ranks:
     def figures(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, N) -> ROC AUC and average precision (B,) of the class against the rest.
 
-        AUC is Mann and Whitney's U over all pairs, a tie counting half; NaN unless both kinds are there. Average precision is
-        the sum of (rise of recall) * precision over the thresholds, without interpolation, as scikit-learn defines it; NaN
-        where the class is absent.
+        AUC is Mann and Whitney's U over all pairs, a tie counting half; NaN unless both kinds are there. Average
+        precision is the sum of (rise of recall) * precision over the thresholds, without interpolation, as
+        scikit-learn defines it; NaN where the class is absent.
         """
         ordered = weights[:, self.order]
         running = np.cumsum(ordered, axis=1)
@@ -102,7 +102,8 @@ class WeightedFigures:
     """
 
     def __init__(self, images: Images, thresholds: dict[str, float] | None = None, temperature: float | None = None):
-        self.images, self.thresholds = images, thresholds or {}
+        self.images = images
+        self.operating_hits = operating_hits(images, (thresholds or {}) if len(images.names) == 2 else {})
         one_hot = images.one_hot
         self.ranks = [Ranks.of(one_hot[:, k], images.probabilities[:, k]) for k in range(len(images.names))]
         cells = images.true * len(images.names) + images.predicted
@@ -119,8 +120,7 @@ class WeightedFigures:
                         "brier_calibrated": _squared_errors(warm, one_hot)}
             gaps["ece_calibrated"] = _gaps(warm, images.true)
         self.means, self.gaps = list(columns), list(gaps)
-        exact = np.column_stack([*columns.values(), *gaps.values()])
-        self.columns = {np.float64: exact, np.float32: exact.astype(np.float32)}  # by the type of weights
+        self.columns = np.column_stack([*columns.values(), *gaps.values()])
 
     def values(self) -> dict[str, float]:
         """The metrics of the images as they are, and their number."""
@@ -139,27 +139,23 @@ class WeightedFigures:
         for k, name in enumerate(images.names):
             figures[f"roc_auc_{name}"], figures[f"average_precision_{name}"] = ranks[k]
         total = weights.sum(axis=1, dtype=np.float64)
-        sums = weights @ self.columns[weights.dtype.type]
+        sums = weights @ self.columns.astype(weights.dtype, copy=False)
         figures |= {name: sums[:, place] / total for place, name in enumerate(self.means)}
         for place, name in enumerate(self.gaps):
             gaps = sums[:, len(self.means) + place * BINS:len(self.means) + (place + 1) * BINS]
             figures[name] = np.abs(gaps).sum(axis=1) / total
-        if number == 2:
-            figures |= self._at_thresholds(weights)
+        for name, (is_right, among) in self.operating_hits.items():
+            hits, number_among = (weights @ of.astype(weights.dtype) for of in (is_right & among, among))
+            figures[name] = _quotient(hits, number_among)
         if images.ranks is None:
             figures |= {metric.name: np.full(len(weights), np.nan) for metric in METRICS if metric.needs_order}
         return figures
 
-    def _at_thresholds(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = {}
-        for name, is_right, among in operating_hits(self.images, self.thresholds):
-            figures[name] = _quotient(*(weights @ of.astype(weights.dtype) for of in (is_right & among, among)))
-        return figures
-
 
 def confusion_matrix(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) counts of images by true class (row) and predicted class (column); true, predicted: class numbers (N,)."""
-    return np.bincount(true * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
+    """(K, K) counts of images by true class (row) and predicted class (column); both are class numbers (N,)."""
+    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -244,14 +240,11 @@ def operating_thresholds(images: Images) -> dict[str, float]:
     return found
 
 
-def operating_hits(images: Images, thresholds: dict[str, float]):
-    """(name, (N,) rightly called, (N,) among whom) of each operating point."""
-    called, positive = images.probabilities[:, 1], images.true == 1
-    for name, threshold in thresholds.items():
-        if name.startswith("sensitivity"):
-            yield name, called >= threshold, positive
-        else:
-            yield name, called < threshold, ~positive
+def operating_hits(images: Images, thresholds: dict[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{operating point: ((N,) who is rightly called or passed over, (N,) among whom)}."""
+    scores, positive = images.probabilities[:, -1], images.true == 1
+    return {name: (scores >= threshold, positive) if name.startswith("sensitivity") else
+            (scores < threshold, ~positive) for name, threshold in thresholds.items()}
 
 
 def _losses(logits: np.ndarray, one_hot: np.ndarray) -> np.ndarray:

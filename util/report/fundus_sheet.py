@@ -55,12 +55,14 @@ def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) ->
     figure = empty_figure(width, height)
     for number, row in enumerate(table.iloc[rows].itertuples()):
         left, top = number % COLUMNS * SIDE, height - number // COLUMNS * (SIDE + CAPTION)
-        axes = figure.add_axes(((left + GAP) / width, (top - SIDE) / height, (SIDE - 2 * GAP) / width, (SIDE - GAP) / height))
+        axes = figure.add_axes(((left + GAP) / width, (top - SIDE) / height,
+                                (SIDE - 2 * GAP) / width, (SIDE - GAP) / height))
         axes.set(xticks=[], yticks=[], anchor="S")
         axes.spines[:].set_visible(False)
-        _draw(axes, ImageSource(row.path, reading), None if np.isnan(row.radius) else Field(row.x, row.y, row.radius))
-        figure.text((left + GAP) / width, (top - SIDE - GAP) / height, _short(one_line(Path(row.path).name)), va="top",
-                    fontsize=5, color=INK, parse_math=False)
+        field = None if np.isnan(row.radius) else Field(row.x, row.y, row.radius)
+        _draw(axes, ImageSource(row.path, reading), field)
+        figure.text((left + GAP) / width, (top - SIDE - GAP) / height, _short(one_line(Path(row.path).name)),
+                    va="top", fontsize=5, color=INK, parse_math=False)
     return save_figure(figure, file, (0, 0, width, height))
 
 

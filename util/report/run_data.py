@@ -81,21 +81,22 @@ def read_run(folder: str | Path) -> Run:
     folder, missing = Path(folder), []
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name a run's, OUTPUT_DIR/TASK")
-    facts = _read_json(folder / "run.json", missing, "what was run, and how to repeat it, is not known") or {}
+    facts = _read(folder / "run.json", missing, "what was run, and how to repeat it, is not known",
+                  is_needed=True) or {}
     names, kind = _names_in(facts)
     splits = {}
     for name in SPLITS:
-        table, entries = _read_table(folder / f"predictions_{name}.csv", missing), None
-        if (folder / f"metrics_{name}.json").exists():
-            stored = _read_json(folder / f"metrics_{name}.json", missing, "the predictions alone count", read_metrics_json)
-            entries = _without_nan(stored or {})
+        table = _read(folder / f"predictions_{name}.csv", missing,
+                      f"{name} is shown by its stored metrics alone", read_predictions)
+        entries = _read(folder / f"metrics_{name}.json", missing, "the predictions alone count",
+                        read_metrics_json)
         if table is not None:
             kind, names = kind_and_names(table)
             if not len(table):
                 missing.append(f"predictions_{name}.csv holds no image")
                 table = None
         if table is not None or entries:
-            splits[name] = Split(name, table, entries or {})
+            splits[name] = Split(name, table, _without_nan(entries or {}))
     if not splits:
         raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor figures: name a "
                          "run's folder, OUTPUT_DIR/TASK")
@@ -107,9 +108,8 @@ def read_run(folder: str | Path) -> Run:
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
-    leakage = folder / "leakage.json"
     return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
-               _best_epoch(folder), _read_json(leakage, missing, "leakage is not reported") if leakage.exists() else None,
+               _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
                _read_skipped(folder / "skipped_images.csv", missing), _heat_maps(folder / "heatmaps", missing), missing)
 
 
@@ -119,8 +119,12 @@ def as_dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read_json(path: Path, missing: list[str], consequence: str, read: Callable = read_object) -> dict | None:
-    """A JSON object, or None and a line."""
+def _read(path: Path, missing: list[str], consequence: str, read: Callable = read_object,
+          is_needed: bool = False) -> dict | pd.DataFrame | None:
+    """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
+    needed nor there."""
+    if not is_needed and not path.exists():
+        return None
     try:
         return read(path)
     except InputError as error:
@@ -138,17 +142,6 @@ def number(value) -> float | None:
     """A finite number, else None."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if good else None
-
-
-def _read_table(path: Path, missing: list[str]) -> pd.DataFrame | None:
-    """A predictions table of either task, or None (and a line where the file is there but is none)."""
-    if not path.exists():
-        return None
-    try:
-        return read_predictions(path)
-    except InputError as error:
-        missing.append(str(error).removeprefix(f"{path.parent}/"))
-    return None
 
 
 def _names_in(facts: dict) -> tuple[list[str], str]:
@@ -197,23 +190,20 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
 
 
 def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
-    if not (folder / "heatmaps.json").exists():
-        return {}
-    stored = _read_json(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
+    stored = _read(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
     return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
 
 
 # ---- what is computed from a table ------------------------------------------------------------------------------------
 
 def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
-    """Of each class {metric: {"value", "lower", "upper"}}: the stored entries, and values computed where those lack."""
-    metrics, rows = [metric.name for metric in of_kind("classification", "per_class")], []
+    """Of each class {metric: {"value", "lower", "upper"}}: the stored entries; values are computed where
+    those lack."""
+    metrics = [metric.name for metric in of_kind("classification", "per_class")]
     wanted = {f"{metric}_{name}" for metric in metrics for name in images.names}
     computed = {} if wanted <= entries.keys() else WeightedFigures(images).values()
-    for name in images.names:
-        rows.append({metric: entries.get(f"{metric}_{name}") or
-                     {"value": number(computed.get(f"{metric}_{name}")), "lower": None, "upper": None} for metric in metrics})
-    return rows
+    entries = _without_nan({name: {"value": value} for name, value in computed.items()}) | entries
+    return [{metric: entries[f"{metric}_{name}"] for metric in metrics} for name in images.names]
 
 
 def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:

@@ -148,7 +148,8 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = 
 
 def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     order = run.settings.get("class_order")
-    return WeightedFigures(Images.of(run.table, order)).values(), classification_replicates(run.table, draws, seed, order)
+    values = WeightedFigures(Images.of(run.table, order)).values()
+    return values, classification_replicates(run.table, draws, seed, order)
 
 
 def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:

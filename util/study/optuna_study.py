@@ -200,12 +200,13 @@ def is_alive(trial: FrozenTrial) -> bool:
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of the study's total: ended by itself, or running."""
-    return (trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (trial.state == TrialState.RUNNING and is_alive(trial))
-            or (trial.state == TrialState.FAIL and bool(reason_of(trial))))
+    if trial.state == TrialState.RUNNING:
+        return is_alive(trial)
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or bool(reason_of(trial))
 
 
 def reason_of(trial: FrozenTrial) -> str:
-    """Why a trial is marked failed for good; '' for one that is not, or whose parameters went back into the queue."""
+    """Why a trial is marked failed for good; '' for any other, also one whose parameters are queued again."""
     starts = trial.user_attrs.get("starts", 1)
     was_killed = trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
     return trial.user_attrs.get("reason", f"its process was killed {starts} times" if was_killed else "")
