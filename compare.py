@@ -121,9 +121,8 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     comparison.notes[:0] = [*notes, *more]
     try:
         comparison.notes += forest_figure(comparison, output / "comparison.png")
-        write_whole(output / "comparison.csv", groups_table(comparison).to_csv(index=False, lineterminator="\n"))
-        write_whole(output / "comparison_tests.csv", tests_table(comparison).to_csv(index=False, lineterminator="\n"))
-        write_whole(output / "comparison_joint.csv", joint_table(comparison).to_csv(index=False, lineterminator="\n"))
+        for name, table_of in (("", groups_table), ("_tests", tests_table), ("_joint", joint_table)):
+            write_whole(output / f"comparison{name}.csv", table_of(comparison).to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))
     except OSError as error:
         raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder") from error

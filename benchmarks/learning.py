@@ -22,6 +22,7 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,10 +36,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import learning_data as data  # noqa: E402
 from benchmarks import learning_table as table  # noqa: E402
 from util.core import signals  # noqa: E402
+from util.core.child import Children  # noqa: E402
 from util.core.ending import exit_code_of  # noqa: E402
 from util.core.errors import InputError  # noqa: E402
 from util.data.public.demo import make_demo  # noqa: E402
-from util.study.runs import Stopper  # noqa: E402
 
 IDRID = ROOT.parent / "shared" / "data" / "idrid_512"
 LITE0, TINY_VIT = "tf_efficientnet_lite0", "vit_tiny_patch16_224"
@@ -153,7 +154,7 @@ def require_same(cell: Cell) -> None:
                          "that folder")
 
 
-def run(cell: Cell, stopper: Stopper) -> int:
+def run(cell: Cell, children: Children) -> int:
     """Exit code of a run. Its time is that of its process; None where it was cut, and went on later."""
     folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,8 @@ def run(cell: Cell, stopper: Stopper) -> int:
     (folder / CUT).touch()
     began = time.monotonic()
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
-        code = stopper.wait_for([sys.executable, *cell.command()], output=output, cwd=ROOT)
+        code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                            cwd=ROOT)
     if code:
         return code
     seconds = None if cut else round(time.monotonic() - began, 1)
@@ -175,15 +177,15 @@ def run(cell: Cell, stopper: Stopper) -> int:
 def run_all(planned: list[Cell]) -> tuple[list[str], int]:
     """Run what is not done -> the names of those that failed, and the signal that ended it all (0: none)."""
     failed = []
-    with Stopper() as stopper:
+    with Children() as children:
         for number, cell in enumerate(planned, 1):
             if cell.is_done:
                 continue
             print(f"run {number} of {len(planned)}: {cell.name} …", flush=True)
             began = time.monotonic()
-            code = run(cell, stopper)
-            if stopper.signal or code == signals.EXIT_CODE:
-                return failed, stopper.signal or signal.SIGTERM
+            code = run(cell, children)
+            if children.asked or code == signals.EXIT_CODE:
+                return failed, children.asked or signal.SIGTERM
             if code:
                 lines = (cell.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 print(f"{cell.name} failed (exit code {code}): {lines[-1] if lines else ''}", file=sys.stderr, flush=True)

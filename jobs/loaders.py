@@ -5,6 +5,7 @@ from pathlib import Path
 from engine_finetune import Schedule, make_loader
 from jobs.job import Job
 from util.core.errors import InputError
+from util.core.host_memory import usable_cores
 from util.data import tables
 from util.data.images import transforms
 from util.data.images.cache import Kept, open_cache
@@ -12,7 +13,7 @@ from util.data.sampling import EvalBatches, StepPlan
 from util.model import lr_schedule
 from util.model.frozen_features import FeatureDataset
 from util.options.groups import Options
-from util.parallel.processes import World, usable_cores
+from util.parallel.processes import World
 
 GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 

@@ -24,7 +24,9 @@ from util.core.run_files import (
     cut_rows_after,
     has_columns,
     metrics_row,
+    read_log,
     read_metrics_json,
+    read_object,
     write_metrics_json,
     write_predictions,
     write_whole,
@@ -173,10 +175,7 @@ class RunFolder:
             append_whole(path, "".join(lines).encode())
 
     def log_rows(self) -> list[dict]:
-        path = self.file("log.txt")
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return read_log(self.file("log.txt"))[0]
 
     def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool,
                        entries: dict[str, dict] | None = None) -> None:
@@ -218,8 +217,8 @@ class RunFolder:
 
     def _earlier_run(self) -> dict:
         try:
-            return json.loads(self.file("run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.file("run.json"))
+        except InputError:
             return {}  # not there, or cut: it is written anew
 
     def writing(self, path: Path | None = None):

@@ -17,6 +17,7 @@ from jobs.model import build, idle_for_backbone, new_model, resolve_backbone, re
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError, RunError
+from util.core.host_memory import usable_cores
 from util.data.images import scan, transforms
 from util.data.images.cache import default_side
 from util.model import lora
@@ -28,7 +29,7 @@ from util.options.flag import AUTO
 from util.options.groups import Options
 from util.options.stored import as_now, differences, with_stored
 from util.parallel import sharding
-from util.parallel.processes import World, usable_cores
+from util.parallel.processes import World
 from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile
 

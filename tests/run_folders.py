@@ -7,7 +7,8 @@ import pandas as pd
 from PIL import Image
 
 from util.core.run_files import write_predictions
-from util.metrics.classification import class_names_of, classification_metrics, predictions_table
+from util.metrics.classification import classification_metrics, predictions_table
+from util.metrics.predictions import class_names_of
 from util.metrics.regression import predictions_table as numbers_table
 
 HOSTILE = ["<script>alert(1)</script>", "\"quoted\" & 'so'", "重度 非增殖性", "a|b\nc{}--x", "_under $x_1$"]

@@ -12,7 +12,7 @@ from PIL import Image
 import compare
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
 from util.core.ending import exit_code_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 from util.study import comparison_chart
 from util.study.comparison_runs import align, grouped, read_runs
 from util.study.comparison_text import figure_text, p_text

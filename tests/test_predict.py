@@ -16,8 +16,7 @@ import predict
 from tests.conftest import SMALL, write_pictures
 from util.core.ending import exit_code_of
 from util.data.public.demo import make_demo
-from util.metrics.classification import read_predictions
-from util.metrics.regression import read_predictions as read_regression
+from util.metrics.predictions import read_predictions
 
 HERE = ["--device", "cpu", "--num_workers", "0"]
 
@@ -247,7 +246,7 @@ def test_a_regression_with_covariates(run, tmp_path):
                        "--target_transform", "none", "log", "--covariates", "eye", "grade", "--head_embed_dim", 16,
                        "--task", "r", "--epochs", 1, program=main_regression.main)
     assert code == 0, err
-    expected = read_regression(tmp_path / "output_dir/r/predictions_test.csv")
+    expected = read_predictions(tmp_path / "output_dir/r/predictions_test.csv")
     rows = pd.read_csv(folder / "demo.csv", dtype=str, keep_default_na=False)
     rows = rows[rows["split"] == "test"].drop(columns=["lesion_area", "brightness", "split"])
     rows.to_csv(folder / "new.csv", index=False)

@@ -14,16 +14,15 @@ from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
 from util.metrics import class_order, selection
-from util.metrics.calibration import fit_temperature
+from util.metrics.calibration import fit_temperature, softmax
 from util.metrics.classification import (
     METRIC_COLUMNS,
     classification_metrics,
     figures_of_outputs,
     predictions_table,
-    probabilities_of,
-    read_predictions,
 )
 from util.metrics.intervals import classification_intervals, entry
+from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
 from util.metrics.weighted import Images, operating_thresholds
 from util.model.feature_kinds import put_wide_head
@@ -164,8 +163,9 @@ class Classification(Task):
 
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
-        figures = figures_of_outputs(self.targets(rows), logits.argmax(axis=1), probabilities_of(logits), logits,
-                                     class_order.ranks(self.class_names, self.options.data.class_order))
+        ranks = class_order.ranks(self.class_names, self.options.data.class_order)
+        figures = figures_of_outputs(Images(self.class_names, self.targets(rows), logits.argmax(axis=1), softmax(logits),
+                                            logits, None, ranks))
         return (figures | selection.composed(self.options.metrics.select_metric, figures))[self.score]
 
     def read_predictions(self, path) -> pd.DataFrame:

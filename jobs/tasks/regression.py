@@ -16,10 +16,10 @@ from util.data.csv_columns import is_missing
 from util.data.regression import parse_transforms, read_regression_csv
 from util.metrics import selection
 from util.metrics.intervals import entry, regression_intervals
+from util.metrics.predictions import read_predictions
 from util.metrics.regression import (
     metric_columns,
     predictions_table,
-    read_predictions,
     regression_metrics,
 )
 from util.metrics.table import COMPOSED

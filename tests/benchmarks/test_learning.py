@@ -89,13 +89,11 @@ def test_only_the_images_the_model_and_the_epochs_are_typed():
 class Child:
     """Stands for a process: exit codes, one a start."""
 
-    signal = 0
-
     def __init__(self, *codes):
         self.codes = list(codes)
 
-    def wait_for(self, words, output, cwd):
-        output.write("a line\nand the last\n")
+    def run(self, words, stdout, **how):
+        stdout.write("a line\nand the last\n")
         return self.codes.pop(0)
 
 
@@ -112,7 +110,7 @@ def test_a_cut_run_has_no_time(tmp_path):
 
 def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     child = Child(1, 0)
-    monkeypatch.setattr(learning.Stopper, "wait_for", lambda _, *words, **more: child.wait_for(*words, **more))
+    monkeypatch.setattr(learning.Children, "run", lambda _, *words, **more: child.run(*words, **more))
     planned = [learning.Cell("digits", "random", way, 0, 1, tmp_path) for way in ("ours", "plain")]
     assert learning.run_all(planned) == ([planned[0].name], 0) and [cell.is_done for cell in planned] == [False, True]
     assert "digits-random-ours/seed0 failed (exit code 1): and the last" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.metrics.test_classification import random_table
-from util.core import run_files
+from util.core import disk, run_files
 from util.core.errors import InputError
 from util.metrics import classification
 from util.metrics.classification import METRIC_COLUMNS as COLUMNS
@@ -108,7 +108,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_files.os, "fsync", full_disk)
+    monkeypatch.setattr(disk.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         run_files.write_metrics_json(path, {"f1": 0.6})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import SMALL, start_process, weights_of
-from util.metrics.classification import classification_metrics, read_predictions
+from util.metrics.classification import classification_metrics
+from util.metrics.predictions import read_predictions
 
 EXACT = ["--drop_path", "0", "--smoothing", "0.1", "--epochs", "2", "--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.25"]
 

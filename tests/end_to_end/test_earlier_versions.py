@@ -20,7 +20,8 @@ import torch
 from tests.conftest import ROOT, needs_package
 from tests.fixtures.earlier import make, originals
 from util.core.ending import exit_code_of
-from util.metrics.classification import classification_metrics, read_predictions
+from util.metrics.classification import classification_metrics
+from util.metrics.predictions import read_predictions
 
 FIXTURES = ROOT / "tests/fixtures/earlier"
 EXPECTED = FIXTURES / "expected"

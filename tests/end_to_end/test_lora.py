@@ -18,7 +18,7 @@ from tests import parity
 from tests.conftest import ROOT, SMALL, needs_package, start_process, weights_of
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
 from util.core.ending import exit_code_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 
 LORA = ["--adaptation", "lora", "--lora_rank", "4"]
 ATTENTION = {f"blocks.{number}.attn.{layer}.weight" for number in range(6) for layer in ("qkv", "proj")}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import weights_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 
 PROBE = ("--adaptation", "lp", "--epochs", 5, "--task", "p")
 

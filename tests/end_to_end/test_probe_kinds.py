@@ -13,7 +13,7 @@ import predict
 from jobs import features, linear_probe
 from tests.conftest import weights_of
 from util.core.ending import exit_code_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 from util.options.adaptation import ATTENTIVE, KINDS
 
 PROBE = ("--adaptation", "lp", "--epochs", 4, "--task", "p")

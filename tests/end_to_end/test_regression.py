@@ -9,7 +9,8 @@ import torch
 
 from tests.conftest import ROOT, start_process
 from util.data.public.demo import make_demo
-from util.metrics.regression import read_predictions, regression_metrics
+from util.metrics.predictions import read_predictions
+from util.metrics.regression import regression_metrics
 from util.metrics.target_scale import TargetScale
 
 SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--accum_iter", "1", "--epochs", "2", "--lr", "1e-3",

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from tests.conftest import SMALL, needs_package, start_process, weights_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 from util.weights import checkpoint
 
 TWO = [word for word in SMALL if word not in ("--batch_size", "8")]  # with its own batch size

@@ -5,7 +5,7 @@ import torch
 from models_vit import BACKBONES
 from tests import parity
 from tests.conftest import ROOT, start_process, weights_of
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 
 
 def test_every_backbone_is_sharded_filled_from_a_file_and_stepped(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, start_process
-from util.metrics.classification import read_predictions
+from util.metrics.predictions import read_predictions
 
 AUGMENTED = ("--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25)
 

@@ -16,7 +16,8 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
 from tests.conftest import ROOT, SMALL, start_process, weights_of, write_pictures
-from util.metrics.classification import classification_metrics, read_predictions
+from util.metrics.classification import classification_metrics
+from util.metrics.predictions import read_predictions
 
 
 def test_train_then_eval(start, tmp_path):

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from util.metrics import calibration
+from util.metrics.weighted import Images, WeightedFigures
 
 
 @pytest.fixture
@@ -70,10 +71,12 @@ def test_separated_or_constant_classes_have_no_slope():
 def test_reliability_bins_add_up(example):
     logits, true = example
     chances = calibration.softmax(logits)
-    confidence, accuracy, images = calibration.reliability(chances, true)
+    right = chances.argmax(axis=1) == true
+    confidence, accuracy, images = calibration.reliability(chances.max(axis=1), right, calibration.BINS)
     assert images.sum() == len(true) and len(images) == calibration.BINS
     there = images > 0
     gaps = np.abs(confidence - accuracy)[there] * images[there]
-    assert gaps.sum() / len(true) == pytest.approx(calibration.expected_calibration_error(chances, true), abs=1e-12)
+    known = Images(list("abcd"), true, chances.argmax(axis=1), chances, logits, None, None)
+    assert gaps.sum() / len(true) == pytest.approx(WeightedFigures(known).values()["ece"], abs=1e-12)
     # a bin holds its upper end, the lowest one also 0
     assert list(calibration.confidence_bins(np.array([0.0, 1 / 15, 1 / 15 + 1e-9, 1.0]), 15)) == [0, 0, 1, 14]

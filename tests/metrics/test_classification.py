@@ -10,7 +10,8 @@ from sklearn import metrics as sklearn_metrics
 
 from util.core import run_files
 from util.core.errors import InputError, RunError
-from util.metrics import classification
+from util.metrics import classification, delong, predictions, weighted
+from util.metrics.bootstrap import resamples
 
 
 def make_table(target, logits, class_names=None):
@@ -30,7 +31,7 @@ def random_table(num_classes, n=160, seed=0, rounded=False):
 
 def sklearn_figures(table):
     """The same figures the long way: one-hot matrices as SPEC.md has them, scikit-learn for every one."""
-    names = classification.class_names_of(table)
+    names = predictions.class_names_of(table)
     numbers = {name: k for k, name in enumerate(names)}
     true, predicted = table["true_class"].map(numbers).to_numpy(), table["predicted_class"].map(numbers).to_numpy()
     true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names), dtype=int)[predicted]
@@ -78,14 +79,23 @@ def test_equal_to_scikit_learn(num_classes, rounded):
     assert figures == pytest.approx(sklearn_figures(table), abs=1e-12)
 
 
-def test_rank_figures_with_many_ties_equal_scikit_learn():
+@pytest.mark.parametrize("levels", [2, 4, 10**6])
+def test_auc_and_average_precision_equal_scikit_learn_with_ties_and_weights(levels):
+    """Of the images as they are, of bootstrap resamples (float32 counts), and the AUC that DeLong's influences belong to."""
     generator = np.random.default_rng(3)
-    for _ in range(50):
-        scores, is_class = generator.integers(4, size=30) / 4, generator.random(30) < 0.3
-        is_class[:2] = True, False
-        auc, average_precision = classification.rank_figures(is_class, scores)
-        assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
-        assert average_precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores), abs=1e-12)
+    for _ in range(30):
+        scores, is_class = generator.integers(levels, size=40) / levels, generator.random(40) < 0.3
+        is_class[:4] = True, False, True, False
+        counts = np.vstack([np.ones((1, 40), np.float32), next(resamples(40, None, 5, 0))])
+        aucs, precisions = weighted.Ranks.of(is_class, scores).figures(counts)
+        for auc, precision, weights in zip(aucs, precisions, counts, strict=True):
+            if len(np.unique(is_class[weights > 0])) == 2:
+                how = {"sample_weight": weights}
+                assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores, **how), abs=1e-6)
+                assert precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores, **how), abs=1e-6)
+        exact, _ = weighted.Ranks.of(is_class, scores).figures(np.ones((1, 40)))
+        assert exact[0] == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
+        assert exact[0] == pytest.approx(delong.auc_influence(is_class, scores)[0], abs=1e-12)
 
 
 def test_example_computed_by_hand():
@@ -119,7 +129,7 @@ def test_brier_is_scikit_learns():
         # scikit-learn takes the columns in the sorted order of its labels, which is ours here
         expected = sklearn_metrics.brier_score_loss(table["true_class"], probabilities[:, 1] if num_classes == 2
                                                     else probabilities, **({"pos_label": "1 grade"}
-                                                    if num_classes == 2 else {"labels": classification.class_names_of(table)}))
+                                                    if num_classes == 2 else {"labels": predictions.class_names_of(table)}))
         assert classification.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
 
 
@@ -202,17 +212,14 @@ def test_pieces_that_do_not_belong_together_are_refused():
 
 def test_stacked_confusions_equal_each_alone():
     generator = np.random.default_rng(5)
-    true, predicted = generator.integers(4, size=(3, 6, 50)), generator.integers(4, size=(3, 6, 50))
-    stack = classification.confusion_matrix(true, predicted, 4)
-    figures = classification.count_figures(stack)
-    assert stack.shape == (3, 6, 4, 4)
+    true, predicted = generator.integers(4, size=(18, 50)), generator.integers(4, size=(18, 50))
+    stack = np.array([weighted.confusion_matrix(*pair, 4) for pair in zip(true, predicted, strict=True)])
+    figures = weighted.count_figures(stack.reshape(3, 6, 4, 4))
     for i, j in [(0, 0), (1, 5), (2, 3)]:
-        expected = sklearn_metrics.confusion_matrix(true[i, j], predicted[i, j], labels=range(4))
-        np.testing.assert_array_equal(stack[i, j], expected)
-        for name, value in classification.count_figures(expected).items():
+        expected = sklearn_metrics.confusion_matrix(true[6 * i + j], predicted[6 * i + j], labels=range(4))
+        np.testing.assert_array_equal(stack[6 * i + j], expected)
+        for name, value in weighted.count_figures(expected).items():
             assert figures[name][i, j] == value, name
-    with pytest.raises(ValueError, match="0..3"):
-        classification.confusion_matrix([0, 4], [0, 0], 4)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -230,11 +237,11 @@ def test_predictions_come_back_equal_in_every_bit(tmp_path):
     logits = generator.normal(size=(n, num_classes)) * 10.0 ** generator.integers(-12, 3, size=(n, 1))
     table = classification.predictions_table(samples, logits, NASTY_NAMES)
     run_files.write_predictions(table, tmp_path / "predictions_val.csv")
-    back = classification.read_predictions(tmp_path / "predictions_val.csv")
+    back = predictions.read_predictions(tmp_path / "predictions_val.csv")
     pd.testing.assert_frame_equal(back, table, check_exact=True)
-    assert classification.class_names_of(back) == NASTY_NAMES
+    assert predictions.class_names_of(back) == NASTY_NAMES
     assert set(back["patient"]) == {"", "007", "NA", "1.0", "None"}
-    assert classification.classification_metrics(back) == classification.classification_metrics(table)
+    np.testing.assert_equal(classification.classification_metrics(back), classification.classification_metrics(table))
     assert [file.name for file in tmp_path.iterdir()] == ["predictions_val.csv"]
 
 
@@ -262,13 +269,13 @@ def test_file_that_is_no_table_is_one_line(tmp_path, text, problem):
     path = tmp_path / "predictions.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=problem) as caught:
-        classification.read_predictions(path)
+        predictions.read_predictions(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_predictions_file_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere.csv"):
-        classification.read_predictions(tmp_path / "nowhere.csv")
+        predictions.read_predictions(tmp_path / "nowhere.csv")
 
 
 def test_metrics_columns_keep_the_names_that_scripts_read():

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from util.metrics import calibration, curves
+from util.metrics.weighted import Images, WeightedFigures
 
 
 def cases():
@@ -72,7 +73,7 @@ def test_reliability_counts_as_pandas_does():
     rng = np.random.default_rng(1)
     probability = np.concatenate([rng.random(300), [0, 0.1, 0.2, 1]])
     happened = rng.random(304) < probability
-    mean, share, images = curves.reliability(probability, happened, 10)
+    mean, share, images = calibration.reliability(probability, happened, 10)
     groups = pd.DataFrame({"p": probability, "y": happened}).groupby(
         pd.cut(probability, np.linspace(0, 1, 11), include_lowest=True), observed=False)
     np.testing.assert_array_equal(images, groups.size())
@@ -89,7 +90,8 @@ def test_reliability_of_the_highest_probability_is_that_of_the_calibration_error
     for (_, (mean, share, images)), p in zip(drawn.calibration, (probabilities, calibration.softmax(logits / 2)), strict=True):
         known = images > 0
         error = (np.abs(mean - share)[known] * images[known]).sum() / 200
-        np.testing.assert_allclose(error, calibration.expected_calibration_error(p, true))
+        images = Images(names, true, p.argmax(axis=1), p, logits, None, None)
+        np.testing.assert_allclose(error, WeightedFigures(images).values()["ece"])
     right, wrong = (counts for _, counts in drawn.scores)
     assert right.sum() == (logits.argmax(axis=1) == true).sum() and right.sum() + wrong.sum() == 200
 

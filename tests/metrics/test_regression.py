@@ -11,7 +11,8 @@ from sklearn import metrics as sklearn_metrics
 
 from util.core import run_files
 from util.core.errors import InputError, RunError
-from util.metrics.regression import metric_columns, predictions_table, read_predictions, regression_metrics, target_figures
+from util.metrics.predictions import read_predictions
+from util.metrics.regression import metric_columns, predictions_table, regression_metrics, target_figures
 from util.metrics.target_scale import TargetScale
 from util.report.bland_altman import agreement, agreement_files, limits_of_agreement
 from util.report.charts import save_png

@@ -188,14 +188,6 @@ def test_named_fonts_come_first_then_any_that_has_the_character(tmp_path, no_oth
     assert "fonts-noto;" in chart_fonts.missing_line({"ก"})[0]
 
 
-def test_pillow_writes_names_with_the_font_that_has_them(tmp_path, no_other_font):
-    font, text, lines = chart_fonts.image_font("左眼_1.png", 10)
-    assert text == "??_1.png" and len(lines) == 1 and font.getname()[0] == chart_fonts.DEFAULT_FONT
-    font_manager.fontManager.addfont(made_font(tmp_path / "own.ttf", "Own Chinese", "左眼_1.png"))
-    font, text, lines = chart_fonts.image_font("左眼_1.png", 10)
-    assert text == "左眼_1.png" and lines == [] and font.getname()[0] == "Own Chinese"
-
-
 def test_a_font_installed_after_matplotlib_listed_them_is_found(tmp_path, no_other_font, monkeypatch):
     monkeypatch.undo()  # the real add_new_fonts
     chart_fonts.add_new_fonts.cache_clear()

@@ -307,7 +307,7 @@ def test_damaged_files_are_said(tmp_path):
         file.write('{"epoch": 3, "tra')
     page, lines = page_of(folder)
     said = "\n".join(lines)
-    for part in ("run.json cannot be read", "leakage.json holds no JSON object", "predictions_val.csv", "log.txt: 1 line"):
+    for part in ("run.json is no JSON", "leakage.json holds no JSON object", "predictions_val.csv", "log.txt: 1 line"):
         assert part in said and part in page.text, part
 
 

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import chi2, kstest, norm, ttest_ind
+from sklearn.metrics import roc_auc_score
 
 from benchmarks import error_rates
 from tests.compared_runs import CLASSES, guesses, images, write_regression, write_run
 from util.metrics import delong
-from util.metrics.classification import predictions_table, rank_figures
+from util.metrics.classification import predictions_table
 from util.study.comparison import compare, figures_of, holm, paired_bootstrap, with_seeds
 from util.study.comparison_runs import Group, Run, align, read_runs
 
@@ -25,7 +26,7 @@ def compared(first: list[Run], second: list[Run], *metrics, draws=2000):
 
 
 def macro_auc(labels, scores) -> float:
-    return float(np.mean([rank_figures(labels == k, scores[:, k])[0] for k in range(scores.shape[1])]))
+    return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in range(scores.shape[1])]))
 
 
 # ---- DeLong ---------------------------------------------------------------------------------------------------------

@@ -119,6 +119,8 @@ def test_what_kills_its_process_every_time_is_given_up(place):
         kill(study, optuna_study.lease(1000) | {"started": "1"})
     assert "not tried again" in optuna_study.take_back_killed(study)[0]
     assert sum(map(optuna_study.counts, study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
+    reasons = optuna_study.trials_table(study)["reason"].tolist()
+    assert reasons == [*[""] * (optuna_study.MOST_STARTS - 1), f"its process was killed {optuna_study.MOST_STARTS} times"]
 
 
 def test_own_running_trial_is_alive():

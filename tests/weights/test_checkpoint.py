@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from util.core import disk
 from util.core.errors import InputError, RunError
 from util.weights import checkpoint
 from util.weights.fitting import load_file
@@ -21,7 +22,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device.*the checkpoint before it stays"):
         checkpoint.write(path, {"model": {"w": torch.zeros(3)}})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["checkpoint-last.pth"]

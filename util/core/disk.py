@@ -82,6 +82,22 @@ def free_of(folder: Path) -> tuple[int, int | None]:
     return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
 
 
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside `path`, whose file gets the name `path` at the end: a reader never sees half a
+    file, and where writing fails what stood there before stays. A killed process leaves .NAME.PID.tmp behind."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # on a disk that is gone; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
 def append_whole(path: Path, content: bytes) -> None:
     """Add to a file, down to the disk, all or nothing: where the disk is full the file is as long as before. OSError."""
     with open(path, "ab", buffering=0) as file:

@@ -7,9 +7,9 @@ import atexit
 import os
 import sys
 import time
-from pathlib import Path
 
 from util.core import machine_faults, signals
+from util.core.disk import replacing
 from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.secrets import without_secrets
 
@@ -96,6 +96,5 @@ def leave_mark(code: int) -> None:
     """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit code."""
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker:
-        partial = Path(f"{marker}.{os.getpid()}")
-        partial.write_text(str(code), encoding="ascii")
-        partial.replace(marker)
+        with replacing(marker) as partial:
+            partial.write_text(str(code), encoding="ascii")

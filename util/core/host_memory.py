@@ -1,8 +1,13 @@
-"""The memory of this machine: what a process may still take, and what its allocator does with what is freed."""
+"""This machine: cores and memory that a process may take, and what its allocator does with what is freed."""
 
 import ctypes
 import os
 from pathlib import Path
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use (macOS doesn't say, and all count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes() -> int:

@@ -9,13 +9,14 @@ import fcntl
 import hashlib
 import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from util.core.errors import InputError, RunError
+from util.core.disk import append_whole, writing
+from util.core.errors import InputError
 from util.core.run_files import write_whole
+from util.core.run_lock import try_lock
 
 FORMAT = 1
 NUMBERS = np.dtype("<f4")
@@ -41,12 +42,10 @@ class PartialRows:
 
         InputError where another start is writing the same output, RunError where the files can't be written.
         """
-        with self._writing():
+        with writing(self.data, again="start again"):
             self._lock = open(self.data, "ab")  # noqa: SIM115  (held as long as rows are added; the system frees it)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"another start is writing {self.data}: wait for its end, or name another --output") from None
+            if not try_lock(self._lock, fcntl.flock):  # lockf's would be lost where append_whole closes the file
+                raise InputError(f"another start is writing {self.data}: wait for its end, or name another --output")
             found = self._read_index()
             before = found[0].get("depends_on") if found and found[0].get("format") == FORMAT else None
             if before != self.depends_on:
@@ -104,14 +103,14 @@ class PartialRows:
     def append(self, values: np.ndarray) -> None:
         """Add rows (n, W) and flush them to the disk. RunError where it is full."""
         content = np.ascontiguousarray(values, NUMBERS).tobytes()
-        with self._writing():
-            _append(self.data, content)
+        with writing(self.data, again="start again"):
+            append_whole(self.data, content)
             self._append_line({"rows": len(values), "width": values.shape[1], "digest": _digest(content)})
         self.rows, self.width = self.rows + len(values), values.shape[1]
 
     def mark(self, name: str, count: int) -> None:
         """Write down how far something else has come; `marked` reads it, also after a new start."""
-        with self._writing():
+        with writing(self.data, again="start again"):
             self._append_line({"mark": name, "count": count})
         self._marks[name] = count
 
@@ -119,7 +118,7 @@ class PartialRows:
         return self._marks.get(name, 0)
 
     def _append_line(self, line: dict) -> None:
-        _append(self.index, (json.dumps(line) + "\n").encode())
+        append_whole(self.index, (json.dumps(line) + "\n").encode())
 
     def values(self) -> np.ndarray:
         """All rows so far, (N, W) float32, mapped from the disk."""
@@ -129,26 +128,11 @@ class PartialRows:
 
     def remove(self) -> None:
         """Delete both files, once the output is written. The index first: rows without it count for nothing."""
-        with self._writing():
+        with writing(self.data, again="start again"):
             self.index.unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
             if self._lock is not None:
                 self._lock.close()
-
-    @contextmanager
-    def _writing(self):
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"{self.data} can't be written ({error.strerror or error}): what it holds stays; make room and "
-                           "start again") from error
-
-
-def _append(path: Path, content: bytes) -> None:
-    with open(path, "ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(content: bytes) -> str:

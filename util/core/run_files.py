@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from util.core.disk import replacing
 from util.core.errors import InputError
 
 Columns = Sequence[str]
@@ -20,40 +21,6 @@ def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back needs."""
     # Text is always quoted: minimal quoting forgets the carriage return, which file names may hold.
     write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
-
-
-def read_table(path: str | os.PathLike, columns_of, types_of) -> pd.DataFrame:
-    """Read what `write_predictions` wrote, equal in every bit; text stays text, even "01", "NA" or "".
-
-    columns_of, types_of: from the header to the columns that must be there ([] where it is no such table) and to
-    {column: numpy type} of those that are no text; an empty cell of floats is NaN. Raises InputError for a file that is
-    not there or is no such table.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    needed = columns_of(header)
-    missing = [column for column in needed if column not in header]
-    if missing or not needed or len(set(header)) != len(header):
-        problem = f"lacks the columns {', '.join(missing)}" if missing else "has no columns of predictions"
-        if len(set(header)) != len(header):
-            problem = "has a column twice"
-        raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
-    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, keeps changing.
-    types = types_of(header)
-    try:
-        columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
-        return pd.DataFrame({column: _column(cells, types.get(column, object)) for column, cells in columns.items()})
-    except ValueError as error:
-        raise InputError(f"{path}: not a table of predictions ({error})") from error
-
-
-def _column(cells: Sequence[str], kind) -> np.ndarray:
-    if kind is np.float64:
-        cells = [cell or "nan" for cell in cells]
-    return np.array(cells, dtype=kind)
 
 
 def metrics_row(metrics: dict[str, float], columns: Columns, epoch: int | None = None) -> dict[str, float | int | None]:
@@ -97,10 +64,53 @@ def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]
 
 
 def read_metrics_json(path: str | os.PathLike) -> dict[str, dict]:
-    """What write_metrics_json wrote, null as NaN; the method of an interval is None where there is none."""
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {name: {part: math.nan if part in ("value", "lower", "upper") and value is None else value
-                   for part, value in entry.items()} for name, entry in stored.items()}
+    """What write_metrics_json wrote, null as NaN in value, lower and upper. InputError for another file."""
+    entries = {}
+    for name, entry in read_object(path).items():
+        if not isinstance(entry, dict) or "value" not in entry:
+            raise InputError(f"{path}: {name} has no value; this program writes "
+                             '{"value", "lower", "upper"}')
+        try:
+            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
+                                     for part in ("value", "lower", "upper")}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {name} is no number ({error})") from error
+    return entries
+
+
+def read_object(path: str | os.PathLike, *needed: str) -> dict:
+    """A JSON file of a run, such as run.json. InputError where it is not there, was cut, or is no object with
+    the objects `needed`."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): the run was cut, or the file is damaged") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object: an object is expected, as this program writes it")
+    for name in needed:
+        if not isinstance(content.get(name), dict):
+            raise InputError(f"{path} holds no {name}: it is not this program's")
+    return content
+
+
+def read_log(path: str | os.PathLike) -> tuple[list[dict], int]:
+    """The epochs of log.txt, by number, and how many lines are none; ([], 0) where there is no file."""
+    rows, bad = [], 0
+    for line in _text_of(path).split("\n"):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = line
+        epoch = row.get("epoch") if isinstance(row, dict) else None
+        is_epoch = isinstance(epoch, int | float) and math.isfinite(epoch)
+        rows += [row] if is_epoch else []
+        bad += row is not None and not is_epoch
+    return sorted(rows, key=lambda row: row["epoch"]), bad
 
 
 def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:
@@ -183,14 +193,7 @@ def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write to a temporary name, then rename, so that nobody ever reads half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # surrogateescape: file names on Linux are bytes, and those that are not UTF-8 must survive too
+    with (replacing(path) as temporary,
+          open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file):
+        file.write(text)

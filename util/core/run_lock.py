@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from util.core.disk import reason
 from util.core.errors import InputError
@@ -37,24 +37,40 @@ def hold(folder: Path, say: Callable[[str], None], shared: bool = False) -> Text
         except OSError as error:
             return _unlocked(folder, error, say)
         try:
-            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            is_ours = try_lock(file, fcntl.lockf, shared)
         except OSError as error:
-            holder = _holder(file)
             file.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return _unlocked(folder, error, say)
-            if deadline is None:
-                deadline = time.monotonic() + PATIENCE_S
-                say(f"{folder} is in use by another run{holder}: waiting up to {PATIENCE_S:.0f} s for it to end")
-            if time.monotonic() > deadline:
-                raise InputError(f"{folder} is in use by another run{holder}: wait for it or stop it, or name this one "
-                                 "otherwise with --task (TASK=...)") from error
-            time.sleep(_LOOK_EVERY_S)
-            continue
-        if _is_there(file, path):
+            return _unlocked(folder, error, say)
+        if is_ours and _is_there(file, path):
             _sign(file, path)
             return file
-        file.close()  # deleted between opening and locking: whoever comes next would lock another file
+        holder = "" if is_ours else _holder(file)
+        file.close()
+        if is_ours:
+            continue  # deleted between opening and locking: whoever comes next would lock another file
+        if deadline is None:
+            deadline = time.monotonic() + PATIENCE_S
+            say(f"{folder} is in use by another run{holder}: waiting up to {PATIENCE_S:.0f} s for it to end")
+        if time.monotonic() > deadline:
+            raise InputError(f"{folder} is in use by another run{holder}: wait for it or stop it, or name this one "
+                             "otherwise with --task (TASK=...)")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def try_lock(file: TextIO | BinaryIO | int, lock: Callable, shared: bool = False) -> bool:
+    """Whether an open file could be locked; False where another process holds it, OSError where there are no
+    locks.
+
+    lock: fcntl.lockf, which belongs to this process alone, or fcntl.flock, which belongs to the open file and so
+    to all children that have it.
+    """
+    try:
+        lock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 def _unlocked(folder: Path, error: OSError, say: Callable[[str], None]) -> None:

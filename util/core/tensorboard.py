@@ -29,29 +29,19 @@ class ScalarFile:
 
     def add(self, values: dict[str, float | None], step: int) -> None:
         """Scalars of a step by name; NaN and None are left out. OSError where they can't be written."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        known = {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
-        events = [] if self.path.exists() and self.path.stat().st_size else self._head()
-        events += [Event(step=step, wall_time=time.time(), summary=Summary(value=[Summary.Value(
-            tag=name, simple_value=float(value))])) for name, value in known.items()]
-        append_whole(self.path, _records(events))
-
-    def _head(self) -> list:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        if self._purge_step is None:
-            return [Event(wall_time=time.time(), file_version="brain.Event:2")]
-        return [Event(wall_time=time.time(), step=self._purge_step, file_version="brain.Event:2"),
-                Event(wall_time=time.time(), step=self._purge_step, session_log=SessionLog(status=SessionLog.START))]
-
-
-def _records(events: list) -> bytes:
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    stream = io.BytesIO()
-    writer = RecordWriter(stream)
-    for event in events:
-        writer.write(event.SerializeToString())
-    return stream.getvalue()
+        now, head = time.time(), []
+        if not (self.path.exists() and self.path.stat().st_size):
+            head = [Event(wall_time=now, step=self._purge_step, file_version="brain.Event:2")]
+            if self._purge_step is not None:
+                head.append(Event(wall_time=now, step=self._purge_step, session_log=SessionLog(status=SessionLog.START)))
+        scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()
+                   if value is not None and not math.isnan(value)]
+        stream = io.BytesIO()
+        writer = RecordWriter(stream)
+        for event in [*head, *(Event(step=step, wall_time=now, summary=Summary(value=[scalar])) for scalar in scalars)]:
+            writer.write(event.SerializeToString())
+        append_whole(self.path, stream.getvalue())

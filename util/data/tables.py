@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from util.core.errors import InputError, RunError
+from util.core.host_memory import usable_cores
 from util.core.run_files import write_whole
 from util.data.csv_columns import (
     SEPARATORS,
@@ -300,7 +301,7 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     written.
     """
     paths = list(dict.fromkeys(data.table["path"]))
-    bad = check_images(paths, workers or _cores(), facts, progress, fields)
+    bad = check_images(paths, workers or usable_cores(), facts, progress, fields)
     notes = data.notes + [memory.note for memory in (facts, fields) if memory and memory.note]
     if not bad:
         return replace(data, notes=notes)
@@ -329,15 +330,11 @@ def look_at_some(data, facts, fields=None, workers=None, progress=True):
     """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
     be any. A file that can't be read is left to whoever reads it."""
     paths, memories = list(dict.fromkeys(data.table["path"])), [facts]
-    note = look_at(paths, facts, workers or _cores())
+    note = look_at(paths, facts, workers or usable_cores())
     if fields is not None:
-        check_images(paths, workers or _cores(), None, progress, fields)
+        check_images(paths, workers or usable_cores(), None, progress, fields)
         memories.append(fields)
     return replace(data, notes=[*data.notes, *filter(None, [note, *(memory.note for memory in memories)])])
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
 def subset(table, ratio, stratified, seed):

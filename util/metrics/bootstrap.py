@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
+from scipy.special import expit, logit
 
 DRAWS = 2000
 MOST_ROWS = 100_000  # with more images the draws are fewer: the percentiles of so narrow a distribution need no more
 DRAWS_OF_MANY = 200
 CELLS = 2**22  # of a chunk of resamples, so that it stays near the processor
 LEVEL = 0.95
+QUANTILE = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
 
 
 def draws_for(rows: int, draws: int = DRAWS) -> int:
@@ -79,21 +81,25 @@ def corrected_interval(replicates: np.ndarray, value: float) -> tuple[float, flo
         return math.nan, math.nan, undefined
     if defined.min() == defined.max():
         return float(defined[0]), float(defined[0]), undefined
-    logits, middle = (np.log(shares / (1 - shares)) for shares in (np.clip(defined, 1e-4, 1 - 1e-4),
-                                                                   np.clip(value, 1e-4, 1 - 1e-4)))
+    logits, middle = (logit(np.clip(shares, 1e-4, 1 - 1e-4)) for shares in (defined, value))
     bias = float(logits.mean() - middle)
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(float(logits.var()) + bias**2)
-    lower, upper = (1 / (1 + math.exp(-bound)) for bound in (middle - bias - half, middle - bias + half))
-    return lower, upper, undefined
+    half = QUANTILE * math.sqrt(float(logits.var()) + bias**2)
+    return float(expit(middle - bias - half)), float(expit(middle - bias + half)), undefined
 
 
 def wilson_interval(hits: float, trials: float) -> tuple[float, float]:
     """Of a share of independent images (Wilson 1927); NaN for none."""
     if trials == 0:
         return math.nan, math.nan
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    share, spread = hits / trials, z**2 / trials
+    share, spread = hits / trials, QUANTILE**2 / trials
     middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / trials / 4)
+    half = QUANTILE / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / trials / 4)
     # at the ends the bound is the share itself, whatever rounding makes of it
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == trials else middle + half)
+
+
+def mean_of_defined(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """(P, ...) -> (...) means over the first axis of what is not NaN; NaN where nothing is."""
+    values = np.asarray(values, dtype=np.float64)
+    defined = (~np.isnan(values)).sum(axis=0)
+    return np.where(defined > 0, np.nansum(values, axis=0) / np.maximum(defined, 1), np.nan)

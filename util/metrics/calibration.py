@@ -6,8 +6,10 @@ N is the number of images, K of classes.
 import math
 
 import numpy as np
+from scipy.special import expit, log_softmax, logsumexp
 
-from util.metrics.delong import QUANTILE, variance
+from util.metrics.bootstrap import QUANTILE
+from util.metrics.delong import variance
 
 BINS = 15  # of the calibration error, of equal width, as Guo et al. (ICML 2017) take them
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 100.0
@@ -16,9 +18,8 @@ _STEPS = 100  # of Newton's method, which needs some five
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, K) -> (N, K) probabilities."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    """(N, K) -> (N, K) probabilities in float64, as they stand in a predictions table."""
+    return np.exp(log_softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
 
 def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -26,29 +27,24 @@ def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def expected_calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = BINS) -> float:
-    """Mean distance of confidence and accuracy over bins of the highest probability, weighted by images (Guo et al. 2017)."""
-    confidence = probabilities.max(axis=1)
-    gap = (probabilities.argmax(axis=1) == true) - confidence
-    return float(np.abs(np.bincount(confidence_bins(confidence, bins), weights=gap)).sum() / len(true))
-
-
-def reliability(probabilities: np.ndarray, true: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the bins of the highest probability: mean confidence, accuracy (NaN where empty) and images, (bins,) each."""
-    confidence = probabilities.max(axis=1)
-    number = confidence_bins(confidence, bins)
+def reliability(probability: np.ndarray, happened: np.ndarray,
+                bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share that happened (NaN where empty) and images of equal bins, (bins,) each."""
+    number = confidence_bins(probability, bins)
     images = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):
-        return (np.bincount(number, weights=confidence, minlength=bins) / images,
-                np.bincount(number, weights=probabilities.argmax(axis=1) == true, minlength=bins) / images, images)
+        return (np.bincount(number, weights=probability, minlength=bins) / images,
+                np.bincount(number, weights=happened, minlength=bins) / images, images)
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al. 2017).
 
-    The loss is convex in the inverse temperature, so its slope's only zero is found by halving an interval; where even the
+    The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the
     end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is returned.
     """
+    from scipy.optimize import brentq  # slow to import, and only val's outputs need it
+
     right = logits[np.arange(len(true)), true]
 
     def slope(inverse: float) -> float:
@@ -59,17 +55,12 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
         return MOST_TEMPERATURE
     if slope(high) <= 0:
         return LEAST_TEMPERATURE
-    while high / low > 1 + 1e-9:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / math.sqrt(low * high)
+    return 1 / brentq(slope, low, high, xtol=1e-12, rtol=1e-12)
 
 
 def class_log_odds(logits: np.ndarray, k: int) -> np.ndarray:
     """(N,) log(p / (1 - p)) of class k's softmax, exact where p rounds to 0 or 1."""
-    others = np.delete(logits, k, axis=1)
-    most = others.max(axis=1)
-    return logits[:, k] - most - np.log(np.exp(others - most[:, None]).sum(axis=1))
+    return logits[:, k] - logsumexp(np.delete(logits, k, axis=1), axis=1)
 
 
 def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[Estimate, Estimate]:
@@ -98,7 +89,7 @@ def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray, start
 
     coefficients, before = start, loss(start)
     for _ in range(_STEPS):
-        chance = 0.5 * (1 + np.tanh((design @ coefficients + offset) / 2))
+        chance = expit(design @ coefficients + offset)
         slope = design.T @ (outcome - chance)
         curvature = design.T @ (design * (chance * (1 - chance))[:, None])
         if not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e12 or np.abs(coefficients).max() > 1e4:

@@ -29,10 +29,9 @@ def ranks(names: Sequence[str], typed: Sequence[str] | None = None) -> np.ndarra
     """(K,) the place of each class in their order, from 0; None where no order is known. Two classes always have one."""
     if typed:
         return np.array([list(typed).index(name) for name in names])
-    for of in (_numbers, _grades):
-        keys = of(names)
-        if keys is not None:
-            return np.argsort(np.argsort(keys))
+    keys, _ = _keys(names)
+    if keys is not None:
+        return np.argsort(np.argsort(keys))
     return np.arange(len(names)) if len(names) <= 2 else None
 
 
@@ -51,18 +50,23 @@ def in_order(names: Sequence[str], typed: Sequence[str] | None = None,
         require_same(names, typed)
         return list(typed), []
     by_name = sorted(names)
-    for of, what in ((_numbers, "the numbers that their names begin with"), (_grades, "their grades")):
-        keys = of(by_name)
-        if keys is not None:
-            found = [by_name[place] for place in np.argsort(keys, kind="stable")]
-            return found, [f"classes in the order of {what}: {', '.join(found)}"] if found != by_name else []
-    return by_name, []
+    keys, what = _keys(by_name)
+    found = by_name if keys is None else [by_name[place] for place in np.argsort(keys, kind="stable")]
+    return found, [f"classes in the order of {what}: {', '.join(found)}"] if found != by_name else []
 
 
 def require_same(names: Sequence[str], typed: Sequence[str]) -> None:
     """InputError unless both are the same classes, each once."""
     if sorted(names) != sorted(typed):
         raise InputError(f"--class_order {' '.join(typed)}: the classes are {', '.join(sorted(names))}: name each of them once")
+
+
+def _keys(names: Sequence[str]) -> tuple[list[int] | None, str]:
+    """A number a class, by which they stand, and what it is; None where no order is known."""
+    numbers = _numbers(names)
+    if numbers is None:
+        return _grades(names), "their grades"
+    return numbers, "the numbers that their names begin with"
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from util.metrics.calibration import BINS, softmax
+from util.metrics.calibration import BINS, reliability, softmax
 
 MOST_CURVES = 60  # classes that get curves, the most frequent ones
 MOST_POINTS = 300  # of a curve: a step is then below a pixel of any chart here
@@ -73,18 +73,6 @@ def extremes_of_steps(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
         if stop > start:
             kept |= {start + int(y[start:stop].argmin()), start + int(y[start:stop].argmax())}
     return np.array(sorted(kept))
-
-
-def reliability(probability: np.ndarray, happened: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean probability, share that happened (NaN where empty) and images of `bins` equal bins, (bins,) each.
-
-    A bin holds the probabilities above its lower edge up to its upper one, the first 0 too, as calibration.py has it.
-    """
-    number = np.clip(np.ceil(probability * bins).astype(np.int64) - 1, 0, bins - 1)
-    images = np.bincount(number, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        return (np.bincount(number, weights=probability, minlength=bins) / images,
-                np.bincount(number, weights=happened, minlength=bins) / images, images)
 
 
 def histogram(scores: np.ndarray, bins: int = SCORE_BINS) -> np.ndarray:

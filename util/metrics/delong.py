@@ -10,12 +10,12 @@ N is the number of images, G of models (or groups of them).
 """
 
 import math
-from statistics import NormalDist
 
 import numpy as np
+from scipy.special import chdtrc, expit, logit
 
-LEVEL = 0.95
-QUANTILE = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
+from util.metrics.bootstrap import QUANTILE, mean_of_defined
+
 ALIKE = 1e-9  # of AUCs and, as a share of the largest one, of standard errors: what is smaller is rounding
 
 
@@ -25,21 +25,22 @@ def auc_influence(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, np.n
     is_class (N,) bool, scores (N,), higher means more likely this class; a tie counts half. NaN unless both kinds are there;
     the influences (N,) are NaN where one kind has a single image, whose variance nobody knows.
     """
-    is_class = np.asarray(is_class, dtype=bool)
-    levels, level = np.unique(scores, return_inverse=True)
-    inside = np.bincount(level[is_class], minlength=len(levels)).astype(np.float64)
-    outside = np.bincount(level[~is_class], minlength=len(levels)).astype(np.float64)
-    num_inside, num_outside = inside.sum(), outside.sum()
-    influence = np.full(len(is_class), math.nan)
-    if min(num_inside, num_outside) == 0:
+    is_class, influence = np.asarray(is_class, dtype=bool), np.full(len(is_class), math.nan)
+    inside, outside = np.sort(scores[is_class]), np.sort(scores[~is_class])
+    if min(len(inside), len(outside)) == 0:
         return math.nan, influence
-    beaten = (np.cumsum(outside) - outside / 2) / num_outside  # share of the others that an image of the class beats
-    beating = 1 - (np.cumsum(inside) - inside / 2) / num_inside  # share of the class that beats another image
-    auc = float((inside * beaten).sum() / num_inside)
-    if min(num_inside, num_outside) > 1:
-        influence[is_class] = (beaten[level[is_class]] - auc) / math.sqrt(num_inside * (num_inside - 1))
-        influence[~is_class] = (beating[level[~is_class]] - auc) / math.sqrt(num_outside * (num_outside - 1))
+    beaten, beating = _share_below(scores[is_class], outside), 1 - _share_below(scores[~is_class], inside)
+    auc = float(beaten.mean())
+    if min(len(inside), len(outside)) > 1:
+        influence[is_class] = (beaten - auc) / math.sqrt(len(inside) * (len(inside) - 1))
+        influence[~is_class] = (beating - auc) / math.sqrt(len(outside) * (len(outside) - 1))
     return auc, influence
+
+
+def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) which share of the others (sorted) lies below each score; an equal one counts half."""
+    lower, upper = (np.searchsorted(others, scores, side) for side in ("left", "right"))
+    return (lower + upper) / (2 * len(others))
 
 
 def macro_auc_influence(one_hot: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
@@ -48,10 +49,9 @@ def macro_auc_influence(one_hot: np.ndarray, scores: np.ndarray) -> tuple[float,
     one_hot: (N, K) bool; scores: (N, K). With two classes whose scores sum to one both AUCs are the same.
     """
     by_class = [auc_influence(one_hot[:, k], scores[:, k]) for k in range(one_hot.shape[1])]
-    defined = [pair for pair in by_class if not math.isnan(pair[0])]
-    if not defined:
-        return math.nan, np.full(len(one_hot), math.nan)
-    return float(np.mean([auc for auc, _ in defined])), np.mean([influence for _, influence in defined], axis=0)
+    unknown = np.full(len(one_hot), math.nan)
+    defined = [influence for auc, influence in by_class if not math.isnan(auc)] or [unknown]
+    return float(mean_of_defined([auc for auc, _ in by_class])), np.mean(defined, axis=0)
 
 
 def variance(influence: np.ndarray, groups: np.ndarray | None = None) -> float:
@@ -72,8 +72,8 @@ def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, 
     if value in (0.0, 1.0):
         bound = fewest / (fewest + QUANTILE**2)
         return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    logit, half = math.log(value / (1 - value)), QUANTILE * math.sqrt(variance_) / (value * (1 - value))
-    return _expit(logit - half), _expit(logit + half)
+    half = QUANTILE * math.sqrt(variance_) / (value * (1 - value))
+    return float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
 
 def difference_test(first: np.ndarray, second: np.ndarray, difference: float,
@@ -116,8 +116,6 @@ def joint_test(aucs: np.ndarray, influences: np.ndarray, groups: np.ndarray | No
     if np.abs(differences - contrasts @ along).max() > ALIKE:
         return math.nan, 0, math.nan
     chi_square, rank = float(((along / errors) ** 2).sum()), len(errors)
-    from scipy.special import chdtrc  # slow to import, and metrics alone need no test of several models
-
     return chi_square, rank, float(chdtrc(rank, chi_square)) if rank else 1.0
 
 
@@ -125,7 +123,3 @@ def _correction(groups: np.ndarray) -> float:
     """The influences carry images / (images - 1); for patients it is their number that counts. NaN for a single one."""
     number, images = np.count_nonzero(np.bincount(groups)), len(groups)
     return number / (number - 1) * (images - 1) / images if number > 1 else math.nan
-
-
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

@@ -18,17 +18,20 @@ from util.metrics.bootstrap import (
     corrected_interval,
     draws_for,
     groups_of,
+    mean_of_defined,
     percentile_interval,
     resamples,
     wilson_interval,
 )
-from util.metrics.classification import confusion_matrix, count_figures
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
+from util.metrics.regression import moments, pairs_of, target_figures_of
 from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
     class_count_figures,
+    confusion_matrix,
+    count_figures,
     operating_hits,
 )
 
@@ -51,20 +54,14 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     """
     images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
-    values = {name: float(value[0]) for name, value in figures(np.ones((1, len(images.true)))).items()}
-    if temperature is not None:
-        values["temperature"] = temperature
-    values["n"] = len(images.true)
+    values = figures.values() | ({} if temperature is None else {"temperature": temperature})
     draws = draws_for(len(images.true), draws)
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
-    entries = {}
-    for name, value in values.items():
-        if not row_of(name).interval:
-            entries[name] = entry(value)
-            continue
-        entries[name] = _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+    entries = {name: entry(value) if not row_of(name).interval else
+               _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+               for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
-    entries |= _auc_entries(images) | _calibration_entries(images)
+    entries |= _auc_entries(images, values) | _calibration_entries(images)
     if images.groups is None:
         entries |= _share_entries(images, values, thresholds)
     return {name: entries[name] for name in (*values, *(name for name in entries if name not in values))}
@@ -92,17 +89,14 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
     """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
-    moments = np.column_stack([_moments(table[f"true_{name}"].to_numpy(np.float64), table[f"pred_{name}"].to_numpy(np.float64))
-                               for name in targets])
+    columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
 
     def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        sums = (weights.astype(np.float64) @ moments).reshape(len(weights), len(targets), -1)
+        sums = (weights.astype(np.float64) @ columns).reshape(len(weights), len(targets), -1)
         found = {f"{figure}_{name}": values for number, name in enumerate(targets)
-                 for figure, values in _of_moments(sums[:, number]).items()}
+                 for figure, values in target_figures_of(sums[:, number]).items()}
         for figure in REGRESSION_FIGURES:
-            by_target = np.array([found[f"{figure}_{name}"] for name in targets])
-            defined = (~np.isnan(by_target)).sum(axis=0)
-            found[figure] = np.where(defined > 0, np.nansum(by_target, axis=0) / np.maximum(defined, 1), np.nan)
+            found[figure] = mean_of_defined([found[f"{figure}_{name}"] for name in targets])
         return found
 
     return _collect(figures, len(table), groups, draws, seed)
@@ -141,8 +135,8 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
-    figures["score"] = np.nanmean([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
-                                   for part in SCORE_PARTS], axis=0)
+    figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"
+                                        else figures[part] for part in SCORE_PARTS])
     for name, replicates in figures.items():
         lower, upper, _ = percentile_interval(replicates)
         if name in entries and entries[name]["method"] and not math.isnan(lower):
@@ -162,27 +156,30 @@ def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.nd
     return entry(value, lower, upper, f"bootstrap of {of}", resamples=draws, seed=seed, undefined=undefined)
 
 
-def _auc_entries(images: Images) -> dict[str, dict]:
-    one_hot, found = images.one_hot, {}
-    counts = _independent(images, one_hot)
-    macro, influence = delong.macro_auc_influence(one_hot, images.probabilities)
-    defined = [fewest for fewest in counts if fewest]
-    found["roc_auc"] = _auc_entry(macro, influence, min(defined, default=0), images.groups)
-    for k, name in enumerate(images.names):
-        value, influence = delong.auc_influence(one_hot[:, k], images.probabilities[:, k])
-        found[f"roc_auc_{name}"] = _auc_entry(value, influence, counts[k], images.groups)
+def _auc_entries(images: Images, values: dict[str, float]) -> dict[str, dict]:
+    found = {}
+    for name, influence in auc_influences(images).items():
+        variance = delong.variance(influence, images.groups)
+        lower, upper = delong.logit_interval(values[name], variance, fewest_of(images, name))
+        found[name] = entry(values[name], lower, upper, None if math.isnan(lower) else "DeLong")
     return found
 
 
-def _auc_entry(value: float, influence: np.ndarray, fewest: int, groups: np.ndarray | None) -> dict:
-    lower, upper = delong.logit_interval(value, delong.variance(influence, groups), fewest)
-    return entry(value, lower, upper, None if math.isnan(lower) else "DeLong")
+def auc_influences(images: Images) -> dict[str, np.ndarray]:
+    """{roc_auc and roc_auc_<class>: (N,) what each image adds to its error}, see util/metrics/delong.py."""
+    one_hot, scores = images.one_hot, images.probabilities
+    by_class = {f"roc_auc_{name}": delong.auc_influence(one_hot[:, k], scores[:, k])[1]
+                for k, name in enumerate(images.names)}
+    return {"roc_auc": delong.macro_auc_influence(one_hot, scores)[1]} | by_class
 
 
-def _independent(images: Images, one_hot: np.ndarray) -> list[int]:
-    """Of each class, how many images (or patients) are of the rarer kind, it or the rest."""
-    units = np.arange(len(one_hot)) if images.groups is None else images.groups
-    return [min(len(np.unique(units[column])), len(np.unique(units[~column]))) for column in one_hot.T]
+def fewest_of(images: Images, name: str) -> int:
+    """Independent images (or patients) of the rarer kind, the class of an AUC or the rest; of roc_auc, of the
+    class with the fewest that has any."""
+    units = np.arange(len(images.true)) if images.groups is None else images.groups
+    counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class]))) for label, is_class
+              in zip(images.names, images.one_hot.T, strict=True) if name in ("roc_auc", f"roc_auc_{label}")]
+    return min(filter(None, counts), default=0)
 
 
 def _calibration_entries(images: Images) -> dict[str, dict]:
@@ -209,7 +206,7 @@ def _share_entries(images: Images, values: dict[str, float], thresholds: dict[st
         true, predicted = images.true == k, images.predicted == k
         shares |= {f"sensitivity_{name}": (predicted, true), f"specificity_{name}": (~predicted, ~true),
                    f"precision_{name}": (true, predicted)}
-    shares |= {name: (hit, among) for name, hit, among in operating_hits(images, thresholds)} if number == 2 else {}
+    shares |= operating_hits(images, thresholds if number == 2 else {})
     found = {}
     for name, (hit, among) in shares.items():
         bounds = wilson_interval(int((hit & among).sum()), int(among.sum()))
@@ -218,22 +215,3 @@ def _share_entries(images: Images, values: dict[str, float], thresholds: dict[st
     lower, upper = (2 * (1 - accuracy[bound]) / number for bound in ("upper", "lower"))
     found["hamming"] = entry(values["hamming"], lower, upper, "Wilson")
     return found
-
-
-def _moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(N, 8) whose weighted sums the figures are made of; 0 where the truth is unknown. Centred, so that no digits are lost."""
-    known = ~np.isnan(true)
-    middle = true[known].mean() if known.any() else 0.0
-    y, p = np.where(known, true - middle, 0.0), np.where(known, predicted - middle, 0.0)
-    return np.column_stack([known.astype(np.float64), y, p, y * y, p * p, y * p, np.abs(p - y), (p - y) ** 2])
-
-
-def _of_moments(sums: np.ndarray) -> dict[str, np.ndarray]:
-    n, y, p, yy, pp, yp, absolute, squared = sums.T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_true, of_predicted, together = yy - y * y / n, pp - p * p / n, yp - y * p / n
-        # a resample of one image, or of equal ones: what is left is rounding
-        flat = of_true <= 1e-12 * yy
-        return {"r2": np.where(flat, np.nan, 1 - squared / of_true),
-                "pearson": np.where(flat | (of_predicted <= 1e-12 * pp), np.nan, together / np.sqrt(of_true * of_predicted)),
-                "mae": absolute / n, "rmse": np.sqrt(squared / n)}

@@ -1,21 +1,20 @@
 """From a table of predicted numbers to figures.
 
-The table has a row an image: index, path, patient, split, then true_<target> and pred_<target> of each target, in the
-CSV's own units; a true value that is missing is NaN and left out of that target's figures.
+Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and left
+out of that target's figures. N is the number of images, T of targets.
 """
 
 import math
-import os
 
 import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError, RunError
-from util.core.run_files import read_table
+from util.metrics.bootstrap import mean_of_defined
+from util.metrics.predictions import SAMPLE_COLUMNS, require_finite
 from util.metrics.table import REGRESSION, of_kind
 from util.metrics.target_scale import TargetScale
 
-TEXT_COLUMNS = ("path", "patient", "split")
 # of a target; their means over the targets stand under the bare names
 FIGURES = tuple(metric.name for metric in of_kind(REGRESSION, "per_target") if metric.name != "n")
 
@@ -30,31 +29,11 @@ def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.nda
 
     Raises RunError where a prediction is NaN or infinite.
     """
-    bad = ~np.isfinite(predicted).all(axis=1)
-    if bad.any():
-        raise RunError(f"{bad.sum()} of {len(bad)} images have predictions that are NaN or infinite (the first: "
-                       f"{samples['path'].iloc[int(np.argmax(bad))]}): the weights have diverged or are damaged")
-    columns = {name: samples[name].to_numpy() for name in ("index", *TEXT_COLUMNS)}
+    require_finite(predicted, samples["path"], "predictions")
+    columns = {name: samples[name].to_numpy() for name in ("index", *SAMPLE_COLUMNS)}
     for number, name in enumerate(targets):
         columns |= {f"true_{name}": true[:, number], f"pred_{name}": predicted[:, number]}
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)
-
-
-def targets_of(columns) -> list[str]:
-    """The targets of a predictions table's header, in order."""
-    return [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
-
-
-def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
-    """Read what run_files.write_predictions wrote, equal in every bit. InputError for a file that is no such table."""
-    def columns(header):
-        names = targets_of(header)
-        return names and ["index", *TEXT_COLUMNS, *(f"true_{name}" for name in names)]
-
-    def types(header):
-        return {"index": np.int64} | {name: np.float64 for name in header if name.startswith(("true_", "pred_"))}
-
-    return read_table(path, columns, types)
 
 
 def target_figures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -63,18 +42,44 @@ def target_figures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     R² is 1 - squared error / squared deviation from the mean of these very images (scikit-learn's r2_score), NaN for
     fewer than two images or a constant truth; r is NaN where either side is constant. All are NaN for no image.
     """
+    found = target_figures_of(moments(true, predicted).sum(axis=0, keepdims=True))
+    return {name: float(value[0]) for name, value in found.items()} | {"n": int((~np.isnan(true)).sum())}
+
+
+def pairs_of(table: pd.DataFrame, targets: list[str]) -> dict[str, list[np.ndarray]]:
+    """{target: [true values (N,), predicted ones (N,)]} of a predictions table."""
+    return {name: [table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")] for name in targets}
+
+
+def moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(N, 8) whose weighted sums a target's metrics are made of; 0 where the truth is unknown. Centred, so that
+    no digits are lost."""
     known = ~np.isnan(true)
-    true, predicted = np.asarray(true, np.float64)[known], np.asarray(predicted, np.float64)[known]
-    if not len(true):
-        return dict.fromkeys(FIGURES, math.nan) | {"n": 0}
-    error = predicted - true
-    of_true, of_predicted = true - true.mean(), predicted - predicted.mean()
-    constant, flat = true.min() == true.max(), predicted.min() == predicted.max()
-    r2 = math.nan if constant else 1 - (error**2).sum() / (of_true**2).sum()
-    pearson = math.nan if constant or flat else (of_true * of_predicted).sum() / math.sqrt(
-        (of_true**2).sum() * (of_predicted**2).sum())
-    return {"r2": float(r2), "pearson": float(pearson), "mae": float(np.abs(error).mean()),
-            "rmse": float(math.sqrt((error**2).mean())), "n": len(true)}
+    y, p = (np.where(known, values - values[known].sum() / max(1, known.sum()), 0.0) for values in (true, predicted))
+    error = np.where(known, predicted - true, 0.0)
+    return np.column_stack([known.astype(np.float64), y, p, y * y, p * p, y * p, np.abs(error), error**2])
+
+
+def target_figures_of(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """(B, 8) sums of `moments` -> {metric: (B,)}."""
+    n, y, p, yy, pp, yp, absolute, squared = sums.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_true, of_predicted, together = yy - y * y / n, pp - p * p / n, yp - y * p / n
+        # a resample of one image, or of equal ones: what is left is rounding
+        flat = of_true <= 1e-12 * yy
+        is_flat = flat | (of_predicted <= 1e-12 * pp)
+        return {"r2": np.where(flat, np.nan, 1 - squared / of_true),
+                "pearson": np.where(is_flat, np.nan, together / np.sqrt(of_true * of_predicted)),
+                "mae": absolute / n, "rmse": np.sqrt(squared / n)}
+
+
+def figures_of(table: pd.DataFrame, targets: list[str]) -> dict[str, float]:
+    """All metrics of a predictions table but the loss: r2 … and n, then r2_<target> … and n_<target> of each."""
+    by_target = {name: target_figures(*pair) for name, pair in pairs_of(table, targets).items()}
+    means = {figure: float(mean_of_defined([found[figure] for found in by_target.values()]))
+             for figure in FIGURES}
+    return means | {"n": len(table)} | {f"{figure}_{name}": value for name, found in by_target.items()
+                                        for figure, value in found.items()}
 
 
 def smooth_l1(error: np.ndarray, beta: float) -> np.ndarray:
@@ -97,22 +102,10 @@ def regression_metrics(table: pd.DataFrame, scale: TargetScale, beta: float) -> 
         raise InputError(f"predictions: no columns of the target {', '.join(lacking)}")
     table = table.sort_values("index")  # sums of floats depend on their order, in the last bit
     true, predicted = (table[[f"{kind}_{name}" for name in scale.names]].to_numpy(np.float64) for kind in ("true", "pred"))
-    by_target = [target_figures(true[:, number], predicted[:, number]) for number in range(len(scale.names))]
     losses = smooth_l1(scale.standardise(predicted) - scale.standardise(true), beta)
-    known = losses[~np.isnan(losses)]
-    figures = {"loss": float(known.mean()) if len(known) else math.nan}
-    figures |= {figure: _mean_of_defined([entry[figure] for entry in by_target]) for figure in FIGURES}
-    figures["n"] = len(table)
-    for name, entry in zip(scale.names, by_target, strict=True):
-        figures |= {f"{figure}_{name}": entry[figure] for figure in (*FIGURES, "n")}
-    undefined = [name for name, entry in zip(scale.names, by_target, strict=True) if math.isnan(entry["r2"])]
-    notes = []
+    figures = {"loss": float(mean_of_defined(losses.ravel()))} | figures_of(table, list(scale.names))
+    undefined, notes = [name for name in scale.names if math.isnan(figures[f"r2_{name}"])], []
     if undefined:
         notes.append(f"R² is undefined for {', '.join(undefined)} (fewer than two values, or all the same): its mean is over "
-                     f"the other {len(by_target) - len(undefined)} of {len(by_target)} targets")
+                     f"the other {len(scale.names) - len(undefined)} of {len(scale.names)} targets")
     return figures, notes
-
-
-def _mean_of_defined(values: list[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan

@@ -4,17 +4,17 @@ B is the number of weightings, N of images, K of classes. What stands in the ord
 prepared once; a weighting then costs a few passes over N.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 
 from util.metrics import class_order
-from util.metrics.bootstrap import groups_of
+from util.metrics.bootstrap import groups_of, mean_of_defined
 from util.metrics.calibration import BINS, confidence_bins, softmax
-from util.metrics.classification import class_names_of, class_numbers, count_figures
+from util.metrics.predictions import class_names_of, class_numbers
 from util.metrics.table import METRICS, SCORE_PARTS
 
 OPERATING_POINTS = (0.90, 0.95)
@@ -42,7 +42,12 @@ class Ranks:
         return cls(order, inside, starts, begins[levels], ends[levels])
 
     def figures(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, N) -> AUC and average precision (B,), as metrics.rank_figures defines them; NaN where a kind is absent."""
+        """(B, N) -> ROC AUC and average precision (B,) of the class against the rest.
+
+        AUC is Mann and Whitney's U over all pairs, a tie counting half; NaN unless both kinds are there. Average
+        precision is the sum of (rise of recall) * precision over the thresholds, without interpolation, as
+        scikit-learn defines it; NaN where the class is absent.
+        """
         ordered = weights[:, self.order]
         running = np.cumsum(ordered, axis=1)
         total = running[:, -1]
@@ -97,23 +102,30 @@ class WeightedFigures:
     """
 
     def __init__(self, images: Images, thresholds: dict[str, float] | None = None, temperature: float | None = None):
-        self.images, self.thresholds = images, thresholds or {}
+        self.images = images
+        self.operating_hits = operating_hits(images, (thresholds or {}) if len(images.names) == 2 else {})
         one_hot = images.one_hot
         self.ranks = [Ranks.of(one_hot[:, k], images.probabilities[:, k]) for k in range(len(images.names))]
         cells = images.true * len(images.names) + images.predicted
         self.by_cell = np.argsort(cells, kind="stable")
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
         # a column each: sums of these over the images, divided by the weights' sum, are figures
-        columns = {"loss": _losses(images.logits, images.true), "brier": _squared_errors(images.probabilities, one_hot),
-                   "mae_grades": _distances(images)}
+        ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
+        columns = {"loss": _losses(images.logits, one_hot), "brier": _squared_errors(images.probabilities, one_hot),
+                   "mae_grades": np.abs(ranks[images.true] - ranks[images.predicted])}
         gaps = {"ece": _gaps(images.probabilities, images.true)}
         if temperature is not None:
             warm = softmax(images.logits / temperature)
-            columns |= {"loss_calibrated": _losses(images.logits / temperature, images.true),
+            columns |= {"loss_calibrated": _losses(images.logits / temperature, one_hot),
                         "brier_calibrated": _squared_errors(warm, one_hot)}
             gaps["ece_calibrated"] = _gaps(warm, images.true)
         self.means, self.gaps = list(columns), list(gaps)
-        self.columns = np.column_stack([*columns.values(), *gaps.values()]).astype(np.float32)
+        self.columns = np.column_stack([*columns.values(), *gaps.values()])
+
+    def values(self) -> dict[str, float]:
+        """The metrics of the images as they are, and their number."""
+        found = self(np.ones((1, len(self.images.true))))
+        return {name: float(value[0]) for name, value in found.items()} | {"n": len(self.images.true)}
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         images, number = self.images, len(self.images.names)
@@ -122,31 +134,77 @@ class WeightedFigures:
         confusion = confusion.reshape(len(weights), number, number)
         figures = count_figures(confusion, images.ranks) | class_count_figures(confusion, images.names)
         ranks = np.array([ranks.figures(weights) for ranks in self.ranks])  # (K, 2, B)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of no class that is there: NaN
-            figures["roc_auc"], figures["average_precision"] = np.nanmean(ranks, axis=0)
-            figures["score"] = np.nanmean([figures[part] for part in SCORE_PARTS], axis=0)
+        figures["roc_auc"], figures["average_precision"] = mean_of_defined(ranks)
+        figures["score"] = mean_of_defined([figures[part] for part in SCORE_PARTS])
         for k, name in enumerate(images.names):
             figures[f"roc_auc_{name}"], figures[f"average_precision_{name}"] = ranks[k]
         total = weights.sum(axis=1, dtype=np.float64)
-        columns = self.columns.astype(weights.dtype)
-        sums = weights @ columns
+        sums = weights @ self.columns.astype(weights.dtype, copy=False)
         figures |= {name: sums[:, place] / total for place, name in enumerate(self.means)}
         for place, name in enumerate(self.gaps):
             gaps = sums[:, len(self.means) + place * BINS:len(self.means) + (place + 1) * BINS]
             figures[name] = np.abs(gaps).sum(axis=1) / total
-        if number == 2:
-            figures |= self._at_thresholds(weights)
+        for name, (is_right, among) in self.operating_hits.items():
+            hits, number_among = (weights @ of.astype(weights.dtype) for of in (is_right & among, among))
+            figures[name] = _quotient(hits, number_among)
         if images.ranks is None:
             figures |= {metric.name: np.full(len(weights), np.nan) for metric in METRICS if metric.needs_order}
         return figures
 
-    def _at_thresholds(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = {}
-        for name, is_right, among in operating_hits(self.images, self.thresholds):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                figures[name] = weights @ (is_right & among).astype(weights.dtype) / (weights @ among.astype(weights.dtype))
-        return figures
+
+def confusion_matrix(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K, K) counts of images by true class (row) and predicted class (column); both are class numbers (N,)."""
+    counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The figures that need no more than counts, for one confusion matrix or a stack of them.
+
+    confusion: (..., K, K), rows true, columns predicted. Every value has shape (...).
+    F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient needs.
+    Hamming is that of (N, K) one-hot matrices: a wrong image has two wrong entries, so 2 * errors / (N * K).
+    Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always, and so is qwk, with quadratic weights of the
+    distance between the classes (Cohen, 1968), which is meant for grades: `ranks` (K,) are their places (not given: 0, 1, …).
+    Balanced accuracy is the mean recall
+    of the classes that are there. Everything is NaN for no images.
+    """
+    confusion = np.asarray(confusion, dtype=np.float64)
+    num_classes = confusion.shape[-1]
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    n, correct = true.sum(axis=-1), hits.sum(axis=-1)
+    some = np.where(n > 0, 1.0, np.nan)
+
+    def macro(part, whole):
+        return _quotient(part, whole, 0.0).mean(axis=-1) * some
+
+    accuracy = _quotient(correct, n)
+    # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.
+    kappa = 1 - _quotient(n * (n - correct), n * n - (true * predicted).sum(axis=-1))
+    ranks = np.arange(num_classes) if ranks is None else ranks
+    distance = (ranks[:, None] - ranks) ** 2
+    by_chance = np.einsum("...i,ij,...j->...", true, distance.astype(np.float64), predicted)
+    qwk = 1 - _quotient(n * (confusion * distance).sum(axis=(-2, -1)), by_chance)
+    present = true > 0
+    balanced = _quotient(_quotient(hits, true, 0.0).sum(axis=-1), present.sum(axis=-1))
+    return {
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced,
+        "f1": macro(2 * hits, true + predicted),
+        "hamming": _quotient(2 * (n - correct), n * num_classes),
+        "jaccard": macro(hits, true + predicted - hits),
+        "precision": macro(hits, predicted),
+        "recall": macro(hits, true),
+        "kappa": kappa,
+        "qwk": qwk,
+    }
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
+    """part / whole, and `otherwise` where whole is 0."""
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(part, whole, out=np.full(part.shape, otherwise), where=whole != 0)
 
 
 def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
@@ -158,9 +216,8 @@ def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     others = true.sum(axis=-1)[..., None] - true
-    with np.errstate(divide="ignore", invalid="ignore"):
-        by_figure = {"sensitivity": hits / true, "specificity": (others - (predicted - hits)) / others,
-                     "precision": hits / predicted, "f1": 2 * hits / (true + predicted), "n": true}
+    by_figure = {"sensitivity": _quotient(hits, true), "specificity": _quotient(others - (predicted - hits), others),
+                 "precision": _quotient(hits, predicted), "f1": _quotient(2 * hits, true + predicted), "n": true}
     return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items() for k, name in enumerate(names)}
 
 
@@ -183,24 +240,15 @@ def operating_thresholds(images: Images) -> dict[str, float]:
     return found
 
 
-def operating_hits(images: Images, thresholds: dict[str, float]):
-    """(name, (N,) rightly called, (N,) among whom) of each operating point."""
-    called, positive = images.probabilities[:, 1], images.true == 1
-    for name, threshold in thresholds.items():
-        if name.startswith("sensitivity"):
-            yield name, called >= threshold, positive
-        else:
-            yield name, called < threshold, ~positive
+def operating_hits(images: Images, thresholds: dict[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{operating point: ((N,) who is rightly called or passed over, (N,) among whom)}."""
+    scores, positive = images.probabilities[:, -1], images.true == 1
+    return {name: (scores >= threshold, positive) if name.startswith("sensitivity") else
+            (scores < threshold, ~positive) for name, threshold in thresholds.items()}
 
 
-def _distances(images: Images) -> np.ndarray:
-    ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
-    return np.abs(ranks[images.true] - ranks[images.predicted]).astype(np.float64)
-
-
-def _losses(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(true)), true]
+def _losses(logits: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
+    return -log_softmax(logits, axis=1)[one_hot]
 
 
 def _squared_errors(probabilities: np.ndarray, one_hot: np.ndarray) -> np.ndarray:

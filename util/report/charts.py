@@ -18,12 +18,12 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import numpy as np
 
+from util.core.disk import replacing
 from util.metrics.table import BY_NAME
 from util.report.fonts import fit_fonts, one_line, shown_names
 
@@ -297,13 +297,8 @@ def save_figure(figure: "Figure", path: str | os.PathLike, box: Box | str = "tig
     """
     from matplotlib.transforms import Bbox
 
-    path = Path(path)
     notes = fit_fonts(figure, *names)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 3},
                        pad_inches=0.12, bbox_inches=box if isinstance(box, str) else Bbox.from_extents(box))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return notes

@@ -8,6 +8,8 @@ import pandas as pd
 
 from util.metrics.bootstrap import wilson_interval
 from util.metrics.curves import Curves
+from util.metrics.predictions import CLASS_COLUMNS, class_numbers
+from util.metrics.weighted import confusion_matrix as count_confusions
 from util.report import charts
 from util.report.charts import HEIGHT, INK, MUTED, SERIES, SHARES, WIDTH, Chart, Panel, axes_in, own_style
 from util.report.fonts import MAX_NAME, shown_names
@@ -223,7 +225,8 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
 
     table_or_counts: a predictions table (columns true_class and predicted_class), or counts (K, K). Colour is
     the share of the row; each cell holds the count and that share, or the count alone where there are many
-    classes. Raises ValueError where the counts are not those of these K classes.
+    classes. Raises ValueError where the counts are not those of these K classes, InputError where the table is
+    not.
     """
     counts, num_classes = _counts(table_or_counts, names), len(names)
     is_dense, is_bare = num_classes > MAX_CLASSES_WITH_SHARES, num_classes > MAX_CLASSES_WITH_COUNTS
@@ -337,11 +340,8 @@ def commonest_confusions(counts: np.ndarray, most: int = 10) -> list[tuple[int, 
 
 def _counts(table_or_counts: pd.DataFrame | np.ndarray, names: list[str]) -> np.ndarray:
     if isinstance(table_or_counts, pd.DataFrame):
-        pairs = table_or_counts.groupby(["true_class", "predicted_class"]).size()
-        wanted = pd.MultiIndex.from_product([names, names])
-        if not pairs.index.isin(wanted).all():
-            raise ValueError(f"the table holds other classes than {', '.join(map(repr, names))}")
-        return pairs.reindex(wanted, fill_value=0).to_numpy().reshape(len(names), -1)
+        true, predicted = (class_numbers(table_or_counts, column, names) for column in CLASS_COLUMNS)
+        return count_confusions(true, predicted, len(names))
     if table_or_counts.shape != (len(names),) * 2 or not np.issubdtype(table_or_counts.dtype, np.integer):
         raise ValueError(f"whole counts ({len(names)}, {len(names)}) are needed; got {table_or_counts.dtype} "
                          f"{table_or_counts.shape}")

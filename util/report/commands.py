@@ -26,24 +26,21 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
         if name not in NOT_REPEATED and value != default and not (default is None and value in FILLED_IN.get(name, ())):
             words += _words(flag, value)
     unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
-    return _lines([*_launcher(processes), program], words), unknown
+    launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+    return _lines([*launcher, program], words), unknown
 
 
 def evaluation_command(kind: str, options: dict, checkpoint: Path) -> str:
     """The command that scores the run's best weights on test again; the folder and the pictures come from the checkpoint."""
-    words = ["--eval", "--resume", str(checkpoint)]
-    for name in ("task", "output_dir", "device"):
-        if options.get(name) not in (None, "", {"output_dir": "./output_dir", "device": "cuda"}.get(name)):
-            words += [f"--{name}", str(options[name])]
-    return _lines(["python", PROGRAMS[kind]], _pairs(words))
+    words = [["--eval"], ["--resume", str(checkpoint)]]
+    for name, default in {"task": "", "output_dir": "./output_dir", "device": "cuda"}.items():
+        if options.get(name) not in (None, "", default):
+            words.append([f"--{name}", str(options[name])])
+    return _lines(["python", PROGRAMS[kind]], words)
 
 
 def report_command(folder: Path) -> str:
     return f"python -m util.report {shlex.quote(str(folder))}"
-
-
-def _launcher(processes: int) -> list[str]:
-    return ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
 
 
 def _words(flag: Flag, value: object) -> list[list[str]]:
@@ -56,15 +53,6 @@ def _words(flag: Flag, value: object) -> list[list[str]]:
     if value is None:
         return []
     return [[f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]]
-
-
-def _pairs(words: list[str]) -> list[list[str]]:
-    groups: list[list[str]] = []
-    for word in words:
-        if word.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(word)
-    return groups
 
 
 def _lines(program: list[str], groups: list[list[str]], width: int = 92) -> str:

@@ -72,16 +72,11 @@ def add_new_fonts() -> bool:
     return bool(new)
 
 
-def _file_of(family: str) -> str:
-    from matplotlib import font_manager
-
-    return font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
-
-
 def _drawn_by(family: str, marks: set[str] | frozenset[str]) -> set[str]:
     from matplotlib import font_manager
 
-    font = font_manager.get_font(_file_of(family))
+    file = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
+    font = font_manager.get_font(file)
     return {mark for mark in marks if font.get_char_index(ord(mark))}
 
 
@@ -123,21 +118,9 @@ def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") 
         for k in lost:
             for form in (whole[k], short[k]):
                 found = re.sub(r"\s*".join(map(re.escape, "".join(form.split()))), f"{kind} {k}", found)
-        text.set_text(_without(missing, found))
+        text.set_text("".join("?" if mark in missing else mark for mark in found))
     listed = ", ".join(f"{kind} {k} is {short[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
     return missing_line(missing, listed)
-
-
-def image_font(text: str, size: int):
-    """For Pillow, which draws a text with one font: (the font, the text with "?" for what it lacks, lines)."""
-    from PIL import ImageFont
-
-    if text.isascii():
-        return ImageFont.load_default(size), text, []
-    fonts, missing = fonts_for(text)
-    file, drawn = _file_of(fonts[-1]), _drawn_by(fonts[-1], set(text))
-    font = ImageFont.truetype(str(file), size, index=getattr(file, "face_index", 0))
-    return font, _without(set(text) - drawn, text), missing_line(missing)
 
 
 def missing_line(missing: set[str], listed: str = "") -> list[str]:
@@ -151,10 +134,6 @@ def missing_line(missing: set[str], listed: str = "") -> list[str]:
                  + f": install {font} (Debian and Ubuntu: apt-get install {package}; elsewhere, or without root: put its file, "
                    "from notofonts.github.io, into the user's folder of fonts, such as ~/.local/share/fonts)")
     return list(_told)
-
-
-def _without(missing: set[str], text: str) -> str:
-    return "".join("?" if mark in missing else mark for mark in text)
 
 
 def one_line(text: str) -> str:

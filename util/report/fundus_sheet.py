@@ -1,10 +1,10 @@
 """What `--fundus_crop auto` found, for a look: a table of all images, and a sheet of some with their circles drawn."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw
 
 from util.core.run_files import write_whole
 from util.data.csv_columns import some
@@ -12,12 +12,16 @@ from util.data.images.as_shown import AS_SHOWN, Reading
 from util.data.images.files import ImageError, ImageSource
 from util.data.images.fundus import Field, small_image
 from util.data.images.fundus_fields import Fields
-from util.report.fonts import image_font
+from util.report.charts import INK, empty_figure, own_style, save_figure
+from util.report.fonts import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN, COLUMNS = 24, 6
-SIDE, CAPTION, FONT = 240, 18, 10  # pixels of a place on the sheet
+SIDE, CAPTION, GAP = 1.6, 0.12, 0.03  # inches of a place on the sheet
 MOST_WHOLE = 8  # of those shown
-CIRCLE, SQUARE, WHOLE, PAPER, INK = (255, 220, 40), (90, 200, 255), (255, 90, 70), (255, 255, 255), (20, 20, 20)
+CIRCLE, SQUARE, WHOLE = "#ffdc28", "#5ac8ff", "#ff5a46"
 
 
 def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path | None) -> list[str]:
@@ -39,6 +43,7 @@ def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path 
     return lines
 
 
+@own_style()
 def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) -> list[str]:
     """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table; a line where no
     font draws their names."""
@@ -46,49 +51,43 @@ def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) ->
     left = _spread(np.flatnonzero(whole), min(MOST_WHOLE, SHOWN))
     rows = _spread(np.flatnonzero(~whole), SHOWN - len(left))
     rows = np.concatenate([rows, _spread(np.flatnonzero(whole), SHOWN - len(rows))])
-    chosen = [(row.path, None if np.isnan(row.radius) else Field(row.x, row.y, row.radius))
-              for row in table.iloc[rows].itertuples()]
-    pictures = [_marked(ImageSource(path, reading), field) for path, field in chosen]
-    height = max(picture.height for picture in pictures) + CAPTION + 8  # of a line
-    paper = Image.new("RGB", (COLUMNS * SIDE, -(-len(rows) // COLUMNS) * height), PAPER)
-    lines = []
-    for number, (picture, (path, _)) in enumerate(zip(pictures, chosen, strict=True)):
-        left, bottom = number % COLUMNS * SIDE, (number // COLUMNS + 1) * height - CAPTION
-        paper.paste(picture, (left + (SIDE - picture.width) // 2, bottom - picture.height - 2))
-        font, name, of_fonts = image_font(_short(Path(path).name), FONT)
-        ImageDraw.Draw(paper).text((left + 6, bottom), name, fill=INK, font=font)
-        lines += of_fonts
-    partial = file.with_name(f".{file.name}.partial")
-    paper.save(partial, "PNG", optimize=True)
-    partial.replace(file)
-    return lines
+    width, height = COLUMNS * SIDE, -(-len(rows) // COLUMNS) * (SIDE + CAPTION)
+    figure = empty_figure(width, height)
+    for number, row in enumerate(table.iloc[rows].itertuples()):
+        left, top = number % COLUMNS * SIDE, height - number // COLUMNS * (SIDE + CAPTION)
+        axes = figure.add_axes(((left + GAP) / width, (top - SIDE) / height,
+                                (SIDE - 2 * GAP) / width, (SIDE - GAP) / height))
+        axes.set(xticks=[], yticks=[], anchor="S")
+        axes.spines[:].set_visible(False)
+        field = None if np.isnan(row.radius) else Field(row.x, row.y, row.radius)
+        _draw(axes, ImageSource(row.path, reading), field)
+        figure.text((left + GAP) / width, (top - SIDE - GAP) / height, _short(one_line(Path(row.path).name)),
+                    va="top", fontsize=5, color=INK, parse_math=False)
+    return save_figure(figure, file, (0, 0, width, height))
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] if len(rows) and most else rows[:0]
 
 
-def _marked(source: ImageSource, field: Field | None) -> Image.Image:
+def _draw(axes: "Axes", source: ImageSource, field: Field | None) -> None:
     """An image with its circle and the square that is cut out, or with a red frame where it stays whole."""
-    room = SIDE - 8
+    from matplotlib.patches import Circle, Rectangle
+
     try:
         pixels, factor = small_image(source)
     except ImageError:  # left out of the table of a run, but not with --skip_file_check
-        return Image.new("RGB", (room, room), INK)
-    scale = room / max(pixels.shape[:2])
-    picture = Image.fromarray(pixels).resize([max(1, round(side * scale)) for side in pixels.shape[1::-1]])
-    pen = ImageDraw.Draw(picture)
+        axes.set_facecolor(INK)
+        return
+    height, width = (side * factor for side in pixels.shape[:2])
+    axes.imshow(pixels, extent=(0, width, height, 0))
     if field is None:
-        pen.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=WHOLE, width=3)
-        pen.text((8, 6), "whole", fill=WHOLE)
-        return picture
-    of_file = scale / factor
-    left, top, side = (value * of_file for value in field.square)
-    pen.rectangle((left, top, left + side, top + side), outline=SQUARE)
-    circle = field.times(of_file)
-    pen.ellipse((circle.x - circle.radius, circle.y - circle.radius, circle.x + circle.radius, circle.y + circle.radius),
-                outline=CIRCLE, width=2)
-    return picture
+        axes.spines[:].set(visible=True, color=WHOLE, linewidth=1.5)
+        axes.text(0.03, 0.97, "whole", transform=axes.transAxes, va="top", fontsize=5, color=WHOLE)
+        return
+    left, top, side = field.square
+    axes.add_patch(Rectangle((left, top), side, side, fill=False, color=SQUARE, linewidth=0.5))
+    axes.add_patch(Circle((field.x, field.y), field.radius, fill=False, color=CIRCLE))
 
 
 def _short(name: str) -> str:

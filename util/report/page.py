@@ -9,9 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from util.core.run_files import write_whole
-from util.metrics.classification import confusion_matrix as count_confusions
 from util.metrics.curves import curves_of
 from util.metrics.table import BY_NAME
+from util.metrics.weighted import Images
+from util.metrics.weighted import confusion_matrix as count_confusions
 from util.report import bland_altman, charts, class_charts, words
 from util.report import metric_tables as tables
 from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
@@ -19,7 +20,7 @@ from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
 from util.report.learning_curves import learning_curves
 from util.report.mistakes import Mistake, mistakes
-from util.report.run_data import Outputs, Run, Split, class_metrics, read_run
+from util.report.run_data import Run, Split, class_metrics, read_run
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -52,14 +53,14 @@ def write_report(folder: str | Path) -> list[str]:
 # ---- charts ------------------------------------------------------------------------------------------------
 
 def _scored(run: Run, split: Split) -> Scored:
-    outputs = Outputs.of(split.table, run.names)
+    images = Images.of(split.table)
     temperature = split.entries.get("temperature", {}).get("value")
-    curves = curves_of(outputs.true, outputs.predicted, outputs.probabilities, outputs.logits, run.names,
+    curves = curves_of(images.true, images.predicted, images.probabilities, images.logits, run.names,
                        temperature)
-    counts = count_confusions(outputs.true, outputs.predicted, len(run.names))
+    counts = count_confusions(images.true, images.predicted, len(run.names))
     heading = f"{run.title}, {split.name}, {split.images:,} images"
     return Scored(split.name, heading, run.names, curves, counts,
-                  class_metrics(outputs, run.names, split.entries), split.entries)
+                  class_metrics(images, split.entries), split.entries)
 
 
 def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str],

@@ -5,8 +5,8 @@ older program's, or of one whose files were copied away.
 """
 
 import csv
-import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,12 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.metrics import classification, regression
+from util.core.run_files import read_log, read_metrics_json, read_object
+from util.metrics.classification import classification_metrics
+from util.metrics.predictions import kind_and_names, read_predictions
+from util.metrics.regression import figures_of
+from util.metrics.table import of_kind
+from util.metrics.weighted import Images, WeightedFigures
 
 SPLITS = ("test", "val")  # the one that a report is about first
 
@@ -59,7 +64,7 @@ class Run:
 
     @property
     def options(self) -> dict:
-        return _dict(self.facts.get("options"))
+        return as_dict(self.facts.get("options"))
 
     @property
     def title(self) -> str:
@@ -76,21 +81,22 @@ def read_run(folder: str | Path) -> Run:
     folder, missing = Path(folder), []
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name a run's, OUTPUT_DIR/TASK")
-    facts = _read_json(folder / "run.json", missing, "what was run, and how to repeat it, is not known") or {}
+    facts = _read(folder / "run.json", missing, "what was run, and how to repeat it, is not known",
+                  is_needed=True) or {}
     names, kind = _names_in(facts)
     splits = {}
     for name in SPLITS:
-        table, entries = _read_table(folder / f"predictions_{name}.csv", missing), None
-        if (folder / f"metrics_{name}.json").exists():
-            entries = _entries(_read_json(folder / f"metrics_{name}.json", missing, f"figures of {name} are not shown"))
+        table = _read(folder / f"predictions_{name}.csv", missing,
+                      f"{name} is shown by its stored metrics alone", read_predictions)
+        entries = _read(folder / f"metrics_{name}.json", missing, "the predictions alone count",
+                        read_metrics_json)
         if table is not None:
-            found = classification.class_names_of(table)
-            kind, names = ("classification", found) if found else ("regression", regression.targets_of(table.columns))
+            kind, names = kind_and_names(table)
             if not len(table):
                 missing.append(f"predictions_{name}.csv holds no image")
                 table = None
         if table is not None or entries:
-            splits[name] = Split(name, table, entries or {})
+            splits[name] = Split(name, table, _without_nan(entries or {}))
     if not splits:
         raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor figures: name a "
                          "run's folder, OUTPUT_DIR/TASK")
@@ -98,44 +104,38 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its predictions, "
                            "without intervals")
-            split.entries = _computed(split.table, kind, _dict(facts.get("options")).get("class_order"))
+            split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
-    leakage = folder / "leakage.json"
     return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
-               _best_epoch(folder), _read_json(leakage, missing, "leakage is not reported") if leakage.exists() else None,
+               _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
                _read_skipped(folder / "skipped_images.csv", missing), _heat_maps(folder / "heatmaps", missing), missing)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
-def _dict(value) -> dict:
+def as_dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read_json(path: Path, missing: list[str], consequence: str) -> dict | None:
-    """A JSON object, or None and a line."""
+def _read(path: Path, missing: list[str], consequence: str, read: Callable = read_object,
+          is_needed: bool = False) -> dict | pd.DataFrame | None:
+    """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
+    needed nor there."""
+    if not is_needed and not path.exists():
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except FileNotFoundError:
-        missing.append(f"{path.name} is not there: {consequence}")
-    except (OSError, ValueError) as error:
-        missing.append(f"{path.name} cannot be read ({error}): {consequence}")
-    else:
-        if isinstance(content, dict):
-            return content
-        missing.append(f"{path.name} holds no JSON object: {consequence}")
+        return read(path)
+    except InputError as error:
+        missing.append(f"{str(error).removeprefix(f'{path.parent}/')}: {consequence}")
     return None
 
 
-def _entries(stored: dict | None) -> dict[str, dict]:
-    """The figures whose value is a number or null, null and what is no number as None."""
-    found = {}
-    for name, entry in (stored or {}).items():
-        if isinstance(entry, dict) and "value" in entry:
-            found[str(name)] = entry | {part: number(entry.get(part)) for part in ("value", "lower", "upper")}
-    return found
+def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
+    """Value and bounds that are not finite as None."""
+    return {str(name): entry | {part: number(entry.get(part)) for part in ("value", "lower", "upper")}
+            for name, entry in entries.items()}
 
 
 def number(value) -> float | None:
@@ -144,57 +144,27 @@ def number(value) -> float | None:
     return value if good else None
 
 
-def _read_table(path: Path, missing: list[str]) -> pd.DataFrame | None:
-    """A predictions table of either task, or None (and a line where the file is there but is none)."""
-    if not path.exists():
-        return None
-    problems = []
-    for read in (classification.read_predictions, regression.read_predictions):
-        try:
-            return read(path)
-        except InputError as error:
-            problems.append(str(error))
-    missing.append(problems[0].removeprefix(f"{path.parent}/"))
-    return None
-
-
 def _names_in(facts: dict) -> tuple[list[str], str]:
-    data = _dict(facts.get("data"))
+    data = as_dict(facts.get("data"))
     if isinstance(data.get("class_names"), list):
         return [str(name) for name in data["class_names"]], "classification"
-    targets = _dict(data.get("targets")).get("names") or _dict(facts.get("options")).get("targets")
+    targets = as_dict(data.get("targets")).get("names") or as_dict(facts.get("options")).get("targets")
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
 
 
 def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
     """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
-    if kind == "classification":
-        figures = classification.classification_metrics(table, order)[0]
-    else:
-        figures = {"n": len(table)}
-        for name in regression.targets_of(table.columns):
-            found = regression.target_figures(table[f"true_{name}"].to_numpy(), table[f"pred_{name}"].to_numpy())
-            figures |= {f"{figure}_{name}": value for figure, value in found.items()}
-    return {name: {"value": number(float(value)), "lower": None, "upper": None} for name, value in figures.items()}
+    figures = (classification_metrics(table, order)[0] if kind == "classification" else
+               figures_of(table, kind_and_names(table)[1]))
+    return _without_nan({name: {"value": value} for name, value in figures.items()})
 
 
 def _read_log(path: Path, missing: list[str]) -> list[dict]:
     """The epochs of log.txt, by number; lines that are no epoch are counted."""
-    if not path.exists():
-        return []
-    rows, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = "cut"
-        if isinstance(row, dict) and number(row.get("epoch")) is not None:
-            rows.append(row)
-        elif row is not None:
-            bad += 1
+    rows, bad = read_log(path)
     if bad:
         missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
-    return sorted(rows, key=lambda row: row["epoch"])
+    return rows
 
 
 def _best_epoch(folder: Path) -> int | None:
@@ -220,55 +190,20 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
 
 
 def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
-    if not (folder / "heatmaps.json").exists():
-        return {}
-    stored = _read_json(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
+    stored = _read(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
     return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
 
 
 # ---- what is computed from a table ------------------------------------------------------------------------------------
 
-@dataclass
-class Outputs:
-    """A classification's table as arrays: true and predicted class numbers (N,), probabilities and logits (N, K)."""
-
-    true: np.ndarray
-    predicted: np.ndarray
-    probabilities: np.ndarray
-    logits: np.ndarray
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, names: list[str]) -> "Outputs":
-        """InputError for a class that has no column."""
-        index = pd.Index(names, dtype=object)
-        true, predicted = (index.get_indexer(table[column].astype(object)) for column in ("true_class", "predicted_class"))
-        if min(true.min(initial=0), predicted.min(initial=0)) < 0:
-            raise InputError("the predictions hold a class that has no column of probabilities")
-        return cls(true, predicted, *(table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64)
-                                      for kind in ("prob", "logit")))
-
-
-def class_metrics(outputs: Outputs, names: list[str], entries: dict[str, dict]) -> list[dict[str, dict]]:
-    """Of each class {figure: {"value", "lower", "upper"}}: the stored entries, and values computed for those that lack."""
-    confusion = classification.confusion_matrix(outputs.true, outputs.predicted, len(names)).astype(np.float64)
-    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    rows = []
-    for k, name in enumerate(names):
-        auc = precision = None
-        if not {f"roc_auc_{name}", f"average_precision_{name}"} <= entries.keys():  # sorting a million of them takes its time
-            auc, precision = classification.rank_figures(outputs.true == k, outputs.probabilities[:, k])
-        rest = len(outputs.true) - true[k]
-        computed = {
-            "n": true[k], "sensitivity": _over(hits[k], true[k]), "precision": _over(hits[k], predicted[k]),
-            "specificity": _over(rest - predicted[k] + hits[k], rest), "f1": _over(2 * hits[k], true[k] + predicted[k]),
-            "roc_auc": auc, "average_precision": precision}
-        rows.append({figure: entries.get(f"{figure}_{name}") or {"value": number(value), "lower": None, "upper": None}
-                     for figure, value in computed.items()})
-    return rows
-
-
-def _over(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
+def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
+    """Of each class {metric: {"value", "lower", "upper"}}: the stored entries; values are computed where
+    those lack."""
+    metrics = [metric.name for metric in of_kind("classification", "per_class")]
+    wanted = {f"{metric}_{name}" for metric in metrics for name in images.names}
+    computed = {} if wanted <= entries.keys() else WeightedFigures(images).values()
+    entries = _without_nan({name: {"value": value} for name, value in computed.items()}) | entries
+    return [{metric: entries[f"{metric}_{name}"] for metric in metrics} for name in images.names]
 
 
 def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:

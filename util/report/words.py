@@ -7,7 +7,7 @@ import pandas as pd
 from util.core.plain_numbers import mean_and_deviation
 from util.metrics.table import is_better_low
 from util.report.metric_tables import undefined, written
-from util.report.run_data import Run
+from util.report.run_data import Run, as_dict
 
 EXAMPLES = 4  # of each kind of finding
 KINDS = {"same bytes": "the very same file", "same pixels": "the same image in another file", "near duplicate":
@@ -15,10 +15,6 @@ KINDS = {"same bytes": "the very same file", "same pixels": "the same image in a
 NOTES = "From reading the data:"
 FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained",
             "lora": "LoRA: adapters and the head trained"}
-
-
-def _dict(value) -> dict:
-    return value if isinstance(value, dict) else {}
 
 
 def _adaptation(options: dict) -> str:
@@ -29,7 +25,7 @@ def _adaptation(options: dict) -> str:
 
 def subtitle(run: Run) -> str:
     """Model, adaptation and date, as far as they are known."""
-    model, options = _dict(run.facts.get("model")), run.options
+    model, options = as_dict(run.facts.get("model")), run.options
     parts = [str(model.get("arch") or options.get("model_arch") or options.get("model") or ""),
              _adaptation(options), str(run.facts.get("started") or "")[:10]]
     said = ", ".join(part for part in parts if part)
@@ -46,7 +42,7 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     if run.skipped:
         found.append((f"{_number_of_images(len(run.skipped))} could not be read and had to be left out.",
                       [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]] + _more(len(run.skipped))))
-    notes = _dict(run.facts.get("data")).get("notes")
+    notes = as_dict(run.facts.get("data")).get("notes")
     if isinstance(notes, list) and notes:
         found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
@@ -68,7 +64,7 @@ def _leakage(run: Run) -> list[tuple[str, list[str]]]:
     if run.leakage is None:
         return []
     findings = [finding for finding in run.leakage.get("findings") or [] if isinstance(finding, dict)]
-    counts, found = _dict(run.leakage.get("counts")), []
+    counts, found = as_dict(run.leakage.get("counts")), []
     kinds = dict.fromkeys([*KINDS, *(str(kind) for kind in counts), *(str(f.get("kind")) for f in findings)])
     for kind in kinds:
         own = [finding for finding in findings if finding.get("kind") == kind]
@@ -88,7 +84,7 @@ def _leakage(run: Run) -> list[tuple[str, list[str]]]:
 def _finding(finding: dict) -> str:
     splits = " and ".join(map(str, finding.get("splits") or []))
     if finding.get("patient") is not None:
-        counts = ", ".join(f"{split} {number}" for split, number in _dict(finding.get("counts")).items())
+        counts = ", ".join(f"{split} {number}" for split, number in as_dict(finding.get("counts")).items())
         return f"patient {finding['patient']}: {counts or splits}"
     similarity = finding.get("similarity")
     alike = f" (similarity {written(float(similarity))})" if isinstance(similarity, (int, float)) else ""
@@ -125,7 +121,7 @@ def _absent(run: Run) -> list[tuple[str, list[str]]]:
 
 def _images(run: Run) -> dict[str, dict[str, int]]:
     """{split: {class: images}}: of run.json, and for val and test of the predictions where there are any."""
-    stored = _dict(_dict(run.facts.get("data")).get("images"))
+    stored = as_dict(as_dict(run.facts.get("data")).get("images"))
     counts = {split: {str(name): number for name, number in by_class.items() if isinstance(number, int)}
               for split, by_class in stored.items() if isinstance(by_class, dict)}
     for split in run.splits.values():
@@ -136,7 +132,7 @@ def _images(run: Run) -> dict[str, dict[str, int]]:
 
 def _patients(run: Run) -> dict[str, dict[str, int]]:
     """{split: {class: patients}} where they are known; of train only where run.json says so."""
-    stored = _dict(_dict(run.facts.get("data")).get("patients"))
+    stored = as_dict(as_dict(run.facts.get("data")).get("patients"))
     counts = {split: by_class for split, by_class in stored.items() if isinstance(by_class, dict)}
     for split in run.splits.values():
         if split.patients and "true_class" in split.table:
@@ -174,7 +170,7 @@ def _classes(run: Run) -> DataTable | None:
 
 
 def _targets(run: Run) -> DataTable:
-    stored = _dict(_dict(run.facts.get("data")).get("images"))
+    stored = as_dict(as_dict(run.facts.get("data")).get("images"))
     counts = {split: number for split, number in stored.items() if isinstance(number, int)}
     counts |= {split.name: split.images for split in run.splits.values() if split.images}
     splits = [split for split in ("train", "val", "test") if split in counts]
@@ -204,7 +200,7 @@ def _spread(values: pd.Series) -> str:
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """[(term, text)] of run.json, as far as it says."""
-    facts, options, model = run.facts, run.options, _dict(run.facts.get("model"))
+    facts, options, model = run.facts, run.options, as_dict(run.facts.get("model"))
     counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"), ("trained", "of them trained"))
               if isinstance(model.get(key), int)]
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
@@ -212,7 +208,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""), str(model.get("arch") or ""), *counts, size)
                                 if part)),
             ("Weights", _weights_text(weights) if "weights" in facts else ""),
-            ("Normalisation", _normalisation(_dict(facts.get("normalisation")))),
+            ("Normalisation", _normalisation(as_dict(facts.get("normalisation")))),
             ("Adaptation", _adaptation(options)),
             ("Training", _training(run)),
             ("Chosen by", _chosen_by(str(options.get("select_metric") or ""))),
@@ -221,9 +217,9 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
                 f"precision {facts['precision']}" if facts.get("precision") else "") if part)),
             ("Started", _when(facts)),
             ("Code", f"commit {facts['commit']}".replace("+", " with uncommitted changes") if facts.get("commit") else ""),
-            ("Versions", ", ".join(f"{name} {version}" for name, version in _dict(facts.get("versions")).items())),
-            ("Data", f"fingerprint {_dict(facts.get('data')).get('fingerprint')}"
-             if _dict(facts.get("data")).get("fingerprint") else "")]
+            ("Versions", ", ".join(f"{name} {version}" for name, version in as_dict(facts.get("versions")).items())),
+            ("Data", f"fingerprint {as_dict(facts.get('data')).get('fingerprint')}"
+             if as_dict(facts.get("data")).get("fingerprint") else "")]
     return [(term, text) for term, text in rows if text] or [("run.json", "is not there or says nothing")]
 
 
@@ -266,5 +262,5 @@ def _when(facts: dict) -> str:
     resumed = facts.get("resumed") if isinstance(facts.get("resumed"), list) else []
     text = str(facts.get("started") or "")
     for again in resumed:
-        text += f"; resumed at epoch {_dict(again).get('epoch')} on {_dict(again).get('started')}"
+        text += f"; resumed at epoch {as_dict(again).get('epoch')} on {as_dict(again).get('started')}"
     return text

@@ -21,9 +21,15 @@ from scipy.special import stdtr
 from util.core.errors import InputError
 from util.metrics import delong
 from util.metrics.bootstrap import draws_for, groups_of, percentile_interval
-from util.metrics.classification import classification_metrics
-from util.metrics.intervals import bootstrap_interval, classification_replicates, is_shifted, regression_replicates
-from util.metrics.regression import FIGURES, target_figures
+from util.metrics.intervals import (
+    auc_influences,
+    bootstrap_interval,
+    classification_replicates,
+    fewest_of,
+    is_shifted,
+    regression_replicates,
+)
+from util.metrics.regression import figures_of as regression_figures
 from util.metrics.table import of_kind
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
@@ -140,35 +146,20 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = 
                    {name: each.mean(axis=0) for name, each in influences.items()})
 
 
-def _of_classification(run: Run, draws: int, seed: int):
+def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     order = run.settings.get("class_order")
-    images = Images.of(run.table, order)
-    values = {name: float(value[0]) for name, value in WeightedFigures(images)(np.ones((1, len(images.true)))).items()}
-    return values | classification_metrics(run.table, order)[0], classification_replicates(run.table, draws, seed, order)
+    values = WeightedFigures(Images.of(run.table, order)).values()
+    return values, classification_replicates(run.table, draws, seed, order)
 
 
-def _of_regression(run: Run, draws: int, seed: int):
-    by_target = {name: target_figures(run.table[f"true_{name}"].to_numpy(), run.table[f"pred_{name}"].to_numpy())
-                 for name in run.labels}
-    values = {f"{figure}_{name}": float(value) for name, figures in by_target.items() for figure, value in figures.items()}
-    for figure in FIGURES:
-        defined = [figures[figure] for figures in by_target.values() if not math.isnan(figures[figure])]
-        values[figure] = float(np.mean(defined)) if defined else math.nan
-    return values | {"n": float(len(run.table))}, regression_replicates(run.table, run.labels, draws, seed)
+def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    return regression_figures(run.table, run.labels), regression_replicates(run.table, run.labels, draws, seed)
 
 
 def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
-    if run.kind != "classification":
+    if not any(name.startswith("roc_auc") for name in names):
         return {}
-    images = Images.of(run.table)
-    found = {}
-    for name in names:
-        if name == "roc_auc":
-            found[name] = delong.macro_auc_influence(images.one_hot, images.probabilities)[1]
-        elif name.startswith("roc_auc_"):
-            k = images.names.index(name.removeprefix("roc_auc_"))
-            found[name] = delong.auc_influence(images.one_hot[:, k], images.probabilities[:, k])[1]
-    return found
+    return {name: influence for name, influence in auc_influences(Images.of(run.table)).items() if name in names}
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
@@ -228,9 +219,8 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
         return Summary(group.name, metric, tuple(entry["value"] for entry in stored), single.get("lower", math.nan),
                        single.get("upper", math.nan), method)
     values = figures.values[metric]
-    agree = [metric in run.entries and bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
-             for run, entry, value in zip(group.runs, stored, values, strict=True)]
-    for run, entry, value, agrees in zip(group.runs, stored, values, agree, strict=True):
+    for run, entry, value in zip(group.runs, stored, values, strict=True):
+        agrees = bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
         if not agrees and metric in run.entries:
             notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored predictions give "
                          f"{value:.4f}, shown here: the files are of two evaluations, or the classes' order is another one")
@@ -238,7 +228,7 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
     if undefined:
         notes.append(f"{metric} is undefined for {undefined} of {len(values)} run(s) of {group.name}")
     single = group.runs[0]
-    if len(values) == 1 and agree[0] and not single.patients_lent and not math.isnan(stored[0]["lower"]):
+    if len(values) == 1 and agrees and not single.patients_lent and not math.isnan(stored[0]["lower"]):
         return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"], stored[0].get("method") or "")
     lower, upper, method = _interval(metric, figures, single, patients)
     return Summary(group.name, metric, tuple(float(value) for value in values), lower, upper, method)
@@ -249,20 +239,12 @@ def _interval(metric: str, figures: Figures, run: Run, patients: np.ndarray | No
     if math.isnan(value) or metric not in figures.replicates:
         return unknown
     if metric in figures.influences:
-        fewest = _fewest(metric, run, patients)
+        fewest = fewest_of(Images.of(run.table), metric)
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients), fewest)
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
     return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
-
-
-def _fewest(metric: str, run: Run, patients: np.ndarray | None) -> int:
-    """Independent images (or patients) of the rarer kind, of the class with the fewest that has any."""
-    true, units = run.table["true_class"], np.arange(len(run.table)) if patients is None else patients
-    names = run.labels if metric == "roc_auc" else [metric.removeprefix("roc_auc_")]
-    counts = [min(len(np.unique(units[true == name])), len(np.unique(units[true != name]))) for name in names]
-    return min((count for count in counts if count), default=0)
 
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
@@ -306,7 +288,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     number, influences = len(figures), np.array([each.influences[metric] for each in figures])
     found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences, patients)
     _, freedom, p = found
-    fewest, units = _fewest(metric, groups[0].runs[0], patients), "images" if patients is None else "patients"
+    fewest, units = fewest_of(Images.of(groups[0].runs[0].table), metric), "images" if patients is None else "patients"
     if np.isnan(influences).any():
         notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of the rest")
     elif math.isnan(p):
@@ -380,13 +362,9 @@ def with_seeds(difference: float, of_images: float, first: np.ndarray, second: n
 def holm(p: list[float]) -> list[float]:
     """Holm's step-down correction (Scandinavian Journal of Statistics 1979): the chance of any false alarm among all tests
     stays below the level. NaN stays NaN and does not count."""
-    numbers = np.asarray(p, dtype=np.float64)
-    corrected = np.full(len(numbers), math.nan)
-    order = [place for place in np.argsort(numbers) if not math.isnan(numbers[place])]
-    so_far = 0.0
-    for rank, place in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(order) - rank) * numbers[place]))
-        corrected[place] = so_far
+    corrected = np.array(p, dtype=np.float64)
+    order = np.argsort(corrected)[:np.count_nonzero(~np.isnan(corrected))]  # NaN is sorted to the end
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, corrected[order] * np.arange(len(order), 0, -1)))
     return corrected.tolist()
 
 
@@ -410,14 +388,9 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
 
 def tests_table(comparison: Comparison) -> pd.DataFrame:
     """A row a test, with the columns of `Test`."""
-    return _table(Test, comparison.tests)
+    return pd.DataFrame(map(vars, comparison.tests), columns=list(Test.__dataclass_fields__))
 
 
 def joint_table(comparison: Comparison) -> pd.DataFrame:
     """A row a joint test, with the columns of `JointTest`."""
-    return _table(JointTest, comparison.joint)
-
-
-def _table(kind: type, rows: list) -> pd.DataFrame:
-    columns = list(kind.__dataclass_fields__)
-    return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns)
+    return pd.DataFrame(map(vars, comparison.joint), columns=list(JointTest.__dataclass_fields__))

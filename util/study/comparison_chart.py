@@ -6,12 +6,17 @@ matplotlib is imported where the picture is drawn (see util/report/charts.py).
 import math
 import os
 import textwrap
+from typing import TYPE_CHECKING
 
 from util.metrics.table import is_better_low
 from util.report.charts import save_figure, titled
 from util.report.fonts import shown_names
-from util.study.comparison import LEVEL, Comparison
+from util.study.comparison import LEVEL, Comparison, Summary, Test
 from util.study.comparison_text import difference_text, figure_text, p_text, summary_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_METRICS = 6  # beside each other
 MOST_PAIRS = 15  # beyond, the differences from the first group alone are drawn
@@ -44,7 +49,8 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
         return notes + save_figure(figure, path, names=(names, "group"))
 
 
-def _draw(comparison, metrics, tests, pairs, labels):
+def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], pairs: list[tuple[str, str]],
+          labels: dict[str, str]) -> "Figure":
     from matplotlib.figure import Figure
 
     heights = [len(labels), *([len(pairs)] if pairs else [])]
@@ -83,38 +89,42 @@ def _draw(comparison, metrics, tests, pairs, labels):
     return figure
 
 
-def _draw_groups(axes, summaries):
+def _draw_groups(axes: "Axes", summaries: list[Summary]) -> None:
     for row, one in enumerate(summaries):
-        if math.isnan(one.mean):
-            axes.text(0.02, row, "undefined", transform=axes.get_yaxis_transform(), fontsize=7, color=GREY, va="center")
-            continue
-        if not math.isnan(one.lower):
-            axes.plot([one.lower, one.upper], [row, row], color=BLUE, linewidth=1.4, solid_capstyle="butt")
-        if len(one.values) > 1:
+        if len(one.values) > 1 and not math.isnan(one.mean):
             axes.plot(one.values, [row] * len(one.values), "o", color="none", markeredgecolor=GREY, markersize=4, zorder=3)
-        axes.plot([one.mean], [row], "s", color=BLUE, markersize=5, zorder=4)
-        axes.annotate(summary_text(one), (one.mean, row), (0, 4), **NOTE)
+        _draw_row(axes, row, (one.mean, one.lower, one.upper), summary_text(one), BLUE, BLUE)
 
 
-def _draw_differences(axes, tests, pairs):
+def _draw_differences(axes: "Axes", tests: list[Test], pairs: list[tuple[str, str]]) -> None:
     if tests:
         axes.axvline(0, color="0.4", linewidth=0.8)
     by_pair = {(test.first, test.second): test for test in tests}
     for row, pair in enumerate(pairs):
         test = by_pair.get(pair)
-        if test is None or math.isnan(test.difference):
-            text = "undefined" if test is not None else "no test"
-            axes.text(0.02, row, text, transform=axes.get_yaxis_transform(), fontsize=7, color=GREY, va="center")
+        if test is None:
+            _draw_row(axes, row, (math.nan,) * 3, "no test")
             continue
         colour = RED if test.p_holm < LEVEL else BLUE
-        if not math.isnan(test.lower):
-            axes.plot([test.lower, test.upper], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")
-        axes.plot([test.difference], [row], "s", color=colour if test.p_holm < LEVEL else "white", markeredgecolor=colour,
-                  markersize=5, zorder=4)
-        axes.annotate(difference_text(test), (test.difference, row), (0, 4), **NOTE)
+        _draw_row(axes, row, (test.difference, test.lower, test.upper), difference_text(test), colour,
+                  colour if test.p_holm < LEVEL else "white")
 
 
-def _keep_inside(axes):
+def _draw_row(axes: "Axes", row: int, estimate: tuple[float, float, float], text: str, colour: str = GREY,
+              filled: str = GREY) -> None:
+    """A value with its interval and its text; a word in place of a value that is not defined."""
+    value, lower, upper = estimate
+    if math.isnan(value):
+        axes.text(0.02, row, text if text == "no test" else "undefined", transform=axes.get_yaxis_transform(), fontsize=7,
+                  color=GREY, va="center")
+        return
+    if not math.isnan(lower):
+        axes.plot([lower, upper], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")
+    axes.plot([value], [row], "s", color=filled, markeredgecolor=colour, markersize=5, zorder=4)
+    axes.annotate(text, (value, row), (0, 4), **NOTE)
+
+
+def _keep_inside(axes: "Axes") -> None:
     """Texts over points near an end of the axis grow inwards, not into the next panel."""
     left, right = axes.get_xlim()
     for text in axes.texts:
@@ -123,7 +133,7 @@ def _keep_inside(axes):
             text.set_horizontalalignment("left" if place < 0.28 else "right" if place > 0.72 else "center")
 
 
-def _caption(comparison, metrics, tested):
+def _caption(comparison: Comparison, metrics: list[str], tested: bool) -> str:
     parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals."]
     if any(len(group.runs) > 1 for group in comparison.groups):
         parts.append("Squares: means over seeds; circles: single seeds.")

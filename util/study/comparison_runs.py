@@ -3,9 +3,7 @@
 N is the number of images of the split.
 """
 
-import csv
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.metrics import classification, regression
+from util.core.run_files import read_metrics_json, read_object
+from util.metrics.predictions import kind_and_names, read_predictions
 from util.options.stored import as_now
 from util.options.table import FLAGS
 
@@ -44,8 +43,7 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """Its classes in the order of the outputs, or its targets."""
-        return classification.class_names_of(self.table) if self.kind == "classification" else regression.targets_of(
-            self.table.columns)
+        return kind_and_names(self.table)[1]
 
 
 @dataclass
@@ -75,10 +73,10 @@ def read_run(folder: Path, split: str) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder of a run, "
                          "OUTPUT_DIR/TASK")
-    facts = _json(folder / "run.json", f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
-    options = facts.get("options")
-    if not isinstance(options, dict):
-        raise InputError(f"{folder / 'run.json'} holds no options: it is not this program's")
+    if not (folder / "run.json").exists():
+        raise InputError(f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
+    facts = read_object(folder / "run.json", "options")
+    options = facts["options"]
     lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv") if not (folder / name).exists()]
     if lacking:
         remedy = (f"score it: main_finetune.py (or main_regression.py) --eval --resume {folder}/checkpoint-best.pth "
@@ -86,15 +84,14 @@ def read_run(folder: Path, split: str) -> Run:
                   "first epoch's end")
         raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never scored: {remedy}")
     path = folder / f"predictions_{split}.csv"
-    kind = _kind_of(path)
-    table = (classification if kind == "classification" else regression).read_predictions(path)
+    table = read_predictions(path)
     if table.empty:
         raise InputError(f"{path} holds no image")
     if table["index"].duplicated().any():
         raise InputError(f"{path} holds an index twice: it is damaged")
     fingerprint = str((facts.get("data") or {}).get("fingerprint") or "")
-    return Run(folder, kind, _settings(options, facts, fingerprint), options.get("seed"),
-               _entries(folder / f"metrics_{split}.json"), table, fingerprint)
+    return Run(folder, kind_and_names(table)[0], _settings(options, facts, fingerprint), options.get("seed"),
+               read_metrics_json(folder / f"metrics_{split}.json"), table, fingerprint)
 
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
@@ -103,37 +100,6 @@ def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
     # the pictures themselves count, not where they are mounted
     place = options.get("csv_file") or options.get("data_path")
     return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
-
-
-def _json(path: Path, otherwise: str) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(otherwise) from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): the run was cut, or the file is damaged") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not this program's: an object is expected")
-    return content
-
-
-def _entries(path: Path) -> dict[str, dict]:
-    entries = {}
-    for name, entry in _json(path, f"{path} can't be read").items():
-        if not isinstance(entry, dict) or "value" not in entry:
-            raise InputError(f"{path}: {name} has no value; this program writes {{\"value\", \"lower\", \"upper\"}}")
-        try:
-            entries[name] = entry | {part: math.nan if entry.get(part) is None else float(entry[part])
-                                     for part in ("value", "lower", "upper")}
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: {name} is no number ({error})") from error
-    return entries
-
-
-def _kind_of(path: Path) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        header = next(csv.reader(file), [])
-    return "regression" if any(name.startswith("pred_") for name in header) else "classification"
 
 
 # ---- the same images ------------------------------------------------------------------------------------------------
@@ -205,12 +171,7 @@ def _positions(mine: list[str], theirs: list[str]) -> np.ndarray | None:
 
 
 def _numbered(names: list[str]) -> list[tuple[str, int]]:
-    seen: Counter = Counter()
-    keys = []
-    for name in names:
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
+    return list(zip(names, pd.Series(names, dtype=object).groupby(names).cumcount(), strict=True))
 
 
 def _below_common_folder(paths: list[str]) -> list[str]:

@@ -86,7 +86,7 @@ class _Reader:
             if key not in top:
                 raise InputError(f"{self.path}: {key} is not given; a grid needs name and backbones")
         nodes = {key: node for key, (node, _) in top.items()}
-        name = self.folder_name(nodes["name"], "name")
+        name = self.checked_name(self.text(nodes["name"], "name"), nodes["name"], "name")
         program = self.text(nodes["program"], "program") if "program" in nodes else TRAINING[0]
         if program not in TRAINING:
             raise self.error(_line(nodes["program"]), "program", f"{program} is none of {', '.join(TRAINING)}")
@@ -334,9 +334,6 @@ class _Reader:
         if node.tag == "tag:yaml.org,2002:null":
             raise self.error(_line(node), key, "has no value; leave it out, or write \"\" for an empty one")
         return node.value
-
-    def folder_name(self, node, key: str) -> str:
-        return self.checked_name(self.text(node, key), node, key)
 
     def checked_name(self, name: str, node, key: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):

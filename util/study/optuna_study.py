@@ -105,9 +105,11 @@ def open_storage(place: str):
         url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
     if url.drivername.startswith("sqlite") and url.database:
         _make_folder(place, Path(url.database).parent)
+    # sqlite waits for another process's writing instead of failing at once
+    engine = {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
     for left in reversed(range(OPENING_TRIES)):
         try:
-            return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_engine(url))
+            return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
             if not left:
@@ -131,11 +133,6 @@ def _postgres_driver(shown: str) -> str:
         if find_spec(driver):
             return driver
     raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install 'psycopg[binary]'")
-
-
-def _engine(url) -> dict:
-    # sqlite waits for another process's writing instead of failing at once
-    return {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
 
 
 def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
@@ -203,11 +200,16 @@ def is_alive(trial: FrozenTrial) -> bool:
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of the study's total: ended by itself, or running."""
-    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-        return True
-    if trial.state == TrialState.FAIL:
-        return "reason" in trial.user_attrs
-    return trial.state == TrialState.RUNNING and is_alive(trial)
+    if trial.state == TrialState.RUNNING:
+        return is_alive(trial)
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or bool(reason_of(trial))
+
+
+def reason_of(trial: FrozenTrial) -> str:
+    """Why a trial is marked failed for good; '' for any other, also one whose parameters are queued again."""
+    starts = trial.user_attrs.get("starts", 1)
+    was_killed = trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
+    return trial.user_attrs.get("reason", f"its process was killed {starts} times" if was_killed else "")
 
 
 def take_back_killed(study: optuna.Study) -> list[str]:
@@ -219,8 +221,6 @@ def take_back_killed(study: optuna.Study) -> list[str]:
             continue
         starts = trial.user_attrs.get("starts", 1)
         try:
-            if starts >= MOST_STARTS:
-                study._storage.set_trial_user_attr(trial._trial_id, "reason", f"its process was killed {starts} times")
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):  # another process was quicker
             continue
@@ -257,6 +257,7 @@ def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Tri
         trial.set_user_attr("lease", lease(LEASE_S))
         before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number and counts(other)]
         if len(before) >= settings.total:  # two processes asked for the last one together
+            trial.set_user_attr("surplus", True)
             study.tell(trial, state=TrialState.FAIL)
             continue
         study.sampler = sampler_of(settings, trial.number)
@@ -309,7 +310,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     for trial in study.get_trials(deepcopy=False):
         seconds = trial.duration.total_seconds() if trial.duration else None
         rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, "seconds": seconds,
-                     "best_epoch": trial.user_attrs.get("best_epoch"), "reason": trial.user_attrs.get("reason", ""),
+                     "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
                      **trial.params, **trial.user_attrs.get("test", {})})
     return pd.DataFrame(rows)
 

@@ -8,7 +8,6 @@ to one of them.
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import signal
@@ -19,10 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-from util.core import signals
-from util.core.errors import InputError, RunError
+from util.core import run_lock, signals
+from util.core.child import Children
+from util.core.errors import InputError
+from util.core.run_files import read_object
 from util.options import starts
 from util.options.checks import take_params
 from util.options.groups import Options
@@ -78,10 +78,11 @@ def _facts(cell: Cell) -> dict | None:
     if not path.exists():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return facts | {"options": as_now(dict(facts["options"]))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} can't be read ({error}): remove {cell.folder}, and its run begins anew") from error
+        facts = read_object(path, "options")
+    except InputError as error:
+        raise InputError(f"{path} can't be read ({error.__cause__ or error}): remove {cell.folder}, and its run begins anew"
+                         ) from error
+    return facts | {"options": as_now(facts["options"])}
 
 
 def _is_scored(cell: Cell) -> bool:
@@ -135,16 +136,14 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
     if others:
         _say(f"note: {len(others)} finished runs had another number of processes than {processes} ({others[0]}: "
              f"{_processes(next(cell for cell in grid.cells if cell.name == others[0]))}), so another effective batch")
-    with Stopper() as stopper:
+    with Children() as children:
         for number, cell in enumerate(grid.cells, 1):
             if found[cell.name] == FINISHED:
                 continue
-            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", stopper)
-            if code == signals.EXIT_CODE and not stopper.signal:  # a scheduler has told the run alone
-                stopper.signal = signal.SIGTERM
-            if stopper.signal:
-                outcome.stopped_by = stopper.signal
-                print(f"stopped in {cell.name} by {signal.Signals(stopper.signal).name}: what was saved stays; the same "
+            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", children)
+            if code == signals.EXIT_CODE or children.asked:  # or a scheduler has told the run alone
+                outcome.stopped_by = children.asked or signal.SIGTERM
+                print(f"stopped in {cell.name} by {signal.Signals(outcome.stopped_by).name}: what was saved stays; the same "
                       "command goes on with the study", file=sys.stderr, flush=True)
                 return outcome
             if code:
@@ -157,7 +156,7 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
 
 
 def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Options], Options], title: str,
-              stopper: "Stopper") -> int:
+              children: Children) -> int:
     """Exit code of a cell; 0 where it is finished by now."""
     with _locked(cell) as lock:
         if lock is None:
@@ -168,7 +167,8 @@ def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Optio
             return 0
         _say(f"{title}{' goes on' if state == BEGUN else ''}")
         began = time.monotonic()
-        code = stopper.wait_for(command(grid, cell, processes), lock)
+        code = children.run(command(grid, cell, processes), stdin=subprocess.DEVNULL, pass_fds=(lock,))
+        code = code if code >= 0 else 128 - code  # as shells say that a signal ended it
         if code == 0 and not _is_scored(cell):
             _say(f"{cell.name} ended without scoring test: nothing stands in {cell.folder}")
             code = 1
@@ -189,70 +189,14 @@ def _locked(cell: Cell) -> Iterator[int | None]:
     except OSError as error:
         raise InputError(f"{cell.folder} can't be written ({error.strerror}): name another output_dir") from error
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        except OSError as error:  # a file system without locks
-            _say(f"note: {cell.folder} can't be locked ({error.strerror}): don't start the study twice at a time")
-        yield file
+        is_ours = run_lock.try_lock(file, fcntl.flock)  # the process that trains inherits it, so that it outlives this one
+    except OSError as error:  # a file system without locks
+        _say(f"note: {cell.folder} can't be locked ({error.strerror}): don't start the study twice at a time")
+        is_ours = True
+    try:
+        yield file if is_ours else None
     finally:
         os.close(file)
-
-
-class Stopper:
-    """Waits for a child and hands on what is to stop it.
-
-    The child has a process group of its own, so that Ctrl-C reaches it once and by one way whoever sends it: to the whole
-    group, as a terminal does (SIGINT), or to the program alone, which stops its own workers (the others).
-    """
-
-    SIGNALS = (signal.SIGINT, *signals.SIGNALS, signal.SIGHUP)
-
-    def __init__(self):
-        self.signal, self.child = 0, None
-
-    def __enter__(self) -> "Stopper":
-        # what is ignored stays so: nohup wants a closed terminal to stop nothing
-        heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self._stop) for number in heard}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def wait_for(self, words: list[str], lock: int | None = None, output: TextIO | None = None, cwd: Path | None = None) -> int:
-        """Exit code of a command, 128 + N where signal N ended it. The child keeps the lock open as long as it lives.
-
-        output: where what it prints goes, errors too; None: where ours does.
-        """
-        if self.signal:
-            return 128 + self.signal
-        try:
-            self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, cwd=cwd, stdout=output,
-                                          stderr=None if output is None else subprocess.STDOUT,
-                                          pass_fds=() if lock is None else (lock,))
-        except OSError as error:
-            raise RunError(f"{words[0]} can't be started ({error.strerror})") from error
-        if self.signal:  # it came while the child was being started
-            self._hand_on(self.signal)
-        code = self.child.wait()
-        self.child = None
-        return code if code >= 0 else 128 - code
-
-    def _stop(self, number: int, _) -> None:
-        self.signal = self.signal or number
-        if self.child is not None:
-            self._hand_on(number)
-
-    def _hand_on(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            if number == signal.SIGINT:
-                os.killpg(self.child.pid, number)
-            else:
-                self.child.send_signal(number)
 
 
 def _say(line: str) -> None:

@@ -5,8 +5,6 @@ loads the file as it is. What a reader needs to use it stands beside: class name
 options, the versions, where the weights came from.
 """
 
-import contextlib
-import os
 import random
 import re
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util.core.disk import AGAIN, reason, remedy
+from util.core.disk import AGAIN, reason, remedy, replacing
 from util.core.errors import InputError, RunError
 from util.options.stored import BEFORE
 from util.weights.checkpoint_schema import TAKE_ANOTHER, check_arguments, check_stored
@@ -30,10 +28,8 @@ def write(path: str | Path, content: dict) -> None:
 
     RunError where the disk is full or can't be written; what stood there before stays.
     """
-    path = Path(path)
-    temporary, failure = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             stream = _Remembering(file)
             try:
                 torch.save(content, stream)
@@ -41,17 +37,9 @@ def write(path: str | Path, content: dict) -> None:
                 if stream.error is None:
                     raise  # no fault of the disk's
                 raise stream.error from None
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        failure = error
-    finally:
-        with contextlib.suppress(OSError):  # on a disk that is gone; the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-    if failure is not None:
-        raise RunError(f"{path} could not be written ({reason(failure)}): the checkpoint before it stays; "
-                       f"{remedy(failure)} and {AGAIN}") from failure
+        raise RunError(f"{path} could not be written ({reason(error)}): the checkpoint before it stays; "
+                       f"{remedy(error)} and {AGAIN}") from error
 
 
 class _Remembering:

@@ -12,11 +12,9 @@ SPARE_BYTES = 2**20
 ASK = "ask its author for a file of tensors alone (or a .safetensors file)"
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as the format does: eight bytes for the length of a header, and the header's bracket."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+def is_safetensors(start: bytes, size: int) -> bool:
+    """Whether a file of that size begins as the format does: eight bytes for the length of a header, and its bracket."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
 def refuse_archive(path: Path) -> None:

@@ -143,29 +143,30 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
     login = "log in with `hf auth login` or set HF_TOKEN"
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
-    if isinstance(error, HFValidationError):
-        return InputError(f"--finetune hf:{what}: {str(error).splitlines()[0]}")
-    if isinstance(error, GatedRepoError):
-        return InputError(f"{what} is gated: ask for access on huggingface.co/{repository}, then {login}, {elsewhere}")
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return InputError(f"{what}: the hub refuses ({status or 'not found'}): check the name, ask for access on "
-                          f"huggingface.co/{repository}, {login}, {elsewhere}")
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return InputError(f"{what} is not on this disk and the hub can't be reached: check the network (HF_HUB_OFFLINE, "
-                          f"proxy), set HF_ENDPOINT to a mirror, {elsewhere}")
-    if isinstance(error, EntryNotFoundError) or status == 404:
-        return InputError(f"{what}: the hub has no such file; look at huggingface.co/{repository} for its name")
-    if isinstance(error, HfHubHTTPError):
-        return InputError(f"{what}: the hub answered {status}: try again later, set HF_ENDPOINT to a mirror, {elsewhere}")
-    if isinstance(error, OSError) and error.errno in (*disk.FULL, *disk.READ_ONLY):
-        return InputError(f"{what} can't be stored in the hub's cache ({disk.reason(error)}): {disk.remedy(error)}, set "
-                          f"HF_HOME to another one, {elsewhere}")
-    # the client's HTTP library is httpx in huggingface_hub 1 and httpx2 in 2; its errors are no OSError
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2"):
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        return InputError(f"{what}: the download broke off ({reason}): start again (it goes on where it stopped), "
-                          f"{elsewhere}")
-    return error
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    of_disk = f"({disk.reason(error)}): {disk.remedy(error)}" if isinstance(error, OSError) else ""
+    known = (  # the first that fits counts
+        (isinstance(error, HFValidationError), f"--finetune hf:{what}: {first}"),
+        (isinstance(error, GatedRepoError),
+         f"{what} is gated: ask for access on huggingface.co/{repository}, then {login}, {elsewhere}"),
+        (isinstance(error, RepositoryNotFoundError) or status in (401, 403),
+         f"{what}: the hub refuses ({status or 'not found'}): check the name, ask for access on huggingface.co/{repository}, "
+         f"{login}, {elsewhere}"),
+        (isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled),
+         f"{what} is not on this disk and the hub can't be reached: check the network (HF_HUB_OFFLINE, proxy), set "
+         f"HF_ENDPOINT to a mirror, {elsewhere}"),
+        (isinstance(error, EntryNotFoundError) or status == 404,
+         f"{what}: the hub has no such file; look at huggingface.co/{repository} for its name"),
+        (isinstance(error, HfHubHTTPError),
+         f"{what}: the hub answered {status}: try again later, set HF_ENDPOINT to a mirror, {elsewhere}"),
+        (isinstance(error, OSError) and error.errno in (*disk.FULL, *disk.READ_ONLY),
+         f"{what} can't be stored in the hub's cache {of_disk}, set HF_HOME to another one, "
+         f"{elsewhere}"),
+        # the client's HTTP library is httpx in huggingface_hub 1 and httpx2 in 2; its errors are no OSError
+        (isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2"),
+         f"{what}: the download broke off ({first[:160]}): start again (it goes on where it stopped), {elsewhere}"),
+    )
+    return next((InputError(text) for fits, text in known if fits), error)
 
 
 def sha256(path: str | Path) -> str:

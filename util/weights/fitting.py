@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 
 from util.core.errors import InputError
 from util.weights.file_checks import ASK, is_safetensors, refuse_archive, refuse_odd
@@ -117,10 +119,9 @@ class Fit:
         return "; ".join(parts)
 
 
-def _looks_like_text(path: Path) -> str | None:
+def _looks_like_text(start: bytes) -> str | None:
     """Two mistakes that people make when they fetch weights by hand, told from the first bytes."""
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip().lower()
+    start = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -143,14 +144,16 @@ def load_file(path: str | Path):
     try:
         if path.stat().st_size == 0:
             raise InputError(f"weight file {path} is empty: fetch or copy it again")
-        text = _looks_like_text(path)
+        with open(path, "rb") as file:
+            start = file.read(64)
+        text = _looks_like_text(start)
         if text:
             raise InputError(f"{path} is {text}")
         zipped = zipfile.is_zipfile(path)
         if zipped:
             refuse_archive(path)
-        if is_safetensors(path) or (path.suffix == ".safetensors" and not zipped):
-            return _load_safetensors(path)
+        if is_safetensors(start, path.stat().st_size) or (path.suffix == ".safetensors" and not zipped):
+            return load_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             if path.suffix == ".safetensors":  # misnamed: torch would go by the name, so it gets none
                 with open(path, "rb") as file:
@@ -162,8 +165,10 @@ def load_file(path: str | Path):
         if error.errno == errno.EINVAL:  # a cut file whose parts lie beyond its end
             raise _damaged(path, error) from error
         raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again ({error})") from error
     except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and not _starts_as_pickle(path):
+        if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
             raise _damaged(path, error) from error
         kind = re.search(r"GLOBAL (\S+)", str(error))
         what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values (or is damaged)"
@@ -174,28 +179,13 @@ def load_file(path: str | Path):
         raise _damaged(path, error) from error
 
 
-def _starts_as_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(1) == b"\x80"
-
-
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = (str(error).splitlines() or [""])[0][:120]
     return InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again ({type(error).__name__}: {reason})")
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file as load_safetensors
-
-    try:
-        return load_safetensors(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again ({error})") from error
-
-
 # What stands before a model's own names: DataParallel, torch.compile, Lightning and other trainers, DINO's teacher.
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -219,20 +209,13 @@ def read_weights(path: str | Path) -> WeightFile:
     for name, value in content.items():
         if not ("shards" in rest and isinstance(value, torch.Tensor) and value.is_meta):  # its numbers lie in the shards
             refuse_odd(path, name, value)
-        flat = _unwrapped(str(name))
+        flat = WRAPPERS.sub("", str(name))
         if flat in tensors:
             raise InputError(f"{path} holds two tensors for {flat}")
         tensors[flat] = value
     if not tensors:
         raise InputError(f"{path} holds no tensors")
     return WeightFile(Path(path), tensors, arguments, rest)
-
-
-def _unwrapped(name: str) -> str:
-    """A tensor's name without what wrapped its model, one in another as they may lie."""
-    while (rest := name.removeprefix(next((prefix for prefix in WRAPPERS if name.startswith(prefix)), ""))) != name:
-        name = rest
-    return name
 
 
 def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, list[str]]:
@@ -364,4 +347,5 @@ def set_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> Non
             raise InputError(f"rotary periods: the file has {_shape(tensor)}, the model {_shape(rope.periods)}")
         rope.periods.copy_(tensor)
         if getattr(rope, "pos_embed_cached", None) is not None:
-            rope._cache_embed(rope.feat_shape)
+            side, rope.feat_shape = rope.feat_shape, []  # what is cached is renewed for another grid alone
+            rope.update_feat_shape(side)

@@ -14,14 +14,6 @@ import torch.nn.functional as F
 DINOV2_OFFSET = 0.1
 
 
-def grid_side(num_patches: int) -> int:
-    """The side of a square grid of `num_patches` patches; ValueError where it is not square."""
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(f"{num_patches} position embeddings do not make a square grid")
-    return side
-
-
 def resize_position_embedding(pos_embed: torch.Tensor, side: int, prefix: int, rule: str) -> torch.Tensor:
     """Position embeddings (1, prefix + n*n, D) for a grid of `side` x `side` patches: (1, prefix + side*side, D).
 
@@ -31,20 +23,17 @@ def resize_position_embedding(pos_embed: torch.Tensor, side: int, prefix: int, r
     "timm"    bicubic with antialias (timm.layers.resample_abs_pos_embed)
     ValueError where the given embeddings are not a square grid.
     """
-    old = grid_side(pos_embed.shape[1] - prefix)
+    num_patches = pos_embed.shape[1] - prefix
+    old = math.isqrt(num_patches)
+    if old * old != num_patches:
+        raise ValueError(f"{num_patches} position embeddings do not make a square grid")
     if old == side:
         return pos_embed
     tokens, patches = pos_embed[:, :prefix], pos_embed[:, prefix:]
     grid = patches.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    if rule == "mae":
-        grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=False)
-    elif rule == "dinov2":
-        factor = (side + DINOV2_OFFSET) / old
-        grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic", antialias=False)
-    elif rule == "timm":
-        grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
-    else:
-        raise ValueError(f"no rule {rule!r} for position embeddings")
+    how = {"mae": {"size": (side, side)}, "timm": {"size": (side, side), "antialias": True},
+           "dinov2": {"scale_factor": (side + DINOV2_OFFSET) / old}}
+    grid = F.interpolate(grid, mode="bicubic", **how[rule])
     assert grid.shape[-2:] == (side, side)
     patches = grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(pos_embed.dtype)
     return torch.cat([tokens, patches], dim=1)

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
+from util.core.host_memory import usable_cores
 from util.data.leakage.eye_names import pairs_across
 
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
@@ -57,7 +58,7 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
     the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings beyond 10,000 are
     counted alone.
     """
-    begun, workers = time.monotonic(), workers or _cores()
+    begun, workers = time.monotonic(), workers or usable_cores()
     paths, splits = list(table["path"]), table["split"].to_numpy()
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}
     compared = decode and (most_compared is None or len(paths) <= most_compared) and len(rows) > 1
@@ -90,10 +91,6 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
             "counts": {kind: len(found) for kind, found in by_kind.items()},
             "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
             "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE, "notes": notes}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- the same bytes -------------------------------------------------------------------------------------------------

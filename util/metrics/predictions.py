@@ -1,0 +1,83 @@
+"""The predictions table, from which every metric is computed: a row an image, and one reader for both tasks.
+
+Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class>
+and logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and
+pred_<target>, in the CSV's own units. A table that was written is read back equal in every bit.
+"""
+
+import csv
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from util.core.errors import InputError, RunError
+from util.metrics.table import CLASSIFICATION, REGRESSION
+
+SAMPLE_COLUMNS = ("path", "patient", "split")
+CLASS_COLUMNS = ("true_class", "predicted_class")
+
+
+def class_names_of(columns: Iterable[str]) -> list[str]:
+    """The K class names of a table or its header, in the order of the outputs; [] of a regression."""
+    return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+
+
+def targets_of(columns: Iterable[str]) -> list[str]:
+    """The targets of a table (or its header), in order; [] of a classification."""
+    return [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
+
+
+def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
+    """The task of a table (or its header), and its classes or targets."""
+    classes = class_names_of(columns)
+    return (CLASSIFICATION, classes) if classes else (REGRESSION, targets_of(columns))
+
+
+def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
+    """Read what run_files.write_predictions wrote; text stays text, even "01", "NA" or "", an empty cell of
+    numbers is NaN. InputError for a file that is not there or is no such table."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    kind, names = kind_and_names(header)
+    text, begins = [*SAMPLE_COLUMNS, *CLASS_COLUMNS], ("prob_", "logit_")
+    if kind == REGRESSION:
+        text, begins = list(SAMPLE_COLUMNS), ("true_", "pred_")
+    numbers = [f"{begin}{name}" for begin in begins for name in names]
+    missing = [column for column in ("index", *text, *numbers) if column not in header]
+    problem = ("has a column twice" if len(set(header)) < len(header) else
+               "has no columns of predictions" if not names else
+               f"lacks the columns {', '.join(missing)}" if missing else "")
+    if problem:
+        raise InputError(f"{path}: {problem}; a predictions_*.csv of this program is needed")
+    # Not pandas' own reader: which of its releases and options read floats exactly, and "NA" as text, varies.
+    types = {"index": np.int64} | dict.fromkeys(numbers, np.float64)
+    try:
+        columns = zip(*rows, strict=True) if rows else [()] * len(header)
+        by_name = dict(zip(header, columns, strict=True))
+        by_name |= {name: [cell or "nan" for cell in by_name[name]] for name in numbers}
+        return pd.DataFrame({name: np.array(cells, types.get(name, object)) for name, cells in by_name.items()})
+    except ValueError as error:
+        raise InputError(f"{path}: not a table of predictions ({error})") from error
+
+
+def class_numbers(table: pd.DataFrame, column: str, names: list[str]) -> np.ndarray:
+    """(N,) the places in `names` of a column's classes. InputError for one that is not among them."""
+    numbers = pd.Index(names, dtype=object).get_indexer(table[column].astype(object))
+    if (numbers < 0).any():
+        stray = table[column].iloc[int(np.argmax(numbers < 0))]
+        raise InputError(f"predictions: {column} {stray!r} has no prob_ column; the classes are "
+                         + ", ".join(map(repr, names)))
+    return numbers
+
+
+def require_finite(values: np.ndarray, paths: pd.Series, what: str) -> None:
+    """RunError where rows of (N, …) values hold NaN or infinity: how many do, and the first one's path."""
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise RunError(f"{bad.sum()} of {len(bad)} images have {what} that are NaN or infinite (the first: "
+                       f"{paths.iloc[int(np.argmax(bad))]}): the weights have diverged or are damaged")
