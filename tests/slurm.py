@@ -1,7 +1,7 @@
 """A Slurm of its own for tests: munged, slurmctld and two nodes on this machine, in a folder, on free ports.
 
-Debian's slurm-wlm and munge are enough (`.ci/run` installs them); nothing of the machine's own configuration is read or
-changed.
+Debian's slurm-wlm and munge are enough (`.ci/run` installs them); nothing of the machine's own configuration is read
+or changed.
 """
 
 import getpass
@@ -39,7 +39,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]},{ports[2]} CPUs=8 Gres=gpu:2 State=UNKNOWN
+NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]},{ports[2]} CPUs=8 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
@@ -62,8 +62,8 @@ class Cluster:
 
     def call(self, *words, folder: Path | None = None, **variables: str) -> str:
         """What a command prints, without the last line's end. AssertionError where it fails."""
-        done = subprocess.run(list(map(str, words)), cwd=folder, env=self.environment | variables, text=True, timeout=60,
-                              capture_output=True)
+        done = subprocess.run(list(map(str, words)), cwd=folder, env=self.environment | variables, text=True,
+                              timeout=60, capture_output=True)
         assert done.returncode == 0, (words, done.stdout, done.stderr, self.logs())
         return done.stdout.strip()
 
@@ -73,9 +73,10 @@ class Cluster:
 
     def facts(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says, for some minutes after the job's end too."""
-        return dict(word.split("=", 1) for word in self.call("scontrol", "show", "job", job).split() if "=" in word)
+        words = self.call("scontrol", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, reached: Callable[[dict[str, str]], bool], seconds: float = 240) -> dict[str, str]:
+    def wait(self, job: str, reached: Callable[[dict], bool], seconds: float = 240) -> dict[str, str]:
         """The facts of a job as soon as they are what is waited for. AssertionError after so many seconds."""
         deadline = time.monotonic() + seconds
         while not reached(facts := self.facts(job)):
@@ -104,8 +105,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     found = Cluster(folder)
     with ExitStack() as stack:
         def begin(*words: str) -> None:
-            daemon = subprocess.Popen(words, env=found.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.DEVNULL, start_new_session=True)
+            output = stack.enter_context(open(folder / "daemons.log", "ab"))
+            daemon = subprocess.Popen(words, env=found.environment, stdin=subprocess.DEVNULL, start_new_session=True,
+                                      stdout=output, stderr=output)
             stack.callback(_end, daemon)
 
         munge = folder / "munge"
@@ -121,19 +123,15 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def _is_ready(found: Cluster) -> bool:
-    states = subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], env=found.environment, text=True,
-                            capture_output=True)
+    states = subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], env=found.environment,
+                            text=True, capture_output=True)
     return states.stdout.split() == ["idle", "idle"]
 
 
 def _empty(found: Cluster) -> None:
     """No job may outlive the daemons: nobody would end its processes."""
-    subprocess.run(["scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}"], env=found.environment)
     subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=found.environment)
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline and subprocess.run(
-            ["squeue", "--noheader"], env=found.environment, text=True, capture_output=True).stdout.strip():
-        time.sleep(0.1)
+    _until(lambda: not found.call("squeue", "--noheader"), lambda: "jobs don't end", 60)
 
 
 def _end(daemon: subprocess.Popen) -> None:
