@@ -1,7 +1,7 @@
 """A Slurm of its own for tests: munged, slurmctld and two nodes on this machine, in a folder, on free ports.
 
-Debian's slurm-wlm and munge are enough (`.ci/run` installs them); nothing of the machine's own configuration is read
-or changed.
+Debian's slurm-wlm and munge are enough (`.ci/run` installs them). Nothing of the machine's own configuration
+is read or changed.
 """
 
 import getpass
@@ -106,8 +106,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         def begin(*words: str) -> None:
             output = stack.enter_context(open(folder / "daemons.log", "ab"))
-            daemon = subprocess.Popen(words, env=found.environment, stdin=subprocess.DEVNULL, start_new_session=True,
-                                      stdout=output, stderr=output)
+            daemon = subprocess.Popen(words, env=found.environment, stdin=subprocess.DEVNULL, stdout=output,
+                                      stderr=output, start_new_session=True)
             stack.callback(_end, daemon)
 
         munge = folder / "munge"

@@ -1,4 +1,4 @@
-"""examples/slurm/ and compare.py --slurm on a real Slurm: jobs are asked to end, queued again, and lose nothing."""
+"""examples/slurm/ and compare.py --slurm on a real Slurm: jobs asked to end are requeued and lose nothing."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def whole(pictures, tmp_path_factory) -> Path:
 
 
 def interrupt(cluster, job: str, checkpoint: Path) -> None:
-    """Send USR1 once there is a checkpoint, as Slurm does before the time limit; return when it is queued again."""
+    """Send USR1 once there is a checkpoint, as before the time limit; return when it is queued again."""
     deadline = time.monotonic() + 200
     while not checkpoint.exists():
         assert time.monotonic() < deadline, cluster.logs()
@@ -50,7 +50,8 @@ def interrupt(cluster, job: str, checkpoint: Path) -> None:
 def submit(cluster, folder: Path, script: str, *words, options=(), **variables) -> str:
     places = ("--output_dir", folder / "output_dir", "--log_dir", folder / "output_logs")
     return cluster.submit(*options, f"--output={folder}/job.out", f"examples/slurm/{script}", *words, *places,
-                          folder=ROOT, PYTHON=sys.executable, OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", **variables)
+                          folder=ROOT, PYTHON=sys.executable, OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1",
+                          **variables)
 
 
 def goes_on(cluster, job: str, run: Path, whole: Path, log: Path) -> None:
@@ -92,18 +93,19 @@ seeds: [0, 1]
 """
 
 
-def begin_study(cluster, folder: Path, *words) -> subprocess.Popen:
+def begin_study(cluster, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "compare.py"), "--run", "grid.yaml", "--draws", "200", "--slurm", "time=60",
-         "cpus_per_task=1", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, str(ROOT / "compare.py"), "--run", "grid.yaml", "--draws", "200", "--slurm",
+         "time=60", "cpus_per_task=1"], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=cluster.environment | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow
 def test_a_study_is_jobs_that_are_queued_again(cluster, pictures, tmp_path):
     needs_package("submitit")
-    flags = dict(zip((word.removeprefix("--") for word in SMALL[::2]), SMALL[1::2], strict=True)) | {"epochs": "20"}
-    lines = "\n".join(f"  {name}: {value}" for name, value in flags.items() if name not in ("model", "model_arch"))
+    flags = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | dict([EPOCHS])
+    lines = "\n".join(f"  {name.removeprefix('--')}: {value}" for name, value in flags.items()
+                      if "model" not in name)
     (tmp_path / "grid.yaml").write_text(GRID.format(pictures=pictures, flags=lines))
     runs = [tmp_path / f"output_dir/study/vit_finetune_ratio1_seed{seed}" for seed in (0, 1)]
     first = begin_study(cluster, tmp_path)
@@ -123,4 +125,5 @@ def test_a_study_is_jobs_that_are_queued_again(cluster, pictures, tmp_path):
     for run in runs:
         epochs = [json.loads(line)["epoch"] for line in (run / "log.txt").read_text().splitlines()]
         assert epochs == list(range(20)) and not list(run.glob("earlier-*"))
-    assert (tmp_path / "output_dir/study/comparison.csv").exists() and "jobs: 0 running, 0 pending, 2 ended" in out
+    assert (tmp_path / "output_dir/study/comparison.csv").exists()
+    assert "jobs: 0 running, 0 pending, 2 ended" in out

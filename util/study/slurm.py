@@ -1,11 +1,12 @@
 """A study's runs as jobs of Slurm, one job per run, submitted and requeued by submitit.
 
-The folder `slurm/` of a run holds JOB_submitted.pkl, the batch script and JOB_0_log.out of each of its jobs. By
-these numbers and squeue a later call knows what is queued. A job that reaches its time limit or is preempted ends its
-run with a checkpoint and is queued again; the run's own `--resume auto` goes on.
+The folder `slurm/` of a run holds JOB_submitted.pkl, the batch script and JOB_0_log.out of each of its jobs.
+These numbers and squeue tell a later call what is queued. A job that reaches its time limit or is preempted
+ends its run with a checkpoint and is queued again; the run's own `--resume auto` goes on.
 """
 
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -67,7 +68,7 @@ class Training:
 # ---- what was typed ----------------------------------------------------------------------------------------
 
 def read_parameters(words: list[str]) -> dict[str, str | int]:
-    """KEY=VALUE of --slurm. InputError for other words, a key twice, one that is not free, and without `time`."""
+    """KEY=VALUE of --slurm. InputError for other words, a key twice, a key of ours, and without `time`."""
     found: dict[str, str | int] = {}
     for word in words:
         key, _, value = word.partition("=")
@@ -76,8 +77,8 @@ def read_parameters(words: list[str]) -> dict[str, str | int]:
         if key in found:
             raise InputError(f"--slurm gives {key} twice")
         if key in NOT_FREE:
-            raise InputError(f"--slurm {word}: {key} can't be set, for a run is one task on one node, with --nproc "
-                             "processes")
+            raise InputError(f"--slurm {word}: {key} can't be set, for a run is one task on one node, with "
+                             "--nproc processes")
         found[key] = value
     found.setdefault("signal_delay_s", str(WARNING_S))
     for key, unit in (("time", "minutes that a job may take"), ("signal_delay_s", "seconds before that")):
@@ -88,16 +89,16 @@ def read_parameters(words: list[str]) -> dict[str, str | int]:
 
 
 def executor_of(folder: Path, parameters: dict[str, str | int]) -> "submitit.SlurmExecutor":
-    """submitit's executor, which keeps its jobs in a folder. InputError without Slurm, without submitit, and for a key
-    that submitit does not know."""
+    """submitit's executor, which keeps its jobs in a folder. InputError without Slurm, without submitit, and
+    for a key that submitit does not know."""
     lacking = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
     if lacking:
-        raise InputError(f"--slurm: {', '.join(lacking)} not on the PATH: start it on a machine of the cluster")
+        raise InputError(f"--slurm: {', '.join(lacking)} not on the PATH: start it on a login node")
     try:
         import submitit
     except ImportError as error:
-        raise InputError("--slurm needs submitit, which is not installed: pip install -r requirements-slurm.txt"
-                         ) from error
+        raise InputError("--slurm needs submitit, which is not installed: pip install -r "
+                         "requirements-slurm.txt") from error
     given = {key: True if value == "true" else value for key, value in parameters.items()}
     if "cpus_per_task" in given:
         given["srun_args"] = [f"--cpus-per-task={given['cpus_per_task']}"]  # which srun does not inherit
@@ -106,11 +107,12 @@ def executor_of(folder: Path, parameters: dict[str, str | int]) -> "submitit.Slu
     try:
         executor.update_parameters(
             **given, stderr_to_stdout=True, setup=[f"export SUBMITIT_PREEMPT_SIGNAL=USR1 PYTHONPATH={path}"],
-            additional_parameters={"signal": f"USR1@{parameters['signal_delay_s']}"})
+            additional_parameters={"signal": f"USR1@{parameters['signal_delay_s']}", "requeue": True})
     except ValueError as error:
         known = [name for name in re.findall(r"^  - (\w+)", str(error), re.M) if name not in NOT_FREE]
         unknown = ", ".join(name for name in parameters if name not in known)
-        raise InputError(f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}") from error
+        raise InputError(f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}"
+                         ) from error
     return executor
 
 
@@ -139,7 +141,7 @@ def plan(grid: Grid, found: dict[str, str]) -> tuple[list[Cell], list[Cell]]:
 
 
 def submit(grid: Grid, found: dict[str, str], processes: int, parameters: dict[str, str | int]) -> list[Cell]:
-    """Queue what is neither finished, nor queued, nor trained elsewhere -> the runs that are in the queue now.
+    """Queue what is neither finished nor queued nor trained elsewhere -> the runs that are in the queue now.
     InputError where Slurm refuses a job."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -155,11 +157,13 @@ def submit(grid: Grid, found: dict[str, str], processes: int, parameters: dict[s
             executor = executor_of(cell.folder / "slurm", parameters)
             executor.update_parameters(job_name=cell.task)
             try:
-                executor.submit(Training(command(grid, cell, processes), cell.folder))
+                with contextlib.redirect_stderr(io.StringIO()) as warnings:  # sbatch's errors, too
+                    executor.submit(Training(command(grid, cell, processes), cell.folder))
             except (FailedJobError, FailedSubmissionError) as error:
                 said = next((line for line in str(error).splitlines() if "error:" in line), str(error))
-                raise InputError(f"Slurm did not take {cell.name}: {one_line(said)} ({len(submitted)} runs before it "
-                                 "are queued; the same command goes on)") from error
+                raise InputError(f"Slurm did not take {cell.name}: {one_line(said)} ({len(submitted)} runs "
+                                 "before it are queued; the same command goes on)") from error
+            print(warnings.getvalue(), end="", file=sys.stderr, flush=True)
             submitted.append(cell)
     numbers = " ".join(filter(None, map(job_of, queued + submitted))) or "none"
     print(f"{len(submitted)} runs submitted, {len(queued)} are in the queue already; jobs: {numbers}; logs: "
@@ -199,8 +203,8 @@ def would_submit(grid: Grid, found: dict[str, str], parameters: dict[str, str | 
 
 def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None],
         parameters: dict[str, str | int]) -> Outcome:
-    """Submit what is missing and wait for it. InputError: see `executor_of`, `submit` and `states`; RunError where
-    Slurm does not answer."""
+    """Submit what is missing and wait for it. InputError: see `executor_of`, `submit` and `states`; RunError
+    where Slurm does not answer."""
     executor_of(grid.folder, parameters)
     found, outcome = states(grid, canonical), Outcome()
     print(overview(grid, found), flush=True)
@@ -209,8 +213,8 @@ def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None],
         wait(cells)
     except (KeyboardInterrupt, signals.StopRequested) as stop:
         outcome.stopped_by = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-        print("the jobs stay in the queue: the same command waits for them again and compares; to end them: scancel",
-              *map(job_of, plan(grid, found)[1]), file=sys.stderr, flush=True)
+        print("the jobs stay in the queue: the same command waits for them again and compares; to end them:",
+              "scancel", *map(job_of, plan(grid, found)[1]), file=sys.stderr, flush=True)
         return outcome
     found = states(grid, canonical)
     if any(found[cell.name] != FINISHED for cell in cells):
