@@ -4,9 +4,11 @@ Debian's slurm-wlm and munge are enough (`.ci/run` installs them). Nothing of th
 is read or changed.
 """
 
+import ctypes
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -107,7 +109,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         def begin(*words: str) -> None:
             output = stack.enter_context(open(folder / "daemons.log", "ab"))
             daemon = subprocess.Popen(words, env=found.environment, stdin=subprocess.DEVNULL, stdout=output,
-                                      stderr=output, start_new_session=True)
+                                      stderr=output, start_new_session=True, preexec_fn=_end_with_the_tests)
             stack.callback(_end, daemon)
 
         munge = folder / "munge"
@@ -132,6 +134,11 @@ def _empty(found: Cluster) -> None:
     """No job may outlive the daemons: nobody would end its processes."""
     subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=found.environment)
     _until(lambda: not found.call("squeue", "--noheader"), lambda: "jobs don't end", 60)
+
+
+def _end_with_the_tests() -> None:
+    """In a daemon: SIGTERM where the tests are killed without a word."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of prctl.h
 
 
 def _end(daemon: subprocess.Popen) -> None:
