@@ -78,12 +78,12 @@ class Cluster:
         words = self.call("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, reached: Callable[[dict], bool], seconds: float = 240) -> dict[str, str]:
+    def wait(self, job: str, reached: Callable[[dict], bool], seconds: float = 400) -> dict[str, str]:
         """The facts of a job as soon as they are what is waited for. AssertionError after so many seconds."""
         deadline = time.monotonic() + seconds
         while not reached(facts := self.facts(job)):
             assert time.monotonic() < deadline, (facts, self.logs())
-            time.sleep(0.1)
+            time.sleep(0.5)
         return facts
 
     def logs(self) -> str:

@@ -23,7 +23,7 @@ from util.core import signals
 from util.core.errors import InputError, RunError, one_line
 from util.options.parsing import Parsed
 from util.study.grid_file import Cell, Grid
-from util.study.runs import ELSEWHERE, FINISHED, ROOT, Outcome, command, locked, overview, states
+from util.study.runs import FINISHED, ROOT, Outcome, command, locked, overview, states
 
 if TYPE_CHECKING:
     import submitit
@@ -222,7 +222,7 @@ def run(grid: Grid, processes: int, canonical: Callable[[Parsed], None],
         found = states(grid, canonical)
     for cell in grid.cells:
         if found[cell.name] != FINISHED:
-            outcome.failed[cell.name] = 1 if cell in cells else ELSEWHERE
+            outcome.failed[cell.name] = 1
             log = cell.folder / "slurm" / f"{job_of(cell)}_0_log.out"
             problem = (f"failed, see {log}: the same command tries it again" if cell in cells else
                        "is trained by another process: start again once that is done")
