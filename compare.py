@@ -5,6 +5,7 @@ Runs that were trained already; those that differ in their seed alone are one gr
 A study, backbones x adaptations x shares of the training pictures x seeds; the same command again goes on with it:
     python compare.py --run examples/grid.yaml --dry_run
     python compare.py --run examples/grid.yaml --nproc 4
+    python compare.py --run examples/grid.yaml --nproc 4 --slurm time=1440 partition=gpu gpus_per_node=4
 Written: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong
 input (one line), 1 where a run of the study failed (the others are run and compared all the same), 99 asked to end, 130
 interrupted.
@@ -12,6 +13,7 @@ interrupted.
 
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from util.core.ending import exit_code_of
@@ -21,7 +23,7 @@ from util.options.groups import Options
 from util.options.parsing import OneLineParser
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
-OF_A_STUDY = ("nproc", "dry_run")
+OF_A_STUDY = ("nproc", "slurm", "dry_run")
 
 
 def make_parser() -> OneLineParser:
@@ -46,6 +48,9 @@ def make_parser() -> OneLineParser:
                             "skipped")
     group.add_argument("--nproc", type=count, default=None,
                        help="processes (GPUs of this machine) that train a run of the study; not set: 1")
+    group.add_argument("--slurm", nargs="+", default=None, metavar="KEY=VALUE",
+                       help="submit the study's runs to Slurm, one job each, and wait for them; parameters of submitit, "
+                            "such as time=1440 (minutes) partition=gpu gpus_per_node=4")
     group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, then stop")
     return parser
 
@@ -69,17 +74,23 @@ def main(argv: list[str] | None = None) -> int:
 def study(options: Namespace) -> int:
     """Run what is missing of a grid, then compare what is there -> exit code."""
     from util.study import runs as sweep
+    from util.study import slurm
     from util.study.grid_file import read_grid
 
     if options.runs:
         raise InputError("--run names a study and the folders its own runs: pass one of the two")
     if options.names:
         raise InputError("--names is for folders: a study's groups are called as its grid says")
+    processes = options.nproc or 1
+    jobs = None if options.slurm is None else slurm.read_parameters(options.slurm)
     grid = read_grid(options.run)
     if options.dry_run:
-        print(*sweep.listing(grid, sweep.states(grid, canonical), options.nproc or 1), sep="\n")
+        found = sweep.states(grid, canonical)
+        submitted = [] if jobs is None else slurm.would_submit(grid, found, jobs)
+        print(*sweep.listing(grid, found, processes), *submitted, sep="\n")
         return 0
-    outcome = sweep.run(grid, options.nproc or 1, canonical)
+    run = sweep.run if jobs is None else partial(slurm.run, parameters=jobs)
+    outcome = run(grid, processes, canonical)
     done = {str(cell.folder): cell.group for cell in grid.cells if cell.name not in outcome.failed}
     if done and not outcome.stopped_by:
         compare_folders(options, list(done), Path(options.output or grid.folder), done)

@@ -353,4 +353,4 @@ def test_flags_are_pinned():
     flags = {action.option_strings[0]: action.default for action in compare.make_parser()._actions if action.option_strings}
     assert flags | {"-h": None} == {
         "-h": None, "--metric": None, "--split": "test", "--output": None, "--names": None, "--draws": 2000, "--seed": 0,
-        "--run": None, "--nproc": None, "--dry_run": False}
+        "--run": None, "--nproc": None, "--slurm": None, "--dry_run": False}

@@ -167,6 +167,12 @@ FAULTS = (
         "core/test_run_lock.py::test_two_runs_of_one_task",
     ),
     Fault(
+        "Slurm's commands or submitit are not there, Slurm refuses a job, or does not answer",
+        "`--slurm needs submitit, which is not installed: …`, `Slurm did not take …: …` (exit code 2)",
+        "the line says what is missing, or repeats Slurm's words; jobs that were taken stay in the queue",
+        "study/test_slurm.py::test_without_slurm_or_submitit_it_is_one_line",
+    ),
+    Fault(
         "The GPU's memory is full",
         "`the device's memory is full at --batch_size …` (exit code 1)",
         "a smaller `--batch_size` with a larger `--accum_iter`, or `--batch_size auto`",

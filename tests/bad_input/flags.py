@@ -53,6 +53,13 @@ MODEL_FLAGS = Row(
     "take what the line proposes",
     does="one line that names the flag and what would fit: sizes, architectures, words",
 )
+JOBS = Row(
+    KIND,
+    "--slurm is given something else than KEY=VALUE, a key twice, one that a run can't have, or no time limit",
+    "--slurm…",
+    "write it as the line shows",
+    does="one line that names the word and shows an example",
+)
 MISSING = Row(
     KIND, "What a program needs is not given", "…", "add the flag that the line names", does="one line that names the flag"
 )
@@ -238,6 +245,12 @@ contradicts(CONTRADICTION, "--heatmap_of", "moist", program=PREDICT, says=("--he
 contradicts(CONTRADICTION, "--resume", BEST, program=LATENT, says=("pass one of them",))
 contradicts(CONTRADICTION, "--run", "x.yaml", "folder", program=COMPARE, says=("pass one of the two",))
 contradicts(CONTRADICTION, "folder", "--nproc", 2, program=COMPARE, says=("--nproc",))
+contradicts(JOBS, "--run", "x.yaml", "--slurm", "gpu", program=COMPARE, says=("--slurm gpu: not KEY=VALUE",))
+contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=9", "time=8", program=COMPARE, says=("--slurm gives time twice",))
+contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=1-00:00", program=COMPARE, says=("--slurm needs time=NUMBER",))
+contradicts(JOBS, "--run", "x.yaml", "--slurm", "partition=gpu", program=COMPARE, says=("--slurm needs time=NUMBER",))
+contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=9", "nodes=2", program=COMPARE, says=("nodes can't be set",))
+contradicts(CONTRADICTION, "folder", "--slurm", "time=9", program=COMPARE, says=("--slurm belong to a study",))
 contradicts(MODEL_FLAGS, "--model", "RETFound_big", says=("RETFound_big",))
 contradicts(
     MODEL_FLAGS,

@@ -123,7 +123,8 @@ def test_pictures_are_small():
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 SCRIPTS = ("train.sh", "eval.sh", "search.sh", "test.sh")
-OTHERS = ("#", "trap ", "code=", "while ", "[ ", "exit ", "hf auth login", "python3 -m venv .venv")  # shell, other programs
+BATCH = {"examples/slurm/nodes.sh": "train.sh", "examples/slurm/tasks.sh": "main_finetune.py"}  # and what they start
+OTHERS = ("#", "hf auth login", "python3 -m venv .venv")  # comments, other programs
 
 
 def parser_of(program: str) -> argparse.ArgumentParser:
@@ -151,7 +152,7 @@ def check_command(line: str, whole: bool = True) -> str:
     start = next((number for number, word in enumerate(words) if word.endswith((".py", ".sh")) or word == "-m"), None)
     assert start is not None, f"nothing known is started: {line}"
     variables = {word.partition("=")[0] for word in words[:start] if re.match(r"[A-Z_]+=", word)}
-    assert all(word in ("sh", "python", "torchrun", ".venv/bin/python") or "=" in word or word.startswith("--")
+    assert all(word in ("sh", "python", "torchrun", "sbatch", ".venv/bin/python") or "=" in word or word.startswith("--")
                for word in words[:start]), line
     if words[start] == "-m":
         start += 1
@@ -160,7 +161,7 @@ def check_command(line: str, whole: bool = True) -> str:
     else:
         name = words[start]
         assert (ROOT / name).is_file(), line
-    arguments = words[start + 1:]
+    arguments, name = words[start + 1:], BATCH.get(name, name)
     if name in SCRIPTS:
         assert variables <= script_variables(name) | {"OMP_NUM_THREADS"}, line
     if name == "test.sh" or "--help" in arguments or not (whole or arguments):
@@ -210,10 +211,19 @@ def test_commands_in_the_text_are_understood(page):
             check_command(line, whole=False)
 
 
+@pytest.mark.parametrize("page", ["docs/cluster.md", CHINESE["docs/cluster.md"]])
+def test_batch_scripts_are_the_files_themselves(page):
+    """Those that tests/end_to_end/test_slurm.py runs."""
+    shown = re.findall(r"^```bash\n(.*?)^```$", read(page), re.M | re.S)
+    assert shown == [read(script) for script in BATCH]
+    assert all(f"`{script}`" in read(page) for script in BATCH)
+
+
 def test_a_wrong_command_is_found():
     for line in ("sh train.sh --epoch 3", "python predict.py --resume a.pth --input b", "python -m util.nothing",
                  "python benchmarks/speed.py --onyl step", "WRONG=1 sh train.sh", "pip install -r no.txt", "make all",
-                 "python compare.py a --metrics f1", "python main_finetune.py --model Dinov3", "sh search.sh --optuna_trial 3"):
+                 "python compare.py a --metrics f1", "python main_finetune.py --model Dinov3", "sh search.sh --optuna_trial 3",
+                 "sbatch examples/slurm/nodes.sh --epoch 3"):
         with pytest.raises((AssertionError, InputError)):
             check_command(line)
 
@@ -236,7 +246,8 @@ def test_flags_named_in_the_text_exist(page):
     text = without_blocks(read(page))
     for command in inline_commands(text):
         text = text.replace(f"`{command}`", "")
-    named = set(re.findall(r"(?<![\w-])--[a-z]\w+", text)) - {"--logdir", "--shm"}  # TensorBoard's; docker's --shm-size
+    named = set(re.findall(r"(?<![\w-])--[a-z]\w+", text)) - {
+        "--logdir", "--shm", "--gpus", "--requeue", "--signal"}  # TensorBoard's; docker's --shm-size; Slurm's
     assert not named - known
 
 

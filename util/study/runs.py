@@ -114,13 +114,14 @@ def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
 
 def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
     """What would be run: a cell and its state, then its command."""
-    lines = [_overview(grid, found)]
+    lines = [overview(grid, found)]
     for cell in grid.cells:
         lines += [f"{cell.name}  {found[cell.name]}", f"    {shlex.join(command(grid, cell, processes))}"]
     return lines
 
 
-def _overview(grid: Grid, found: dict[str, str]) -> str:
+def overview(grid: Grid, found: dict[str, str]) -> str:
+    """How many of the runs are finished, begun and new."""
     counted = Counter(found.values())
     return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(f"{counted[state]} {state}"
                                                                      for state in (FINISHED, BEGUN, NEW))
@@ -131,7 +132,7 @@ def _overview(grid: Grid, found: dict[str, str]) -> str:
 def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> Outcome:
     """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
     found, outcome = states(grid, canonical), Outcome()
-    _say(_overview(grid, found))
+    _say(overview(grid, found))
     others = [cell.name for cell in grid.cells if found[cell.name] == FINISHED and _processes(cell) not in (None, processes)]
     if others:
         _say(f"note: {len(others)} finished runs had another number of processes than {processes} ({others[0]}: "
@@ -158,7 +159,7 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
 def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Options], Options], title: str,
               children: Children) -> int:
     """Exit code of a cell; 0 where it is finished by now."""
-    with _locked(cell) as lock:
+    with locked(cell.folder) as lock:
         if lock is None:
             _say(f"{title}: another process trains it, it is left to that one")
             return ELSEWHERE
@@ -181,17 +182,17 @@ def _processes(cell: Cell) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(cell: Cell) -> Iterator[int | None]:
-    """The cell's lock, a file that whoever trains holds open; None where another process does."""
+def locked(folder: Path) -> Iterator[int | None]:
+    """A folder's lock, a file that whoever trains its run holds open; None where another process does."""
     try:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(cell.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"{cell.folder} can't be written ({error.strerror}): name another output_dir") from error
+        raise InputError(f"{folder} can't be written ({error.strerror}): name another output_dir") from error
     try:
         is_ours = run_lock.try_lock(file, fcntl.flock)  # the process that trains inherits it, so that it outlives this one
     except OSError as error:  # a file system without locks
-        _say(f"note: {cell.folder} can't be locked ({error.strerror}): don't start the study twice at a time")
+        _say(f"note: {folder} can't be locked ({error.strerror}): don't start the study twice at a time")
         is_ours = True
     try:
         yield file if is_ours else None
