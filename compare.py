@@ -2,7 +2,7 @@
 
 Runs that were trained already; those that differ in their seed alone are one group:
     python compare.py output_dir/A_seed0 output_dir/A_seed1 output_dir/B_seed0 --metric roc_auc f1 --output comparison
-A study, backbones x adaptations x shares of the training pictures x seeds; the same command again goes on with it:
+A study, backbones x adaptations x shares of the training images x seeds; the same command again goes on with it:
     python compare.py --run examples/grid.yaml --dry_run
     python compare.py --run examples/grid.yaml --nproc 4
     python compare.py --run examples/grid.yaml --nproc 4 --slurm time=1440 partition=gpu gpus_per_node=4

@@ -63,10 +63,10 @@ class ClassificationLoss(torch.nn.Module):
 
 
 class RegressionLoss(torch.nn.Module):
-    """Smooth L1 a picture, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
+    """Smooth L1 an image, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
 
-    A missing target adds nothing. The sum over a picture's targets is divided by `known_a_picture`, the training
-    pictures' mean number of known targets, so that the mean over all pictures is the mean over all known values.
+    A missing target adds nothing. The sum over an image's targets is divided by `known_a_picture`, the training
+    pictures' mean number of known targets, so that the mean over all images is the mean over all known values.
     """
 
     def __init__(self, beta: float, known_a_picture: float):
@@ -80,9 +80,9 @@ class RegressionLoss(torch.nn.Module):
 
 
 class Mixing:
-    """timm's mixup and cutmix on a batch: (B, 3, S, S), (B,) -> the same pictures mixed, (B, K) soft labels.
+    """timm's mixup and cutmix on a batch: (B, 3, S, S), (B,) -> the same images mixed, (B, K) soft labels.
 
-    timm's takes even batches alone; an odd one is mixed with its first picture repeated, which is then taken off.
+    timm's takes even batches alone; an odd one is mixed with its first image repeated, which is then taken off.
     """
 
     def __init__(self, num_classes: int, smoothing: float, mixup: float, cutmix: float, cutmix_minmax, prob: float,
@@ -101,9 +101,9 @@ class Mixing:
 
 
 def balanced_class_weights(counts: np.ndarray) -> torch.Tensor:
-    """N / (K * n_class), (K,): each class weighs the same in all, and the mean over the pictures is 1.
+    """N / (K * n_class), (K,): each class weighs the same in all, and the mean over the images is 1.
 
-    K counts the classes that have pictures; a class without any weighs 0.
+    K counts the classes that have images; a class without any weighs 0.
     """
     counts = np.asarray(counts, dtype=np.float64)
     present = counts > 0
@@ -131,7 +131,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an epoch stands: optimizer steps that are done, and the sum of their losses over their pictures."""
+    """Where an epoch stands: optimizer steps that are done, and the sum of their losses over their images."""
 
     epoch: int
     steps: int = 0
@@ -158,14 +158,14 @@ def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, 
 
 
 def _start_worker(number: int) -> None:
-    """A decoded picture is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
+    """A decoded image is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
     end are the main process's to answer, which needs its workers until then."""
     keep_freed_memory()
     signals.leave_to_parent()
 
 
 def loaded(loader, title: str, world: World):
-    """The loader's batches behind a progress bar (on a terminal); a picture's error in a worker keeps its one line."""
+    """The loader's batches behind a progress bar (on a terminal); an image's error in a worker keeps its one line."""
     bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
                disable=not (world.is_main and sys.stderr.isatty()))
     try:
@@ -199,7 +199,7 @@ class StepLosses:
         self.losses, self.suspects, self.of_step = [], [], torch.zeros((), device=self.device)
 
     def add(self, loss: torch.Tensor, positions: torch.Tensor) -> None:
-        """A micro-step's loss, summed over its pictures."""
+        """A micro-step's loss, summed over its images."""
         self.of_step = self.of_step + loss.detach()
         self.suspects.append((positions, loss.detach()))
 
@@ -247,10 +247,10 @@ def set_mode(model: torch.nn.Module, training: bool) -> None:
 
 def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Progress], None] | None = None,
                     keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
-    """One pass over the training pictures, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss of all pictures,
+    """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss of all images,
     the last rate), and the finished progress.
 
-    An optimizer step's gradient is the mean over its pictures, however many processes and micro-steps they were dealt
+    An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were dealt
     to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to end.
     RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite. StopRequested,
     in all processes and after the same step, when one of them was asked to end.
@@ -279,13 +279,13 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
             t.model.require_backward_grad_sync = ends_step
         inputs = (images,) if covariates is None else (images, covariates[positions].to(device))
         alone = len(images) == 1 and has_batch_norm and t.model.training
-        if alone:  # batch norm needs two values: a picture alone is taken twice, and counted once
+        if alone:  # batch norm needs two values: an image alone is taken twice, and counted once
             inputs = tuple(torch.cat([values, values]) for values in inputs)
         with t.precision.autocast():
             predicted = t.model(*inputs)[:len(images)]
         loss = t.loss(predicted, labels).sum()
         if plan.samples_of(micro_step, t.world.rank) == 0:
-            loss = loss * 0  # another process's picture, computed so that all take part in the step
+            loss = loss * 0  # another process's image, computed so that all take part in the step
         losses.add(loss, positions)
         if micro_step == first:  # compiled, read ahead, cached: from here on nobody lets the others wait for long
             t.world.barrier()
@@ -310,7 +310,7 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A batch of pictures on the device, channels last (as convolutions want them), without waiting for it."""
+    """A batch of images on the device, channels last (as convolutions want them), without waiting for it."""
     images = images.to(device, non_blocking=True)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
@@ -330,14 +330,14 @@ def _optimizer_step(trainer: Trainer) -> None:
 def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: int) -> RunError:
     files = [path for paths in world.gather([dataset.path(p) for p in positions]) for path in paths]
     shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-    return RunError(f"the loss is not finite at epoch {epoch}, step {step} (pictures of the batch: {shown}): stopped before "
+    return RunError(f"the loss is not finite at epoch {epoch}, step {step} (images of the batch: {shown}): stopped before "
                     "this step changed the weights; lower --lr or --blr, or try --precision fp32", everywhere=True)
 
 
 def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """A row a picture of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every process.
+    """A row an image of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every process.
 
-    Rows are gathered by position: no picture twice, none missing, whatever the number of processes.
+    Rows are gathered by position: no image twice, none missing, whatever the number of processes.
     """
     model.eval()
     batches, all_run = loaded(loader, title, world), is_sharded(model)
@@ -345,7 +345,7 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
         batches = _in_rounds(batches, max(world.gather(len(loader))), world, signals.is_held())
     where, values = _gathered(_rows(model, batches, loader.dataset, precision, world), world)
     if not np.array_equal(where, np.arange(len(loader.dataset))):
-        raise AssertionError("evaluation did not see each picture once")
+        raise AssertionError("evaluation did not see each image once")
     return where, values
 
 
@@ -378,7 +378,7 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
             piece = _in_rounds(piece, min(size, rounds - done), world, may_stop=False)
         where, values = _gathered(_rows(model, piece, loader.dataset, precision, world), world)
         if not np.array_equal(where, np.arange(first, first + len(where))):
-            raise AssertionError("the processes did not see each picture once")
+            raise AssertionError("the processes did not see each image once")
         yield values
         done, first = done + size, first + len(where)
         # the first piece is one batch; how fast that was says how many the next takes, at most ten times as many
@@ -386,13 +386,13 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         size = world.from_main(round(min(10 * size, max(1, wanted), most_batches)))
     batches.close()
     if first != len(loader.dataset):
-        raise AssertionError("the processes did not see each picture once")
+        raise AssertionError("the processes did not see each image once")
 
 
 def _rows(model: torch.nn.Module, batches, dataset, precision: Precision, world: World) -> tuple[np.ndarray, np.ndarray]:
     """This process's (n,) positions and (n, K) outputs of some batches.
 
-    Where a batch is None, a sharded model runs a picture that is not counted: its parts are gathered from all processes.
+    Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all processes.
     """
     def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         inputs = (to_device(images, world.device),)

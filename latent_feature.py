@@ -1,6 +1,6 @@
 """One feature vector an image, of a backbone's weights or of a trained checkpoint: for one's own statistics and plots.
 
-A folder with pictures at any depth, RETFound's weights, on one GPU or a CPU:
+A folder with images at any depth, RETFound's weights, on one GPU or a CPU:
     python latent_feature.py --model RETFound_mae --finetune RETFound_mae_natureCFP --input DIR --output features.npz
 A CSV, on four GPUs, as a table (pip install -r requirements-parquet.txt):
     torchrun --nproc_per_node=4 latent_feature.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \

@@ -1,6 +1,6 @@
 """Fine-tune or probe a pre-trained vision transformer on retinal images, then score it.
 
-On a laptop's CPU, with the demo's pictures (sh train.sh does this):
+On a laptop's CPU, with the demo's images (sh train.sh does this):
     python main_finetune.py --model timm --model_arch efficientvit_m0 --input_size 128 --data_path demo_data
 On one GPU or several of a machine:
     torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \

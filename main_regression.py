@@ -1,6 +1,6 @@
 """Predict numbers from retinal images, and search for good settings with Optuna.
 
-On a laptop's CPU, with the demo's pictures (sh search.sh does this):
+On a laptop's CPU, with the demo's images (sh search.sh does this):
     python main_regression.py --model timm --model_arch efficientvit_m0 --input_size 128 --csv_file demo_data/demo.csv \
         --targets vessel_width disc_radius lesion_area
 On one GPU or several of a machine, RETFound's weights by default:

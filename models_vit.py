@@ -213,7 +213,7 @@ def feature_width(model: torch.nn.Module) -> int:
 
 
 class ExactLinear(torch.nn.Linear):
-    """A classifier that runs in fp32 whatever the precision: in bf16 the logits of many pictures would be equal, and ranks
+    """A classifier that runs in fp32 whatever the precision: in bf16 the logits of many images would be equal, and ranks
     would tie."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Apply a trained checkpoint to images without labels: classes with probabilities, or numbers; heat maps where asked for.
 
-A folder with pictures at any depth, on a laptop's CPU as on a GPU:
+A folder with images at any depth, on a laptop's CPU as on a GPU:
     python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv
 A CSV (its other columns are kept; a regression with covariates needs it), on four GPUs:
     torchrun --nproc_per_node=4 predict.py --resume output_dir/NAME/checkpoint-best.pth --input patients.csv \
         --path_col image --output predictions.csv
-With a map of where the model looked for each picture:
+With a map of where the model looked for each image:
     python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv --heatmaps maps
 A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """

@@ -43,7 +43,7 @@ PATIENCE_S = 300
 
 
 def write_pictures(folder: Path, number: int = 96) -> None:
-    """Two classes of noise, `number` pictures of 36 x 36 for training and a quarter of it for val and test each."""
+    """Two classes of noise, `number` images of 36 x 36 for training and a quarter of it for val and test each."""
     rng = np.random.default_rng(0)
     for split, count in (("train", number), ("val", number // 4), ("test", number // 4)):
         for label in range(count):

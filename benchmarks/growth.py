@@ -1,4 +1,4 @@
-"""Time and memory as the data grow: a CSV, a folder, and what an epoch and a result cost a picture, without the pixels."""
+"""Time and memory as the data grow: a CSV, a folder, and what an epoch and a result cost an image, without the pixels."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def rows(folder: Path, quick: bool) -> list[Row]:
         figures = [measured(work, make_csv(folder, paths[:size])) for size in sizes]
         for figure, kind, unit, scale in (("seconds", "time", "us", 1e6), ("MB", "memory", "bytes", 2**20)):
             values = ", ".join(f"{scale * values[figure] / size:,.1f}" for values, size in zip(figures, sizes, strict=True))
-            found.append(Row(f"{what}, {kind} a picture of {' / '.join(f'{size:,}' for size in sizes)}", None,
+            found.append(Row(f"{what}, {kind} an image of {' / '.join(f'{size:,}' for size in sizes)}", None,
                              scale * figures[-1][figure] / sizes[-1], unit, goal="flat", limit=values))
     return found
 
@@ -85,7 +85,7 @@ def _read_folder(folder: str):
 
 
 def _walk(file: str):
-    """An epoch's batches, and the path and place of every picture of it."""
+    """An epoch's batches, and the path and place of every image of it."""
     from util.data.sampling import StepPlan, TrainBatches
     from util.data.tables import ImageDataset, read_csv
 

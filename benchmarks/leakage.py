@@ -1,13 +1,13 @@
 """What the leakage check finds of planted copies, what it takes for a copy by mistake, and how long it takes.
 
-    python benchmarks/leakage.py                          # 3000 pictures, some 5 minutes on two cores
+    python benchmarks/leakage.py                          # 3000 images, some 5 minutes on two cores
     python benchmarks/leakage.py --pictures 600 --quick   # that it runs, not how well
     python benchmarks/leakage.py --json leakage.json      # also as rows {what, ...}
 
-Pictures are drawn in two ways: as the demo's, whose eyes differ in where disc and macula lie, in light and in colour; and as
+Images are drawn in two ways: as the demo's, whose eyes differ in where disc and macula lie, in light and in colour; and as
 from one camera and one protocol, right eyes alone with all of that at one place, which look more alike than anything real. Two
 thirds of them are train, the rest test. Copies of a tenth are planted in test, of each kind, and looked up as a run does; then
-the same the other way round, the copies in train. False alarms are counted in pictures of test that have no copy in train.
+the same the other way round, the copies in train. False alarms are counted in images of test that have no copy in train.
 The time is that of a first start on photographs of 2048 x 2048 pixels, files hashed, decoded and compared, and of a second.
 """
 
@@ -96,13 +96,13 @@ def drawn(one_camera: bool, number: int) -> Image.Image:
 
 
 def prints_of(one_camera: bool, number: int, copied: bool) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The picture's fingerprint, and those of its copies."""
+    """The image's fingerprint, and those of its copies."""
     image = drawn(one_camera, number)
     return fingerprint_of(image), [fingerprint_of(make(image)) for make, _ in COPIES.values()] if copied else []
 
 
 def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
-    """Recall by kind of copy, both ways round, and the share of distinct pictures taken for a copy."""
+    """Recall by kind of copy, both ways round, and the share of distinct images taken for a copy."""
     copied = np.arange(0, pictures, 10)
     with ProcessPoolExecutor(cores) as pool:
         made = list(pool.map(partial(prints_of, one_camera), range(pictures), np.isin(range(pictures), copied), chunksize=20))
@@ -116,13 +116,13 @@ def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
                      "found the other way round": float(back.mean()), "goal": goal})
     train = 2 * pictures // 3
     found = nearest(every[train:], every[:train])
-    rows.append({"what": f"distinct pictures taken for copies, {which}", "pictures": pictures - train, "among": train,
+    rows.append({"what": f"distinct images taken for copies, {which}", "pictures": pictures - train, "among": train,
                  "share": float((found.place >= 0).mean()), "most similar": _most_similar(every, train), "goal": "< 1 %"})
     return rows
 
 
 def _most_similar(every: np.ndarray, train: int) -> float:
-    """The highest similarity of distinct pictures, so that one sees how far the threshold is away."""
+    """The highest similarity of distinct images, so that one sees how far the threshold is away."""
     threshold = near_duplicates.LEAST_SIMILARITY
     try:
         near_duplicates.LEAST_SIMILARITY = 0.0
@@ -138,7 +138,7 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
     for number in range(pictures):
         path = folder / f"{number:05d}.jpg"
         shutil.copyfile(models[number % len(models)], path)
-        with open(path, "ab") as stream:  # past the picture's end: other bytes, the same work
+        with open(path, "ab") as stream:  # past the image's end: other bytes, the same work
             stream.write(number.to_bytes(4, "little"))
         rows.append((str(path), "train" if number % len(models) < 2 * len(models) / 3 else "test", ""))
     table, known = pd.DataFrame(rows, columns=["path", "split", "patient"]), folder / "known.npy"
@@ -152,7 +152,7 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
 
 
 def search_time(pictures: int, distinct: int) -> dict:
-    """Seconds of the comparison alone, which grows with the square: of distinct pictures, each there several times."""
+    """Seconds of the comparison alone, which grows with the square: of distinct images, each there several times."""
     with ProcessPoolExecutor(usable_cores()) as pool:
         made = list(pool.map(partial(prints_of, True), range(distinct), [False] * distinct, chunksize=20))
     some = np.array([one for one, _ in made], FINGERPRINT)
@@ -160,7 +160,7 @@ def search_time(pictures: int, distinct: int) -> dict:
     train, test = np.resize(some[:cut], 2 * pictures // 3), np.resize(some[cut:], pictures - 2 * pictures // 3)
     begun, used = time.perf_counter(), time.process_time()
     nearest(test, train)
-    return {"what": f"comparison alone, {len(test):,} x {len(train):,} pictures", "seconds": time.perf_counter() - begun,
+    return {"what": f"comparison alone, {len(test):,} x {len(train):,} images", "seconds": time.perf_counter() - begun,
             "core seconds": time.process_time() - used}
 
 
@@ -172,7 +172,7 @@ def _text(name: str, value) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=3000, help="distinct pictures of each way of drawing")
+    parser.add_argument("--pictures", type=int, default=3000, help="distinct images of each way of drawing")
     parser.add_argument("--files", type=int, default=2000, help="photographs whose reading is timed")
     parser.add_argument("--quick", action="store_true", help="time little: that it runs")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")

@@ -1,4 +1,4 @@
-"""Memory of a process for a fine-tuning step of a ViT-L in fp32, two pictures a process: alone, ddp, fsdp, and with activation
+"""Memory of a process for a fine-tuning step of a ViT-L in fp32, two images a process: alone, ddp, fsdp, and with activation
 checkpointing. On CPUs; what is held on GPUs is the same tensors.
 
     python -m benchmarks.memory             prints the table (10 GB of memory, some minutes)

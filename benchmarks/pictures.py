@@ -12,7 +12,7 @@ NOISE = 1.0  # grey levels; with quality 90 a file has 0.7 to 1.1 bits a pixel, 
 
 def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = ".jpg", noise: float = NOISE,
                 **options) -> list[str]:
-    """`count` pictures of `size` (width, height) in `folder` -> their paths; options are Pillow's for saving."""
+    """`count` images of `size` (width, height) in `folder` -> their paths; options are Pillow's for saving."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, (width, height) = [], size
     for number in range(count):

@@ -9,7 +9,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def read(path: str) -> Image.Image:
-    """As torchvision's ImageFolder reads a picture: all of it, in RGB."""
+    """As torchvision's ImageFolder reads an image: all of it, in RGB."""
     with open(path, "rb") as file:
         return Image.open(file).convert("RGB")
 

@@ -46,8 +46,8 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
-    """A call that trains the head one epoch on `a_class` pictures a class and split, and scores val, the backbone running for
-    every picture."""
+    """A call that trains the head one epoch on `a_class` images a class and split, and scores val, the backbone running for
+    every image."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision, table = Precision(name, device.type), read_folder(str(data)).table
     table = table.groupby(["split", "target"]).head(a_class)
@@ -99,10 +99,10 @@ def rows(folder: Path, quick: bool) -> list[Row]:
         make_demo(data, pictures=pictures, size=2 * size)
     table = read_folder(str(data)).table
     counts, of_part = (t["split"].value_counts() for t in (table, table.groupby(["split", "target"]).head(a_class)))
-    # an epoch on a few pictures of train and val stands for one on all of them
+    # an epoch on a few images of train and val stands for one on all of them
     seen = sum(counts[split] for split in ("train", "val")) / sum(of_part[split] for split in ("train", "val"))
     name = "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
-    whole, timing = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} pictures", {"unit": "s", "scale": 1}
+    whole, timing = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} images", {"unit": "s", "scale": 1}
     at_equal, in_fp32 = ((epoch_through_the_backbone, data, a_class, precision, size) for precision in (name, "fp32"))
     fresh, again = ((our_probe, data, folder, name, size, stored) for stored in (False, True))
     found = [compare_apart(f"{whole}: at equal precision ({name})", at_equal, fresh, pairs, ">= 35x",

@@ -1,4 +1,4 @@
-"""Reading pictures: what a loader's core does to a file, plain and ours."""
+"""Reading images: what a loader's core does to a file, plain and ours."""
 
 import contextlib
 import random
@@ -27,7 +27,7 @@ def seed(number: int) -> None:
 
 
 def plain_way(what: str, paths: list[str], number: int):
-    """A call that takes `number` pictures through the plain train or eval transform, the k-th with the same random draws
+    """A call that takes `number` images through the plain train or eval transform, the k-th with the same random draws
     every time."""
     transform = plain.train_transform(SIZE) if what == "train" else plain.eval_transform(SIZE)
 
@@ -58,7 +58,7 @@ def scaled(kept=None):
 
 
 def rows(folder: Path, quick: bool) -> list[Row]:
-    """One core; a call is some 20 pictures, the same draws for both."""
+    """One core; a call is some 20 images, the same draws for both."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,7 +79,7 @@ def _files(folder: Path, quick: bool) -> list[Row]:
         paths = photographs(folder, size, 3, **options)
         limit = _limit(paths)
         for what, goal in zip(("train", "eval"), goals, strict=True):
-            found.append(compare_apart(f"{name}, {what}, a picture", (plain_way, what, paths, number),
+            found.append(compare_apart(f"{name}, {what}, an image", (plain_way, what, paths, number),
                                        (our_way, what, paths, number), pairs, goal, limit, of_plain=1 / number,
                                        of_ours=1 / number, threads=1))
         if goals[0]:
@@ -131,7 +131,7 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
     pairs, number, many = (1, 3, 6) if quick else (7, 12, 240)
     found = []
     for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):
-        found.append(compare_apart(f"image cache at {side}, {what}, a picture of 2048x2048 from the second epoch on",
+        found.append(compare_apart(f"image cache at {side}, {what}, an image of 2048x2048 from the second epoch on",
                                    (plain_way, what, paths, number), (our_way, what, paths, many, side, folder / "cache"),
                                    pairs, goal, of_plain=1 / number, of_ours=1 / many, threads=1))
     found.append(_kept_difference(paths, side, 3 if quick else 60))
@@ -139,7 +139,7 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
 
 
 def _kept_difference(paths: list[str], side: int, number: int) -> Row:
-    """Crops of kept pictures against the same part of the whole picture, flips and colours left out."""
+    """Crops of kept images against the same part of the whole image, flips and colours left out."""
     draw = scaled()[0]._draw_crop
     differences = []
     for k in range(number):
@@ -152,5 +152,5 @@ def _kept_difference(paths: list[str], side: int, number: int) -> Row:
         box = tuple(scale * edge for edge in (left, top, left + width, top + height))
         exact = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         differences.append(np.abs(ours.astype(int) - exact).mean())
-    return Row(f"image cache at {side}, crops against the same part of the whole picture", None, float(np.mean(differences)),
+    return Row(f"image cache at {side}, crops against the same part of the whole image", None, float(np.mean(differences)),
                "grey levels", goal="<= 2")

@@ -23,7 +23,7 @@ BATCH, STEPS, CLASSES = 16, 3, 5
 
 
 class Batches:
-    """A loader whose pictures are there already: what is timed is the step."""
+    """A loader whose images are there already: what is timed is the step."""
 
     class _Nothing:
         covariates = None
@@ -150,7 +150,7 @@ def _channels_last(quick: bool, name: str, device: torch.device) -> Row:
 
 
 def plain_evaluation(size: int, device: torch.device):
-    """Forward passes of 32 pictures in batches of 16, in fp32 and without gradients."""
+    """Forward passes of 32 images in batches of 16, in fp32 and without gradients."""
     model, images = vit(size).to(device).eval(), torch.randn(2 * BATCH, 3, size, size)
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ def our_evaluation(size: int, device: torch.device, name: str, batch: int, keeps
 
 def _evaluation(size: int, name: str, device: torch.device, pairs: int) -> list[Row]:
     mine, theirs = (our_evaluation, size, device, name, BATCH, True), (plain_evaluation, size, device)
-    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} pictures: fp32 as it comes, ours", theirs, mine, pairs)
+    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} images: fp32 as it comes, ours", theirs, mine, pairs)
     if device.type == "cpu":
         given_back = (our_evaluation, size, device, name, BATCH, False)
         return [whole, compare_apart("evaluation, of it, freed memory kept", given_back, mine, pairs)]

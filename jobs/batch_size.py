@@ -28,11 +28,11 @@ def with_stored(options: Options, resumed: WeightFile | None) -> Options:
 
 
 def choose(job: Job) -> tuple[int, str]:
-    """The batch size, alike in all processes, and a line that says it. RunError where not one picture fits, InputError
+    """The batch size, alike in all processes, and a line that says it. RunError where not one image fits, InputError
     for a model in shards.
 
     On a GPU whole steps are tried, each process on its own; else, and on a dry run, the need is estimated
-    (util/model/memory.py). Never more than the training pictures of a process.
+    (util/model/memory.py). Never more than the training images of a process.
     """
     options, world = job.options, job.world
     if is_sharded(job.model):
@@ -44,11 +44,11 @@ def choose(job: Job) -> tuple[int, str]:
     found = _largest(sizes, lambda size: fits(job, size, for_training=True)) if tried else _estimated(job, sizes)
     found = min(world.gather(found))
     if found == 0:
-        raise RunError(f"--batch_size auto: not one picture of {options.model.input_size} pixels fits into the memory of "
+        raise RunError(f"--batch_size auto: not one image of {options.model.input_size} pixels fits into the memory of "
                        f"{world.device} {'' if tried else 'by the estimate '}with this model: take a smaller one, a smaller "
                        "--input_size, or --adaptation lp", everywhere=True)
     how = f"tried on {torch.cuda.get_device_name(world.device)}" if tried else "estimated, not tried"
-    bound = ", bounded by the training pictures" if found == sizes[-1] and found < SIZES[-1] and (
+    bound = ", bounded by the training images" if found == sizes[-1] and found < SIZES[-1] and (
         tried or found < LARGEST_WITHOUT_TRYING) else ""
     return found, f"batch      --batch_size auto is {found} ({how}{bound}); a run that goes on keeps it"
 
@@ -93,7 +93,7 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
             room.append(torch.empty(int((3 if job.world.size > 1 else 2) * trained + slack), dtype=torch.uint8, device=device))
             if options.model.adaptation == "lp" and device.type == "cuda":
                 batch_size *= 2  # the frozen backbone reads the evaluation's batches
-        batch_size = max(2, batch_size)  # batch norm needs two: training takes a picture alone twice
+        batch_size = max(2, batch_size)  # batch norm needs two: training takes an image alone twice
         rows = job.features["train"][:batch_size] if job.features is not None else torch.zeros(
             batch_size, 3, options.model.input_size, options.model.input_size)
         inputs = (rows.to(device),)

@@ -1,4 +1,4 @@
-"""What is written down about a run: in its checkpoints, in run.json, as pictures, as one page."""
+"""What is written down about a run: in its checkpoints, in run.json, as images, as one page."""
 
 from dataclasses import asdict
 
@@ -51,7 +51,7 @@ def facts(job: Job) -> dict:
 
 
 def draw(job: Job, split: str) -> list[str]:
-    """Pictures of a split's predictions; lines for the user."""
+    """Images of a split's predictions; lines for the user."""
     if not job.folder.file(f"predictions_{split}.csv").exists():
         return []
     with job.folder.writing():

@@ -94,7 +94,7 @@ def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
 
 
 def _placed(job: Job, done: Progress, step_size: int) -> Progress:
-    """The same place among an epoch's pictures where a step now takes another number of them."""
+    """The same place among an epoch's images where a step now takes another number of them."""
     plan = job.plan
     if done.steps == 0 or (step_size == plan.step_size and done.steps <= plan.steps):
         return done
@@ -102,7 +102,7 @@ def _placed(job: Job, done: Progress, step_size: int) -> Progress:
     steps = plan.steps_within(seen)
     kept = plan.of_step(steps - 1)[1] if steps else 0
     if kept < seen:
-        job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its pictures are seen once more")
+        job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its images are seen once more")
     return Progress(done.epoch, steps, done.loss * kept / seen)
 
 

@@ -25,7 +25,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World,
     """The images of a run, checked, with their fields (--fundus_crop auto) and what else the check found (`ImageFacts.of`)."""
     options = task.options
     data = task.read(resumed, ("test",) if options.run.eval else tables.SPLITS)
-    # a picture's number counts within its split, so that it is the same where only test is read
+    # an image's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
     if options.data.patient_regex and "patient_col" not in options.typed:  # a stored expression gives way to a typed column
         data.table, lines = search.name_patients(data.table, options.data.patient_regex, "patient_regex" in options.typed)
@@ -65,18 +65,18 @@ def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed:
 
 
 def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
-    """Look for pictures and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
+    """Look for images and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
     lists them. InputError with --leakage stop where there are any.
 
-    A run that goes on with the same pictures was checked when it began; a dry run is checked, too, and writes nothing.
-    Without the check of all files (--skip_file_check) pictures are not decoded here either: the same bytes and patients
+    A run that goes on with the same images was checked when it began; a dry run is checked, too, and writes nothing.
+    Without the check of all files (--skip_file_check) images are not decoded here either: the same bytes and patients
     are found all the same.
     """
     name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
     before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
     if goes_on and options.data.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
             folder.file(name).exists()) and all(before.get(option) == options.value(option) for option in looked_at):
-        return [f"leakage    looked for when this run began, on the same pictures: {folder.file(name)}"]
+        return [f"leakage    looked for when this run began, on the same images: {folder.file(name)}"]
     path = None if options.run.dry_run else folder.file(name) if goes_on else folder.new_file(name)
     if options.data.leakage == "off":
         return []
@@ -91,21 +91,21 @@ def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | No
 
 
 def compare_data(options: Options, data: tables.Data, resumed: WeightFile | None) -> list[str]:
-    """A line where the pictures are not those that the run began with; InputError where --resume same asks for the same."""
+    """A line where the images are not those that the run began with; InputError where --resume same asks for the same."""
     before = resumed.rest.get("data_fingerprint") if resumed is not None else None
     if options.run.eval or before in (None, data.fingerprint):
         return []
     if options.run.resume == "same":
-        raise InputError(f"the pictures, their labels or splits have changed since {resumed.path} was written: name this run "
+        raise InputError(f"the images, their labels or splits have changed since {resumed.path} was written: name this run "
                          "otherwise with --task (TASK=...), or go on with the new ones by --resume auto")
-    return [f"warning: the pictures, their labels or splits have changed since {resumed.path} was written: figures of epochs "
+    return [f"warning: the images, their labels or splits have changed since {resumed.path} was written: figures of epochs "
             "before and after don't compare"]
 
 
 def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed: WeightFile | None,
                         facts: np.ndarray) -> dict:
-    """Of the transform that evaluation reads pictures by: the checkpoint's, in which a typed flag changes its own entry.
-    facts: of the pictures (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
+    """Of the transform that evaluation reads images by: the checkpoint's, in which a typed flag changes its own entry.
+    facts: of the images (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
     model, images = options.model, options.images
     rest = resumed.rest if resumed is not None else {}
     mean, std, _ = normalisation.of_options(options, backbone, rest)

@@ -7,7 +7,7 @@ from util.model import lora
 from util.weights import checkpoint
 from util.weights.shard_files import PATTERN
 
-OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # pictures, page, log; a row of predictions_*.csv
+OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
 GIB, MIB = 2**30, 2**20
 

@@ -1,4 +1,4 @@
-"""Weights and unlabelled pictures -> feature vectors. Read `extract` from top to bottom."""
+"""Weights and unlabelled images -> feature vectors. Read `extract` from top to bottom."""
 
 import json
 import time
@@ -41,7 +41,7 @@ class FeatureParts(torch.nn.Module):
     pooled      what a classifier's head would read
 
     Where the final norm comes after the pooling (RETFound_mae with its mean: fc_norm), cls and patch_mean pass it too.
-    `widths` says which columns are whose; it is learnt from two pictures, as is whether pooled is the model's own output.
+    `widths` says which columns are whose; it is learnt from two images, as is whether pooled is the model's own output.
     """
 
     def __init__(self, model: torch.nn.Module, input_size: int):
@@ -169,7 +169,7 @@ def _describe(options: Options, world: World, backbone: models_vit.Backbone, pre
              + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
     lines += [f"           {name} is absent: {backbone.arch} has no {what}" for name, what in (
         ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are pooled")) if name not in parts.widths]
-    lines.append(f"pictures   {len(data.table):,} of {options.use.input}")
+    lines.append(f"images     {len(data.table):,} of {options.use.input}")
     lines += [f"           note: {note}" for note in data.notes]
     if len(data.others.columns):
         lines.append("           the CSV's other columns are not stored (rows are in its order): "

@@ -29,8 +29,8 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     """{split: (N, W)}, computed once or found on the disk (OUTPUT_DIR/.features); for a grid of heads the columns of all kinds
     of features, which `job.kinds` tells apart, and `job.tokens`, what an attentive head reads, where there is room for it.
 
-    With --lp_views K above 1 the train pictures of a grid of heads have K random views instead of the
-    evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature a picture.
+    With --lp_views K above 1 the train images of a grid of heads have K random views instead of the
+    evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature an image.
     """
     world, options, reader = job.world, job.options, job.task.feature_reader(job.model)
     if reader is None:
@@ -62,7 +62,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
             job.tokens[name] = tokens
         counts[was_there] += len(job.rows(split))
     job.tokens = job.tokens if job.tokens and len(job.tokens) == len(wanted) else None
-    world.say(f"features   {counts[False]:,} pictures computed, {counts[True]:,} found stored, width "
+    world.say(f"features   {counts[False]:,} images computed, {counts[True]:,} found stored, width "
               f"{found['val'].shape[1]:,}; {terminal.duration(time.monotonic() - began)}")
     return found
 

@@ -1,4 +1,4 @@
-"""Heat maps of unlabelled pictures: a map of each, laid over what the model saw, shared among the processes."""
+"""Heat maps of unlabelled images: a map of each, laid over what the model saw, shared among the processes."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from util.core.run_files import write_whole
 from util.data.images.transforms import EvalTransform
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, pictures_of, write_overlays
 
-BATCH = 16  # pictures; what fits into memory at once with gradients, heat_maps decides itself
+BATCH = 16  # images; what fits into memory at once with gradients, heat_maps decides itself
 BATCHES_A_PIECE = 16  # of each process, after which the overlays are listed and counted
 
 
@@ -45,7 +45,7 @@ def check(job: Prediction) -> None:
 
 
 def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndarray | None) -> None:
-    """Overlays of all pictures in the folder, from where an earlier start came to. outputs: the main process's rows."""
+    """Overlays of all images in the folder, from where an earlier start came to. outputs: the main process's rows."""
     options, world, folder = job.options, job.world, folder_of(job)
     targets, name = _targets(job, outputs)
     mark = f"heat maps of {name} by {options.heatmaps.heatmap_method} in {folder.resolve()}"

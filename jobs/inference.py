@@ -1,6 +1,6 @@
-"""Trained weights and unlabelled pictures: what predict.py and latent_feature.py have in common.
+"""Trained weights and unlabelled images: what predict.py and latent_feature.py have in common.
 
-Read `take_checkpoint` for what is taken from a checkpoint, and `computed` for how a row a picture is computed so that a
+Read `take_checkpoint` for what is taken from a checkpoint, and `computed` for how a row an image is computed so that a
 start that was killed goes on.
 """
 
@@ -79,10 +79,10 @@ def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Opt
     return rows[-1]
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- images -------------------------------------------------------------------------------------------------------
 
 def read_pictures(options: Options, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
-    """The pictures of --input, those that don't decode refused or left out as --bad_images says."""
+    """The images of --input, those that don't decode refused or left out as --bad_images says."""
     def read() -> Unlabelled:
         data = read_unlabelled(options.use.input, options.data.path_col, covariates, options.data.path_suffix)
         others, listed = data.others, skipped_file(options.use.output)
@@ -92,7 +92,7 @@ def read_pictures(options: Options, world: World, covariates: tuple[str, ...] = 
         if not options.data.skip_file_check:
             checked = tables.check_files(data, options.data.bad_images, facts, listed if world.is_main else None, fields=fields)
             if len(checked.table) == len(data.table) and world.is_main:
-                listed.unlink(missing_ok=True)  # an earlier start's: its pictures have been mended
+                listed.unlink(missing_ok=True)  # an earlier start's: its images have been mended
         else:
             checked = tables.look_at_some(data, facts, fields)
         paths = list(checked.table["path"])
@@ -118,7 +118,7 @@ def no_room(what: str) -> Iterator[None]:
 
 def loader(options: Options, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
            transform: transforms.EvalTransform, batch_size: int):
-    """Batches of the table's pictures in order, as evaluation reads them; whole batches are dealt to the processes."""
+    """Batches of the table's images in order, as evaluation reads them; whole batches are dealt to the processes."""
     dataset = tables.ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
     return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size), workers(options, world),
                        world.device.type == "cuda")
@@ -126,7 +126,7 @@ def loader(options: Options, world: World, table: pd.DataFrame, covariates: torc
 
 def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Options, world: World,
              precision: Precision, transform: dict, depends_on: dict, title: str) -> PartialRows | None:
-    """A row of outputs a picture, (N, K), in the files beside --output (main process; None in the others).
+    """A row of outputs an image, (N, K), in the files beside --output (main process; None in the others).
 
     What an earlier start computed is taken where everything that a row depends on is the same: `depends_on` (the weights and
     what is done with them) and what stands here. RunError for outputs that are no numbers and a full disk or device.

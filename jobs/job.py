@@ -40,7 +40,7 @@ class Job:
     plan: StepPlan | None = None
     schedule: Schedule | None = None
     fields: Fields | None = None  # with --fundus_crop auto
-    cache: ImageCache | None = None  # pictures decoded once, where they are read many times
+    cache: ImageCache | None = None  # images decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
     kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/model/feature_kinds.py)
     tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)

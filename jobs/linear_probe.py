@@ -228,7 +228,7 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     train = next(values for name, values in features.items() if name.startswith("train")).cpu().numpy()
     labels = _labels(job, "train").numpy()
     if len(labels) > MOST_ROWS:
-        job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} training pictures")
+        job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} training images")
     for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
         scored = [{split: _scored(job, split, _as_logits(classifier, features[split], len(task.class_names)))[1]
                    for split in ("val", "test")} for classifier in candidates]

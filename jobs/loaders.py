@@ -38,12 +38,12 @@ def plan_training(job: Job) -> None:
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
-    """With --image_cache: `job.cache` with the pictures of these splits, filled by the first process of each machine."""
+    """With --image_cache: `job.cache` with the images of these splits, filled by the first process of each machine."""
     options, world, side = job.options, job.world, job.eval_transform.get("kept")
     if not options.images.image_cache:
         return
     if not side:
-        world.say(f"--image_cache does nothing: {options.run.resume} reads pictures at their own size (--cache_size brings "
+        world.say(f"--image_cache does nothing: {options.run.resume} reads images at their own size (--cache_size brings "
                   "them to another)")
         return
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])

@@ -1,4 +1,4 @@
-"""A trained checkpoint and unlabelled pictures -> a CSV of predictions, and heat maps. Read `predict` from top to bottom."""
+"""A trained checkpoint and unlabelled images -> a CSV of predictions, and heat maps. Read `predict` from top to bottom."""
 
 import time
 from pathlib import Path
@@ -46,7 +46,7 @@ def predict(options: Options, world: World) -> None:
     outputs = None if partial is None else partial.values()
     if partial is not None:
         table = write(job, outputs)
-        world.say(*describe_answers(job, table), f"written to {job.options.use.output}: {len(table):,} pictures; "
+        world.say(*describe_answers(job, table), f"written to {job.options.use.output}: {len(table):,} images; "
                   f"{terminal.duration(time.monotonic() - began)}")
     if job.options.heatmaps.heatmaps is not None:
         heatmaps.draw_heatmaps(job, partial, outputs)
@@ -56,7 +56,7 @@ def predict(options: Options, world: World) -> None:
 
 
 def prepare(options: Options, world: World) -> Prediction:
-    """The checkpoint's model and the pictures, checked and described."""
+    """The checkpoint's model and the images, checked and described."""
     file = world.main_first(lambda: checkpoint.read(options.run.resume))
     ours = checkpoint.is_ours(file)
     task, lines = take_checkpoint(options, file)
@@ -136,7 +136,7 @@ def describe(job: Prediction) -> list[str]:
         lines.append("           probabilities are " + (
             f"calibrated: temperature {temperature:.4g}, fitted on val" if temperature else
             "not calibrated: the checkpoint holds no temperature (training with --calibrate fits one)"))
-    lines.append(f"pictures   {len(job.data.table):,} of {options.use.input}")
+    lines.append(f"images     {len(job.data.table):,} of {options.use.input}")
     lines += [f"           note: {note}" for note in job.data.notes]
     return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
                     f"{job.precision.name}, batch size {options.training.batch_size}",
@@ -148,7 +148,7 @@ def describe(job: Prediction) -> list[str]:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 def answers(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
-    """What the model says of each picture: classes with their probabilities and logits, or numbers in the CSV's units."""
+    """What the model says of each image: classes with their probabilities and logits, or numbers in the CSV's units."""
     if isinstance(job.task, Classification):
         return class_answers(job.data.table["path"], outputs, job.names, temperature_of(job), job.best.get("thresholds"))
     values = job.task.scale.restore(outputs)

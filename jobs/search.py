@@ -40,7 +40,7 @@ from util.study import optuna_study
 def search(options: Options, world: World) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
     if options.model.adaptation != "lp" and not options.images.image_cache:
-        # every trial reads every picture again
+        # every trial reads every image again
         options = options.having(image_cache=str(Path(options.run.output_dir) / ".pictures"))
     job = prepare(options, world, Regression)
     options = job.options

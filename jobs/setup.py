@@ -153,7 +153,7 @@ def _taken_over(options: Options, resumed: WeightFile | None, kind: type[Task]) 
     elif checkpoint.is_ours(resumed):
         stored = resumed.rest["options"]
         if "data_path" in options.typed and "csv_file" not in options.typed:
-            stored = {**stored, "csv_file": None}  # other pictures were named: not the CSV that it was trained on
+            stored = {**stored, "csv_file": None}  # other images were named: not the CSV that it was trained on
         changed = differences(stored, options, typed_alone=True)
         if changed:
             lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))
@@ -185,7 +185,7 @@ def without_effect_here(job: Job) -> list[str]:
     if options.images.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
         lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
     if options.images.cache_size and not options.images.image_cache and "cache_size" not in typed:
-        lines.append(f"pictures are brought to a short side of {options.images.cache_size} first, as this run began; "
+        lines.append(f"images are brought to a short side of {options.images.cache_size} first, as this run began; "
                      "--image_cache DIR keeps them decoded")
     if options.model.adaptation == "lora" and "layer_decay" not in typed and job.resumed is None:
         lines.append("--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at nothing in every layer")

@@ -238,7 +238,7 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
 
 
 def _finish_val(job: Job, best: dict) -> None:
-    """Intervals and pictures of the best epoch's predictions on val, once it is known to be the best."""
+    """Intervals and images of the best epoch's predictions on val, once it is known to be the best."""
     notes = job.folder.draw_curves(best["epoch"])
     path = job.folder.file("predictions_val.csv")
     if path.exists():

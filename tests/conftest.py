@@ -1,4 +1,4 @@
-"""Small pictures and a small model for the tests that run the whole way."""
+"""Small images and a small model for the tests that run the whole way."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Small fakes of the public data sets: the layouts and the file names of the real ones, a few bytes a picture.
+"""Small fakes of the public data sets: the layouts and the file names of the real ones, a few bytes an image.
 
 The two workbooks in tests/fixtures/papila were written with openpyxl, whose way of writing is not our reader's.
 """
@@ -14,7 +14,7 @@ WORKBOOKS = Path(__file__).parent / "fixtures" / "papila"
 
 
 def put(path: Path, text: str = "") -> Path:
-    """A file that no other equals; nothing here decodes a picture."""
+    """A file that no other equals; nothing here decodes an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text or str(path.relative_to(path.parents[2])), encoding="utf-8")
     return path
@@ -33,7 +33,7 @@ def fake_aptos(raw: Path) -> int:
 
 
 def fake_messidor2(raw: Path) -> int:
-    """Pairs of eyes; the owner's .JPG is .jpg in the list of grades; two pictures that nobody could grade."""
+    """Pairs of eyes; the owner's .JPG is .jpg in the list of grades; two images that nobody could grade."""
     names = [f"200510{number:02d}_4{number:04d}_0100_PP.png" if number % 2 else f"IM00{number:04d}.JPG" for number in range(80)]
     pairs = list(zip(names[0:78:2], names[1:78:2], strict=True)) + [(names[78], ""), (names[79], "")]
     put(raw / "messidor-2.csv", "left;right\n" + "".join(f"{left};{right}\n" for left, right in pairs))

@@ -16,7 +16,7 @@ METHOD = {"method": "bootstrap of patients", "resamples": 2000, "seed": 0, "unde
 
 
 def samples(rng, number, classes, folder, patients=True, pictures=True):
-    """Rows of a split, and their pictures (of which a second of the rows share one) below folder/pictures."""
+    """Rows of a split, and their images (of which a second of the rows share one) below folder/pictures."""
     target = np.arange(number) % classes
     place = folder / "pictures"
     paths = []

@@ -115,7 +115,7 @@ class Numbers(torch.utils.data.Dataset):
         return len(self.values)
 
     def path(self, position):
-        return f"picture {position}"
+        return f"image {position}"
 
     def __getitem__(self, key):
         return self.values[key[1]], key[1] % 3, key[1]
@@ -199,9 +199,9 @@ def test_the_step_of_a_loss_that_is_not_finite_changes_nothing_nor_do_those_afte
     order = [position for batch in TrainBatches(StepPlan(size, 2, 1, 1), 0, 0) for _, position in batch]
     bad = order[2 * bad_step + 1]
     trainer, until_then = trainer_of(size), trainer_of(size)
-    with pytest.raises(RunError, match=rf"epoch 0, step {bad_step} \(pictures of the batch: picture") as caught:
+    with pytest.raises(RunError, match=rf"epoch 0, step {bad_step} \(images of the batch: image") as caught:
         train_one_epoch(trainer, loader_of(trainer, Numbers(size, [bad])), Progress(0))
-    assert f"picture {bad}" in str(caught.value) and caught.value.everywhere
+    assert f"image {bad}" in str(caught.value) and caught.value.everywhere
 
     steps = 0
 

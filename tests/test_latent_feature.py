@@ -24,7 +24,7 @@ HERE = ["--device", "cpu", "--num_workers", "0", "--precision", "fp32", "--decod
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Some pictures that are resized and cropped on their way."""
+    """Some images that are resized and cropped on their way."""
     folder = write_pictures(tmp_path_factory.mktemp("features"), numbers=(1, 1, 1))
     for path in folder.rglob("*.png"):
         Image.open(path).resize((97, 81)).save(path)

@@ -1,4 +1,4 @@
-"""predict.py says of unlabelled pictures what the evaluation of the same checkpoint says of them, to the last bit."""
+"""predict.py says of unlabelled images what the evaluation of the same checkpoint says of them, to the last bit."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ HERE = ["--device", "cpu", "--num_workers", "0"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A classification of three classes, trained for an epoch: (checkpoint, pictures, its predictions_test.csv)."""
+    """A classification of three classes, trained for an epoch: (checkpoint, images, its predictions_test.csv)."""
     import main_finetune
 
     folder = tmp_path_factory.mktemp("trained")
@@ -64,7 +64,7 @@ def test_a_folder_equals_the_evaluation(run, trained, tmp_path):
     checkpoint, data, expected = trained
     code, out, err = run("--resume", checkpoint, "--input", data / "test", "--output", "p.csv")
     assert code == 0, err
-    assert "80/80 tensors" in out and "probabilities are not calibrated" in out and "16 pictures" in out
+    assert "80/80 tensors" in out and "probabilities are not calibrated" in out and "16 images" in out
     table = pd.read_csv("p.csv")
     assert list(table.columns) == ["path", *(c for c in expected.columns if c.startswith(("predicted", "prob", "logit")))]
     pd.testing.assert_frame_equal(table, expected[list(table.columns)], check_dtype=False, check_exact=True)
@@ -165,7 +165,7 @@ def test_what_a_user_gets_wrong(run, trained, tmp_path):
     wrong(run(*words(resume="none.pth")), "none.pth does not exist")
     wrong(run(*words(input="none")), "--input none: not there")
     (tmp_path / "empty").mkdir()
-    wrong(run(*words(input="empty")), "no picture")
+    wrong(run(*words(input="empty")), "no image")
     (tmp_path / "l.csv").write_text("path\n" + str(next(data.rglob("*.png"))) + "\n")
     wrong(run(*words(input="l.csv", output="l.csv")), "is the --input itself")
     wrong(run(*words(model_arch="resnet10t")), "resnet10t contradicts it")
@@ -185,9 +185,9 @@ def test_pictures_that_do_not_decode(run, trained, tmp_path):
     folder = shutil.copytree(data / "test", tmp_path / "some")
     (folder / "mild" / "00.png").write_text("text")
     words = ("--resume", checkpoint, "--input", "some", "--output", "p.csv")
-    wrong(run(*words), "1 of 16 pictures cannot be read", "00.png", "--bad_images skip")
+    wrong(run(*words), "1 of 16 images cannot be read", "00.png", "--bad_images skip")
     code, out, err = run(*words, "--bad_images", "skip")
-    assert code == 0 and "left out 1 of 16 pictures that cannot be read, listed in p.skipped.csv" in out, err
+    assert code == 0 and "left out 1 of 16 images that cannot be read, listed in p.skipped.csv" in out, err
     assert list(pd.read_csv("p.skipped.csv")["path"]) == ["some/mild/00.png"]
     table = pd.read_csv("p.csv")
     assert [path.removeprefix("some") for path in table["path"]] == [
@@ -258,7 +258,7 @@ def test_a_regression_with_covariates(run, tmp_path):
     assert list(table["patient"]) == list(rows["patient"]) and list(table["path"]) == list(expected["path"])
     code, out, err = run(*words, folder / "new.csv", "--heatmaps", "--heatmap_of", "brightness")
     assert code == 0 and "gradient, of brightness" in out and len(list(tmp_path.glob("heatmaps/*.png"))) == len(rows), err
-    wrong(run(*words, folder), "reads eye, grade beside each picture")
+    wrong(run(*words, folder), "reads eye, grade beside each image")
     rows.drop(columns="eye").to_csv(folder / "new.csv", index=False)
     wrong(run(*words, folder / "new.csv"), "no column eye (a covariate of this model)")
     rows.assign(grade="bad").to_csv(folder / "new.csv", index=False)

@@ -46,18 +46,18 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
-        """The table of pictures, checked. InputError for anything that the user can mend."""
+        """The table of images, checked. InputError for anything that the user can mend."""
 
     def settle(self, data: Data, resumed: WeightFile | None) -> Data:
-        """Learn what the training rows decide, once bad pictures and surplus rows are out of the table."""
+        """Learn what the training rows decide, once bad images and surplus rows are out of the table."""
         return data
 
     @abstractmethod
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
-        """What the loss compares with, a row a picture: (N,) labels or (N, T) numbers."""
+        """What the loss compares with, a row an image: (N,) labels or (N, T) numbers."""
 
     def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
-        """What the model reads beside the picture, (N, C), or None."""
+        """What the model reads beside the image, (N, C), or None."""
         return None
 
     def num_covariates(self, rows: pd.DataFrame) -> int:
@@ -79,7 +79,7 @@ class Task(ABC):
         return model
 
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
-        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature a picture."""
+        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature an image."""
         return None
 
     @abstractmethod
@@ -98,10 +98,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
-        """Outputs and targets of a batch -> a loss a picture, (B,)."""
+        """Outputs and targets of a batch -> a loss an image, (B,)."""
 
     def mixing(self):
-        """What mixes the pictures and labels of a batch, or None."""
+        """What mixes the images and labels of a batch, or None."""
         return None
 
     # ---- figures
@@ -116,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, folder: RunFolder, split: str) -> list[str]:
-        """Pictures of the predictions on the disk; lines for the user."""
+        """Images of the predictions on the disk; lines for the user."""
 
     @abstractmethod
     def pictures(self, split: str) -> str:

@@ -1,4 +1,4 @@
-"""Classification: a folder or a CSV with a class a picture, cross-entropy, figures of counts and ranks."""
+"""Classification: a folder or a CSV with a class an image, cross-entropy, figures of counts and ranks."""
 
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from util.weights.fitting import Fit, WeightFile, put_in
 
 
 class Classification(Task):
-    """One class of several a picture."""
+    """One class of several an image."""
 
     kind, program = "classification", "main_finetune.py"
     head_is_linear = True

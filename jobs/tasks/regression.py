@@ -33,7 +33,7 @@ from util.weights.fitting import Fit, WeightFile, put_in
 
 
 class Regression(Task):
-    """Several numbers a picture."""
+    """Several numbers an image."""
 
     kind, program = "regression", "main_regression.py"
 
@@ -169,7 +169,7 @@ class Regression(Task):
 
     def pictures(self, split: str) -> str:
         files = agreement_files(split, list(self.scale.names))
-        return files[0] + (f" and {len(files) - 1} more targets' pictures" if len(files) > 1 else "")
+        return files[0] + (f" and {len(files) - 1} more targets' images" if len(files) > 1 else "")
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         width = max(map(len, self.scale.names))
@@ -201,7 +201,7 @@ class Regression(Task):
         typed = [f"--{name}" for name in names if name in self.options.typed]
         if not (self.options.model.adaptation == "lp" and typed):
             return []
-        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole picture)"]
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole image)"]
 
     def stored(self) -> dict:
         return {"targets": self.scale.plain(), "covariates": [covariate.plain() for covariate in self.covariates_read]}

@@ -37,7 +37,7 @@ PAGE = Row(
 )
 DAMAGED = Row(
     KIND,
-    "The file was cut short, damaged, or is of another kind (a picture, a zip archive, a numpy or Keras file)",
+    "The file was cut short, damaged, or is of another kind (an image, a zip archive, a numpy or Keras file)",
     "… is damaged or no …: fetch or copy it again (…)",
     "fetch it again; compare its size with the source",
 )
@@ -232,7 +232,7 @@ for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetenso
     act(POINTER, title, LFS, file=f"w.{ending}")
     act(PAGE, title, HTML, file=f"w.{ending}")
     for name, content in {
-        "a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99),
+        "an image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(99),
         "text": b"weights\n" * 20,
         "zeros": bytes(999),
         "random bytes": np.random.default_rng(2).bytes(999),
@@ -261,7 +261,7 @@ def archive(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
     return stream.getvalue()
 
 
-start_from(DAMAGED, "a zip archive of pictures", archive({"a.png": b"x", "b.png": b"y"}))
+start_from(DAMAGED, "a zip archive of images", archive({"a.png": b"x", "b.png": b"y"}))
 start_from(DAMAGED, "an empty zip archive", archive({}))
 start_from(DAMAGED, "a keras file", b"\x89HDF\r\n\x1a\n" + bytes(99), file="w.h5")
 start_from(DAMAGED, "a numpy archive", archive({"w.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"}))

@@ -21,7 +21,7 @@ GRID = Row(
 )
 RUNS = Row(
     KIND,
-    "compare.py is given folders that are no runs, or runs whose files are damaged or of other pictures",
+    "compare.py is given folders that are no runs, or runs whose files are damaged or of other images",
     "…",
     "pass folders OUTPUT_DIR/TASK of finished runs",
     does="one line that names the folder and what it lacks",
@@ -185,7 +185,7 @@ for name, place_of in {
     "no address": "what://",
     "an unknown database": "oracle://x/y",
     "a folder": "sqlite:////",
-    "a picture": "sqlite:///p.png",
+    "an image": "sqlite:///p.png",
     "no host": "postgresql://user:hidden_password@127.0.0.1:1/x",
     "a journal in a file": "p.png/journal",
 }.items():

@@ -24,7 +24,7 @@ FAULTS = (
     ),
     Fault(
         "Training diverges",
-        "`the loss is not finite at epoch …, step … (pictures of the batch: …)` (exit code 1)",
+        "`the loss is not finite at epoch …, step … (images of the batch: …)` (exit code 1)",
         "lower `--lr` or `--blr`, or try `--precision fp32`; look at the named images",
         "end_to_end/test_restart.py::test_a_diverged_run_is_not_started_again",
     ),
@@ -53,8 +53,8 @@ FAULTS = (
         "test_predict.py::test_a_start_that_died_goes_on",
     ),
     Fault(
-        "A picture vanishes in mid-run",
-        "`a picture that was there at the start cannot be read any more: …` (exit code 1)",
+        "An image vanishes in mid-run",
+        "`an image that was there at the start cannot be read any more: …` (exit code 1)",
         "put it back, start again",
         "data/test_tables.py::test_a_picture_that_is_gone_in_mid_run_is_named",
     ),

@@ -1,4 +1,4 @@
-"""Folders of train, val and test that are not laid out as they should be, or hold more than pictures."""
+"""Folders of train, val and test that are not laid out as they should be, or hold more than images."""
 
 import shutil
 
@@ -23,7 +23,7 @@ NO_SPLIT = Row(
 )
 NO_CLASS = Row(
     KIND,
-    "Pictures lie beside the class folders or without any (one level too low)",
+    "Images lie beside the class folders or without any (one level too low)",
     "…: no class folder in it; expected …",
     "put a folder a class into each split",
 )
@@ -35,9 +35,9 @@ OTHER_CLASSES = Row(
 )
 EMPTY = Row(
     KIND,
-    "A class folder is empty, or holds no picture",
-    "no picture (…) in …: add some, or remove the class from every split",
-    "add pictures, or remove the class from every split",
+    "A class folder is empty, or holds no image",
+    "no image (…) in …: add some, or remove the class from every split",
+    "add images, or remove the class from every split",
 )
 ONE_CLASS = Row(
     KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can be learned"
@@ -50,8 +50,8 @@ WRONG_NUMBER = Row(
 )
 IGNORED = Row(
     KIND,
-    "Other files lie among the pictures: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, hidden folders",
-    "left out … files that are hidden, no pictures or this program's own: …",
+    "Other files lie among the images: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, hidden folders",
+    "left out … files that are hidden, no images or this program's own: …",
     "nothing to do",
     ACCEPTED,
     "counts them and names the first",
@@ -67,7 +67,7 @@ NOT_READ = Row(
 )
 NESTED = Row(
     KIND,
-    "Pictures lie in folders below the class folders, or a link leads back up",
+    "Images lie in folders below the class folders, or a link leads back up",
     "",
     "nothing to do",
     ACCEPTED,
@@ -75,9 +75,9 @@ NESTED = Row(
 )
 NOTHING = Row(
     KIND,
-    "The input of predict.py holds no picture, is one picture, or is not there",
+    "The input of predict.py holds no image, is one image, or is not there",
     "--input …",
-    "pass a folder with pictures, or a CSV with their paths",
+    "pass a folder with images, or a CSV with their paths",
 )
 
 
@@ -123,7 +123,7 @@ def _flat(data):
         (data / "train" / folder).rmdir()
 
 
-changed(NO_CLASS, "pictures alone", _flat, "train")
+changed(NO_CLASS, "images alone", _flat, "train")
 changed(NO_CLASS, "empty split", lambda data: [shutil.rmtree(data / "val"), (data / "val").mkdir()], "val")
 changed(
     NO_CLASS,
@@ -168,7 +168,7 @@ changed(
 )
 changed(
     EMPTY,
-    "hidden pictures alone",
+    "hidden images alone",
     lambda data: [path.rename(path.with_name("." + path.name)) for path in (data / "val/wet").iterdir()],
     "val/wet",
 )
@@ -268,9 +268,9 @@ def _(place: Place):
 
 for name, source, words in (
     ("not there", "nowhere", "not there"),
-    ("an empty folder", "empty", "no picture"),
-    ("a picture", "p.png", "is a picture"),
-    ("no picture in a tree", "tree", "no picture"),
+    ("an empty folder", "empty", "no image"),
+    ("an image", "p.png", "is an image"),
+    ("no image in a tree", "tree", "no image"),
 ):
 
     def make(place: Place, source=source):

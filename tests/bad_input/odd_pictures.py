@@ -1,4 +1,4 @@
-"""Pictures that are odd and simply work; names that are odd."""
+"""Images that are odd and simply work; names that are odd."""
 
 import os
 import shutil
@@ -105,7 +105,7 @@ for name, file in ODD_NAMES.items():
     TABLE.add(NAMES, name, make, program="predict.py")
 
 
-@TABLE.case(NAMES, "links to pictures and to a folder", program="predict.py")
+@TABLE.case(NAMES, "links to images and to a folder", program="predict.py")
 def _(place: Place):
     folder = place.some_pictures()
     (folder / "link.png").symlink_to("dry0.png")
@@ -116,7 +116,7 @@ def _(place: Place):
     return predicting(place, folder)
 
 
-@TABLE.case(NAMES, "a folder with a picture's name", program="predict.py")
+@TABLE.case(NAMES, "a folder with an image's name", program="predict.py")
 def _(place: Place):
     folder = place.some_pictures()
     place.write("pictures/folder.png/0.png", made.png())

@@ -1,4 +1,4 @@
-"""Bytes of pictures, sound and broken, that no camera writes twice."""
+"""Bytes of images, sound and broken, that no camera writes twice."""
 
 import io
 import struct
@@ -139,7 +139,7 @@ def webp_of(width: int, height: int) -> bytes:
 
 
 def scan_bomb(scans: int = 4000) -> bytes:
-    """A progressive JPEG that reads its whole picture again for each of thousands of tiny scans."""
+    """A progressive JPEG that reads its whole image again for each of thousands of tiny scans."""
     content = encoded(Image.new("L", (4096, 4096)), "JPEG", progressive=True, quality=10)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + b"\xff\xd9"

@@ -1,4 +1,4 @@
-"""Pictures that do not decode, pictures that are no files, bombs, and odd ones that simply work."""
+"""Images that do not decode, images that are no files, bombs, and odd ones that simply work."""
 
 import os
 import socket
@@ -11,35 +11,35 @@ from tests.bad_input.table import ACCEPTED, FAILED, SKIPPED, Row, Table
 
 KIND = "Pictures"
 TABLE = Table()
-STOP = "… of … pictures cannot be read; mend or pass --bad_images skip: …"
+STOP = "… of … images cannot be read; mend or pass --bad_images skip: …"
 MEND = "copy the named files again or convert them; or leave them out with `--bad_images skip`"
-LEFT_OUT = "left out … of … pictures that cannot be read"
+LEFT_OUT = "left out … of … images that cannot be read"
 
-CUT = Row(KIND, "A picture was cut short or damaged on its way", STOP, MEND)
+CUT = Row(KIND, "An image was cut short or damaged on its way", STOP, MEND)
 OTHER = Row(
-    KIND, "A file with a picture's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC file)", STOP, MEND
+    KIND, "A file with an image's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC file)", STOP, MEND
 )
 BOMB = Row(
     KIND,
-    "A picture claims to be huge, or unpacks to far more than it is: nothing of it is decoded",
+    "An image claims to be huge, or unpacks to far more than it is: nothing of it is decoded",
     STOP,
-    "at most 178,956,970 pixels a picture are read: save it smaller, or leave it out with `--bad_images skip`",
+    "at most 178,956,970 pixels an image are read: save it smaller, or leave it out with `--bad_images skip`",
 )
 NO_FILE = Row(
     KIND,
-    "A picture's name is a broken or circular link, a pipe, a socket or a device",
+    "An image's name is a broken or circular link, a pipe, a socket or a device",
     STOP,
     "put a file there, or remove the name",
 )
 NO_RIGHT = Row(
     KIND,
-    "A picture or its folder may not be read by this user",
+    "An image or its folder may not be read by this user",
     "…permission denied…",
-    "`chmod -R u+rX DIR`, or copy the pictures to a folder of your own",
+    "`chmod -R u+rX DIR`, or copy the images to a folder of your own",
 )
 LEFT = Row(
     KIND,
-    "A picture cannot be read, and `--bad_images skip` is on",
+    "An image cannot be read, and `--bad_images skip` is on",
     LEFT_OUT,
     "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its reason",
     SKIPPED,
@@ -47,20 +47,20 @@ LEFT = Row(
 )
 TOO_MANY = Row(
     KIND,
-    "`--bad_images skip` would leave a class or a split without a picture",
-    "--bad_images skip leaves no readable picture…",
+    "`--bad_images skip` would leave a class or a split without an image",
+    "--bad_images skip leaves no readable image…",
     "mend the files of that class; nothing can be learned without them",
 )
 LATE = Row(
     KIND,
-    "A picture is damaged and `--skip_file_check` kept it from being found at the start",
-    "a picture that was there at the start cannot be read any more: …",
+    "An image is damaged and `--skip_file_check` kept it from being found at the start",
+    "an image that was there at the start cannot be read any more: …",
     "leave `--skip_file_check` out",
     FAILED,
 )
 WORKS = Row(
     KIND,
-    "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float pictures, also with NaN",
+    "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float images, also with NaN",
     "",
     "nothing to do: more than 8 bits are read over the range that all files together use, NaN, what is below 0 and what is "
     "transparent are black",
@@ -69,7 +69,7 @@ WORKS = Row(
 )
 FRAMES = Row(
     KIND,
-    "Several frames, pages or pictures in one file",
+    "Several frames, pages or images in one file",
     "",
     "split the file where another page is meant",
     ACCEPTED,
@@ -86,7 +86,7 @@ ODD = Row(
 )
 NAMES = Row(
     KIND,
-    "Names with spaces, commas, quotes, line ends, letters of any script, 250 letters; links to pictures",
+    "Names with spaces, commas, quotes, line ends, letters of any script, 250 letters; links to images",
     "",
     "nothing to do",
     ACCEPTED,
@@ -198,7 +198,7 @@ for name, put in NOT_FILES.items():
     _stops(NO_FILE, name, "png", put, real=name == "a pipe")
 
 
-@TABLE.case(LEFT, "three kinds at once while training", "left out 3 of 14 pictures", real=True)
+@TABLE.case(LEFT, "three kinds at once while training", "left out 3 of 14 images", real=True)
 def _(place: Place):
     data = place.data()
     (data / "train/wet/0.png").write_bytes(b"")
@@ -208,7 +208,7 @@ def _(place: Place):
     return [*TRAINING, "--data_path", "data", "--task", "t", "--bad_images", "skip"]
 
 
-@TABLE.case(LEFT, "in a table of numbers", "left out 1 of 14 pictures", program="main_regression.py")
+@TABLE.case(LEFT, "in a table of numbers", "left out 1 of 14 images", program="main_regression.py")
 def _(place: Place):
     place.data()
     lines = ["path,split,depth", *(f"{path},{split},{depth}" for path, _, split, depth in place.kit.rows)]
@@ -260,7 +260,7 @@ def _(place: Place):
 
 GONE = Row(
     KIND,
-    "A link is broken, or a pipe has a picture's name, and `--skip_file_check` is on",
+    "A link is broken, or a pipe has an image's name, and `--skip_file_check` is on",
     "… cannot be read (…): mend or remove it",
     "mend the link or remove it",
 )
@@ -289,7 +289,7 @@ def _(place: Place):
 # ---- rights -----------------------------------------------------------------------------------------------------------
 
 
-@TABLE.case(NO_RIGHT, "a picture", "0.png")
+@TABLE.case(NO_RIGHT, "an image", "0.png")
 def _(place: Place):
     place.as_nobody = True
     (place.data() / "train/dry/0.png").chmod(0)

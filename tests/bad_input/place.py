@@ -1,4 +1,4 @@
-"""Where a case happens: an empty folder of its own, and what all cases share (pictures, checkpoints), made once."""
+"""Where a case happens: an empty folder of its own, and what all cases share (images, checkpoints), made once."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ MODEL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32]
 MACHINE = ["--num_workers", 0, "--device", "cpu", "--precision", "fp32"]
 TRAINING = [*MODEL, *MACHINE, "--batch_size", 8, "--epochs", 1, "--lr", "1e-3", "--aa", "none"]
 CLASSES = ("dry", "wet")
-EACH = {"train": 3, "val": 2, "test": 2}  # pictures of a class
+EACH = {"train": 3, "val": 2, "test": 2}  # images of a class
 SECONDS = 60  # a case that takes longer hangs
 
 
@@ -133,7 +133,7 @@ class Kit:
         assert ended.code == 0, ended
 
     def write_csv(self, file: Path, encoding="utf-8", separator=",", end="\n", header=("path", "label", "split", "depth")):
-        """The kit's pictures as a CSV in the kit's folder's terms; absolute paths."""
+        """The kit's images as a CSV in the kit's folder's terms; absolute paths."""
         lines = [separator.join(header), *(separator.join([str(self.folder / row[0]), *row[1:]]) for row in self.rows)]
         file.write_bytes((end.join(lines) + end).encode(encoding))
         return file
@@ -162,7 +162,7 @@ class Place:
         return path
 
     def some_pictures(self, name="pictures") -> Path:
-        """A folder with three good pictures."""
+        """A folder with three good images."""
         place = self.folder / name
         place.mkdir()
         for path in sorted((self.kit.data / "test/dry").iterdir()) + sorted((self.kit.data / "test/wet").iterdir())[:1]:

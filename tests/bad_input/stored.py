@@ -16,7 +16,7 @@ TABLE = Table()
 
 ENTRY = Row(
     KIND,
-    "Something beside a checkpoint's tensors was changed: its epoch, class names, picture settings, targets, optimizer",
+    "Something beside a checkpoint's tensors was changed: its epoch, class names, image settings, targets, optimizer",
     "…: its entry … is …: the file was changed after it was written, or is another program's; take another copy of it",
     "take another copy of the file",
 )

@@ -1,4 +1,4 @@
-"""CSV files: how they are written, what their columns hold, and which pictures they name."""
+"""CSV files: how they are written, what their columns hold, and which images they name."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ NOT_THERE = Row(
 )
 NOT_TEXT = Row(
     KIND,
-    "The CSV is an Excel file, a picture, or text of another encoding than UTF-8 and UTF-16",
+    "The CSV is an Excel file, an image, or text of another encoding than UTF-8 and UTF-16",
     "…, line …; save it as CSV UTF-8",
     "in the spreadsheet program: save as, CSV UTF-8",
 )
@@ -25,7 +25,7 @@ NO_ROW = Row(
     KIND,
     "The CSV is empty, or holds its header alone",
     "…: …",
-    "the first line names the columns, a line a picture follows",
+    "the first line names the columns, a line an image follows",
     does="one line that says what is missing",
 )
 NO_COLUMN = Row(
@@ -63,7 +63,7 @@ UNSEEN = Row(
     KIND,
     "val or test has a class that train has not",
     "…: … has classes that train has not: …",
-    "add pictures of it to train, or remove the rows",
+    "add images of it to train, or remove the rows",
 )
 SPELLING = Row(
     KIND,
@@ -73,8 +73,8 @@ SPELLING = Row(
 )
 TWICE = Row(
     KIND,
-    "A picture stands there twice: in two splits, with two labels, or just twice",
-    "…: … pictures stand there …, the first on lines … (…); keep one row a picture",
+    "An image stands there twice: in two splits, with two labels, or just twice",
+    "…: … images stand there …, the first on lines … (…); keep one row an image",
     "remove the other rows",
 )
 ABSENT = Row(
@@ -216,7 +216,7 @@ file(
     lambda rows: text_of([["path", "label", "split", "größe"], *rows[1:]]).encode("cp1252"),
     "line 1",
 )
-file(NOT_TEXT, "a picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1", program=NUMBERS)
+file(NOT_TEXT, "an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1", program=NUMBERS)
 file(NOT_TEXT, "utf-16 cut in a letter", lambda rows: text_of(rows).encode("utf-16")[:-1])
 file(NULS, "utf-16 without a mark", lambda rows: text_of(rows).encode("utf-16-le"))
 file(NULS, "in a path", with_cell(3, 0, "a\0b.png"), "line 3")
@@ -386,7 +386,7 @@ def _(place: Place):
 
 
 def _paths(place: Place, paths) -> list:
-    """The kit's pictures by other paths, made from a copy of its folder."""
+    """The kit's images by other paths, made from a copy of its folder."""
     shutil.copytree(place.kit.data, place.folder / "data")
     place.write("d.csv", text_of([["path", "label", "split"], *([paths(row[0]), *row[1:3]] for row in place.kit.rows)]))
     place.pictures = 4
@@ -445,7 +445,7 @@ file(
     "labels of any letters",
     lambda rows: [rows[0], *([row[0], "轻度/<b>" if row[1] == "dry" else '"a ""b"""', *row[2:]] for row in rows[1:])],
 )
-file(ODD, "prediction, a picture twice and other columns", lambda rows: [rows[0], rows[1], *rows[1:14]], program=PREDICTED)
+file(ODD, "prediction, an image twice and other columns", lambda rows: [rows[0], rows[1], *rows[1:14]], program=PREDICTED)
 file(
     ODD,
     "prediction, a column called predicted_class",

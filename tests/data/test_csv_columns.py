@@ -99,7 +99,7 @@ def test_a_picture_that_stands_there_twice(tmp_path):
     whole = str(tmp_path / "a.png")
     for other in ("a.png", "./a.png", "x/../a.png", ".//a.png", whole):
         refused(lambda other=other: check(["a.png", "b.png", other], ["train", "val", "val"], list("010")),
-                "1 pictures", "in two splits", "lines 2 and 4", "a.png")
+                "1 images", "in two splits", "lines 2 and 4", "a.png")
     refused(lambda: check(["a", "a"], ["val", "val"], ["0", "1"]), "with two labels", "lines 2 and 3")
     refused(lambda: check(["a", "a"], ["val", "val"], ["0", "0"]), "twice")
 

@@ -64,7 +64,7 @@ WRONG = {
     "no val": ((ROWS[0], ROWS[3]), {}, "no row with split val; there is EV, train"),
     "unknown split": (("0.png,holdout,p,1,1,1", *ROWS[1:]), {}, "line 2 holdout"),
     "absent file": (("9.png,train,p,1,1,1", *ROWS[1:]), {}, "1 of 4 files are not there: line 2"),
-    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 pictures stand there in two splits, the first on lines 2 and 6"),
+    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 images stand there in two splits, the first on lines 2 and 6"),
     "logarithm": (("0.png,train,p,1,0,1", *ROWS[1:]), {"transforms": ["log"]}, "tc is not above 0 in 1 rows: line 2 0"),
     "twice": (ROWS, {"targets": ["tc", "tc"]}, "--targets names tc twice"),
     "two roles": (ROWS, {"covariates": ["tc"]}, "--covariates tc: already a target"),

@@ -1,4 +1,4 @@
-"""The plan of an epoch: every picture once, in steps of one size, the same for any number of processes."""
+"""The plan of an epoch: every image once, in steps of one size, the same for any number of processes."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_balanced_classes():
-    targets = np.array([0] * 70 + [2] * 20 + [5] * 10)  # classes 1, 3 and 4 have no pictures
+    targets = np.array([0] * 70 + [2] * 20 + [5] * 10)  # classes 1, 3 and 4 have no images
     seen = np.zeros(100, int)
     for epoch in range(21):
         order = balanced_order(targets, 3, epoch)

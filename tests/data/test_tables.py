@@ -120,8 +120,8 @@ def test_a_class_of_other_images_alone_is_refused_with_their_kind(tmp_path):
     root = make_folder(tmp_path)
     for number in range(3):
         os.rename(f"{root}/train/mild/train{number}.png", f"{root}/train/mild/train{number}.dcm")
-    refused(lambda: read_folder(root), "no picture", "left out 3 files of kinds that are not read (3 .dcm)")
-    refused(lambda: read_unlabelled(f"{root}/train/mild"), "no picture", "3 .dcm")
+    refused(lambda: read_folder(root), "no image", "left out 3 files of kinds that are not read (3 .dcm)")
+    refused(lambda: read_unlabelled(f"{root}/train/mild"), "no image", "3 .dcm")
 
 
 def test_the_first_frame_of_an_animated_gif_is_read(tmp_path):
@@ -160,7 +160,7 @@ def test_classes_that_differ_or_are_empty_are_named(tmp_path):
     for split in ("test", "train"):
         shutil.rmtree(f"{root}/{split}/severe")
         os.makedirs(f"{root}/{split}/severe/below")
-        refused(lambda: read_folder(root), "no picture", os.path.join(split, "severe"))
+        refused(lambda: read_folder(root), "no image", os.path.join(split, "severe"))
 
 
 def test_a_file_name_that_no_text_holds_is_refused(tmp_path):
@@ -173,7 +173,7 @@ def test_a_file_name_that_no_text_holds_is_refused(tmp_path):
 
 
 def make_csv(folder, text, pictures=True, encoding="utf-8"):
-    """A CSV of path,label,split… rows, and the pictures that it names in its first column."""
+    """A CSV of path,label,split… rows, and the images that it names in its first column."""
     path = str(folder / "eyes.csv")
     with open(path, "w", encoding=encoding, newline="") as stream:
         stream.write(text)
@@ -201,7 +201,7 @@ def test_a_csv_becomes_the_same_table(tmp_path):
     )
     pd.testing.assert_frame_equal(data.table, expected)
     assert data.class_names == ["cat", "dog"]
-    assert data.notes == ["val has no picture of cat", "test has no picture of dog"]
+    assert data.notes == ["val has no image of cat", "test has no image of dog"]
 
 
 def test_columns_splits_and_patients_by_other_names(tmp_path):
@@ -268,7 +268,7 @@ def test_classes_are_matched_to_a_checkpoint_by_name(tmp_path):
     assert [names[target] for target in matched.table["target"]] == list(data.table["label"])
     assert matched.class_names == names and matched.table["target"].dtype == np.int64
     assert "checkpoint's order" in matched.notes[0]
-    assert matched.notes[1:] == ["val has no picture of moderate", "test has no picture of moderate"]
+    assert matched.notes[1:] == ["val has no image of moderate", "test has no image of moderate"]
     assert list(data.table["target"][:3]) == [0, 0, 0]  # what was read is left as it was
     assert match_classes(data, data.class_names).notes == []
     refused(lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, Mild")
@@ -296,7 +296,7 @@ def test_skipping_must_leave_train_its_classes_and_each_split_a_picture(tmp_path
     root = make_folder(tmp_path, each=1)
     data = read_folder(root)
     open(f"{root}/val/mild/val0.png", "wb").close()
-    assert "no readable picture of mild in val" in check_files(data, "skip").notes
+    assert "no readable image of mild in val" in check_files(data, "skip").notes
     open(f"{root}/train/mild/train0.png", "wb").close()
     refused(lambda: check_files(data, "skip"), "mild", "train", "train0.png")
     shutil.rmtree(root)

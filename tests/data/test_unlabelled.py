@@ -1,4 +1,4 @@
-"""Pictures without labels: found at any depth, in a CSV's order, and told apart from everything else."""
+"""Images without labels: found at any depth, in a CSV's order, and told apart from everything else."""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def test_columns_of_an_earlier_output_are_renamed(folder, tmp_path):
 
 @pytest.mark.parametrize("text, covariates, says", [
     ("path\nnothing.png\n", (), "line 2 .*nothing.png"),
-    ("picture\na.png\n", (), "no column path .--path_col.; there is picture"),
+    ("picture\na.png\n", (), "no column path .--path_col.; there is image"),
     ("path\npictures/b.png\n", ("eye",), "no column eye .a covariate of this model."),
     ("path,path\npictures/b.png,x\n", (), "both named path"),
     ("path,x\n,1\n", (), "column path is empty in 1 rows: line 2"),
@@ -71,10 +71,10 @@ def test_a_wrong_csv(folder, tmp_path, text, covariates, says):
 def test_a_wrong_input(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").write_text("x")
-    for source, covariates, says in ((tmp_path / "empty", (), "no picture .*left out 1 files"),
+    for source, covariates, says in ((tmp_path / "empty", (), "no image .*left out 1 files"),
                                      (tmp_path / "none", (), "not there"),
-                                     (folder / "b.png", (), "is a picture: name its folder"),
-                                     (folder, ("eye", "age"), "reads eye, age beside each picture: pass a CSV")):
+                                     (folder / "b.png", (), "is an image: name its folder"),
+                                     (folder, ("eye", "age"), "reads eye, age beside each image: pass a CSV")):
         with pytest.raises(InputError, match=says):
             read_unlabelled(str(source), "path", covariates)
 

@@ -1,4 +1,4 @@
-"""Pictures that nobody here drew: scikit-learn's handwritten digits, a small vision transformer from scratch."""
+"""Images that nobody here drew: scikit-learn's handwritten digits, a small vision transformer from scratch."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from tests.conftest import start_process
 
 
 def write_digits(folder):
-    """The 1,797 pictures of 8 x 8 pixels as PNG folders: 1,100 train, 300 val, 397 test."""
+    """The 1,797 images of 8 x 8 pixels as PNG folders: 1,100 train, 300 val, 397 test."""
     digits = load_digits()
     for place, number in enumerate(np.random.RandomState(0).permutation(len(digits.target))):
         split = "train" if place < 1100 else "val" if place < 1400 else "test"

@@ -51,7 +51,7 @@ def test_evaluation_is_the_same_for_1_2_and_3_processes(trained, pictures, tmp_p
 
 
 def test_two_processes_train_like_one(trained, pictures, tmp_path):
-    """1 x 8 and 2 x 4 pictures make the same steps: the same curve to fp32 rounding, also with a short last batch."""
+    """1 x 8 and 2 x 4 images make the same steps: the same curve to fp32 rounding, also with a short last batch."""
     words = [word for word in SMALL if word not in ("--batch_size", "8")]
     run = start_process(*words, *EXACT, "--batch_size", 4, "--data_path", pictures, "--task", "two", folder=tmp_path,
                         processes=2, OMP_NUM_THREADS="1")

@@ -75,7 +75,7 @@ def test_a_small_shared_memory(tmp_path, pictures):
 
 
 def test_a_name_in_another_script_in_data_that_cannot_be_written(tmp_path, pictures):
-    """Under a locale that knows ASCII alone; nothing is written beside the pictures."""
+    """Under a locale that knows ASCII alone; nothing is written beside the images."""
     home = tmp_path / NAME
     shutil.copytree(pictures, home / "Bilder")
     for split in ("train", "val", "test"):
@@ -104,7 +104,7 @@ def test_a_name_in_another_script_in_data_that_cannot_be_written(tmp_path, pictu
 
 
 def test_a_clock_that_jumps(start, tmp_path, monkeypatch, pictures):
-    """No duration is negative, no decision depends on it; pictures from the future are kept as any other."""
+    """No duration is negative, no decision depends on it; images from the future are kept as any other."""
     data = shutil.copytree(pictures, tmp_path / "data")
     for number, path in enumerate(sorted(data.rglob("*.png"))):
         os.utime(path, (4e9 + number, 4e9 + number) if number % 2 else (0, 0))

@@ -206,7 +206,7 @@ def test_a_probe(start, small_disk, tmp_path, monkeypatch):  # noqa: F811
     assert code == 1 and err.count("\n") == 1 and "No space left on device" in err, err
     there.mend(there.path)
     code, out, err = start(*words, "--resume", "auto")
-    assert code == 0 and re.search(r" 0 pictures computed, \d+ found stored", out), err
+    assert code == 0 and re.search(r" 0 images computed, \d+ found stored", out), err
     assert (there.path / "p" / checkpoint.LAST).exists()
 
 

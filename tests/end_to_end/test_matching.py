@@ -48,7 +48,7 @@ def test_weights_that_do_not_fit_stop_the_start(start, tmp_path):
 
 
 def test_eval_maps_classes_by_name(start, copy, tmp_path):
-    """Folders in another order, one of them absent: the same predictions for the pictures that are there."""
+    """Folders in another order, one of them absent: the same predictions for the images that are there."""
     assert start("--task", "t", "--epochs", 1)[0] == 0
     best = tmp_path / "output_dir/t/checkpoint-best.pth"
     whole = pd.read_csv(tmp_path / "output_dir/t/predictions_test.csv")

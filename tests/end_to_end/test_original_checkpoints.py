@@ -25,7 +25,7 @@ def photographs(tmp_path_factory):
 
 
 def logits_by_hand(model, folder):
-    """The documented evaluation on full pictures, written out once more with torchvision alone."""
+    """The documented evaluation on full images, written out once more with torchvision alone."""
     transform = T.Compose([T.Resize(256, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(224), T.ToTensor(),
                            T.Normalize(models_vit.IMAGENET_MEAN, models_vit.IMAGENET_STD)])
     paths = sorted((folder / "test").rglob("*.jpg"))

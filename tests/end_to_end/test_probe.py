@@ -43,14 +43,14 @@ def test_probe_leaves_a_checkpoint_like_any_other(start, tmp_path):
 
 
 def test_a_second_probe_computes_no_features(start, tmp_path):
-    assert "87 pictures computed, 0 found" in start(*PROBE)[1]
+    assert "87 images computed, 0 found" in start(*PROBE)[1]
     first = (tmp_path / "output_dir/p/predictions_test.csv").read_bytes()
     code, out, err = start(*PROBE)
-    assert code == 0 and "0 pictures computed, 87 found" in out and "held an earlier run" in out
+    assert code == 0 and "0 images computed, 87 found" in out and "held an earlier run" in out
     assert (tmp_path / "output_dir/p/predictions_test.csv").read_bytes() == first
     assert (tmp_path / "output_dir/p/earlier-1/probe_heads.csv").exists()
     code, out, err = start("--task", "q", "--adaptation", "lp", "--seed", 1)  # another seed starts other random weights
-    assert "87 pictures computed" in out
+    assert "87 images computed" in out
 
 
 def test_a_complete_probe_is_not_run_again(start, tmp_path):
@@ -58,7 +58,7 @@ def test_a_complete_probe_is_not_run_again(start, tmp_path):
     code, out, err = start(*PROBE, "--resume", "same")
     assert code == 0 and "this run is complete" in out and "probe      " not in out
     code, out, err = start("--adaptation", "lp", "--epochs", 7, "--task", "p", "--resume", "auto")
-    assert code == 0 and "trained for 7 epochs in" in out and "0 pictures computed" in out
+    assert code == 0 and "trained for 7 epochs in" in out and "0 images computed" in out
     # cut before the test split was scored: done again, to the same bits
     first = (tmp_path / "output_dir/p/predictions_test.csv").read_bytes()
     (tmp_path / "output_dir/p/metrics_test.csv").unlink()
@@ -78,9 +78,9 @@ def test_random_views(start, tmp_path):
     views = (*PROBE, "--lp_views", 3, "--hflip", 0.5)
     code, out, err = start(*views)
     assert code == 0, err
-    assert f"{3 * 43 + 44} pictures computed" in out and "do nothing" not in out
+    assert f"{3 * 43 + 44} images computed" in out and "do nothing" not in out
     code, out, err = start(*views, "--seed", 0)
-    assert "0 pictures computed" in out
+    assert "0 images computed" in out
     code, out, err = start(*PROBE, "--hflip", 0.5, "--mixup", 0.5)
     assert "with --adaptation lp these do nothing: --mixup, --hflip" in out.replace("--mixup, --aa", "--mixup")
     code, out, err = start("--epochs", 1, "--lp_views", 2)

@@ -94,7 +94,7 @@ def test_a_start_again_and_more_epochs(probed, start, tmp_path):
     code, out, err = start(*PROBE, "--resume", "same")  # it was cut before test was scored
     assert code == 0 and (folder / "predictions_test.csv").read_bytes() == first, err
     code, out, err = start("--adaptation", "lp", "--task", "p", "--epochs", 6, "--resume", "auto")
-    assert code == 0 and "trained for 6 epochs" in out and "0 pictures computed" in out, err
+    assert code == 0 and "trained for 6 epochs" in out and "0 images computed" in out, err
     assert torch.load(folder / "checkpoint-best.pth", weights_only=True)["reads"]["kind"] == "last4"
     code, out, err = start("--task", "p", "--epochs", 9, "--resume", "auto", "--adaptation", "finetune")
     assert code == 2 and "was trained with other parameters" in err and err.count("\n") == 1
@@ -146,13 +146,13 @@ def test_tokens_that_are_gone_or_damaged_are_computed_again(start, tmp_path):
     one.unlink()
     other.write_bytes(b"cut")
     code, out, err = start(*PROBE)
-    assert code == 0 and "0 found" not in out and "0 pictures computed" not in out, err
+    assert code == 0 and "0 found" not in out and "0 images computed" not in out, err
     assert (tmp_path / "output_dir/p/probe_heads.csv").read_bytes() == first
 
 
 def test_views_and_a_stranger_entry(probed, start, pictures, tmp_path):
     out, folder = probed(ATTENTIVE, "--lp_views", 2)
-    assert f"{2 * 43 + 44} pictures computed" in out
+    assert f"{2 * 43 + 44} images computed" in out
     best = folder / "checkpoint-best.pth"
     stored = torch.load(best, weights_only=True)
     for reads in ({"kind": "nose", "width": 64}, {"kind": "last4"}, {"kind": "last4", "width": 0}, "last4", ["last4", 64]):

@@ -20,7 +20,7 @@ SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--ac
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """60 demo pictures of 48 pixels and their CSV, with missing cells."""
+    """60 demo images of 48 pixels and their CSV, with missing cells."""
     folder = make_demo(tmp_path_factory.mktemp("drawn") / "demo", pictures=60, size=48, workers=1)
     table = pd.read_csv(folder / "demo.csv", dtype=str, keep_default_na=False)
     table.loc[::7, "brightness"] = ""
@@ -102,13 +102,13 @@ def test_cut_run_ends_with_the_same_bits(predict, tmp_path, monkeypatch):
 def test_frozen_backbone_trains_on_stored_features(predict, tmp_path):
     code, out, err = predict("--task", "lp", "--adaptation", "lp", "--epochs", 3, "--hflip", 0)
     assert code == 0, err
-    assert "60 pictures computed, 0 found stored" in out and "these do nothing: --aa, --hflip, --reprob" in out.replace(
+    assert "60 images computed, 0 found stored" in out and "these do nothing: --aa, --hflip, --reprob" in out.replace(
         "--hflip, --aa", "--aa, --hflip")
     first = (tmp_path / "output_dir/lp/predictions_test.csv").read_bytes()
     code, out, err = predict("--task", "lp2", "--adaptation", "lp", "--epochs", 3)
-    assert code == 0 and "0 pictures computed, 60 found stored" in out, err
+    assert code == 0 and "0 images computed, 60 found stored" in out, err
     assert (tmp_path / "output_dir/lp2/predictions_test.csv").read_bytes() == first
-    # the checkpoint is like any other: the whole model on the pictures gives what the head gave on the features
+    # the checkpoint is like any other: the whole model on the images gives what the head gave on the features
     code, out, err = predict("--eval", "--resume", tmp_path / "output_dir/lp/checkpoint-best.pth", "--task", "eval",
                              "--batch_size", 8, "--device", "cpu", small=False)
     assert code == 0, err
@@ -158,7 +158,7 @@ def test_mistakes(predict, tmp_path, demo, monkeypatch):
 def test_flags_of_a_classification_are_named(predict):
     code, out, _ = predict("--mixup", 0.8, "--smoothing", 0.1, "--data_path", "x", "--epochs", 1, "--optuna_pruner", "median")
     assert code == 0
-    assert "accepted for compatibility, no effect: --data_path (the pictures are those of --csv_file); --smoothing" in out
+    assert "accepted for compatibility, no effect: --data_path (the images are those of --csv_file); --smoothing" in out
     assert "without --optuna_trials these do nothing: --optuna_pruner" in out
 
 

@@ -30,7 +30,7 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     code, out, err = predict(*SEARCH, "--optuna_trials", 3, "--optuna_eval_test")
     assert code == 0, err
     assert "3 trials of 2 epochs in total, maximize r2 on val" in out and out.count("\ntrial ") == 3
-    assert "pictures   60 decoded once" in out
+    assert "images     60 decoded once" in out
     folder = tmp_path / "output_dir/s"
     best = json.loads((folder / "optuna_best.json").read_text())
     table = trials(tmp_path)

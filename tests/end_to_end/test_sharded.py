@@ -12,7 +12,7 @@ from util.metrics.predictions import read_predictions
 from util.weights import checkpoint
 
 TWO = [word for word in SMALL if word not in ("--batch_size", "8")]  # with its own batch size
-# 24 steps of 7 or 8 pictures, two batches each; drop path draws by process, so both have the same
+# 24 steps of 7 or 8 images, two batches each; drop path draws by process, so both have the same
 JOB = [*TWO, "--batch_size", 2, "--accum_iter", 2, "--epochs", 4, "--clip_grad", 1, "--warmup_epochs", 0]
 MOMENTS = 4 * 60000  # bytes: no small file holds this model
 

@@ -87,7 +87,7 @@ def test_a_job_of_two_nodes_is_queued_again_by_its_code(cluster, pictures, whole
 GRID = """\
 name: study
 flags:
-  data_path: {pictures}
+  data_path: {images}
 {flags}
 backbones: [vit: {{model: timm, model_arch: test_vit}}]
 seeds: [0, 1]

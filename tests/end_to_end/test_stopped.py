@@ -11,7 +11,7 @@ import torch
 import engine_finetune
 from benchmarks.chaos import differences
 
-EPOCH = 6  # steps: 44 pictures, 8 a step at most
+EPOCH = 6  # steps: 44 images, 8 a step at most
 OPTIONS = ("--epochs", 3, "--mixup", 0.4, "--drop_path", 0.2)
 
 
@@ -90,8 +90,8 @@ def test_another_effective_batch_goes_on_at_the_same_place(start, tmp_path, stop
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, out, err = start("--task", "cut", *OPTIONS, "--resume", "auto", "--batch_size", 5)
-    assert code == 0, err  # 22 of 44 pictures are seen, 20 of them by 4 of 9 steps
-    assert "epoch 0 goes on at step 4: 2 of its pictures are seen once more" in out
+    assert code == 0, err  # 22 of 44 images are seen, 20 of them by 4 of 9 steps
+    assert "epoch 0 goes on at step 4: 2 of its images are seen once more" in out
     assert "resumed at epoch 0, step 4 of 9," in out and "effective batch: 8 before, 5 from here on" in out
     rows = [json.loads(line) for line in (tmp_path / "output_dir/cut/log.txt").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2] and 0.3 < rows[0]["train_loss"] < 3

@@ -17,7 +17,7 @@ FLAGS = dict(zip((word.removeprefix("--") for word in SMALL[::2]), SMALL[1::2], 
 GRID = """\
 name: study
 flags:
-  data_path: {pictures}
+  data_path: {images}
   epochs: 6
 {flags}
 backbones: [vit: {{model: timm, model_arch: test_vit}}]

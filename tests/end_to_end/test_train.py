@@ -1,4 +1,4 @@
-"""The documented job, on small pictures: what is written, what is read again, what is the same."""
+"""The documented job, on small images: what is written, what is read again, what is the same."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_other_pictures_are_noticed(start, tmp_path, pictures):
     assert code == 2 and "have changed since" in err and "--resume auto" in err
     facts = json.loads((tmp_path / "output_dir/r/run.json").read_text())
     code, out, _ = start("--task", "r", "--resume", "auto", "--epochs", 3, data=data)
-    assert code == 0 and "warning: the pictures" in out
+    assert code == 0 and "warning: the images" in out
     again = json.loads((tmp_path / "output_dir/r/run.json").read_text())
     assert again["started"] == facts["started"] and [line["epoch"] for line in again["resumed"]] == [2]
     assert again["data"]["fingerprint"] != facts["data"]["fingerprint"]

@@ -39,7 +39,7 @@ sys.exit({program}.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with pictures, a checkpoint, and what one undisturbed process writes."""
+    """A folder with images, a checkpoint, and what one undisturbed process writes."""
     folder = tmp_path_factory.mktemp("use")
     write_pictures(folder / "pictures", numbers=(4, 2, 10))
     run = start_process(*SMALL, "--epochs", 1, "--calibrate", "--data_path", "pictures", "--task", "c", folder=folder, **ALONE)
@@ -106,6 +106,6 @@ def test_pictures_that_changed_meanwhile_begin_anew(trained, tmp_path):
     start_and_kill("predict", 5, plan, tmp_path)
     shutil.copy(folder / "severe/00.png", folder / "healthy/00.png")
     run = start_process(*plan, folder=tmp_path, program="predict.py", **ALONE)
-    assert run.returncode == 0 and "is of other pictures: begun anew" in run.stdout, (run.stdout, run.stderr)
+    assert run.returncode == 0 and "is of other images: begun anew" in run.stdout, (run.stdout, run.stderr)
     logits = pd.read_csv(tmp_path / "p.csv").set_index("path")["logit_mild"]
     assert logits["some/healthy/00.png"] == pytest.approx(logits["some/severe/00.png"], abs=1e-6)

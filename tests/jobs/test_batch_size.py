@@ -21,11 +21,11 @@ def test_by_the_estimate_it_is_what_the_free_memory_holds(start, monkeypatch):
         return number, need, line
 
     most, need, line = chosen(2**40)
-    assert most == 32 and "estimated" in line and "bounded by the training pictures" in line  # of 43
+    assert most == 32 and "estimated" in line and "bounded by the training images" in line  # of 43
     some, need, _ = chosen(2**26)
     assert 1 < some < most and need <= 2**26 / 2**31 + 0.01
     assert chosen(2**25)[0] < some
-    assert chosen(2**10).startswith("error: --batch_size auto: not one picture of 160 pixels fits")
+    assert chosen(2**10).startswith("error: --batch_size auto: not one image of 160 pixels fits")
 
 
 def test_it_is_stored_and_kept(start, tmp_path, monkeypatch):
@@ -51,7 +51,7 @@ def test_wrong_sizes_stay_errors(start):
 
 
 def test_what_is_tried_is_the_largest_that_fits(start, monkeypatch):
-    """A model that runs out of memory above 12 pictures, on a CPU that is tried like a GPU."""
+    """A model that runs out of memory above 12 images, on a CPU that is tried like a GPU."""
     sizes, whole = [], room.fits
 
     def fits(job, size, for_training=False):

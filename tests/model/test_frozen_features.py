@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_costs_no_run(tmp_path, world, rows, cap
 def test_nothing_half_written_is_left(tmp_path, world, rows):
     def fails():
         yield rows[:5]
-        raise RunError("a picture is gone")
+        raise RunError("an image is gone")
 
     with pytest.raises(RunError, match="gone"):
         stored_features(tmp_path / "a.npy", ROWS, fails, world, COLUMNS, TOKENS)

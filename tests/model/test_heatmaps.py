@@ -340,7 +340,7 @@ def test_images_and_targets_of_another_shape():
         heat_maps(tiny(), torch.zeros(2, 3, 16, 16), [0])
 
 
-# --- pictures ---
+# --- images ---
 
 @pytest.mark.parametrize("decode", ["full", "scaled"])
 def test_the_picture_is_what_the_model_saw(tmp_path, decode):

@@ -1,4 +1,4 @@
-"""Pictures with one lesion that decides the class: after training, the map lies on it."""
+"""Images with one lesion that decides the class: after training, the map lies on it."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ LESIONS = {"red": (110, 40, 40), "yellow": (210, 190, 90)}
 
 
 def retina(rng: np.random.Generator, kind: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy grey field on black with at most one lesion of 2.3 % of the picture -> (size, size, 3), where the lesion is."""
+    """A noisy grey field on black with at most one lesion of 2.3 % of the image -> (size, size, 3), where the lesion is."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     picture = np.repeat(110 + 12 * rng.standard_normal((size, size, 1)), 3, axis=2)
     picture[np.hypot(x, y) > 0.48 * size] = 0
@@ -60,7 +60,7 @@ def trained(model, images, labels, epochs, learning_rate):
 
 
 def on_the_lesion(model, test, method="auto") -> float:
-    """Mean of (the map's mass inside the lesion / the lesion's share of the area), over pictures that are classified right."""
+    """Mean of (the map's mass inside the lesion / the lesion's share of the area), over images that are classified right."""
     images, labels, lesions = test
     with torch.no_grad():
         right = (model(images).argmax(1) == labels) & lesions.any(dim=(1, 2))

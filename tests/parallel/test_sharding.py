@@ -226,7 +226,7 @@ def test_activations_by_block_and_recomputed_are_what_autograd_keeps():
     assert len(need.inside) == 6 and min(need.inside) > 0
     assert need.on().activations == need_of(model, 4, 160, "fp32").on().activations
     assert need.on(recomputed=True).activations < 0.35 * need.on().activations
-    assert need.inputs == (4 * 101 * 64 * 4,) * 6  # pictures x tokens x width x bytes
+    assert need.inputs == (4 * 101 * 64 * 4,) * 6  # images x tokens x width x bytes
     model.set_grad_checkpointing(True)
     assert need_of(model, 4, 160, "fp32", units=units(model)).inside == need.inside  # counted without it all the same
 

@@ -35,7 +35,7 @@ def write_matrix(counts, names, path, title=""):
 
 
 def drawn(path):
-    """The picture as an array (height, width, 3), after checking that it is sane."""
+    """The image as an array (height, width, 3), after checking that it is sane."""
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG" and min(image.size) >= 300 and max(image.size) <= 5000

@@ -158,7 +158,7 @@ def test_a_run_says_it_once(start, no_other_font, tmp_path):
 
 
 def test_a_comparison_has_the_names_of_groups_and_metrics(tmp_path, no_other_font, monkeypatch):
-    run = SimpleNamespace  # only what the picture reads
+    run = SimpleNamespace  # only what the image reads
     groups = [run(name=name, runs=[1]) for name in NAMES]
     one = run(mean=0.5, lower=0.4, upper=0.6, values=[0.5])
     comparison = run(metrics=["mae_血糖"], groups=groups, split="test", images=9, joint=[], main_tests=list,

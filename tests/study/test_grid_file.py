@@ -9,7 +9,7 @@ from util.study.grid_file import read_grid
 
 GRID = """\
 name: study
-flags: {data_path: pictures, nb_classes: 3, lr: 1e-3}
+flags: {data_path: images, nb_classes: 3, lr: 1e-3}
 backbones:
   - small: {model: timm, model_arch: test_vit}
   - --model timm --model_arch test_resnet
@@ -34,7 +34,7 @@ def refusal(grid, text) -> str:
 WITH_ALL = """\
 name: study
 output_dir: results
-flags: {data_path: pictures, nb_classes: 3, lr: 1e-3, savemodel: false, stratified: no, crop_scale: [0.5, 1], finetune: ""}
+flags: {data_path: images, nb_classes: 3, lr: 1e-3, savemodel: false, stratified: no, crop_scale: [0.5, 1], finetune: ""}
 backbones:
   small: {model: timm, model_arch: test_vit}
   other: --model timm --model_arch test_resnet --crop_scale 0.2 1
@@ -99,7 +99,7 @@ def test_the_example_is_understood():
     (("lr: 1e-3", "stratified: 3"), 2, "(stratified): is a switch: true or false"),
     (("lr: 1e-3", "seed: 3"), 2, "(seed): the grid's own key seeds says it"),
     (("lr: 1e-3", "resume: x.pth"), 2, "(resume): the study decides it itself"),
-    (("lr: 1e-3", "csv_file: x.csv"), 2, "--data_path and --csv_file both name the pictures"),
+    (("lr: 1e-3", "csv_file: x.csv"), 2, "--data_path and --csv_file both name the images"),
     (("test_resnet", "test_resnet --lrr 3"), 5, "unknown flag --lrr; did you mean lr?"),
     (("test_resnet", "test_resnet --task x"), 5, "(task): the grid's own key name says it"),
     (("- --model timm --model_arch test_resnet", "- {model: timm, model_arch: test_vit}"), 5, "are the same run"),

@@ -19,7 +19,7 @@ from util.study.grid_file import read_grid
 
 GRID = """\
 name: study
-flags: {data_path: pictures, nb_classes: 3}
+flags: {data_path: images, nb_classes: 3}
 backbones:
   - a: {model: timm, model_arch: test_vit}
   - b: {model: timm, model_arch: test_vit2}

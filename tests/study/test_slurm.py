@@ -24,7 +24,7 @@ from util.study.grid_file import read_grid
 
 GRID = """\
 name: study
-flags: {data_path: pictures, nb_classes: 3}
+flags: {data_path: images, nb_classes: 3}
 backbones: [a: {model: timm, model_arch: test_vit}]
 seeds: [0, 1, 2]
 """

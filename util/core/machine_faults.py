@@ -20,7 +20,7 @@ KNOWN = (
     (r"DataLoader worker.*killed by signal: Killed", "a loader process was killed, as Linux does where the machine's memory is "
      "full: lower --num_workers (each has a copy of what it reads), or --batch_size"),
     (r"DataLoader worker.*killed by signal: ([^.]*)\.", r"a loader process was ended by a signal (\1): pass --num_workers 0 to "
-     "see whether a picture does it"),
+     "see whether an image does it"),
     (r"DataLoader worker.*exited unexpectedly", "a loader process ended without a word, as where the machine's memory is full: "
      "lower --num_workers, or pass 0 to see what it says"),
     (r"Too many open files|received \d+ items of ancdata", "too many open files: raise the limit (ulimit -n 65536), or lower "

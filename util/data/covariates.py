@@ -1,4 +1,4 @@
-"""Numbers to predict, and numbers or names that are read beside a picture: their scales, learnt from the training rows.
+"""Numbers to predict, and numbers or names that are read beside an image: their scales, learnt from the training rows.
 
 Both are stored in the checkpoint as plain values, so that what a model gives out can be read in the CSV's own units.
 """
@@ -16,7 +16,7 @@ from util.data.csv_columns import is_missing
 
 @dataclass(frozen=True)
 class Covariate:
-    """A column that is read beside the picture: a number (mean and sd of the training rows), or one of `levels`."""
+    """A column that is read beside the image: a number (mean and sd of the training rows), or one of `levels`."""
 
     name: str
     levels: tuple[str, ...] = ()

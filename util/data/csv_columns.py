@@ -174,9 +174,9 @@ def patients_of(csv_file, column, cells):
 
 
 def refuse_repeated(csv_file, paths, lines, columns):
-    """InputError for a picture that stands there twice: in two splits it would be tested on what it taught.
+    """InputError for an image that stands there twice: in two splits it would be tested on what it taught.
 
-    columns: {what the message says when the picture's rows differ in it: cells}.
+    columns: {what the message says when the image's rows differ in it: cells}.
     """
     # normpath takes microseconds a path, and few paths need it
     plain = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
@@ -190,8 +190,8 @@ def refuse_repeated(csv_file, paths, lines, columns):
         if wrong:
             first = " and ".join(str(lines[row]) for row in wrong[0])
             raise InputError(
-                f"{csv_file}: {len(wrong)} pictures stand there {what}, the first on lines {first} "
-                f"({paths[wrong[0][0]]}); keep one row a picture"
+                f"{csv_file}: {len(wrong)} images stand there {what}, the first on lines {first} "
+                f"({paths[wrong[0][0]]}); keep one row an image"
             )
 
 

@@ -31,5 +31,5 @@ def left_out(ignored: list[str]) -> list[str]:
         counted = ", ".join(f"{number:,} {ending}" for ending, number in kinds.most_common())
         lines.append(f"warning: left out {kinds.total():,} files of kinds that are not read ({counted}): convert them to PNG, "
                      "or take them away")
-    what = "files that are hidden, no pictures or this program's own"
+    what = "files that are hidden, no images or this program's own"
     return lines + ([f"left out {len(rest):,} {what}: {some(rest)}"] if rest else [])

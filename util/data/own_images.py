@@ -1,10 +1,10 @@
-"""Pictures that this program writes itself: they are no photographs, wherever they lie below a folder that is read."""
+"""Images that this program writes itself: they are no photographs, wherever they lie below a folder that is read."""
 
 import fnmatch
 import re
 from collections.abc import Collection, Iterable
 
-# A file that tells a folder of ours, and the names of the pictures that stand beside it.
+# A file that tells a folder of ours, and the names of the images that stand beside it.
 _BESIDE = {
     "heatmaps.json": (re.compile(r".*_[0-9a-f]{10}\.png"),),  # util/model/heatmaps.py
     "run.json": tuple(re.compile(fnmatch.translate(pattern)) for pattern in (
@@ -17,12 +17,12 @@ _SHEET, _TABLE = ".fundus_crop.png", ".fundus_crop.csv"  # beside an output of p
 
 
 def is_marker(name: str) -> bool:
-    """Whether a file of this name says something about the pictures beside it."""
+    """Whether a file of this name says something about the images beside it."""
     return name in _BESIDE or name.endswith(_TABLE)
 
 
 def own_pictures(names: Iterable[str], markers: Collection[str]) -> set[str]:
-    """Of the file names of one folder, those of pictures that this program wrote there. markers: the names of its files that
+    """Of the file names of one folder, those of images that this program wrote there. markers: the names of its files that
     `is_marker` knows."""
     if not markers:
         return set()

@@ -1,4 +1,4 @@
-"""A CSV with numbers to predict -> the table of pictures (see util/data/tables.py), checked before anything is built.
+"""A CSV with numbers to predict -> the table of images (see util/data/tables.py), checked before anything is built.
 
 Beside the columns that every table has stand true_TARGET (float, NaN where missing) and covariate_NAME (text as it
 is written). `label` is what the cells of a row's targets say, so that a fingerprint of the data covers them.
@@ -32,13 +32,13 @@ from util.data.tables import SPLIT_NAMES, SPLITS, Data, picture_table
 
 def read_regression_csv(csv_file, targets, path_col="path", split_col="split", patient_col=None, covariates=(),
                         transforms=None, dropna=False, splits=SPLITS, path_suffix=""):
-    """A CSV with a picture a row -> Data without classes; relative paths start at the CSV's folder.
+    """A CSV with an image a row -> Data without classes; relative paths start at the CSV's folder.
 
     targets: names of the T numeric columns; transforms: none or log, one a target; covariates: names of columns that
-    are read beside the picture; path_suffix: an ending that the paths lack. Missing cells stay missing; with dropna, rows
+    are read beside the image; path_suffix: an ending that the paths lack. Missing cells stay missing; with dropna, rows
     that lack a target are left out, and counted in a note. Splits are train, val (or iv), test (or ev); each of `splits`
     must occur. Raises InputError naming column and line: absent column, text or infinite values in a target, a logarithm of
-    what is not above 0, an unknown split, one picture twice, files that are not there.
+    what is not above 0, an unknown split, one image twice, files that are not there.
     """
     flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
     flags |= dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")

@@ -1,6 +1,6 @@
-"""Which pictures make which step: a plan that depends on (seed, epoch) and the sizes alone.
+"""Which images make which step: a plan that depends on (seed, epoch) and the sizes alone.
 
-The pictures of an optimizer step are the same whatever the number of processes: they are dealt out, not drawn by each
+The images of an optimizer step are the same whatever the number of processes: they are dealt out, not drawn by each
 process for itself. A loader is fed (epoch, position) pairs, so that a sample's augmentation can be a function of
 (seed, epoch, sample).
 """
@@ -21,10 +21,10 @@ def part(number: int, parts: int, index: int) -> tuple[int, int]:
 class StepPlan:
     """Sizes of an epoch, the same in all processes.
 
-    batch_size    pictures a process and micro-step, at most
+    batch_size    images a process and micro-step, at most
     accum_iter    micro-steps an optimizer step, at most
-    even          an epoch's pictures are dealt evenly to its steps. Without it (runs that were begun before there was this)
-                  all steps are full but the last, which may be of a few pictures: their noise is taken at the full rate.
+    even          an epoch's images are dealt evenly to its steps. Without it (runs that were begun before there was this)
+                  all steps are full but the last, which may be of a few images: their noise is taken at the full rate.
     """
 
     num_samples: int
@@ -35,7 +35,7 @@ class StepPlan:
 
     @property
     def step_size(self) -> int:
-        """Pictures an optimizer step, at most (the effective batch)."""
+        """Images an optimizer step, at most (the effective batch)."""
         return self.batch_size * self.accum_iter * self.world_size
 
     @property
@@ -55,13 +55,13 @@ class StepPlan:
         return self.steps * self.of_a_step if self.even else math.ceil(self.num_samples / (self.batch_size * self.world_size))
 
     def of_step(self, step: int) -> tuple[int, int]:
-        """First and end, in the epoch's order, of the pictures of optimizer step `step`."""
+        """First and end, in the epoch's order, of the images of optimizer step `step`."""
         if self.even:
             return part(self.num_samples, self.steps, step)
         return step * self.step_size, min((step + 1) * self.step_size, self.num_samples)
 
     def of_micro_step(self, micro_step: int) -> tuple[int, int]:
-        """First and end of the pictures of a micro-step, of all processes together."""
+        """First and end of the images of a micro-step, of all processes together."""
         if self.even:
             first, end = self.of_step(micro_step // self.of_a_step)
             return tuple(first + place for place in part(end - first, self.of_a_step, micro_step % self.of_a_step))
@@ -69,12 +69,12 @@ class StepPlan:
         return micro_step * size, min((micro_step + 1) * size, self.num_samples)
 
     def samples_of_step(self, step: int) -> int:
-        """Real pictures of optimizer step `step`: what its gradient is divided by."""
+        """Real images of optimizer step `step`: what its gradient is divided by."""
         first, end = self.of_step(step)
         return end - first
 
     def samples_of(self, micro_step: int, rank: int) -> int:
-        """Real pictures of one process in a micro-step; 0 = it computes one along with the others, with weight 0."""
+        """Real images of one process in a micro-step; 0 = it computes one along with the others, with weight 0."""
         first, end = self.of_micro_step(micro_step)
         return len(range(first + rank, end, self.world_size))
 
@@ -82,20 +82,20 @@ class StepPlan:
         return (micro_step + 1) % self.of_a_step == 0 or micro_step + 1 == self.micro_steps
 
     def steps_within(self, samples: int) -> int:
-        """Optimizer steps whose pictures are all among the first `samples` of the epoch."""
+        """Optimizer steps whose images are all among the first `samples` of the epoch."""
         return max(step for step in range(self.steps + 1) if step == 0 or self.of_step(step - 1)[1] <= samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the training pictures in an epoch, (num_samples,)."""
+    """The order of the training images in an epoch, (num_samples,)."""
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """As many pictures as there are, each class as often as the others, in the order of an epoch, (num_samples,).
+    """As many images as there are, each class as often as the others, in the order of an epoch, (num_samples,).
 
-    A class goes through all its pictures before one comes again, also from an epoch to the next: so a frequent class shows
-    another part of its pictures in each epoch, and a rare one each of its own several times. targets: (num_samples,) whole
+    A class goes through all its images before one comes again, also from an epoch to the next: so a frequent class shows
+    another part of its images in each epoch, and a rare one each of its own several times. targets: (num_samples,) whole
     numbers from 0.
     """
     classes = np.unique(targets)
@@ -112,9 +112,9 @@ def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 class TrainBatches:
     """Batch sampler: lists of (epoch, position) for this process; of balanced classes (epoch, position, how many times the
-    picture was there before in this epoch), so that it is not augmented alike each time.
+    image was there before in this epoch), so that it is not augmented alike each time.
 
-    A process without a picture in a short batch gets one that belongs to another, so that all take part in
+    A process without an image in a short batch gets one that belongs to another, so that all take part in
     every step; StepPlan.samples_of says that it does not count. Set the epoch with `set_epoch`; `start` skips the
     first micro-steps (a run cut inside an epoch).
     """
@@ -149,7 +149,7 @@ class TrainBatches:
 class EvalBatches:
     """Batch sampler for evaluation: whole batches are dealt to the processes in turn.
 
-    A picture is computed in the same batch of the same pictures whatever the number of processes, so the figures
+    An image is computed in the same batch of the same images whatever the number of processes, so the figures
     don't move by a rounding of the matrix products.
     """
 

@@ -1,7 +1,7 @@
-"""A folder or a CSV -> one table of pictures; the table -> samples.
+"""A folder or a CSV -> one table of images; the table -> samples.
 
-The table is a pandas DataFrame with a row a picture and a RangeIndex; after it was read nobody asks where it came from:
-    index    int64, 0…N-1 over the table as it was read: says which picture a row is, also after rows were taken out
+The table is a pandas DataFrame with a row an image and a RangeIndex; after it was read nobody asks where it came from:
+    index    int64, 0…N-1 over the table as it was read: says which image a row is, also after rows were taken out
     path     str, as the user would type it
     label    str, the name of the class
     target   int64, the label's position in the order of classes
@@ -84,14 +84,14 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
             )
         classes = _folders(folder)
         if not classes:
-            raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} with pictures")
+            raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} with images")
         found[split] = {name: pictures_below(os.path.join(folder, name), ignored) for name in classes}
     _same_classes(data_path, found)
     for split, classes in found.items():
         empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
         if empty:
             raise InputError(
-                f"no picture ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
+                f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
                 "add some, or remove the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
             )
     class_names, lines = order_of(list(found[splits[0]]))
@@ -120,11 +120,11 @@ def _is_folder(entry):
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself: as a picture, the check of all files will name it
+        return False  # a link to itself: as an image, the check of all files will name it
 
 
 def pictures_below(folder, ignored):
-    """Paths of the pictures in a folder and below, in order; what is not taken is added to `ignored`: hidden files, other
+    """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden files, other
     types, and charts, heat maps and sheets that this program wrote there."""
     by_folder, open_folders = {}, [(folder, ())]
     while open_folders:
@@ -163,7 +163,7 @@ def _same_classes(data_path, found):
 
 def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
              order_of=class_order.in_order, path_suffix=""):
-    """A CSV with a picture a row -> Data; relative paths start at the CSV's folder.
+    """A CSV with an image a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
     those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
@@ -250,7 +250,7 @@ def picture_table(paths, labels, splits, patients):
 
 def _absent_classes(class_names, split, labels):
     absent = sorted(set(class_names) - set(labels), key=list(class_names).index)
-    return [f"{split} has no picture of {some(absent, 10)}"] if absent else []
+    return [f"{split} has no image of {some(absent, 10)}"] if absent else []
 
 
 def check_classes(data, nb_classes, explicit):
@@ -291,13 +291,13 @@ def match_classes(data, class_names):
 
 
 def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None):
-    """Decode every picture once -> Data without the bad ones.
+    """Decode every image once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
     facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next start. workers: threads; None takes one a
     core. fields: `util.data.images.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
-    Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
+    Raises InputError also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be
     written.
     """
     paths = list(dict.fromkeys(data.table["path"]))
@@ -307,22 +307,22 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
         return replace(data, notes=notes)
     if bad_images == "stop":
         files = "; ".join(f"{path} ({reason})" for path, reason in bad)
-        raise InputError(f"{len(bad)} of {len(paths)} pictures cannot be read; mend or pass --bad_images skip: {files}")
+        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read; mend or pass --bad_images skip: {files}")
     table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
     for split in data.table["split"].unique():
         left = set(table["label"][table["split"] == split])
         if not data.class_names:
             if not left:
-                raise InputError(f"--bad_images skip leaves no readable picture in {split}; see {bad[0][0]}")
+                raise InputError(f"--bad_images skip leaves no readable image in {split}; see {bad[0][0]}")
             continue
         emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
         if emptied and (split == "train" or not left):
-            raise InputError(f"--bad_images skip leaves no readable picture of {emptied} in {split}; see {bad[0][0]}")
-        notes += [f"no readable picture of {emptied} in {split}"] if emptied else []
+            raise InputError(f"--bad_images skip leaves no readable image of {emptied} in {split}; see {bad[0][0]}")
+        notes += [f"no readable image of {emptied} in {split}"] if emptied else []
     if skipped_file:
         write_whole(skipped_file, pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False))
     written = f", listed in {skipped_file}" if skipped_file else ""
-    notes.append(f"left out {len(bad)} of {len(paths)} pictures that cannot be read{written}")
+    notes.append(f"left out {len(bad)} of {len(paths)} images that cannot be read{written}")
     return Data(table, data.class_names, notes)
 
 
@@ -365,7 +365,7 @@ def patient_counts(table, class_names):
 
 
 def counts(table, class_names):
-    """Pictures a class (rows, in order) and a split (columns) as a DataFrame of int."""
+    """Images a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])
     return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table], fill_value=0).astype(int)
 
@@ -395,7 +395,7 @@ def _size_of(path):
 
 
 class PictureLost(RunError):
-    """A picture that cannot be read in mid-run. From a loader's worker it arrives as one line, as any `RunError`."""
+    """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any `RunError`."""
 
     def __init__(self, message):
         # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the message.
@@ -403,10 +403,10 @@ class PictureLost(RunError):
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """The table's pictures as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
+    """The table's images as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
 
-    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row a picture; transform: a path ->
-    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the picture, or None; source: from a
+    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row an image; transform: a path ->
+    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the image, or None; source: from a
     path to what the transform reads in its place (util/data/images/cache.py), or None.
     """
 
@@ -431,14 +431,14 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third number of the key
-        counts how often the picture was there before in this epoch. Raises RunError."""
+        counts how often the image was there before in this epoch. Raises RunError."""
         epoch, position, *before = key
         with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
             try:
                 path = self.path(position)
                 picture = self.transform(path if self.source is None else self.source(path))
             except ImageError as error:
-                raise PictureLost(f"a picture that was there at the start cannot be read any more: {error}") from None
+                raise PictureLost(f"an image that was there at the start cannot be read any more: {error}") from None
         return picture, self._targets[position], position
 
 

@@ -1,4 +1,4 @@
-"""Pictures without labels: a folder or a CSV -> the table of pictures, and the table of what a model says of them.
+"""Images without labels: a folder or a CSV -> the table of images, and the table of what a model says of them.
 
 The table is that of util/data/tables.py with one split, "input", and no labels; covariate_NAME (text)
 stands beside as in util/data/regression.py. The CSV's other columns are kept as they are written.
@@ -25,7 +25,7 @@ SPLIT = "input"
 @dataclass
 class Unlabelled(Data):
     """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`; fields: of
-    the pictures, with --fundus_crop auto; facts: what the check found of them (`ImageFacts.of`)."""
+    the images, with --fundus_crop auto; facts: what the check found of them (`ImageFacts.of`)."""
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
     fields: Fields | None = None
@@ -33,20 +33,20 @@ class Unlabelled(Data):
 
 
 def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:
-    """All pictures in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
+    """All images in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
 
     Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`); path_suffix: an ending
-    that they lack; a picture may stand there twice. covariates: columns that the model reads.
+    that they lack; an image may stand there twice. covariates: columns that the model reads.
     """
     if os.path.isdir(source):
         if covariates:
-            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} beside each picture: "
+            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} beside each image: "
                              "pass a CSV with these columns and the path")
         return _read_folder(source)
     if not os.path.exists(source):
         raise InputError(f"--input {source}: not there")
     if source.lower().endswith(EXTENSIONS):
-        raise InputError(f"--input {source} is a picture: name its folder, or a CSV with a column path")
+        raise InputError(f"--input {source} is an image: name its folder, or a CSV with a column path")
     return _read_csv(source, path_col, covariates, path_suffix)
 
 
@@ -55,7 +55,7 @@ def _read_folder(folder: str) -> Unlabelled:
     paths = pictures_below(folder, ignored)
     notes = left_out(ignored)
     if not paths:
-        raise InputError(f"--input {folder}: no picture ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
+        raise InputError(f"--input {folder}: no image ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
                          + "".join(f"; {note}" for note in notes))
     return Unlabelled(_table(paths), [], notes)
 
@@ -134,7 +134,7 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], 
 
 
 def skipped_file(output: str | os.PathLike) -> Path:
-    """Where the pictures are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
+    """Where the images are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
     path = Path(output)
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 
@@ -148,12 +148,12 @@ def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:
 
 
 def facts_file(output: str | os.PathLike) -> Path:
-    """Where it is remembered which pictures decode and what they are, until the output is written."""
+    """Where it is remembered which images decode and what they are, until the output is written."""
     return Path(output).with_name(f".{Path(output).name}.checked.npy")
 
 
 def forget(output: str | os.PathLike) -> None:
-    """Remove what was remembered of the pictures for a start that is cut: the output is written."""
+    """Remove what was remembered of the images for a start that is cut: the output is written."""
     for file in (facts_file(output), fundus_files(output)[2]):
         file.unlink(missing_ok=True)
         file.with_stem(f"{file.stem}_as_stored").unlink(missing_ok=True)

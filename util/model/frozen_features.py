@@ -1,6 +1,6 @@
 """The frozen backbone: the features of a split are computed once and kept, in memory and on the disk.
 
-A feature depends on the weights, the picture and how it is read. All of that is in the name of the file that keeps it,
+A feature depends on the weights, the image and how it is read. All of that is in the name of the file that keeps it,
 so that stored features are found again by any run that needs the same ones, and by no other.
 """
 
@@ -46,7 +46,7 @@ def pictures_digest(paths: list[str]) -> str:
 
 
 def feature_file(folder: Path, weights: str, pictures: str, settings: dict) -> Path:
-    """Where the features of these pictures by these weights are kept. settings: whatever else they depend on."""
+    """Where the features of these images by these weights are kept. settings: whatever else they depend on."""
     text = json.dumps([weights, pictures, settings], sort_keys=True)
     return Path(folder) / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
 
@@ -170,7 +170,7 @@ class _TokenFile:
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Stored features as samples, in the place of pictures: see util/data/tables.py, ImageDataset."""
+    """Stored features as samples, in the place of images: see util/data/tables.py, ImageDataset."""
 
     def __init__(self, features: torch.Tensor, targets: np.ndarray, paths: list[str], covariates: torch.Tensor | None = None):
         self.features, self.covariates = features, covariates

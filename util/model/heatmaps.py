@@ -1,4 +1,4 @@
-"""Where a model looked: maps of relevance over a picture, and the picture with its map laid over.
+"""Where a model looked: maps of relevance over an image, and the image with its map laid over.
 
 Three methods, each for the models that it was made for:
 
@@ -9,19 +9,19 @@ gradient  for vision transformers, the default there: the relevance of H. Chefer
 rollout   for vision transformers: attention rollout (S. Abnar and W. Zuidema, Quantifying Attention Flow in
           Transformers, ACL 2020): R = 1, then R = (mean over heads(attention) + 1) / 2 R. It knows of no class: it tells
           what was mixed into the feature, for or against the output, used or not.
-gradcam   for models whose last feature map is a picture (CNNs, also Swin): Grad-CAM (R. Selvaraju et al., ICCV 2017), as
+gradcam   for models whose last feature map is an image (CNNs, also Swin): Grad-CAM (R. Selvaraju et al., ICCV 2017), as
           captum computes it, on the last feature map. As coarse as that map: 7 x 7 fields at 224 pixels in most CNNs, so
           that a small lesion gets a large patch. It may lie up to half a field right of and below what caused it: a
           strided convolution that pads looks at the upper left of its field (ResNets do; Swin and ConvNeXt don't).
 
-On drawn grey retinas with one lesion of 2.3 % of the picture, small models trained from scratch put so many times the
+On drawn grey retinas with one lesion of 2.3 % of the image, small models trained from scratch put so many times the
 lesion's share of the area inside of it (tests/model/test_heatmaps_on_lesions.py prints three): gradient 3.5 to 16, rollout 6
 to 12, neither of them always the better one; Grad-CAM 4 to 6 in ResNets of 6 x 6 or 12 x 12 fields, 1.3 to 3.7 with 2 x 2 to
 8 x 8.
-On fundus-like pictures (util/data/public/demo.py's, one lesion of 0.7 %): gradient 27, rollout 19, Grad-CAM 2.9.
+On fundus-like images (util/data/public/demo.py's, one lesion of 0.7 %): gradient 27, rollout 19, Grad-CAM 2.9.
 
 Of R the row is read that the pooled feature is made of: the class token's, or where a model pools its patches
-(RETFound_mae) the mean of the patches' rows. Class and register tokens are no places in the picture and are left out.
+(RETFound_mae) the mean of the patches' rows. Class and register tokens are no places in the image and are left out.
 A probe's head that reads more (util/model/feature_kinds.py): the parts that lie side by side count alike, a block's class token
 from that block on; of an attentive head the row is the shares that its query gives the patches, in gradient weighted by
 their gradient like any other attention.
@@ -49,12 +49,12 @@ from util.model.feature_kinds import AttentiveHead, wide_head
 
 METHODS = ("auto", "gradient", "rollout", "gradcam")
 OF_TRANSFORMERS = ("gradient", "rollout")
-TOKENS_AT_ONCE = 1600  # of one pass: 8 pictures of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
+TOKENS_AT_ONCE = 1600  # of one pass: 8 images of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
 PICTURES_AT_ONCE = 8  # of one pass of a CNN
 STRONGEST = 0.65  # opacity of a map's 1: what lies below can still be seen
 COLOURS = "viridis"  # even steps to the eye, also to a colour-blind one; blue and green stand out from a red retina
 INDEX_FILE = "heatmaps.json"
-LONGEST_STEM = 80  # of a picture's name in its overlay's name, in characters; file systems end at 255 bytes
+LONGEST_STEM = 80  # of an image's name in its overlay's name, in characters; file systems end at 255 bytes
 
 
 def heat_maps(model: torch.nn.Module, images: torch.Tensor, targets: Sequence[int] | torch.Tensor | None = None,
@@ -66,8 +66,8 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor, targets: Sequence[in
     method      auto (gradient for vision transformers, gradcam for others), gradient, rollout or gradcam; see the module
     covariates  (B, C) of a regression that reads them, NaN where missing; None: all missing
 
-    Each map is stretched so that its least is 0 and its most is 1: maps tell places of one picture apart, they don't
-    compare pictures. A map that is the same everywhere (Grad-CAM finds nothing that speaks for the output) is 0. For a
+    Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they don't
+    compare images. A map that is the same everywhere (Grad-CAM finds nothing that speaks for the output) is 0. For a
     regression the map shows what moves the output the way it went from the mean of the training set, up or down.
 
     Computed without autocast in the weights' own precision. The model, its mode, its gradients and what requires them are
@@ -106,9 +106,9 @@ def methods_of(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
-    """What the model saw: images (B, 3, S, S), normalised with mean and std a channel (of 0..1) -> B RGB pictures.
+    """What the model saw: images (B, 3, S, S), normalised with mean and std a channel (of 0..1) -> B RGB images.
 
-    The map of a picture and this picture are of the same pixels, whatever was resized, cropped or kept in a cache before.
+    The map of an image and this image are of the same pixels, whatever was resized, cropped or kept in a cache before.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
     pixels = (images.detach().float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
@@ -116,11 +116,11 @@ def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """A picture with its map (h, w) in 0..1 laid over -> RGB picture of the same size.
+    """An image with its map (h, w) in 0..1 laid over -> RGB image of the same size.
 
     Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and opacity both grow
-    with the map, so that a 0 leaves the picture as it is and a 1 (yellow) covers two thirds of it. A map of another size
-    is stretched to the picture's. Raises ValueError for a map that is not (h, w) or not within 0..1.
+    with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds of it. A map of another size
+    is stretched to the image's. Raises ValueError for a map that is not (h, w) or not within 0..1.
     """
     import matplotlib
 
@@ -137,15 +137,15 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 
 def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder: str | os.PathLike,
                    pictures: Sequence[Image.Image]) -> dict[str, str]:
-    """Write an overlay a picture to folder/*.png and its name into folder/heatmaps.json -> {absolute path: file name}.
+    """Write an overlay an image to folder/*.png and its name into folder/heatmaps.json -> {absolute path: file name}.
 
-    paths: B pictures' files; maps (B, h, w) in 0..1; pictures: what the model saw of each, from `pictures_of`. An overlay
-    is named after its picture and a digest of the whole path, so that pictures of one name in several folders don't meet
+    paths: B pictures' files; maps (B, h, w) in 0..1; images: what the model saw of each, from `pictures_of`. An overlay
+    is named after its image and a digest of the whole path, so that images of one name in several folders don't meet
     and a second run writes the same files. What heatmaps.json holds already stays; several processes may write to one
     folder. Raises InputError where the folder can't be written or its heatmaps.json is not one, RunError for a full disk.
     """
     if not len(paths) == len(maps) == len(pictures):
-        raise ValueError(f"{len(paths)} paths, {len(maps)} maps and {len(pictures)} pictures")
+        raise ValueError(f"{len(paths)} paths, {len(maps)} maps and {len(pictures)} images")
     folder, names = Path(folder), {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, str]:
-    """{absolute path of a picture: its overlay's file name}, {} where nothing was written; InputError for another file."""
+    """{absolute path of an image: its overlay's file name}, {} where nothing was written; InputError for another file."""
     path = Path(folder) / INDEX_FILE
     if not path.exists():
         return {}
@@ -210,7 +210,7 @@ def _resolve(model: torch.nn.Module, method: str) -> str:
 
 
 class _Score:
-    """The outputs (B, C) of a pass -> the number of each picture that its map explains, (B,)."""
+    """The outputs (B, C) of a pass -> the number of each image that its map explains, (B,)."""
 
     def __init__(self, model: torch.nn.Module, targets: torch.Tensor | None):
         self.is_regression, self.targets = hasattr(model, "regression_head"), targets
@@ -418,7 +418,7 @@ _COMPUTE: dict[str, Callable[[torch.nn.Module, Sequence[torch.Tensor], _Score], 
 
 
 def _stretched(maps: torch.Tensor) -> torch.Tensor:
-    """(B, S, S) -> the same in 0..1 a picture; 0 where a map is the same everywhere."""
+    """(B, S, S) -> the same in 0..1 an image; 0 where a map is the same everywhere."""
     if not maps.isfinite().all():
         raise RunError("a heat map is not finite: the model's weights or the images are not, or its activations are too large")
     least, most = (bound[:, None, None] for bound in (maps.flatten(1).amin(1), maps.flatten(1).amax(1)))

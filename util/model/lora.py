@@ -163,7 +163,7 @@ def require_gradients(model: torch.nn.Module, input_size: int, arch: str) -> Non
     """InputError where an adapter has no part in the model's outputs: timm calls not every layer as a layer, and an adapter
     beside one whose weight is used directly would learn nothing and say nothing.
 
-    One picture goes forward and back through tensors that have shapes alone, so that it costs no memory, whatever the model's
+    One image goes forward and back through tensors that have shapes alone, so that it costs no memory, whatever the model's
     size, and works for one on the meta device.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -90,7 +90,7 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
 
     The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and every
     tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or fp16;
-    `num_covariates`: what the model reads beside each picture; `units`: the model's parts that are sharded and computed
+    `num_covariates`: what the model reads beside each image; `units`: the model's parts that are sharded and computed
     again one by one; `whole`: parameters that stay whole. What is trained is what requires a gradient.
     """
     outside, inside, inputs = _saved_bytes(model, batch_size, input_size, precision, num_covariates, units)

@@ -5,7 +5,7 @@ The heads of a grid share every batch: their losses are summed, so that none fee
 Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is folded into the winner's weights,
 so that it reads the backbone's features like any other head.
 
-G is the number of heads, K of classes, W the width of a feature, N of pictures.
+G is the number of heads, K of classes, W the width of a feature, N of images.
 """
 
 import itertools
@@ -156,7 +156,7 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
                 batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
     """One pass of `epochs` epochs for all heads, all of them from zero.
 
-    views     (N, W) each: the training features, one view of the pictures after the other is taken, an epoch each
+    views     (N, W) each: the training features, one view of the images after the other is taken, an epoch each
     loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head is told by
     rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its order of rows
     """

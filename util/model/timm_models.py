@@ -82,7 +82,7 @@ def patch_of(name: str) -> int:
 
 
 def require_size(name: str, build: Build, size: int) -> None:
-    """InputError, naming sizes that work, unless the model can be trained with pictures of `size` pixels: architectures have
+    """InputError, naming sizes that work, unless the model can be trained with images of `size` pixels: architectures have
     conditions of their own (windows, halos, levels), and many state them nowhere but in a failing step."""
     reason = _why_not(build, size)
     if reason is None:

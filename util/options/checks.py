@@ -44,7 +44,7 @@ def check_combinations(options: Options) -> Options:
     """Refuse what contradicts itself whatever the data -> the options with what follows from them."""
     model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run, options.training)
     if options.program == FINETUNE and {"data_path", "csv_file"} <= options.typed:
-        raise InputError("--data_path and --csv_file both name the pictures: pass one of them")
+        raise InputError("--data_path and --csv_file both name the images: pass one of them")
     if {"patient_col", "patient_regex"} <= options.typed:
         raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
     for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):

@@ -29,7 +29,7 @@ OF_FOLDER = Idle(lambda options: os.path.isdir(options.use.input), "with a folde
 UNCHECKED = Idle(lambda options: options.data.skip_file_check, "with --skip_file_check")
 UNCHECKED_USE = Idle(
     lambda options: options.data.skip_file_check,
-    "with --skip_file_check: a picture that can't be read ends the run",
+    "with --skip_file_check: an image that can't be read ends the run",
 )
 WHOLE = Idle(lambda options: options.data.dataratio == [1.0], "with --dataratio 1")
 NO_ERASING = Idle(lambda options: options.images.reprob == 0, "with --reprob 0")
@@ -50,7 +50,7 @@ class DataOptions:
     data_path: str = flag(
         "./data/",
         "folder with train, val and test, a folder a class in each",
-        at={REGRESSION: Change(no_effect="the pictures are those of --csv_file")},
+        at={REGRESSION: Change(no_effect="the images are those of --csv_file")},
     )
     csv_file: str | None = flag(
         None,

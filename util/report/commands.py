@@ -31,7 +31,7 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
 
 
 def evaluation_command(kind: str, options: dict, checkpoint: Path) -> str:
-    """The command that scores the run's best weights on test again; the folder and the pictures come from the checkpoint."""
+    """The command that scores the run's best weights on test again; the folder and the images come from the checkpoint."""
     words = [["--eval"], ["--resume", str(checkpoint)]]
     for name, default in {"task": "", "output_dir": "./output_dir", "device": "cuda"}.items():
         if options.get(name) not in (None, "", default):

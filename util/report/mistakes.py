@@ -27,7 +27,7 @@ class Mistake:
 
 
 def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
-    """(the images in order, how many mistakes there are in all, lines about pictures that cannot be shown)."""
+    """(the images in order, how many mistakes there are in all, lines about images that cannot be shown)."""
     rows, total = worst_first(run, split, MOST)
     if not rows:
         return [], total, []
@@ -40,14 +40,14 @@ def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
     lost = [mistake for mistake in found if mistake.thumbnail is None]
     lines = []
     if lost:
-        lines.append(f"{len(lost)} of {len(found)} pictures of {split.name} cannot be shown as thumbnails (the first: "
+        lines.append(f"{len(lost)} of {len(found)} images of {split.name} cannot be shown as thumbnails (the first: "
                      f"{lost[0].path}: {lost[0].why}); relative paths are looked for from the present folder and from those "
                      "above the run's")
     return found, total, lines
 
 
 def find_picture(path: str, folder: Path) -> Path:
-    """Where a picture of the table is: as its path says, or, where that is relative, below a folder above the run's (the
+    """Where an image of the table is: as its path says, or, where that is relative, below a folder above the run's (the
     program is mostly started in one of them). The path itself where it is nowhere."""
     plain = Path(path)
     if plain.is_absolute() or plain.exists():

@@ -58,8 +58,8 @@ class Run:
     log: list[dict]
     best_epoch: int | None
     leakage: dict | None
-    skipped: list[tuple[str, str]]  # path and reason of each picture that was left out
-    heat_maps: dict[str, Path]  # absolute path of a picture -> its overlay
+    skipped: list[tuple[str, str]]  # path and reason of each image that was left out
+    heat_maps: dict[str, Path]  # absolute path of an image -> its overlay
     missing: list[str] = field(default_factory=list)  # what a reader may look for and does not find, with the reason
 
     @property
@@ -106,7 +106,7 @@ def read_run(folder: str | Path) -> Run:
                            "without intervals")
             split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
         elif split.table is None:
-            missing.append(f"predictions_{name}.csv is not there: no curves and no pictures of {name}")
+            missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
     return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
                _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
@@ -185,7 +185,7 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return [(row[0], row[1] if len(row) > 1 else "") for row in list(csv.reader(file))[1:] if row]
     except (OSError, csv.Error) as error:
-        missing.append(f"{path.name} cannot be read ({error}): pictures that were left out are not counted")
+        missing.append(f"{path.name} cannot be read ({error}): images that were left out are not counted")
         return []
 
 

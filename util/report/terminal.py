@@ -41,7 +41,7 @@ def describe(job) -> list[str]:
 
 
 def reading(transform: dict, norm: str, source: str) -> str:
-    """How pictures are read, in a few words. source: where mean and standard deviation are from (jobs/normalisation.py)."""
+    """How images are read, in a few words. source: where mean and standard deviation are from (jobs/normalisation.py)."""
     field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
     return (f"{field}decoding {transform['decode']}; normalised by {mean_and_deviation(transform['mean'], transform['std'])} "
             f"(--norm {norm}: {source})")

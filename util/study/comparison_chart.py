@@ -1,6 +1,6 @@
-"""A comparison as a picture: a forest plot of the groups, and below it one of their differences.
+"""A comparison as an image: a forest plot of the groups, and below it one of their differences.
 
-matplotlib is imported where the picture is drawn (see util/report/charts.py).
+matplotlib is imported where the image is drawn (see util/report/charts.py).
 """
 
 import math
@@ -30,19 +30,19 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     """Draw point and interval of each group and metric, and of the differences, into a PNG, whole or not at all.
 
     Grey dots are single seeds. A difference is filled where Holm's p is below 0.05; AUCs' are DeLong's. Returns lines for the
-    user: what was left out of the picture, names that no installed font can draw.
+    user: what was left out of the image, names that no installed font can draw.
     """
     from matplotlib import style
 
     metrics, notes = comparison.metrics[:MOST_METRICS], []
     if len(metrics) < len(comparison.metrics):
-        notes.append(f"the picture shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
+        notes.append(f"the image shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
     labels = shown_names(names, "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
-        notes.append(f"the picture shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
+        notes.append(f"the image shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
         figure = _draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)))

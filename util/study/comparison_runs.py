@@ -32,7 +32,7 @@ class Run:
     seed: int | None
     entries: dict[str, dict]  # of metrics_SPLIT.json; NaN where that says null
     table: pd.DataFrame  # of predictions_SPLIT.csv
-    fingerprint: str = ""  # of the pictures of all splits
+    fingerprint: str = ""  # of the images of all splits
     label: str = ""  # what its group is called, where that is known
     patients_lent: bool = False  # whether its patients were another run's, so that its stored intervals know none
 
@@ -97,7 +97,7 @@ def read_run(folder: Path, split: str) -> Run:
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
     left_out = {"seed", "data_path", "csv_file", *(flag.name for flag in FLAGS.values() if flag.of_launch)}
     kept = {name: value for name, value in as_now(options).items() if name not in left_out}
-    # the pictures themselves count, not where they are mounted
+    # the images themselves count, not where they are mounted
     place = options.get("csv_file") or options.get("data_path")
     return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
 

@@ -1,4 +1,4 @@
-"""A study as a YAML file: backbones x adaptations x shares of the training pictures x seeds, one run a cell.
+"""A study as a YAML file: backbones x adaptations x shares of the training images x seeds, one run a cell.
 
     name: aptos                       # results: OUTPUT_DIR/aptos/CELL
     program: main_finetune.py         # or main_regression.py

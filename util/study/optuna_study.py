@@ -326,7 +326,7 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < 2:
-        return [f"{len(done)} finished trials: too few for pictures of the search"]
+        return [f"{len(done)} finished trials: too few for images of the search"]
     notes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -335,7 +335,7 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
             try:
                 axes = plot(study, target=lambda trial: trial.value, target_name=f"{metric} on val")
             except (ValueError, RuntimeError) as error:  # importances of trials that all came to the same value
-                notes.append(f"no picture of the {name}: {str(error).splitlines()[0]}")
+                notes.append(f"no image of the {name}: {str(error).splitlines()[0]}")
                 continue
             figure = axes.flat[0].figure if hasattr(axes, "flat") else axes.figure
             if name == "slices":

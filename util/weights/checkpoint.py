@@ -60,7 +60,7 @@ class _Remembering:
 
 
 def remove_torn(folder: Path) -> None:
-    """Delete temporary files that a killed run left behind: of checkpoints, tables and pictures."""
+    """Delete temporary files that a killed run left behind: of checkpoints, tables and images."""
     for left in folder.glob(".*.tmp"):
         pid = re.search(r"\.(\d+)\.tmp$", left.name)
         if not pid or not Path(f"/proc/{pid.group(1)}").exists():

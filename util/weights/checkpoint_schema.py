@@ -1,6 +1,6 @@
 """What stands beside the tensors of a checkpoint, held to what this program writes there, before anything is made of it.
 
-A checkpoint may come from a stranger, or from an editor: epoch = "x", a picture size of a million, a list that contains itself
+A checkpoint may come from a stranger, or from an editor: epoch = "x", an image size of a million, a list that contains itself
 ten times over. Options are held to the flags of the program that wrote them, so that a new flag is covered as it is.
 """
 
@@ -233,7 +233,7 @@ ENTRIES: dict[str, tuple[Callable, str]] = {
         lambda value: _plain_table(value, 0) and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm")),
         "the names of a backbone",
     ),
-    "transform": (_transform, "the settings by which pictures are read"),
+    "transform": (_transform, "the settings by which images are read"),
     "buffers": (
         lambda value: isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values()),
         "a table of tensors",

@@ -1,4 +1,4 @@
-"""Pictures decoded once: the same samples, shared, made anew where anything changed, done without where there is no room."""
+"""Images decoded once: the same samples, shared, made anew where anything changed, done without where there is no room."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Six smooth pictures with grain, of several sizes and formats."""
+    """Six smooth images with grain, of several sizes and formats."""
     rng = np.random.default_rng(0)
     for number in range(6):
         coarse = Image.fromarray(rng.integers(40, 210, (6, 9, 3), dtype=np.uint8))
@@ -50,7 +50,7 @@ def test_the_side_that_pictures_are_kept_at():
 @pytest.mark.parametrize("decode", ["full", "scaled"])
 @pytest.mark.parametrize("side", [5000, 200])
 def test_the_cache_changes_no_bit(photographs, tmp_path, decode, side):
-    """A picture that the cache lacks is brought to the same size, to the same numbers, whenever it is read."""
+    """An image that the cache lacks is brought to the same size, to the same numbers, whenever it is read."""
     cache = cached(photographs, tmp_path / "c", side, decode=decode)
     settings = train_settings(64, MEAN, STD, decode, kept=side), eval_settings(64, MEAN, STD, decode, kept=side)
     for transform in (TrainTransform(settings[0]), EvalTransform(settings[1])):
@@ -66,7 +66,7 @@ def grey_levels(one, other):
 
 @pytest.mark.parametrize("scale", [(0.8, 1.0), (0.08, 1.0)])
 def test_pictures_kept_smaller_differ_by_less_than_one_can_see(photographs, tmp_path, scale):
-    """Evaluation, and the smallest crops that training can draw, from kept pictures and from the files themselves."""
+    """Evaluation, and the smallest crops that training can draw, from kept images and from the files themselves."""
     cache = cached(photographs, tmp_path / "c", lossless_side(96, scale, (3 / 4, 4 / 3)))
     evaluate = EvalTransform(eval_settings(96, MEAN, STD, "full"))
     for path in photographs["path"]:
@@ -87,7 +87,7 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
     few = photographs.iloc[:4]
     first = cached(few, folder, 300, lines)
     where = folder / "300-scaled-2-colour-shown"
-    assert lines == [f"pictures   4 decoded once to {where} (short side at most 300, 2 MiB in all)"]
+    assert lines == [f"images     4 decoded once to {where} (short side at most 300, 2 MiB in all)"]
     assert min(first(few["path"][0]).size) == 300 and first(photographs["path"][5]) == photographs["path"][5]
     cached(few, folder, 300, lines)
     assert "4 found decoded" in lines[1]
@@ -136,7 +136,7 @@ def test_without_room_pictures_are_read_from_their_files(photographs, tmp_path, 
     lines = []
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5))
     assert not cached(photographs, tmp_path / "c", 300, lines).has.any()
-    assert "GiB are needed and" in lines[0] and "6 of 6 pictures are decoded whenever they are read" in lines[0]
+    assert "GiB are needed and" in lines[0] and "6 of 6 images are decoded whenever they are read" in lines[0]
     monkeypatch.undo()
 
     def full(*arguments):
@@ -145,7 +145,7 @@ def test_without_room_pictures_are_read_from_their_files(photographs, tmp_path, 
     cached(photographs.iloc[:2], tmp_path / "c", 300, lines)
     monkeypatch.setattr(image_cache.os, "fsync", full)
     cache = cached(photographs, tmp_path / "c", 300, lines)
-    assert "No space left" in lines[2] and "4 of 6 pictures" in lines[2] and cache.has.sum() == 2
+    assert "No space left" in lines[2] and "4 of 6 images" in lines[2] and cache.has.sum() == 2
     assert not list((tmp_path / "c").glob("*/.*.partial"))
     (tmp_path / "file").write_text("")
     assert not cached(photographs, tmp_path / "file", 300, lines).has.any() and "directory" in lines[3].lower()
@@ -188,6 +188,6 @@ def test_two_starts_fill_it_once_and_a_killed_one_leaves_nothing_behind(photogra
 
 def test_a_picture_that_is_gone_is_named(photographs, tmp_path):
     with open(photographs["path"][1], "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     with pytest.raises(RunError, match="cannot be read any more"):
         cached(photographs[["path"]].iloc[[1, 0]], tmp_path / "c", 300)

@@ -277,10 +277,10 @@ def damaged_files(folder):
         (folder / name).write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
         files[name] = ""
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "text.jpg").write_text("this is no image")
     (folder / "folder.png").mkdir()
     (folder / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto\n")
-    files |= {"empty.jpg": "empty", "text.jpg": "not a picture", "script.jpg": "not a picture", "folder.png": ""}
+    files |= {"empty.jpg": "empty", "text.jpg": "not an image", "script.jpg": "not an image", "folder.png": ""}
     files["absent.jpg"] = "no such file"
     return {str(folder / name): words for name, words in files.items()}
 

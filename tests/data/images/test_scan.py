@@ -35,7 +35,7 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     for path in paths:
         smooth(20, 20).save(path)
     bad = str(tmp_path / "bad.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     known_file = str(tmp_path / "out" / "known.npy")
     assert len(check_images([*paths, bad], 2, ImageFacts(known_file))) == 1
     files = decoded(monkeypatch)

@@ -199,7 +199,7 @@ def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, s
 
 
 def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):
-    """As if the picture had been stored at that size."""
+    """As if the image had been stored at that size."""
     whole = Kept(512, "full").pixels(large_jpeg)
     assert whole.shape == (512, 512, 3)
     for make, transform in ((eval_settings, EvalTransform), (train_settings, TrainTransform)):

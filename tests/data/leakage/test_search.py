@@ -65,7 +65,7 @@ def prints(images) -> np.ndarray:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", COPIES)
 def test_nearly_all_copies_are_found_whichever_split_has_the_original(retinas, kind):
-    """The goal is 95 %. Every tenth picture is planted among the others; the most similar one is its own original."""
+    """The goal is 95 %. Every tenth image is planted among the others; the most similar one is its own original."""
     originals = prints(retinas)
     planted = np.arange(0, RETINAS, 5)
     copies = prints([COPIES[kind](retinas[number]) for number in planted])
@@ -99,7 +99,7 @@ def table_of(rows) -> pd.DataFrame:
 
 @pytest.fixture
 def planted(tmp_path, retinas):
-    """A picture of each kind of finding in train, its copy in val or test; within train, a copy that is no leakage."""
+    """An image of each kind of finding in train, its copy in val or test; within train, a copy that is no leakage."""
     rows = []
 
     def add(image, split, name, **options):
@@ -144,7 +144,7 @@ def test_every_kind_is_found_as_what_it_is(planted, tmp_path):
 def test_without_decoding_the_same_bytes_are_found_all_the_same(planted):
     found = check(planted, decode=False)
     assert found["counts"] == {"same bytes": 1, "same pixels": 0, "near duplicate": 0, "same patient": 0}
-    assert found["cannot see"].startswith("pictures were not decoded")
+    assert found["cannot see"].startswith("images were not decoded")
     assert "were not decoded" in search.describe(found)[-1]
     assert check(planted, most_compared=5)["counts"] == found["counts"]
 

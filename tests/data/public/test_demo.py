@@ -1,4 +1,4 @@
-"""The drawn pictures: the same every time, true to their facts, and laid out as the main job reads them."""
+"""The drawn images: the same every time, true to their facts, and laid out as the main job reads them."""
 
 import csv
 import errno

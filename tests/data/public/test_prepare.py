@@ -27,7 +27,7 @@ def test_published_files_become_split_folders(name, tmp_path):
     lines = prepare(name, str(raw), str(out))
     rows = rows_of(out)
     assert len(rows) == expected == len(files_of(out)) - 1
-    assert f"{expected} pictures" in lines[0]
+    assert f"{expected} images" in lines[0]
     # what training reads, as a folder and as a CSV: the same classes in the order of the table
     folder = read_folder(str(out))
     table = read_csv(str(out / "split_list.csv"), label_col="class", patient_col="patient")
@@ -54,7 +54,7 @@ def test_shares_are_kept_in_every_class(name, tmp_path):
     whole = Counter(row["class"] for row in rows)
     for split, share in (("val", 0.15), ("test", 0.3)):
         part = Counter(row["class"] for row in rows if row["split"] == split)
-        for label, count in whole.items():  # a patient is two pictures, and a class of a few gives one at least
+        for label, count in whole.items():  # a patient is two images, and a class of a few gives one at least
             assert abs(part[label] - share * count) <= 3, (split, label)
             assert part[label] > 0
 
@@ -77,7 +77,7 @@ def test_split_is_the_pictures_and_the_seeds_alone(tmp_path):
 
 
 def items_of(groups: list[tuple[str, list[str]]]) -> list[Item]:
-    """[(patient, [the class of each of the patient's pictures])] -> items."""
+    """[(patient, [the class of each of the patient's images])] -> items."""
     return [Item(Path("x"), f"{patient}_{number}.png", label, patient, "", f"{patient}-{number}")
             for patient, labels in groups for number, label in enumerate(labels)]
 
@@ -99,7 +99,7 @@ def test_a_patient_counts_as_the_worse_eye():
 
 
 def test_equal_pictures_and_chains_of_them_stay_together():
-    """a's second picture is b's first, b's second is c's first: three patients, one group."""
+    """a's second image is b's first, b's second is c's first: three patients, one group."""
     chain = items_of([("a", ["x", "x"]), ("b", ["x", "x"]), ("c", ["x", "x"])])
     chain[1].sha256 = chain[2].sha256
     chain[3].sha256 = chain[4].sha256
@@ -107,14 +107,14 @@ def test_equal_pictures_and_chains_of_them_stay_together():
     for seed in range(25):
         splits = draw_split(chain + rest, ("x",), 0.2, 0.3, seed)
         assert len(set(splits[:6])) == 1
-        assert Counter(splits[6:])["test"] + (splits[0] == "test") == 4  # 13 groups, not 18 pictures
+        assert Counter(splits[6:])["test"] + (splits[0] == "test") == 4  # 13 groups, not 18 images
 
 
 def test_equal_pictures_are_said(tmp_path):
     raw = make("APTOS2019", tmp_path)
     shutil.copy(raw / "train_images" / "000000000001.png", raw / "train_images" / "000000000002.png")
     lines = prepare("APTOS2019", str(raw), str(tmp_path / "out"))
-    assert "  note: equal to another picture in every byte: 1; under two labels: 1" in lines
+    assert "  note: equal to another image in every byte: 1; under two labels: 1" in lines
     same = [row for row in rows_of(tmp_path / "out") if row["source"].endswith(("0001.png", "0002.png"))]
     assert len({row["split"] for row in same}) == 1
 
@@ -124,7 +124,7 @@ def test_a_published_split_that_shares_a_picture_is_kept_and_said(tmp_path):
     pictures = raw / "B. Disease Grading" / "1. Original Images"
     shutil.copy(pictures / "a. Training Set" / "IDRiD_009.jpg", pictures / "b. Testing Set" / "IDRiD_004.jpg")
     lines = prepare("IDRID", str(raw), str(tmp_path / "out"))
-    assert any(line.startswith("  WARNING: pictures in two splits, as given: 1;") for line in lines)
+    assert any(line.startswith("  WARNING: images in two splits, as given: 1;") for line in lines)
     assert sum(row["split"] == "test" for row in rows_of(tmp_path / "out")) == 12
 
 
@@ -182,7 +182,7 @@ def test_names_that_two_pictures_have_are_told_apart_or_refused(tmp_path):
     ("path,split\nNL_001.png,holdout\n", "column split takes train, val, test"),
     ("path,split\nNL_001.png,train\nNL_001.png,test\n", "NL_001.png is in train and in test"),
     ("path,split,class\nNL_001.png,train,1_cataract\n", "has class 1_cataract, by the owner's labels it is 0_normal"),
-    ("path,split\nother_1.png,train\n", "none of its 1 pictures is among the 40"),
+    ("path,split\nother_1.png,train\n", "none of its 1 images is among the 40"),
     ("name,split\nNL_001.png,train\n", r"no column path \(--split_list\)"),
     ("path,split\n,train\n", "column path is empty"),
 ])
@@ -197,7 +197,7 @@ def test_wrong_lists(text, message, tmp_path):
 def test_a_list_is_missing_or_an_empty_folder(tmp_path):
     raw = make("Retina", tmp_path)
     (tmp_path / "lists").mkdir()
-    for place, message in ((tmp_path / "lists", "no pictures in"), (tmp_path / "gone.csv", "no such file")):
+    for place, message in ((tmp_path / "lists", "no images in"), (tmp_path / "gone.csv", "no such file")):
         with pytest.raises(InputError, match=message):
             prepare("Retina", str(raw), str(tmp_path / "out"), split_list=str(place))
 
@@ -235,7 +235,7 @@ def test_a_second_run_says_complete_or_refuses(tmp_path):
         prepare("Retina", raw, str(out), seed=1)
     lost = next(out.rglob("*.png"))
     lost.write_bytes(b"")
-    with pytest.raises(InputError, match="1 of 40 pictures are missing or cut short"):
+    with pytest.raises(InputError, match="1 of 40 images are missing or cut short"):
         prepare("Retina", raw, str(out))
     (tmp_path / "other").mkdir()
     put(tmp_path / "other" / "a" / "notes.txt", "mine")
@@ -276,7 +276,7 @@ def test_an_end_in_the_middle_leaves_nothing(error, code, message, tmp_path, mon
     (["--val", "0"], "both above 0, together below 1"),
     (["--val", "0.5", "--test", "0.5"], "both above 0, together below 1"),
     (["--val", "nan"], "both above 0, together below 1"),
-    (["--val", "0.05", "--test", "0.94"], "class 0_normal has 10 pictures to share out, too few"),
+    (["--val", "0.05", "--test", "0.94"], "class 0_normal has 10 images to share out, too few"),
     (["--seed", "-1"], "--seed -1"),
     (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
     (["--split_lst", "x"], "did you mean --split_list?"),

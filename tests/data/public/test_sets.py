@@ -27,7 +27,7 @@ from util.data.tables import EXTENSIONS
 
 
 def test_labels_are_the_owners(tmp_path):
-    """The class of single pictures, read off the fakes by hand."""
+    """The class of single images, read off the fakes by hand."""
     expected = {
         "APTOS2019": {"00000000000d.png": "3_severe", "000000000000.png": "0_no_dr"},
         "MESSIDOR2": {"IM000002.JPG": "1_mild", "20051011_40011_0100_PP.png": "0_no_dr"},
@@ -51,7 +51,7 @@ def test_idrid_keeps_its_test_and_draws_val_of_its_training(tmp_path):
     assert Counter(row["split"] for row in rows) == {"train": 38, "val": 12, "test": 12}  # of 12 or 13 a class: 2 or 3
     assert any("test as the owner publishes it" in line for line in lines)
     assert not any("without a label" in line for line in lines)  # the part for segmentation is no part of this
-    grades = {row["source"]: row["class"] for row in rows}  # one name, two pictures
+    grades = {row["source"]: row["class"] for row in rows}  # one name, two images
     assert grades["B. Disease Grading/1. Original Images/a. Training Set/IDRiD_003.jpg"] == "3_severe"
     assert not any("Segmentation" in row["source"] for row in rows)
 
@@ -122,18 +122,18 @@ def remove(raw: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "gone", "message"), [
     ("APTOS2019", "train.csv", "no file train.csv"),
-    ("APTOS2019", "train_images", "none of the 60 pictures that train.csv names"),
+    ("APTOS2019", "train_images", "none of the 60 images that train.csv names"),
     ("MESSIDOR2", "messidor_data.csv", "no file messidor_data.csv"),
     ("MESSIDOR2", "messidor-2.csv", "no file messidor-2.csv .*part a patient's eyes"),
-    ("MESSIDOR2", "IMAGES", "none of the 80 pictures"),
+    ("MESSIDOR2", "IMAGES", "none of the 80 images"),
     ("IDRID", "b. IDRiD*", "no file IDRiD_Disease Grading_Testing Labels.csv"),
-    ("IDRID", "b. Testing Set", "none of the 12 pictures"),
+    ("IDRID", "b. Testing Set", "none of the 12 images"),
     ("PAPILA", "patient_data_os.xlsx", "no file patient_data_os.xlsx"),
-    ("PAPILA", "FundusImages", "none of the 66 pictures"),
-    ("Glaucoma_fundus", "early_glaucoma", "no picture of 1_early"),
-    ("JSIEC", "29.1.Blur*", "no picture of 29.1.Blur fundus with suspected PDR"),
-    ("Retina", "2_glaucoma", "no picture of 2_glaucoma"),
-    ("OCTID", "MH", "no picture of 4_mh"),
+    ("PAPILA", "FundusImages", "none of the 66 images"),
+    ("Glaucoma_fundus", "early_glaucoma", "no image of 1_early"),
+    ("JSIEC", "29.1.Blur*", "no image of 29.1.Blur fundus with suspected PDR"),
+    ("Retina", "2_glaucoma", "no image of 2_glaucoma"),
+    ("OCTID", "MH", "no image of 4_mh"),
 ])
 def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, message, tmp_path, capsys):
     raw = make(name, tmp_path)
@@ -192,7 +192,7 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path):
 def test_two_pictures_for_one_label_and_two_lists(tmp_path):
     raw = make("APTOS2019", tmp_path)
     put(raw / "resized" / "000000000001.jpg")
-    with pytest.raises(InputError, match="two pictures for 000000000001: .*resized.*train_images"):
+    with pytest.raises(InputError, match="two images for 000000000001: .*resized.*train_images"):
         prepare("APTOS2019", str(raw), str(tmp_path / "out"))
     shutil.rmtree(raw / "resized")
     put(raw / "backup" / "train.csv", (raw / "train.csv").read_text())  # the same list twice does no harm

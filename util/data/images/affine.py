@@ -1,4 +1,4 @@
-"""Shears and translations of a picture, as Pillow computes them with its bicubic filter, in half of the time.
+"""Shears and translations of an image, as Pillow computes them with its bicubic filter, in half of the time.
 
 Pillow weighs 4 x 4 pixels for every pixel of the result, at a place that it computes anew for each. A shear or a translation
 along x moves every row by one number of pixels, so that all pixels of a row have the same four weights, and those of the
@@ -24,22 +24,22 @@ def shear_y(image, factor, resample, fillcolor):
 
 
 def translate_x_abs(image, pixels, resample, fillcolor):
-    """As `shear_x`: the picture moves to the left by a number of pixels, not only a whole one."""
+    """As `shear_x`: the image moves to the left by a number of pixels, not only a whole one."""
     return _along_x(image, np.full(image.height, float(pixels)), fillcolor)
 
 
 def translate_y_abs(image, pixels, resample, fillcolor):
-    """As `shear_x`: the picture moves up."""
+    """As `shear_x`: the image moves up."""
     return _turned(translate_x_abs, image, pixels, resample, fillcolor)
 
 
 def translate_x_rel(image, pct, resample, fillcolor):
-    """As `shear_x`: the picture moves to the left by a part of its width."""
+    """As `shear_x`: the image moves to the left by a part of its width."""
     return translate_x_abs(image, pct * image.width, resample, fillcolor)
 
 
 def translate_y_rel(image, pct, resample, fillcolor):
-    """As `shear_x`: the picture moves up by a part of its height."""
+    """As `shear_x`: the image moves up by a part of its height."""
     return translate_y_abs(image, pct * image.height, resample, fillcolor)
 
 

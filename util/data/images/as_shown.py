@@ -26,7 +26,7 @@ class Reading:
     """How a file becomes 8-bit RGB; the transform's settings say it (`Reading.of`).
 
     reduced: which files may come with fewer pixels where these are enough. "colour": JPEGs that show colour, to a level
-    of what the whole picture gives. Without colour they are OCT scans or angiograms, whose speckle would change (by 7
+    of what the whole image gives. Without colour they are OCT scans or angiograms, whose speckle would change (by 7
     levels, measured), and other kinds are decoded whole in any case, so that nothing is saved. "any": as checkpoints of
     before were trained, every JPEG, and every other file averaged over squares.
 

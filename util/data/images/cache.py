@@ -1,14 +1,14 @@
-"""Decode once, read many times: every picture is brought to a size that its crops need, and kept there as pixels.
+"""Decode once, read many times: every image is brought to a size that its crops need, and kept there as pixels.
 
 What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`, `fundus_crop`, `fit`), not
 by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same
 figures, only later.
 
-A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one picture after the other, row by row, so that reading a
-crop touches the rows of that crop alone; and NAME.npy, where each picture stands in it and what it was made of (place, size
+A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that reading a
+crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it was made of (place, size
 and time of change of its file). Segments are mapped into memory, so that all processes of a machine share what they read.
 A segment is written under another name and renamed when it is whole; a start that is killed loses at most the one that it
-was writing. Pictures that no segment has are added in a new one, by one process at a time.
+was writing. Images that no segment has are added in a new one, by one process at a time.
 """
 
 import contextlib
@@ -42,24 +42,24 @@ ENTRY = np.dtype([("identity", "<u8"), ("check", "<u8"), ("offset", "<i8"), ("wi
 
 
 def lossless_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: tuple[float, float]) -> int:
-    """Pixels of a kept picture's short side at which the smallest crop of a square picture still has `input_size` of its
+    """Pixels of a kept image's short side at which the smallest crop of a square image still has `input_size` of its
     own."""
     narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
-    smallest_crop = math.sqrt(crop_scale[0] * narrowest)  # the shorter side of the smallest crop, of the picture's side
+    smallest_crop = math.sqrt(crop_scale[0] * narrowest)  # the shorter side of the smallest crop, of the image's side
     return math.ceil(input_size * max(LEAST_SPARE, 1 / smallest_crop))
 
 
 def default_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: tuple[float, float]) -> int:
-    """The short side that pictures are kept at: `lossless_side`, but at most 16/7 of the input, 512 pixels at 224.
+    """The short side that images are kept at: `lossless_side`, but at most 16/7 of the input, 512 pixels at 224.
 
-    There a crop of a fifth of the picture's area still has a pixel for each of the input's; smaller ones, an eighth of
+    There a crop of a fifth of the image's area still has a pixel for each of the input's; smaller ones, an eighth of
     those that timm's recipe draws, are magnified. Beyond it the cache grows faster than the crops sharpen.
     """
     return min(lossless_side(input_size, crop_scale, crop_ratio), math.ceil(MOST_SPARE * input_size))
 
 
 def kept_pixels(source: ImageSource | SquareSource, side: int, decode: str) -> np.ndarray:
-    """The picture that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
+    """The image that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
     width, height = source.size
     scale = min(1.0, side / min(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -71,7 +71,7 @@ def kept_pixels(source: ImageSource | SquareSource, side: int, decode: str) -> n
 
 
 class KeptSource:
-    """A kept picture, in the place of util/data/images/files.py's ImageSource: its size is that at which it is kept."""
+    """A kept image, in the place of util/data/images/files.py's ImageSource: its size is that at which it is kept."""
 
     def __init__(self, pixels: np.ndarray):
         self._pixels = pixels
@@ -92,7 +92,7 @@ class KeptSource:
 
 
 class ImageCache:
-    """Kept pictures by path: a `KeptSource` for those that a segment has, the path itself for others. Made by `open_cache`."""
+    """Kept images by path: a `KeptSource` for those that a segment has, the path itself for others. Made by `open_cache`."""
 
     def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: list[str], identities: np.ndarray):
         self._files = [file for file, _ in segments]
@@ -134,7 +134,7 @@ class ImageCache:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the kept pixels of a picture depend on, besides its file; fields: that are known already
+    """What the kept pixels of an image depend on, besides its file; fields: that are known already
         (util/data/images/fundus_fields.py)."""
 
     side: int
@@ -167,10 +167,10 @@ class Kept:
 
 def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
                fill: bool = True) -> ImageCache:
-    """The cache of these pictures, filled with those that it lacks (unless `fill` is off).
+    """The cache of these images, filled with those that it lacks (unless `fill` is off).
 
-    Where there is no room, or the folder can't be written, a line says so and the pictures are decoded whenever they are
-    read, to the same numbers. RunError for a picture that can't be read.
+    Where there is no room, or the folder can't be written, a line says so and the images are decoded whenever they are
+    read, to the same numbers. RunError for an image that can't be read.
     """
     paths = list(dict.fromkeys(paths))
     folder = Path(folder) / kept.folder
@@ -178,7 +178,7 @@ def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Ca
     cache = ImageCache(_read_segments(folder), paths, identities)
     if not fill or cache.has.all():
         if fill:
-            say(f"pictures   {len(paths):,} found decoded in {folder} (short side at most {kept.side})")
+            say(f"images     {len(paths):,} found decoded in {folder} (short side at most {kept.side})")
         return cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,14 +190,14 @@ def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Ca
             _add(folder, [paths[number] for number in todo], identities[todo], kept, workers)
         cache = ImageCache(_read_segments(folder), paths, identities)
     except ImageError as error:
-        raise RunError(f"a picture that was there at the start cannot be read any more: {error}") from error
+        raise RunError(f"an image that was there at the start cannot be read any more: {error}") from error
     except OSError as error:
         cache = ImageCache(_read_segments(folder), paths, identities)
-        say(f"image cache: {folder}: {error.strerror or error}; {(~cache.has).sum():,} of {len(paths):,} pictures are decoded "
+        say(f"image cache: {folder}: {error.strerror or error}; {(~cache.has).sum():,} of {len(paths):,} images are decoded "
             "whenever they are read, which is slower and gives the same figures")
         return cache
     size = sum(file.stat().st_size for file in cache._files)
-    say(f"pictures   {len(todo):,} decoded once to {folder} (short side at most {kept.side}, {size / 2**20:,.0f} MiB in all)")
+    say(f"images     {len(todo):,} decoded once to {folder} (short side at most {kept.side}, {size / 2**20:,.0f} MiB in all)")
     return cache
 
 
@@ -230,7 +230,7 @@ def _read_index(file: Path) -> np.ndarray | None:
         size = (3 * index["width"].astype(np.int64) * index["height"]).sum()
         return index if file.with_suffix(".pixels").stat().st_size == size else None
     except (OSError, ValueError, EOFError):
-        return None  # damaged or gone: its pictures are decoded again
+        return None  # damaged or gone: its images are decoded again
 
 
 @contextlib.contextmanager
@@ -253,7 +253,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _require_room(folder: Path, paths: list[str], kept: Kept) -> None:
-    """OSError where the disk has no room for these pictures, judged by a hundred of them."""
+    """OSError where the disk has no room for these images, judged by a hundred of them."""
     some = paths[::max(1, len(paths) // 100)]
     total = 0
     for path in some:
@@ -266,9 +266,9 @@ def _require_room(folder: Path, paths: list[str], kept: Kept) -> None:
 
 
 def _add(folder: Path, paths: list[str], identities: np.ndarray, kept: Kept, workers: int) -> None:
-    """Decode pictures into new segments, in `workers` threads (the decoders work outside the interpreter's lock)."""
+    """Decode images into new segments, in `workers` threads (the decoders work outside the interpreter's lock)."""
     with ThreadPoolExecutor(max(1, workers)) as pool, tqdm(
-            total=len(paths), desc="decoding pictures", disable=not sys.stderr.isatty(), leave=False) as bar:
+            total=len(paths), desc="decoding images", disable=not sys.stderr.isatty(), leave=False) as bar:
         start = 0
         while start < len(paths):
             name = hashlib.blake2b(identities[start:].tobytes(), digest_size=8).hexdigest()
@@ -276,13 +276,13 @@ def _add(folder: Path, paths: list[str], identities: np.ndarray, kept: Kept, wor
 
 
 def _write_segment(file: Path, paths, identities, kept: Kept, pool: ThreadPoolExecutor, bar: tqdm) -> int:
-    """One segment, of as many of these pictures as fit -> their number."""
+    """One segment, of as many of these images as fit -> their number."""
     partial, index, offset = file.with_name(f".{file.name}.partial"), np.zeros(len(paths), ENTRY), 0
     try:
         with open(partial, "wb") as stream:
             done = 0
             while done < len(paths) and offset < SEGMENT_BYTES:
-                group = paths[done:done + 256]  # groups: decoded pictures that wait take memory
+                group = paths[done:done + 256]  # groups: decoded images that wait take memory
                 for pixels in pool.map(kept.pixels, group):
                     stream.write(pixels.data)
                     index[done] = (*identities[done], offset, pixels.shape[1], pixels.shape[0])

@@ -1,8 +1,8 @@
-"""One picture file, read right: 8-bit RGB whatever the file holds.
+"""One image file, read right: 8-bit RGB whatever the file holds.
 
 Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips 16-bit
-values to white, so that an OCT volume trains as blank pictures without a word; here they are scaled. A file that is
-cut short always raises: half a picture padded with grey would be a sample like any other to the model.
+values to white, so that an OCT volume trains as blank images without a word; here they are scaled. A file that is
+cut short always raises: half an image padded with grey would be a sample like any other to the model.
 """
 import errno
 import functools
@@ -24,14 +24,14 @@ DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 MOST_SCANS = 500  # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
-# Pillow warns of pictures of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
+# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read; `path` says which, `reason` why, in a few words."""
+    """An image that cannot be read; `path` says which, `reason` why, in a few words."""
 
     def __init__(self, path, reason):
         super().__init__(path, reason)
@@ -42,7 +42,7 @@ class ImageError(ValueError):
 
 
 class ImageSource:
-    """A picture file that is opened when it is first asked for something. Of several pages or frames the first is read.
+    """An image file that is opened when it is first asked for something. Of several pages or frames the first is read.
 
     look: whether decoding finds `facts`, too, which costs a look at every page.
     """
@@ -58,7 +58,7 @@ class ImageSource:
 
     @property
     def size(self):
-        """(width, height) in pixels of the whole picture, from the header. Raises ImageError."""
+        """(width, height) in pixels of the whole image, from the header. Raises ImageError."""
         if self._size is None:
             self._look()
         return self._size
@@ -87,10 +87,10 @@ class ImageSource:
         return np.array(image)
 
     def whole(self, resolution):
-        """All of the picture, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it covers).
+        """All of the image, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it covers).
 
-        Where a pixel is the mean of 8 x 8 of the file, a picture of 2300 pixels covers 287.5, and the last of its 288 is
-        half empty: `resized` wants to know, or the picture would be stretched.
+        Where a pixel is the mean of 8 x 8 of the file, an image of 2300 pixels covers 287.5, and the last of its 288 is
+        half empty: `resized` wants to know, or the image would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
         pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reading.reduced == "any" else 1)
@@ -134,16 +134,16 @@ class ImageSource:
         self._opened = self._open()
 
     def decode(self, minimum_size=None):
-        """The picture as PIL RGB; arguments and errors as `decode_scaled`."""
+        """The image as PIL RGB; arguments and errors as `decode_scaled`."""
         return self.decode_scaled(minimum_size)[0]
 
     def decode_scaled(self, minimum_size=None):
         """Decode, a JPEG at a reduced scale where that is enough.
 
         minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only JPEGs
-        are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full picture.
+        are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full image.
         Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
-        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no picture.
+        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
         image, self._opened = self._opened or self._open(), None
         denominator = 1
@@ -192,7 +192,7 @@ class ImageSource:
 def shows_colour(pixels):
     """Whether a tenth of the (h, w, 3) pixels differs by more than 16 levels between red and blue.
 
-    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the picture); a scan saved as RGB does
+    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the image); a scan saved as RGB does
     not, also with a coloured mark or two.
     """
     some = pixels[::2, ::2].astype(np.int16)
@@ -243,8 +243,8 @@ def resized(pixels, size, box=None, covers=None, within=1 / 512):
 
     Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
     bottom) in pixels of the result; no more pixels are read than it needs. within: the part of a pixel by which its place
-    may be missed (1/64 changes noise by a level and more where a picture nearly keeps its size). covers: (width, height) of
-    the picture in `pixels`, whose last row and column it may fill in part; None: all.
+    may be missed (1/64 changes noise by a level and more where an image nearly keeps its size). covers: (width, height) of
+    the image in `pixels`, whose last row and column it may fill in part; None: all.
     """
     covers = pixels.shape[1::-1] if covers is None else covers
     if tuple(covers) == tuple(size):
@@ -261,7 +261,7 @@ def resized(pixels, size, box=None, covers=None, within=1 / 512):
     return result[:, above:above + bottom - top, before:before + right - left].permute(1, 2, 0).numpy()
 
 
-@functools.lru_cache(maxsize=256)  # pictures of one camera are of one size
+@functools.lru_cache(maxsize=256)  # images of one camera are of one size
 def _needed(have, want, first, last, within):
     """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice to resize,
     where `first` stands in its result, and the factor."""
@@ -285,7 +285,7 @@ def dct_denominator(size, minimum_size):
 def reason_of(error):
     """A few words, in one line and without the path, for what Pillow or the system raised."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that can be read"
+        return "not an image that can be read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__

@@ -28,7 +28,7 @@ class ImageFacts(Remembered):
     """Files that have decoded, with `as_shown.Facts` of each."""
 
     dtype = np.dtype([("identity", "<u8"), ("largest", "<f8"), ("kind", "u1"), ("flags", "u1")])
-    again = "all pictures are checked again"
+    again = "all images are checked again"
 
     def add(self, paths: Sequence[str], found: Sequence[as_shown.Facts]) -> None:
         """Remember that these files decode; `save` makes it last."""
@@ -59,9 +59,9 @@ def check_images(paths: Sequence[str], workers: int, facts: ImageFacts | None = 
     Image.init()  # plugins loaded once, here, and not by several threads at a time
     bad: dict[int, str] = {}
     pool = ThreadPoolExecutor(max(1, workers))
-    # Groups: a million futures would take more memory than the pictures in flight.
+    # Groups: a million futures would take more memory than the images in flight.
     groups = [todo[start:start + 64] for start in range(0, len(todo), 64)]
-    bar = tqdm(total=len(todo), desc="checking pictures", disable=not (progress and sys.stderr.isatty()), leave=False)
+    bar = tqdm(total=len(todo), desc="checking images", disable=not (progress and sys.stderr.isatty()), leave=False)
     try:
         with bar:
             futures = {pool.submit(_check_group, [paths[i] for i in group], fields): group for group in groups}

@@ -1,13 +1,13 @@
-"""From a picture to the (3, S, S) tensor that a model takes, for training and for evaluation.
+"""From an image to the (3, S, S) tensor that a model takes, for training and for evaluation.
 
 Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by timm.
 Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that the
-decoder may compute the picture no finer than the crop needs (`decode="scaled"`); the part is then resized as 8-bit
+decoder may compute the image no finer than the crop needs (`decode="scaled"`); the part is then resized as 8-bit
 pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts out the centre.
 With `decode="full"` both equal timm's and torchvision's own results bit for bit.
 
 Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint. What came to be said of the
-reading of a picture after the first version has an entry of its own; where it is absent, pictures are read as they were.
+reading of an image after the first version has an entry of its own; where it is absent, images are read as they were.
 """
 import math
 import os
@@ -33,7 +33,7 @@ DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
 READ_IMAGES = ("as_shown", "as_stored")
 READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
-# Pixels of a picture resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
+# Pixels of an image resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
 # in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
@@ -53,7 +53,7 @@ _AUTO_AUGMENTS = re.compile(
 def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop", read_images="as_shown"):
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
 
-    kept: the short side in pixels that a picture is first brought to, so that it can be kept in a cache; None: its own.
+    kept: the short side in pixels that an image is first brought to, so that it can be kept in a cache; None: its own.
     fundus_crop: "auto" cuts a photograph to the square around its round field first (util/data/images/fundus_fields.py).
     fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad" adds black beside
     its longer sides, "squash" resizes width and height alike to input_size.
@@ -108,7 +108,7 @@ def train_settings(
 
     A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash).
 
-    crop_scale: (least, most) share of the picture's area in a crop; crop_ratio: (least, most) width / height.
+    crop_scale: (least, most) share of the image's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
     each for brightness, contrast, saturation (and hue); None is off, and timm applies it only where aa is off or is
     its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
@@ -146,7 +146,7 @@ def train_settings(
 
 
 def read_alike(settings, other):
-    """The settings, with what decides how a picture is read as the other has it: a run that began before an entry was
+    """The settings, with what decides how an image is read as the other has it: a run that began before an entry was
     there goes on as it began."""
     kept = {name: value for name, value in settings.items() if name not in OF_READING}
     return kept | {name: other[name] for name in OF_READING if name in other}

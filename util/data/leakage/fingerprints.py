@@ -1,4 +1,4 @@
-"""The fingerprints of many pictures, computed in threads and remembered in a file, so that a second start computes only new
+"""The fingerprints of many images, computed in threads and remembered in a file, so that a second start computes only new
 ones. See util/data/leakage/near_duplicates.py for what they are."""
 
 import os
@@ -15,7 +15,7 @@ from util.data.images.files import ImageError
 from util.data.images.remembered import file_identity
 from util.data.leakage.near_duplicates import FINGERPRINT, VERSION, fingerprint
 
-GROUP = 32  # pictures a thread takes at a time
+GROUP = 32  # images a thread takes at a time
 MOST_KEPT = 100_000  # fingerprints in the file, some 450 MB: beyond, those of other data sets are dropped
 VALUE = f"fingerprint of version {VERSION}"  # the field's name: a file of another version is then of another type
 ENTRY = np.dtype([("identity", "<u8"), (VALUE, FINGERPRINT)])
@@ -23,7 +23,7 @@ ENTRY = np.dtype([("identity", "<u8"), (VALUE, FINGERPRINT)])
 
 @dataclass
 class Fingerprints:
-    """One for each of N paths; `unreadable` pictures have one of zeros. `note`: why the file of known ones was of no use."""
+    """One for each of N paths; `unreadable` images have one of zeros. `note`: why the file of known ones was of no use."""
 
     values: np.ndarray
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ def compute(paths: Sequence[str], workers: int, known_file: str | os.PathLike | 
     """The fingerprints of `paths`, in `workers` threads (the decoders work outside the interpreter's lock).
 
     known_file: where they are kept by a file's path, size and time of change; it holds this call's afterwards, also when
-    the call is interrupted. progress: a bar, if stderr is a terminal. Pictures that don't decode are counted, with reasons.
+    the call is interrupted. progress: a bar, if stderr is a terminal. Images that don't decode are counted, with reasons.
     """
     here = os.getcwd()
     identities = np.fromiter((file_identity(os.path.join(here, path)) for path in paths), np.uint64, len(paths))
@@ -45,7 +45,7 @@ def compute(paths: Sequence[str], workers: int, known_file: str | os.PathLike | 
     todo = np.flatnonzero(~done)
     Image.init()  # plugins loaded once, here, and not by several threads at a time
     pool = ThreadPoolExecutor(max(1, workers))
-    bar = tqdm(total=len(todo), desc="comparing pictures", disable=not (progress and sys.stderr.isatty()), leave=False)
+    bar = tqdm(total=len(todo), desc="comparing images", disable=not (progress and sys.stderr.isatty()), leave=False)
     try:
         with bar:
             groups = [todo[start:start + GROUP] for start in range(0, len(todo), GROUP)]
@@ -85,7 +85,7 @@ def _read(file: str | os.PathLike) -> tuple[np.ndarray, str]:
     except FileNotFoundError:
         return np.empty(0, ENTRY), ""  # the first start
     except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
-        return np.empty(0, ENTRY), f"{file} is not usable ({' '.join(str(error).split())}): all pictures are compared anew"
+        return np.empty(0, ENTRY), f"{file} is not usable ({' '.join(str(error).split())}): all images are compared anew"
 
 
 def _take(known: np.ndarray, identities: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -115,7 +115,7 @@ def _write(file, known: np.ndarray, identities: np.ndarray, values: np.ndarray, 
             np.save(stream, entries)
         os.replace(partial, file)
     except OSError as error:
-        return f"{file} can't be written ({(error.strerror or str(error)).lower()}): the next start compares all pictures anew"
+        return f"{file} can't be written ({(error.strerror or str(error)).lower()}): the next start compares all images anew"
     finally:
         if os.path.exists(partial):
             os.remove(partial)

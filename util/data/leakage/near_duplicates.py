@@ -1,18 +1,18 @@
-"""Which pictures show the same photograph: resized, recompressed, mirrored or cropped round the centre.
+"""Which images show the same photograph: resized, recompressed, mirrored or cropped round the centre.
 
 Two stages, because neither does the job alone on retinas, which all look alike.
 
 1. A sieve: the library imagehash's dHash (differences of neighbouring pixels, 16 x 16 bits) of several views of each
-   picture: the whole, centre crops, the part within black margins; each also mirrored. All pictures of one split are
+   image: the whole, centre crops, the part within black margins; each also mirrored. All images of one split are
    compared with all of another by a matrix product. Distinct retinas differ in 25 of the 256 bits or more, cropped copies
    in up to 35: no threshold on bits alone parts them. dHash and pHash of 8 x 8 bits part them worse still.
 2. A confirmation of the pairs that pass: the correlation of the two views once local mean and contrast are divided out
    and black is masked, so that vessels and lesions are compared and not the field, its shading or the camera's colours.
-   Among half a million pairs distinct pictures reached 0.56 at most, and copies had 0.66 or more. Alone it would cost
+   Among half a million pairs distinct images reached 0.56 at most, and copies had 0.66 or more. Alone it would cost
    nine times the sieve's products.
 
-benchmarks/leakage.py measures both kinds of error: on 3000 pictures all copies are found, and none of 1000 distinct ones is
-taken for a copy. The thresholds were chosen on the pictures of util/data/public/demo.py, also with all discs, maculas and
+benchmarks/leakage.py measures both kinds of error: on 3000 images all copies are found, and none of 1000 distinct ones is
+taken for a copy. The thresholds were chosen on the images of util/data/public/demo.py, also with all discs, maculas and
 lights at one place, as one camera and one protocol make them.
 """
 
@@ -27,37 +27,37 @@ from util.data.images.as_shown import Reading
 from util.data.images.files import ImageSource
 
 DECODED = 128  # pixels that the shorter side is decoded to at least
-THUMBNAIL, VIEW = 64, 48  # pixels a side of what is kept of a picture, whatever its shape, and of what is compared
+THUMBNAIL, VIEW = 64, 48  # pixels a side of what is kept of an image, whatever its shape, and of what is compared
 HASH_SIZE = 16  # bits a side
 CROPS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the side; those in between are recognised by the nearest
 TRIMMED = len(CROPS)  # the number of the view without black margins
-# (view of one picture, view of the other): either may be the crop
+# (view of one image, view of the other): either may be the crop
 PAIRS = ((0, 0), *((0, crop) for crop in range(1, len(CROPS))), *((crop, 0) for crop in range(1, len(CROPS))),
          (TRIMMED, TRIMMED))
 MOST_BITS = 40  # of 256 that differ
-MOST_CANDIDATES = 20  # nearest pictures whose correlation is computed, for each picture
+MOST_CANDIDATES = 20  # nearest images whose correlation is computed, for each image
 LEAST_SIMILARITY = 0.62
 NEIGHBOURHOOD = 7  # pixels of a view over which mean and contrast are local
-DARK = 0.12  # of the picture's bright parts: black round the field
+DARK = 0.12  # of the image's bright parts: black round the field
 NOISE = 4.0  # grey levels that are added to the local contrast, so that flat parts stay flat
-LEAST_CONTRAST = 1.0  # grey levels, local: a picture with less shows nothing to recognise it by
-BLOCK, CHUNK = 256, 4096  # pictures whose distances are computed together: 4 MB a matrix
+LEAST_CONTRAST = 1.0  # grey levels, local: an image with less shows nothing to recognise it by
+BLOCK, CHUNK = 256, 4096  # images whose distances are computed together: 4 MB a matrix
 
-VERSION = 2  # raise it when other fingerprints are computed of the same picture
+VERSION = 2  # raise it when other fingerprints are computed of the same image
 FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4"),
                         ("bits", "u1", (2, TRIMMED + 1, HASH_SIZE * HASH_SIZE // 8)),
                         ("thumbnail", "u1", (THUMBNAIL, THUMBNAIL))])
 
 
 def fingerprint(path: str) -> np.ndarray:
-    """What is compared of the picture at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
+    """What is compared of the image at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
     source = ImageSource(path, Reading("any"))  # a fingerprint needs no more than a fast look
     size = source.size
     return fingerprint_of(Image.fromarray(source.part(None, (DECODED, DECODED))), size)
 
 
 def fingerprint_of(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The same of a PIL picture; size: (width, height) of its file, where the picture is a coarser one."""
+    """The same of a PIL image; size: (width, height) of its file, where the image is a coarser one."""
     filter = Image.Resampling.BOX if min(image.size) >= THUMBNAIL else Image.Resampling.BICUBIC
     thumbnail = image.convert("L").resize((THUMBNAIL, THUMBNAIL), filter)
     found = np.zeros((), FINGERPRINT)
@@ -105,7 +105,7 @@ def _local(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """(K, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of the pictures at K places, light and colour taken
+    """(K, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of the images at K places, light and colour taken
     out. What is asked for several times is computed once."""
     (places, numbers, mirrored), again = np.unique(np.stack([places, numbers, mirrored]), axis=1, return_inverse=True)
     mirrored = mirrored.astype(bool)
@@ -114,7 +114,7 @@ def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mir
     views[mirrored] = views[mirrored, :, ::-1]
     mean, deviation = _local(views)
     bright = np.percentile(views, 99, axis=(1, 2), keepdims=True)
-    inside = minimum_filter(views >= DARK * bright, (1, 5, 5))  # without the rim, which all pictures share
+    inside = minimum_filter(views >= DARK * bright, (1, 5, 5))  # without the rim, which all images share
     patterns = np.where(inside, (views - mean) / (deviation + NOISE), 0)
     patterns -= patterns.sum(axis=(1, 2), keepdims=True) / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
     patterns = np.where(inside, patterns, 0).reshape(len(views), -1)
@@ -124,7 +124,7 @@ def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mir
 
 @dataclass
 class Matches:
-    """The most similar picture among others, for each of N pictures."""
+    """The most similar image among others, for each of N images."""
 
     place: np.ndarray  # among the others; -1 where none is similar enough
     similarity: np.ndarray  # the correlation, 0…1
@@ -134,7 +134,7 @@ class Matches:
 def nearest(pictures: np.ndarray, others: np.ndarray, tick=lambda number: None) -> Matches:
     """For each of (N,) fingerprints the most similar of (M,) others, where it is similar enough to be a copy.
 
-    tick: told how many pictures are done, again and again. Time grows with N * M, memory with N + M.
+    tick: told how many images are done, again and again. Time grows with N * M, memory with N + M.
     """
     found = Matches(np.full(len(pictures), -1), np.zeros(len(pictures), np.float32), np.zeros(len(pictures), bool))
     usable = np.flatnonzero(others["contrast"] >= LEAST_CONTRAST)
@@ -147,7 +147,7 @@ def nearest(pictures: np.ndarray, others: np.ndarray, tick=lambda number: None) 
 
 
 def _search(pictures, block, others, usable, found: Matches) -> None:
-    """`nearest` of the pictures at the places `block` among the others at the places `usable`, into `found`."""
+    """`nearest` of the images at the places `block` among the others at the places `usable`, into `found`."""
     ours = _signs(pictures["bits"][block])
     candidates = [_sieve(ours, _signs(others["bits"][chunk][:, :1]), chunk)
                   for chunk in np.split(usable, range(CHUNK, len(usable), CHUNK))]

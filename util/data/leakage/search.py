@@ -5,9 +5,9 @@
     python -m util.leakage demo_data --patient_regex '(p\\d+)_'            # patients by the names of the files
     python -m util.leakage demo_data --leakage stop                        # exit code 2 where something is found
 
-Every picture of a later split is looked up in every earlier one (train, val, test), and its best match is a finding:
+Every image of a later split is looked up in every earlier one (train, val, test), and its best match is a finding:
     same bytes        files of the same content (sizes first, then the last bytes, then a hash of all)
-    same pixels       other files that decode to the same picture (judged on the full decode of near duplicates)
+    same pixels       other files that decode to the same image (judged on the full decode of near duplicates)
     near duplicate    resized, recompressed, mirrored, cropped: near_duplicates.py says how, and how surely
     same patient      one finding a patient, by the column or the expression that names patients
 Training runs it before the first epoch (--leakage) and writes leakage.json into the run's folder.
@@ -33,25 +33,25 @@ KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
 SPLITS = ("train", "val", "test")
 CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, rotations of more than "
-              "3 degrees, upside-down copies, strongly retouched ones, another photograph of the same eye, and a picture with "
+              "3 degrees, upside-down copies, strongly retouched ones, another photograph of the same eye, and an image with "
               "next to no contrast unless its pixels are the same; patients are seen only where a column or --patient_regex "
               "names them. A near duplicate may be a mistake: look at the pair")
-NOT_DECODED = "pictures were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
-TOO_MANY = ("pictures were not decoded: above {:,} comparing each with each takes hours; python -m util.leakage does it all "
+NOT_DECODED = "images were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
+TOO_MANY = ("images were not decoded: above {:,} comparing each with each takes hours; python -m util.leakage does it all "
             "the same; ")
-MOST_COMPARED = 100_000  # pictures that a training compares with each other
+MOST_COMPARED = 100_000  # images that a training compares with each other
 MOST_LISTED = 10_000  # findings of a kind in leakage.json
 TAIL = 4096  # bytes at a file's end that are read before all of it is
 SAME_SIMILARITY = 0.95  # near duplicates above it, of the same size, are decoded in full: are their pixels the same?
-MOST_PLAIN = 10  # pictures without contrast that one of the same look is compared with, pixel by pixel
+MOST_PLAIN = 10  # images without contrast that one of the same look is compared with, pixel by pixel
 
 
 def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, decode: bool = True, workers: int | None = None,
           progress: bool = True, most_compared: int | None = MOST_COMPARED) -> dict:
-    """What the splits of a table of pictures (path, split, patient: util/data/tables.py) have in common -> plain values.
+    """What the splits of a table of images (path, split, patient: util/data/tables.py) have in common -> plain values.
 
     known_file: where fingerprints are kept for the next start. decode: off looks for the same bytes and patients alone, as
-    with more than `most_compared` pictures (None: no bound). workers: threads; None takes one a core.
+    with more than `most_compared` images (None: no bound). workers: threads; None takes one a core.
     Returns {"pictures": N, "patients": those whose patient is known, "checked": those that could be read, "seconds",
     "unreadable": [path], "findings": [{"kind",
     "splits", "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files with
@@ -108,7 +108,7 @@ def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str,
             for row, group, value in zip(rows.tolist(), before.tolist(), found, strict=True):
                 if isinstance(value, OSError):
                     unreadable[paths[row]] = (value.strerror or str(value)).lower()
-                elif value != 0:  # an empty file is no picture
+                elif value != 0:  # an empty file is no image
                     same.setdefault((group, value), []).append(row)
             groups = [np.array(group) for group in same.values() if len(group) > 1]
     for number, group in enumerate(groups):
@@ -146,10 +146,10 @@ def _copies(content: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list
     return [("same bytes", first[content[row]], row, None) for row in later.tolist() if content[row] in first]
 
 
-# ---- the same picture -----------------------------------------------------------------------------------------------
+# ---- the same image -----------------------------------------------------------------------------------------------
 
 def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray, workers: int) -> list[Pair]:
-    """For each picture of the later split the most similar one of the earlier split, where there is one."""
+    """For each image of the later split the most similar one of the earlier split, where there is one."""
     from util.data.leakage.near_duplicates import nearest
 
     matches = nearest(prints[later], prints[earlier])
@@ -167,7 +167,7 @@ def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later:
 
 
 def _plain_alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list[Pair]:
-    """The same pixels among pictures without contrast, which have no pattern to compare."""
+    """The same pixels among images without contrast, which have no pattern to compare."""
     from util.data.leakage.near_duplicates import LEAST_CONTRAST
 
     plain = (prints["contrast"] < LEAST_CONTRAST) & (prints["width"] > 0)  # a width of 0: it could not be read
@@ -247,7 +247,7 @@ def summary(found: dict) -> str:
 def describe(found: dict, where: str = "") -> list[str]:
     """Lines for the terminal, at most six and one for each note: one where nothing was found. where: the file that lists
     everything."""
-    parts = [f"{found['checked']:,} pictures, {found['seconds']:.1f} s"]
+    parts = [f"{found['checked']:,} images, {found['seconds']:.1f} s"]
     if found["unreadable"]:
         parts.append(f"{len(found['unreadable']):,} more can't be read")
     if not found.get("patients", 1):  # what was written before says nothing of it
@@ -255,7 +255,7 @@ def describe(found: dict, where: str = "") -> list[str]:
     if found["within splits"]:
         parts.append(f"{found['within splits']:,} copies within a split, which is no leakage")
     notes = [f"           note: {note}" for note in found["notes"]]
-    if found["cannot see"].startswith("pictures were not"):
+    if found["cannot see"].startswith("images were not"):
         notes.append(f"           note: {found['cannot see'].split('; ')[0]}")
     if not summary(found):
         return [f"leakage    none seen between the splits ({'; '.join(parts)})", *notes]

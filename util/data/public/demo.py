@@ -1,12 +1,12 @@
 """Fundus-like images drawn by the program: for the first run, the tests, the benchmarks.
 
-    python -m util.demo_data demo_data                                # 2000 pictures in train, val and test folders
+    python -m util.demo_data demo_data                                # 2000 images in train, val and test folders
     python -m util.demo_data demo_data --pictures 600 --size 160 --seed 1
 
-A picture shows a round field on black, a bright optic disc on the nasal side, vessels that leave it in arcades round a
+An image shows a round field on black, a bright optic disc on the nasal side, vessels that leave it in arcades round a
 darker macula, and lesions (dark red haemorrhages, yellowish exudates). The NUMBER of lesions makes the grade, their
-sizes and kinds do not, so that a model has to find and count them. What the drawing decided comes with the picture as
-facts, true targets for regression. The same (seed, index) gives the same picture, whoever else draws.
+sizes and kinds do not, so that a model has to find and count them. What the drawing decided comes with the image as
+facts, true targets for regression. The same (seed, index) gives the same image, whoever else draws.
 """
 
 import argparse
@@ -34,9 +34,9 @@ GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))  # fewest and most lesions of a grade, both included
 FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y", "brightness")
 SPLIT_NAMES = ("train", "val", "test")
-FIELD_RADIUS = 0.485  # of the picture's side; every other length here is in units of this radius
+FIELD_RADIUS = 0.485  # of the image's side; every other length here is in units of this radius
 LESION_REACH = 0.80  # a lesion's centre lies within this radius, so that a centre crop of 0.875 cuts none away
-DRAWING_VERSION = 1  # raise it when pictures change, so that folders drawn earlier are drawn again
+DRAWING_VERSION = 1  # raise it when images change, so that folders drawn earlier are drawn again
 SETTINGS_FILE = "demo.json"
 TABLE_FILE = "demo.csv"
 FEWEST_PATIENTS = len(GRADE_NAMES)  # of a split: five patients in a row hold every grade twice
@@ -62,7 +62,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a picture will show, at any size. Lengths in field radii, origin at the field's centre, x right, y down."""
+    """What an image will show, at any size. Lengths in field radii, origin at the field's centre, x right, y down."""
 
     grade: int
     lesions: tuple
@@ -75,11 +75,11 @@ class Plan:
     brightness: float
 
     def facts(self):
-        """The numbers behind the picture, by FACT_NAMES.
+        """The numbers behind the image, by FACT_NAMES.
 
         lesion_area: percent of the field's area. vessel_width (the veins' calibre where they leave the disc),
-        disc_radius, disc_x and disc_y: percent of the field's radius; disc_x > 0 is the picture's right side, where a
-        right eye has its disc, so a mirrored picture changes its sign. brightness: percent of full illumination.
+        disc_radius, disc_x and disc_y: percent of the field's radius; disc_x > 0 is the image's right side, where a
+        right eye has its disc, so a mirrored image changes its sign. brightness: percent of full illumination.
         """
         lesion_area = 100 * sum(lesion.area() for lesion in self.lesions) / math.pi
         shares = (self.vessel_width, self.disc_radius, self.disc_x, self.disc_y, self.brightness)
@@ -88,13 +88,13 @@ class Plan:
 
 
 def grade_of(index):
-    """The grade of picture `index`: each grade twice in ten pictures, and a patient's eyes differ by 1 at most."""
+    """The grade of image `index`: each grade twice in ten images, and a patient's eyes differ by 1 at most."""
     patient, left = divmod(index, 2)
     return ((0, 1, 2, 3, 4), (1, 0, 2, 4, 3))[left][patient % 5]
 
 
 def plan(seed, index, grade=None):
-    """Decide what picture `index` shows: even indices are right eyes, odd ones left eyes, two in a row one patient.
+    """Decide what image `index` shows: even indices are right eyes, odd ones left eyes, two in a row one patient.
 
     grade 0-4, or None for `grade_of(index)`. Raises ValueError for a negative seed or index and for another grade.
     """
@@ -128,7 +128,7 @@ def _place_lesions(rng, count, disc):
 
 
 def draw(seed, index, size, grade=None):
-    """Picture `index` of `seed` and its facts.
+    """Image `index` of `seed` and its facts.
 
     Returns an RGB PIL.Image of (size, size) pixels and a dict by FACT_NAMES (units: `Plan.facts`). Raises ValueError
     for a negative seed or index, another grade than 0-4, or a size below 32 pixels.
@@ -138,7 +138,7 @@ def draw(seed, index, size, grade=None):
 
 
 def render(drawn, seed, index, size):
-    """The picture of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed, index)."""
+    """The image of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed, index)."""
     if size < 32:
         raise ValueError(f"size {size} is below 32 pixels: the lesions would vanish")
     look, tree, grain = (np.random.default_rng((seed, index, stream)) for stream in (1, 2, 3))
@@ -252,9 +252,9 @@ def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
 
 
 def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.225), workers=None):
-    """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very pictures are there.
+    """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are there.
 
-    pictures: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels, 32-4096;
+    images: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels, 32-4096;
     splits: the shares of train, val and test, which are rounded to fives of patients, so that grades stay balanced;
     workers: processes that draw (default: one a core). demo.csv has the columns path, label, split, patient, eye and
     FACT_NAMES. demo.json, written first, says what is being drawn; demo.csv, written last, that all of it is there. An
@@ -269,7 +269,7 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
     same = _read_settings(folder) == settings
     missing = [(index, path) for index, path in enumerate(paths) if not same or not (folder / path).exists()]
     if same and not missing and (folder / TABLE_FILE).exists():
-        print(f"demo pictures: {pictures} in {folder} already drawn")
+        print(f"demo images: {pictures} in {folder} already drawn")
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,10 +282,10 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
         _draw_all(partial(_draw_to_file, folder, seed, size), missing, workers)
         _write_table(folder / TABLE_FILE, seed, paths)
     except PermissionError as error:
-        raise InputError(f"demo pictures: no right to write to {folder}: name another folder ({error})") from error
+        raise InputError(f"demo images: no right to write to {folder}: name another folder ({error})") from error
     except OSError as error:
-        raise RunError(f"demo pictures: writing to {folder} failed: {error}") from error
-    print(f"demo pictures: {len(missing)} of {pictures} drawn to {folder} in {time.monotonic() - started:.0f} s")
+        raise RunError(f"demo images: writing to {folder} failed: {error}") from error
+    print(f"demo images: {len(missing)} of {pictures} drawn to {folder} in {time.monotonic() - started:.0f} s")
     return folder
 
 
@@ -300,12 +300,12 @@ def _check_settings(pictures, size, seed, splits):
 
 
 def _paths(pictures, splits):
-    """The path of every picture by its index, relative to the folder. Patients in order: none is in two splits."""
+    """The path of every image by its index, relative to the folder. Patients in order: none is in two splits."""
     patients = pictures // 2
     val, test = (FEWEST_PATIENTS * max(1, round(share * patients / FEWEST_PATIENTS)) for share in splits[1:])
     train = patients - val - test
     if train < FEWEST_PATIENTS:
-        raise InputError(f"splits {tuple(splits)} of {pictures} pictures leave too few for training: draw more")
+        raise InputError(f"splits {tuple(splits)} of {pictures} images leave too few for training: draw more")
     split_of = ["train"] * train + ["val"] * val + ["test"] * test
     names = ((index, f"p{index // 2:04d}_{'RL'[index % 2]}.jpg") for index in range(pictures))
     return [f"{split_of[index // 2]}/{GRADE_NAMES[grade_of(index)]}/{name}" for index, name in names]
@@ -316,7 +316,7 @@ def _read_settings(folder):
     if not folder.exists():
         return None
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file: name a folder for the demo pictures")
+        raise InputError(f"{folder} is a file: name a folder for the demo images")
     marker = folder / SETTINGS_FILE
     if marker.exists():
         try:
@@ -324,12 +324,12 @@ def _read_settings(folder):
         except ValueError as error:
             raise InputError(f"{marker} is not what this program wrote: remove it, or name another folder") from error
     if any(folder.iterdir()):
-        raise InputError(f"{folder} holds other files: name a new or an empty folder for the demo pictures")
+        raise InputError(f"{folder} holds other files: name a new or an empty folder for the demo images")
     return None
 
 
 def _remove_pictures(folder):
-    """Remove earlier demo pictures and half-written ones; a name that is not ours stays."""
+    """Remove earlier demo images and half-written ones; a name that is not ours stays."""
     for split in SPLIT_NAMES:
         for grade in GRADE_NAMES:
             for path in (folder / split / grade).glob("*"):
@@ -364,7 +364,7 @@ def _draw_to_file(folder, seed, size, picture):
 
 def _draw_all(draw_one, missing, workers):
     """Draw on all cores; in this process where that is not worth it or where processes cannot be started."""
-    if workers is None:  # starting processes costs about as much as drawing 50 pictures
+    if workers is None:  # starting processes costs about as much as drawing 50 images
         workers = min(usable_cores(), len(missing) // 50)
     if workers > 1:
         try:
@@ -373,7 +373,7 @@ def _draw_all(draw_one, missing, workers):
             return
         except (BrokenProcessPool, ImportError, NotImplementedError, OSError) as error:
             # No semaphores here, or a main program that cannot be imported again. A full disk will be met again below.
-            print(f"demo pictures: going on in one process ({error})")
+            print(f"demo images: going on in one process ({error})")
     for picture in missing:
         draw_one(picture)
 

@@ -5,8 +5,8 @@
     python -m util.prepare MESSIDOR2 downloads/M2 data/M2 --split_list colleague/split_list.csv
 
 OUT_DIR/{train,val,test}/<class>/ is made whole or not at all: beside its place, then renamed. The split is drawn a class,
-by the seed, and the same for the same pictures wherever they lie. Pictures of one patient, and pictures that are equal in
-every byte, are never parted by it. OUT_DIR/split_list.csv tells which picture went where; it is also a --csv_file for
+by the seed, and the same for the same images wherever they lie. Images of one patient, and images that are equal in
+every byte, are never parted by it. OUT_DIR/split_list.csv tells which image went where; it is also a --csv_file for
 training (with --label_col class --patient_col patient, so that intervals are made of patients), and the --split_list with
 which somebody else makes the same folders. util/data/public/sets.py knows the sets.
 """
@@ -31,7 +31,7 @@ LIST_COLUMNS = ("path", "class", "patient", "split", "sha256", "source")
 
 @dataclass
 class Item:
-    """A picture on its way: where it lies, its path below RAW_DIR, what is known of it, and its split ("" so far)."""
+    """An image on its way: where it lies, its path below RAW_DIR, what is known of it, and its split ("" so far)."""
 
     path: Path
     source: str
@@ -47,7 +47,7 @@ class Item:
 def draw_split(items: list[Item], classes, val: float, test: float, seed: int) -> list[str]:
     """A split for every item, in their order; those whose owner says "val" or "test" keep theirs.
 
-    Groups (patients; pictures equal in every byte) stay together. val, test: shares of all groups of a class, at least
+    Groups (patients; images equal in every byte) stay together. val, test: shares of all groups of a class, at least
     one group each; a part that the owner publishes is not drawn again. A group's class is its last one in `classes`, the
     worst of a patient's two eyes. Raises InputError where a class has too few groups, or none in one of the splits.
     """
@@ -82,7 +82,7 @@ def draw_split(items: list[Item], classes, val: float, test: float, seed: int) -
     for split in SPLITS:
         absent = [name for name in classes if (name, split) not in there]
         if absent:
-            raise InputError(f"no picture of {', '.join(absent)} falls to {split}: take another --seed or larger shares")
+            raise InputError(f"no image of {', '.join(absent)} falls to {split}: take another --seed or larger shares")
     return splits
 
 
@@ -110,7 +110,7 @@ def read_split_list(place: str) -> list[dict[str, str]]:
     """A split list -> [{"path", "split", "class", "sha256"}], the last two "" where it does not say.
 
     place: a CSV with the columns path and split, and class, sha256 and source (the path below RAW_DIR, taken before path)
-    if it has them, as `split_list.csv` does; or a folder with train/, val/ and test/, whose pictures are the list. Raises
+    if it has them, as `split_list.csv` does; or a folder with train/, val/ and test/, whose images are the list. Raises
     InputError.
     """
     from util.data.csv_columns import read_columns, refuse_empty, refuse_unknown
@@ -121,7 +121,7 @@ def read_split_list(place: str) -> list[dict[str, str]]:
         paths = [path for split in SPLITS for path in sorted(Path(place, split).rglob("*"))
                  if path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".")]
         if not paths:
-            raise InputError(f"--split_list {place}: no pictures in {place}/train, val or test")
+            raise InputError(f"--split_list {place}: no images in {place}/train, val or test")
         return [{"path": path.name, "split": path.relative_to(place).parts[0], "class": "", "sha256": _sha256(path)}
                 for path in paths]
     optional = ("class", "sha256", "source")
@@ -137,9 +137,9 @@ def read_split_list(place: str) -> list[dict[str, str]]:
 def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, place: str):
     """Items and a list -> ([items that it names, each with its split], notes).
 
-    A picture is found by its content (sha256), else by its path below RAW_DIR, else by its name without the ending,
-    where only one picture has it. Raises InputError for a name that fits several pictures, a picture named twice in
-    two splits, a class that differs from the label, and a list that names no picture at all.
+    An image is found by its content (sha256), else by its path below RAW_DIR, else by its name without the ending,
+    where only one image has it. Raises InputError for a name that fits several images, an image named twice in
+    two splits, a class that differs from the label, and a list that names no image at all.
     """
     from util.data.csv_columns import some
     from util.data.public.sets import counted
@@ -155,7 +155,7 @@ def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, 
         named = _stem(entry["path"])
         path = entry["path"].replace("\\", "/").removeprefix("./").lower()
         rows = rows_of["sha256"].get(entry["sha256"], []) or rows_of["path"].get(path, []) or rows_of["name"].get(named, [])
-        for fits in (  # equal pictures under several names, or one name in several folders
+        for fits in (  # equal images under several names, or one name in several folders
                 lambda row, named=named: _stem(items[row].source) == named,
                 lambda row, path=path: items[row].source.lower() == path,
                 lambda row, entry=entry: items[row].label == entry["class"],
@@ -175,7 +175,7 @@ def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, 
             raise InputError(f"--split_list {place}: {entry['path']} has class {entry['class']}, by the owner's labels it is "
                              f"{item.label}; mend the list")
     if not split_of:
-        raise InputError(f"--split_list {place}: none of its {len(entries)} pictures is among the {len(items)} of RAW_DIR, "
+        raise InputError(f"--split_list {place}: none of its {len(entries)} images is among the {len(items)} of RAW_DIR, "
                          f"such as {entries[0]['path']}; is it a list of another data set?")
     left = [item.source for row, item in enumerate(items) if row not in split_of]
     notes = [*counted(f"named in {place}, but not in RAW_DIR", absent), *counted(f"not named in {place}, left out", left)]
@@ -193,7 +193,7 @@ def _stem(path: str) -> str:
 
 
 def parted(items: list[Item]) -> dict[str, int]:
-    """How many patients, and how many pictures (by their bytes), the splits of `items` have in two splits or more."""
+    """How many patients, and how many images (by their bytes), the splits of `items` have in two splits or more."""
     counts = {}
     for kind, key in (("patients", lambda item: item.patient), ("pictures", lambda item: item.sha256)):
         splits = {}
@@ -251,13 +251,13 @@ def _is_complete(out: Path, text: str, items: list[Item], paths: list[str]) -> b
     lost = [path for path, item in zip(paths, items, strict=True)
             if not (out / path).is_file() or (out / path).stat().st_size != item.path.stat().st_size]
     if lost:
-        raise InputError(f"OUT_DIR {out}: {len(lost)} of {len(paths)} pictures are missing or cut short, such as {lost[0]}; "
+        raise InputError(f"OUT_DIR {out}: {len(lost)} of {len(paths)} images are missing or cut short, such as {lost[0]}; "
                          "remove that folder and run this again")
     return True
 
 
 def _build(out: Path, text: str, items: list[Item], paths: list[str], link: bool) -> None:
-    """All pictures and the list into a folder beside OUT_DIR, which then takes its name; on any end before, nothing."""
+    """All images and the list into a folder beside OUT_DIR, which then takes its name; on any end before, nothing."""
     from tqdm import tqdm
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -300,14 +300,14 @@ def _items(found, raw) -> list[Item]:
 
 
 def _repeats(items: list[Item]) -> list[str]:
-    """A note on pictures that are equal in every byte."""
+    """A note on images that are equal in every byte."""
     labels_of = {}
     for item in items:
         labels_of.setdefault(item.sha256, []).append(item.label)
     again = sum(len(labels) - 1 for labels in labels_of.values())
     unlike = sum(len(set(labels)) > 1 for labels in labels_of.values())
     other_label = f"; under two labels: {unlike}" if unlike else ""
-    return [f"equal to another picture in every byte: {again}{other_label}"] if again else []
+    return [f"equal to another image in every byte: {again}{other_label}"] if again else []
 
 
 def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: float = 0.3, seed: int = 0,
@@ -323,7 +323,7 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
     found = public_set.reader(raw)
     if found.no_patients and not split_list:
         raise InputError(f"{name}: {found.no_patients} below {raw_dir}, so a split could part a patient's eyes; get it with "
-                         f"the pictures from {public_set.url}, or give a --split_list")
+                         f"the images from {public_set.url}, or give a --split_list")
     notes = [*found.notes, *([found.no_patients] if found.no_patients else [])]
     if len(found.pictures) != public_set.pictures:
         notes.append(f"with a label: {len(found.pictures)}, of {public_set.pictures} in the whole set")
@@ -343,12 +343,12 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
         notes.append(f"{out_dir} was complete already: the same split, nothing was done")
     else:
         _build(out, text, items, paths, link)
-    return [f"{name}: {len(items)} pictures -> {out_dir}", *_counts(items, public_set.classes), *_patients(items),
-            *(f"  note: {note}" for note in notes), f"  which picture is where: {out / LIST_FILE}"]
+    return [f"{name}: {len(items)} images -> {out_dir}", *_counts(items, public_set.classes), *_patients(items),
+            *(f"  note: {note}" for note in notes), f"  which image is where: {out / LIST_FILE}"]
 
 
 def _counts(items: list[Item], classes) -> list[str]:
-    """Pictures a class and split, as lines."""
+    """Images a class and split, as lines."""
     counts = Counter((item.label, item.split) for item in items)
     width = max(map(len, classes))
     return [f"  {'':{width}}" + "".join(f"{split:>8}" for split in SPLITS),
@@ -358,7 +358,7 @@ def _counts(items: list[Item], classes) -> list[str]:
 def _patients(items: list[Item]) -> list[str]:
     """What is known of patients, and a warning where the splits part what belongs together."""
     patients = len({item.patient for item in items} - {""})
-    lines = [f"  patients: {patients}" if patients else "  patients: not published, the split is one of pictures"]
+    lines = [f"  patients: {patients}" if patients else "  patients: not published, the split is one of images"]
     lines += [f"  WARNING: {kind} in two splits, as given: {count}; figures on test will flatter"
               for kind, count in parted(items).items() if count]
     return lines

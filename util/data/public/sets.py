@@ -3,7 +3,7 @@
 A reader gets all files below RAW_DIR and looks for names, not for fixed places: an archive may have been unpacked one
 level deeper, in a folder of its own name, with other capitals or with %20 for blanks. The layouts are known from what
 public code says of its own copies, not from the archives themselves; for Glaucoma_fundus the names of the class folders
-are known so and the name of the archive is not, for OCTID the names of the pictures are and those of the folders are not.
+are known so and the name of the archive is not, for OCTID the names of the images are and those of the folders are not.
 """
 
 import os
@@ -37,7 +37,7 @@ JSIEC_CLASSES = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A labelled picture of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's or ""."""
+    """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's or ""."""
 
     path: Path
     label: str
@@ -56,7 +56,7 @@ class Found:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A row of the table. pictures: how many the whole set has with a label; published: the splits its owner makes."""
+    """A row of the table. images: how many the whole set has with a label; published: the splits its owner makes."""
 
     name: str
     url: str
@@ -91,7 +91,7 @@ class RawFolder:
                     (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(Path(place, name))
 
     def stem(self, name: str) -> str:
-        """What names a picture in lists and on disk alike: without folder, the ending of a picture, and capitals."""
+        """What names an image in lists and on disk alike: without folder, the ending of an image, and capitals."""
         name = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
         return name.rsplit(".", 1)[0] if name.endswith(self._extensions) else name
 
@@ -117,16 +117,16 @@ class RawFolder:
         return list(path.relative_to(self.folder).parts[-2::-1])
 
     def matched(self, pictures, label_of: dict[str, str], what: str) -> tuple[list[tuple[Path, str]], list[str]]:
-        """Pictures and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the others)."""
+        """Images and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the others)."""
         by_stem = {}
         for path in pictures:
             by_stem.setdefault(self.stem(path.name), []).append(path)
         twice = next((stem for stem in label_of if len(by_stem.get(stem, ())) > 1), None)
         if twice is not None:
-            raise InputError(f"{self.set.name}: two pictures for {twice}: {some(by_stem[twice])}; keep one of them")
+            raise InputError(f"{self.set.name}: two images for {twice}: {some(by_stem[twice])}; keep one of them")
         pairs = [(by_stem[stem][0], stem) for stem in label_of if stem in by_stem]
         if not pairs:
-            raise self.missing(f"none of the {len(label_of)} pictures that {what} names, such as {next(iter(label_of))},")
+            raise self.missing(f"none of the {len(label_of)} images that {what} names, such as {next(iter(label_of))},")
         absent = [stem for stem in label_of if stem not in by_stem]
         unlabelled = [path.name for stem, paths in by_stem.items() if stem not in label_of for path in paths]
         return pairs, [*counted(f"named in {what}, but not there", absent),
@@ -158,7 +158,7 @@ def _by_stem(raw: RawFolder, where, column: str, names: list[str], values: list,
         stem = raw.stem(name)
         if not stem or stem in found:
             problem = f"{name} stands there twice, also on line {line_of[stem]}" if stem else "is empty"
-            raise InputError(f"{where}, line {line}: {column} {problem}; keep one row a picture")
+            raise InputError(f"{where}, line {line}: {column} {problem}; keep one row an image")
         found[stem], line_of[stem] = value, line
     return found
 
@@ -189,7 +189,7 @@ def _read_aptos(raw: RawFolder) -> Found:
 def _read_messidor2(raw: RawFolder) -> Found:
     """IMAGES/ and messidor-2.csv (left;right) of the owner, messidor_data.csv (grades) of those who graded them.
 
-    The grades name some pictures .jpg that are .JPG on disk, and go round with two headers. Rows with adjudicated_gradable 0
+    The grades name some images .jpg that are .JPG on disk, and go round with two headers. Rows with adjudicated_gradable 0
     are left out.
     """
     csv_file, asked = raw.needed("messidor_data.csv"), []
@@ -210,7 +210,7 @@ def _read_messidor2(raw: RawFolder) -> Found:
     pairs_file = raw.file("messidor-2.csv")
     patients, no_patients = {}, ""
     if pairs_file is None:
-        no_patients = "no file messidor-2.csv (which two pictures are one patient's eyes)"
+        no_patients = "no file messidor-2.csv (which two images are one patient's eyes)"
     else:
         (left, right), lines = _columns(pairs_file, ["left", "right"])
         eyes = [(name, raw.stem(pair[0] or pair[1]), line) for *pair, line in zip(left, right, lines, strict=True)
@@ -282,9 +282,9 @@ def _read_papila(raw: RawFolder) -> Found:
 
 
 def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_for: str, by_name: bool = False) -> Found:
-    """Every picture's class from the nearest folder above it that says one (class_of(name)); a split folder counts too.
+    """Every image's class from the nearest folder above it that says one (class_of(name)); a split folder counts too.
 
-    by_name: where no folder says one, the picture's own name may.
+    by_name: where no folder says one, the image's own name may.
     """
     pictures, unlabelled = [], []
     for path in raw.pictures:
@@ -298,7 +298,7 @@ def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_fo
     there = {picture.label for picture in pictures}
     absent = [name for name in raw.set.classes if name not in there]
     if absent:
-        raise raw.missing(f"no picture of {some(absent)} (looked for {looked_for})")
+        raise raw.missing(f"no image of {some(absent)} (looked for {looked_for})")
     return Found(pictures, counted("in no class's folder, left out", unlabelled))
 
 
@@ -345,7 +345,7 @@ def _read_octid(raw: RawFolder) -> Found:
         number = short.get(letters, next((number for word, number in long.items() if letters.startswith(word)), None))
         return None if number is None else raw.set.classes[number]
 
-    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or pictures named NORMAL1.jpeg, AMRD1.jpeg…",
+    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, AMRD1.jpeg…",
                        by_name=True)
 
 
@@ -373,7 +373,7 @@ _SETS = (
               "dataset/ with 1_normal/, 2_cataract/, 2_glaucoma/, 3_retina_disease/", "not stated; see the page", "fundus",
               "normal, cataract, glaucoma, other retinal disease",
               ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"), 601, _read_retina),
-    PublicSet("OCTID", "https://borealisdata.ca/dataverse/OCTID", "the pictures of NORMAL, AMRD, CSR, DR and MH, a folder each",
+    PublicSet("OCTID", "https://borealisdata.ca/dataverse/OCTID", "the images of NORMAL, AMRD, CSR, DR and MH, a folder each",
               "CC0 1.0", "OCT", "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
               ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"), 572, _read_octid),
 )
