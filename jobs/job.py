@@ -11,7 +11,7 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
 from util.data import tables
-from util.data.images.cache import ImageCache
+from util.data.images.cache import Filling, ImageCache
 from util.data.images.fundus_fields import Fields
 from util.data.sampling import StepPlan
 from util.data.unlabelled import Unlabelled
@@ -41,6 +41,7 @@ class Job:
     plan: StepPlan | None = None
     schedule: Schedule | None = None
     fields: Fields | None = None  # with --fundus_crop auto
+    filled: Filling | None = None  # with --image_cache: what the check of all files has brought into the cache
     cache: ImageCache | None = None  # pictures decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
     kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/model/feature_kinds.py)

@@ -1,7 +1,6 @@
 """The batches of a job: the plan of its steps, the cache of decoded images, a loader for each split."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from engine_finetune import Schedule, make_loader
 from jobs.job import Job
@@ -36,7 +35,9 @@ def plan_training(job: Job) -> None:
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
-    """With --image_cache: `job.cache` with the pictures of these splits, filled by the first process of each machine."""
+    """With --image_cache: `job.cache` with the images of these splits. The check of all files has filled it (`job.filled`)
+    on the main process's machine; what it had to leave out, and other machines' own caches, are filled here by the first
+    process of each machine."""
     options, world, side = job.options, job.world, job.eval_transform.get("kept")
     if not options.image_cache:
         return
@@ -47,7 +48,8 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
     paths = list(job.data.table["path"][job.data.table["split"].isin(splits)])
 
     def of(say, fill):
-        return open_cache(Path(options.image_cache), paths, Kept.of(job.eval_transform, job.fields), usable_cores(), say, fill)
+        return open_cache(options.image_cache, paths, Kept.of(job.eval_transform, job.fields), usable_cores(), say, fill,
+                          job.filled)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()

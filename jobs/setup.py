@@ -59,9 +59,10 @@ def prepare(parsed: Parsed, world: World, task: Task) -> Job:
     if not options.dry_run:
         world.main_first(folder.make)
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
-    data, fields, facts = world.main_first(lambda: read_data(parsed, resumed, folder, world, task))
-    eval_transform = evaluation_settings(parsed, backbone, resumed, facts)
-    notes, warnings = scan.describe(facts, eval_transform)
+    settings = evaluation_settings(parsed, backbone, resumed, scan.NO_FACTS)
+    images = world.main_first(lambda: read_data(parsed, resumed, folder, world, task, settings))
+    data, eval_transform = images.data, evaluation_settings(parsed, backbone, resumed, images.facts)
+    notes, warnings = scan.describe(images.facts, eval_transform)
     data.notes += notes
     world.say(*warnings, *compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
@@ -85,7 +86,7 @@ def prepare(parsed: Parsed, world: World, task: Task) -> Job:
     world.say(*filter(None, [line]))
     norm_source = normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {})
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
-              norm_source, fields=fields)
+              norm_source, fields=images.fields, filled=images.filled)
     if options.batch_size == AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:

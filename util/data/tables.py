@@ -38,7 +38,8 @@ from util.data.csv_columns import (
 )
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.files import ImageError, file_status
-from util.data.images.scan import check_images, look_at
+from util.data.images.reading_pass import read_images
+from util.data.images.scan import ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
 
@@ -289,19 +290,21 @@ def match_classes(data, class_names):
     return Data(table, list(class_names), notes)
 
 
-def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None):
-    """Decode every picture once -> Data without the bad ones.
+def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None, others=()):
+    """Decode every image once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next start. workers: threads; None takes one a
-    core. fields: `util.data.images.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
-    Raises InputError also when a class of train, or a split, has no picture left, OSError where `skipped_file` can't be
+    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers: threads; None takes
+    one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader, its paths)]:
+    util/data/images/reading_pass.py) take what they lack in the same pass.
+    Raises InputError also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be
     written.
     """
-    paths = list(dict.fromkeys(data.table["path"]))
-    bad = check_images(paths, workers or _cores(), facts, progress, fields)
-    notes = data.notes + [memory.note for memory in (facts, fields) if memory and memory.note]
+    paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
+    of_fields = [] if fields is None else [(fields, paths)]
+    bad = read_images([*of_fields, *others, (facts, paths)], workers or _cores(), progress)
+    notes = data.notes + [memory.note for memory in (facts, fields) if memory is not None and memory.note]
     if not bad:
         return replace(data, notes=notes)
     if bad_images == "stop":
@@ -325,15 +328,15 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     return Data(table, data.class_names, notes)
 
 
-def look_at_some(data, facts, fields=None, workers=None, progress=True):
+def look_at_some(data, facts, fields=None, workers=None, progress=True, others=()):
     """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
-    be any. A file that can't be read is left to whoever reads it."""
-    paths, memories = list(dict.fromkeys(data.table["path"])), [facts]
-    note = look_at(paths, facts, workers or _cores())
-    if fields is not None:
-        check_images(paths, workers or _cores(), None, progress, fields)
-        memories.append(fields)
-    return replace(data, notes=[*data.notes, *filter(None, [note, *(memory.note for memory in memories)])])
+    be any; others: as of `check_files`. A file that can't be read is left to whoever reads it."""
+    paths = list(dict.fromkeys(data.table["path"]))
+    some_paths, note = some_to_look_at(paths)
+    of_fields = [] if fields is None else [(fields, paths)]
+    read_images([*of_fields, *others, (facts, some_paths)], workers or _cores(), progress)
+    notes = [note, *(memory.note for memory in (facts, fields) if memory is not None)]
+    return replace(data, notes=[*data.notes, *filter(None, notes)])
 
 
 def _cores():

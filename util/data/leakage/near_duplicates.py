@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import minimum_filter, uniform_filter
 
 from util.data.images.as_shown import Reading
-from util.data.images.files import ImageSource
+from util.data.images.files import ImageFile, ImageSource
 
 DECODED = 128  # pixels that the shorter side is decoded to at least
 THUMBNAIL, VIEW = 64, 48  # pixels a side of what is kept of a picture, whatever its shape, and of what is compared
@@ -49,11 +49,18 @@ FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4")
                         ("thumbnail", "u1", (THUMBNAIL, THUMBNAIL))])
 
 
-def fingerprint(path: str) -> np.ndarray:
-    """What is compared of the picture at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
-    source = ImageSource(path, Reading("any"))  # a fingerprint needs no more than a fast look
-    size = source.size
-    return fingerprint_of(Image.fromarray(source.part(None, (DECODED, DECODED))), size)
+def fingerprint(file: str | ImageFile) -> np.ndarray:
+    """What is compared of an image, by its path or its file: () of FINGERPRINT. Raises ImageError.
+
+    What is decoded of the file already is taken, else no more than is needed. A finer scale changes a thumbnail by a grey
+    level or two, which similarity does not notice (`benchmarks/leakage.py`). Images without contrast are looked up by equal
+    thumbnails (util/data/leakage/search.py), so that theirs are always made of the same scale.
+    """
+    source, least = ImageSource(file, Reading("any")), (DECODED, DECODED)  # it needs no more than a fast look
+    found = fingerprint_of(Image.fromarray(source.at_least(least)), source.size)
+    if found["contrast"] < LEAST_CONTRAST:
+        return fingerprint_of(Image.fromarray(source.part(None, least)), source.size)
+    return found
 
 
 def fingerprint_of(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
