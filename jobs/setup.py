@@ -86,7 +86,7 @@ def prepare(parsed: Parsed, world: World, task: Task) -> Job:
     world.say(*filter(None, [line]))
     norm_source = normalisation.source(options, parsed.typed, backbone, resumed.rest if resumed is not None else {})
     job = Job(options, world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
-              norm_source, fields=images.fields, filled=images.filled)
+              norm_source, facts=images.facts, fields=images.fields, filled=images.filled)
     if options.batch_size == AUTO:
         world.say(batch_size.choose(job))
     if not options.eval:

@@ -68,7 +68,9 @@ def run(parsed: Parsed, world: World, task: Task) -> None:
 
 
 def _seen(job: Job) -> list[str]:
-    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields) if job.world.is_main else []
+    if not job.world.is_main:
+        return []
+    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields, job.facts)
 
 
 def _prepare_folder(job: Job) -> None:

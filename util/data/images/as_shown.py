@@ -17,6 +17,7 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the photometric tag and of
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # an orientation -> what brings the image upright
+SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits that cameras and OCT devices fill
 _FLOAT_WHITES = (1, 255, 1023, 4095, 16383, 65535)
 
@@ -58,6 +59,8 @@ class Facts(NamedTuple):
     kind: int = 0  # what its values are
     largest: float = 0.0  # of them, where they are no plain 8 bits
     flags: int = 0
+    width: int = 0  # in pixels, once it is upright
+    height: int = 0
 
 
 PNG_HEADER = 25  # bytes: the signature, then of IHDR length, name, width, height and, last, the bits
@@ -165,7 +168,7 @@ def flags_before(image):
 
 
 def facts_of(image, start, flags):
-    """Facts of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its file."""
+    """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its file."""
     if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
             orientation_of(image.info.get("exif")) in TURNS):
         flags |= TURNED_LATE

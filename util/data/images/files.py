@@ -21,6 +21,7 @@ from util.data.images.as_shown import (
     AS_SHOWN,
     EIGHT_BITS,
     PNG_HEADER,
+    SIDEWAYS,
     TURNS,
     Facts,
     Reading,
@@ -140,16 +141,20 @@ class ImageFile:
     def facts(self) -> Facts:
         """What the file is besides its pixels. Raises ImageError, also for a file that is damaged anywhere: what nobody has
         decoded is decoded, a JPEG at 1/8 of its size, which still reads every bit but computes little."""
-        if not self._loaded:
-            if self.plain_jpeg and (self.at_hand(DCT_DENOMINATORS[0]) is not None
-                                    or self.reduced(DCT_DENOMINATORS[0]) is not None):
-                self.stored()
-                return Facts(flags=flags_before(self._opened))
-            self.loaded(dct_denominator(self.stored()[0], 1) if self.is_jpeg else 1)
-        try:
-            return facts_of(next(iter(self._loaded.values())), self.content, self._flags)
-        except Exception as error:  # as in `loaded`
-            raise ImageError(self.path, reason_of(error)) from error
+        (width, height), orientation = self.stored()
+        if not self._loaded and self.plain_jpeg and (
+                self.at_hand(DCT_DENOMINATORS[0]) is not None or self.reduced(DCT_DENOMINATORS[0]) is not None):
+            facts = Facts(flags=flags_before(self._opened))
+        else:
+            if not self._loaded:
+                self.loaded(dct_denominator((width, height), 1) if self.is_jpeg else 1)
+            try:
+                facts = facts_of(next(iter(self._loaded.values())), self.content, self._flags)
+            except Exception as error:  # as in `loaded`
+                raise ImageError(self.path, reason_of(error)) from error
+        if orientation in SIDEWAYS:
+            width, height = height, width
+        return facts._replace(width=width, height=height)
 
     def kind(self) -> int:
         """`Facts.kind`, without a look at the values. Raises ImageError."""
@@ -198,7 +203,7 @@ class ImageSource:
         if self._plain:
             return self.file.plain_jpeg[0]
         size, orientation = self.file.stored()
-        return size[::-1] if self.reading.shown and orientation in (5, 6, 7, 8) else size
+        return size[::-1] if self.reading.shown and orientation in SIDEWAYS else size
 
     def part(self, box=None, resolution=None):
         """The pixels in a box, decoded no finer than is needed: (h, w, 3) uint8, writable.
@@ -276,10 +281,9 @@ class ImageSource:
         Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
         Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
-        size, orientation = self.file.stored()
+        _, orientation = self.file.stored()
         turn = TURNS.get(orientation) if self.reading.shown else None
-        size = size[::-1] if turn is not None and orientation >= 5 else size
-        denominator = dct_denominator(size, minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
+        denominator = dct_denominator(self.size, minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
         image = self.file.loaded(denominator)
         try:
             rgb = to_rgb(image, self.reading)

@@ -84,11 +84,16 @@ class Remembered:
 
     def _entries(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others mean nothing)."""
-        if not len(self._known):
-            return np.zeros(len(paths), self.dtype), np.zeros(len(paths), bool)
-        wanted = identities(paths)
-        places = np.minimum(np.searchsorted(self._known["identity"], wanted), len(self._known) - 1)
-        return self._known[places], self._known["identity"][places] == wanted
+        return entries_of(self._known, paths)
+
+
+def entries_of(known: np.ndarray, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`Remembered._entries` of entries in the order of their identities."""
+    if not len(known):
+        return np.zeros(len(paths), known.dtype), np.zeros(len(paths), bool)
+    wanted = identities(paths)
+    places = np.minimum(np.searchsorted(known["identity"], wanted), len(known) - 1)
+    return known[places], known["identity"][places] == wanted
 
 
 def identities(paths: Sequence[str]) -> np.ndarray:

@@ -22,7 +22,8 @@ NEARLY_BLACK = 64  # of 256, the upper 8 bits of 16: what 14 bits fill
 class ImageFacts(Remembered):
     """Files that have decoded, with `as_shown.Facts` of each."""
 
-    dtype = np.dtype([("identity", "<u8"), ("largest", "<f8"), ("kind", "u1"), ("flags", "u1")])
+    dtype = np.dtype([("identity", "<u8"), ("kind", "u1"), ("largest", "<f8"), ("flags", "u1"), ("width", "<i4"),
+                      ("height", "<i4")])
     again = "all images are checked again"
 
     def look(self, file: ImageFile) -> as_shown.Facts:
@@ -30,7 +31,7 @@ class ImageFacts(Remembered):
         return file.facts()
 
     def values(self, found: as_shown.Facts) -> tuple:
-        return found.largest, found.kind, found.flags
+        return tuple(found)
 
     def of(self, paths: Sequence[str]) -> np.ndarray:
         """Entries of those of these files that are remembered, once each."""
