@@ -108,10 +108,10 @@ class ImageFile:
             self._reduced[factor] = pixels
         return self._reduced[factor]
 
-    def at_hand(self, coarsest: int) -> np.ndarray | None:
-        """The coarsest of what `reduced` has decoded already at 1/`coarsest` or finer; None where nothing is."""
-        known = [factor for factor, pixels in self._reduced.items() if factor <= coarsest and pixels is not None]
-        return self._reduced[max(known)] if known else None
+    def at_hand(self, factor: int) -> Image.Image | None:
+        """A plain JPEG at 1/`factor`, averaged from the coarsest finer scale that is decoded already; None where none is."""
+        known = [one for one, pixels in self._reduced.items() if one <= factor and pixels is not None]
+        return Image.fromarray(self._reduced[max(known)]).reduce(factor // max(known)) if known else None
 
     def stored(self) -> tuple[tuple[int, int], int]:
         """(width, height) as the pixels are stored, and the orientation that Pillow does not apply itself. Raises
@@ -143,7 +143,8 @@ class ImageFile:
         decoded is decoded, a JPEG at 1/8 of its size, which still reads every bit but computes little."""
         (width, height), orientation = self.stored()
         if not self._loaded and self.plain_jpeg and (
-                self.at_hand(DCT_DENOMINATORS[0]) is not None or self.reduced(DCT_DENOMINATORS[0]) is not None):
+                any(pixels is not None for pixels in self._reduced.values())
+                or self.reduced(DCT_DENOMINATORS[0]) is not None):
             facts = Facts(flags=flags_before(self._opened))
         else:
             if not self._loaded:
@@ -242,10 +243,13 @@ class ImageSource:
         return pixels, (self.size[0] / factor, self.size[1] / factor)
 
     def at_least(self, resolution):
-        """All of the image, (h, w, 3) uint8, with at least `resolution` (width, height) unless the file has less: what is
-        decoded already where that is enough, else as by `part`. Raises ImageError."""
-        decoded = self.file.at_hand(_coarsest(self.size, resolution)) if self._plain else None
-        return self.part(None, resolution) if decoded is None else decoded
+        """All of the image as PIL RGB, with at least `resolution` (width, height) unless the file has less, as by `part`; a
+        JPEG averaged from what is decoded already, where that is finer. Raises ImageError."""
+        factor = dct_denominator(self.size, resolution)
+        decoded = self.file.at_hand(factor) if self._plain else None
+        if decoded is None:
+            return Image.fromarray(self.part(None, resolution))
+        return decoded.crop((0, 0, *(max(1, round(edge / factor)) for edge in self.size)))  # as `part` rounds
 
     def coarse(self, least):
         """All of the image, of a JPEG at the coarsest of libjpeg's scales that leaves `least` pixels a side, in full of

@@ -57,7 +57,7 @@ def fingerprint(file: str | ImageFile) -> np.ndarray:
     thumbnails (util/data/leakage/search.py), so that theirs are always made of the same scale.
     """
     source, least = ImageSource(file, Reading("any")), (DECODED, DECODED)  # it needs no more than a fast look
-    found = fingerprint_of(Image.fromarray(source.at_least(least)), source.size)
+    found = fingerprint_of(source.at_least(least), source.size)
     if found["contrast"] < LEAST_CONTRAST:
         return fingerprint_of(Image.fromarray(source.part(None, least)), source.size)
     return found
