@@ -5,7 +5,7 @@ from argparse import Namespace
 from engine_finetune import Schedule, make_loader
 from jobs.job import Job
 from util.core.errors import InputError
-from util.data import tables
+from util.data.dataset import ImageDataset
 from util.data.images import transforms
 from util.data.images.cache import Kept, open_cache
 from util.data.sampling import EvalBatches, StepPlan
@@ -71,8 +71,7 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
     size = options.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
     batches = batches or EvalBatches(len(rows), size, job.world.rank, job.world.size, view or 0)
     pinned = options.pin_mem and job.world.device.type == "cuda"
-    dataset = tables.ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows),
-                                  job.cache)
+    dataset = ImageDataset(rows, job.task.targets(rows), transform, options.seed, job.task.covariates(rows), job.cache)
     return make_loader(dataset, batches, workers(options, job.world), pinned)
 
 
