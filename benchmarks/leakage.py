@@ -31,11 +31,11 @@ import pandas as pd  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
 from benchmarks.pictures import photographs  # noqa: E402
+from util.core.cores import usable_cores  # noqa: E402
 from util.data.leakage import near_duplicates  # noqa: E402
 from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest  # noqa: E402
 from util.data.leakage.search import check  # noqa: E402
 from util.data.public.demo import plan, render  # noqa: E402
-from util.parallel.processes import usable_cores  # noqa: E402
 
 SIZE, SEED = 320, 5
 ONE_PLACE = {"disc_x": 0.54, "disc_y": -0.02, "disc_radius": 0.145, "macula_x": -0.02, "macula_y": 0.04, "brightness": 0.85,

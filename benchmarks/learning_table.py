@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 import compare
+from util.core.cores import usable_cores
 from util.core.run_files import write_whole
-from util.parallel.processes import usable_cores
 
 START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table -->"
 STORED, PAGES = Path("docs/learning.json"), {"en": "docs/speed.md", "zh": "docs/zh/speed.md"}

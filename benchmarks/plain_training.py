@@ -28,9 +28,9 @@ from timm.scheduler import CosineLRScheduler
 
 from benchmarks.other_runs import write_run
 from benchmarks.plain import read
+from util.core.cores import usable_cores
 from util.data.tables import read_folder
 from util.metrics.classification import classification_metrics, predictions_table
-from util.parallel.processes import usable_cores
 
 METHOD = "plain loop"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 from engine_finetune import Schedule, make_loader
 from jobs.job import Job
+from util.core.cores import usable_cores
 from util.core.errors import InputError
 from util.data.dataset import ImageDataset
 from util.data.images import transforms
@@ -11,7 +12,7 @@ from util.data.images.cache import Kept, open_cache
 from util.data.sampling import EvalBatches, StepPlan
 from util.model import lr_schedule
 from util.model.frozen_features import FeatureDataset
-from util.parallel.processes import World, usable_cores
+from util.parallel.processes import World
 
 GPU_EVAL_BATCHES = 2  # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 

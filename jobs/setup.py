@@ -17,6 +17,7 @@ from jobs.loaders import plan_training, workers
 from jobs.model import build, idle_for_backbone, new_model, resolve_backbone, restore_values
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
+from util.core.cores import usable_cores
 from util.core.errors import InputError, RunError
 from util.data.images import scan, transforms
 from util.data.images.cache import default_side
@@ -29,7 +30,7 @@ from util.options.flag import AUTO
 from util.options.parsing import Parsed
 from util.options.stored import as_now, differences, take_stored
 from util.parallel import sharding
-from util.parallel.processes import World, usable_cores
+from util.parallel.processes import World
 from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile
 

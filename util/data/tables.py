@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from util.core.cores import usable_cores
 from util.core.errors import InputError
 from util.core.run_files import write_whole
 from util.data.csv_columns import (
@@ -299,7 +300,7 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     """
     paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
     of_fields = [] if fields is None else [(fields, paths)]
-    bad = read_images([*of_fields, *others, (facts, paths)], workers or _cores(), progress)
+    bad = read_images([*of_fields, *others, (facts, paths)], workers or usable_cores(), progress)
     notes = data.notes + [memory.note for memory in (facts, fields) if memory is not None and memory.note]
     if not bad:
         return replace(data, notes=notes)
@@ -330,13 +331,9 @@ def look_at_some(data, facts, fields=None, workers=None, progress=True, others=(
     paths = list(dict.fromkeys(data.table["path"]))
     some_paths, note = some_to_look_at(paths)
     of_fields = [] if fields is None else [(fields, paths)]
-    read_images([*of_fields, *others, (facts, some_paths)], workers or _cores(), progress)
+    read_images([*of_fields, *others, (facts, some_paths)], workers or usable_cores(), progress)
     notes = [note, *(memory.note for memory in (facts, fields) if memory is not None)]
     return replace(data, notes=[*data.notes, *filter(None, notes)])
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
 def subset(table, ratio, stratified, seed):

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from util.core import machine_faults, signals
+from util.core.cores import usable_cores
 from util.core.disk import writing
 from util.core.errors import InputError, PeerEnded, RunError, one_line
 from util.core.host_memory import keep_freed_memory
@@ -284,11 +285,6 @@ def _cuda_device(local_rank: int, local_size: int) -> torch.device:
                          "at most as many processes as there are GPUs, or pass --device cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _share_cores(local_size: int) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from util.core.cores import usable_cores
 from util.core.errors import InputError
 from util.data.images.reading_pass import read_images
 from util.data.leakage.eye_names import pairs_across
@@ -62,7 +63,7 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
     the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings beyond 10,000 are
     counted alone.
     """
-    begun, workers = time.monotonic(), workers or _cores()
+    begun, workers = time.monotonic(), workers or usable_cores()
     paths, splits = list(table["path"]), table["split"].to_numpy()
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}
     compared = decode and is_compared(table, most_compared)
@@ -100,10 +101,6 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
 def is_compared(table: pd.DataFrame, most_compared: int | None = MOST_COMPARED) -> bool:
     """Whether `check` compares the images of a table by their fingerprints."""
     return (most_compared is None or len(table) <= most_compared) and table["split"].nunique() > 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- the same bytes -------------------------------------------------------------------------------------------------

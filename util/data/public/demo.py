@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from util.core.cores import usable_cores
 from util.core.errors import InputError, RunError
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
@@ -364,8 +365,7 @@ def _draw_to_file(folder, seed, size, picture):
 def _draw_all(draw_one, missing, workers):
     """Draw on all cores; in this process where that is not worth it or where processes cannot be started."""
     if workers is None:  # starting processes costs about as much as drawing 50 pictures
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(cores, len(missing) // 50)
+        workers = min(usable_cores(), len(missing) // 50)
     if workers > 1:
         try:
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
