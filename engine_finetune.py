@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from util.core import signals
 from util.core.errors import RunError
-from util.core.host_memory import keep_freed_memory
+from util.core.machine import keep_freed_memory
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.precision import Precision

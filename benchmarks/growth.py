@@ -86,8 +86,9 @@ def _read_folder(folder: str):
 
 def _walk(file: str):
     """An epoch's batches, and the path and place of every image of it."""
+    from util.data.dataset import ImageDataset
     from util.data.sampling import StepPlan, TrainBatches
-    from util.data.tables import ImageDataset, read_csv
+    from util.data.tables import read_csv
 
     table = read_csv(file).table
     dataset = ImageDataset(table, table["target"].to_numpy(), None, 0)

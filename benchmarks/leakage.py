@@ -31,7 +31,7 @@ import pandas as pd  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
 from benchmarks.pictures import photographs  # noqa: E402
-from util.core.host_memory import usable_cores  # noqa: E402
+from util.core.machine import usable_cores  # noqa: E402
 from util.data.leakage import near_duplicates  # noqa: E402
 from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest  # noqa: E402
 from util.data.leakage.search import check  # noqa: E402

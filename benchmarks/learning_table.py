@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 import compare
-from util.core.host_memory import usable_cores  # noqa: E402
+from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 
 START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table -->"

@@ -28,7 +28,7 @@ from timm.scheduler import CosineLRScheduler
 
 from benchmarks.other_runs import write_run
 from benchmarks.plain import read
-from util.core.host_memory import usable_cores
+from util.core.machine import usable_cores
 from util.data.tables import read_folder
 from util.metrics.classification import classification_metrics, predictions_table
 

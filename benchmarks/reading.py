@@ -12,7 +12,7 @@ from simplejpeg import decode_jpeg
 from benchmarks import plain
 from benchmarks.pictures import photographs
 from benchmarks.timing import Row, compare_apart, seconds
-from util.core.host_memory import keep_freed_memory
+from util.core.machine import keep_freed_memory
 from util.data.images.cache import Kept, default_side, open_cache
 from util.data.images.files import ImageSource, resized
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 
 from benchmarks import growth, probing, reading, starting, stepping  # noqa: E402
 from benchmarks.timing import as_text  # noqa: E402
-from util.core.host_memory import usable_cores  # noqa: E402
+from util.core.machine import usable_cores  # noqa: E402
 from util.model.precision import cpu_has_bf16  # noqa: E402
 
 PARTS = {"reading": reading, "step": stepping, "probe": probing, "start": starting, "growth": growth}

@@ -1,10 +1,19 @@
-"""How long it takes until something happens: --help, and the first training step of the demo."""
+"""How long it takes until something happens: --help, the first training step of the demo, and one pass over the images."""
 
+import itertools
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.pictures import photographs
 from benchmarks.timing import Row, compare
+from util.data.images.cache import Filling, Kept
+from util.data.images.fundus_fields import Fields
+from util.data.images.reading_pass import read_images
+from util.data.images.scan import ImageFacts
+from util.data.leakage.fingerprints import Fingerprints
 from util.data.public.demo import make_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,4 +49,32 @@ def rows(folder: Path, quick: bool) -> list[Row]:
                     pairs, "<= 2.5 times the imports (ratio >= 0.4x)", unit="s", scale=1)
     help_text = compare("--help, against importing torch and timm", imports,
                         lambda: run("main_finetune.py", "--help", folder=ROOT), pairs, "<= 2 s", unit="s", scale=1)
-    return [start, help_text]
+    return [start, help_text, one_pass(folder, quick, "off"), one_pass(folder, quick, "auto")]
+
+
+def one_pass(folder: Path, quick: bool, crop: str) -> Row:
+    """Check, cache and fingerprints (auto: and fields) of photographs by one pass, against a pass for each; one thread."""
+    side, count = (256, 2) if quick else (2048, 20)
+    paths = photographs(folder / "photographs", (side * 3 // 2, side), count)
+    number = itertools.count()
+
+    def readers() -> list:
+        fields = [Fields(None)] if crop == "auto" else []
+        kept = Kept(512, "scaled", fundus_crop=crop, fields=fields[0] if fields else None)
+        return [*fields, Filling(folder / f"{crop} {next(number)}", kept, print), Fingerprints(None), ImageFacts(None)]
+
+    def apart():
+        for reader in readers():
+            read_images([(reader, paths)], 1)
+
+    def together():
+        read_images([(reader, paths) for reader in readers()], 1)
+    return compare(f"first launch, {count} photographs of {3 * side // 2}x{side}, --fundus_crop {crop}: a pass for each of "
+                   "check, cache and fingerprints, and one for all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s",
+                   scale=1, clock=cpu_seconds)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began

@@ -13,7 +13,7 @@ import models_vit
 from benchmarks.plain import Step
 from benchmarks.timing import Row, compare, compare_apart, seconds
 from engine_finetune import ClassificationLoss, Progress, Schedule, Trainer, train_one_epoch
-from util.core.host_memory import keep_freed_memory, usable_cores
+from util.core.machine import keep_freed_memory, usable_cores
 from util.data.sampling import StepPlan, TrainBatches
 from util.model.lr_decay import parameter_groups
 from util.model.precision import Precision, cpu_has_bf16

@@ -4,7 +4,7 @@ import torch
 
 from jobs.job import Job
 from util.core.errors import InputError, RunError
-from util.core.host_memory import available_bytes
+from util.core.machine import available_bytes
 from util.model.memory import estimate_memory
 from util.options.flag import AUTO
 from util.options.groups import Options

@@ -1,8 +1,11 @@
 """The images of a job: the table, the check of all files, fields and leakage; and the settings by which they are read."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 import models_vit
 from jobs import normalisation
@@ -11,6 +14,7 @@ from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
 from util.data.images import transforms
+from util.data.images.cache import Filling, Kept
 from util.data.images.fundus_fields import Fields
 from util.data.images.scan import ImageFacts, depth
 from util.data.leakage import search
@@ -19,10 +23,28 @@ from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
 
+if TYPE_CHECKING:
+    from util.data.leakage.fingerprints import Fingerprints
 
-def read_data(resumed: WeightFile | None, folder: RunFolder, world: World,
-              task: Task) -> tuple[tables.Data, Fields | None, np.ndarray]:
-    """The images of a run, checked, with their fields (--fundus_crop auto) and what else the check found (`ImageFacts.of`)."""
+LEAKAGE = "leakage.json"
+
+
+@dataclass
+class Images:
+    """The images of a run, checked, and what the pass over their files found."""
+
+    data: tables.Data
+    fields: Fields | None  # with --fundus_crop auto
+    facts: np.ndarray  # `ImageFacts.of`
+    filled: Filling | None  # with --image_cache, in the main process
+
+
+def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task: Task,
+              settings: dict) -> Images:
+    """The images of a run, all that is to be known of them from one pass over their files (util/data/images/reading_pass.py).
+
+    settings: of the transform that evaluation reads by, but for the range of values that the files decide.
+    """
     options = task.options
     data = task.read(resumed, ("test",) if options.run.eval else tables.SPLITS)
     # an image's number counts within its split, so that it is the same where only test is read
@@ -33,22 +55,58 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World,
     facts, fields = ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
         fields = Fields(Path(options.run.output_dir) / ".fundus_fields.npy", options.model.read_images == "as_shown")
+    # what is used of them, unless one turns out to be bad
+    used = _subset(options, data.table)
+    filled = _filling(options, settings, fields, world)
+    asked = options.data
+    looks_for_leakage = world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
+    compared = looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder)
+    prints = _prints(options) if compared else None
+    others = [(filled, list(used["path"][used["split"].isin(cached_splits(options))]))] if filled is not None else []
+    others += [(prints, list(used["path"]))] if prints is not None else []
     if options.data.skip_file_check:
-        data = tables.look_at_some(data, facts, fields)
+        data = tables.look_at_some(data, facts, fields, others=others)
     else:
         writes = world.is_main and not options.run.dry_run and options.data.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields)
+            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields, others=others)
     if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
-    if options.data.dataratio[0] < 1 and not options.run.eval:
-        data.table = tables.subset(data.table, options.data.dataratio[0], options.data.stratified, options.data.datasets_seed)
+    data.table = _subset(options, data.table)
     if world.is_main and not options.run.eval:
-        world.say(*_check_leakage(options, data, resumed, folder))
+        world.say(*_check_leakage(options, data, resumed, folder, prints))
     if world.is_main and fields is not None:
         world.say(*_report_fields(options, data, fields, resumed, folder))
-    return task.settle(data, resumed), fields, facts.of(list(data.table["path"]))
+    return Images(task.settle(data, resumed), fields, facts.of(list(data.table["path"])), filled)
+
+
+def cached_splits(options: Options) -> tuple[str, ...]:
+    """The splits that --image_cache keeps decoded: those that this launch reads again and again."""
+    if options.run.eval:
+        return ("test",)
+    if not options.search.optuna_trials:
+        return tables.SPLITS
+    return () if options.model.adaptation == "lp" else tables.SPLITS if options.search.optuna_eval_test else ("train", "val")
+
+
+def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
+    if options.data.dataratio[0] == 1 or options.run.eval:
+        return table
+    return tables.subset(table, options.data.dataratio[0], options.data.stratified, options.data.datasets_seed)
+
+
+def _filling(options: Options, settings: dict, fields: Fields | None, world: World) -> Filling | None:
+    """Of the cache, by one process; `jobs.loaders.fill_cache` opens it."""
+    if not (options.images.image_cache and settings.get("kept") and world.is_main) or options.run.dry_run:
+        return None
+    return Filling(options.images.image_cache, Kept.of(settings, fields), world.say, final=False)
+
+
+def _prints(options: Options) -> "Fingerprints":
+    from util.data.leakage.fingerprints import Fingerprints  # needs scipy.ndimage, which takes half a second
+
+    return Fingerprints(Path(options.run.output_dir) / ".fingerprints.npy")
 
 
 def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed: WeightFile | None,
@@ -64,7 +122,16 @@ def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed:
         return fundus_sheet.report(fields, images, *paths)
 
 
-def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder) -> list[str]:
+def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFolder) -> bool:
+    """Whether a resumed run was checked for leakage as it would be now, if its images are the same."""
+    if resumed is None or resumed.path.parent.resolve() != folder.path.resolve() or options.data.leakage != "warn":
+        return False
+    before, looked_at = resumed.rest.get("options", {}), ("patient_col", "patient_regex", "skip_file_check")
+    return folder.file(LEAKAGE).exists() and all(before.get(option) == options.value(option) for option in looked_at)
+
+
+def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder,
+                   prints: "Fingerprints | None") -> list[str]:
     """Look for images and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
     lists them. InputError with --leakage stop where there are any.
 
@@ -72,16 +139,13 @@ def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | No
     Without the check of all files (--skip_file_check) images are not decoded here either: the same bytes and patients
     are found all the same.
     """
-    name, goes_on = "leakage.json", resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
-    before, looked_at = resumed.rest.get("options", {}) if goes_on else {}, ("patient_col", "patient_regex", "skip_file_check")
-    if goes_on and options.data.leakage == "warn" and resumed.rest.get("data_fingerprint") == data.fingerprint and (
-            folder.file(name).exists()) and all(before.get(option) == options.value(option) for option in looked_at):
-        return [f"leakage    looked for when this run began, on the same images: {folder.file(name)}"]
-    path = None if options.run.dry_run else folder.file(name) if goes_on else folder.new_file(name)
+    goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
+    if _checked_before(options, resumed, folder) and resumed.rest.get("data_fingerprint") == data.fingerprint:
+        return [f"leakage    looked for when this run began, on the same images: {folder.file(LEAKAGE)}"]
+    path = None if options.run.dry_run else folder.file(LEAKAGE) if goes_on else folder.new_file(LEAKAGE)
     if options.data.leakage == "off":
         return []
-    known = Path(options.run.output_dir) / ".fingerprints.npy"
-    found = search.check(data.table, known, decode=not options.data.skip_file_check)
+    found = search.check(data.table, prints or _prints(options), decode=not options.data.skip_file_check)
     if path is not None:
         with folder.writing(path):
             search.write(found, path)

@@ -109,7 +109,7 @@ def extract(options: Options, world: World) -> None:
     parts = FeatureParts(model, options.model.input_size).eval()
     world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
               f"reading    {terminal.reading(transform, options.model.norm, norm_source)}",
-              *(seen_area.describe(list(data.table["path"]), transform, data.fields) if world.is_main else []))
+              *(seen_area.describe(list(data.table["path"]), transform, data.fields, data.facts) if world.is_main else []))
     if ours is not None and ours.rest.get("reads"):
         kind = ours.rest["reads"]["kind"]
         world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the model's own head "

@@ -22,6 +22,7 @@ from jobs.tasks.regression import Regression
 from util.core.errors import InputError, RunError
 from util.core.partial_rows import PartialRows
 from util.data import tables
+from util.data.dataset import ImageDataset
 from util.data.images import transforms
 from util.data.images.fundus_fields import Fields
 from util.data.images.scan import ImageFacts
@@ -119,7 +120,7 @@ def no_room(what: str) -> Iterator[None]:
 def loader(options: Options, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
            transform: transforms.EvalTransform, batch_size: int):
     """Batches of the table's images in order, as evaluation reads them; whole batches are dealt to the processes."""
-    dataset = tables.ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
+    dataset = ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
     return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size), workers(options, world),
                        world.device.type == "cuda")
 

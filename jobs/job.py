@@ -1,7 +1,8 @@
 """What was decided before the first step: of a training or an evaluation (Job), of predictions (Prediction)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 import models_vit
@@ -10,8 +11,9 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
 from util.data import tables
-from util.data.images.cache import ImageCache
+from util.data.images.cache import Filling, ImageCache
 from util.data.images.fundus_fields import Fields
+from util.data.images.scan import NO_FACTS
 from util.data.sampling import StepPlan
 from util.data.unlabelled import Unlabelled
 from util.model.precision import Precision
@@ -39,7 +41,9 @@ class Job:
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
+    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)  # what the check found of the images (`ImageFacts.of`)
     fields: Fields | None = None  # with --fundus_crop auto
+    filled: Filling | None = None  # with --image_cache: what the check of all files has brought into the cache
     cache: ImageCache | None = None  # images decoded once, where they are read many times
     features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
     kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/model/feature_kinds.py)

@@ -1,12 +1,11 @@
 """The batches of a job: the plan of its steps, the cache of decoded images, a loader for each split."""
 
-from pathlib import Path
 
 from engine_finetune import Schedule, make_loader
 from jobs.job import Job
 from util.core.errors import InputError
-from util.core.host_memory import usable_cores
-from util.data import tables
+from util.core.machine import usable_cores
+from util.data.dataset import ImageDataset
 from util.data.images import transforms
 from util.data.images.cache import Kept, open_cache
 from util.data.sampling import EvalBatches, StepPlan
@@ -38,7 +37,9 @@ def plan_training(job: Job) -> None:
 
 
 def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
-    """With --image_cache: `job.cache` with the images of these splits, filled by the first process of each machine."""
+    """With --image_cache: `job.cache` with the images of these splits. The check of all files has filled it (`job.filled`)
+    on the main process's machine; what it had to leave out, and other machines' own caches, are filled here by the first
+    process of each machine."""
     options, world, side = job.options, job.world, job.eval_transform.get("kept")
     if not options.images.image_cache:
         return
@@ -50,7 +51,7 @@ def fill_cache(job: Job, splits: tuple[str, ...]) -> None:
 
     def of(say, fill):
         kept = Kept.of(job.eval_transform, job.fields)
-        return open_cache(Path(options.images.image_cache), paths, kept, usable_cores(), say, fill)
+        return open_cache(options.images.image_cache, paths, kept, usable_cores(), say, fill, job.filled)
 
     job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
     world.barrier()
@@ -72,8 +73,7 @@ def loader(job: Job, split: str, batches=None, view: int | None = None):
     size = options.training.batch_size * (1 if job.world.device.type == "cpu" else GPU_EVAL_BATCHES)
     batches = batches or EvalBatches(len(rows), size, job.world.rank, job.world.size, view or 0)
     pinned = options.run.pin_mem and job.world.device.type == "cuda"
-    dataset = tables.ImageDataset(rows, job.task.targets(rows), transform, options.run.seed, job.task.covariates(rows),
-                                  job.cache)
+    dataset = ImageDataset(rows, job.task.targets(rows), transform, options.run.seed, job.task.covariates(rows), job.cache)
     return make_loader(dataset, batches, workers(options, job.world), pinned)
 
 

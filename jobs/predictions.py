@@ -142,7 +142,8 @@ def describe(job: Prediction) -> list[str]:
                     f"{job.precision.name}, batch size {options.training.batch_size}",
                     f"reading    {terminal.reading(job.transform, options.model.norm, job.norm_source)}",
                     *terminal.mirrors(options.model.tta),
-                    *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields)]
+                    *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform, job.data.fields,
+                                         job.data.facts)]
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

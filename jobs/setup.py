@@ -17,7 +17,7 @@ from jobs.model import build, idle_for_backbone, new_model, resolve_backbone, re
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError, RunError
-from util.core.host_memory import usable_cores
+from util.core.machine import usable_cores
 from util.data.images import scan, transforms
 from util.data.images.cache import default_side
 from util.model import lora
@@ -62,10 +62,11 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     if not options.run.dry_run:
         world.main_first(folder.make)
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
-    data, fields, facts = world.main_first(lambda: read_data(resumed, folder, world, task))
-    options = task.options
-    eval_transform = evaluation_settings(options, backbone, resumed, facts)
-    notes, warnings = scan.describe(facts, eval_transform)
+    settings = evaluation_settings(options, backbone, resumed, scan.NO_FACTS)
+    images = world.main_first(lambda: read_data(resumed, folder, world, task, settings))
+    data, options = images.data, task.options
+    eval_transform = evaluation_settings(options, backbone, resumed, images.facts)
+    notes, warnings = scan.describe(images.facts, eval_transform)
     data.notes += notes
     world.say(*warnings, *compare_data(options, data, resumed))
     folder.columns, folder.curves = task.columns, task.curves
@@ -89,7 +90,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     world.say(*filter(None, [line]))
     norm_source = normalisation.source(options, backbone, resumed.rest if resumed is not None else {})
     job = Job(world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
-              norm_source, fields=fields)
+              norm_source, facts=images.facts, fields=images.fields, filled=images.filled)
     if options.training.batch_size == AUTO:
         found, line = batch_size.choose(job)
         task.options = options.having(batch_size=found)

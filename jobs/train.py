@@ -69,7 +69,9 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
 
 
 def _seen(job: Job) -> list[str]:
-    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields) if job.world.is_main else []
+    if not job.world.is_main:
+        return []
+    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields, job.facts)
 
 
 def _prepare_folder(job: Job) -> None:

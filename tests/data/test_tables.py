@@ -1,25 +1,20 @@
-"""util/data/tables.py: folders and CSVs become one table, what is wrong is named, samples depend on their index."""
+"""util/data/tables.py: folders and CSVs become one table, what is wrong is named."""
 import os
-import pickle
-import random
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from util.core.errors import InputError, RunError
+from util.core.errors import InputError
 from util.data.image_endings import EXTENSIONS, NOT_READ
 from util.data.images.files import FORMATS, ImageSource
 from util.data.images.scan import ImageFacts
-from util.data.images.transforms import TrainTransform, train_settings
 from util.data.tables import (
     SPLITS,
     Data,
-    ImageDataset,
     check_classes,
     check_files,
     counts,
@@ -370,81 +365,6 @@ def test_the_fingerprint_follows_the_data_and_not_their_place(tmp_path, monkeypa
     with open("train/mild/train0.png", "ab") as stream:
         stream.write(b"0")
     assert fingerprint(table) != first
-
-
-# Samples
-
-
-def dataset(tmp_path, **options):
-    table = read_folder(make_folder(tmp_path)).table
-    transform = TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", reprob=1))
-    return ImageDataset(table, table["target"].to_numpy(), transform, **options)
-
-
-def test_a_sample_is_its_picture_target_and_position(tmp_path):
-    samples = dataset(tmp_path, seed=0)
-    assert len(samples) == 27
-    table = read_folder(str(tmp_path)).table
-    for position in (0, 5, 26):
-        tensor, target, at = samples[3, position]
-        assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32
-        assert (target, at) == (table["target"][position], position) and target.dtype == torch.int64
-        assert samples.path(position) == table["path"][position]
-
-
-def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
-    samples = dataset(tmp_path, seed=0)
-    first = samples[2, 7][0]
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    assert torch.equal(samples[2, 7][0], first)
-    assert torch.equal(samples[2, 7, 0][0], first)
-    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0], samples[2, 7, 1][0], samples[2, 7, 2][0]]
-    assert not any(torch.equal(other, first) for other in others)
-    table = read_folder(str(tmp_path)).table
-    moved = ImageDataset(table[7:].reset_index(drop=True), table["target"].to_numpy()[7:], samples.transform, seed=0)
-    assert torch.equal(moved[2, 0][0], first)
-
-
-def test_all_three_generators_are_seeded_and_left_as_they_were(tmp_path):
-    table = read_folder(make_folder(tmp_path)).table
-    drawn = []
-
-    def draw(path):
-        drawn.append((random.random(), np.random.rand(), torch.rand(1).item(), np.random.choice(10**6)))
-        return torch.zeros(3, 4, 4)
-
-    samples = ImageDataset(table, table["target"].to_numpy(), draw, seed=0)
-    for key in ((0, 0), (0, 0), (0, 1)):
-        random.seed(1), np.random.seed(2), torch.manual_seed(3)
-        samples[key]
-        after = random.random(), np.random.rand(), torch.rand(1).item()
-        random.seed(1), np.random.seed(2), torch.manual_seed(3)
-        assert after == (random.random(), np.random.rand(), torch.rand(1).item())
-    assert drawn[0] == drawn[1] and not set(drawn[0]) & set(drawn[2])
-
-
-def test_workers_make_the_same_samples(tmp_path):
-    samples = dataset(tmp_path, seed=0)
-    keys = [(1, position) for position in (4, 0, 26, 9)]
-    batches = list(torch.utils.data.DataLoader(samples, sampler=keys, batch_size=2, num_workers=1))
-    assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.stack([samples[key][0] for key in keys]))
-    assert torch.cat([batch[2] for batch in batches]).tolist() == [4, 0, 26, 9]
-
-
-def test_a_picture_that_is_gone_in_mid_run_is_named(tmp_path):
-    samples = pickle.loads(pickle.dumps(dataset(tmp_path, seed=0)))
-    os.remove(samples.path(3))
-    with pytest.raises(RunError, match="no such file") as caught:
-        samples[0, 3]
-    assert samples.path(3) in str(caught.value)
-    state = random.getstate()
-    with pytest.raises(RunError):
-        samples[0, 3]
-    assert random.getstate() == state
-    loader = torch.utils.data.DataLoader(samples, sampler=[(0, 2), (0, 3)], num_workers=1)
-    with pytest.raises(RunError) as from_worker:
-        list(loader)
-    assert str(from_worker.value) == str(caught.value)
 
 
 def test_patients_are_counted_a_class_and_split():

@@ -18,7 +18,7 @@ STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3
           "kept": 100}  # of before `reduced` was an entry, and with a resize of its own
 
 
-DEEP = np.array([(1, 3000, WHOLE_NUMBERS, 0), (2, 200, FLOATS, 0)], ImageFacts.dtype)  # 12 bits, and floats up to 255
+DEEP = np.array([(1, WHOLE_NUMBERS, 3000, 0, 9, 9), (2, FLOATS, 200, 0, 9, 9)], ImageFacts.dtype)  # 12 bits; 255
 
 
 def settings(*words, stored=STORED, input_size=64, facts=DEEP):

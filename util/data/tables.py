@@ -1,4 +1,4 @@
-"""A folder or a CSV -> one table of images; the table -> samples.
+"""A folder or a CSV -> one table of images.
 
 The table is a pandas DataFrame with a row an image and a RangeIndex; after it was read nobody asks where it came from:
     index    int64, 0…N-1 over the table as it was read: says which image a row is, also after rows were taken out
@@ -12,17 +12,13 @@ Everything a user can get wrong here is an `InputError` before anything is built
 import hashlib
 import itertools
 import os
-import random
-import struct
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from util.core.errors import InputError, RunError
-from util.core.host_memory import usable_cores
+from util.core.errors import InputError
+from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 from util.data.csv_columns import (
     SEPARATORS,
@@ -39,7 +35,8 @@ from util.data.csv_columns import (
 )
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.files import ImageError, file_status
-from util.data.images.scan import check_images, look_at
+from util.data.images.reading_pass import read_images
+from util.data.images.scan import ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
 
@@ -290,19 +287,21 @@ def match_classes(data, class_names):
     return Data(table, list(class_names), notes)
 
 
-def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None):
+def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None, others=()):
     """Decode every image once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
     keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next start. workers: threads; None takes one a
-    core. fields: `util.data.images.fundus_fields.Fields`, which looks for those that it lacks in the same pass.
+    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers: threads; None takes
+    one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader, its paths)]:
+    util/data/images/reading_pass.py) take what they lack in the same pass.
     Raises InputError also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be
     written.
     """
-    paths = list(dict.fromkeys(data.table["path"]))
-    bad = check_images(paths, workers or usable_cores(), facts, progress, fields)
-    notes = data.notes + [memory.note for memory in (facts, fields) if memory and memory.note]
+    paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
+    of_fields = [] if fields is None else [(fields, paths)]
+    bad = read_images([*of_fields, *others, (facts, paths)], workers or usable_cores(), progress)
+    notes = data.notes + [memory.note for memory in (facts, fields) if memory is not None and memory.note]
     if not bad:
         return replace(data, notes=notes)
     if bad_images == "stop":
@@ -326,15 +325,15 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     return Data(table, data.class_names, notes)
 
 
-def look_at_some(data, facts, fields=None, workers=None, progress=True):
+def look_at_some(data, facts, fields=None, workers=None, progress=True, others=()):
     """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
-    be any. A file that can't be read is left to whoever reads it."""
-    paths, memories = list(dict.fromkeys(data.table["path"])), [facts]
-    note = look_at(paths, facts, workers or usable_cores())
-    if fields is not None:
-        check_images(paths, workers or usable_cores(), None, progress, fields)
-        memories.append(fields)
-    return replace(data, notes=[*data.notes, *filter(None, [note, *(memory.note for memory in memories)])])
+    be any; others: as of `check_files`. A file that can't be read is left to whoever reads it."""
+    paths = list(dict.fromkeys(data.table["path"]))
+    some_paths, note = some_to_look_at(paths)
+    of_fields = [] if fields is None else [(fields, paths)]
+    read_images([*of_fields, *others, (facts, some_paths)], workers or usable_cores(), progress)
+    notes = [note, *(memory.note for memory in (facts, fields) if memory is not None)]
+    return replace(data, notes=[*data.notes, *filter(None, notes)])
 
 
 def subset(table, ratio, stratified, seed):
@@ -389,74 +388,3 @@ def _size_of(path):
         return file_status(path).st_size
     except ImageError as error:
         raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
-
-
-# Samples
-
-
-class PictureLost(RunError):
-    """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any `RunError`."""
-
-    def __init__(self, message):
-        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the message.
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.PictureLost: "))
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """The table's images as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
-
-    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row an image; transform: a path ->
-    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the image, or None; source: from a
-    path to what the transform reads in its place (util/data/images/cache.py), or None.
-    """
-
-    def __init__(self, table, targets, transform, seed, covariates=None, source=None):
-        self.transform = transform
-        self.source = source
-        self.seed = seed
-        self.covariates = covariates
-        self._targets = torch.tensor(targets)
-        self._indices = table["index"].to_numpy(np.int64)
-        # One block of bytes: a million str objects would be copied into every forked worker as it counts references.
-        encoded = [os.fsencode(path) for path in table["path"]]
-        self._path_ends = np.cumsum([0] + [len(path) for path in encoded])
-        self._path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self):
-        return len(self._targets)
-
-    def path(self, position):
-        """The path in row `position`."""
-        return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes())
-
-    def __getitem__(self, key):
-        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third number of the key
-        counts how often the image was there before in this epoch. Raises RunError."""
-        epoch, position, *before = key
-        with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
-            try:
-                path = self.path(position)
-                picture = self.transform(path if self.source is None else self.source(path))
-            except ImageError as error:
-                raise PictureLost(f"an image that was there at the start cannot be read any more: {error}") from None
-        return picture, self._targets[position], position
-
-
-@contextmanager
-def _seeded(*numbers):
-    """python's, numpy's and torch's CPU generators from a hash of (seed, epoch, index, …); as they were, afterwards.
-
-    They are put back because without workers they are the training loop's own.
-    """
-    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=24).digest()
-    for_python, for_numpy, for_torch = struct.unpack("<QQQ", digest)
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
-    random.seed(for_python)
-    np.random.set_bit_generator(np.random.PCG64(for_numpy))  # another generator: get_state and seed take ten times it
-    torch.default_generator.manual_seed(for_torch)  # torch.manual_seed would also reach for every accelerator
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
-        torch.set_rng_state(states[2])

@@ -15,7 +15,7 @@ from util.core.errors import InputError
 from util.data.csv_columns import SEPARATORS, file_names, is_missing, located, read_columns, refuse_absent, refuse_empty
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.fundus_fields import Fields
-from util.data.images.scan import ImageFacts
+from util.data.images.scan import NO_FACTS
 from util.data.tables import Data, picture_table, pictures_below
 from util.metrics.classification import predictions_table
 
@@ -29,7 +29,7 @@ class Unlabelled(Data):
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
     fields: Fields | None = None
-    facts: np.ndarray = field(default_factory=lambda: np.empty(0, ImageFacts.dtype))
+    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
 def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:

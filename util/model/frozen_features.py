@@ -170,7 +170,7 @@ class _TokenFile:
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Stored features as samples, in the place of images: see util/data/tables.py, ImageDataset."""
+    """Stored features as samples, in the place of images: see util/data/dataset.py, ImageDataset."""
 
     def __init__(self, features: torch.Tensor, targets: np.ndarray, paths: list[str], covariates: torch.Tensor | None = None):
         self.features, self.covariates = features, covariates

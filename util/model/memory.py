@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from util.core.host_memory import available_bytes
+from util.core.machine import available_bytes
 
 GIB = 2**30
 

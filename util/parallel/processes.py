@@ -22,7 +22,7 @@ from util.core import machine_faults, signals
 from util.core.disk import writing
 from util.core.ending import ATTEMPT
 from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
-from util.core.host_memory import keep_freed_memory, usable_cores
+from util.core.machine import keep_freed_memory, usable_cores
 from util.core.secrets import without_secrets
 from util.parallel.heartbeat import SILENCE_S, Heartbeat, death_of, error_of
 

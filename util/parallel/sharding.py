@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from util.core.ending import THREADS_LEFT
-from util.core.host_memory import give_back_freed_memory
+from util.core.machine import give_back_freed_memory
 from util.parallel.processes import World
 from util.weights.fitting import Fit, set_buffers
 

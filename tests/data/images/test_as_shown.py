@@ -15,7 +15,8 @@ from util.data.images import scan as image_facts
 from util.data.images.as_shown import DEEP_COLOURS, FLOATS, WHOLE_NUMBERS, Reading, bits_of, white_of
 from util.data.images.cache import Kept
 from util.data.images.files import ImageSource
-from util.data.images.scan import ImageFacts, check_images
+from util.data.images.reading_pass import read_images
+from util.data.images.scan import ImageFacts
 from util.data.images.transforms import EvalTransform, eval_settings, with_depth
 
 HALF = (0.5, 0.5, 0.5)
@@ -41,7 +42,7 @@ def png_of_16_bits(path, values, colour_type, extra=()):
 
 def facts_of(folder, paths):
     memory = ImageFacts(folder / "facts.npy")
-    assert check_images([str(path) for path in paths], 1, memory) == []
+    assert read_images([(memory, [str(path) for path in paths])], 1) == []
     return memory.of([str(path) for path in paths])
 
 

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from util.core.errors import RunError
+from util.data.dataset import ImageDataset
 from util.data.images import cache as image_cache
 from util.data.images.cache import Kept, KeptSource, default_side, lossless_side, open_cache
 from util.data.images.files import ImageSource
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
-from util.data.tables import ImageDataset, read_folder
+from util.data.tables import read_folder
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -115,9 +116,7 @@ def test_a_damaged_segment_is_made_anew(photographs, tmp_path):
 
 
 def test_segments(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "SEGMENT_BYTES", 1)
-    plain = image_cache._write_segment
-    monkeypatch.setattr(image_cache, "_write_segment", lambda file, paths, *rest: plain(file, paths[:2], *rest))
+    monkeypatch.setattr(image_cache, "SEGMENT_BYTES", 2 * 3 * 150 * 216)  # two of the larger ones, or somewhat more
     cache = cached(photographs, tmp_path / "c", 150)
     assert len(list((tmp_path / "c").glob("*/*.pixels"))) == 3
     for path in photographs["path"]:
@@ -154,6 +153,7 @@ def test_without_room_pictures_are_read_from_their_files(photographs, tmp_path, 
 FILLER = """
 import sys
 from pathlib import Path
+from util.data.dataset import ImageDataset
 from util.data.images import cache as image_cache
 plain = image_cache.kept_pixels
 def slow(path, *how):

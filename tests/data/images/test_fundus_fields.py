@@ -15,7 +15,7 @@ from util.data.images.cache import Kept, open_cache
 from util.data.images.files import ImageError, ImageSource
 from util.data.images.fundus import Field
 from util.data.images.fundus_fields import Fields, SquareSource, source_of
-from util.data.images.scan import check_images
+from util.data.images.reading_pass import read_images
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 
 HALF = (0.5, 0.5, 0.5)
@@ -122,16 +122,16 @@ def test_a_field_is_looked_for_once_a_file(photographs, tmp_path, monkeypatch):
     plain = fundus_fields._found
     monkeypatch.setattr(fundus_fields, "_found", lambda source: looked.append(source.path) or plain(source))
     fields = Fields(tmp_path / "fields.npy")
-    assert check_images(paths, 2, None, False, fields) == [] and sorted(looked) == sorted(paths)
+    assert read_images([(fields, paths)], 2, False) == [] and sorted(looked) == sorted(paths)
     again = Fields(tmp_path / "fields.npy")
-    assert check_images(paths, 2, None, False, again) == []
+    assert read_images([(again, paths)], 2, False) == []
     for memory in (fields, again):
         assert [memory(path) for path in paths] == [plain(ImageSource(path)) for path in paths]
         table = memory.table(paths)
         assert list(table["radius"].isna()) == [False, False, True] and list(table["path"]) == paths
     assert len(looked) == 3
     Image.open(paths[1]).transpose(Image.Transpose.ROTATE_90).save(paths[1])  # another file now
-    assert list(again.unknown(paths)) == [False, True, False]
+    assert list(again.lacks(paths)) == [False, True, False]
     assert again(paths[1]) == plain(ImageSource(paths[1])) and looked[3:] == [paths[1]]
     Image.open(paths[1]).transpose(Image.Transpose.ROTATE_270).save(paths[1])
 
@@ -141,7 +141,7 @@ def test_a_damaged_memory_is_said_and_written_anew(photographs, tmp_path):
     file.write_bytes(b"no array")
     fields = Fields(file)
     assert "not usable" in fields.note
-    check_images([str(photographs / "f0.jpg")], 1, None, False, fields)
+    read_images([(fields, [str(photographs / "f0.jpg")])], 1, False)
     assert len(Fields(file).table([str(photographs / "f0.jpg")]).dropna()) == 1
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_image_is_found_by_the_same_pass(photographs, tmp_path):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes((photographs / "f0.jpg").read_bytes()[:20000])
     fields = Fields(tmp_path / "fields.npy")
-    (path, reason), = check_images([str(cut), str(photographs / "f1.jpg")], 1, None, False, fields)
+    (path, reason), = read_images([(fields, [str(cut), str(photographs / "f1.jpg")])], 1, False)
     assert path == str(cut) and "truncated" in reason
     with pytest.raises(ImageError):
         fields(str(cut))

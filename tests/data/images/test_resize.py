@@ -10,6 +10,7 @@ from PIL import Image
 
 from util.data.images import seen_area
 from util.data.images.cache import Kept, open_cache
+from util.data.images.scan import NO_FACTS
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, resized_side, seen_share, train_settings
 
 HALF = (0.5, 0.5, 0.5)
@@ -119,11 +120,11 @@ def test_the_share_that_is_seen():
 
 def test_lines(scans):
     paths = [str(scans / "one.png"), str(scans / "other.jpg"), str(scans / "not there.png")]
-    lines = seen_area.describe(paths, eval_settings(224, HALF, HALF, "full"))
+    lines = seen_area.describe(paths, eval_settings(224, HALF, HALF, "full"), None, NO_FACTS)
     assert "evaluation sees 25% of an image's area (median of 2; --resize crop)" in lines[0]
     assert lines[1].startswith("warning: what lies outside the centre") and len(lines) == 2
-    assert len(seen_area.describe(paths, eval_settings(224, HALF, HALF, "full", fit="pad"))) == 1
-    assert seen_area.describe([], eval_settings(224, HALF, HALF, "full")) == []
+    assert len(seen_area.describe(paths, eval_settings(224, HALF, HALF, "full", fit="pad"), None, NO_FACTS)) == 1
+    assert seen_area.describe([], eval_settings(224, HALF, HALF, "full"), None, NO_FACTS) == []
 
 
 def test_the_whole_way(scans, start, tmp_path, capsys):

@@ -7,8 +7,9 @@ import pytest
 
 from tests.data.images.test_files import damaged_files, smooth
 from util.data.images.as_shown import Facts
-from util.data.images.files import ImageSource
-from util.data.images.scan import ImageFacts, check_images
+from util.data.images.files import ImageFile
+from util.data.images.reading_pass import read_images
+from util.data.images.scan import ImageFacts
 
 
 def test_check_images_finds_exactly_the_bad_ones_in_order(tmp_path, capfd):
@@ -18,15 +19,15 @@ def test_check_images_finds_exactly_the_bad_ones_in_order(tmp_path, capfd):
         smooth(40, 40).save(good[-1])
     bad = damaged_files(tmp_path)
     paths = good[:70] + list(bad) + good[70:]
-    found = check_images(paths, workers=3)
+    found = read_images([(ImageFacts(None), paths)], workers=3)
     assert [path for path, _ in found] == list(bad) and all(reason for _, reason in found)
     assert capfd.readouterr().err == ""  # no bar outside a terminal
 
 
 def decoded(monkeypatch):
     """A list to which every file that is decoded from here on is added."""
-    files, plain = [], ImageSource.decode_scaled
-    monkeypatch.setattr(ImageSource, "decode_scaled", lambda source, *size: files.append(source.path) or plain(source, *size))
+    files, plain = [], ImageFile.facts
+    monkeypatch.setattr(ImageFile, "facts", lambda file: files.append(file.path) or plain(file))
     return files
 
 
@@ -37,21 +38,21 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     bad = str(tmp_path / "bad.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     known_file = str(tmp_path / "out" / "known.npy")
-    assert len(check_images([*paths, bad], 2, ImageFacts(known_file))) == 1
+    assert len(read_images([(ImageFacts(known_file), [*paths, bad])], 2)) == 1
     files = decoded(monkeypatch)
-    assert [path for path, _ in check_images([*paths, bad], 2, ImageFacts(known_file))] == [bad]
+    assert [path for path, _ in read_images([(ImageFacts(known_file), [*paths, bad])], 2)] == [bad]
     assert files == [bad]
     files.clear()
     os.utime(paths[2], ns=(1, 1))
     smooth(20, 20).save(str(tmp_path / "new.png"))
-    check_images([*paths, str(tmp_path / "new.png")], 2, ImageFacts(known_file))
+    read_images([(ImageFacts(known_file), [*paths, str(tmp_path / "new.png")])], 2)
     assert sorted(files) == [paths[2], str(tmp_path / "new.png")]
     assert np.load(known_file).dtype == ImageFacts.dtype
     assert os.listdir(tmp_path / "out") == ["known.npy"]
     known = ImageFacts(known_file)
-    known.add([str(tmp_path / "absent.png")], [Facts()])
+    known.take([str(tmp_path / "absent.png")], [Facts()])
     known.save()
-    assert known.unknown([str(tmp_path / "absent too.png")])[0]
+    assert known.lacks([str(tmp_path / "absent too.png")])[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00", None], ids=["empty", "junk", "cut", "floats"])
@@ -64,6 +65,6 @@ def test_an_unusable_memory_is_said_and_written_anew(tmp_path, content):
         known_file.write_bytes(content)
     known = ImageFacts(str(known_file))
     assert str(known_file) in known.note
-    assert check_images([picture], 1, known) == []
+    assert read_images([(known, [picture])], 1) == []
     again = ImageFacts(str(known_file))
-    assert again.note == "" and not again.unknown([picture])[0]
+    assert again.note == "" and not again.lacks([picture])[0]

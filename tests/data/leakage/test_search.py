@@ -13,8 +13,10 @@ from PIL import Image, ImageOps
 from tests.conftest import start_process, write_pictures
 from util.core.ending import exit_code_of
 from util.core.errors import InputError
+from util.data.images.reading_pass import read_images
 from util.data.leakage import fingerprints, search
 from util.data.leakage.eye_names import pairs_across
+from util.data.leakage.fingerprints import Fingerprints
 from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest
 from util.data.leakage.search import check, name_patients
 from util.data.public.demo import draw
@@ -205,24 +207,24 @@ def test_patients_of_file_names():
 def test_fingerprints_are_remembered(planted, tmp_path, monkeypatch):
     known, computed = tmp_path / "out" / "known.npy", []
     compute = fingerprints.fingerprint
-    monkeypatch.setattr(fingerprints, "fingerprint", lambda path: computed.append(path) or compute(path))
-    first = check(planted, known)
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda file: computed.append(file.path) or compute(file))
+    first = check(planted, Fingerprints(known))
     assert len(computed) == len(planted)
-    again = check(planted, known)
+    again = check(planted, Fingerprints(known))
     assert len(computed) == len(planted) and again["findings"] == first["findings"]
     changed = planted["path"][3]
     Image.open(planted["path"][4]).transpose(Image.Transpose.ROTATE_90).save(changed)
-    check(planted, known)
+    check(planted, Fingerprints(known))
     assert computed[len(planted):] == [changed]
     known.write_bytes(b"no array")
-    found = check(planted, known)
+    found = check(planted, Fingerprints(known))
     assert "not usable" in found["notes"][0] and len(computed) == 2 * len(planted) + 1
     assert any("not usable" in line for line in search.describe(found))
-    monkeypatch.setattr(fingerprints, "MOST_KEPT", 5)
-    fingerprints.compute(list(planted["path"][:3]), 1, known)  # others stay while there is room
+    monkeypatch.setattr(Fingerprints, "most", 5)
+    read_images([(Fingerprints(known), list(planted["path"][:3]))], 1)  # others stay while there is room
     assert len(np.load(known)) == len(planted)
     shutil.copy(planted["path"][0], tmp_path / "new.png")
-    fingerprints.compute([str(tmp_path / "new.png")], 1, known)
+    read_images([(Fingerprints(known), [str(tmp_path / "new.png")])], 1)
     assert len(np.load(known)) == 5
 
 

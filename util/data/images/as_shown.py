@@ -17,6 +17,7 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the photometric tag and of
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # an orientation -> what brings the image upright
+SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits that cameras and OCT devices fill
 _FLOAT_WHITES = (1, 255, 1023, 4095, 16383, 65535)
 
@@ -58,8 +59,11 @@ class Facts(NamedTuple):
     kind: int = 0  # what its values are
     largest: float = 0.0  # of them, where they are no plain 8 bits
     flags: int = 0
+    width: int = 0  # in pixels, once it is upright
+    height: int = 0
 
 
+PNG_HEADER = 25  # bytes: the signature, then of IHDR length, name, width, height and, last, the bits
 EIGHT_BITS, WHOLE_NUMBERS, FLOATS, DEEP_COLOURS = range(4)  # kinds; the second and third do not say their range themselves
 TRANSPARENT, PAGES, TURNED, TURNED_TIFF, TURNED_LATE = 1, 2, 4, 8, 16  # flags; late: a PNG says so after its pixels
 
@@ -86,7 +90,9 @@ def to_rgb(image, reading):
             black = Image.new("RGB", image.size)
             black.paste(image.convert("RGBA").convert("RGB"), mask=alpha)
             return black
-    image.info.pop("transparency", None)  # convert("RGB") drops it anyway, but warns first
+    if "transparency" in image.info:  # convert("RGB") drops it anyway, but warns first
+        image = image.copy()
+        del image.info["transparency"]
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
@@ -161,33 +167,36 @@ def flags_before(image):
     return flags | (TURNED if orientation_of(image.info.get("exif")) in TURNS else 0)
 
 
-def facts_of(image, path, flags):
-    """Facts of a PIL image that is loaded."""
+def facts_of(image, start, flags):
+    """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its file."""
     if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
             orientation_of(image.info.get("exif")) in TURNS):
         flags |= TURNED_LATE
+    kind, largest = kind_of(image, start), 0.0
     if _is_deep(image):
         values = _values_of(image)
+        largest = float(values.max())
         if "transparency" in image.info and (values == image.info["transparency"]).any():
             flags |= TRANSPARENT
-        kind = FLOATS if image.mode == "F" else EIGHT_BITS if _range_said(image) else WHOLE_NUMBERS
-        return Facts(kind, float(values.max()), flags)
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    elif image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         flags |= TRANSPARENT
-    if _bits_a_channel(image, path) > 8:
-        extrema = image.convert("RGB").getextrema()
-        return Facts(DEEP_COLOURS, float(max(most for _, most in extrema)), flags)
-    return Facts(flags=flags)
+    if kind == DEEP_COLOURS:
+        largest = float(max(most for _, most in image.convert("RGB").getextrema()))
+    return Facts(kind, largest, flags)
 
 
-def _bits_a_channel(image, path):
+def kind_of(image, start):
+    """What the values of a PIL image are; arguments as of `facts_of`."""
+    if _is_deep(image):
+        return FLOATS if image.mode == "F" else EIGHT_BITS if _range_said(image) else WHOLE_NUMBERS
+    return DEEP_COLOURS if _bits_a_channel(image, start) > 8 else EIGHT_BITS
+
+
+def _bits_a_channel(image, start):
     """Of a PNG or TIFF, as the file says; 8 of others."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _sample(image.tag_v2, _BITS_PER_SAMPLE, 8)
-    if isinstance(image, PngImagePlugin.PngImageFile):
-        with open(path, "rb") as stream:
-            return stream.read(25)[-1]  # the signature, then IHDR: length, name, width, height, bits
-    return 8
+    return start[PNG_HEADER - 1] if isinstance(image, PngImagePlugin.PngImageFile) else 8
 
 
 def exif_of(jpeg):

@@ -7,8 +7,9 @@ figures, only later.
 A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that reading a
 crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it was made of (place, size
 and time of change of its file). Segments are mapped into memory, so that all processes of a machine share what they read.
-A segment is written under another name and renamed when it is whole; a start that is killed loses at most the one that it
-was writing. Images that no segment has are added in a new one, by one process at a time.
+A segment is written under another name and renamed when it is whole; a launch that is killed loses at most the one that it
+was writing. Images that no segment has are added in a new one, by one process at a time, when a launch reads them for
+whatever else it lacks (`Filling`).
 """
 
 import contextlib
@@ -17,26 +18,25 @@ import hashlib
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from util.core.errors import RunError
-from util.data.images.as_shown import AS_SHOWN, Reading
-from util.data.images.files import ImageError, ImageSource, resized
+from util.data.images.as_shown import AS_SHOWN, FLOATS, WHOLE_NUMBERS, Reading
+from util.data.images.files import ImageFile, ImageSource, resized
 from util.data.images.fundus_fields import VERSION as FIELDS_VERSION
 from util.data.images.fundus_fields import Fields, SquareSource, source_of
+from util.data.images.reading_pass import read_images
 
 VERSION = 2  # raise it when other pixels are kept
 LEAST_SPARE = 1.75  # kept pixels for each pixel of the input: evaluation resizes to 1.14, and twice resized it wants a margin
 MOST_SPARE = 16 / 7  # 512 at an input of 224
 ROOM_TO_SPARE = 1.1  # free space for each byte that is expected
+JUDGED_BY = 100  # images, or all where there are fewer, say how much room the others need
 SEGMENT_BYTES = 4 * 2**30
 ENTRY = np.dtype([("identity", "<u8"), ("check", "<u8"), ("offset", "<i8"), ("width", "<i4"), ("height", "<i4")])
 
@@ -158,47 +158,169 @@ class Kept:
                 + (f"-shown{ranges}" if reading.shown else "")
                 + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}") + ("-padded" if self.padded else ""))
 
-    def source(self, path: str) -> ImageSource | SquareSource:
-        return source_of(path, self.reading, self.fundus_crop, self.padded, self.fields)
+    def pixels(self, file: str | ImageFile) -> np.ndarray:
+        """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
+        source = source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
+        return kept_pixels(source, self.side, self.decode)
 
-    def pixels(self, path: str) -> np.ndarray:
-        return kept_pixels(self.source(path), self.side, self.decode)
+    def hangs_on_range(self, file: ImageFile) -> bool:
+        """Whether a file's pixels depend on a range of values that is not known yet. Raises ImageError."""
+        reading, kind = self.reading, file.kind()
+        return reading.shown and ((kind == WHOLE_NUMBERS and not reading.bits) or (kind == FLOATS and not reading.floats))
 
 
-def open_cache(folder: Path, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
-               fill: bool = True) -> ImageCache:
+class Filling:
+    """The images that a cache lacks, brought into it by whoever reads them: a `Reader` of util/data/images/reading_pass.py.
+
+    final: off where files of more than 8 bits are left out, because their pixels depend on the range of all
+    (util/data/images/scan.py), which is known once all are read; `open_cache` adds them. `count` images were added, `left`
+    were left out; `error`: what ended it early. What was written by then is kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None], final: bool = True):
+        self.folder, self.kept, self.final = Path(folder) / kept.folder, kept, final
+        self.count, self.left, self.error = 0, 0, None
+        self.segments: list[Path] = []  # written by it
+        self._say, self._lock = say, contextlib.ExitStack()
+        self._todo, self._bytes = 0, 0  # images asked for, and bytes of those that were added
+        self._stream, self._index = None, []
+
+    def lacks(self, paths: Sequence[str]) -> np.ndarray:
+        """As a `Reader`. From here on until `save` no other process fills this cache."""
+        identities = _identities(paths)
+
+        def absent() -> np.ndarray:
+            return ~ImageCache(_read_segments(self.folder), paths, identities).has
+        found = absent()
+        if found.any():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.enter_context(_one_at_a_time(self.folder / "lock", self._say))
+                _remove_unfinished(self.folder)
+                found = absent()  # another launch may have added them meanwhile
+            except OSError as error:
+                self.error = error
+        self._todo = np.count_nonzero(found)
+        return found & (self.error is None)
+
+    def look(self, file: ImageFile) -> tuple[np.ndarray, np.ndarray] | None:
+        """(identity, pixels), or None for what is left out."""
+        if self.error or (not self.final and self.kept.hangs_on_range(file)):
+            return None
+        return _identities([file.path])[0], self.kept.pixels(file)
+
+    def take(self, paths: Sequence[str], found: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> None:
+        added = [one for one in found if one is not None]
+        self.left += len(found) - len(added)
+        try:
+            if self.error is None:
+                self._require_room([pixels.size for _, pixels in added])
+                self._write(added)
+        except OSError as error:
+            self._give_up(error)
+
+    def save(self) -> None:
+        try:
+            self._finish()
+        except OSError as error:
+            self._give_up(error)
+        self._lock.close()
+
+    def adopt(self, other: "Filling") -> None:
+        """Count what another one has written of these pixels; of a folder that is named otherwise, link it here."""
+        self.count, self.left = other.count, other.left
+        if other.folder == self.folder or not other.segments:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(self.folder / "lock", self._say):
+                for segment in other.segments:
+                    for ending in (".pixels", ".npy"):
+                        with contextlib.suppress(FileExistsError):
+                            os.link(segment.with_suffix(ending), self.folder / (segment.name + ending))
+        except OSError as error:
+            self._say(f"image cache: {self.folder}: {error.strerror or error}; what was decoded is decoded again")
+            self.count = 0
+
+    def _require_room(self, sizes: list[int]) -> None:
+        """OSError where the disk has no room for what is still to be added, judged by a hundred images or more."""
+        count = self.count + len(sizes)
+        if not sizes or count < min(JUDGED_BY, self._todo - self.left):
+            return
+        mean = (self._bytes + sum(sizes)) / count
+        needed = ROOM_TO_SPARE * mean * (self._todo - self.left - self.count)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB free")
+
+    def _write(self, added: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        for identity, pixels in added:
+            if self._stream is None:
+                self._segment = self.folder / identity.tobytes().hex()
+                self._stream = open(_partial(self._segment), "wb")  # noqa: SIM115  # over several calls
+            self._stream.write(pixels.data)
+            self._index.append((*identity, self._stream.tell() - pixels.size, pixels.shape[1], pixels.shape[0]))
+            self.count, self._bytes = self.count + 1, self._bytes + pixels.size
+            if self._stream.tell() >= SEGMENT_BYTES:
+                self._finish()
+
+    def _finish(self) -> None:
+        """The segment that is being written is whole."""
+        if self._stream is None:
+            return
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        partial = _partial(self._segment)
+        os.replace(partial, self._segment.with_suffix(".pixels"))
+        with open(partial, "wb") as stream:
+            np.save(stream, np.array(self._index, ENTRY))
+        os.replace(partial, self._segment.with_suffix(".npy"))
+        self.segments.append(self._segment)
+        self._stream, self._index = None, []
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = error
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # what it still held has no room either
+                self._stream.close()
+            _partial(self._segment).unlink(missing_ok=True)
+            self.count -= len(self._index)
+            self._stream, self._index = None, []
+
+
+def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
+               fill: bool = True, filled: Filling | None = None) -> ImageCache:
     """The cache of these images, filled with those that it lacks (unless `fill` is off).
 
-    Where there is no room, or the folder can't be written, a line says so and the images are decoded whenever they are
-    read, to the same numbers. RunError for an image that can't be read.
+    filled: what this launch has added already, which is said here. Where there is no room, or the folder can't be written,
+    a line says so and the images are decoded whenever they are read, to the same numbers. RunError for an image that can't
+    be read.
     """
     paths = list(dict.fromkeys(paths))
-    folder = Path(folder) / kept.folder
-    identities = _identities(paths)
-    cache = ImageCache(_read_segments(folder), paths, identities)
-    if not fill or cache.has.all():
-        if fill:
-            say(f"images     {len(paths):,} found decoded in {folder} (short side at most {kept.side})")
-        return cache
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder / "lock", say):
-            _remove_unfinished(folder)
-            cache = ImageCache(_read_segments(folder), paths, identities)  # another start may have added them meanwhile
-            todo = np.flatnonzero(~cache.has)
-            _require_room(folder, [paths[number] for number in todo], kept)
-            _add(folder, [paths[number] for number in todo], identities[todo], kept, workers)
-        cache = ImageCache(_read_segments(folder), paths, identities)
-    except ImageError as error:
-        raise RunError(f"an image that was there at the start cannot be read any more: {error}") from error
-    except OSError as error:
-        cache = ImageCache(_read_segments(folder), paths, identities)
-        say(f"image cache: {folder}: {error.strerror or error}; {(~cache.has).sum():,} of {len(paths):,} images are decoded "
-            "whenever they are read, which is slower and gives the same figures")
-        return cache
-    size = sum(file.stat().st_size for file in cache._files)
-    say(f"images     {len(todo):,} decoded once to {folder} (short side at most {kept.side}, {size / 2**20:,.0f} MiB in all)")
+    filling = Filling(folder, kept, say)
+    if fill:
+        if filled is not None:
+            filling.adopt(filled)
+        bad = read_images([(filling, paths)], workers)
+        if bad:
+            raise RunError(f"an image that was there at the start cannot be read any more: {': '.join(bad[0])}")
+    cache = ImageCache(_read_segments(filling.folder), paths, _identities(paths))
+    if fill and filling.error is not None:
+        say(f"image cache: {filling.folder}: {filling.error.strerror or filling.error}; {(~cache.has).sum():,} of "
+            f"{len(paths):,} images are decoded whenever they are read, which is slower and gives the same figures")
+    elif filling.count:
+        size = sum(file.stat().st_size for file in cache._files)
+        again = f"; {filling.left:,} of more than 8 bits were read again, over the range of all" if filling.left else ""
+        say(f"images     {filling.count:,} decoded once to {filling.folder} (short side at most {kept.side}, "
+            f"{size / 2**20:,.0f} MiB in all){again}")
+    elif fill:
+        say(f"images     {len(paths):,} found decoded in {filling.folder} (short side at most {kept.side})")
     return cache
+
+
+def _partial(segment: Path) -> Path:
+    return segment.with_name(f".{segment.name}.partial")
 
 
 def _path_hash(path: str) -> int:
@@ -206,10 +328,13 @@ def _path_hash(path: str) -> int:
 
 
 def _identities(paths: list[str]) -> np.ndarray:
-    """(N, 2) uint64: 128 bits of place, size and time of change of each file."""
-    here, found = os.getcwd(), np.empty((len(paths), 2), np.uint64)
+    """(N, 2) uint64: 128 bits of place, size and time of change of each file; 0 for one that is not there."""
+    here, found = os.getcwd(), np.zeros((len(paths), 2), np.uint64)
     for number, path in enumerate(paths):
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # no file: whoever reads it says so
         text = f"{os.path.normpath(os.path.join(here, path))}\0{status.st_size}\0{status.st_mtime_ns}"
         digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
         found[number] = np.frombuffer(digest, "<u8")
@@ -250,50 +375,3 @@ def _remove_unfinished(folder: Path) -> None:
     for file in [*folder.glob(".*.partial"), *folder.glob("*.pixels")]:
         if _read_index(file.with_suffix(".npy")) is None:
             file.unlink()
-
-
-def _require_room(folder: Path, paths: list[str], kept: Kept) -> None:
-    """OSError where the disk has no room for these images, judged by a hundred of them."""
-    some = paths[::max(1, len(paths) // 100)]
-    total = 0
-    for path in some:
-        width, height = kept.source(path).size
-        scale = min(1.0, kept.side / min(width, height))
-        total += 3 * math.ceil(width * scale) * math.ceil(height * scale)
-    needed, free = ROOM_TO_SPARE * total * len(paths) / max(1, len(some)), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB free")
-
-
-def _add(folder: Path, paths: list[str], identities: np.ndarray, kept: Kept, workers: int) -> None:
-    """Decode images into new segments, in `workers` threads (the decoders work outside the interpreter's lock)."""
-    with ThreadPoolExecutor(max(1, workers)) as pool, tqdm(
-            total=len(paths), desc="decoding images", disable=not sys.stderr.isatty(), leave=False) as bar:
-        start = 0
-        while start < len(paths):
-            name = hashlib.blake2b(identities[start:].tobytes(), digest_size=8).hexdigest()
-            start += _write_segment(folder / name, paths[start:], identities[start:], kept, pool, bar)
-
-
-def _write_segment(file: Path, paths, identities, kept: Kept, pool: ThreadPoolExecutor, bar: tqdm) -> int:
-    """One segment, of as many of these images as fit -> their number."""
-    partial, index, offset = file.with_name(f".{file.name}.partial"), np.zeros(len(paths), ENTRY), 0
-    try:
-        with open(partial, "wb") as stream:
-            done = 0
-            while done < len(paths) and offset < SEGMENT_BYTES:
-                group = paths[done:done + 256]  # groups: decoded images that wait take memory
-                for pixels in pool.map(kept.pixels, group):
-                    stream.write(pixels.data)
-                    index[done] = (*identities[done], offset, pixels.shape[1], pixels.shape[0])
-                    offset, done = offset + pixels.size, done + 1
-                    bar.update()
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file.with_suffix(".pixels"))
-        with open(partial, "wb") as stream:
-            np.save(stream, index[:done])
-        os.replace(partial, file.with_suffix(".npy"))
-    finally:
-        partial.unlink(missing_ok=True)
-    return done

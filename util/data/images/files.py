@@ -6,6 +6,7 @@ cut short always raises: half an image padded with grey would be a sample like a
 """
 import errno
 import functools
+import io
 import math
 import os
 import stat
@@ -16,7 +17,21 @@ import simplejpeg
 import torch
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from util.data.images.as_shown import AS_SHOWN, TURNS, Reading, exif_of, facts_of, flags_before, orientation_of, to_rgb
+from util.data.images.as_shown import (
+    AS_SHOWN,
+    EIGHT_BITS,
+    PNG_HEADER,
+    SIDEWAYS,
+    TURNS,
+    Facts,
+    Reading,
+    exif_of,
+    facts_of,
+    flags_before,
+    kind_of,
+    orientation_of,
+    to_rgb,
+)
 
 # Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
@@ -41,27 +56,155 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-class ImageSource:
-    """An image file that is opened when it is first asked for something. Of several pages or frames the first is read.
+class ImageFile:
+    """An image file that is read once, whatever its `ImageSource`s ask for, and decoded once at each scale.
 
-    look: whether decoding finds `facts`, too, which costs a look at every page.
+    A JPEG is read as bytes; of any other file Pillow reads what its first page or frame needs. What was decoded is kept as
+    long as this object is.
+    look: whether decoding finds what `facts` needs, too, which costs a look at every page.
     """
 
-    def __init__(self, path, reading: Reading = AS_SHOWN, look: bool = False):
-        self.path, self.reading, self.facts = path, reading, None
-        self._looks = look
-        self._size = None
-        self._opened = None
-        self._jpeg = None
-        self._grey = False  # a JPEG of one channel
-        self._turn = None  # what brings it upright, where it is to be turned and Pillow does not do it
+    def __init__(self, path: str, look: bool = False):
+        self.path, self._looks = path, look
+        self._flags = 0
+        self._stored: tuple[tuple[int, int], int] | None = None
+        self._opened: Image.Image | None = None
+        self._loaded: dict[int, Image.Image] = {}  # by Pillow, at 1/key of its size
+        self._reduced: dict[int, np.ndarray | None] = {}  # by libjpeg-turbo; None: it can't
+
+    @functools.cached_property
+    def content(self) -> bytes:
+        """All bytes of a JPEG, the first of another file. Raises ImageError."""
+        try:
+            return _content(self.path)
+        except OSError as error:
+            raise ImageError(self.path, reason_of(error)) from error
 
     @property
-    def size(self):
+    def is_jpeg(self) -> bool:
+        return self.content.startswith(_JPEG_MAGIC)
+
+    @functools.cached_property
+    def plain_jpeg(self) -> tuple[tuple[int, int], str] | None:
+        """((width, height), colours) of a JPEG that libjpeg-turbo decodes as Pillow does; None: that is Pillow's work."""
+        if not self.is_jpeg or self.content.count(_START_OF_SCAN) > MOST_SCANS:
+            return None
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(self.content)
+        except ValueError:
+            return None  # damaged: Pillow says how
+        small_enough = width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+        return ((width, height), colours) if small_enough and colours in _JPEG_COLOURS else None
+
+    def reduced(self, factor: int) -> np.ndarray | None:
+        """A plain JPEG at 1/`factor`, (h, w, 3) uint8; None where it is Pillow that has to decode it, or to say in its words
+        what is wrong."""
+        if factor not in self._reduced:
+            width, height = (-(-edge // factor) for edge in self.plain_jpeg[0])
+            try:
+                pixels = simplejpeg.decode_jpeg(self.content, "RGB", min_height=height, min_width=width)
+            except ValueError:
+                pixels = None
+            self._reduced[factor] = pixels
+        return self._reduced[factor]
+
+    def at_hand(self, factor: int) -> Image.Image | None:
+        """A plain JPEG at 1/`factor`, averaged from the coarsest finer scale that is decoded already; None where none is."""
+        known = [one for one, pixels in self._reduced.items() if one <= factor and pixels is not None]
+        return Image.fromarray(self._reduced[max(known)]).reduce(factor // max(known)) if known else None
+
+    def stored(self) -> tuple[tuple[int, int], int]:
+        """(width, height) as the pixels are stored, and the orientation that Pillow does not apply itself. Raises
+        ImageError."""
+        if self._stored is None:
+            self._opened = self._open()
+        return self._stored
+
+    def loaded(self, denominator: int = 1) -> Image.Image:
+        """Pillow's image in the file's own mode, of a JPEG at 1/`denominator`. Raises ImageError."""
+        if denominator not in self._loaded:
+            image, self._opened = self._opened or self._open(), None
+            try:
+                with image:
+                    self._refuse_many_scans(image)
+                    self._flags = flags_before(image) if self._looks else 0
+                    if denominator > 1:
+                        image.draft(None, tuple(edge // denominator for edge in image.size))
+                    image.load()
+            except (ImageError, MemoryError):
+                raise
+            except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+                raise ImageError(self.path, reason_of(error)) from error
+            self._loaded[denominator] = image
+        return self._loaded[denominator]
+
+    def facts(self) -> Facts:
+        """What the file is besides its pixels. Raises ImageError, also for a file that is damaged anywhere: what nobody has
+        decoded is decoded, a JPEG at 1/8 of its size, which still reads every bit but computes little."""
+        (width, height), orientation = self.stored()
+        if not self._loaded and self.plain_jpeg and (
+                any(pixels is not None for pixels in self._reduced.values())
+                or self.reduced(DCT_DENOMINATORS[0]) is not None):
+            facts = Facts(flags=flags_before(self._opened))
+        else:
+            if not self._loaded:
+                self.loaded(dct_denominator((width, height), 1) if self.is_jpeg else 1)
+            try:
+                facts = facts_of(next(iter(self._loaded.values())), self.content, self._flags)
+            except Exception as error:  # as in `loaded`
+                raise ImageError(self.path, reason_of(error)) from error
+        if orientation in SIDEWAYS:
+            width, height = height, width
+        return facts._replace(width=width, height=height)
+
+    def kind(self) -> int:
+        """`Facts.kind`, without a look at the values. Raises ImageError."""
+        return EIGHT_BITS if self.is_jpeg else kind_of(self.loaded(), self.content)
+
+    def _open(self) -> Image.Image:
+        try:
+            if file_status(self.path).st_size == 0:
+                raise ImageError(self.path, "empty file")
+            image = Image.open(io.BytesIO(self.content) if self.is_jpeg else self.path, formats=FORMATS)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # as in `loaded`
+            raise ImageError(self.path, reason_of(error)) from error
+        turned_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile)
+        self._stored = image.size, 1 if turned_by_pillow else orientation_of(image.info.get("exif"))
+        return image
+
+    def _refuse_many_scans(self, image: Image.Image) -> None:
+        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few kilobytes."""
+        if image.info.get("progressive") and isinstance(image, JpegImagePlugin.JpegImageFile):
+            scans = self.content.count(_START_OF_SCAN)
+            if scans > MOST_SCANS:
+                raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
+
+
+class ImageSource:
+    """An image file as `reading` reads it; opened when it is first asked for something.
+
+    file: a path, or an `ImageFile` that others read, too.
+    """
+
+    def __init__(self, file: str | ImageFile, reading: Reading = AS_SHOWN):
+        self.file = file if isinstance(file, ImageFile) else ImageFile(file)
+        self.path, self.reading = self.file.path, reading
+
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether libjpeg-turbo decodes it: turned ones are rare and not worth a second fast way."""
+        return self.file.plain_jpeg is not None and not (
+            self.reading.shown and orientation_of(exif_of(self.file.content)) in TURNS)
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
         """(width, height) in pixels of the whole image, from the header. Raises ImageError."""
-        if self._size is None:
-            self._look()
-        return self._size
+        if self._plain:
+            return self.file.plain_jpeg[0]
+        size, orientation = self.file.stored()
+        return size[::-1] if self.reading.shown and orientation in SIDEWAYS else size
 
     def part(self, box=None, resolution=None):
         """The pixels in a box, decoded no finer than is needed: (h, w, 3) uint8, writable.
@@ -99,39 +242,36 @@ class ImageSource:
             pixels = np.array(image.reduce(factor) if factor > 1 else image)
         return pixels, (self.size[0] / factor, self.size[1] / factor)
 
+    def at_least(self, resolution):
+        """All of the image as PIL RGB, with at least `resolution` (width, height) unless the file has less, as by `part`; a
+        JPEG averaged from what is decoded already, where that is finer. Raises ImageError."""
+        factor = dct_denominator(self.size, resolution)
+        decoded = self.file.at_hand(factor) if self._plain else None
+        if decoded is None:
+            return Image.fromarray(self.part(None, resolution))
+        return decoded.crop((0, 0, *(max(1, round(edge / factor)) for edge in self.size)))  # as `part` rounds
+
+    def coarse(self, least):
+        """All of the image, of a JPEG at the coarsest of libjpeg's scales that leaves `least` pixels a side, in full of
+        another -> ((h, w, 3) uint8, the scale's denominator). Raises ImageError."""
+        denominator = dct_denominator(self.size, least)
+        pixels = self.file.reduced(denominator) if self._plain else None
+        if pixels is not None:
+            return pixels, denominator
+        image, denominator = self.decode_scaled(least)
+        return np.asarray(image), denominator
+
     def _jpeg_at(self, coarsest):
-        """All of a JPEG at the coarsest scale allowed -> (pixels, by how much it is reduced), once after `_look`; or None."""
-        jpeg, self._jpeg = self._jpeg, None
-        if jpeg is None:
+        """All of a JPEG at the coarsest scale allowed -> (pixels, by how much it is reduced), or None."""
+        if not self._plain:
             return None
         factor = next(d for d in DCT_DENOMINATORS if d <= coarsest)
-        if self._grey and self.reading.reduced == "colour":
+        if self.file.plain_jpeg[1] == "Gray" and self.reading.reduced == "colour":
             factor = 1
-        width, height = self.size
-        try:
-            pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=-(-height // factor), min_width=-(-width // factor))
-            if factor > 1 and self.reading.reduced == "colour" and not shows_colour(pixels):
-                return simplejpeg.decode_jpeg(jpeg, "RGB"), 1
-            return pixels, factor
-        except ValueError:
-            return None  # Pillow decodes it all the same, or says in its words what is wrong
-
-    def _look(self):
-        """Find out the size: of a plain JPEG from its first bytes, of anything else by Pillow."""
-        try:
-            jpeg = _jpeg_file(self.path)
-        except OSError as error:
-            raise ImageError(self.path, reason_of(error)) from error
-        if jpeg:
-            try:
-                height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-            except ValueError:
-                colours = None  # damaged: Pillow says how
-            turned = self.reading.shown and orientation_of(exif_of(jpeg)) in TURNS  # rare: not worth a second fast way
-            if not turned and colours in _JPEG_COLOURS and width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-                self._size, self._jpeg, self._grey = (width, height), jpeg, colours == "Gray"
-                return
-        self._opened = self._open()
+        pixels = self.file.reduced(factor)
+        if pixels is not None and factor > 1 and self.reading.reduced == "colour" and not shows_colour(pixels):
+            pixels, factor = self.file.reduced(1), 1
+        return None if pixels is None else (pixels, factor)
 
     def decode(self, minimum_size=None):
         """The image as PIL RGB; arguments and errors as `decode_scaled`."""
@@ -145,48 +285,17 @@ class ImageSource:
         Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
         Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
-        image, self._opened = self._opened or self._open(), None
-        denominator = 1
+        _, orientation = self.file.stored()
+        turn = TURNS.get(orientation) if self.reading.shown else None
+        denominator = dct_denominator(self.size, minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
+        image = self.file.loaded(denominator)
         try:
-            with image:
-                self._refuse_many_scans(image)
-                flags = flags_before(image) if self._looks else 0
-                if minimum_size is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-                    denominator = dct_denominator(self._size, minimum_size)
-                    image.draft(None, tuple(edge // denominator for edge in image.size))
-                image.load()
-                if self._looks:
-                    self.facts = facts_of(image, self.path, flags)
-                rgb = to_rgb(image, self.reading)
-                return rgb if self._turn is None else rgb.transpose(self._turn), denominator
-        except (ImageError, MemoryError):
+            rgb = to_rgb(image, self.reading)
+            return rgb if turn is None else rgb.transpose(turn), denominator
+        except MemoryError:
             raise
-        except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+        except Exception as error:  # as in `ImageFile.loaded`
             raise ImageError(self.path, reason_of(error)) from error
-
-    def _open(self):
-        try:
-            if file_status(self.path).st_size == 0:
-                raise ImageError(self.path, "empty file")
-            image = Image.open(self.path, formats=FORMATS)
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:  # as in decode_scaled
-            raise ImageError(self.path, reason_of(error)) from error
-        self._size = image.size
-        if self.reading.shown and not isinstance(image, TiffImagePlugin.TiffImageFile):
-            orientation = orientation_of(image.info.get("exif"))
-            self._turn = TURNS.get(orientation)
-            self._size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-        return image
-
-    def _refuse_many_scans(self, image):
-        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few kilobytes."""
-        if image.info.get("progressive") and isinstance(image, JpegImagePlugin.JpegImageFile):
-            with open(self.path, "rb") as stream:
-                scans = stream.read().count(_START_OF_SCAN)
-            if scans > MOST_SCANS:
-                raise ImageError(self.path, f"a JPEG of {scans} scans, where {MOST_SCANS} are read at most")
 
 
 def shows_colour(pixels):
@@ -199,15 +308,16 @@ def shows_colour(pixels):
     return np.count_nonzero(np.abs(some[..., 0] - some[..., 2]) > 16) > some.shape[0] * some.shape[1] / 10
 
 
-def _jpeg_file(path):
-    """The bytes of a file that begins as a JPEG does, b"" of another. OSError, also for a pipe, which would wait for its
-    writer, or a device. By the system's own calls: python's file objects take twice as long."""
+def _content(path):
+    """The bytes of a file that begins as a JPEG does, the first of another. OSError, also for a pipe, which would wait for
+    its writer, or a device. By the system's own calls: python's file objects take twice as long."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         _refuse_no_file(status)
-        if os.pread(descriptor, len(_JPEG_MAGIC), 0) != _JPEG_MAGIC:
-            return b""
+        start = os.pread(descriptor, PNG_HEADER, 0)
+        if not start.startswith(_JPEG_MAGIC):
+            return start
         content = os.read(descriptor, status.st_size)
         while len(content) < status.st_size and (more := os.read(descriptor, status.st_size - len(content))):
             content += more

@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from util.data.images.files import DCT_DENOMINATORS, ImageSource
 
@@ -78,11 +79,11 @@ def small_image(source: ImageSource) -> tuple[np.ndarray, float]:
     The short side has 250 to 499 pixels, unless the file has fewer: a JPEG is decoded at the coarsest of libjpeg's scales
     that leaves 250, any other file whole; what is still larger is averaged over squares. Raises ImageError.
     """
-    image, factor = source.decode_scaled(LEAST_SIDE)
-    squares = min(image.size) // LEAST_SIDE
+    pixels, factor = source.coarse(LEAST_SIDE)
+    squares = min(pixels.shape[:2]) // LEAST_SIDE
     if squares > 1:
-        image, factor = image.reduce(squares), factor * squares
-    return np.asarray(image), factor
+        pixels, factor = np.asarray(Image.fromarray(pixels).reduce(squares)), factor * squares
+    return pixels, factor
 
 
 def find_field(pixels: np.ndarray) -> Field | None:

@@ -5,14 +5,17 @@ whatever else that says: a file has the same field in training, evaluation, feat
 cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from util.data.images.as_shown import Reading
-from util.data.images.files import ImageSource
+from util.data.images.files import ImageFile, ImageSource
 from util.data.images.fundus import Field, find_field, small_image
-from util.data.images.remembered import Remembered, identities
+from util.data.images.remembered import Remembered
 
 FUNDUS_CROPS = ("off", "auto")
 VERSION = 1  # raise it when another field is found in the same file; then also READING in util/data/images/transforms.py
@@ -29,17 +32,23 @@ class Fields(Remembered):
     dtype = np.dtype([("identity", "<u8"), ("x", "<f4"), ("y", "<f4"), ("radius", "<f4")])  # radius 0: no field
     again = "fields are looked for again in all images"
 
-    def __init__(self, file, shown: bool = True):
-        """file: a Path; images as they are stored have one of their own beside it."""
+    def __init__(self, file: Path | None, shown: bool = True):
+        """file: None keeps them in this process alone; images as they are stored have a file of their own beside it."""
         self.reading = Reading(shown=shown)
-        super().__init__(file if shown else file.with_stem(f"{file.stem}_as_stored"))
+        self._fresh: dict[str, Field | None] = {}  # of the files that the pass is reading
+        super().__init__(file if shown or file is None else file.with_stem(f"{file.stem}_as_stored"))
 
-    def look(self, source: ImageSource) -> None:
-        """Look for the field of a file, opened by `reading`, and remember it. Raises ImageError, also for a file that is
-        damaged anywhere."""
-        field = _found(source)
-        values = (0, 0, 0) if field is None else (field.x, field.y, field.radius)
-        self._new.append(np.array([(identities([source.path])[0], *values)], self.dtype))
+    def look(self, file: ImageFile) -> Field | None:
+        field = self._fresh[file.path] = _found(ImageSource(file, self.reading))
+        return field
+
+    def values(self, found: Field | None) -> tuple:
+        return (0, 0, 0) if found is None else (found.x, found.y, found.radius)
+
+    def take(self, paths: Sequence[str], found: Sequence[Field | None]) -> None:
+        super().take(paths, found)
+        for path in paths:
+            del self._fresh[path]
 
     def table(self, paths: list[str]) -> pd.DataFrame:
         """path, x, y, radius of what is remembered of these files; NaN where they have no field."""
@@ -47,11 +56,15 @@ class Fields(Remembered):
         has = known & (entries["radius"] > 0)
         return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan) for name in ("x", "y", "radius")})
 
-    def __call__(self, path: str) -> Field | None:
-        """Raises ImageError where it is not remembered and the file can't be read."""
+    def __call__(self, file: str | ImageFile) -> Field | None:
+        """The field of a file, or of that at a path. Raises ImageError where it is not remembered and the file can't be
+        read."""
+        path = file.path if isinstance(file, ImageFile) else file
+        if path in self._fresh:
+            return self._fresh[path]
         (entry,), known = self._entries([path])
         if not known[0]:
-            return _found(ImageSource(path, self.reading))
+            return _found(ImageSource(file, self.reading))
         _, x, y, radius = entry.tolist()
         return Field(x, y, radius) if radius else None
 
@@ -110,16 +123,17 @@ class SquareSource:
         return self._source.decode().crop((self._left, self._top, self._left + self._side, self._top + self._side))
 
 
-def source_of(path, reading: Reading, fundus_crop: str, padded: bool,
+def source_of(file: str | ImageFile, reading: Reading, fundus_crop: str, padded: bool,
               fields: Fields | None = None) -> ImageSource | SquareSource:
     """What the transforms read of a file: all of it; with "auto" the square around its field, where it has one; padded: an
     image that is no square gets black beside its longer sides until it is one.
 
     fields: that are known already; None: the field is looked for here. Raises ImageError.
     """
-    source, field = ImageSource(path, reading), None
+    file = file if isinstance(file, ImageFile) else ImageFile(file)
+    source, field = ImageSource(file, reading), None
     if fundus_crop == "auto":
-        field = fields(path) if fields else _found(ImageSource(path, Reading(shown=reading.shown)))
+        field = fields(file) if fields else _found(ImageSource(file, Reading(shown=reading.shown)))
     if field is not None:
         return SquareSource(source, field.square)
     width, height = source.size

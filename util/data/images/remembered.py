@@ -2,44 +2,74 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from util.data.images.files import reason_of
+from util.data.images.files import ImageFile, reason_of
 
 
 class Remembered:
-    """What was found of files before, kept in a file, so that a second start looks at new ones alone.
+    """What was found of files before, kept in a file, so that a second launch looks at new ones alone.
 
     A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries are sorted by
-    them. `note` says so (else it is "") when the file was not usable; it is then written anew.
+    them. `note` says so (else it is "") when the file was not usable; it is then written anew. A `Reader`
+    (util/data/images/reading_pass.py): a kind of memory says by `look` and `values` what it finds and keeps of a file.
     """
 
     dtype = np.dtype([("identity", "<u8")])  # and what a kind of memory adds
-    again = ""  # what the next start does where it can't be kept
+    again = ""  # what the next launch does where it can't be kept
+    mapped = False  # read from the disk where it is needed: large, and of one process alone
+    most: int | None = None  # entries in the file; beyond, those that no call of this process asked for are dropped
 
-    def __init__(self, file):
+    def __init__(self, file: str | os.PathLike | None):
+        """file: None keeps it in this process alone."""
         self.file, self.note = file, ""
-        self._known, self._new = np.empty(0, self.dtype), []
+        self._known, self._new, self._asked = np.empty(0, self.dtype), [], []
+        if file is None:
+            return
         try:
-            known = np.load(file, allow_pickle=False)
+            known = np.load(os.fspath(file), mmap_mode="r" if self.mapped else None, allow_pickle=False)
             if known.dtype != self.dtype or known.ndim != 1:
                 raise ValueError("not a list of what is remembered of files")
             self._known = known
         except FileNotFoundError:
-            pass  # the first start
+            pass  # the first launch
         except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
-    def unknown(self, paths):
-        """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
-        return ~np.isin(identities(paths), self._known["identity"])
+    def look(self, file: ImageFile) -> Any:
+        """What there is to find of a file. Raises ImageError."""
+        raise NotImplementedError
 
-    def save(self):
+    def values(self, found: Any) -> tuple:
+        """The entry's fields behind the identity."""
+        raise NotImplementedError
+
+    def lacks(self, paths: Sequence[str]) -> np.ndarray:
+        """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
+        wanted = identities(paths)
+        self._asked.append(wanted)
+        return ~np.isin(wanted, self._known["identity"])
+
+    def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
+        """Remember what `look` found; `save` makes it last."""
+        entries = [(identity, *self.values(one)) for identity, one in zip(identities(paths), found, strict=True) if identity]
+        self._new.append(np.array(entries, self.dtype))
+
+    def save(self) -> None:
         """Write the file, under another name first, then renamed; where that fails, `note` says so."""
+        if not self._new and not self.note:
+            return
         everything = np.concatenate([self._known, *self._new])
-        self._known = everything[np.unique(everything["identity"], return_index=True)[1]]
-        self._new = []
+        everything = everything[np.unique(everything["identity"], return_index=True)[1]]
+        if self.most is not None and len(everything) > self.most:
+            others = np.flatnonzero(~np.isin(everything["identity"], np.concatenate(self._asked)))
+            everything = np.delete(everything, others[max(0, self.most - (len(everything) - len(others))):])
+        self._known, self._new = everything, []
+        if self.file is None:
+            return
         partial = f"{self.file}.{os.getpid()}.partial"
         try:
             os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
@@ -52,22 +82,27 @@ class Remembered:
             if os.path.exists(partial):
                 os.remove(partial)
 
-    def _entries(self, paths):
+    def _entries(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others mean nothing)."""
-        if not len(self._known):
-            return np.zeros(len(paths), self.dtype), np.zeros(len(paths), bool)
-        wanted = identities(paths)
-        places = np.minimum(np.searchsorted(self._known["identity"], wanted), len(self._known) - 1)
-        return self._known[places], self._known["identity"][places] == wanted
+        return entries_of(self._known, paths)
 
 
-def identities(paths):
+def entries_of(known: np.ndarray, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`Remembered._entries` of entries in the order of their identities."""
+    if not len(known):
+        return np.zeros(len(paths), known.dtype), np.zeros(len(paths), bool)
+    wanted = identities(paths)
+    places = np.minimum(np.searchsorted(known["identity"], wanted), len(known) - 1)
+    return known[places], known["identity"][places] == wanted
+
+
+def identities(paths: Sequence[str]) -> np.ndarray:
     """(N,) uint64: `file_identity` of each."""
     folder = os.getcwd()
     return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
 
 
-def file_identity(path):
+def file_identity(path: str) -> int:
     """64-bit number of a file as it is now; 0, which is never remembered, when it cannot be looked at."""
     try:
         stat = os.stat(path)

@@ -2,7 +2,7 @@
 
 Two stages, because neither does the job alone on retinas, which all look alike.
 
-1. A sieve: the library imagehash's dHash (differences of neighbouring pixels, 16 x 16 bits) of several views of each
+1. A sieve: dHash (signs of the differences of neighbouring pixels of a copy of 17 x 16) of several views of each
    image: the whole, centre crops, the part within black margins; each also mirrored. All images of one split are
    compared with all of another by a matrix product. Distinct retinas differ in 25 of the 256 bits or more, cropped copies
    in up to 35: no threshold on bits alone parts them. dHash and pHash of 8 x 8 bits part them worse still.
@@ -18,13 +18,12 @@ lights at one place, as one camera and one protocol make them.
 
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import minimum_filter, uniform_filter
 
 from util.data.images.as_shown import Reading
-from util.data.images.files import ImageSource
+from util.data.images.files import ImageFile, ImageSource
 
 DECODED = 128  # pixels that the shorter side is decoded to at least
 THUMBNAIL, VIEW = 64, 48  # pixels a side of what is kept of an image, whatever its shape, and of what is compared
@@ -49,11 +48,18 @@ FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4")
                         ("thumbnail", "u1", (THUMBNAIL, THUMBNAIL))])
 
 
-def fingerprint(path: str) -> np.ndarray:
-    """What is compared of the image at `path`, decoded no finer than is needed: () of FINGERPRINT. Raises ImageError."""
-    source = ImageSource(path, Reading("any"))  # a fingerprint needs no more than a fast look
-    size = source.size
-    return fingerprint_of(Image.fromarray(source.part(None, (DECODED, DECODED))), size)
+def fingerprint(file: str | ImageFile) -> np.ndarray:
+    """What is compared of an image, by its path or its file: () of FINGERPRINT. Raises ImageError.
+
+    What is decoded of the file already is taken, else no more than is needed. A finer scale changes a thumbnail by a grey
+    level or two, which similarity does not notice (`benchmarks/leakage.py`). Images without contrast are looked up by equal
+    thumbnails (util/data/leakage/search.py), so that theirs are always made of the same scale.
+    """
+    source, least = ImageSource(file, Reading("any")), (DECODED, DECODED)  # it needs no more than a fast look
+    found = fingerprint_of(source.at_least(least), source.size)
+    if found["contrast"] < LEAST_CONTRAST:
+        return fingerprint_of(Image.fromarray(source.part(None, least)), source.size)
+    return found
 
 
 def fingerprint_of(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -67,8 +73,10 @@ def fingerprint_of(image: Image.Image, size: tuple[int, int] | None = None) -> n
         view = _view(thumbnail, number)
         if number == 0:
             found["contrast"] = _local(np.asarray(view, np.float32)[None])[1].mean()
-        for mirrored, shown in enumerate((view, ImageOps.mirror(view))):
-            found["bits"][mirrored, number] = np.packbits(imagehash.dhash(shown, HASH_SIZE).hash)
+        small = np.asarray(view.resize((HASH_SIZE + 1, HASH_SIZE), Image.Resampling.LANCZOS))
+        left, right = small[:, :-1], small[:, 1:]
+        found["bits"][0, number] = np.packbits(right > left)
+        found["bits"][1, number] = np.packbits((left > right)[:, ::-1])  # of the mirror image
     return found
 
 

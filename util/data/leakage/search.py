@@ -21,13 +21,18 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.core.host_memory import usable_cores
+from util.core.machine import usable_cores
+from util.data.images.reading_pass import read_images
 from util.data.leakage.eye_names import pairs_across
+
+if TYPE_CHECKING:
+    from util.data.leakage.fingerprints import Fingerprints
 
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
@@ -46,12 +51,12 @@ SAME_SIMILARITY = 0.95  # near duplicates above it, of the same size, are decode
 MOST_PLAIN = 10  # images without contrast that one of the same look is compared with, pixel by pixel
 
 
-def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, decode: bool = True, workers: int | None = None,
+def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: bool = True, workers: int | None = None,
           progress: bool = True, most_compared: int | None = MOST_COMPARED) -> dict:
     """What the splits of a table of images (path, split, patient: util/data/tables.py) have in common -> plain values.
 
-    known_file: where fingerprints are kept for the next start. decode: off looks for the same bytes and patients alone, as
-    with more than `most_compared` images (None: no bound). workers: threads; None takes one a core.
+    prints: fingerprints that are known already; those that it lacks are computed. decode: off looks for the same bytes and
+    patients alone, as with more than `most_compared` images (None: no bound). workers: threads; None takes one a core.
     Returns {"pictures": N, "patients": those whose patient is known, "checked": those that could be read, "seconds",
     "unreadable": [path], "findings": [{"kind",
     "splits", "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files with
@@ -61,25 +66,25 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
     begun, workers = time.monotonic(), workers or usable_cores()
     paths, splits = list(table["path"]), table["split"].to_numpy()
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}
-    compared = decode and (most_compared is None or len(paths) <= most_compared) and len(rows) > 1
+    compared = decode and is_compared(table, most_compared)
     content, unreadable = _contents(paths, workers)
-    notes, prints = [], None
+    notes, values = [], None
     if compared:
-        from util.data.leakage.fingerprints import compute
+        from util.data.leakage.fingerprints import Fingerprints
 
-        found = compute(paths, workers, known_file, progress)
-        unreadable |= found.unreadable
-        notes += [found.note] if found.note else []
-        prints = found.values
+        prints = prints or Fingerprints(None)
+        unreadable |= dict(read_images([(prints, paths)], workers, progress))
+        notes += [prints.note] if prints.note else []
+        values = prints.of(paths)
     findings, within = [], 0
     for name in rows:
         known = content[rows[name]]
         within += int((known >= 0).sum() - len(np.unique(known[known >= 0])))
     for earlier, later in combinations(rows, 2):
         pairs = _copies(content, rows[earlier], rows[later])
-        if prints is not None:
+        if values is not None:
             left = np.setdiff1d(rows[later], [row for _, _, row, _ in pairs])
-            pairs += _alike(paths, prints, rows[earlier], left, workers)
+            pairs += _alike(paths, values, rows[earlier], left, workers)
         findings += [{"kind": kind, "splits": [earlier, later], "paths": [paths[one], paths[other]], "similarity": similarity}
                      for kind, one, other, similarity in pairs]
     findings += _patients(table)
@@ -91,6 +96,11 @@ def check(table: pd.DataFrame, known_file: str | os.PathLike | None = None, deco
             "counts": {kind: len(found) for kind, found in by_kind.items()},
             "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
             "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE, "notes": notes}
+
+
+def is_compared(table: pd.DataFrame, most_compared: int | None = MOST_COMPARED) -> bool:
+    """Whether `check` compares the images of a table by their fingerprints."""
+    return (most_compared is None or len(table) <= most_compared) and table["split"].nunique() > 1
 
 
 # ---- the same bytes -------------------------------------------------------------------------------------------------
@@ -343,7 +353,9 @@ def main(argv: Iterable[str] | None = None) -> int:
     if options.patient_regex:
         table, lines = name_patients(table, options.patient_regex)
         print(*lines, sep="\n", end="\n" if lines else "")
-    found = check(table, options.cache, most_compared=None)
+    from util.data.leakage.fingerprints import Fingerprints
+
+    found = check(table, Fingerprints(options.cache), most_compared=None)
     if options.json:
         try:
             write(found, options.json)

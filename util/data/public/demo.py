@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from util.core.errors import InputError, RunError
-from util.core.host_memory import usable_cores
+from util.core.machine import usable_cores
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))  # fewest and most lesions of a grade, both included
