@@ -57,7 +57,7 @@ def test_columns_of_an_earlier_output_are_renamed(folder, tmp_path):
 
 @pytest.mark.parametrize("text, covariates, says", [
     ("path\nnothing.png\n", (), "line 2 .*nothing.png"),
-    ("picture\na.png\n", (), "no column path .--path_col.; there is image"),
+    ("picture\na.png\n", (), "no column path .--path_col.; there is picture"),
     ("path\npictures/b.png\n", ("eye",), "no column eye .a covariate of this model."),
     ("path,path\npictures/b.png,x\n", (), "both named path"),
     ("path,x\n,1\n", (), "column path is empty in 1 rows: line 2"),

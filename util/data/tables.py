@@ -77,7 +77,7 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
         if not os.path.isdir(folder):
             raise InputError(
                 f"--data_path {data_path}: no folder {split}; there is {some(_folders(data_path)) or 'no folder'}; "
-                f"expected {os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'picture files')}"
+                f"expected {os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}"
             )
         classes = _folders(folder)
         if not classes:

@@ -178,7 +178,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, str]:
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error}): remove it, and the overlays are listed anew") from error
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise InputError(f"{path} does not list overlays by their pictures' paths: remove it, and it is written anew")
+        raise InputError(f"{path} does not list overlays by their images' paths: remove it, and it is written anew")
     return index
 
 

@@ -53,7 +53,7 @@ def check_combinations(options: Options) -> Options:
             raise InputError(f"--{name} {pair[0]:g} {pair[1]:g}: the first may not be above the second")
     if images.crop_scale[1] > 1:
         raise InputError(f"--crop_scale {images.crop_scale[0]:g} {images.crop_scale[1]:g}: a crop takes at most 1, the whole "
-                         "picture")
+                         "image")
     if model.tta != "off" and model.adaptation == "lp" and not run.eval:
         raise InputError("--tta with --adaptation lp: a probe's features are computed once, of each image as it is; leave it "
                          "out, or pass it to --eval and predict.py")

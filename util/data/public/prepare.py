@@ -66,7 +66,7 @@ def draw_split(items: list[Item], classes, val: float, test: float, seed: int) -
         pool.sort(key=lambda group: min(items[row].sha256 for row in group))  # the same on every disk
         sizes = {split: max(1, round(share * len(groups))) for split, share in drawn.items()}
         if sizes and sum(sizes.values()) >= len(pool):
-            kind = "patients" if any(item.patient for item in items) else "pictures"
+            kind = "patients" if any(item.patient for item in items) else "images"
             raise InputError(f"class {classes[stratum]} has {len(pool)} {kind} to share out, too few for "
                              f"{' and '.join(f'{size} in {split}' for split, size in sizes.items())} and some to train on; "
                              "take smaller --val and --test, or give a --split_list")
@@ -195,7 +195,7 @@ def _stem(path: str) -> str:
 def parted(items: list[Item]) -> dict[str, int]:
     """How many patients, and how many images (by their bytes), the splits of `items` have in two splits or more."""
     counts = {}
-    for kind, key in (("patients", lambda item: item.patient), ("pictures", lambda item: item.sha256)):
+    for kind, key in (("patients", lambda item: item.patient), ("images", lambda item: item.sha256)):
         splits = {}
         for item in items:
             splits.setdefault(key(item), set()).add(item.split)
