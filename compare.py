@@ -1,14 +1,16 @@
 """Compare runs on the same test images, or train the runs of a study and compare them.
 
 Runs that were trained already; those that differ in their seed alone are one group:
-    python compare.py output_dir/A_seed0 output_dir/A_seed1 output_dir/B_seed0 --metric roc_auc f1 --output comparison
-A study, backbones x adaptations x shares of the training images x seeds; the same command again goes on with it:
+    python compare.py output_dir/A_seed0 output_dir/A_seed1 output_dir/B_seed0 --metric roc_auc f1 \
+        --output comparison
+A study, backbones x adaptations x shares of the training images x seeds; the same command again goes on with
+it:
     python compare.py --run examples/grid.yaml --dry_run
     python compare.py --run examples/grid.yaml --nproc 4
     python compare.py --run examples/grid.yaml --nproc 4 --slurm time=1440 partition=gpu gpus_per_node=4
-Written: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png. Exit codes: 0 done, 2 wrong
-input (one line), 1 where a run of the study failed (the others are run and compared all the same), 99 asked to end, 130
-interrupted.
+Written: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png. Exit
+codes: 0 done, 2 wrong input (one line), 1 where a run of the study failed (the others are run and compared
+all the same), 99 asked to end, 130 interrupted.
 """
 
 import sys
@@ -31,27 +33,30 @@ def make_parser() -> OneLineParser:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, OUTPUT_DIR/TASK")
     group = parser.add_argument_group("comparison")
     group.add_argument("--metric", nargs="+", default=None, metavar="NAME",
-                       help="metrics to compare, by their names in metrics_test.json, after the folders; not set: "
-                            "roc_auc average_precision f1, or r2 pearson mae of a regression")
+                       help="metrics to compare, by their names in metrics_test.json, after the folders; not "
+                            "set: roc_auc average_precision f1, or r2 pearson mae of a regression")
     group.add_argument("--split", choices=("test", "val"), default="test",
-                       help="whose predictions are compared (val chose the best epoch, so its metrics are too good)")
+                       help="whose predictions are compared (val chose the best epoch, so its metrics are "
+                            "too good)")
     group.add_argument("--output", default=None, metavar="DIR",
-                       help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's own folder with "
-                            "--run")
+                       help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's "
+                            "own folder with --run")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
-                       help="names of the groups, in the order of their first runs; not set: folders or options")
+                       help="names of the groups, in the order of their first runs; not set: folders or "
+                            "options")
     group.add_argument("--draws", type=count, default=2000, help="resamples of the bootstrap")
     group.add_argument("--seed", type=seed_number, default=0, help="seed of the resamples")
     group = parser.add_argument_group("study")
     group.add_argument("--run", default=None, metavar="GRID.yaml",
-                       help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished ones are "
-                            "skipped")
+                       help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished "
+                            "ones are skipped")
     group.add_argument("--nproc", type=count, default=None,
                        help="processes (GPUs of this machine) that train a run of the study; not set: 1")
     group.add_argument("--slurm", nargs="+", default=None, metavar="KEY=VALUE",
-                       help="submit the study's runs to Slurm, one job each, and wait for them; parameters of submitit, "
-                            "such as time=1440 (minutes) partition=gpu gpus_per_node=4")
-    group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, then stop")
+                       help="submit the study's runs to Slurm, one job each, and wait for them; parameters "
+                            "of submitit, such as time=1440 (minutes) partition=gpu gpus_per_node=4")
+    group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, "
+                                                              "then stop")
     return parser
 
 
@@ -98,7 +103,8 @@ def study(options: Namespace) -> int:
 
 
 def canonical(options: Options) -> Options:
-    """With a model's name as a run stores it. torch and timm take seconds to import: called where a spelling is another one."""
+    """With a model's name as a run stores it. torch and timm take seconds to import: called where a spelling
+    is another one."""
     from jobs.tasks.regression_start import resolve_names
     from models_vit import find_backbone
 
@@ -109,7 +115,8 @@ def canonical(options: Options) -> Options:
 
 
 def compare_folders(options, folders: list[str], output: Path, labels: dict[str, str] | None = None) -> None:
-    """Read, compare, print, write. labels: {folder: name of its group}. InputError: see util/study/comparison_runs.py."""
+    """Read, compare, print, write. labels: {folder: name of its group}. InputError: see
+    util/study/comparison_runs.py."""
     from tqdm import tqdm
 
     from util.core.run_files import write_whole
@@ -126,19 +133,24 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {output} can't be made ({error.strerror}): name another folder") from error
-    with tqdm(total=len(runs), desc="resampling", unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+        raise InputError(f"--output {output} can't be made ({error.strerror}): name another "
+                         "folder") from error
+    with tqdm(total=len(runs), desc="resampling", unit="run", leave=False,
+              disable=not sys.stderr.isatty()) as bar:
         comparison = compare(groups, options.metric, options.split, options.draws, options.seed, bar.update)
     comparison.notes[:0] = [*notes, *more]
     try:
         comparison.notes += forest_figure(comparison, output / "comparison.png")
         for name, table_of in (("", groups_table), ("_tests", tests_table), ("_joint", joint_table)):
-            write_whole(output / f"comparison{name}.csv", table_of(comparison).to_csv(index=False, lineterminator="\n"))
+            write_whole(output / f"comparison{name}.csv",
+                        table_of(comparison).to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))
     except OSError as error:
-        raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another folder") from error
+        raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another "
+                       "folder") from error
     print(*terminal(comparison), sep="\n")
-    print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, comparison.png")
+    print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, "
+          "comparison.png")
 
 
 if __name__ == "__main__":

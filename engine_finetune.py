@@ -1,4 +1,5 @@
-"""The loops: train one epoch, compute outputs. The same for every task: what is trained, and on what, is decided elsewhere."""
+"""The loops: train one epoch, compute outputs. The same for every task: what is trained, and on what, is
+decided elsewhere."""
 
 import atexit
 import hashlib
@@ -65,8 +66,9 @@ class ClassificationLoss(torch.nn.Module):
 class RegressionLoss(torch.nn.Module):
     """Smooth L1 an image, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
 
-    A missing target adds nothing. The sum over an image's targets is divided by `known_a_picture`, the training
-    pictures' mean number of known targets, so that the mean over all images is the mean over all known values.
+    A missing target adds nothing. The sum over an image's targets is divided by `known_a_picture`, the
+    training pictures' mean number of known targets, so that the mean over all images is the mean over all
+    known values.
     """
 
     def __init__(self, beta: float, known_a_picture: float):
@@ -75,22 +77,26 @@ class RegressionLoss(torch.nn.Module):
 
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         known = ~targets.isnan()
-        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta, reduction="none")
+        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta,
+                                                    reduction="none")
         return (losses * known).sum(dim=1) / self.known_a_picture
 
 
 class Mixing:
     """timm's mixup and cutmix on a batch: (B, 3, S, S), (B,) -> the same images mixed, (B, K) soft labels.
 
-    timm's takes even batches alone; an odd one is mixed with its first image repeated, which is then taken off.
+    timm's takes even batches alone; an odd one is mixed with its first image repeated, which is then taken
+    off.
     """
 
-    def __init__(self, num_classes: int, smoothing: float, mixup: float, cutmix: float, cutmix_minmax, prob: float,
+    def __init__(self, num_classes: int, smoothing: float, mixup: float, cutmix: float, cutmix_minmax,
+                 prob: float,
                  switch_prob: float, mode: str):
         from timm.data import Mixup
 
         self.mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=cutmix_minmax, prob=prob,
-                         switch_prob=switch_prob, mode=mode, label_smoothing=smoothing, num_classes=num_classes)
+                         switch_prob=switch_prob, mode=mode, label_smoothing=smoothing,
+                         num_classes=num_classes)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = len(images)
@@ -113,7 +119,8 @@ def balanced_class_weights(counts: np.ndarray) -> torch.Tensor:
 
 @dataclass
 class Trainer:
-    """What a training step needs, and nothing else. `model` may be wrapped; `eval_mode` for a frozen backbone."""
+    """What a training step needs, and nothing else. `model` may be wrapped; `eval_mode` for a frozen
+    backbone."""
 
     model: torch.nn.Module
     loss: torch.nn.Module
@@ -139,7 +146,8 @@ class Progress:
 
 
 def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
-    """All generators from where the run stands: drop path, dropout and mixing are the same after a restart."""
+    """All generators from where the run stands: drop path, dropout and mixing are the same after a
+    restart."""
     digest = hashlib.blake2b(f"{seed},{epoch},{micro_step},{rank}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
     torch.manual_seed(number >> 1)  # torch takes 63 bits
@@ -154,18 +162,20 @@ def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, 
         atexit.register(signals.end_helpers)
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-        persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None, worker_init_fn=_start_worker)
+        persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_start_worker)
 
 
 def _start_worker(number: int) -> None:
-    """A decoded image is larger than what malloc keeps by itself: a worker's memory is not given back after each. Signals to
-    end are the main process's to answer, which needs its workers until then."""
+    """A decoded image is larger than what malloc keeps by itself: a worker's memory is not given back after
+    each. Signals to end are the main process's to answer, which needs its workers until then."""
     keep_freed_memory()
     signals.leave_to_parent()
 
 
 def loaded(loader, title: str, world: World):
-    """The loader's batches behind a progress bar (on a terminal); an image's error in a worker keeps its one line."""
+    """The loader's batches behind a progress bar (on a terminal); an image's error in a worker keeps its one
+    line."""
     bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
                disable=not (world.is_main and sys.stderr.isatty()))
     try:
@@ -182,9 +192,9 @@ def loaded(loader, title: str, world: World):
 class StepLosses:
     """The losses of an epoch's optimizer steps, kept on the device and read once in `READ_EVERY` steps.
 
-    The host never waits for a step: a loss that is not finite is noticed on the device, where it keeps the optimizer from
-    changing anything, in all processes and from that step on; the host learns of it at the next reading. Whether a process
-    was asked to end goes the same way, so that all end after the same step.
+    The host never waits for a step: a loss that is not finite is noticed on the device, where it keeps the
+    optimizer from changing anything, in all processes and from that step on; the host learns of it at the
+    next reading. Whether a process was asked to end goes the same way, so that all end after the same step.
     """
 
     def __init__(self, trainer: Trainer, dataset, done: Progress):
@@ -217,10 +227,15 @@ class StepLosses:
         return len(self.losses) >= READ_EVERY
 
     def read(self) -> float | None:
-        """The last step's loss (None where there is no new one); RunError, in all processes, for one that is not finite."""
+        """The last step's loss (None where there is no new one); RunError, in all processes, for one that is
+        not finite."""
         if not self.losses:
             return None
-        values = torch.stack(self.losses).double().tolist() if self.device.type != "mps" else torch.stack(self.losses).tolist()
+        values = (
+            torch.stack(self.losses).double().tolist()
+            if self.device.type != "mps"
+            else torch.stack(self.losses).tolist()
+        )
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 wrong = [place for positions, loss in self.suspects if not math.isfinite(loss.item())
@@ -234,8 +249,9 @@ class StepLosses:
 
 
 def set_mode(model: torch.nn.Module, training: bool) -> None:
-    """Training mode for what is trained, evaluation mode for parts that are frozen as a whole: they are read as they were
-    pre-trained, without drop path or dropout, and batch norm's statistics stand still like the weights."""
+    """Training mode for what is trained, evaluation mode for parts that are frozen as a whole: they are read
+    as they were pre-trained, without drop path or dropout, and batch norm's statistics stand still like the
+    weights."""
     model.train(training)
     if all(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -247,13 +263,14 @@ def set_mode(model: torch.nn.Module, training: bool) -> None:
 
 def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Progress], None] | None = None,
                     keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
-    """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss of all images,
-    the last rate), and the finished progress.
+    """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss
+    of all images, the last rate), and the finished progress.
 
-    An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were dealt
+    An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were
+    dealt
     to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to end.
-    RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite. StopRequested,
-    in all processes and after the same step, when one of them was asked to end.
+    RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
+    StopRequested, in all processes and after the same step, when one of them was asked to end.
     """
     t, plan, device, epoch = trainer, trainer.plan, trainer.world.device, done.epoch
     first = done.steps * plan.of_a_step
@@ -263,8 +280,10 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     losses = StepLosses(t, loader.dataset, done)
     rate = t.schedule.at(epoch + max(0, done.steps - 0.5) / plan.steps)
     covariates = loader.dataset.covariates
-    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world), first):
+    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+                         for module in t.model.modules())
+    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
+                                                                    first):
         step = micro_step // plan.of_a_step
         if micro_step % plan.of_a_step == 0:
             # the middle of the step: at its start the first step of a warm-up would have no rate at all
@@ -287,13 +306,15 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's image, computed so that all take part in the step
         losses.add(loss, positions)
-        if micro_step == first:  # compiled, read ahead, cached: from here on nobody lets the others wait for long
+        # compiled, read ahead, cached: from here on nobody lets the others wait for long
+        if micro_step == first:
             t.world.barrier()
         # DistributedDataParallel takes the mean over the processes
         t.scaler.scale(loss * (t.world.size / plan.samples_of_step(step))).backward()
         if ends_step:
             losses.end_step()
-            last = losses.read() if t.scaler.is_enabled() else None  # it skips one step alone: so read before every step
+            # it skips one step alone: so read before every step
+            last = losses.read() if t.scaler.is_enabled() else None
             _optimizer_step(t)
             last = losses.read() if losses.is_due() else last
             if last is not None:
@@ -303,10 +324,12 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
                 losses.read()
                 keep(Progress(epoch, step + 1, losses.total))
             if keep and ends:  # without, the signal itself ends it
-                raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the last checkpoint",
+                raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the "
+                                            "last checkpoint",
                                             together=True)
     losses.read()
-    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps, losses.total)
+    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps,
+                                                                                 losses.total)
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -321,7 +344,8 @@ def _optimizer_step(trainer: Trainer) -> None:
         average_gradients(t.model, t.world)
     if t.clip_grad is not None:
         t.scaler.unscale_(t.optimizer)
-        torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]), t.clip_grad)
+        torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]),
+                                       t.clip_grad)
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
@@ -330,12 +354,15 @@ def _optimizer_step(trainer: Trainer) -> None:
 def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: int) -> RunError:
     files = [path for paths in world.gather([dataset.path(p) for p in positions]) for path in paths]
     shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-    return RunError(f"the loss is not finite at epoch {epoch}, step {step} (images of the batch: {shown}): stopped before "
-                    "this step changed the weights; lower --lr or --blr, or try --precision fp32", everywhere=True)
+    return RunError(f"the loss is not finite at epoch {epoch}, step {step} (images of the batch: {shown}): "
+                    "stopped before this step changed the weights; lower --lr or --blr, or try --precision "
+                    "fp32", everywhere=True)
 
 
-def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """A row an image of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every process.
+def outputs(model: torch.nn.Module, loader, precision: Precision, world: World,
+            title: str) -> tuple[np.ndarray, np.ndarray]:
+    """A row an image of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every
+    process.
 
     Rows are gathered by position: no image twice, none missing, whatever the number of processes.
     """
@@ -363,7 +390,8 @@ def _in_rounds(batches: Iterator, rounds: int, world: World, may_stop: bool) -> 
 
 def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str,
                   most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
-    """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in the order of positions,
+    """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in the order
+    of positions,
     in every process. most_batches: of a process in a piece.
 
     What the caller does with a piece is done while the loaders go on reading.
@@ -381,7 +409,8 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
             raise AssertionError("the processes did not see each image once")
         yield values
         done, first = done + size, first + len(where)
-        # the first piece is one batch; how fast that was says how many the next takes, at most ten times as many
+        # the first piece is one batch; how fast that was says how many the next takes, at most ten times as
+        # many
         wanted = size * CHUNK_SECONDS / max(time.monotonic() - began, 1e-3)
         size = world.from_main(round(min(10 * size, max(1, wanted), most_batches)))
     batches.close()
@@ -389,10 +418,12 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         raise AssertionError("the processes did not see each image once")
 
 
-def _rows(model: torch.nn.Module, batches, dataset, precision: Precision, world: World) -> tuple[np.ndarray, np.ndarray]:
+def _rows(model: torch.nn.Module, batches, dataset, precision: Precision,
+          world: World) -> tuple[np.ndarray, np.ndarray]:
     """This process's (n,) positions and (n, K) outputs of some batches.
 
-    Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all processes.
+    Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all
+    processes.
     """
     def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         inputs = (to_device(images, world.device),)

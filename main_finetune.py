@@ -25,11 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(FINETUNE, __doc__, argv)
     options = checks.check_combinations(options)
 
-    from jobs.tasks.classification import Classification  # torch and timm take seconds to import: --help does not wait
+    # torch and timm take seconds to import: --help does not wait
+    from jobs.tasks.classification import Classification
     from jobs.train import run
     from util.parallel.processes import process_group
 
-    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
+    with process_group(options.run.device, options.processes.dist_url,
+                       options.processes.dist_on_itp) as world:
         world.say(*checks.without_effect(options), *filter(None, [world.note]))
         for one in checks.one_run_a_ratio(options):
             run(one, world, Classification)

@@ -1,13 +1,15 @@
 """Predict numbers from retinal images, and search for good settings with Optuna.
 
 On a laptop's CPU, with the demo's images (sh search.sh does this):
-    python main_regression.py --model timm --model_arch efficientvit_m0 --input_size 128 --csv_file demo_data/demo.csv \
-        --targets vessel_width disc_radius lesion_area
+    python main_regression.py --model timm --model_arch efficientvit_m0 --input_size 128 \
+        --csv_file demo_data/demo.csv --targets vessel_width disc_radius lesion_area
 On one GPU or several of a machine, RETFound's weights by default:
     torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --targets tc ldl hdl --task NAME
 A search, then the final run with what it found:
-    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --optuna_trials 20 --optuna_epochs 10 --task S
-    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --params output_dir/S/optuna_best.json --task F
+    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv --optuna_trials 20 \
+        --optuna_epochs 10 --task S
+    torchrun --nproc_per_node=4 main_regression.py --csv_file data/retina.csv \
+        --params output_dir/S/optuna_best.json --task F
 Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
@@ -31,13 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     options, of_search = checks.check_search(options)
     lines += of_search
 
-    from jobs.tasks.regression import Regression  # torch and timm take seconds to import: --help does not wait for them
+    # torch and timm take seconds to import: --help does not wait for them
+    from jobs.tasks.regression import Regression
     from jobs.tasks.regression_start import resolve_names
     from jobs.train import run
     from util.parallel.processes import process_group
 
     options = resolve_names(options)
-    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
+    with process_group(options.run.device, options.processes.dist_url,
+                       options.processes.dist_on_itp) as world:
         world.say(*checks.without_effect(options), *lines, *filter(None, [world.note]))
         if options.search.optuna_trials:
             from jobs.search import search

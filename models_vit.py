@@ -1,8 +1,8 @@
 """The backbones: one table, and the model that a row of it builds.
 
-Architectures come from timm; what the authors' weights need beyond that (which pooling, which biases, whose position
-embeddings) is decided here and in util/weights/fitting.py, and checked against the authors' own numbers in
-tests/test_models_vit.py. Nothing is downloaded by building a model.
+Architectures come from timm; what the authors' weights need beyond that (which pooling, which biases, whose
+position embeddings) is decided here and in util/weights/fitting.py, and checked against the authors' own
+numbers in tests/test_models_vit.py. Nothing is downloaded by building a model.
 """
 
 import functools
@@ -30,13 +30,15 @@ Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and wha
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the table: how the user names it, what timm builds for it, what its weight files are called."""
+    """A row of the table: how the user names it, what timm builds for it, what its weight files are
+    called."""
 
     model: str
     arch: str
     timm_name: str
     family: str  # whose names and rules its weight files follow: mae, dinov2, dinov3, timm
-    parameters: int  # of the backbone alone (no head) at 224 pixels, as timm builds it; 0 = whatever timm's model has
+    # of the backbone alone (no head) at 224 pixels, as timm builds it; 0 = whatever timm's model has
+    parameters: int
     patch: int
     weights: tuple[str, ...]  # what --finetune is usually given
     licence: str
@@ -50,11 +52,13 @@ DINOV2_FILES = ("RETFound_dinov2_meh", "RETFound_dinov2_shanghai")
 
 
 def _dinov3(arch: str, timm_name: str, parameters: int) -> Backbone:
-    return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 License")
+    return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 "
+                                                                                                    "License")
 
 
 def _dinov2(arch: str, timm_name: str, parameters: int) -> Backbone:
-    return Backbone("Dinov2", arch, timm_name, "dinov2", parameters, 14, (f"{arch}_pretrain.pth",), "Apache-2.0")
+    return Backbone("Dinov2", arch, timm_name, "dinov2", parameters, 14, (f"{arch}_pretrain.pth",),
+                    "Apache-2.0")
 
 
 # timm's plain DINOv3 models have no q and v biases, the `_qkvb` ones do; the 7B was trained without.
@@ -77,11 +81,13 @@ BACKBONES = (
 TIMM = "timm"
 # the first release of the original named its one architecture so; its checkpoints still do
 MODEL_ALIASES = {"vit_large_patch16": "RETFound_mae"}
-HUB_FILES = {name: (f"{HUB_OWNER}/{name}", f"{name}.pth") for row in BACKBONES if row.on_hub for name in row.weights}
+HUB_FILES = {name: (f"{HUB_OWNER}/{name}", f"{name}.pth") for row in BACKBONES if row.on_hub
+             for name in row.weights}
 
 
 def find_backbone(model: str, arch: str | None = None) -> Backbone:
-    """The row of `--model` and `--model_arch`; InputError where they are unknown, ambiguous or contradict each other.
+    """The row of `--model` and `--model_arch`; InputError where they are unknown, ambiguous or contradict
+    each other.
 
     `arch` may be left out where the family has one architecture. For `timm` it is any name that timm knows.
     """
@@ -91,8 +97,8 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
     rows = [row for row in BACKBONES if row.model.lower() == model.lower()]
     if not rows:
         families = ", ".join(dict.fromkeys(row.model for row in BACKBONES))
-        raise InputError(f"--model {model} is unknown: choose one of {families}, or timm with any of its names as "
-                         "--model_arch")
+        raise InputError(f"--model {model} is unknown: choose one of {families}, or timm with any of its "
+                         "names as --model_arch")
     if not arch:
         if len(rows) > 1:
             raise InputError(f"--model {rows[0].model} has several architectures: pass --model_arch, one of "
@@ -102,14 +108,16 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
         if row.arch.lower() == arch.lower():
             return row
     other = next((row for row in BACKBONES if row.arch.lower() == arch.lower()), None)
-    hint = f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch for row in rows)
+    hint = f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch
+                                                                                      for row in rows)
     raise InputError(f"--model_arch {arch} is not an architecture of --model {rows[0].model}: {hint}")
 
 
 def belongs(model: str, arch: str | None) -> bool:
     """Whether `arch` is an architecture of `model`, one of the table's."""
     model = MODEL_ALIASES.get(model, model)
-    return any(row.model.lower() == model.lower() and row.arch.lower() == (arch or "").lower() for row in BACKBONES)
+    return any(row.model.lower() == model.lower() and row.arch.lower() == (arch or "").lower()
+               for row in BACKBONES)
 
 
 def _timm_backbone(arch: str | None) -> Backbone:
@@ -118,12 +126,13 @@ def _timm_backbone(arch: str | None) -> Backbone:
     name = timm_models.current_name(arch)
     settings = timm_models.settings_of(name)
     mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean), std=tuple(std))
+    return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean),
+                    std=tuple(std))
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
-    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own. InputError, naming sizes
-    that work, where the patch does not divide it or a timm model does not take it."""
+    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own. InputError,
+    naming sizes that work, where the patch does not divide it or a timm model does not take it."""
     if backbone.model == TIMM:
         size = input_size or timm_models.own_size(backbone.timm_name)
         patch = timm_models.patch_of(backbone.timm_name)
@@ -133,8 +142,8 @@ def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
         raise InputError(f"--input_size {size} is too small: at least {max(patch, 8)}")
     if patch and size % patch:
         below = size // patch * patch
-        raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for {backbone.arch}: the "
-                         f"nearest sizes are {below} and {below + patch}")
+        raise InputError(f"--input_size {size} can't be cut into {patch} x {patch} patches for "
+                         f"{backbone.arch}: the nearest sizes are {below} and {below + patch}")
     if backbone.model == TIMM:
         _require_size(backbone, size)
     return size
@@ -142,7 +151,8 @@ def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
 
 @functools.cache  # a list of --dataratio, and the trials of a search, ask again
 def _require_size(backbone: Backbone, size: int) -> None:
-    timm_models.require_size(backbone.timm_name, functools.partial(build_model, backbone, 2, pretrained=False), size)
+    timm_models.require_size(backbone.timm_name,
+                             functools.partial(build_model, backbone, 2, pretrained=False), size)
 
 
 def has_plain_vit(backbone: Backbone) -> bool:
@@ -152,13 +162,16 @@ def has_plain_vit(backbone: Backbone) -> bool:
 
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
-                global_pool: bool = True, fc_norm_passes: int = 1, pretrained: bool = True, **changes) -> torch.nn.Module:
+                global_pool: bool = True, fc_norm_passes: int = 1, pretrained: bool = True,
+                **changes) -> torch.nn.Module:
     """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
 
-    Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for every
-    other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the original's present
-    code have to be scored. pretrained: whether weights will be put in; then the head starts next to zero, else as timm
-    starts it. `changes` go to timm as they are (depth=2 in tests). Building under `torch.device("meta")` costs no memory.
+    Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for
+    every other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the
+    original's present
+    code have to be scored. pretrained: whether weights will be put in; then the head starts next to zero,
+    else as timm starts it. `changes` go to timm as they are (depth=2 in tests). Building under
+    `torch.device("meta")` costs no memory.
     """
     options = {"num_classes": num_classes, **changes}
     if drop_path:
@@ -178,7 +191,8 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
     except AssertionError as error:
         raise InputError(f"{backbone.arch} can't be built at --input_size {input_size}: {error}") from error
     if not hasattr(model, "get_classifier"):
-        raise InputError(f"{backbone.arch} is no image classifier of timm's kind: choose another --model_arch")
+        raise InputError(f"{backbone.arch} is no image classifier of timm's kind: choose another "
+                         "--model_arch")
     if backbone.family == "mae" and fc_norm_passes != 1:
         if not global_pool:
             raise InputError("--fc_norm_passes has a meaning with --global_pool alone")
@@ -197,7 +211,8 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
 
 
 class Regressor(torch.nn.Module):
-    """A backbone without a classifier, and a head that reads its feature: (B, 3, S, S), (B, C) or None -> (B, T)."""
+    """A backbone without a classifier, and a head that reads its feature: (B, 3, S, S), (B, C) or None -> (B,
+    T)."""
 
     def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module):
         super().__init__()
@@ -213,19 +228,21 @@ def feature_width(model: torch.nn.Module) -> int:
 
 
 class ExactLinear(torch.nn.Linear):
-    """A classifier that runs in fp32 whatever the precision: in bf16 the logits of many images would be equal, and ranks
-    would tie."""
+    """A classifier that runs in fp32 whatever the precision: in bf16 the logits of many images would be
+    equal, and ranks would tie."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):  # meta has no autocast
+        # meta has no autocast
+        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
             return torch.nn.functional.linear(features.float(), self.weight, self.bias)
 
 
 def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """The last linear layer of a timm model's classifier; None where there are several classifiers, or none that is linear and
-    has a bias."""
+    """The last linear layer of a timm model's classifier; None where there are several classifiers, or none
+    that is linear and has a bias."""
     names = head_names(model)
-    layers = [module for module in model.get_submodule(names[0]).modules() if isinstance(module, torch.nn.Linear)
+    layers = [module for module in model.get_submodule(names[0]).modules()
+              if isinstance(module, torch.nn.Linear)
               ] if len(names) == 1 else []
     return layers[-1] if layers and layers[-1].bias is not None else None
 
@@ -253,16 +270,19 @@ class FeatureReader(torch.nn.Module):
 
 @torch.no_grad()
 def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | None:
-    """The reader of a model's features; None unless the model's outputs are its final linear layer of them, and no more."""
+    """The reader of a model's features; None unless the model's outputs are its final linear layer of them,
+    and no more."""
     layer = final_linear(model)
     if layer is None:
         return None
     reader, was_training = FeatureReader(model, layer), model.training
     model.eval()
-    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size, input_size)
+    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size,
+                                                                                           input_size)
     features, logits = reader.with_outputs(images)
     model.train(was_training)
-    agrees = features.shape == (2, layer.in_features) and torch.allclose(layer(features), logits, rtol=1e-3, atol=1e-7)
+    agrees = features.shape == (2, layer.in_features) and torch.allclose(layer(features), logits, rtol=1e-3,
+                                                                         atol=1e-7)
     return reader if agrees else None
 
 
@@ -271,7 +291,8 @@ class NoStochasticDepth(InputError):
 
 
 class RepeatedLayerNorm(torch.nn.LayerNorm):
-    """A layer norm applied `passes` times, its weights named as for one: the original's present code does so."""
+    """A layer norm applied `passes` times, its weights named as for one: the original's present code does
+    so."""
 
     def __init__(self, shape, passes: int, eps: float):
         super().__init__(shape, eps=eps)
@@ -284,20 +305,22 @@ class RepeatedLayerNorm(torch.nn.LayerNorm):
 
 
 def head_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the classifiers' parameter names ("head", "fc", "head.fc"; two for a distilled model of timm); those that
-    a model built without a classifier would have."""
+    """Prefixes of the classifiers' parameter names ("head", "fc", "head.fc"; two for a distilled model of
+    timm); those that a model built without a classifier would have."""
     if hasattr(model, "without_head"):
         return model.without_head
     classifiers = model.get_classifier()
     classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
-    return tuple(name for name, module in model.named_modules() if name and any(module is head for head in classifiers))
+    return tuple(name for name, module in model.named_modules() if name
+                 and any(module is head for head in classifiers))
 
 
 def _start_head(model: torch.nn.Module) -> None:
-    """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's fine-tuning).
+    """A head that starts next to zero, so that the first steps don't pull at pre-trained weights (MAE's
+    fine-tuning).
 
-    Drawn on the CPU from the seed alone, however much the backbone has drawn: a model of shapes (meta), whose backbone draws
-    nothing, has the same head.
+    Drawn on the CPU from the seed alone, however much the backbone has drawn: a model of shapes (meta), whose
+    backbone draws nothing, has the same head.
     """
     generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
     for name in head_names(model):
@@ -354,19 +377,20 @@ class LoadedWeights:
 
 def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights_dir: str,
                   allow_partial: bool = False, put: Put = put_in) -> LoadedWeights:
-    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta). put: what takes
-    a part of the model and what fits it; one of the caller's own may put it in later, into a model on meta too.
+    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta).
+    put: what takes a part of the model and what fits it; one of the caller's own may put it in later, into a
+    model on meta too.
 
-    InputError where one backbone tensor is missing, has another shape, or the file holds backbone tensors that nothing
-    takes; `allow_partial` turns that into a line with all the names.
+    InputError where one backbone tensor is missing, has another shape, or the file holds backbone tensors
+    that nothing takes; `allow_partial` turns that into a line with all the names.
     """
     path = find_weights(name, weights_dir, HUB_FILES, _how_to_get(backbone))
     digest = sha256(path)
     check_digest(path, digest)
     file = checkpoint.read(path)
     if is_adapter(file):
-        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the whole model that "
-                         "its run ends with")
+        raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the "
+                         "whole model that its run ends with")
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
@@ -384,14 +408,14 @@ def _put(put: Put, model: torch.nn.Module, fitted: Fit) -> None:
 
 
 def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile, put: Put = put_in) -> Fit:
-    """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits. put: see
-    `load_backbone`."""
+    """Put a trained checkpoint, head included, into `model`; InputError unless every tensor of it fits. put:
+    see `load_backbone`."""
     if isinstance(model, Regressor):
         return _load_trained_regressor(model, backbone, file, put)
     heads = head_names(model)
     if not any(name.startswith(tuple(f"{head}." for head in heads)) for name in file.tensors):
-        raise InputError(f"{file.path} has no classifier ({heads[0]}.weight): it holds a backbone's weights; pass it with "
-                         "--finetune, and a trained checkpoint with --resume")
+        raise InputError(f"{file.path} has no classifier ({heads[0]}.weight): it holds a backbone's weights; "
+                         "pass it with --finetune, and a trained checkpoint with --resume")
     fitted = fit(model, file.tensors, backbone.family, heads, with_head=True)
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch} --nb_classes "
                       f"{model.num_classes}", allow_partial=False)
@@ -403,11 +427,12 @@ def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFi
     """Head and backbone are fitted apart: the backbone's names are timm's, the head's are its own."""
     head = {name: tensor for name, tensor in file.tensors.items() if name.startswith(HEAD_PREFIX)}
     if not head:
-        raise InputError(f"{file.path} has no regression head: pass a backbone's weights with --finetune, and a trained "
-                         "checkpoint with --resume")
+        raise InputError(f"{file.path} has no regression head: pass a backbone's weights with --finetune, "
+                         "and a trained checkpoint with --resume")
     rest = {name: tensor for name, tensor in file.tensors.items() if name not in head}
     fitted = fit(model.backbone, rest, backbone.family, head_names(model.backbone), with_head=True)
-    of_head = fit(model.regression_head, {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()}, "timm", (),
+    of_head = fit(model.regression_head,
+                  {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()}, "timm", (),
                   with_head=True)
     flags = f"--model {backbone.model} --model_arch {backbone.arch} and the head's flags"
     for part in (fitted, of_head):
@@ -421,16 +446,16 @@ def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFi
 def _require_complete(fitted: Fit, file: WeightFile, flags: str, allow_partial: bool) -> None:
     if fitted.complete or (allow_partial and fitted.used):
         return
-    raise InputError(f"{file.path} does not fit {flags} ({len(fitted.used)} of {len(fitted.expected)} tensors fit; "
-                     f"{fitted.problems()}): check --model, --model_arch and the file")
+    raise InputError(f"{file.path} does not fit {flags} ({len(fitted.used)} of {len(fitted.expected)} "
+                     f"tensors fit; {fitted.problems()}): check --model, --model_arch and the file")
 
 
 def check_digest(path: Path, digest: str) -> None:
     """Meta's names end in the first eight digits of the file's sha256: hold them to it."""
     said = SHA256_PREFIX.search(Path(path).name)
     if said and not digest.startswith(said.group(1)):
-        raise InputError(f"{path} is not the file that its name says (sha256 {digest[:8]}…, name {said.group(1)}): the "
-                         "download was cut or changed; fetch it again")
+        raise InputError(f"{path} is not the file that its name says (sha256 {digest[:8]}…, name "
+                         f"{said.group(1)}): the download was cut or changed; fetch it again")
 
 
 def _how_to_get(backbone: Backbone) -> str:
@@ -438,7 +463,8 @@ def _how_to_get(backbone: Backbone) -> str:
         return ("the hub's names for this model are " + ", ".join(backbone.weights)
                 + f"; ask for access on huggingface.co/{HUB_OWNER}/{backbone.weights[0]}")
     if backbone.model == "Dinov3":
-        return "Meta sends the links after a request on ai.meta.com/resources/models-and-libraries/dinov3-downloads"
+        return ("Meta sends the links after a request on "
+                "ai.meta.com/resources/models-and-libraries/dinov3-downloads")
     if backbone.model == "Dinov2":
         return "Meta's links are listed on github.com/facebookresearch/dinov2"
     return "leave --finetune out to train from random weights"

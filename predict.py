@@ -1,4 +1,5 @@
-"""Apply a trained checkpoint to images without labels: classes with probabilities, or numbers; heat maps where asked for.
+"""Apply a trained checkpoint to images without labels: classes with probabilities, or numbers; heat maps
+where asked for.
 
 A folder with images at any depth, on a laptop's CPU as on a GPU:
     python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv
@@ -6,8 +7,10 @@ A CSV (its other columns are kept; a regression with covariates needs it), on fo
     torchrun --nproc_per_node=4 predict.py --resume output_dir/NAME/checkpoint-best.pth --input patients.csv \
         --path_col image --output predictions.csv
 With a map of where the model looked for each image:
-    python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv --heatmaps maps
-A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
+    python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv \
+        --heatmaps maps
+A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wrong input (one line), 1 a
+failed run.
 """
 
 import sys
@@ -29,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     from jobs.predictions import predict  # torch and timm take seconds to import: --help does not wait
     from util.parallel.processes import process_group
 
-    with process_group(options.run.device, options.processes.dist_url, options.processes.dist_on_itp) as world:
+    with process_group(options.run.device, options.processes.dist_url,
+                       options.processes.dist_on_itp) as world:
         world.say(*filter(None, [world.note]))
         predict(options, world)
     return 0

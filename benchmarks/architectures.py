@@ -1,12 +1,13 @@
 """Do timm's architectures train here, and does predict.py give what the evaluation gave?
 
-    python benchmarks/architectures.py                              # all of NAMES: about 15 s of one core each
-    python benchmarks/architectures.py resnet18 crossvit_9_240      # these
-    python benchmarks/architectures.py --table                      # what is known so far, no more
+    python benchmarks/architectures.py          # all of NAMES: about 15 s of one core each
+    python benchmarks/architectures.py resnet18 crossvit_9_240   # these
+    python benchmarks/architectures.py --table   # what is known so far, no more
 
-Each architecture runs in a process of its own: two training steps on a few noisy images at the smallest of a few sizes that it
-takes, the evaluation of test, and predict.py on the same images. What came out stands in --results, a JSON line each, as soon
-as it is known; a name that stands there is not run again. Exit code 1 where one ended otherwise than well or in one line.
+Each architecture runs in a process of its own: two training steps on a few noisy images at the smallest of a
+few sizes that it takes, the evaluation of test, and predict.py on the same images. What came out stands in
+--results, a JSON line each, as soon as it is known; a name that stands there is not run again. Exit code 1
+where one ended otherwise than well or in one line.
 """
 
 import argparse
@@ -59,8 +60,8 @@ vit_small_patch16_dinov3 vitamin_small_224 volo_d1_224 vovnet39a ese_vovnet19b_d
 xcit_nano_12_p16_224 tf_efficientnet_b0_ns resnet10t.a1_in1k
 """
 SIZES = (64, 128, None)  # None: the architecture's own
-FLAGS = ("--model timm --nb_classes 2 --batch_size 8 --epochs 1 --lr 1e-3 --num_workers 0 --aa none --reprob 0 --device cpu "
-         "--precision fp32 --task run")
+FLAGS = ("--model timm --nb_classes 2 --batch_size 8 --epochs 1 --lr 1e-3 --num_workers 0 --aa none --reprob "
+         "0 --device cpu --precision fp32 --task run")
 TRAINS = "trains, predicts as evaluation does"
 
 
@@ -84,7 +85,8 @@ def one(name: str, data: Path, folder: Path, sizes: tuple[int | None, ...] = SIZ
     if code:
         return {"name": name, "size": size, "code": code, "line": line}
     code, line = ended(predict.main, [
-        "--resume", str(where / "run/checkpoint-best.pth"), "--input", str(data / "test"), "--output", str(where / "out.csv"),
+        "--resume", str(where / "run/checkpoint-best.pth"), "--input", str(data / "test"), "--output",
+        str(where / "out.csv"),
         "--num_workers", "0", "--device", "cpu", "--precision", "fp32"])
     if code:
         return {"name": name, "size": size, "code": code, "line": f"predict.py: {line}"}
@@ -101,7 +103,14 @@ def _send(name: str, data: Path, folder: Path, pipe: Connection) -> None:
     try:
         pipe.send(one(name, data, folder))
     except Exception:  # what this program looks for
-        pipe.send({"name": name, "size": None, "code": 1, "line": f"TRACEBACK {traceback.format_exc().splitlines()[-1]}"})
+        pipe.send(
+            {
+                "name": name,
+                "size": None,
+                "code": 1,
+                "line": f"TRACEBACK {traceback.format_exc().splitlines()[-1]}",
+            }
+        )
 
 
 def measured(name: str, data: Path, seconds: float) -> dict:
@@ -129,7 +138,8 @@ def is_well(row: dict) -> bool:
 
 def table(rows: list[dict]) -> str:
     counts = (f"{sum(row['line'] == TRAINS for row in rows)} train and predict as evaluation does, "
-              f"{sum(row['code'] == 2 for row in rows)} end in one line, {sum(not is_well(row) for row in rows)} otherwise")
+              f"{sum(row['code'] == 2 for row in rows)} end in one line, "
+              f"{sum(not is_well(row) for row in rows)} otherwise")
     return "\n".join([*map(as_line, rows), counts])
 
 
@@ -138,9 +148,11 @@ def as_line(row: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES.split(), help="architectures of timm; all of NAMES")
-    parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"), help="where it writes, and goes on")
+    parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"), help="where it writes, "
+                                                                                          "and goes on")
     parser.add_argument("--seconds", type=float, default=600, help="the longest that one may take")
     parser.add_argument("--table", action="store_true", help="print what is known and run nothing")
     options = parser.parse_args()

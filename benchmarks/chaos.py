@@ -3,9 +3,10 @@
     python benchmarks/chaos.py                    50 kills and more: some 15 minutes on two cores
     python benchmarks/chaos.py --kills 200 --seed 1
 
-A round is one small training (drop path, mixup, RandAugment, loader workers, checkpoints inside the epochs), with one process
-or two under the launcher, killed at random moments and started again with the same command until it is done. Then weights,
-moments, metrics and predictions must be those of the undisturbed run, bit for bit. Exit code 1 where one is not.
+A round is one small training (drop path, mixup, RandAugment, loader workers, checkpoints inside the epochs),
+with one process or two under the launcher, killed at random moments and started again with the same command
+until it is done. Then weights, moments, metrics and predictions must be those of the undisturbed run, bit for
+bit. Exit code 1 where one is not.
 """
 
 import argparse
@@ -27,10 +28,11 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = shlex.split("--model timm --model_arch test_vit --input_size 32 --nb_classes 2 --batch_size 4 --epochs 8 --lr 1e-3 "
-                    "--drop_path 0.2 --mixup 0.8 --num_workers 1 --device cpu --save_every_steps 3 --warmup_epochs 1 "
-                    "--task run --resume same")
-COMPARED = ("metrics_val.csv", "metrics_test.csv", "metrics_val.json", "metrics_test.json", "predictions_val.csv",
+FLAGS = shlex.split("--model timm --model_arch test_vit --input_size 32 --nb_classes 2 --batch_size 4 "
+                    "--epochs 8 --lr 1e-3 --drop_path 0.2 --mixup 0.8 --num_workers 1 --device cpu "
+                    "--save_every_steps 3 --warmup_epochs 1 --task run --resume same")
+COMPARED = ("metrics_val.csv", "metrics_test.csv", "metrics_val.json", "metrics_test.json",
+            "predictions_val.csv",
             "predictions_test.csv")
 KINDS = {
     "kill": "SIGKILL to everything at once, as a node that loses its power",
@@ -43,7 +45,8 @@ PATIENCE_S = 300
 
 
 def write_pictures(folder: Path, number: int = 96) -> None:
-    """Two classes of noise, `number` images of 36 x 36 for training and a quarter of it for val and test each."""
+    """Two classes of noise, `number` images of 36 x 36 for training and a quarter of it for val and test
+    each."""
     rng = np.random.default_rng(0)
     for split, count in (("train", number), ("val", number // 4), ("test", number // 4)):
         for label in range(count):
@@ -68,12 +71,17 @@ class Training:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        launcher = [str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nproc_per_node", str(self.processes),
-                    "--max-restarts", "3", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"] if self.processes > 1 else []
-        words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path", str(self.pictures)]
+        launcher = [str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nproc_per_node",
+                    str(self.processes),
+                    "--max-restarts", "3", "--signals-to-handle",
+                    "SIGTERM,SIGINT,SIGUSR1"] if self.processes > 1 else []
+        words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path",
+                 str(self.pictures)]
         with open(self.folder / "out.txt", "a") as out, open(self.folder / "err.txt", "a") as err:
-            self.process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=err, start_new_session=True,
-                                            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+            self.process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=err,
+                                            start_new_session=True,
+                                            env=os.environ | {"OMP_NUM_THREADS": "1",
+                                                              "PYTHONPATH": str(ROOT)})
 
     def ranks(self) -> list[int]:
         """The processes that train: what was started itself, or the launcher's children."""
@@ -86,7 +94,8 @@ class Training:
 
     def kill_all(self) -> None:
         """SIGKILL to what was started, its children and theirs."""
-        pids = [self.process.pid, *(pid for child in children(self.process.pid) for pid in (child, *children(child)))]
+        pids = [self.process.pid, *(pid for child in children(self.process.pid)
+                                    for pid in (child, *children(child)))]
         for pid in pids:
             send(pid, signal.SIGKILL)
         self.wait()
@@ -101,7 +110,8 @@ class Training:
 
 def children(pid: int) -> list[int]:
     try:
-        return [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
+        return [int(word) for task in Path(f"/proc/{pid}/task").iterdir()
+                for word in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         return []
 
@@ -122,7 +132,8 @@ def send(pid: int, number: int) -> bool:
 
 
 def strike(training: Training, kind: str, moment: float, rng: random.Random) -> int | None:
-    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training goes on by itself.
+    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training goes on
+    by itself.
 
     A training that was done before is left as it is.
     """
@@ -158,8 +169,8 @@ def torn(folder: Path) -> list[str]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What of two finished runs is not the same: weights and moments bit for bit, tables byte for byte, the log but for the
-    seconds."""
+    """What of two finished runs is not the same: weights and moments bit for bit, tables byte for byte, the
+    log but for the seconds."""
     found = [name for name in COMPARED if (one / name).read_bytes() != (other / name).read_bytes()]
     for name in ("checkpoint-best.pth", "checkpoint-last.pth"):
         a, b = (torch.load(folder / name, weights_only=True) for folder in (one, other))
@@ -175,7 +186,8 @@ def same(one, other) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key])
+                                                                              for key in one)
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
     return one == other
@@ -192,7 +204,8 @@ class Tally:
 
 
 def undisturbed(folder: Path, pictures: Path, processes: int) -> tuple[Training, float, float]:
-    """A run that is left alone, the seconds until its first epoch is logged, and those from there to its end."""
+    """A run that is left alone, the seconds until its first epoch is logged, and those from there to its
+    end."""
     training = Training(folder, pictures, processes)
     began = time.monotonic()
     training.start()
@@ -204,9 +217,11 @@ def undisturbed(folder: Path, pictures: Path, processes: int) -> tuple[Training,
     return training, first, time.monotonic() - began - first
 
 
-def one_round(training: Training, reference: Path, kinds: list[str], start_s: float, train_s: float, rng: random.Random,
+def one_round(training: Training, reference: Path, kinds: list[str], start_s: float, train_s: float,
+              rng: random.Random,
               tally: Tally) -> None:
-    """Start and kill, once for each of `kinds`, then let the training finish and compare it with the undisturbed one."""
+    """Start and kill, once for each of `kinds`, then let the training finish and compare it with the
+    undisturbed one."""
     waiting = list(kinds)
     tally.rounds += 1
     training.start()
@@ -227,10 +242,12 @@ def one_round(training: Training, reference: Path, kinds: list[str], start_s: fl
         if code == 0:
             break
         if code in (1, 2):
-            tally.problems.append(f"a start ended with {code}: {(training.folder / 'err.txt').read_text()[-500:]}")
+            tally.problems.append(f"a start ended with {code}: "
+                                  f"{(training.folder / 'err.txt').read_text()[-500:]}")
             return
         training.start()
-    tally.problems += [f"round {tally.rounds}: {name} differs" for name in differences(reference, training.run_folder)]
+    tally.problems += [f"round {tally.rounds}: {name} differs"
+                       for name in differences(reference, training.run_folder)]
     err = (training.folder / "err.txt").read_text()
     if "Traceback" in err:
         tally.problems.append(f"round {tally.rounds}: a traceback: {err[-1500:]}")
@@ -245,19 +262,21 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         folder = Path(folder)
         write_pictures(folder / "pictures")
-        references = {number: undisturbed(folder / f"alone{number}", folder / "pictures", number) for number in (1, 2)}
+        references = {number: undisturbed(folder / f"alone{number}", folder / "pictures", number)
+                      for number in (1, 2)}
         while tally.kills.total() < options.kills and not tally.problems:
             processes = 1 + tally.rounds % 2
             alone, start_s, train_s = references[processes]
             kinds = rng.choices([kind for kind in KINDS if processes > 1 or kind != "rank"], k=6)
             training = Training(folder / f"round{tally.rounds}", folder / "pictures", processes)
             one_round(training, alone.run_folder, kinds, start_s, train_s, rng, tally)
-            print(f"round {tally.rounds} ({processes} process{'es' if processes > 1 else ''}): {tally.kills.total()} kills so "
-                  f"far, {len(tally.problems)} problems", flush=True)
+            print(f"round {tally.rounds} ({processes} process{'es' if processes > 1 else ''}): "
+                  f"{tally.kills.total()} kills so far, {len(tally.problems)} problems", flush=True)
     kinds = ", ".join(f"{kind} {number}" for kind, number in tally.kills.items())
     print(f"{tally.kills.total()} kills in {tally.rounds} rounds: {kinds}")
     print("ends: " + ", ".join(f"{code} x {n}" for code, n in sorted(tally.codes.items())))
-    print("torn files, differing results, tracebacks: " + ("none" if not tally.problems else "\n".join(tally.problems)))
+    print("torn files, differing results, tracebacks: "
+          + ("none" if not tally.problems else "\n".join(tally.problems)))
     return 1 if tally.problems else 0
 
 

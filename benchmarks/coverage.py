@@ -1,12 +1,14 @@
-"""How often the intervals of util/metrics/intervals.py hold the truth: on test sets drawn from known distributions.
+"""How often the intervals of util/metrics/intervals.py hold the truth: on test sets drawn from known
+distributions.
 
     python benchmarks/coverage.py                         # 2000 test sets of each kind, some minutes
     python benchmarks/coverage.py --quick                 # 20 of each: that it runs, no more
     python benchmarks/coverage.py --json FILE
 
-A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal distributions;
-more classes: a normal distribution each, in a row, as grades are. Probabilities are made too extreme on purpose. The truths
-are figures of a million images drawn alike.
+A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal
+distributions;
+more classes: a normal distribution each, in a row, as grades are. Probabilities are made too extreme on
+purpose. The truths are figures of a million images drawn alike.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from util.metrics.intervals import classification_intervals
 from util.metrics.weighted import Images, operating_thresholds
 
 SETS, IMAGES, OF_TRUTH = 2000, 500, 1_000_000
-SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision", "recall",
+SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision",
+         "recall",
          "jaccard", "score", "loss", "brier", "mae_grades", "ece", "calibration_slope",
          "calibration_intercept")
 LEAST, MOST = 0.925, 0.97
@@ -36,8 +39,8 @@ LEAST, MOST = 0.925, 0.97
 
 @dataclass(frozen=True)
 class Kind:
-    """Test sets of `images` images: shares of the classes, distance of neighbours' means, images a patient that share half
-    of the deviation."""
+    """Test sets of `images` images: shares of the classes, distance of neighbours' means, images a patient
+    that share half of the deviation."""
 
     name: str
     shares: tuple[float, ...]
@@ -66,20 +69,24 @@ def draw(kind: Kind, images: int, rng: np.random.Generator) -> pd.DataFrame:
     position = kind.distance * true + noise
     log_likelihood = -((position[:, None] - kind.distance * classes) ** 2) / 2 + np.log(kind.shares)
     rows = pd.DataFrame({"index": np.arange(len(true)), "path": "", "split": "test", "target": true,
-                         "patient": np.repeat(np.arange(patients), kind.a_patient).astype(str) if kind.a_patient > 1 else ""})
+                         "patient": np.repeat(np.arange(patients), kind.a_patient).astype(str)
+                         if kind.a_patient > 1 else ""})
     return predictions_table(rows, 1.3 * log_likelihood, [str(k) for k in classes])
 
 
 def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures, and the thresholds of the operating points, which are chosen on other images than they are tried on."""
+    """The figures, and the thresholds of the operating points, which are chosen on other images than they are
+    tried on."""
     table = draw(kind, OF_TRUTH, np.random.default_rng(1))
     thresholds = operating_thresholds(Images.of(table))
     entries = classification_intervals(table, draws=2, thresholds=thresholds)
     return {name: entry["value"] for name, entry in entries.items()}, thresholds
 
 
-def holds(kind: Kind, known: tuple[dict, dict], start: int, stop: int) -> dict[str, tuple[int, int, int, float, str]]:
-    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below the truth."""
+def holds(kind: Kind, known: tuple[dict, dict], start: int,
+          stop: int) -> dict[str, tuple[int, int, int, float, str]]:
+    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below
+    the truth."""
     found, (true, thresholds) = {}, known
     for number in range(start, stop):
         table = draw(kind, kind.images, np.random.default_rng((number, 7)))
@@ -99,12 +106,15 @@ def table_of(kinds, sets: int, processes: int) -> list[dict]:
         for kind in kinds:
             known = true, _ = truth(kind)
             step = max(1, sets // (4 * processes))
-            parts = list(pool.map(holds, *zip(*((kind, known, at, min(sets, at + step)) for at in range(0, sets, step)),
+            parts = list(pool.map(holds, *zip(*((kind, known, at, min(sets, at + step))
+                                                for at in range(0, sets, step)),
                                               strict=True)))
             for name in dict.fromkeys(name for part in parts for name in part):
-                number, below, above, widths = (sum(part[name][place] for part in parts if name in part) for place in range(4))
+                number, below, above, widths = (sum(part[name][place] for part in parts if name in part)
+                                                for place in range(4))
                 rows.append({"kind": kind.name, "figure": name, "truth": true[name], "method": next(
-                    part[name][4] for part in parts if name in part), "sets": number, "coverage": 1 - (below + above) / number,
+                    part[name][4] for part in parts if name in part), "sets": number,
+                             "coverage": 1 - (below + above) / number,
                     "too low": below / number, "too high": above / number, "mean width": widths / number})
     return rows
 
@@ -117,8 +127,10 @@ def main(argv=None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--all", action="store_true", help="also the figures of single classes")
     options = parser.parse_args(argv)
-    rows = table_of(KINDS[2:3] if options.quick else KINDS, 20 if options.quick else options.sets, options.processes)
-    print(f"{'figure':<32} {'truth':>8} {'method':<20} {'coverage':>8} {'too low':>8} {'too high':>8} {'width':>7}")
+    rows = table_of(KINDS[2:3] if options.quick else KINDS, 20 if options.quick else options.sets,
+                    options.processes)
+    print(f"{'figure':<32} {'truth':>8} {'method':<20} {'coverage':>8} {'too low':>8} {'too high':>8} "
+          f"{'width':>7}")
     for kind in dict.fromkeys(row["kind"] for row in rows):
         print(f"-- {kind}, {max(row['sets'] for row in rows if row['kind'] == kind):,} test sets")
         for row in rows:

@@ -3,12 +3,13 @@
     python benchmarks/error_rates.py                      # 800 test sets of each kind, two minutes
     python benchmarks/error_rates.py --quick              # 20 of each: that it runs, no more
 
-A good test at the level of 0.05 does so for 5 % of the test sets (four standard errors of 800 sets: 1.9 to 8.1 %). Two models
-see the same images with errors of their own; with patients, half of an error is shared by the two images of a patient.
+A good test at the level of 0.05 does so for 5 % of the test sets (four standard errors of 800 sets: 1.9 to
+8.1 %). Two models see the same images with errors of their own; with patients, half of an error is shared by
+the two images of a patient.
 
-The joint test of several models rests on the covariance of their AUCs, so it needs more images the more models there are. Of
-2000 test sets it calls different, by images of the rarer class for a degree of freedom: with 20 or more 5.7 to 7.5 %, with 10
-to 15 6.8 to 8.5 %, with 4 to 8 7.0 to 13.3 %; hence comparison.ENOUGH.
+The joint test of several models rests on the covariance of their AUCs, so it needs more images the more
+models there are. Of 2000 test sets it calls different, by images of the rarer class for a degree of freedom:
+with 20 or more 5.7 to 7.5 %, with 10 to 15 6.8 to 8.5 %, with 4 to 8 7.0 to 13.3 %; hence comparison.ENOUGH.
 """
 
 import argparse
@@ -42,9 +43,12 @@ class Setting:
     images_a_patient: int = 1
 
 
-SETTINGS = (Setting("3 classes", 3), Setting("2 classes, 50 positives", 2, 50), Setting("3 classes, 150 patients", 3, None, 2))
+SETTINGS = (Setting("3 classes", 3), Setting("2 classes, 50 positives", 2, 50), Setting("3 classes, 150 "
+                                                                                        "patients", 3, None,
+                                                                                        2))
 
-JOINT_SETTINGS = ((3, 300, 150), (3, 300, 50), (3, 60, 30), (3, 43, 12), (5, 300, 150), (5, 200, 80), (5, 80, 40), (5, 60, 30),
+JOINT_SETTINGS = ((3, 300, 150), (3, 300, 50), (3, 60, 30), (3, 43, 12), (5, 300, 150), (5, 200, 80),
+                  (5, 80, 40), (5, 60, 30),
                   (8, 300, 150), (8, 140, 70), (8, 60, 30))  # models, images, of them positives
 
 
@@ -55,8 +59,10 @@ def one_set(setting: Setting, rng: np.random.Generator) -> list[Run]:
     of_unit = rng.choice(setting.classes, units, p=chances)
     labels = np.repeat(of_unit, setting.images_a_patient)
     samples = pd.DataFrame({
-        "index": np.arange(300), "path": [f"{n:03d}.png" for n in range(300)], "split": "test", "target": labels,
-        "patient": [str(n // setting.images_a_patient) if setting.images_a_patient > 1 else "" for n in range(300)]})
+        "index": np.arange(300), "path": [f"{n:03d}.png" for n in range(300)], "split": "test",
+        "target": labels,
+        "patient": [str(n // setting.images_a_patient) if setting.images_a_patient > 1 else ""
+                    for n in range(300)]})
     names = [str(k) for k in range(setting.classes)]
     runs = []
     for _ in range(2):
@@ -75,13 +81,15 @@ def rates(setting: Setting, sets: int, seed: int) -> dict[tuple[str, str], float
     rng, called = np.random.default_rng(seed), Counter()
     for number in range(sets):
         first, second = one_set(setting, rng)
-        for test in compare([Group("A", [first]), Group("B", [second])], METRICS, "test", DRAWS, number).tests:
+        for test in compare([Group("A", [first]), Group("B", [second])], METRICS, "test", DRAWS,
+                            number).tests:
             called[test.metric, test.method] += test.p < LEVEL
     return {key: count / sets for key, count in called.items()}
 
 
 def joint_rate(models: int, images: int, positives: int, sets: int, seed: int) -> float:
-    """Share of the test sets of two classes in which the joint test of so many equal models has a p below the level."""
+    """Share of the test sets of two classes in which the joint test of so many equal models has a p below the
+    level."""
     rng, called = np.random.default_rng(seed), 0
     is_class = np.arange(images) < positives
     for _ in range(sets):
@@ -98,13 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the test sets")
     options = parser.parse_args(argv)
     for setting in SETTINGS:
-        for (metric, method), rate in rates(setting, 20 if options.quick else options.sets, options.seed).items():
+        for (metric, method), rate in rates(setting, 20 if options.quick else options.sets,
+                                            options.seed).items():
             print(f"{setting.name:<26} {metric:<8} {method:<17} {rate:6.1%}", flush=True)
     for models, images, positives in JOINT_SETTINGS:
         each = positives / (models - 1)
         rate = joint_rate(models, images, positives, 20 if options.quick else options.sets, options.seed)
-        print(f"{f'{models} models, {positives} of {images} images':<26} {'roc_auc':<8} {JOINT:<17} {rate:6.1%}  {each:.0f} "
-              f"positives for a degree of freedom, {ENOUGH} are enough", flush=True)
+        print(f"{f'{models} models, {positives} of {images} images':<26} {'roc_auc':<8} {JOINT:<17} "
+              f"{rate:6.1%}  {each:.0f} positives for a degree of freedom, {ENOUGH} are enough", flush=True)
     return 0
 
 

@@ -1,11 +1,11 @@
 """How well, and how fast, the round field of a photograph is found (util/data/images/fundus.py).
 
-    python benchmarks/fundus.py                    # drawn fields, IDRiD with its hand marks, images without a field, the time
-    python benchmarks/fundus.py --number 100       # of each kind of drawn field; 40
+    python benchmarks/fundus.py   # drawn fields, IDRiD with its hand marks, images without, the time
+    python benchmarks/fundus.py --number 100   # of each kind of drawn field; 40
 
-IDRiD is read from ../shared/data where it lies beside the checkout; scikit-image's photographs where it is installed
-(pip install -r requirements-benchmarks.txt). Times are of one thread, the best of five of each image, on a machine that
-should do nothing else.
+IDRiD is read from ../shared/data where it lies beside the checkout; scikit-image's photographs where it is
+installed (pip install -r requirements-benchmarks.txt). Times are of one thread, the best of five of each
+image, on a machine that should do nothing else.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from util.data.images.fundus import find_field, small_image  # noqa: E402
 DATA = ROOT.parent / "shared" / "data"
 PARTS = 60  # random parts of each ordinary photograph
 # Of those that ship with scikit-image: photographs of other things than eyes, and microscopy.
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel",
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass",
+               "gravel",
                "hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "rocket", "text")
 
 
@@ -58,7 +59,8 @@ def marked() -> None:
     print(f"marked originals      least {min(found):.4f} of {len(found)}")
     paths = sorted((DATA / "idrid_512").rglob("*.jpg"))
     radii = [field.radius for path in paths if (field := find_field(small_image(ImageSource(str(path)))[0]))]
-    print(f"IDRiD at 512          {len(radii)} of {len(paths)} found; radius {min(radii):.1f} to {max(radii):.1f} pixels")
+    print(f"IDRiD at 512          {len(radii)} of {len(paths)} found; radius {min(radii):.1f} to "
+          f"{max(radii):.1f} pixels")
 
 
 def digits() -> Iterator[np.ndarray]:
@@ -116,7 +118,8 @@ def timed() -> None:
     if original is not None:
         small = best_of_five(lambda: small_image(ImageSource(str(original))))
         check = best_of_five(lambda: ImageSource(str(original)).decode(1))
-        print(f"time, an original     decoding for the search {small:.1f} ms, for the check of all files alone {check:.1f} ms")
+        print(f"time, an original     decoding for the search {small:.1f} ms, for the check of all files "
+              f"alone {check:.1f} ms")
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Time and memory as the data grow: a CSV, a folder, and what an epoch and a result cost an image, without the pixels."""
+"""Time and memory as the data grow: a CSV, a folder, and what an epoch and a result cost an image, without
+the pixels."""
 
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def make_folders(folder: Path, count: int) -> Path:
 
 def measured(work: str, *arguments) -> dict[str, float]:
     """`work` of this file in a process of its own -> its seconds, and the memory that it added, in MB."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.growth", work, *map(str, arguments)], cwd=ROOT, check=True,
+    done = subprocess.run([sys.executable, "-m", "benchmarks.growth", work, *map(str, arguments)], cwd=ROOT,
+                          check=True,
                           capture_output=True, text=True)
     took, before, peak = map(float, done.stdout.split()[-3:])
     return {"seconds": took, "MB": peak - before, "peak": peak}
@@ -59,18 +61,22 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     csv = measured("read_csv", make_csv(folder, paths))
     found = [Row(f"read and check a CSV of {largest:,} rows", None, csv["seconds"], "s", goal="<= 10 s"),
              Row("its peak memory, PyTorch included", None, csv["peak"], "MB", goal="<= 1 GB"),
-             Row(f"read a folder of {many:,} files", None, measured("read_folder", make_folders(folder, many))["seconds"], "s",
+             Row(f"read a folder of {many:,} files", None,
+                 measured("read_folder", make_folders(folder, many))["seconds"], "s",
                  goal="<= 5 s")]
-    for what, work in (("read a CSV", "read_csv"), ("an epoch's order and paths", "walk"), ("figures and tables", "results")):
+    for what, work in (("read a CSV", "read_csv"), ("an epoch's order and paths", "walk"), ("figures and "
+                                                                                            "tables",
+                                                                                            "results")):
         figures = [measured(work, make_csv(folder, paths[:size])) for size in sizes]
         for figure, kind, unit, scale in (("seconds", "time", "us", 1e6), ("MB", "memory", "bytes", 2**20)):
-            values = ", ".join(f"{scale * values[figure] / size:,.1f}" for values, size in zip(figures, sizes, strict=True))
+            values = ", ".join(f"{scale * values[figure] / size:,.1f}"
+                               for values, size in zip(figures, sizes, strict=True))
             found.append(Row(f"{what}, {kind} an image of {' / '.join(f'{size:,}' for size in sizes)}", None,
                              scale * figures[-1][figure] / sizes[-1], unit, goal="flat", limit=values))
     return found
 
 
-# ---- what is measured, in a process of its own -----------------------------------------------------------------------
+# ---- what is measured, in a process of its own -------------------------------------------------------------
 
 def _read_csv(file: str):
     from util.data.tables import read_csv
@@ -123,7 +129,8 @@ def main(arguments: list[str]) -> None:
 
     from benchmarks.timing import seconds
 
-    work = {"read_csv": _read_csv, "read_folder": _read_folder, "walk": _walk, "results": _results}[arguments[0]](arguments[1])
+    work = {"read_csv": _read_csv, "read_folder": _read_folder, "walk": _walk,
+            "results": _results}[arguments[0]](arguments[1])
     before = _memory("VmRSS")
     took = seconds(work)
     print(took, before, _memory("VmHWM"))

@@ -1,7 +1,7 @@
 """Time and memory of the figures with their intervals, from the table of predictions, on one core.
 
-    python benchmarks/intervals.py                        # 10,000 predictions of 2000 resamples; a million of 200
-    python benchmarks/intervals.py --quick                # 1,000: that it runs
+python benchmarks/intervals.py                        # 10,000 predictions of 2000 resamples; a million of 200
+python benchmarks/intervals.py --quick                # 1,000: that it runs
 """
 
 import argparse
@@ -28,8 +28,10 @@ from util.metrics.intervals import classification_intervals
 def table_of(images: int, classes: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     true = rng.integers(classes, size=images)
-    logits = rng.normal(size=(images, classes)).astype(np.float32) + 1.5 * np.eye(classes, dtype=np.float32)[true]
-    rows = pd.DataFrame({"index": np.arange(images), "path": "p.jpg", "patient": "", "split": "test", "target": true})
+    logits = rng.normal(size=(images, classes)).astype(np.float32) + 1.5 * np.eye(classes,
+                                                                                  dtype=np.float32)[true]
+    rows = pd.DataFrame({"index": np.arange(images), "path": "p.jpg", "patient": "", "split": "test",
+                         "target": true})
     return predictions_table(rows, logits, [f"grade {k}" for k in range(classes)])
 
 
@@ -46,17 +48,18 @@ def main(argv=None) -> int:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
-    sizes = ((1000, 5, "", ""),) if options.quick else ((10_000, 5, "<= 20", ""), (10**6, 5, "<= 120", "<= 2"))
-    print(f"{'predictions':>12} {'classes':>8} {'resamples':>10} {'figures':>8} {'seconds':>8} {'goal':>8} {'peak GB':>8} "
-          f"{'goal':>6}")
+    sizes = ((1000, 5, "", ""),) if options.quick else ((10_000, 5, "<= 20", ""),
+                                                        (10**6, 5, "<= 120", "<= 2"))
+    print(f"{'predictions':>12} {'classes':>8} {'resamples':>10} {'figures':>8} {'seconds':>8} {'goal':>8} "
+          f"{'peak GB':>8} {'goal':>6}")
     for images, classes, seconds, memory in sizes:
         here, there = context.Pipe()
         process = context.Process(target=measure, args=(images, classes, there))
         process.start()
         took, peak, figures = here.recv()
         process.join()
-        print(f"{images:>12,} {classes:>8} {draws_for(images):>10,} {figures:>8} {took:>8.1f} {seconds:>8} {peak:>8.2f} "
-              f"{memory:>6}")
+        print(f"{images:>12,} {classes:>8} {draws_for(images):>10,} {figures:>8} {took:>8.1f} {seconds:>8} "
+              f"{peak:>8.2f} {memory:>6}")
     return 0
 
 

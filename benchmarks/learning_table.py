@@ -1,4 +1,5 @@
-"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in docs/speed.md (and in zh)."""
+"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in docs/speed.md
+(and in zh)."""
 
 import contextlib
 import io
@@ -19,29 +20,68 @@ START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table
 STORED, PAGES = Path("docs/learning.json"), {"en": "docs/speed.md", "zh": "docs/zh/speed.md"}
 METRICS = ("roc_auc", "accuracy")
 WORDS = {
-    "en": {"idrid": "IDRiD, 224 pixels", "idrid_crop": "IDRiD, fundus crop", "digits": "digits, 64 pixels",
-           "demo": "demo, 128 pixels", "imagenet": "ImageNet", "random": "random weights", "ours": "ours, defaults",
-           "probe": "ours, `--adaptation lp`", "logistic": "logistic regression on features", "plain": "plain loop",
-           "header": ("Images", "Start", "Method", "AUC", "Accuracy", "AUC above the plain loop's", "p", "p (new seeds)",
-                      "Time"),
-           "none": "Not measured yet.", "seeds": "seeds", "epochs": "epochs", "cores": "cores", "no GPU": "no GPU",
-           "commit": "commit", "min": "min", "s": "s"},
-    "zh": {"idrid": "IDRiD，224 像素", "idrid_crop": "IDRiD，裁出眼底", "digits": "手写数字，64 像素",
-           "demo": "演示图像，128 像素", "imagenet": "ImageNet", "random": "随机权重", "ours": "本项目，默认设置",
-           "probe": "本项目，`--adaptation lp`", "logistic": "对特征做逻辑回归", "plain": "普通训练循环",
-           "header": ("图像", "起点", "方法", "AUC", "准确率", "AUC 高出普通循环", "p", "p（新种子）", "时间"),
-           "none": "尚未测量。", "seeds": "种子数", "epochs": "epoch 数", "cores": "核", "no GPU": "无 GPU", "commit": "提交",
-           "min": "分", "s": "秒"},
+    "en": {
+        "idrid": "IDRiD, 224 pixels",
+        "idrid_crop": "IDRiD, fundus crop",
+        "digits": "digits, 64 pixels",
+        "demo": "demo, 128 pixels",
+        "imagenet": "ImageNet",
+        "random": "random weights",
+        "ours": "ours, defaults",
+        "probe": "ours, `--adaptation lp`",
+        "logistic": "logistic regression on features",
+        "plain": "plain loop",
+        "header": (
+            "Images",
+            "Start",
+            "Method",
+            "AUC",
+            "Accuracy",
+            "AUC above the plain loop's",
+            "p",
+            "p (new seeds)",
+            "Time",
+        ),
+        "none": "Not measured yet.",
+        "seeds": "seeds",
+        "epochs": "epochs",
+        "cores": "cores",
+        "no GPU": "no GPU",
+        "commit": "commit",
+        "min": "min",
+        "s": "s",
+    },
+    "zh": {
+        "idrid": "IDRiD，224 像素",
+        "idrid_crop": "IDRiD，裁出眼底",
+        "digits": "手写数字，64 像素",
+        "demo": "演示图像，128 像素",
+        "imagenet": "ImageNet",
+        "random": "随机权重",
+        "ours": "本项目，默认设置",
+        "probe": "本项目，`--adaptation lp`",
+        "logistic": "对特征做逻辑回归",
+        "plain": "普通训练循环",
+        "header": ("图像", "起点", "方法", "AUC", "准确率", "AUC 高出普通循环", "p", "p（新种子）", "时间"),
+        "none": "尚未测量。",
+        "seeds": "种子数",
+        "epochs": "epoch 数",
+        "cores": "核",
+        "no GPU": "无 GPU",
+        "commit": "提交",
+        "min": "分",
+        "s": "秒",
+    },
 }
 
 
-# ---- from runs to rows ----------------------------------------------------------------------------------------------
+# ---- from runs to rows -------------------------------------------------------------------------------------
 
 def content(cells: list, work: Path, epochs: int) -> dict:
     """What docs/learning.json holds, of runs that are done: {machine, epochs, seeds, commits, rows}.
 
-    Runs of the same images and start are compared with each other by compare.py, IDRiD with and without the fundus crop
-    together; its tables stay in WORK/comparison.
+    Runs of the same images and start are compared with each other by compare.py, IDRiD with and without the
+    fundus crop together; its tables stay in WORK/comparison.
     """
     rows, families = [], {}
     for cell in cells:
@@ -50,28 +90,34 @@ def content(cells: list, work: Path, epochs: int) -> dict:
         rows += _compared(members, work / "comparison" / f"{images}-{start}")
     facts = [json.loads((cell.folder / "run.json").read_text(encoding="utf-8")) for cell in cells]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"machine": {"type": platform.machine(), "cores": usable_cores(), "gpu": gpu, "torch": torch.__version__},
+    return {"machine": {"type": platform.machine(), "cores": usable_cores(), "gpu": gpu,
+                        "torch": torch.__version__},
             "epochs": epochs, "seeds": max(cell.seed for cell in cells) + 1,
             "commits": sorted({each["commit"] for each in facts if each.get("commit")}), "rows": rows}
 
 
 def _compared(cells: list, output: Path) -> list[dict]:
-    """Rows of runs of one start on the same test images, with the tests against the plain loop where it is among them."""
+    """Rows of runs of one start on the same test images, with the tests against the plain loop where it is
+    among them."""
     groups: dict[tuple[str, str], list] = {}
-    for cell in sorted(cells, key=lambda cell: cell.way == "plain"):  # the second of each pair: tests are first - second
+    # the second of each pair: tests are first - second
+    for cell in sorted(cells, key=lambda cell: cell.way == "plain"):
         groups.setdefault((cell.images, cell.way), []).append(cell)
     names = [f"{images} {way}" for images, way in groups]
     with contextlib.redirect_stdout(io.StringIO()):  # comparison.md says the same
-        compare.main([*(str(cell.folder) for members in groups.values() for cell in members), "--metric", *METRICS,
+        compare.main([*(str(cell.folder) for members in groups.values() for cell in members), "--metric",
+                      *METRICS,
                       "--names", *names, "--output", str(output)])
     found = pd.read_csv(output / "comparison.csv").set_index("group")
     tests = pd.read_csv(output / "comparison_tests.csv")
     tests = tests[(tests["metric"] == "roc_auc") & (tests["method"] == "paired DeLong")]
     rows = []
     for name, ((images, way), members) in zip(names, groups.items(), strict=True):
-        times = [json.loads((cell.folder / "cell.json").read_text(encoding="utf-8"))["seconds"] for cell in members]
+        times = [json.loads((cell.folder / "cell.json").read_text(encoding="utf-8"))["seconds"]
+                 for cell in members]
         known = [seconds for seconds in times if seconds is not None]
-        row = {"images": images, "start": members[0].start, "way": way, "model": members[0].arch, "seeds": len(members),
+        row = {"images": images, "start": members[0].start, "way": way, "model": members[0].arch,
+               "seeds": len(members),
                **{column: _number(found.loc[name, column]) for metric in METRICS
                   for column in (metric, f"{metric}_sd", f"{metric}_lower", f"{metric}_upper")},
                "seconds": round(statistics.median(known), 1) if known else None}
@@ -85,7 +131,7 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
 
 
-# ---- from rows to pages ---------------------------------------------------------------------------------------------
+# ---- from rows to pages ------------------------------------------------------------------------------------
 
 def markdown(stored: dict, language: str) -> str:
     """The table and a line on how it was measured."""
@@ -104,7 +150,8 @@ def _cells(row: dict, words: dict) -> list[str]:
     above = ""
     if row["difference"] is not None:
         above = f"{row['difference']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]"
-    return [words[row["images"]], words[row["start"]], words[row["way"]], _figure(row, "roc_auc"), _figure(row, "accuracy"),
+    return [words[row["images"]], words[row["start"]], words[row["way"]], _figure(row, "roc_auc"),
+            _figure(row, "accuracy"),
             above, _p(row["p_holm"]), _p(row["p_seeds_holm"]), _time(row["seconds"], words)]
 
 
@@ -126,7 +173,8 @@ def _time(seconds: float | None, words: dict) -> str:
 
 
 def inserted(page: str, table: str) -> str:
-    """A page with its table in place of the one between the marks. ValueError where the marks are not there once each."""
+    """A page with its table in place of the one between the marks. ValueError where the marks are not there
+    once each."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end) or START in after or END in after:

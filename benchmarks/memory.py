@@ -1,11 +1,11 @@
-"""Memory of a process for a fine-tuning step of a ViT-L in fp32, two images a process: alone, ddp, fsdp, and with activation
-checkpointing. On CPUs; what is held on GPUs is the same tensors.
+"""Memory of a process for a fine-tuning step of a ViT-L in fp32, two images a process: alone, ddp, fsdp, and
+with activation checkpointing. On CPUs; what is held on GPUs is the same tensors.
 
     python -m benchmarks.memory             prints the table (10 GB of memory, some minutes)
     python -m benchmarks.memory --small     the same of a small model, to see that it runs
 
-The peak is that of the resident memory, over what the process holds once everything is imported. "start": from nothing to the
-weights in place, out of a file; "step": two steps of AdamW, the second with its moments.
+The peak is that of the resident memory, over what the process holds once everything is imported. "start":
+from nothing to the weights in place, out of a file; "step": two steps of AdamW, the second with its moments.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from util.core.ending import exit_with
 ROOT = Path(__file__).parent.parent
 BATCH, CLASSES = 2, 5
 WAYS = (("alone", 1, "ddp", False), ("alone, checkpointed", 1, "ddp", True), ("ddp", 2, "ddp", False),
-        ("ddp, checkpointed", 2, "ddp", True), ("fsdp", 2, "fsdp", False), ("fsdp, checkpointed", 2, "fsdp", True))
+        ("ddp, checkpointed", 2, "ddp", True), ("fsdp", 2, "fsdp", False),
+        ("fsdp, checkpointed", 2, "fsdp", True))
 GOALS = {"fsdp": 1.7, "fsdp, checkpointed": 2.0}  # times less than alone
 
 
@@ -60,7 +61,8 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
             recompute_blocks(model)
         if sharded:
             parts = []
-            models_vit.load_backbone(model, row, str(weights), "", put=lambda part, fitted: parts.append((part, fitted)))
+            models_vit.load_backbone(model, row, str(weights), "", put=lambda part,
+                                     fitted: parts.append((part, fitted)))
             sharding.shard(model, world)
             sharding.materialise(model, world.device, parts)
             del parts
@@ -85,7 +87,8 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
 def backbone(small: bool):
     import models_vit
 
-    return next(row for row in models_vit.BACKBONES if row.arch == ("dinov3_vits16" if small else "retfound_dinov2"))
+    return next(row for row in models_vit.BACKBONES
+                if row.arch == ("dinov3_vits16" if small else "retfound_dinov2"))
 
 
 def write_weights(path: Path, small: bool) -> None:
@@ -93,14 +96,17 @@ def write_weights(path: Path, small: bool) -> None:
 
     import models_vit
 
-    model = models_vit.build_model(backbone(small), 0, 32 if small else 224, **({"depth": 2} if small else {}))
+    model = models_vit.build_model(backbone(small), 0, 32 if small else 224,
+                                   **({"depth": 2} if small else {}))
     torch.save(model.state_dict(), path)
 
 
 def started(processes: int, words: list[str]) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if (
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={processes}"] if (
         processes > 1) else [sys.executable]
-    run = subprocess.run([*command, "-m" if processes == 1 else "--module", "benchmarks.memory", *words], cwd=ROOT,
+    run = subprocess.run([*command, "-m" if processes == 1 else "--module", "benchmarks.memory", *words],
+                         cwd=ROOT,
                          stdout=subprocess.PIPE, text=True, check=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
@@ -109,7 +115,8 @@ def started(processes: int, words: list[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="a small model, to see that it runs")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone beside it")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone "
+                                                                              "beside it")
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Photographs as they come from cameras, drawn: a retina with sensor noise, as a JPEG of about a bit a pixel."""
+"""Photographs as they come from cameras, drawn: a retina with sensor noise, as a JPEG of about a bit a
+pixel."""
 
 from pathlib import Path
 
@@ -7,12 +8,14 @@ from PIL import Image
 
 from util.data.public.demo import draw
 
-NOISE = 1.0  # grey levels; with quality 90 a file has 0.7 to 1.1 bits a pixel, as published fundus photographs do
+# grey levels; with quality 90 a file has 0.7 to 1.1 bits a pixel, as published fundus photographs do
+NOISE = 1.0
 
 
 def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = ".jpg", noise: float = NOISE,
                 **options) -> list[str]:
-    """`count` images of `size` (width, height) in `folder` -> their paths; options are Pillow's for saving."""
+    """`count` images of `size` (width, height) in `folder` -> their paths; options are Pillow's for
+    saving."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, (width, height) = [], size
     for number in range(count):
@@ -21,7 +24,10 @@ def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = "
         side = (width - height) // 2
         wide = np.pad(retina, ((0, 0), (side, width - height - side), (0, 0)))
         grain = np.random.default_rng(number).normal(0, noise, (height, width, 1))
-        path = folder / f"{width}x{height}-{noise:g}-{number}{'-p' if options.get('progressive') else ''}{suffix}"
+        path = (
+            folder
+            / f"{width}x{height}-{noise:g}-{number}{'-p' if options.get('progressive') else ''}{suffix}"
+        )
         saved = {"quality": 90, **options} if suffix == ".jpg" else options
         Image.fromarray((wide + grain).clip(0, 255).astype(np.uint8)).save(path, **saved)
         paths.append(str(path))

@@ -1,9 +1,12 @@
-"""scikit-learn's logistic regression on the features of latent_feature.py; the splits and figures are the project's.
+"""scikit-learn's logistic regression on the features of latent_feature.py; the splits and figures are the
+project's.
 
-    python -m benchmarks.plain_logistic --data_path DIR --model_arch tf_efficientnet_lite0 --finetune WEIGHTS --output DIR
+    python -m benchmarks.plain_logistic --data_path DIR --model_arch tf_efficientnet_lite0 \
+        --finetune WEIGHTS --output DIR
 
-The features are what a classifier's head reads (`pooled`), standardised by the training images. The inverse strength C, of
-1e-4 to 10 in half powers of ten, is the one with the best score on val (mean of macro F1, ROC AUC and kappa).
+The features are what a classifier's head reads (`pooled`), standardised by the training images. The inverse
+strength C, of 1e-4 to 10 in half powers of ten, is the one with the best score on val (mean of macro F1, ROC
+AUC and kappa).
 """
 
 import argparse
@@ -32,8 +35,10 @@ STRENGTHS = np.logspace(-4, 1, 11)
 def features_of(options: argparse.Namespace, paths: pd.Series) -> np.ndarray:
     """(N, D) the features of images, by latent_feature.py."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = ("--finetune", options.finetune) if options.finetune else ("--random_weights", "--seed", options.seed)
-        words = ("--model", "timm", "--model_arch", options.model_arch, *weights, "--input_size", options.input_size,
+        weights = ("--finetune", options.finetune) if options.finetune else ("--random_weights", "--seed",
+                                                                             options.seed)
+        words = ("--model", "timm", "--model_arch", options.model_arch, *weights, "--input_size",
+                 options.input_size,
                  "--input", options.data_path, "--output", Path(folder) / "features.npz",
                  *(("--fundus_crop", options.fundus_crop) if options.fundus_crop else ()))
         latent_feature.main(list(map(str, words)))
@@ -56,13 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     targets = data.table["target"].to_numpy()
 
     def predicted(model, split: str) -> pd.DataFrame:
-        return predictions_table(data.table[rows[split]], logits_of(model, features[rows[split]]), data.class_names)
+        return predictions_table(data.table[rows[split]], logits_of(model, features[rows[split]]),
+                                 data.class_names)
 
     best, best_score = None, -np.inf
     for strength in STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=10_000))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)  # weights that are not the solution are no result
+            # weights that are not the solution are no result
+            warnings.simplefilter("error", ConvergenceWarning)
             model.fit(features[rows["train"]], targets[rows["train"]])
         score = classification_metrics(predicted(model, "val"))[0]["score"]
         print(f"C {strength:g}: score on val {score:.4f}", flush=True)
@@ -78,7 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--model_arch", required=True)
-    parser.add_argument("--finetune", default="", help="weights under timm's names; empty: random ones of --seed")
+    parser.add_argument("--finetune", default="", help="weights under timm's names; empty: random ones of "
+                                                       "--seed")
     parser.add_argument("--input_size", type=int, default=224)
     parser.add_argument("--fundus_crop", choices=("off", "auto"), default=None)
     parser.add_argument("--seed", type=int, default=0)

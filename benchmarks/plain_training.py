@@ -1,15 +1,18 @@
-"""A plain training loop, as one writes it with timm and PyTorch alone; the images, splits and figures are the project's.
+"""A plain training loop, as one writes it with timm and PyTorch alone; the images, splits and figures are the
+project's.
 
-    python -m benchmarks.plain_training --data_path DIR --model_arch tf_efficientnet_lite0 --finetune WEIGHTS --output DIR
+    python -m benchmarks.plain_training --data_path DIR --model_arch tf_efficientnet_lite0 \
+        --finetune WEIGHTS --output DIR
 
 What "plain" is:
-model      timm.create_model with its own start of all weights that the file does not give, the head among them; no drop path
+model      timm.create_model with its own start of all weights that the file does not give, the head among
+           them; no drop path
 pixels     whole images decoded by Pillow, with the mean and standard deviation of timm's table
-training   timm.data.create_transform as it comes: random resized crops of 0.08 to 1 of the image, mirrored at random, colour
-           jitter of 0.4; label smoothing of 0.1, as timm's train.py has it
+training   timm.data.create_transform as it comes: random resized crops of 0.08 to 1 of the image, mirrored at
+           random, colour jitter of 0.4; label smoothing of 0.1, as timm's train.py has it
 evaluation timm.data.create_transform as it comes: resized, centre crop by the model's crop_pct
-optimizer  AdamW, 5e-4 for all layers, weight decay 0.05 (none on biases and norms); a linear warm-up of 5 epochs, at most a
-           fifth of all, then half a cosine to 0; fp32
+optimizer  AdamW, 5e-4 for all layers, weight decay 0.05 (none on biases and norms); a linear warm-up of 5
+           epochs, at most a fifth of all, then half a cosine to 0; fp32
 choice     the epoch with the best score on val: mean of macro F1, ROC AUC and kappa, as the project chooses
 """
 
@@ -50,8 +53,13 @@ class Images(torch.utils.data.Dataset):
 
 
 def build(options: argparse.Namespace, num_classes: int) -> torch.nn.Module:
-    """The model with the weights of the file and a new head. RuntimeError where other tensors than the head's don't fit."""
-    sized = {"img_size": options.input_size} if timm.get_pretrained_cfg(options.model_arch).fixed_input_size else {}
+    """The model with the weights of the file and a new head. RuntimeError where other tensors than the head's
+    don't fit."""
+    sized = (
+        {"img_size": options.input_size}
+        if timm.get_pretrained_cfg(options.model_arch).fixed_input_size
+        else {}
+    )
     model = timm.create_model(options.model_arch, num_classes=num_classes, **sized)
     if options.finetune:
         weights = torch.load(options.finetune, map_location="cpu", weights_only=True)
@@ -61,10 +69,12 @@ def build(options: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     return model
 
 
-def schedule_of(optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: float, steps: int) -> CosineLRScheduler:
+def schedule_of(optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: float,
+                steps: int) -> CosineLRScheduler:
     """A linear warm-up, at most a fifth of the epochs, then half a cosine to 0; steps: of an epoch."""
     warmup = round(min(warmup_epochs, epochs / 5) * steps)
-    return CosineLRScheduler(optimizer, epochs * steps - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
+    return CosineLRScheduler(optimizer, epochs * steps - warmup, warmup_t=warmup, warmup_prefix=True,
+                             t_in_epochs=False)
 
 
 @torch.inference_mode()
@@ -81,11 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     data = read_folder(options.data_path)
     model = build(options, len(data.class_names)).to(DEVICE)
     config = resolve_data_config({"input_size": (3, options.input_size, options.input_size)}, model=model)
-    augmented = create_transform(**config, is_training=True, scale=tuple(options.crop_scale), hflip=options.hflip,
+    augmented = create_transform(**config, is_training=True, scale=tuple(options.crop_scale),
+                                 hflip=options.hflip,
                                  color_jitter=options.color_jitter)
     rows = {split: data.table[data.table["split"] == split] for split in ("train", "val", "test")}
     loaders = {split: torch.utils.data.DataLoader(
-        Images(rows[split], augmented if split == "train" else create_transform(**config)), options.batch_size,
+        Images(rows[split], augmented if split == "train" else create_transform(**config)),
+        options.batch_size,
         shuffle=split == "train", drop_last=split == "train", num_workers=options.num_workers,
         persistent_workers=options.num_workers > 0) for split in rows}
     steps = len(loaders["train"])
@@ -101,14 +113,17 @@ def main(argv: list[str] | None = None) -> int:
             loss(model(images.to(DEVICE)), labels.to(DEVICE)).backward()
             optimizer.step()
             optimizer.zero_grad()
-        score = classification_metrics(evaluate(model, loaders["val"], rows["val"], data.class_names))[0]["score"]
+        score = classification_metrics(evaluate(model, loaders["val"], rows["val"],
+                                                data.class_names))[0]["score"]
         if score > best:
             best, weights, best_epoch = score, copy.deepcopy(model.state_dict()), epoch
         print(f"epoch {epoch}: score on val {score:.4f}", flush=True)
     model.load_state_dict(weights)
-    tables = {split: evaluate(model, loaders[split], rows[split], data.class_names) for split in ("val", "test")}
+    tables = {split: evaluate(model, loaders[split], rows[split], data.class_names)
+              for split in ("val", "test")}
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "num_workers")}
-    write_run(Path(options.output), data, {"model": "timm", "adaptation": METHOD, "fundus_crop": "off", **settings}, tables,
+    write_run(Path(options.output), data,
+              {"model": "timm", "adaptation": METHOD, "fundus_crop": "off", **settings}, tables,
               best_epoch=best_epoch, effective_batch=options.batch_size)
     return 0
 

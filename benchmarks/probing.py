@@ -1,4 +1,5 @@
-"""The linear probe: 50 epochs through the frozen backbone, in the plain way, against one pass; and what val says of both."""
+"""The linear probe: 50 epochs through the frozen backbone, in the plain way, against one pass; and what val
+says of both."""
 
 import contextlib
 import io
@@ -46,8 +47,8 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
-    """A call that trains the head one epoch on `a_class` images a class and split, and scores val, the backbone running for
-    every image."""
+    """A call that trains the head one epoch on `a_class` images a class and split, and scores val, the
+    backbone running for every image."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision, table = Precision(name, device.type), read_folder(str(data)).table
     table = table.groupby(["split", "target"]).head(a_class)
@@ -56,9 +57,11 @@ def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
     models_vit.freeze_backbone(model.to(device))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     options = {"batch_size": BATCH, "num_workers": 2, "persistent_workers": True}
-    train, val = (torch.utils.data.DataLoader(Pictures(table[table["split"] == split], transform), shuffle=split == "train",
+    train, val = (torch.utils.data.DataLoader(Pictures(table[table["split"] == split], transform),
+                                              shuffle=split == "train",
                                               **options)
-                  for split, transform in (("train", plain.train_transform(size)), ("val", plain.eval_transform(size))))
+                  for split, transform in (("train", plain.train_transform(size)),
+                                           ("val", plain.eval_transform(size))))
 
     def work():
         model.eval()
@@ -76,7 +79,8 @@ def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
 
 def probe(data: Path, folder: Path, task: str, *more) -> float:
     """The program's own probe, from its flags to its results on the disk -> its score on val."""
-    words = [*ARCH, "--adaptation", "lp", "--data_path", data, "--epochs", EPOCHS, "--output_dir", folder / "out", "--log_dir",
+    words = [*ARCH, "--adaptation", "lp", "--data_path", data, "--epochs", EPOCHS, "--output_dir",
+             folder / "out", "--log_dir",
              folder / "logs", "--task", task, "--batch_size", BATCH, "--num_workers", 2, *more]
     with contextlib.redirect_stdout(io.StringIO()):
         main_finetune.main(list(map(str, words)))
@@ -98,23 +102,29 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         make_demo(data, pictures=pictures, size=2 * size)
     table = read_folder(str(data)).table
-    counts, of_part = (t["split"].value_counts() for t in (table, table.groupby(["split", "target"]).head(a_class)))
+    counts, of_part = (t["split"].value_counts()
+                       for t in (table, table.groupby(["split", "target"]).head(a_class)))
     # an epoch on a few images of train and val stands for one on all of them
-    seen = sum(counts[split] for split in ("train", "val")) / sum(of_part[split] for split in ("train", "val"))
+    seen = sum(counts[split] for split in ("train", "val")) / sum(of_part[split]
+                                                                  for split in ("train", "val"))
     name = "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
     whole, timing = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} images", {"unit": "s", "scale": 1}
-    at_equal, in_fp32 = ((epoch_through_the_backbone, data, a_class, precision, size) for precision in (name, "fp32"))
+    at_equal, in_fp32 = ((epoch_through_the_backbone, data, a_class, precision, size)
+                         for precision in (name, "fp32"))
     fresh, again = ((our_probe, data, folder, name, size, stored) for stored in (False, True))
     found = [compare_apart(f"{whole}: at equal precision ({name})", at_equal, fresh, pairs, ">= 35x",
                            "one pass is 1/50 of train and val, and test", of_plain=EPOCHS * seen, **timing),
-             compare_apart(f"{whole}: against fp32", in_fp32, fresh, pairs, ">= 60x", of_plain=EPOCHS * seen, **timing),
-             compare_apart(f"{whole}: a second one, features stored", at_equal, again, pairs, ">= 500x", of_plain=EPOCHS * seen,
+             compare_apart(f"{whole}: against fp32", in_fp32, fresh, pairs, ">= 60x", of_plain=EPOCHS * seen,
+                           **timing),
+             compare_apart(f"{whole}: a second one, features stored", at_equal, again, pairs, ">= 500x",
+                           of_plain=EPOCHS * seen,
                            **timing)]
     digits = write_digits(folder / "digits", 300 if quick else 1797)
     for what, place in (("demo", data), ("digits", digits)):
         mine = probe(place, folder, f"score-{what}", "--input_size", 56, "--precision", "fp32")
         theirs = single_head(place, folder, "--input_size", "56", "--precision", "fp32")
-        found.append(Row(f"probe's best score on val, {what}, random weights", theirs, mine, "", mine / theirs, None, ">= 1x"))
+        found.append(Row(f"probe's best score on val, {what}, random weights", theirs, mine, "",
+                         mine / theirs, None, ">= 1x"))
     return found
 
 
@@ -124,14 +134,16 @@ def write_digits(folder: Path, count: int) -> Path:
     for number in range(count):
         place = folder / ("train", "train", "train", "val", "test")[number % 5] / str(labels[number])
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((images[number].reshape(8, 8) * 15.9).astype(np.uint8)).resize((56, 56)).save(place / f"{number}.png")
+        Image.fromarray((images[number].reshape(8, 8)
+                         * 15.9).astype(np.uint8)).resize((56, 56)).save(place / f"{number}.png")
     return folder
 
 
 def single_head(data: Path, folder: Path, *more: str) -> float:
-    """The best score on val of one head at the run's own rate and decay, over all epochs: what 50 epochs through the
-    backbone come to, augmentation aside."""
-    words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS), "--task", "single", "--output_dir",
+    """The best score on val of one head at the run's own rate and decay, over all epochs: what 50 epochs
+    through the backbone come to, augmentation aside."""
+    words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS), "--task",
+             "single", "--output_dir",
              str(folder / "out"), "--log_dir", str(folder / "logs"), "--batch_size", str(BATCH), *more]
     options = parse(FINETUNE, "", words)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -147,8 +159,10 @@ def single_head(data: Path, folder: Path, *more: str) -> float:
     for epoch in range(EPOCHS):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(epoch + (step + 0.5) / steps, job.schedule.peak,
-                                                               job.schedule.minimum, job.schedule.warmup_epochs, EPOCHS)
+            optimizer.param_groups[0]["lr"] = learning_rate_at(epoch + (step + 0.5) / steps,
+                                                               job.schedule.peak,
+                                                               job.schedule.minimum,
+                                                               job.schedule.warmup_epochs, EPOCHS)
             rows_of_step = order[step * BATCH:(step + 1) * BATCH]
             loss(layer(features["train"][rows_of_step]), labels[rows_of_step]).mean().backward()
             optimizer.step()

@@ -27,23 +27,26 @@ def seed(number: int) -> None:
 
 
 def plain_way(what: str, paths: list[str], number: int):
-    """A call that takes `number` images through the plain train or eval transform, the k-th with the same random draws
-    every time."""
+    """A call that takes `number` images through the plain train or eval transform, the k-th with the same
+    random draws every time."""
     transform = plain.train_transform(SIZE) if what == "train" else plain.eval_transform(SIZE)
 
     def work():
         for k in range(number):
             seed(k)
-            with contextlib.suppress(ValueError):  # timm's posterize fails under Pillow 13 for 0 bits, after all else is done
+            # timm's posterize fails under Pillow 13 for 0 bits, after all else is done
+            with contextlib.suppress(ValueError):
                 transform(plain.read(paths[k % len(paths)]))
     return work
 
 
 def our_way(what: str, paths: list[str], number: int, kept: int | None = None, folder: Path | None = None):
-    """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in `folder`."""
+    """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in
+    `folder`."""
     keep_freed_memory()
     transform = scaled(kept)[what == "eval"]
-    source = open_cache(folder, paths, Kept(kept, "scaled"), 1, lambda line: None) if kept else lambda path: path
+    source = open_cache(folder, paths, Kept(kept, "scaled"), 1,
+                        lambda line: None) if kept else lambda path: path
 
     def work():
         for k in range(number):
@@ -80,7 +83,8 @@ def _files(folder: Path, quick: bool) -> list[Row]:
         limit = _limit(paths)
         for what, goal in zip(("train", "eval"), goals, strict=True):
             found.append(compare_apart(f"{name}, {what}, an image", (plain_way, what, paths, number),
-                                       (our_way, what, paths, number), pairs, goal, limit, of_plain=1 / number,
+                                       (our_way, what, paths, number), pairs, goal, limit,
+                                       of_plain=1 / number,
                                        of_ours=1 / number, threads=1))
         if goals[0]:
             found.append(_difference(name, paths, number))
@@ -88,7 +92,8 @@ def _files(folder: Path, quick: bool) -> list[Row]:
 
 
 def _limit(paths: list[str]) -> str:
-    """What no reader can leave out: a JPEG's Huffman codes (the coarsest scale), another file's whole decoding."""
+    """What no reader can leave out: a JPEG's Huffman codes (the coarsest scale), another file's whole
+    decoding."""
     contents = [Path(path).read_bytes() for path in paths]
     jpeg = paths[0].endswith(".jpg")
 
@@ -108,7 +113,8 @@ def _grey_levels(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _difference(name: str, paths: list[str], number: int) -> Row:
-    """Mean difference of crops from those of the full decode, in grey levels: the larger of train's and eval's."""
+    """Mean difference of crops from those of the full decode, in grey levels: the larger of train's and
+    eval's."""
     off = {"aa": "none", "reprob": 0}
     exact = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "full", **off)),
              EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "full")))
@@ -131,8 +137,10 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
     pairs, number, many = (1, 3, 6) if quick else (7, 12, 240)
     found = []
     for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):
-        found.append(compare_apart(f"image cache at {side}, {what}, an image of 2048x2048 from the second epoch on",
-                                   (plain_way, what, paths, number), (our_way, what, paths, many, side, folder / "cache"),
+        found.append(compare_apart(f"image cache at {side}, {what}, an image of 2048x2048 from the second "
+                                   "epoch on",
+                                   (plain_way, what, paths, number),
+                                   (our_way, what, paths, many, side, folder / "cache"),
                                    pairs, goal, of_plain=1 / number, of_ours=1 / many, threads=1))
     found.append(_kept_difference(paths, side, 3 if quick else 60))
     return found
@@ -146,11 +154,13 @@ def _kept_difference(paths: list[str], side: int, number: int) -> Row:
         path = paths[k % len(paths)]
         kept, whole = Kept(side, "scaled").pixels(path), ImageSource(path).decode()
         seed(k)
-        top, left, height, width = draw(torch.empty(1).expand(3, *kept.shape[:2]), (0.08, 1.0), (3 / 4, 4 / 3))
+        top, left, height, width = draw(torch.empty(1).expand(3, *kept.shape[:2]), (0.08, 1.0),
+                                        (3 / 4, 4 / 3))
         ours = resized(np.ascontiguousarray(kept[top:top + height, left:left + width]), (SIZE, SIZE))
         scale = whole.width / kept.shape[1]
         box = tuple(scale * edge for edge in (left, top, left + width, top + height))
         exact = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         differences.append(np.abs(ours.astype(int) - exact).mean())
-    return Row(f"image cache at {side}, crops against the same part of the whole image", None, float(np.mean(differences)),
+    return Row(f"image cache at {side}, crops against the same part of the whole "
+               "image", None, float(np.mean(differences)),
                "grey levels", goal="<= 2")

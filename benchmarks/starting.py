@@ -1,4 +1,5 @@
-"""How long it takes until something happens: --help, the first training step of the demo, and one pass over the images."""
+"""How long it takes until something happens: --help, the first training step of the demo, and one pass over
+the images."""
 
 import itertools
 import subprocess
@@ -37,23 +38,28 @@ def run(*words: str, folder: Path) -> None:
 def rows(folder: Path, quick: bool) -> list[Row]:
     pairs, demo = 1 if quick else 5, folder / "demo"
     make_demo(demo, **({"pictures": 120} if quick else {}))
-    flags = ["--model", "timm", "--model_arch", "efficientvit_m0", "--input_size", "128", "--data_path", str(demo),
-             "--task", "t", "--output_dir", str(folder / "out"), "--log_dir", str(folder / "logs"), "--batch_size", "32"]
+    flags = ["--model", "timm", "--model_arch", "efficientvit_m0", "--input_size", "128", "--data_path",
+             str(demo),
+             "--task", "t", "--output_dir", str(folder / "out"), "--log_dir", str(folder / "logs"),
+             "--batch_size", "32"]
 
     def imports():
         run("-c", "import torch, timm", folder=ROOT)
 
     def first_step():
         run("-c", FIRST_STEP, *flags, folder=ROOT)
-    start = compare("start-up: importing torch and timm, and until the first training step of the demo", imports, first_step,
+    start = compare("start-up: importing torch and timm, and until the first training step of the "
+                    "demo", imports, first_step,
                     pairs, "<= 2.5 times the imports (ratio >= 0.4x)", unit="s", scale=1)
     help_text = compare("--help, against importing torch and timm", imports,
-                        lambda: run("main_finetune.py", "--help", folder=ROOT), pairs, "<= 2 s", unit="s", scale=1)
+                        lambda: run("main_finetune.py", "--help", folder=ROOT), pairs, "<= 2 s", unit="s",
+                        scale=1)
     return [start, help_text, one_pass(folder, quick, "off"), one_pass(folder, quick, "auto")]
 
 
 def one_pass(folder: Path, quick: bool, crop: str) -> Row:
-    """Check, cache and fingerprints (auto: and fields) of photographs by one pass, against a pass for each; one thread."""
+    """Check, cache and fingerprints (auto: and fields) of photographs by one pass, against a pass for each;
+    one thread."""
     side, count = (256, 2) if quick else (2048, 20)
     paths = photographs(folder / "photographs", (side * 3 // 2, side), count)
     number = itertools.count()
@@ -61,7 +67,8 @@ def one_pass(folder: Path, quick: bool, crop: str) -> Row:
     def readers() -> list:
         fields = [Fields(None)] if crop == "auto" else []
         kept = Kept(512, "scaled", fundus_crop=crop, fields=fields[0] if fields else None)
-        return [*fields, Filling(folder / f"{crop} {next(number)}", kept, print), Fingerprints(None), ImageFacts(None)]
+        return [*fields, Filling(folder / f"{crop} {next(number)}", kept, print), Fingerprints(None),
+                ImageFacts(None)]
 
     def apart():
         for reader in readers():
@@ -69,8 +76,9 @@ def one_pass(folder: Path, quick: bool, crop: str) -> Row:
 
     def together():
         read_images([(reader, paths) for reader in readers()], 1)
-    return compare(f"first launch, {count} photographs of {3 * side // 2}x{side}, --fundus_crop {crop}: a pass for each of "
-                   "check, cache and fingerprints, and one for all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s",
+    return compare(f"first launch, {count} photographs of {3 * side // 2}x{side}, --fundus_crop {crop}: a "
+                   "pass for each of check, cache and fingerprints, and one for "
+                   "all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s",
                    scale=1, clock=cpu_seconds)
 
 

@@ -1,5 +1,5 @@
-"""The training step and the evaluation of a ViT-S/14 at batch 16 (a net of convolutions for the layout), and what each part of
-ours gives."""
+"""The training step and the evaluation of a ViT-S/14 at batch 16 (a net of convolutions for the layout), and
+what each part of ours gives."""
 
 import os
 import shutil
@@ -56,7 +56,8 @@ def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.d
     plan = StepPlan(STEPS * len(images), len(images), 1, 1)
     groups = parameter_groups(model, 0.05, 0.65)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if fused else Unfused(groups, lr=1e-4)
-    trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(), Schedule(1e-4, 1e-6, 0, 1000), plan,
+    trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(),
+                      Schedule(1e-4, 1e-6, 0, 1000), plan,
                       precision, World(device=device), 0)
     loader = Batches(plan, images, labels)
     return lambda: train_one_epoch(trainer, loader, Progress(0))
@@ -92,7 +93,8 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     share = 1 / STEPS
 
     def against(what, other, mine, goal="", limit=""):
-        return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal, limit, of_plain=share,
+        return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal, limit,
+                       of_plain=share,
                        of_ours=share)
     found = [against("fp32 as it comes, ours", plain(vit(size), images, labels, device),
                      ours(vit(size), name, images, labels, device), ">= 1.7x, aim 2.3x" if bf16 else "")]
@@ -133,7 +135,8 @@ def _rate(row: Row, size: int, device: torch.device) -> Row:
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(BATCH, 3, size, size, device=device)).sum().backward()
     rate, limit = counter.get_total_flops() / (row.ours / 1e3), product_rate(torch.bfloat16, device)
-    return Row("its products a second, of those of a matrix product alone in bf16", None, 100 * rate / limit, "%",
+    return Row("its products a second, of those of a matrix product alone in "
+               "bf16", None, 100 * rate / limit, "%",
                goal=">= 50 %, aim 70 %", limit=f"{limit / 1e9:,.0f} GFLOP/s, reached {rate / 1e9:,.0f}")
 
 
@@ -145,7 +148,8 @@ def _channels_last(quick: bool, name: str, device: torch.device) -> Row:
         torch.manual_seed(0)
         return timm.create_model(arch, num_classes=CLASSES)
     return compare(f"training step, {arch}, batch {BATCH}: channels last against first, both {name}",
-                   plain(build(), images, labels, device, name == "bf16"), ours(build(), name, images, labels, device),
+                   plain(build(), images, labels, device, name == "bf16"),
+                   ours(build(), name, images, labels, device),
                    1 if quick else 5, of_plain=1 / STEPS, of_ours=1 / STEPS)
 
 
@@ -177,7 +181,8 @@ def our_evaluation(size: int, device: torch.device, name: str, batch: int, keeps
 
 def _evaluation(size: int, name: str, device: torch.device, pairs: int) -> list[Row]:
     mine, theirs = (our_evaluation, size, device, name, BATCH, True), (plain_evaluation, size, device)
-    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} images: fp32 as it comes, ours", theirs, mine, pairs)
+    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} images: fp32 as it comes, "
+                          "ours", theirs, mine, pairs)
     if device.type == "cpu":
         given_back = (our_evaluation, size, device, name, BATCH, False)
         return [whole, compare_apart("evaluation, of it, freed memory kept", given_back, mine, pairs)]
@@ -193,5 +198,6 @@ def _threads(size: int, name: str, images, labels, pairs: int) -> Row:
         torch.set_num_threads(1)
         work()
         torch.set_num_threads(cores)
-    return compare(f"a process with its share of the cores (here {cores}), against the one thread that torchrun sets", single,
+    return compare(f"a process with its share of the cores (here {cores}), against the one thread that "
+                   "torchrun sets", single,
                    work, pairs, of_plain=1 / STEPS, of_ours=1 / STEPS)

@@ -1,5 +1,5 @@
-"""Two ways of doing the same, timed in turn, because machines are noisy: a ratio of medians of one run says something, a
-time alone does not."""
+"""Two ways of doing the same, timed in turn, because machines are noisy: a ratio of medians of one run says
+something, a time alone does not."""
 
 import gc
 import multiprocessing
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 @dataclass
 class Row:
-    """A line of the table. plain and ours are in `unit`; ratio is how many times better ours is, spread the least and most of
-    the pairs' ratios; goal is what the ratio (or, without a plain way, ours) should reach; limit is what this machine allows
-    at most, in words."""
+    """A line of the table. plain and ours are in `unit`; ratio is how many times better ours is, spread the
+    least and most of the pairs' ratios; goal is what the ratio (or, without a plain way, ours) should reach;
+    limit is what this machine allows at most, in words."""
 
     what: str
     plain: float | None
@@ -32,12 +32,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], pairs: int, goal: str = "", limit: str = "",
+def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], pairs: int, goal: str = "",
+            limit: str = "",
             unit: str = "ms", scale: float = 1e3, of_plain: float = 1.0, of_ours: float = 1.0,
             clock: Callable[[Callable], float] = seconds) -> Row:
     """Run both once unmeasured, then in turn `pairs` times.
 
-    of_plain, of_ours: what a call's time is multiplied by to be the whole (a part of the work stands for all of it).
+    of_plain, of_ours: what a call's time is multiplied by to be the whole (a part of the work stands for all
+    of it).
     clock: from a call to its seconds.
     """
     plain()
@@ -55,12 +57,14 @@ def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], 
 def apart(make: Callable[..., Callable[[], object]], *arguments, threads: int | None = None):
     """`make(*arguments)` in a process of its own -> a call that runs it there and gives the seconds.
 
-    Whoever does one thing alone has a memory allocator that serves that thing; what another one left in a shared one would
+    Whoever does one thing alone has a memory allocator that serves that thing; what another one left in a
+    shared one would
     be measured, too. threads: PyTorch's; None leaves them.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     start_method = multiprocessing.get_start_method()  # loaders' workers start as they would from a shell
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, threads, start_method, make, arguments))
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, threads, start_method,
+                                                                                make, arguments))
     process.start()
     there.close()
 
@@ -89,14 +93,18 @@ def _serve(connection, threads: int | None, start_method: str, make, arguments) 
         connection.send(seconds(work))
 
 
-def compare_apart(what: str, plain: tuple, ours: tuple, pairs: int, goal: str = "", limit: str = "", unit: str = "ms",
-                  scale: float = 1e3, of_plain: float = 1.0, of_ours: float = 1.0, threads: int | None = None) -> Row:
-    """As `compare`, of (make, *arguments) for each way, each in a process of its own (for one pair, which shows no more than
-    that it runs, in this one)."""
+def compare_apart(what: str, plain: tuple, ours: tuple, pairs: int, goal: str = "", limit: str = "",
+                  unit: str = "ms",
+                  scale: float = 1e3, of_plain: float = 1.0, of_ours: float = 1.0,
+                  threads: int | None = None) -> Row:
+    """As `compare`, of (make, *arguments) for each way, each in a process of its own (for one pair, which
+    shows no more than that it runs, in this one)."""
     if pairs == 1:
-        return compare(what, plain[0](*plain[1:]), ours[0](*ours[1:]), pairs, goal, limit, unit, scale, of_plain, of_ours)
+        return compare(what, plain[0](*plain[1:]), ours[0](*ours[1:]), pairs, goal, limit, unit, scale,
+                       of_plain, of_ours)
     with apart(*plain, threads=threads) as run_plain, apart(*ours, threads=threads) as run_ours:
-        return compare(what, run_plain, run_ours, pairs, goal, limit, unit, scale, of_plain, of_ours, clock=lambda run: run())
+        return compare(what, run_plain, run_ours, pairs, goal, limit, unit, scale, of_plain, of_ours,
+                       clock=lambda run: run())
 
 
 def as_text(rows: list[Row]) -> str:
@@ -104,9 +112,11 @@ def as_text(rows: list[Row]) -> str:
     head = ("what", "plain", "ours", "ratio", "spread", "goal", "limit of this machine")
     cells = [head] + [(row.what, _number(row.plain, row.unit), _number(row.ours, row.unit),
                        f"{row.ratio:.2f}x" if row.ratio is not None else "",
-                       f"{row.spread[0]:.2f}-{row.spread[1]:.2f}" if row.spread else "", row.goal, row.limit) for row in rows]
+                       f"{row.spread[0]:.2f}-{row.spread[1]:.2f}" if row.spread else "", row.goal, row.limit)
+                      for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+             for line in cells]
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 

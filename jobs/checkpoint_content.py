@@ -13,10 +13,11 @@ from util.weights import checkpoint
 
 
 def content(job: Job, epoch: int, best: dict) -> dict:
-    """What every checkpoint holds; `model` loads in timm as it is. Of a model with adapters (and of no other) it is what is
-    trained alone, and `adapter` says how they were made; the base weights are `weights`."""
+    """What every checkpoint holds; `model` loads in timm as it is. Of a model with adapters (and of no other)
+    it is what is trained alone, and `adapter` says how they were made; the base weights are `weights`."""
     adapted = bool(lora.adapted_layers(job.model))
-    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers() if name == "rope.periods"}
+    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers()
+               if name == "rope.periods"}
     return {
         "model": lora.trained_state(job.model) if adapted else job.model.state_dict(), "buffers": buffers,
         "format": checkpoint.FORMAT, "epoch": epoch,
@@ -24,13 +25,16 @@ def content(job: Job, epoch: int, best: dict) -> dict:
             "task": job.task.kind, **job.task.stored(), "best": best, "versions": versions(),
             "options": plain_without_secrets(own_values(job.options)),
             "transform": {"eval": job.eval_transform, "train": job.train_transform},
-            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch, "timm": job.backbone.timm_name},
-            "weights": weights_facts(job), **({"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {})}),
+            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch,
+                         "timm": job.backbone.timm_name},
+            "weights": weights_facts(job),
+            **({"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {})}),
     }
 
 
 def weights_facts(job: Job) -> dict | None:
-    return asdict(job.started_from) if isinstance(job.started_from, models_vit.LoadedWeights) else job.started_from
+    return asdict(job.started_from) if isinstance(job.started_from,
+                                                  models_vit.LoadedWeights) else job.started_from
 
 
 def facts(job: Job) -> dict:
@@ -43,9 +47,11 @@ def facts(job: Job) -> dict:
                   "parameters": models_vit.count_parameters(job.model),
                   "trained": models_vit.count_parameters(job.model, trainable_only=True)},
         "weights": weights_facts(job),
-        "normalisation": {"mean": job.eval_transform["mean"], "std": job.eval_transform["std"], "source": job.norm_source},
+        "normalisation": {"mean": job.eval_transform["mean"], "std": job.eval_transform["std"],
+                          "source": job.norm_source},
         "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
-        **({} if job.plan is None else {"learning_rate": job.schedule.peak, "effective_batch": job.plan.step_size,
+        **({} if job.plan is None else {"learning_rate": job.schedule.peak,
+                                        "effective_batch": job.plan.step_size,
                                         "steps_an_epoch": job.plan.steps}),
     })
 

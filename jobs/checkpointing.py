@@ -1,4 +1,5 @@
-"""What of a training outlives a kill: the last checkpoint and the best one, written, read back and found again."""
+"""What of a training outlives a kill: the last checkpoint and the best one, written, read back and found
+again."""
 
 import shutil
 import uuid
@@ -20,21 +21,24 @@ from util.weights.fitting import WeightFile, load_file
 
 
 def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: list) -> None:
-    """Write the last checkpoint (all processes call this): all that a restart needs. Its `epoch` is the last whole one; `done`
-    says how far the next has come."""
+    """Write the last checkpoint (all processes call this): all that a restart needs. Its `epoch` is the last
+    whole one; `done` says how far the next has come."""
     write_last(job, content(job, done.epoch - 1, best) | {
-        "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(), "progress": asdict(done),
-        "schedule": {"position": done.epoch + done.steps / job.plan.steps, "effective_batch": job.plan.step_size,
+        "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
+        "progress": asdict(done),
+        "schedule": {"position": done.epoch + done.steps / job.plan.steps,
+                     "effective_batch": job.plan.step_size,
                      "even_steps": job.plan.even, **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
 
 
 def write_last(job: Job, content: dict) -> None:
-    """checkpoint-last.pth (all processes call this); of a sharded model a small one that names its shards, which are written
-    first (util/weights/shard_files.py)."""
+    """checkpoint-last.pth (all processes call this); of a sharded model a small one that names its shards,
+    which are written first (util/weights/shard_files.py)."""
     shards = None
     if is_sharded(job.model):
-        job.world.main_alone(job.folder.file_to_write, checkpoint.LAST)  # before anything is made in a folder that is gone
+        # before anything is made in a folder that is gone
+        job.world.main_alone(job.folder.file_to_write, checkpoint.LAST)
         shards = job.world.from_main(f"checkpoint-last.{uuid.uuid4().hex[:12]}.shards")
         content, tensors = shard_files.split(content)
         try:
@@ -53,7 +57,8 @@ def _write_last(job: Job, content: dict, shards: str | None) -> None:
 
 
 def remove_torn(job: Job) -> None:
-    """Delete what a killed run began to write (main process): half files, and shards that no checkpoint names."""
+    """Delete what a killed run began to write (main process): half files, and shards that no checkpoint
+    names."""
     checkpoint.remove_torn(job.folder.path)
     path = job.folder.file(checkpoint.LAST)
     if any(path.parent.glob(shard_files.PATTERN)):
@@ -71,7 +76,8 @@ def write_model(job: Job, name: str, content: dict) -> None:
 
 
 def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
-    """Put the run back where its checkpoint left it -> (where it goes on, the best epoch so far, its weights if in memory)."""
+    """Put the run back where its checkpoint left it -> (where it goes on, the best epoch so far, its weights
+    if in memory)."""
     rest = job.resumed.rest
     _restore_optimizer(trainer.optimizer, rest["optimizer"], job.resumed)
     if trainer.scaler.is_enabled() and rest["scaler"]:
@@ -82,7 +88,8 @@ def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
     before = rest["schedule"]
     done = Progress(**rest["progress"]) if "progress" in rest else Progress(rest["epoch"] + 1)
     job.world.main_alone(job.folder.cut_after, rest["epoch"])
-    best, weights = _require_best(job, job.world.from_main(dict(rest["best"])), rest["epoch"] if done.steps == 0 else None)
+    best, weights = _require_best(job, job.world.from_main(dict(rest["best"])),
+                                  rest["epoch"] if done.steps == 0 else None)
     done = _placed(job, done, before["effective_batch"])
     for what, stored, here in (("effective batch", before["effective_batch"], job.plan.step_size),
                                ("learning rate", before["peak"], job.schedule.peak)):
@@ -102,21 +109,24 @@ def _placed(job: Job, done: Progress, step_size: int) -> Progress:
     steps = plan.steps_within(seen)
     kept = plan.of_step(steps - 1)[1] if steps else 0
     if kept < seen:
-        job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its images are seen once more")
+        job.world.say(f"epoch {done.epoch} goes on at step {steps}: {seen - kept} of its images are seen "
+                      "once more")
     return Progress(done.epoch, steps, done.loss * kept / seen)
 
 
 def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, dict | None]:
-    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one (`last_epoch`;
-    None where it stands inside an epoch). With --no_savemodel they are kept in memory."""
+    """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one
+    (`last_epoch`; None where it stands inside an epoch). With --no_savemodel they are kept in memory."""
     path = best_file(job)
     if best["epoch"] is None:
         return best, None
-    if job.world.from_main(job.world.is_main and path.exists() and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
+    if job.world.from_main(job.world.is_main and path.exists()
+                           and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
         return best, None
     if best["epoch"] == last_epoch:
         return best, keep_best(job, best)
-    job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew from here")
+    job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew "
+                  "from here")
     return {"epoch": None, "score": None, "figures": {}}, None
 
 
@@ -132,19 +142,23 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, file: Wei
               for name, p in zip(group["names"], group["params"], strict=True)}
     moments = {name: stored["state"].get(number) for group in groups
                for name, number in zip(group["names"], group["params"], strict=True)}
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups] or now != before or any(
-            state is not None and tuple(state["exp_avg"].shape) != shapes[name] for name, state in moments.items()):
+    if [len(g["params"]) for g in groups] != [len(g["params"])
+                                              for g in optimizer.param_groups] or now != before or any(
+            state is not None and tuple(state["exp_avg"].shape) != shapes[name]
+            for name, state in moments.items()):
         raise InputError(f"{file.path} was trained with other parameters or groups of them (--adaptation, "
-                         "--train_last_blocks, --input_size, weight decay 0): start a new run from its weights with --finetune "
-                         "and another --task")
-    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+                         "--train_last_blocks, --input_size, weight decay 0): start a new run from its "
+                         "weights with --finetune and another --task")
+    kept = [{key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups]
     optimizer.load_state_dict(stored | {"state": _moments(optimizer, stored["state"], file)})
     for group, own in zip(optimizer.param_groups, kept, strict=True):
         group.update(own)
 
 
 def _moments(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> dict:
-    """The optimizer's state as its parameters lie, sharded or whole: from a file that may hold it either way."""
+    """The optimizer's state as its parameters lie, sharded or whole: from a file that may hold it either
+    way."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found, waiting = {}, {}
     for number, entry in stored.items():
@@ -165,9 +179,10 @@ def _moments(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -
 
 
 def keep_best(job: Job, best: dict) -> dict | None:
-    """Write the best epoch's checkpoint, or return its weights where none is written now: with --no_savemodel, and with
-    stored features, whose epochs are shorter than a checkpoint's writing (it is written at the end). All processes call
-    this; what is returned is the main process's ({} elsewhere), of a sharded model each one's shards."""
+    """Write the best epoch's checkpoint, or return its weights where none is written now: with
+    --no_savemodel, and with stored features, whose epochs are shorter than a checkpoint's writing (it is
+    written at the end). All processes call this; what is returned is the main process's ({} elsewhere), of a
+    sharded model each one's shards."""
     if job.options.run.savemodel and job.features is None:
         write_model(job, best_file(job).name, content(job, best["epoch"], best))
         if lora.adapted_layers(job.model) and job.world.is_main:
@@ -189,7 +204,8 @@ def best_file(job: Job) -> Path:
 
 
 def load_best(job: Job, in_memory: dict | None) -> None:
-    """The best epoch's weights into the model, from the main process to all; a sharded model's from the file that all read."""
+    """The best epoch's weights into the model, from the main process to all; a sharded model's from the file
+    that all read."""
     if is_sharded(job.running):
         _load_best_shards(job, in_memory)
         return
@@ -224,12 +240,14 @@ def _fill_model(job: Job) -> None:
     path = best_file(job)
     wanted, found = _state_to_keep(job.model), load_file(path)["model"]
     if wanted.keys() != found.keys():
-        raise InputError(f"{path} was changed while the run went on: it holds other tensors than this run writes")
+        raise InputError(f"{path} was changed while the run went on: it holds other tensors than this run "
+                         "writes")
     fill(wanted, found)
 
 
 def make_whole(job: Job) -> bool:
-    """Merge adapters into the model, in every process -> whether there were any; the best checkpoint is then written whole.
+    """Merge adapters into the model, in every process -> whether there were any; the best checkpoint is then
+    written whole.
 
     They are first written as PEFT keeps them. What scores the test split is what others will load.
     """

@@ -1,4 +1,5 @@
-"""The images of a job: the table, the check of all files, fields and leakage; and the settings by which they are read."""
+"""The images of a job: the table, the check of all files, fields and leakage; and the settings by which they
+are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ class Images:
 
 def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task: Task,
               settings: dict) -> Images:
-    """The images of a run, all that is to be known of them from one pass over their files (util/data/images/reading_pass.py).
+    """The images of a run, all that is to be known of them from one pass over their files
+    (util/data/images/reading_pass.py).
 
     settings: of the transform that evaluation reads by, but for the range of values that the files decide.
     """
@@ -49,20 +51,27 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     data = task.read(resumed, ("test",) if options.run.eval else tables.SPLITS)
     # an image's number counts within its split, so that it is the same where only test is read
     data.table["index"] = data.table.groupby("split", sort=False).cumcount()
-    if options.data.patient_regex and "patient_col" not in options.typed:  # a stored expression gives way to a typed column
-        data.table, lines = search.name_patients(data.table, options.data.patient_regex, "patient_regex" in options.typed)
+    # a stored expression gives way to a typed column
+    if options.data.patient_regex and "patient_col" not in options.typed:
+        data.table, lines = search.name_patients(data.table, options.data.patient_regex,
+                                                 "patient_regex" in options.typed)
         data.notes += lines
     facts, fields = ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
-        fields = Fields(Path(options.run.output_dir) / ".fundus_fields.npy", options.model.read_images == "as_shown")
+        fields = Fields(Path(options.run.output_dir) / ".fundus_fields.npy",
+                        options.model.read_images == "as_shown")
     # what is used of them, unless one turns out to be bad
     used = _subset(options, data.table)
     filled = _filling(options, settings, fields, world)
     asked = options.data
-    looks_for_leakage = world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
-    compared = looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder)
+    looks_for_leakage = (
+        world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
+    )
+    compared = looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed,
+                                                                                      folder)
     prints = _prints(options) if compared else None
-    others = [(filled, list(used["path"][used["split"].isin(cached_splits(options))]))] if filled is not None else []
+    others = [(filled,
+               list(used["path"][used["split"].isin(cached_splits(options))]))] if filled is not None else []
     others += [(prints, list(used["path"]))] if prints is not None else []
     if options.data.skip_file_check:
         data = tables.look_at_some(data, facts, fields, others=others)
@@ -70,7 +79,8 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         writes = world.is_main and not options.run.dry_run and options.data.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields, others=others)
+            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields,
+                                      others=others)
     if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
     data.table = _subset(options, data.table)
@@ -87,13 +97,20 @@ def cached_splits(options: Options) -> tuple[str, ...]:
         return ("test",)
     if not options.search.optuna_trials:
         return tables.SPLITS
-    return () if options.model.adaptation == "lp" else tables.SPLITS if options.search.optuna_eval_test else ("train", "val")
+    return (
+        ()
+        if options.model.adaptation == "lp"
+        else tables.SPLITS
+        if options.search.optuna_eval_test
+        else ("train", "val")
+    )
 
 
 def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
     if options.data.dataratio[0] == 1 or options.run.eval:
         return table
-    return tables.subset(table, options.data.dataratio[0], options.data.stratified, options.data.datasets_seed)
+    return tables.subset(table, options.data.dataratio[0], options.data.stratified,
+                         options.data.datasets_seed)
 
 
 def _filling(options: Options, settings: dict, fields: Fields | None, world: World) -> Filling | None:
@@ -111,7 +128,8 @@ def _prints(options: Options) -> "Fingerprints":
 
 def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed: WeightFile | None,
                    folder: RunFolder) -> list[str]:
-    """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) -> lines."""
+    """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) ->
+    lines."""
     images = list(data.table["path"])
     if options.run.dry_run:
         return fundus_sheet.report(fields, images, None, None)
@@ -124,20 +142,25 @@ def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed:
 
 def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFolder) -> bool:
     """Whether a resumed run was checked for leakage as it would be now, if its images are the same."""
-    if resumed is None or resumed.path.parent.resolve() != folder.path.resolve() or options.data.leakage != "warn":
+    if (
+        resumed is None
+        or resumed.path.parent.resolve() != folder.path.resolve()
+        or options.data.leakage != "warn"
+    ):
         return False
     before, looked_at = resumed.rest.get("options", {}), ("patient_col", "patient_regex", "skip_file_check")
-    return folder.file(LEAKAGE).exists() and all(before.get(option) == options.value(option) for option in looked_at)
+    return folder.file(LEAKAGE).exists() and all(before.get(option) == options.value(option)
+                                                 for option in looked_at)
 
 
 def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder,
                    prints: "Fingerprints | None") -> list[str]:
-    """Look for images and patients that two splits share, among the rows that this run uses -> lines about it; leakage.json
-    lists them. InputError with --leakage stop where there are any.
+    """Look for images and patients that two splits share, among the rows that this run uses -> lines about
+    it; leakage.json lists them. InputError with --leakage stop where there are any.
 
-    A run that goes on with the same images was checked when it began; a dry run is checked, too, and writes nothing.
-    Without the check of all files (--skip_file_check) images are not decoded here either: the same bytes and patients
-    are found all the same.
+    A run that goes on with the same images was checked when it began; a dry run is checked, too, and writes
+    nothing. Without the check of all files (--skip_file_check) images are not decoded here either: the same
+    bytes and patients are found all the same.
     """
     goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
     if _checked_before(options, resumed, folder) and resumed.rest.get("data_fingerprint") == data.fingerprint:
@@ -155,31 +178,36 @@ def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | No
 
 
 def compare_data(options: Options, data: tables.Data, resumed: WeightFile | None) -> list[str]:
-    """A line where the images are not those that the run began with; InputError where --resume same asks for the same."""
+    """A line where the images are not those that the run began with; InputError where --resume same asks for
+    the same."""
     before = resumed.rest.get("data_fingerprint") if resumed is not None else None
     if options.run.eval or before in (None, data.fingerprint):
         return []
     if options.run.resume == "same":
-        raise InputError(f"the images, their labels or splits have changed since {resumed.path} was written: name this run "
-                         "otherwise with --task (TASK=...), or go on with the new ones by --resume auto")
-    return [f"warning: the images, their labels or splits have changed since {resumed.path} was written: figures of epochs "
-            "before and after don't compare"]
+        raise InputError(f"the images, their labels or splits have changed since {resumed.path} was written: "
+                         "name this run otherwise with --task (TASK=...), or go on with the new ones by "
+                         "--resume auto")
+    return [f"warning: the images, their labels or splits have changed since {resumed.path} was written: "
+            "figures of epochs before and after don't compare"]
 
 
 def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed: WeightFile | None,
                         facts: np.ndarray) -> dict:
-    """Of the transform that evaluation reads images by: the checkpoint's, in which a typed flag changes its own entry.
+    """Of the transform that evaluation reads images by: the checkpoint's, in which a typed flag changes its
+    own entry.
     facts: of the images (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
     model, images = options.model, options.images
     rest = resumed.rest if resumed is not None else {}
     mean, std, _ = normalisation.of_options(options, backbone, rest)
     stored = rest.get("transform", {}).get("eval")
     if not stored:
-        settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size, model.fundus_crop,
+        settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
+                                            model.fundus_crop,
                                             model.resize, model.read_images)
         return transforms.with_depth(settings, *depth(facts))
     changed = {"decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": model.fundus_crop},
+               "norm": {"mean": list(mean), "std": list(std)},
+               "fundus_crop": {"fundus_crop": model.fundus_crop},
                "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
     fit = model.resize if "resize" in options.typed else stored.get("fit", "crop")
     resized = {"resize": transforms.resized_side(model.input_size, fit)}

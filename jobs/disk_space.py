@@ -13,9 +13,9 @@ GIB, MIB = 2**30, 2**20
 
 
 def checkpoint_bytes(job: Job) -> tuple[int, int]:
-    """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained; with its shards, where there are any)
-    and checkpoint-best.pth (weights). With adapters the last one holds what is trained alone, and beside the best one, which
-    is whole, lies checkpoint-adapter.pth."""
+    """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained; with its shards,
+    where there are any) and checkpoint-best.pth (weights). With adapters the last one holds what is trained
+    alone, and beside the best one, which is whole, lies checkpoint-adapter.pth."""
     weights = _bytes(job.model.state_dict())
     moments = 2 * sum(p.numel() * p.element_size() for p in job.running.parameters() if p.requires_grad)
     if not lora.adapted_layers(job.model):
@@ -29,8 +29,9 @@ def _bytes(tensors: dict) -> int:
 
 
 def needed_bytes(job: Job) -> int:
-    """What has to be free at the start. A checkpoint is written beside the one that it replaces, so that for a while there
-    are two; those that a resumed run finds in its folder are replaced, those of an earlier run stay in earlier-N."""
+    """What has to be free at the start. A checkpoint is written beside the one that it replaces, so that for
+    a while there are two; those that a resumed run finds in its folder are replaced, those of an earlier run
+    stay in earlier-N."""
     other = OTHER_BYTES + BYTES_A_PREDICTION * len(job.data.table)
     if not job.options.run.savemodel or _has_all_epochs(job):
         return other
@@ -39,7 +40,8 @@ def needed_bytes(job: Job) -> int:
         return other + last + best
     there = 0
     if job.resumed is not None and job.resumed.path.parent.resolve() == job.folder.path.resolve():
-        files = [*map(job.folder.file, (checkpoint.LAST, checkpoint.BEST)), *job.folder.path.glob(f"{PATTERN}/*")]
+        files = [*map(job.folder.file, (checkpoint.LAST, checkpoint.BEST)),
+                 *job.folder.path.glob(f"{PATTERN}/*")]
         there = sum(path.stat().st_size for path in files if path.exists())
     return other + max(last + best + max(last, best) - there, 0)
 
@@ -50,12 +52,13 @@ def require(job: Job) -> None:
         return
     needed, (free, files) = needed_bytes(job), free_of(job.folder.path)
     if free < needed:
-        raise InputError(f"{job.folder.path} is on a disk with {size_of(free)} free, and this run needs {size_of(needed)}"
-                         f"{_reckoning(job)}: make room, or name another folder with --output_dir"
+        raise InputError(f"{job.folder.path} is on a disk with {size_of(free)} free, and this run needs "
+                         f"{size_of(needed)}{_reckoning(job)}: make room, or name another folder with "
+                         "--output_dir"
                          + (" (--no_savemodel writes no checkpoints)" if job.options.run.savemodel else ""))
     if files is not None and files < OTHER_FILES:
-        raise InputError(f"{job.folder.path} is on a disk where only {files} more files can be made (no free inodes): delete "
-                         "some, or name another folder with --output_dir")
+        raise InputError(f"{job.folder.path} is on a disk where only {files} more files can be made (no free "
+                         "inodes): delete some, or name another folder with --output_dir")
 
 
 def describe(job: Job) -> list[str]:

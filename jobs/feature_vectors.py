@@ -29,19 +29,23 @@ from util.weights import checkpoint
 from util.weights.finding import sha256
 from util.weights.fitting import WeightFile
 
-WHAT = {"cls": "class token after the model's last norm", "patch_mean": "mean of the patch tokens or of the last feature map",
+WHAT = {"cls": "class token after the model's last norm", "patch_mean": "mean of the patch tokens or of the "
+                                                                        "last feature map",
         "pooled": "what a classifier's head reads"}
 
 
 class FeatureParts(torch.nn.Module):
-    """A timm model without classifier: (B, 3, S, S) -> (B, sum of the widths), its parts side by side, in fp32.
+    """A timm model without classifier: (B, 3, S, S) -> (B, sum of the widths), its parts side by side, in
+    fp32.
 
     cls         class token after the final norm; not there where the model has none
-    patch_mean  mean of the final patch tokens, class and register tokens left out, or of the final feature map's places
+    patch_mean  mean of the final patch tokens, class and register tokens left out, or of the final feature
+                map's places
     pooled      what a classifier's head would read
 
-    Where the final norm comes after the pooling (RETFound_mae with its mean: fc_norm), cls and patch_mean pass it too.
-    `widths` says which columns are whose; it is learnt from two images, as is whether pooled is the model's own output.
+    Where the final norm comes after the pooling (RETFound_mae with its mean: fc_norm), cls and patch_mean
+    pass it too. `widths` says which columns are whose; it is learnt from two images, as is whether pooled is
+    the model's own output.
     """
 
     def __init__(self, model: torch.nn.Module, input_size: int):
@@ -52,8 +56,10 @@ class FeatureParts(torch.nn.Module):
         with torch.inference_mode():
             images = torch.linspace(-2, 2, 2 * 3 * input_size**2).view(2, 3, input_size, input_size)
             parts, whole = self.parts(images), model(images)
-        if parts["pooled"].shape != whole.shape or not torch.allclose(parts["pooled"], whole, rtol=1e-3, atol=1e-5):
-            raise InputError(f"{type(model).__name__} does more than pool its last features: choose another --model_arch")
+        if parts["pooled"].shape != whole.shape or not torch.allclose(parts["pooled"], whole, rtol=1e-3,
+                                                                      atol=1e-5):
+            raise InputError(f"{type(model).__name__} does more than pool its last features: choose another "
+                             "--model_arch")
         model.train(was_training)
         self.widths = {name: part.shape[1] for name, part in parts.items()}
 
@@ -80,7 +86,8 @@ class FeatureParts(torch.nn.Module):
     def split(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """(N, sum of the widths) -> {part: (N, width)}, views."""
         ends = np.cumsum([0, *self.widths.values()])
-        return {name: values[:, start:end] for name, start, end in zip(self.widths, ends, ends[1:], strict=False)}
+        return {name: values[:, start:end]
+                for name, start, end in zip(self.widths, ends, ends[1:], strict=False)}
 
 
 def extract(options: Options, world: World) -> None:
@@ -98,7 +105,8 @@ def extract(options: Options, world: World) -> None:
     precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
     torch.manual_seed(options.run.seed)
     asked = options.model
-    model = models_vit.build_model(backbone, 0, asked.input_size, 0.0, asked.global_pool, asked.fc_norm_passes)
+    model = models_vit.build_model(backbone, 0, asked.input_size, 0.0, asked.global_pool,
+                                   asked.fc_norm_passes)
     weights, line = _load(model, backbone, options, world, file)
     data = read_pictures(options, world)
     transform = evaluation_settings(options, backbone, ours, data.facts)
@@ -109,16 +117,19 @@ def extract(options: Options, world: World) -> None:
     parts = FeatureParts(model, options.model.input_size).eval()
     world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
               f"reading    {terminal.reading(transform, options.model.norm, norm_source)}",
-              *(seen_area.describe(list(data.table["path"]), transform, data.fields, data.facts) if world.is_main else []))
+              *(seen_area.describe(list(data.table["path"]), transform, data.fields, data.facts)
+                if world.is_main else []))
     if ours is not None and ours.rest.get("reads"):
         kind = ours.rest["reads"]["kind"]
-        world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the model's own head "
-                  "would read")
+        world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the "
+                  "model's own head would read")
     precision.place(model)
     precision.prepare()
     parts.to(world.device)
-    facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name, "seed": options.run.seed,
-             "input_size": asked.input_size, "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes}
+    facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name,
+             "seed": options.run.seed,
+             "input_size": asked.input_size, "global_pool": asked.global_pool,
+             "fc_norm_passes": asked.fc_norm_passes}
     partial = computed(parts, data, None, options, world, precision, transform,
                        facts | {"weights": weights.get("sha256")}, "features")
     if partial is None:
@@ -126,14 +137,17 @@ def extract(options: Options, world: World) -> None:
     arrays = parts.split(partial.values())
     facts |= {"weights": weights, "arrays": {name: WHAT[name] for name in arrays}, "transform": transform,
               "norm_source": norm_source, "precision": precision.name, "device": world.device.type,
-              "pictures": len(data.table), "input": options.use.input, "versions": versions(), "commit": commit(),
+              "pictures": len(data.table), "input": options.use.input, "versions": versions(),
+              "commit": commit(),
               "made": now()}
     with no_room(f"--output {options.use.output}"):
         write_features(options.use.output, list(data.table["path"]), arrays,
                        json.dumps(checkpoint.plain(facts), ensure_ascii=False))
     partial.remove()
     forget(options.use.output)
-    shapes = ", ".join(f"{name} {' x '.join(f'{side:,}' for side in values.shape)}" for name, values in arrays.items())
+    shapes = ", ".join(f"{name} "
+                       f"{' x '.join(f'{side:,}' for side in values.shape)}"
+                       for name, values in arrays.items())
     world.say(f"written to {options.use.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
 
 
@@ -144,7 +158,8 @@ def _resolved(options: Options, file: WeightFile | None) -> tuple[Options, list[
         task, lines = take_checkpoint(options, file)
         options = task.options
         decode = decode or (file.rest["options"].get("decode") if checkpoint.is_ours(file) else None)
-    return options.having(seed=seed, decode=decode or "full", fc_norm_passes=options.model.fc_norm_passes or 1,
+    return options.having(seed=seed, decode=decode or "full",
+                          fc_norm_passes=options.model.fc_norm_passes or 1,
                           batch_size=options.training.batch_size or DEFAULT_BATCH), lines
 
 
@@ -157,10 +172,13 @@ def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Option
         _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
         lora.merge(model)
         return {"name": options.run.resume, "sha256": sha256(file.path), "text": line}, line
-    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone, options.model.finetune or options.run.resume,
-                                                               options.model.weights_dir, options.model.allow_partial))
+    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone,
+                                                               options.model.finetune or options.run.resume,
+                                                               options.model.weights_dir,
+                                                               options.model.allow_partial))
     facts = asdict(loaded)
-    return {name: facts[name] for name in ("name", "sha256", "used", "expected", "text")}, loaded.text.removeprefix("weights: ")
+    return {name: facts[name] for name in ("name", "sha256", "used", "expected",
+                                           "text")}, loaded.text.removeprefix("weights: ")
 
 
 def _describe(options: Options, world: World, backbone: models_vit.Backbone, precision, data,
@@ -168,11 +186,12 @@ def _describe(options: Options, world: World, backbone: models_vit.Backbone, pre
     lines = [f"model      {backbone.model} {backbone.arch}, input {options.model.input_size} pixels: "
              + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
     lines += [f"           {name} is absent: {backbone.arch} has no {what}" for name, what in (
-        ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are pooled")) if name not in parts.widths]
+        ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are "
+                                               "pooled")) if name not in parts.widths]
     lines.append(f"images     {len(data.table):,} of {options.use.input}")
     lines += [f"           note: {note}" for note in data.notes]
     if len(data.others.columns):
         lines.append("           the CSV's other columns are not stored (rows are in its order): "
                      + ", ".join(data.others.columns))
-    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), precision "
-                    f"{precision.name}, batch size {options.training.batch_size}"]
+    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), "
+                    f"precision {precision.name}, batch size {options.training.batch_size}"]

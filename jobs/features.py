@@ -15,7 +15,13 @@ from util.core.disk import free_of
 from util.data import tables
 from util.data.images.transforms import READING
 from util.model.feature_kinds import KindsReader
-from util.model.frozen_features import feature_file, pictures_digest, stored_features, token_file, weights_digest
+from util.model.frozen_features import (
+    feature_file,
+    pictures_digest,
+    stored_features,
+    token_file,
+    weights_digest,
+)
 from util.options.adaptation import ATTENTIVE, POOLED
 from util.parallel.sharding import is_sharded
 from util.report import terminal
@@ -26,28 +32,34 @@ PIECE_BYTES = 2**28  # of rows that are gathered at a time
 
 
 def features_of(job: Job) -> dict[str, torch.Tensor] | None:
-    """{split: (N, W)}, computed once or found on the disk (OUTPUT_DIR/.features); for a grid of heads the columns of all kinds
-    of features, which `job.kinds` tells apart, and `job.tokens`, what an attentive head reads, where there is room for it.
+    """{split: (N, W)}, computed once or found on the disk (OUTPUT_DIR/.features); for a grid of heads the
+    columns of all kinds of features, which `job.kinds` tells apart, and `job.tokens`, what an attentive head
+    reads, where there is room for it.
 
     With --lp_views K above 1 the train images of a grid of heads have K random views instead of the
-    evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature an image.
+    evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature
+    an image.
     """
     world, options, reader = job.world, job.options, job.task.feature_reader(job.model)
     if reader is None:
-        world.say(f"{job.backbone.arch} has no single linear classifier: its head is trained through the frozen backbone, "
-                  "which runs in every epoch")
+        world.say(f"{job.backbone.arch} has no single linear classifier: its head is trained through the "
+                  "frozen backbone, which runs in every epoch")
         return None
-    head, wanted, kinds = job.task.head_of(job.model), _wanted(options.probe.lp_views if job.task.head_is_linear else 1), {}
+    head, wanted, kinds = job.task.head_of(job.model), _wanted(options.probe.lp_views
+                                                               if job.task.head_is_linear else 1), {}
     if job.task.head_is_linear:
         reader = KindsReader(job.model, head, options.model.input_size)
         job.kinds, job.tokens = reader.kinds, {}
         kinds = {} if list(reader.kinds) == [POOLED] else {"kinds": list(reader.parts)}
-    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main or is_sharded(job.model) else None)
+    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main
+                              or is_sharded(job.model) else None)
     found, counts, began, files = {}, {True: 0, False: 0}, time.monotonic(), {}
     for name, split, view in wanted:
         rows = job.rows(split)
-        settings = {"transform": job.eval_transform if view is None else job.train_transform, "reading": READING,
-                    "precision": job.precision.name, "backbone": job.backbone.timm_name, "batch": options.training.batch_size,
+        settings = {"transform": job.eval_transform if view is None else job.train_transform,
+                    "reading": READING,
+                    "precision": job.precision.name, "backbone": job.backbone.timm_name,
+                    "batch": options.training.batch_size,
                     **({} if view is None else {"view": view, "seed": options.run.seed}), **kinds}
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         files[name] = feature_file(Path(options.run.output_dir) / ".features", weights, pictures, settings)
@@ -57,7 +69,8 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     for name, split, view in wanted:
         found[name], tokens, was_there = stored_features(
             files[name], len(job.rows(split)),
-            lambda split=split, view=view, name=name: _computed(job, reader, split, view, name), world, *shape)
+            lambda split=split, view=view, name=name: _computed(job, reader, split, view, name), world,
+            *shape)
         if tokens is not None:
             job.tokens[name] = tokens
         counts[was_there] += len(job.rows(split))
@@ -67,7 +80,8 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     return found
 
 
-def _computed(job: Job, reader: torch.nn.Module, split: str, view: int | None, name: str) -> Iterator[np.ndarray]:
+def _computed(job: Job, reader: torch.nn.Module, split: str, view: int | None,
+              name: str) -> Iterator[np.ndarray]:
     """Rows of what the reader gives out, piece by piece; covariates are the head's to read."""
     batches = loader(job, split, view=view)
     batches.dataset.covariates = None
@@ -76,7 +90,8 @@ def _computed(job: Job, reader: torch.nn.Module, split: str, view: int | None, n
     return output_chunks(reader, batches, job.precision, job.world, f"features of {name}", most)
 
 
-def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | None]], files: dict[str, Path]) -> bool:
+def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | None]],
+              files: dict[str, Path]) -> bool:
     """Whether the tokens of all splits may lie on the disk (main process); where not, a line says so."""
     if reader.tokens is None:
         return False
@@ -94,5 +109,6 @@ def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | 
 
 def _wanted(views: int) -> list[tuple[str, str, int | None]]:
     """(name, split, random view or None for the evaluation's)."""
-    train = [("train", "train", None)] if views == 1 else [(f"train {view}", "train", view) for view in range(views)]
+    train = [("train", "train", None)] if views == 1 else [(f"train {view}", "train", view)
+                                                           for view in range(views)]
     return train + [(split, split, None) for split in tables.SPLITS[1:]]

@@ -26,32 +26,42 @@ def folder_of(job: Prediction) -> Path:
 
 
 def check(job: Prediction) -> None:
-    """InputError where no map of this model can be made or the method does not fit it, or the folder can't be made: before
-    hours of predicting."""
+    """InputError where no map of this model can be made or the method does not fit it, or the folder can't be
+    made: before hours of predicting."""
     method, fitting = job.options.heatmaps.heatmap_method, methods_of(job.model)
     if method not in ("auto", *fitting):
-        raise InputError(f"--heatmap_method {method} does not fit {job.backbone.arch}: choose {' or '.join(fitting)}, or auto")
+        raise InputError(f"--heatmap_method {method} does not fit {job.backbone.arch}: choose "
+                         f"{' or '.join(fitting)}, or auto")
     side = job.options.model.input_size
-    heat_maps(job.model, torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side), [0], method)  # some models have none
+    # some models have none
+    heat_maps(job.model, torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side), [0], method)
     folder = folder_of(job)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--heatmaps {folder}: can't be made ({error.strerror}); name another folder") from error
+        raise InputError(f"--heatmaps {folder}: can't be made ({error.strerror}); name another "
+                         "folder") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"--heatmaps {folder}: can't be written; name another folder")
     if job.world.is_main and not (folder / INDEX_FILE).exists():
-        write_whole(folder / INDEX_FILE, "{}\n")  # it tells overlays from photographs, also where a start is killed
+        # it tells overlays from photographs, also where a start is killed
+        write_whole(folder / INDEX_FILE, "{}\n")
 
 
 def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndarray | None) -> None:
-    """Overlays of all images in the folder, from where an earlier start came to. outputs: the main process's rows."""
+    """Overlays of all images in the folder, from where an earlier start came to. outputs: the main process's
+    rows."""
     options, world, folder = job.options, job.world, folder_of(job)
     targets, name = _targets(job, outputs)
     mark = f"heat maps of {name} by {options.heatmaps.heatmap_method} in {folder.resolve()}"
     done = world.from_main(partial.marked(mark) if partial is not None else None)
-    method = methods_of(job.model)[0] if options.heatmaps.heatmap_method == "auto" else options.heatmaps.heatmap_method
-    world.say(f"heat maps  {method}, of {name}" + (f"; {done:,} are there from an earlier start" if done else ""))
+    method = (
+        methods_of(job.model)[0]
+        if options.heatmaps.heatmap_method == "auto"
+        else options.heatmaps.heatmap_method
+    )
+    world.say(f"heat maps  {method}, of {name}" + (f"; {done:,} are there from an earlier "
+                                                   "start" if done else ""))
     table = job.data.table[done:]
     covariates = None if job.covariates is None else job.covariates[done:]
     batches = loader(options, world, table, covariates, EvalTransform(job.transform, job.data.fields), BATCH)
@@ -65,7 +75,8 @@ def draw_heatmaps(job: Prediction, partial: PartialRows | None, outputs: np.ndar
             pictures += pictures_of(images, job.transform["mean"], job.transform["std"])
             positions += where.tolist()
         if positions:
-            write_overlays([table["path"].iloc[place] for place in positions], np.concatenate(maps), folder, pictures)
+            write_overlays([table["path"].iloc[place] for place in positions], np.concatenate(maps), folder,
+                           pictures)
         done += sum(world.gather(len(positions)))
         if partial is not None:
             partial.mark(mark, done)
@@ -79,5 +90,6 @@ def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor,
     if asked is not None:
         return torch.full((number,), job.names.index(asked)), asked
     if isinstance(job.task, Classification):
-        return torch.from_numpy(job.world.from_main(None if outputs is None else outputs.argmax(axis=1))), "the predicted class"
+        return torch.from_numpy(job.world.from_main(None if outputs is None
+                                                    else outputs.argmax(axis=1))), "the predicted class"
     return torch.zeros(number, dtype=torch.int64), job.names[0]

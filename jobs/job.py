@@ -1,4 +1,5 @@
-"""What was decided before the first step: of a training or an evaluation (Job), of predictions (Prediction)."""
+"""What was decided before the first step: of a training or an evaluation (Job), of predictions
+(Prediction)."""
 
 from dataclasses import dataclass, field
 
@@ -41,12 +42,16 @@ class Job:
     train_transform: dict | None = None
     plan: StepPlan | None = None
     schedule: Schedule | None = None
-    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)  # what the check found of the images (`ImageFacts.of`)
+    # what the check found of the images (`ImageFacts.of`)
+    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
     fields: Fields | None = None  # with --fundus_crop auto
-    filled: Filling | None = None  # with --image_cache: what the check of all files has brought into the cache
+    # with --image_cache: what the check of all files has brought into the cache
+    filled: Filling | None = None
     cache: ImageCache | None = None  # images decoded once, where they are read many times
-    features: dict[str, torch.Tensor] | None = None  # of a frozen backbone, by split: then the head alone is run
-    kinds: dict[str, slice] | None = None  # which columns of them are which kind of feature (util/model/feature_kinds.py)
+    # of a frozen backbone, by split: then the head alone is run
+    features: dict[str, torch.Tensor] | None = None
+    # which columns of them are which kind of feature (util/model/feature_kinds.py)
+    kinds: dict[str, slice] | None = None
     tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
 
     @property

@@ -1,4 +1,5 @@
-"""A linear probe: a grid of heads trained in one pass on stored features, the best on val scored once on test.
+"""A linear probe: a grid of heads trained in one pass on stored features, the best on val scored once on
+test.
 
 It takes seconds, so a run that was cut is simply run again: from the same features, to the same bits.
 """
@@ -46,7 +47,8 @@ def probe(job: Job) -> None:
     # one process is enough: the others would compute the same
     best = world.from_main(world.main_alone(_train_and_choose, job))
     if best is None:
-        raise RunError("no head of the probe gives numbers on val: check the weights, or try --precision fp32", everywhere=True)
+        raise RunError("no head of the probe gives numbers on val: check the weights, or try --precision "
+                       "fp32", everywhere=True)
     kind = best.pop("reads")
     values = {name: torch.from_numpy(values).to(world.device) for name, values in best.pop("head").items()}
     job.task.put_probe_head(job.model, kind, values)
@@ -66,12 +68,15 @@ def _is_complete(job: Job) -> bool:
         return False
     rest, folder = job.resumed.rest, job.folder
     if rest["options"].get("adaptation") != "lp":
-        raise InputError(f"{job.resumed.path} is no probe's: start a new run from its weights with --finetune and another "
-                         "--task")
+        raise InputError(f"{job.resumed.path} is no probe's: start a new run from its weights with "
+                         "--finetune and another --task")
     if job.world.is_main and job.resumed.path.parent.resolve() != folder.path.resolve():
-        job.world.say(f"a probe is not gone on with: it is trained anew, from the backbone of {job.resumed.path}")
+        job.world.say("a probe is not gone on with: it is trained anew, from the backbone of "
+                      f"{job.resumed.path}")
     mine = job.resumed.path.parent.resolve() == folder.path.resolve()
-    done = mine and rest["epoch"] + 1 >= job.options.training.epochs and folder.is_scored(rest["best"]["epoch"])
+    done = (
+        mine and rest["epoch"] + 1 >= job.options.training.epochs and folder.is_scored(rest["best"]["epoch"])
+    )
     return job.world.from_main(done)
 
 
@@ -100,7 +105,8 @@ class Scored:
 
 
 def _train_and_choose(job: Job) -> dict | None:
-    """The best head on val: its figures and folded weights; what else came out is written and said (main process)."""
+    """The best head on val: its figures and folded weights; what else came out is written and said (main
+    process)."""
     options, device, task = job.options, job.world.device, job.task
     line = job.folder.put_aside()
     job.world.say(*([line] if line else []))
@@ -116,9 +122,11 @@ def _train_and_choose(job: Job) -> dict | None:
 
     epochs = options.training.epochs
     common = (len(task.class_names), task.loss(job.rows("train")).to(device),
-              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"), epochs,
+              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+              epochs,
               job.plan.step_size, lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0,
-                                                                                job.schedule.warmup_epochs, epochs), order)
+                                                                                job.schedule.warmup_epochs,
+                                                                                epochs), order)
     job.world.say(*_announced(job, settings))
     trained = {}
     for kind, columns in job.kinds.items():
@@ -126,7 +134,8 @@ def _train_and_choose(job: Job) -> dict | None:
         trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, *common)
     if job.tokens:
         views = [values for name, values in job.tokens.items() if name.startswith("train")]
-        trained[ATTENTIVE] = train_attentive(views, labels, job.tokens["val"], val_labels, attentive_grid(), *common)
+        trained[ATTENTIVE] = train_attentive(views, labels, job.tokens["val"], val_labels, attentive_grid(),
+                                             *common)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
@@ -134,11 +143,12 @@ def _train_and_choose(job: Job) -> dict | None:
     if not scored:
         return None
     chosen = choose(scored)
-    job.world.say(*selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least loss"))
+    job.world.say(*selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least "
+                                                                                    "loss"))
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
-        f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: {chosen.kind}, learning "
-        f"rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
+        f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: "
+        f"{chosen.kind}, learning rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
         f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {candidate.epoch}")
     _log(job, chosen)
     _write_heads(job, scored, chosen)
@@ -149,24 +159,28 @@ def _train_and_choose(job: Job) -> dict | None:
     job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True,
                               entries=task.intervals(predictions, figures, decided))
     return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
-            "head": {name: value.cpu().numpy() for name, value in zip(("weight", "bias", "query"), values, strict=False)},
+            "head": {name: value.cpu().numpy()
+                     for name, value in zip(("weight", "bias", "query"), values, strict=False)},
             **decided}
 
 
 def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
     """The line of how many heads are trained, on which kinds of features."""
-    rates, decays = (len({getattr(setting, name) for setting in settings}) for name in ("learning_rate", "weight_decay"))
+    rates, decays = (len({getattr(setting, name) for setting in settings})
+                     for name in ("learning_rate", "weight_decay"))
     kinds, attentive = job.kinds, len(attentive_grid()) if job.tokens else 0
     more = f", and {attentive} attentive ones" if attentive else ""
-    return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of {len(kinds)} kinds of "
-            f"features ({rates} learning rates x {decays} weight decays, with and without normalised features){more}",
+    return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of "
+            f"{len(kinds)} kinds of features ({rates} learning rates x {decays} weight decays, with and "
+            f"without normalised features){more}",
             *(f"           {kind:<10} {KINDS[kind]}, width {columns.stop - columns.start:,}"
               for kind, columns in kinds.items()),
             *([f"           {ATTENTIVE:<10} {KINDS[ATTENTIVE]}, {job.tokens['val'].shape[1]:,} of width "
                f"{job.tokens['val'].shape[2]:,}"] if attentive else [])]
 
 
-def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.Tensor, *query: torch.Tensor) -> torch.Tensor:
+def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.Tensor,
+            *query: torch.Tensor) -> torch.Tensor:
     """(N, K) of a head of a kind of features."""
     if kind == ATTENTIVE:
         return attentive_logits(job.tokens[split], weight, bias, *query)
@@ -198,9 +212,11 @@ def _log(job: Job, chosen: Scored) -> None:
     """log.txt and TensorBoard: the chosen head's losses, an epoch a row."""
     rows, head = [], chosen.candidate.head
     for epoch in range(len(chosen.trained.val_loss)):
-        factor = lr_schedule.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs, job.options.training.epochs)
+        factor = lr_schedule.learning_rate_at(epoch + 0.5, 1.0, 0.0, job.schedule.warmup_epochs,
+                                              job.options.training.epochs)
         rows.append({"epoch": epoch, "train_loss": float(chosen.trained.train_loss[epoch, head]),
-                     "lr": chosen.setting.learning_rate * factor, "val_loss": float(chosen.trained.val_loss[epoch, head])})
+                     "lr": chosen.setting.learning_rate * factor,
+                     "val_loss": float(chosen.trained.val_loss[epoch, head])})
         job.folder.add_scalars({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
     job.folder.add_log(*rows)
 
@@ -210,9 +226,11 @@ def _write_heads(job: Job, scored: list[Scored], chosen: Scored) -> None:
     rows = []
     for one in scored:
         setting, candidate = one.setting, one.candidate
-        rows.append({"reads": one.kind, "learning_rate": setting.learning_rate, "weight_decay": setting.weight_decay,
+        rows.append({"reads": one.kind, "learning_rate": setting.learning_rate,
+                     "weight_decay": setting.weight_decay,
                      "normalised": int(setting.normalised), "epoch": candidate.epoch,
-                     "val_loss": one.trained.val_loss[candidate.epoch, candidate.head], f"val_{job.task.score}": one.score,
+                     "val_loss": one.trained.val_loss[candidate.epoch, candidate.head],
+                     f"val_{job.task.score}": one.score,
                      "chosen": int(one is chosen)})
     _write_table(job, "probe_heads.csv", rows)
 
@@ -228,9 +246,11 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     train = next(values for name, values in features.items() if name.startswith("train")).cpu().numpy()
     labels = _labels(job, "train").numpy()
     if len(labels) > MOST_ROWS:
-        job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} training images")
+        job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} "
+                      "training images")
     for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
-        scored = [{split: _scored(job, split, _as_logits(classifier, features[split], len(task.class_names)))[1]
+        scored = [{split: _scored(job, split,
+                                  _as_logits(classifier, features[split], len(task.class_names)))[1]
                    for split in ("val", "test")} for classifier in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
         rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
@@ -254,6 +274,7 @@ def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], be
     entries = task.intervals(predictions, figures, best)
     folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
     notes = task.metrics(predictions)[1] + draw(job, "test")
-    job.world.say(*(f"test: {note}" for note in notes), *terminal.figures(task, "test", entries, folder), *report(job))
-    job.world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); trained in "
-                  f"{terminal.duration(time.monotonic() - began)}; results in {folder.path}")
+    job.world.say(*(f"test: {note}" for note in notes), *terminal.figures(task, "test", entries, folder),
+                  *report(job))
+    job.world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); "
+                  f"trained in {terminal.duration(time.monotonic() - began)}; results in {folder.path}")

@@ -16,12 +16,14 @@ from util.weights.fitting import WeightFile, put_in, set_buffers
 
 
 def resolve_backbone(options: Options, resumed: WeightFile | None) -> tuple[Options, models_vit.Backbone]:
-    """The row of the table that the options and the checkpoint name; the options with its names and its input size."""
+    """The row of the table that the options and the checkpoint name; the options with its names and its input
+    size."""
     backbone = models_vit.find_backbone(options.model.model, options.model.model_arch)
     stored = resumed.rest.get("backbone") if resumed is not None else None
     if stored and stored["arch"] != backbone.arch:
-        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch {stored['arch']}: "
-                         f"{backbone.arch} contradicts it; leave the two flags out, or name its own")
+        raise InputError(f"{resumed.path} is a checkpoint of --model {stored['model']} --model_arch "
+                         f"{stored['arch']}: {backbone.arch} contradicts it; leave the two flags out, or "
+                         "name its own")
     size = models_vit.resolve_input_size(backbone, options.model.input_size)
     return options.having(model=backbone.model, model_arch=backbone.arch, input_size=size), backbone
 
@@ -45,9 +47,10 @@ def new_model(backbone: models_vit.Backbone, world: World, task: Task, device: s
 
 
 def build(backbone: models_vit.Backbone, resumed: WeightFile | None, world: World, task: Task,
-          parts: sharding.Parts | None = None) -> tuple[torch.nn.Module, models_vit.LoadedWeights | dict | None, str]:
-    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has shapes alone; so
-    it has with `parts`, which takes what of a file goes into which part of it."""
+          parts: sharding.Parts | None = None) -> tuple[torch.nn.Module, models_vit.LoadedWeights | dict
+                                                        | None, str]:
+    """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has
+    shapes alone; so it has with `parts`, which takes what of a file goes into which part of it."""
     options, loaded = task.options, ""
     model = new_model(backbone, world, task, "cpu" if parts is None and not options.run.dry_run else "meta")
     put = put_in if parts is None else lambda part, fitted: parts.append((part, fitted))
@@ -56,28 +59,36 @@ def build(backbone: models_vit.Backbone, resumed: WeightFile | None, world: Worl
     elif options.model.finetune:
         try:
             asked = options.model
-            started_from = models_vit.load_backbone(task.backbone_of(model), backbone, asked.finetune, asked.weights_dir,
+            started_from = models_vit.load_backbone(task.backbone_of(model), backbone, asked.finetune,
+                                                    asked.weights_dir,
                                                     asked.allow_partial, put)
         except InputError as error:
             if "finetune" in options.typed or options.head.pretrained:
                 raise
-            raise InputError(f"{error}; {options.model.finetune} is only the default: another model does as well, such as "
-                             "--model efficientnet_b4 (--pretrained takes timm's weights of it)") from error
+            raise InputError(f"{error}; {options.model.finetune} is only the default: another model does as "
+                             "well, such as --model efficientnet_b4 (--pretrained takes timm's weights of "
+                             "it)") from error
     else:
         started_from = None
     if not options.run.eval and not lora.adapted_layers(model):
         choose_part(task, model, backbone, has_weights=started_from is not None or options.run.dry_run)
     lora.require_gradients(task.backbone_of(model), options.model.input_size, backbone.arch)
-    if options.training.activation_checkpointing and options.model.adaptation != "lp" and not options.run.eval:
+    if (
+        options.training.activation_checkpointing
+        and options.model.adaptation != "lp"
+        and not options.run.eval
+    ):
         parallel.recompute_blocks(model)
     return model, started_from, loaded
 
 
 def restore_values(model: torch.nn.Module, resumed: WeightFile | None, task: Task) -> None:
-    """Into a sharded model: what its checkpoint keeps in shards of its own, and buffers that stand beside the weights."""
+    """Into a sharded model: what its checkpoint keeps in shards of its own, and buffers that stand beside the
+    weights."""
     folder = shard_files.folder_of(resumed) if resumed is not None else None
     if folder is not None:
-        shard_files.read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items() if not (
+        shard_files.read_shards(folder, {f"model.{name}": tensor
+                                         for name, tensor in model.state_dict().items() if not (
             task.keeps_own_head(resumed) and name.startswith(models_vit.head_prefixes(model)))})
     if resumed is not None:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))

@@ -20,8 +20,9 @@ class Normalisation(NamedTuple):
 
 
 def normalisation(backbone: Backbone, norm: str, finetune: str = "") -> Normalisation:
-    """What --norm stands for. A timm model's constants are those of the weights that --finetune hf:timm/NAME.TAG/FILE names:
-    a name's tags differ in them (vit_base_patch16_224.mae has ImageNet's, the default tag 0.5)."""
+    """What --norm stands for. A timm model's constants are those of the weights that --finetune
+    hf:timm/NAME.TAG/FILE names: a name's tags differ in them (vit_base_patch16_224.mae has ImageNet's, the
+    default tag 0.5)."""
     if norm == "backbone":
         if backbone.model == TIMM:
             return _timms(backbone, finetune)
@@ -41,20 +42,23 @@ def _timms(backbone: Backbone, finetune: str) -> Normalisation:
         return Normalisation(tuple(settings.mean), tuple(settings.std), f"timm's constants of {named[1]}")
     settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
     if settings is None:
-        return Normalisation(backbone.mean, backbone.std, f"ImageNet's: timm has no constants of {backbone.timm_name}")
+        return Normalisation(backbone.mean, backbone.std, "ImageNet's: timm has no constants of "
+                                                          f"{backbone.timm_name}")
     full = f"{backbone.timm_name.split('.')[0]}.{settings.tag}" if settings.tag else backbone.timm_name
     default = "" if full == backbone.timm_name else ", its default tag"
     return Normalisation(backbone.mean, backbone.std, f"timm's constants of {full}{default}")
 
 
 def of_options(options: Options, backbone: Backbone, rest: dict) -> Normalisation:
-    """What --norm stands for where it decides. rest: the entries of a checkpoint beside its weights, {} without one; it knows
-    the weights that its run started from."""
-    return normalisation(backbone, options.model.norm, options.model.finetune or rest.get("options", {}).get("finetune") or "")
+    """What --norm stands for where it decides. rest: the entries of a checkpoint beside its weights, {}
+    without one; it knows the weights that its run started from."""
+    return normalisation(backbone, options.model.norm,
+                         options.model.finetune or rest.get("options", {}).get("finetune") or "")
 
 
 def source(options: Options, backbone: Backbone, rest: dict) -> str:
-    """Where the numbers of evaluation's transform are from: a checkpoint's own stay, unless --norm was typed."""
+    """Where the numbers of evaluation's transform are from: a checkpoint's own stay, unless --norm was
+    typed."""
     stored = rest.get("transform", {}).get("eval")
     if not stored or "norm" in options.typed:
         return of_options(options, backbone, rest).source

@@ -1,7 +1,7 @@
 """The folder of a run: what is written where, so that each epoch stands there once.
 
-output_dir/TASK/  checkpoint-best.pth checkpoint-last.pth log.txt metrics_val.csv metrics_test.csv metrics_*.json
-                  predictions_*.csv confusion_matrix_*.png learning_curves.png run.json
+output_dir/TASK/  checkpoint-best.pth checkpoint-last.pth log.txt metrics_val.csv metrics_test.csv
+                  metrics_*.json predictions_*.csv confusion_matrix_*.png learning_curves.png run.json
                   checkpoint-adapter.pth adapter/ (--adaptation lora)
 log_dir/TASK/     TensorBoard
 """
@@ -37,16 +37,18 @@ from util.report.learning_curves import learning_curves
 
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
         "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html",
-        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",
+        "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png",
+        "report.html",
+        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv",
+        "leakage.earlier.json",
         "fundus_crop.earlier.csv", "fundus_crop.earlier.png")
 
 
 class RunFolder:
     """The files of one run. Only the main process writes; reading is for all.
 
-    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt); again: how a run
-    goes on that the disk has stopped.
+    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt);
+    again: how a run goes on that the disk has stopped.
     """
 
     def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple = (), curves: tuple = ()):
@@ -61,18 +63,20 @@ class RunFolder:
         return self.path / name
 
     def file_to_write(self, name: str) -> Path:
-        """The same. RunError where the folder is gone: a file must not come to lie in another one of its name."""
+        """The same. RunError where the folder is gone: a file must not come to lie in another one of its
+        name."""
         if self.path in self._places:
             self._places[self.path].require(self.again)
         return self.file(name)
 
     def hold(self, say, shared: bool = False) -> None:
-        """Lock the folder, if it is there, until `close` (main process): see util/core/run_lock.py. InputError where another
-        run holds it."""
+        """Lock the folder, if it is there, until `close` (main process): see util/core/run_lock.py.
+        InputError where another run holds it."""
         try:
             is_there = self.path.is_dir()
         except OSError as error:  # a name that no folder can have
-            raise InputError(f"--output_dir: {self.path} can't be written ({error.strerror}); name another folder") from error
+            raise InputError(f"--output_dir: {self.path} can't be written ({error.strerror}); name another "
+                             "folder") from error
         if self._lock is None and is_there:
             self._lock = run_lock.hold(self.path, say, shared)
 
@@ -86,22 +90,25 @@ class RunFolder:
                 probe.unlink(missing_ok=True)
                 self._places[folder] = disk.Place(folder)
             except OSError as error:
-                raise InputError(f"{flag}: {folder} can't be written ({error.strerror}); name another folder") from error
+                raise InputError(f"{flag}: {folder} can't be written ({error.strerror}); name another "
+                                 "folder") from error
 
     def new_file(self, name: str) -> Path:
-        """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file gets another
-        name."""
+        """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file
+        gets another name."""
         with self.writing(self.file(name)) as path:
             if path.exists():
                 path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
         return path
 
     def put_aside(self) -> str:
-        """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; a line or ''."""
+        """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; a line
+        or ''."""
         found = [path for pattern in OURS for path in sorted(self.path.glob(pattern))]
         if not found:
             return ""
-        number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*") if path.name[8:].isdigit()),
+        number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*")
+                          if path.name[8:].isdigit()),
                          default=0)
         aside = self.path / f"earlier-{number}"
         with self.writing(aside):
@@ -114,14 +121,17 @@ class RunFolder:
                 scalars_aside.mkdir(exist_ok=True)
                 for path in events:
                     path.rename(scalars_aside / path.name)
-        return f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone on with it)"
+        return (f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone "
+                "on with it)")
 
     def adopt(self, other: Path) -> None:
-        """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its rows."""
+        """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its
+        rows."""
         if other.resolve() == self.path.resolve():
             return
         self.put_aside()
-        for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv", "metrics_val.json",
+        for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv",
+                     "metrics_val.json",
                      "predictions_val.csv"):
             if (other / name).exists():
                 with self.writing(self.file(name)):
@@ -135,14 +145,18 @@ class RunFolder:
             cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
 
     def is_scored(self, epoch: int | None) -> bool:
-        """Whether metrics_test.csv holds the test of this epoch's weights, and all that comes after it was written, too."""
+        """Whether metrics_test.csv holds the test of this epoch's weights, and all that comes after it was
+        written, too."""
         path = self.file("metrics_test.csv")
-        if epoch is None or not all(self.file(name).exists() for name in (path.name, "metrics_test.json", "report.html")):
+        if epoch is None or not all(self.file(name).exists()
+                                    for name in (path.name, "metrics_test.json", "report.html")):
             return False
-        return any(line.split(",")[0] == str(epoch) for line in path.read_text(encoding="utf-8").splitlines()[1:])
+        return any(line.split(",")[0] == str(epoch)
+                   for line in path.read_text(encoding="utf-8").splitlines()[1:])
 
     def put_foreign_tables_aside(self) -> list[str]:
-        """Rename metrics files with other columns (the original scripts'), so that rows can be appended; lines for the user."""
+        """Rename metrics files with other columns (the original scripts'), so that rows can be appended;
+        lines for the user."""
         lines = []
         for path in sorted(self.path.glob("metrics_*.csv")):
             if not has_columns(path, self.columns):
@@ -179,14 +193,17 @@ class RunFolder:
 
     def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool,
                        entries: dict[str, dict] | None = None) -> None:
-        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their intervals (`entries`)."""
+        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their
+        intervals (`entries`)."""
         with self.writing(self.path):
             if split == "test" and epoch is not None:
-                self.file("report.html").unlink(missing_ok=True)  # it is written last: there again, all of this is whole
+                # it is written last: there again, all of this is whole
+                self.file("report.html").unlink(missing_ok=True)
             if keep:
                 write_predictions(predictions, self.file(f"predictions_{split}.csv"))
                 write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)
-            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch), self.columns)
+            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch),
+                               self.columns)
 
     def write_figures(self, split: str, entries: dict[str, dict]) -> None:
         """metrics_SPLIT.json anew, with intervals."""
@@ -200,7 +217,8 @@ class RunFolder:
     def draw_curves(self, best_epoch: int | None) -> list[str]:
         """learning_curves.png; lines for the user."""
         shown = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in self.curves))
-        rows = [{name: row.get(name) for name in shown if row.get(name) is not None} for row in self.log_rows()]
+        rows = [{name: row.get(name) for name in shown if row.get(name) is not None}
+                for row in self.log_rows()]
         if len(rows) > 1:
             with self.writing(self.file("learning_curves.png")) as path:
                 return save_png(learning_curves(rows, best_epoch), path)
@@ -210,8 +228,10 @@ class RunFolder:
         """run.json; a resumed run keeps the time of its start and adds a line to `resumed`."""
         before = self._earlier_run() if resumed_at is not None else {}
         if before:
-            again = {"epoch": resumed_at, **{name: facts[name] for name in ("started", "processes", "device")}}
-            facts = {**facts, "started": before.get("started"), "resumed": [*before.get("resumed", []), again]}
+            again = {"epoch": resumed_at,
+                     **{name: facts[name] for name in ("started", "processes", "device")}}
+            facts = {**facts, "started": before.get("started"),
+                     "resumed": [*before.get("resumed", []), again]}
         with self.writing(self.file("run.json")) as path:
             write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
@@ -222,7 +242,8 @@ class RunFolder:
             return {}  # not there, or cut: it is written anew
 
     def writing(self, path: Path | None = None):
-        """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a context, the path."""
+        """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a
+        context, the path."""
         path = path or self.path
         folder = self.tensorboard_path if path.is_relative_to(self.tensorboard_path) else self.path
         return disk.writing(path, self._places.get(folder), self.again)
@@ -240,7 +261,8 @@ def commit() -> str:
     """The commit of this code (with + where files were changed), or '' outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
-        described = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+        described = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+",
+                                    "--abbrev=12"],
                                    capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""

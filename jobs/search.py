@@ -1,7 +1,9 @@
-"""A search for good settings of a regression: trials under one process or several, every one from the same start.
+"""A search for good settings of a regression: trials under one process or several, every one from the same
+start.
 
-The main process owns the study: it asks, reports, decides to prune and tells; parameters, decisions and errors go to all
-processes, which begin and leave every trial together. The process group is made once, for the whole search.
+The main process owns the study: it asks, reports, decides to prune and tells; parameters, decisions and
+errors go to all processes, which begin and leave every trial together. The process group is made once, for
+the whole search.
 """
 
 import copy
@@ -46,7 +48,8 @@ def search(options: Options, world: World) -> None:
     options = job.options
     frozen = options.model.adaptation == "lp"
     depth = has_stochastic_depth(job)
-    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth, adapters=options.model.adaptation == "lora")
+    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth,
+                                    adapters=options.model.adaptation == "lora")
     world.say(*terminal.describe(job), *describe_part(options, job.model), *without_effect_here(job),
               *_describe(job, parameters, frozen, depth))
     if options.run.dry_run:
@@ -68,7 +71,8 @@ def has_stochastic_depth(job: Job) -> bool:
     """Whether timm builds this model with a drop path, asked by building it without memory."""
     try:
         with torch.device("meta"):
-            models_vit.build_model(job.backbone, 0, job.options.model.input_size, 0.1, job.options.model.global_pool)
+            models_vit.build_model(job.backbone, 0, job.options.model.input_size, 0.1,
+                                   job.options.model.global_pool)
     except models_vit.NoStochasticDepth:
         return False
     return True
@@ -77,11 +81,12 @@ def has_stochastic_depth(job: Job) -> bool:
 def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, depth: bool) -> list[str]:
     options = job.options
     search, training = options.search, options.training
-    lines = [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, {search.optuna_direction} "
-             f"{search.optuna_metric} on val; sampler {search.optuna_sampler}, pruner {search.optuna_pruner}",
+    lines = [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
+             f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
+             f"pruner {search.optuna_pruner}",
              f"           {', '.join(parameter.name for parameter in parameters)}",
-             f"           lr is taken as it is; batch {training.batch_size} x accumulation {training.accum_iter} x processes = "
-             f"{job.plan.step_size}"]
+             f"           lr is taken as it is; batch {training.batch_size} x accumulation "
+             f"{training.accum_iter} x processes = {job.plan.step_size}"]
     if frozen:
         lines.append("           layer_decay and drop_path are not proposed: the backbone is frozen")
     elif options.model.adaptation == "lora":
@@ -99,20 +104,26 @@ class Search:
         self.job, self.world, self.folder = job, job.world, job.folder
         seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed
         ends_at = None if asked.optuna_timeout is None else time.monotonic() + asked.optuna_timeout
-        self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, parameters, ends_at)
-        self.backbone_state = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.state_dict().items()
+        self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, parameters,
+                                              ends_at)
+        self.backbone_state = {plain_name(name): tensor.clone()
+                               for name, tensor in job.model.backbone.state_dict().items()
                                if not is_own(name)}  # each trial's adapters are new
-        self.backbone_buffers = {plain_name(name): tensor.clone() for name, tensor in job.model.backbone.named_buffers()}
+        self.backbone_buffers = {plain_name(name): tensor.clone()
+                                 for name, tensor in job.model.backbone.named_buffers()}
         self.study = self._alone(self._open)
 
     def _open(self) -> optuna.Study:
         options, asked = self.job.options, self.job.options.search
         storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
-        made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs, "targets": list(options.data.targets),
+        made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs,
+                    "targets": list(options.data.targets),
                     "model": self.job.backbone.arch, "adaptation": options.model.adaptation,
                     "data": self.job.data.fingerprint}
-        return optuna_study.open_study(optuna_study.open_storage(storage), asked.optuna_study_name or options.run.task,
-                                       asked.optuna_direction, made_for, asked.optuna_resume, asked.optuna_pruner)
+        return optuna_study.open_study(optuna_study.open_storage(storage),
+                                       asked.optuna_study_name or options.run.task,
+                                       asked.optuna_direction, made_for, asked.optuna_resume,
+                                       asked.optuna_pruner)
 
     def run(self) -> None:
         world, began = self.world, time.monotonic()
@@ -130,7 +141,8 @@ class Search:
             if world.is_main:
                 bar.n, best = told
                 bar.set_postfix_str("" if best is None else f"best {best.value:.4f}")
-                self.say(self._trial_line(number, state, value, reason, params, best, time.monotonic() - started))
+                self.say(self._trial_line(number, state, value, reason, params, best,
+                                          time.monotonic() - started))
         bar.close()
         self._finish(began)
 
@@ -148,7 +160,8 @@ class Search:
         return self.trial.number, params, optuna_study.trial_seed(self.settings, self.trial)
 
     def _trial(self, params: dict, seed: int) -> tuple[str, float | None, str]:
-        """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all processes."""
+        """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all
+        processes."""
         try:
             job = self._job_of(params, seed)
             if self.world.size > 1 and self.world.any(not fits(job, job.options.training.batch_size)):
@@ -156,7 +169,8 @@ class Search:
             return self._epochs(job, trainer_of(job))
         except torch.OutOfMemoryError:
             if self.world.size > 1:
-                raise  # the others wait inside a step: the group has to end, and the trial is put in the queue again
+                # the others wait inside a step: the group has to end, and the trial is put in the queue again
+                raise
             return "fail", None, self._memory_is_full()
         except RunError as error:
             if not error.everywhere:
@@ -178,7 +192,8 @@ class Search:
             if self._improves(value, best):
                 best = value
                 if options.search.optuna_eval_test:
-                    best_weights = {name: tensor.detach().clone() for name, tensor in job.running.state_dict().items()}
+                    best_weights = {name: tensor.detach().clone()
+                                    for name, tensor in job.running.state_dict().items()}
                 self._alone(lambda number: self.trial.set_user_attr("best_epoch", number), epoch.number)
             prune = self.world.from_main(self._alone(self._report, epoch, best, longest, figures))
             if prune:
@@ -199,7 +214,8 @@ class Search:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
         self.trial.set_user_attr("lease", optuna_study.lease(optuna_study.lease_length(longest)))
         with self.folder.writing(figures.path):
-            figures.add({**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}}, epoch.number)
+            figures.add({**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}},
+                        epoch.number)
         self.trial.report(best, epoch.number)
         return bool(self.trial.should_prune())
 
@@ -225,7 +241,8 @@ class Search:
         task.options = base.options.having(**own)
         torch.manual_seed(seed)
         if base.features is not None:
-            model = models_vit.Regressor(base.model.backbone, task.new_head(models_vit.feature_width(base.model.backbone)))
+            model = models_vit.Regressor(base.model.backbone,
+                                         task.new_head(models_vit.feature_width(base.model.backbone)))
         else:
             model = task.build(base.backbone, task.options.model.drop_path)
             base.precision.place(model.backbone)
@@ -239,7 +256,8 @@ class Search:
 
     # ---- after it
 
-    def _tell(self, state: str, value: float | None, reason: str) -> tuple[int, optuna.trial.FrozenTrial | None]:
+    def _tell(self, state: str, value: float | None,
+              reason: str) -> tuple[int, optuna.trial.FrozenTrial | None]:
         """Enter what a trial came to -> how many there are, the best one so far."""
         if state == "fail":
             self.trial.set_user_attr("reason", reason)
@@ -250,11 +268,14 @@ class Search:
             self.study.tell(self.trial, value)
         asked = self.job.options.search
         optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs)
-        return sum(map(optuna_study.counts, self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
+        return sum(map(optuna_study.counts,
+                       self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
 
     def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
-        result = f"{self.job.options.search.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
+        result = (
+            f"{self.job.options.search.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
+        )
         sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
         return (f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  "
                 f"{terminal.duration(seconds)}")
@@ -262,13 +283,16 @@ class Search:
     def _finish(self, began: float) -> None:
         self.world.say(*(self._alone(self._results, began) or ()))
         if self.world.from_main(self._alone(lambda: optuna_study.best_of(self.study) is None)):
-            raise RunError(f"no trial came to an end by itself: the reasons stand in {self.folder.path}/optuna_trials.csv",
+            raise RunError("no trial came to an end by itself: the reasons stand in "
+                           f"{self.folder.path}/optuna_trials.csv",
                            everywhere=True)
 
     def _results(self, began: float) -> list[str]:
         options, path = self.job.options, self.folder.path
-        optuna_study.write_results(self.study, path, options.search.optuna_metric, options.search.optuna_epochs)
-        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False) if optuna_study.counts(trial)]
+        optuna_study.write_results(self.study, path, options.search.optuna_metric,
+                                   options.search.optuna_epochs)
+        states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)
+                  if optuna_study.counts(trial)]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
         lines = [f"{len(states)} trials ({counted}) in {terminal.duration(time.monotonic() - began)}"]
         best = optuna_study.best_of(self.study)
@@ -278,16 +302,18 @@ class Search:
             lines += optuna_study.draw(self.study, path, options.search.optuna_metric)
         lines.append(f"best: trial {best.number}, {options.search.optuna_metric} {best.value:.4f}: "
                      + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
-        lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, optuna_importances.png, "
-                     "optuna_slices.png")
-        lines.append(f"now train once more, at the full number of epochs: --params {path / 'optuna_best.json'} instead of the "
-                     "search's flags")
+        lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, "
+                     "optuna_importances.png, optuna_slices.png")
+        lines.append("now train once more, at the full number of epochs: --params "
+                     f"{path / 'optuna_best.json'} instead of the search's flags")
         return lines
 
 
 def _with_storage(work, *words):
     try:
         return work(*words)
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:  # OSError: of a journal file
+    # OSError: of a journal file
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0][:160]
-        raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it works") from error
+        raise RunError(f"the study's storage failed ({reason}): start again with --optuna_resume once it "
+                       "works") from error

@@ -38,13 +38,20 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     """Resolve everything that the options say. InputError, RunError: see util/core/errors.py."""
     folder = RunFolder(options.run.output_dir, options.run.log_dir, options.run.task)
     together = bool(options.search.optuna_trials)  # several processes may search in one folder
-    folder.again = "start again with --optuna_resume" if together else "start again" if options.run.eval else folder.again
+    folder.again = (
+        "start again with --optuna_resume"
+        if together
+        else "start again"
+        if options.run.eval
+        else folder.again
+    )
     if not options.run.dry_run:
-        world.main_alone(folder.hold, world.say, together)  # before its checkpoint is read: another run may be writing it
+        # before its checkpoint is read: another run may be writing it
+        world.main_alone(folder.hold, world.say, together)
     resumed = world.main_first(lambda: _find_checkpoint(options, folder, kind))
     if len(set(world.gather(_place_of(resumed)))) > 1:
-        raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to be one that "
-                       "all nodes share", everywhere=True)
+        raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to "
+                       "be one that all nodes share", everywhere=True)
     options, renamed = with_current_name(batch_size.with_stored(options, resumed))
     options, lines = _taken_over(options, resumed, kind)
     world.say(*renamed, *lines, *idle(options))
@@ -52,11 +59,13 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
         world.main_first(lambda: lora.require() if world.is_main else None)
     options, backbone = resolve_backbone(options, resumed)
     if resumed is None:
-        options, lines = starts.settled(options, models_vit.has_plain_vit(backbone), kind.kind == "regression")
+        options, lines = starts.settled(options, models_vit.has_plain_vit(backbone),
+                                        kind.kind == "regression")
         world.say(*lines)
     images = options.images
     if images.image_cache and not images.cache_size and not options.run.eval:
-        options = options.having(cache_size=default_side(options.model.input_size, images.crop_scale, images.crop_ratio))
+        options = options.having(cache_size=default_side(options.model.input_size, images.crop_scale,
+                                                         images.crop_ratio))
     task = kind(options)
     precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
     if not options.run.dry_run:
@@ -89,7 +98,8 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
         restore_values(model, resumed, task)
     world.say(*filter(None, [line]))
     norm_source = normalisation.source(options, backbone, resumed.rest if resumed is not None else {})
-    job = Job(world, folder, task, backbone, precision, data, model, started_from, resumed, loaded, eval_transform,
+    job = Job(world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
+              eval_transform,
               norm_source, facts=images.facts, fields=images.fields, filled=images.filled)
     if options.training.batch_size == AUTO:
         found, line = batch_size.choose(job)
@@ -100,7 +110,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     return job
 
 
-# ---- what was there before ------------------------------------------------------------------------------------------
+# ---- what was there before ---------------------------------------------------------------------------------
 
 def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> WeightFile | None:
     if not options.run.resume:
@@ -115,16 +125,18 @@ def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> W
     file = checkpoint.read(path, whole=False)
     stored = file.rest.get("task", "classification") if checkpoint.is_ours(file) else kind.kind
     if stored != kind.kind:
-        raise InputError(f"{path} is a checkpoint of a {stored}, and {kind.program} runs a {kind.kind}: start the "
-                         "other program")
+        raise InputError(f"{path} is a checkpoint of a {stored}, and {kind.program} runs a {kind.kind}: "
+                         "start the other program")
     if options.run.eval:
         return file
     checkpoint.require_resumable(file)
     if options.run.resume == "same":
-        changed = differences(file.rest["options"], _as_it_would_be_stored(options, file.rest["options"], kind))
+        changed = differences(file.rest["options"],
+                              _as_it_would_be_stored(options, file.rest["options"], kind))
         if changed:
-            raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this one otherwise "
-                             "with --task (TASK=...), or go on with the new options by --resume auto")
+            raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this "
+                             "one otherwise with --task (TASK=...), or go on with the new options by "
+                             "--resume auto")
     return file
 
 
@@ -134,16 +146,21 @@ def _place_of(resumed: WeightFile | None) -> str:
 
 
 def _as_it_would_be_stored(options: Options, stored: dict, kind: type[Task]) -> Options:
-    """The options with what is filled in later filled in as the stored run did, so that only choices are compared."""
+    """The options with what is filled in later filled in as the stored run did, so that only choices are
+    compared."""
     names = ["model_arch", "input_size", "decode", "fc_norm_passes", "class_order"]
     names += ["cache_size"] if options.images.image_cache else []
     filled = options.having(**{name: stored.get(name) for name in names if options.value(name) is None})
-    backbone = models_vit.find_backbone(filled.model.model, filled.model.model_arch)  # another spelling is no other choice
-    of_kind = starts.defaults(models_vit.has_plain_vit(backbone), bool(options.model.finetune), kind.kind == "regression")
-    filled = starts.as_stored(filled.having(model=backbone.model, model_arch=backbone.arch), stored, (of_kind,))
+    # another spelling is no other choice
+    backbone = models_vit.find_backbone(filled.model.model, filled.model.model_arch)
+    of_kind = starts.defaults(models_vit.has_plain_vit(backbone), bool(options.model.finetune),
+                              kind.kind == "regression")
+    filled = starts.as_stored(filled.having(model=backbone.model, model_arch=backbone.arch), stored,
+                              (of_kind,))
     if filled.training.batch_size == AUTO:
         filled = filled.having(batch_size=stored.get("batch_size"))
-    return filled.having(**{name: as_now(stored).get(name) for name in {"nb_classes", "read_images"} - options.typed})
+    return filled.having(**{name: as_now(stored).get(name)
+                            for name in {"nb_classes", "read_images"} - options.typed})
 
 
 def _taken_over(options: Options, resumed: WeightFile | None, kind: type[Task]) -> tuple[Options, list[str]]:
@@ -154,7 +171,8 @@ def _taken_over(options: Options, resumed: WeightFile | None, kind: type[Task]) 
     elif checkpoint.is_ours(resumed):
         stored = resumed.rest["options"]
         if "data_path" in options.typed and "csv_file" not in options.typed:
-            stored = {**stored, "csv_file": None}  # other images were named: not the CSV that it was trained on
+            # other images were named: not the CSV that it was trained on
+            stored = {**stored, "csv_file": None}
         changed = differences(stored, options, typed_alone=True)
         if changed:
             lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))
@@ -163,7 +181,8 @@ def _taken_over(options: Options, resumed: WeightFile | None, kind: type[Task]) 
         options, line = kind.with_foreign(options, resumed)
         lines.append(line)
     decode = "scaled" if resumed is None and not options.run.eval else "full"
-    return options.having(decode=options.images.decode or decode, fc_norm_passes=options.model.fc_norm_passes or 1), lines
+    return options.having(decode=options.images.decode or decode,
+                          fc_norm_passes=options.model.fc_norm_passes or 1), lines
 
 
 def without_effect_here(job: Job) -> list[str]:
@@ -172,12 +191,12 @@ def without_effect_here(job: Job) -> list[str]:
     if options.run.eval:
         return lines
     if job.schedule.warmup_epochs < options.training.warmup_epochs:
-        lines.append(f"warm-up: {job.schedule.warmup_epochs:g} of {options.training.epochs} epochs instead of "
-                     f"{options.training.warmup_epochs:g}, at most a fifth of the run")
+        lines.append(f"warm-up: {job.schedule.warmup_epochs:g} of {options.training.epochs} epochs instead "
+                     f"of {options.training.warmup_epochs:g}, at most a fifth of the run")
     lines += idle_for_backbone(options, job.backbone)
     if workers(options, job.world) < options.run.num_workers:
-        lines.append(f"loader processes: {workers(options, job.world)} instead of {options.run.num_workers}, for "
-                     f"{usable_cores()} cores and {job.world.local_size} process(es) on this machine")
+        lines.append(f"loader processes: {workers(options, job.world)} instead of {options.run.num_workers}, "
+                     f"for {usable_cores()} cores and {job.world.local_size} process(es) on this machine")
     if "start_epoch" in typed and job.resumed is not None:
         lines.append("--start_epoch does nothing with --resume: the checkpoint says where to go on")
     if "finetune" in typed and job.resumed is not None and not lora.is_adapter(job.resumed) and (
@@ -186,14 +205,16 @@ def without_effect_here(job: Job) -> list[str]:
     if options.images.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform):
         lines.append("--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it")
     if options.images.cache_size and not options.images.image_cache and "cache_size" not in typed:
-        lines.append(f"images are brought to a short side of {options.images.cache_size} first, as this run began; "
-                     "--image_cache DIR keeps them decoded")
+        lines.append(f"images are brought to a short side of {options.images.cache_size} first, as this run "
+                     "began; --image_cache DIR keeps them decoded")
     if options.model.adaptation == "lora" and "layer_decay" not in typed and job.resumed is None:
-        lines.append("--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at nothing in every layer")
+        lines.append("--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at "
+                     "nothing in every layer")
     stands_still = options.part.train_last_blocks or options.model.adaptation == "lora"
     if stands_still and job.started_from is None and job.resumed is None:
         lines.append("warning: without --finetune what stands still holds random weights"
-                     + (": training with --adaptation lora refuses that" if options.model.adaptation == "lora" else ""))
+                     + (": training with --adaptation lora refuses that"
+                        if options.model.adaptation == "lora" else ""))
     if options.model.adaptation == "lp":
         lines += [f"--{name} does nothing in a linear probe: the backbone stands still"
                   for name in ("drop_path", "layer_decay", "activation_checkpointing") if name in typed]

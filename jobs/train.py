@@ -37,10 +37,12 @@ from util.weights import checkpoint
 
 
 def run(options: Options, world: World, kind: type[Task]) -> None:
-    """Train (or only score, or only tell) as the options say. InputError, RunError: see util/core/errors.py."""
+    """Train (or only score, or only tell) as the options say. InputError, RunError: see
+    util/core/errors.py."""
     job = prepare(options, world, kind)
     options = job.options
-    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model), *without_effect_here(job))
+    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model),
+              *without_effect_here(job))
     if options.run.dry_run:
         world.say(*_memory(job), *disk_space.describe(job), "dry run: nothing was trained")
         return
@@ -61,9 +63,9 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
         else:
             _train(job)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size} (--dry_run estimates the "
-                       "need): lower --batch_size and raise --accum_iter alike, which keeps the effective batch, or begin with "
-                       "--batch_size auto") from error
+        raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size} "
+                       "(--dry_run estimates the need): lower --batch_size and raise --accum_iter alike, "
+                       "which keeps the effective batch, or begin with --batch_size auto") from error
     finally:
         job.folder.close()
 
@@ -90,10 +92,11 @@ def _memory(job: Job) -> list[str]:
             except InputError as error:
                 lines.append(f"           {kind}: not counted ({error})")
     covariates = job.task.num_covariates(job.data.table)
-    return parallel.table(job.options, job.task, job.model, others, job.precision.name, covariates, job.world) + lines
+    return parallel.table(job.options, job.task, job.model, others, job.precision.name, covariates,
+                          job.world) + lines
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------
 
 def trainer_of(job: Job) -> Trainer:
     options, training, world = job.options, job.options.training, job.world
@@ -102,13 +105,14 @@ def trainer_of(job: Job) -> Trainer:
     if training.compile:
         compile_in_place(job.running)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
-                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed, training.clip_grad,
+                   job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed,
+                   training.clip_grad,
                    job.task.mixing(), eval_mode=options.model.adaptation == "lp" and job.features is None)
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
-    """The predictions table of a split, in the main process (None in the others). RunError, in all of them, where outputs
-    are no numbers."""
+    """The predictions table of a split, in the main process (None in the others). RunError, in all of them,
+    where outputs are no numbers."""
     model = with_mirrors(job.running, job.options.model.tta, job.task.kind)
     _, values = outputs(model, batches, job.precision, job.world, split)
     table = problem = None
@@ -135,11 +139,13 @@ class Epoch:
     seconds: float
 
 
-def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
-    """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between. `keep` writes a
-    checkpoint inside an epoch."""
+def epochs(job: Job, trainer: Trainer, done: Progress,
+           keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
+    """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between.
+    `keep` writes a checkpoint inside an epoch."""
     balanced = job.rows("train")["target"].to_numpy() if job.options.mixing.balanced_sampling else None
-    train_loader = loader(job, "train", TrainBatches(job.plan, job.world.rank, job.options.run.seed, balanced))
+    train_loader = loader(job, "train",
+                          TrainBatches(job.plan, job.world.rank, job.options.run.seed, balanced))
     val_loader = loader(job, "val")
     for number in range(done.epoch, job.options.training.epochs):
         begun = time.monotonic()
@@ -152,7 +158,8 @@ def epochs(job: Job, trainer: Trainer, done: Progress, keep: Callable[[Progress]
             if keep is None:
                 raise
             keep(done)
-            raise signals.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet evaluated",
+            raise signals.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet "
+                                        "evaluated",
                                         together=True) from stop
         metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
@@ -166,14 +173,16 @@ def is_better(score: float, best: float | None) -> bool:
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    done, best, best_weights = Progress(options.run.start_epoch), {"epoch": None, "score": None, "figures": {}}, None
+    done, best, best_weights = Progress(options.run.start_epoch), {"epoch": None, "score": None,
+                                                                   "figures": {}}, None
     if job.resumed is not None:
         done, best, best_weights = resume(job, trainer)
     else:
         world.main_alone(_put_aside, job)
     complete = world.from_main(done.epoch >= options.training.epochs and folder.is_scored(best["epoch"]))
     if not complete:
-        world.main_alone(lambda: folder.write_run(facts(job), done.epoch if job.resumed is not None else None))
+        world.main_alone(lambda: folder.write_run(facts(job),
+                                                  done.epoch if job.resumed is not None else None))
     started = time.monotonic()
     epoch = states = None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
@@ -188,15 +197,18 @@ def _train(job: Job) -> None:
             is_best = is_better(epoch.metrics[job.task.score], best["score"])
             if epoch.number == done.epoch:
                 world.say(*(f"val: {note}" for note in epoch.notes),
-                          *selection.undefined(options.metrics.select_metric, epoch.metrics[job.task.score], "the last epoch"))
+                          *selection.undefined(options.metrics.select_metric, epoch.metrics[job.task.score],
+                                               "the last epoch"))
             if is_best:
-                best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score], "figures": epoch.metrics}
+                best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score],
+                        "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
             states = world.gather(checkpoint.random_states(world.device))
             kept = _keep_epoch(job, trainer, epoch, best, states)
             best_weights = kept if is_best else best_weights
         if world.any(signals.asked()):
-            raise signals.StopRequested("all epochs are trained, the test split is not scored yet", together=True)
+            raise signals.StopRequested("all epochs are trained, the test split is not scored "
+                                        "yet", together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     if not complete:
@@ -210,8 +222,8 @@ def _train(job: Job) -> None:
         if (made_whole or best_weights is not None) and options.run.savemodel:
             write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
         _score(job, "test", best["epoch"], best)
-        world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); trained in "
-                  f"{terminal.duration(time.monotonic() - started)}; results in {folder.path}")
+        world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); "
+                  f"trained in {terminal.duration(time.monotonic() - started)}; results in {folder.path}")
 
 
 def _put_aside(job: Job) -> None:
@@ -223,18 +235,21 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: li
     """Write an epoch down (all processes call this) -> the best weights, where no checkpoint keeps them."""
     is_best = best["epoch"] == epoch.number
     job.world.main_alone(_write_rows, job, epoch, is_best)
-    # the last one first: it can stand in for the best of the same epoch, should the run be cut between the two
+    # the last one first: it can stand in for the best of the same epoch, should the run be cut between the
+    # two
     if job.options.run.savemodel and job.features is None:
         keep_last(job, trainer, Progress(epoch.number + 1), best, states)
     return keep_best(job, best) if is_best else None
 
 
 def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
-    """An epoch's rows and scalars. Those past the checkpoint are cut when the run goes on, so they are written before it."""
+    """An epoch's rows and scalars. Those past the checkpoint are cut when the run goes on, so they are
+    written before it."""
     folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
     folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
     folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
-    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.training.epochs, epoch.training, epoch.metrics,
+    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.training.epochs, epoch.training,
+                                      epoch.metrics,
                                       is_best, epoch.seconds))
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
@@ -244,7 +259,8 @@ def _finish_val(job: Job, best: dict) -> None:
     notes = job.folder.draw_curves(best["epoch"])
     path = job.folder.file("predictions_val.csv")
     if path.exists():
-        job.folder.write_figures("val", job.task.intervals(job.task.read_predictions(path), best["figures"], best))
+        job.folder.write_figures("val",
+                                 job.task.intervals(job.task.read_predictions(path), best["figures"], best))
     job.world.say(*(f"val: {note}" for note in notes + draw(job, "val")))
 
 
@@ -258,7 +274,8 @@ def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
     entries = job.task.intervals(predictions, metrics, decided)
     job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
     notes += draw(job, split)
-    world.say(*(f"{split}: {note}" for note in notes), *terminal.figures(job.task, split, entries, job.folder), *report(job))
+    world.say(*(f"{split}: {note}" for note in notes),
+              *terminal.figures(job.task, split, entries, job.folder), *report(job))
 
 
 def _evaluate_only(job: Job) -> None:

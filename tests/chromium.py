@@ -26,14 +26,17 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page of a browser. Every event that the page sends is kept in `events`: console, errors, requests."""
+    """One page of a browser. Every event that the page sends is kept in `events`: console, errors,
+    requests."""
 
     def __init__(self, program: str, profile: Path):
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        command = [sys.executable, "-c", PUT_PIPES, str(to_read), str(to_write), program, "--headless=new", "--no-sandbox",
+        command = [sys.executable, "-c", PUT_PIPES, str(to_read), str(to_write), program, "--headless=new",
+                   "--no-sandbox",
                    "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--disable-gpu",
-                   "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "about:blank"]
+                   "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking",
+                   "about:blank"]
         self._process = subprocess.Popen(command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL,
                                          stderr=subprocess.DEVNULL)
         os.close(to_read)
@@ -56,9 +59,11 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False, media: str = "") -> None:
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False,
+             media: str = "") -> None:
         """Load a page in a window of that size (a phone's below 500), and forget the events before it."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 500)
         self.call("Emulation.setEmulatedMedia", media=media,
                   features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.events = []
@@ -77,8 +82,10 @@ class Browser:
 
     def problems(self) -> list[dict]:
         """What the console shows as warning or error, and exceptions."""
-        logged = [entry["entry"] for entry in self.named("Log.entryAdded") if entry["entry"]["level"] in ("warning", "error")]
-        said = [call for call in self.named("Runtime.consoleAPICalled") if call["type"] in ("warning", "error", "assert")]
+        logged = [entry["entry"] for entry in self.named("Log.entryAdded")
+                  if entry["entry"]["level"] in ("warning", "error")]
+        said = [call for call in self.named("Runtime.consoleAPICalled")
+                if call["type"] in ("warning", "error", "assert")]
         return logged + said + self.named("Runtime.exceptionThrown")
 
     def requests(self) -> list[str]:
@@ -90,7 +97,8 @@ class Browser:
         path.write_bytes(base64.b64decode(data["data"]))
 
     def print_to(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"]))
+        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True,
+                                                    preferCSSPageSize=True)["data"]))
 
     def close(self) -> None:
         self._process.terminate()

@@ -9,7 +9,8 @@ CLONE = Path(__file__).resolve().parents[1]
 
 # The shells of this machine: Debian's sh is dash, macOS's is bash, small containers have busybox.
 SHELLS = [["sh"]]
-SHELLS += [[name, *rest] for name, *rest in (["dash"], ["bash", "--posix"], ["busybox", "sh"]) if shutil.which(name)]
+SHELLS += [[name, *rest] for name, *rest in (["dash"], ["bash", "--posix"], ["busybox", "sh"])
+           if shutil.which(name)]
 in_every_shell = pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 
 

@@ -14,13 +14,16 @@ from tests import forks
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("healthy", "mild", "severe")
-SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "--nb_classes", "3", "--batch_size", "8",
-         "--epochs", "2", "--lr", "1e-3", "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0",
+SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "--nb_classes", "3",
+         "--batch_size", "8",
+         "--epochs", "2", "--lr", "1e-3", "--layer_decay", "1", "--num_workers", "0", "--aa", "none",
+         "--reprob", "0",
          "--device", "cpu", "--precision", "fp32"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run whole programs are long, wherever they lie; others of some seconds are marked where they stand."""
+    """Tests that run whole programs are long, wherever they lie; others of some seconds are marked where they
+    stand."""
     for item in items:
         package = item.path.relative_to(ROOT / "tests").parts[0]
         if package in ("end_to_end", "benchmarks", "scripts") or "start" in item.fixturenames:
@@ -62,7 +65,8 @@ def fonts_not_told(monkeypatch):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, capsys, pictures):
-    """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout, stderr)."""
+    """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout,
+    stderr)."""
     import main_finetune
     from util.core.ending import exit_code_of
 
@@ -78,32 +82,43 @@ def start(tmp_path, monkeypatch, capsys, pictures):
     return run
 
 
-def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300, program: str = "main_finetune.py",
+def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300,
+                  program: str = "main_finetune.py",
                   real: bool = False, **environment):
     """Start a program in a process of its own, or in several that are ranks of one group -> CompletedProcess.
 
-    real: as a user does, by Python itself, and under torchrun for several; else by a fork, which saves the imports.
+    real: as a user does, by Python itself, and under torchrun for several; else by a fork, which saves the
+    imports.
     """
-    words, found = list(map(str, words)), os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    words, found = list(map(str, words)), os.pathsep.join(filter(None,
+                                                                 [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": found, **environment}  # beside us: the tests' own packages
     if not real:
         return forks.run(ROOT / program, words, folder, environment, processes, timeout)
     command = [sys.executable, str(ROOT / program)]
     if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   f"--nproc_per_node={processes}",
                    str(ROOT / program)]
-    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=timeout, env=environment)
+    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=timeout,
+                          env=environment)
 
 
 def not_installed(program: str) -> None:
-    """Leave a test out for want of a program that is no part of the environment; where .ci/run was to install it, fail."""
+    """Leave a test out for want of a program that is no part of the environment; where .ci/run was to install
+    it, fail."""
     line = f"{program} is not installed here (.ci/run installs it: apt-get install {program.lower()})"
     pytest.fail(line) if os.environ.get("PROGRAMS_ARE_INSTALLED") else pytest.skip(line)
 
 
 def needs_package(name: str):
-    """A module that test.sh installs for the tests: without it a test is left out, but under .ci/run it fails."""
-    return importlib.import_module(name) if os.environ.get("PROGRAMS_ARE_INSTALLED") else pytest.importorskip(name)
+    """A module that test.sh installs for the tests: without it a test is left out, but under .ci/run it
+    fails."""
+    return (
+        importlib.import_module(name)
+        if os.environ.get("PROGRAMS_ARE_INSTALLED")
+        else pytest.importorskip(name)
+    )
 
 
 def weights_of(path: Path) -> dict:

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from util.data.public import demo
 
-KINDS = ("plain", "cut top and bottom", "cut left and right", "cut on four sides", "margins", "off-centre", "glare", "flare",
+KINDS = ("plain", "cut top and bottom", "cut left and right", "cut on four sides", "margins", "off-centre",
+         "glare", "flare",
          "dark periphery", "marks", "noisy ground", "jpeg")
 
 
@@ -46,22 +47,26 @@ def _size(rng, kind):
 
 
 def draw_field(seed: int, kind: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """-> ((h, w, 3) uint8, (x, y, radius) of its field); every kind also has the others' faults with a smaller chance."""
+    """-> ((h, w, 3) uint8, (x, y, radius) of its field); every kind also has the others' faults with a
+    smaller chance."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     has = {name: name == kind or rng.random() < 0.25 for name in KINDS[6:]}
     (width, height), (x, y, radius) = _size(rng, kind)
     across, down = (np.arange(width) + 0.5 - x) / radius, ((np.arange(height) + 0.5 - y) / radius)[:, None]
     distance, angle = np.hypot(across, down), np.arctan2(down, across)
     retina = _retina(int(rng.integers(12)))
-    rows, columns = (((place + 1) * 200).clip(0, 399).astype(int) for place in (down + 0 * across, across + 0 * down))
+    rows, columns = (((place + 1) * 200).clip(0, 399).astype(int)
+                     for place in (down + 0 * across, across + 0 * down))
     field = retina[rows, columns] * rng.uniform(0.35, 1.1) * rng.uniform(0.8, 1.1, 3)
     if has["dark periphery"]:
         towards = np.cos(angle - rng.uniform(-np.pi, np.pi))
         field *= np.exp(-rng.uniform(0.8, 2.0) * distance**3 * (0.6 + 0.4 * towards))[..., None]
     if has["glare"]:  # a crescent along the rim, inside
         place, wide = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 1.2)
-        strength = np.exp(-((distance - 1) / rng.uniform(0.03, 0.15)) ** 2 - (np.sin((angle - place) / 2) * 2 / wide) ** 2)
-        field += strength[..., None] * rng.uniform(60, 180) * np.array([1, rng.uniform(0.7, 1), rng.uniform(0.5, 1)])
+        strength = np.exp(-((distance - 1) / rng.uniform(0.03, 0.15)) ** 2
+                          - (np.sin((angle - place) / 2) * 2 / wide) ** 2)
+        field += strength[..., None] * rng.uniform(60, 180) * np.array([1, rng.uniform(0.7, 1),
+                                                                        rng.uniform(0.5, 1)])
     ground = np.zeros((height, width, 3))
     if has["noisy ground"]:
         ground += rng.uniform(4, 20, 3) if rng.random() < 0.5 else rng.uniform(4, 20)
@@ -98,7 +103,8 @@ def _write_marks(rng, image, circle):
 
 
 def draw_scan(seed: int) -> np.ndarray:
-    """An OCT-like scan, (h, w, 3) uint8: bright layers with speckle, flat, tilted or curved, on dark noise."""
+    """An OCT-like scan, (h, w, 3) uint8: bright layers with speckle, flat, tilted or curved, on dark
+    noise."""
     rng = np.random.default_rng([seed, 99])
     height, width = (int(value) for value in rng.uniform((250, 250), (500, 760)))
     across = np.linspace(-1, 1, width)
@@ -112,12 +118,15 @@ def draw_scan(seed: int) -> np.ndarray:
     level += np.where((depth > 0) & (depth < 1), rng.uniform(20, 60), rng.uniform(2, 15))
     speckled = level * rng.gamma(rng.uniform(1, 4), 1 / 2, level.shape)
     if rng.random() < 0.5:  # an averaged scan
-        speckled = 0.25 * (speckled + np.roll(speckled, 1, 0) + np.roll(speckled, 1, 1) + np.roll(speckled, (1, 1), (0, 1)))
+        speckled = 0.25 * (speckled + np.roll(speckled, 1, 0) + np.roll(speckled, 1, 1)
+                           + np.roll(speckled, (1, 1), (0, 1)))
     return np.repeat(speckled.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
 def overlap(one, other, shape) -> float:
-    """Intersection over union of two discs (x, y, radius), counted in the pixels of an image of `shape` (h, w)."""
+    """Intersection over union of two discs (x, y, radius), counted in the pixels of an image of `shape` (h,
+    w)."""
     y, x = (np.arange(size) + 0.5 for size in shape[:2])
-    first, second = (((x - cx) ** 2 + ((y - cy) ** 2)[:, None]) < radius**2 for cx, cy, radius in (one, other))
+    first, second = (((x - cx) ** 2 + ((y - cy) ** 2)[:, None]) < radius**2
+                     for cx, cy, radius in (one, other))
     return (first & second).sum() / max(1, (first | second).sum())

@@ -1,9 +1,10 @@
 """Programs that are started by a fork of a process which has imported them already.
 
-A start of Python that imports torch, timm and a program costs some four seconds of a core; a fork of one that has done so
-costs some hundredths. `run` starts a program so and waits for it, one process or several ranks of a group. Charts are not
-drawn. What depends on Python's own start (its options, its encoding, variables that a library reads when it is imported)
-or on torchrun has to be started for real: conftest.start_process(real=True).
+A start of Python that imports torch, timm and a program costs some four seconds of a core; a fork of one that
+has done so costs some hundredths. `run` starts a program so and waits for it, one process or several ranks of
+a group. Charts are not drawn. What depends on Python's own start (its options, its encoding, variables that a
+library reads when it is imported) or on torchrun has to be started for real:
+conftest.start_process(real=True).
 """
 
 import atexit
@@ -28,9 +29,12 @@ from PIL import Image
 from tests import undrawn
 
 ROOT = Path(__file__).parent.parent
-IMPORTED = ("main_finetune", "main_regression", "predict", "latent_feature", "jobs.train", "jobs.search", "jobs.predictions",
-            "jobs.feature_vectors", "jobs.tasks.regression_start", "util.report.page", "util.parallel.sharding",
-            "util.core.tensorboard", "util.data.leakage.fingerprints", "matplotlib.backends.backend_agg", "matplotlib.style",
+IMPORTED = ("main_finetune", "main_regression", "predict", "latent_feature", "jobs.train", "jobs.search",
+            "jobs.predictions",
+            "jobs.feature_vectors", "jobs.tasks.regression_start", "util.report.page",
+            "util.parallel.sharding",
+            "util.core.tensorboard", "util.data.leakage.fingerprints", "matplotlib.backends.backend_agg",
+            "matplotlib.style",
             "tensorboard.compat.proto.event_pb2", "tensorboard.compat.proto.summary_pb2",
             "tensorboard.summary.writer.record_writer", "pyarrow.pandas_compat")
 LARGEST_REQUEST = 2**20  # bytes
@@ -59,7 +63,7 @@ class Start:
         runpy.run_path(self.program, run_name="__main__")
 
 
-# ---- the process that forks ---------------------------------------------------------------------------------------------
+# ---- the process that forks --------------------------------------------------------------------------------
 
 def serve(path: str) -> Start:
     """Fork at each request. Returns in the forks alone, with what each is to be."""
@@ -101,7 +105,7 @@ def serve(path: str) -> Start:
                 connection.close()
 
 
-# ---- the side of the tests ------------------------------------------------------------------------------------------------
+# ---- the side of the tests ---------------------------------------------------------------------------------
 
 class Forked:
     """A process that was started; waiting for it is by its connection, since it is no child of ours."""
@@ -127,7 +131,8 @@ class _Server:
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
         self.path = os.path.join(self.folder.name, "socket")
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.forks", self.path], cwd=ROOT, stdin=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.forks", self.path], cwd=ROOT,
+                                        stdin=subprocess.PIPE)
         atexit.register(self.process.stdin.close)
         while not os.path.exists(self.path):
             if self.process.poll() is not None:
@@ -146,19 +151,21 @@ _servers: list[_Server] = []
 
 def run(program: Path, words: Sequence[str], folder: Path, environment: Mapping[str, str], processes: int,
         timeout: float) -> subprocess.CompletedProcess:
-    """Start, wait, collect. Several processes are the ranks of one group; where one fails the others are ended, and the code
-    is 1, as a launcher's. TimeoutExpired as subprocess.run raises it."""
+    """Start, wait, collect. Several processes are the ranks of one group; where one fails the others are
+    ended, and the code is 1, as a launcher's. TimeoutExpired as subprocess.run raises it."""
     if not _servers:
         _servers.append(_Server())
     environment = dict(environment)
     ranks = [{}]
     if processes > 1:
         environment.setdefault("OMP_NUM_THREADS", "1")
-        common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+        common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+                  "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(_free_port())}
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        running = [_servers[0].start(Start(str(program), tuple(words), str(folder), environment | rank), out.fileno(),
+        running = [_servers[0].start(Start(str(program), tuple(words), str(folder), environment | rank),
+                                     out.fileno(),
                                      err.fileno()) for rank in ranks]
         code = _wait(running, time.monotonic() + timeout)
         texts = []
@@ -172,7 +179,8 @@ def run(program: Path, words: Sequence[str], folder: Path, environment: Mapping[
 
 def _wait(running: list[Forked], deadline: float) -> int | None:
     """The common exit code; None where time is over, and then all are killed."""
-    while any(process.wait(0 if len(running) > 1 else max(0.0, deadline - time.monotonic())) is None for process in running):
+    while any(process.wait(0 if len(running) > 1 else max(0.0, deadline - time.monotonic())) is None
+              for process in running):
         failed = [process for process in running if process.returncode]
         if failed or time.monotonic() > deadline:
             for process in running:

@@ -1,4 +1,5 @@
-"""A small HTTP server on loopback that answers as the Hugging Face hub does, for the real client to talk to."""
+"""A small HTTP server on loopback that answers as the Hugging Face hub does, for the real client to talk
+to."""
 
 import hashlib
 import threading
@@ -10,7 +11,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """What the server does, changed by the tests: `answer` is found, changed, cut, silent or an HTTP status."""
+    """What the server does, changed by the tests: `answer` is found, changed, cut, silent or an HTTP
+    status."""
 
     def __init__(self):
         self.answer = "found"

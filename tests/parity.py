@@ -1,7 +1,7 @@
 """Weights by recipe and the authors' own features for them: what tests/test_models_vit.py compares with.
 
-tests/fixtures/parity holds numbers that Meta's and MAE's own model code computed in fp32 on a CPU from synthetic
-weights; its recipe.py makes the same weights again from the tensors' names (numpy alone).
+tests/fixtures/parity holds numbers that Meta's and MAE's own model code computed in fp32 on a CPU from
+synthetic weights; its recipe.py makes the same weights again from the tensors' names (numpy alone).
 
     python -m tests.parity          prints the largest difference of each architecture at 224 and 336 pixels
 """
@@ -52,9 +52,11 @@ def _base_weights(arch: str, depth: int | None) -> dict[str, np.ndarray]:
     return make_state_dict(manifest(arch), depth)
 
 
-def weight_file(path: Path, arch: str, depth: int | None = None, original_checkpoint: bool = False, gain: float = 1.0,
+def weight_file(path: Path, arch: str, depth: int | None = None, original_checkpoint: bool = False,
+                gain: float = 1.0,
                 periods: str = "fp32", bias_mask: str = "k_mask") -> Path:
-    """Write the recipe's weights of `arch` as its authors' files hold them (wrapper key, names) and return the path."""
+    """Write the recipe's weights of `arch` as its authors' files hold them (wrapper key, names) and return
+    the path."""
     man = manifest(arch)
     tensors = {}
     for name, value in _base_weights(arch, depth).items():
@@ -78,7 +80,8 @@ def images(size: int) -> torch.Tensor:
 
 
 def difference(tokens: torch.Tensor, prefix: int, arch: str, size: int, tag: str = "") -> float:
-    """Largest difference between features (B, N, D) and the authors': class token, patch tokens, patch mean."""
+    """Largest difference between features (B, N, D) and the authors': class token, patch tokens, patch
+    mean."""
     ref = reference(arch)
     tokens = tokens.numpy()
     classes, patches = tokens[:, 0], tokens[:, prefix:]
@@ -94,7 +97,8 @@ def difference(tokens: torch.Tensor, prefix: int, arch: str, size: int, tag: str
 
 
 def depth_of(arch: str) -> int:
-    """Blocks of the reference: the large architectures are cut to 1 or 2, all names being those of the whole model."""
+    """Blocks of the reference: the large architectures are cut to 1 or 2, all names being those of the whole
+    model."""
     return manifest(arch)["ref"]["depth"]
 
 
@@ -113,7 +117,8 @@ def build_and_load(path: Path, arch: str, size: int):
 
 @torch.no_grad()
 def measured(arch: str, folder: Path) -> dict[int, float]:
-    """{size: largest difference from the authors' features, over all recipes}; the head has to read the class token."""
+    """{size: largest difference from the authors' features, over all recipes}; the head has to read the class
+    token."""
     found = dict.fromkeys(SIZES, 0.0)
     for tag in RECIPES:
         if f"{tag}cls_224" not in reference(arch):
@@ -122,7 +127,8 @@ def measured(arch: str, folder: Path) -> dict[int, float]:
         for size in SIZES:
             model, _ = build_and_load(path, arch, size)
             tokens = model.forward_features(images(size)[: len(reference(arch)[f"{tag}cls_{size}"])])
-            # the documented command lines pass --global_pool to all families, and all but MAE's read the class token
+            # the documented command lines pass --global_pool to all families, and all but MAE's read the
+            # class token
             assert torch.equal(model.forward_head(tokens, pre_logits=True), tokens[:, 0])
             found[size] = max(found[size], difference(tokens, model.num_prefix_tokens, arch, size, tag))
     return found
@@ -141,7 +147,8 @@ def measured_mae(kind: str, folder: Path) -> dict[int, float]:
             features = model.forward_head(tokens, pre_logits=True).numpy()
             found[size] = max(found[size], float(abs(features - wanted[f"{tag}{kind}_{size}"]).max()))
             if kind == "cls" and not tag:
-                found[size] = max(found[size], float(abs(tokens[:, 1:9].numpy() - wanted[f"patch_{size}"]).max()))
+                found[size] = max(found[size],
+                                  float(abs(tokens[:, 1:9].numpy() - wanted[f"patch_{size}"]).max()))
     return found
 
 
@@ -153,4 +160,5 @@ if __name__ == "__main__":
             print(f"{arch:<24} {depth_of(arch):>6} {largest[224]:>10.1e} {largest[336]:>10.1e}", flush=True)
         for kind in MAE_FILES:
             largest = measured_mae(kind, Path(place))
-            print(f"{'retfound_mae, ' + kind:<24} {2:>6} {largest[224]:>10.1e} {largest[336]:>10.1e}", flush=True)
+            print(f"{'retfound_mae, ' + kind:<24} {2:>6} {largest[224]:>10.1e} "
+                  f"{largest[336]:>10.1e}", flush=True)

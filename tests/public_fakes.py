@@ -1,6 +1,7 @@
 """Small fakes of the public data sets: the layouts and the file names of the real ones, a few bytes an image.
 
-The two workbooks in tests/fixtures/papila were written with openpyxl, whose way of writing is not our reader's.
+The two workbooks in tests/fixtures/papila were written with openpyxl, whose way of writing is not our
+reader's.
 """
 
 import csv
@@ -22,7 +23,8 @@ def put(path: Path, text: str = "") -> Path:
 
 def fake_aptos(raw: Path) -> int:
     grades = {f"{number:012x}": number % 5 for number in range(60)}
-    put(raw / "train.csv", "id_code,diagnosis\n" + "".join(f"{name},{grade}\n" for name, grade in grades.items()))
+    put(raw / "train.csv", "id_code,diagnosis\n" + "".join(f"{name},{grade}\n"
+                                                           for name, grade in grades.items()))
     put(raw / "test.csv", "id_code\n" + "".join(f"ffff{number:08x}\n" for number in range(4)))
     put(raw / "sample_submission.csv", "id_code,diagnosis\nffff00000000,0\n")
     for name in grades:
@@ -34,13 +36,15 @@ def fake_aptos(raw: Path) -> int:
 
 def fake_messidor2(raw: Path) -> int:
     """Pairs of eyes; the owner's .JPG is .jpg in the list of grades; two images that nobody could grade."""
-    names = [f"200510{number:02d}_4{number:04d}_0100_PP.png" if number % 2 else f"IM00{number:04d}.JPG" for number in range(80)]
+    names = [f"200510{number:02d}_4{number:04d}_0100_PP.png" if number % 2 else f"IM00{number:04d}.JPG"
+             for number in range(80)]
     pairs = list(zip(names[0:78:2], names[1:78:2], strict=True)) + [(names[78], ""), (names[79], "")]
     put(raw / "messidor-2.csv", "left;right\n" + "".join(f"{left};{right}\n" for left, right in pairs))
     rows = [f"{name.replace('.JPG', '.jpg')},,,0" if number in (6, 7) else
             f"{name.replace('.JPG', '.jpg')},{number // 2 % 5 if number % 3 else number // 4 % 5},0,1"
             for number, name in enumerate(names)]
-    put(raw / "messidor_data.csv", "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n" + "\n".join(rows))
+    put(raw / "messidor_data.csv", "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n"
+        + "\n".join(rows))
     for name in names:
         put(raw / "IMAGES" / name)
     return 78
@@ -50,7 +54,8 @@ def fake_idrid(raw: Path) -> int:
     part = raw / "B. Disease Grading"
     for letter, folder, word, count in (("a", "Training", "Training", 50), ("b", "Testing", "Testing", 12)):
         # A spreadsheet saved this: columns without a name, and rows that lack some of them.
-        rows = [f"IDRiD_{number:03d},{number % 5},1{',' * (9 if number < 17 else 0)}" for number in range(1, count + 1)]
+        rows = [f"IDRiD_{number:03d},{number % 5},1{',' * (9 if number < 17 else 0)}"
+                for number in range(1, count + 1)]
         put(part / "2. Groundtruths" / f"{letter}. IDRiD_Disease Grading_{word} Labels.csv",
             "Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,\n" + "\n".join(rows) + "\n")
         for number in range(1, count + 1):
@@ -89,12 +94,14 @@ def fake_glaucoma(raw: Path) -> int:
 
 
 def fake_jsiec(raw: Path) -> int:
-    return fake_folders(raw, {f"1000images/{name}": [f"{code:08x}-{number}-11e8-9daf-6045cb817f5b..JPG" for number in range(4)]
+    return fake_folders(raw, {f"1000images/{name}": [f"{code:08x}-{number}-11e8-9daf-6045cb817f5b..JPG"
+                                                     for number in range(4)]
                               for code, name in enumerate(JSIEC_CLASSES)})
 
 
 def fake_retina(raw: Path) -> int:
-    names = {"1_normal": "NL", "2_cataract": "cataract", "2_glaucoma": "Glaucoma", "3_retina_disease": "Retina"}
+    names = {"1_normal": "NL", "2_cataract": "cataract", "2_glaucoma": "Glaucoma",
+             "3_retina_disease": "Retina"}
     put(raw / "README.md")
     return fake_folders(raw, {f"dataset/{folder}": [f"{name}_{number:03d}.png" for number in range(1, 11)]
                               for folder, name in names.items()})
@@ -123,7 +130,8 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*"))
+            if path.is_file()}
 
 
 def hidden(place: Path) -> list[str]:

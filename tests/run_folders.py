@@ -27,10 +27,12 @@ def samples(rng, number, classes, folder, patients=True, pictures=True):
             Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
         paths.append(str(path))
     return pd.DataFrame({"index": np.arange(number), "path": paths, "target": target,
-                         "patient": [f"p{row // 2}" for row in range(number)] if patients else "", "split": "test"})
+                         "patient": [f"p{row // 2}" for row in range(number)] if patients else "",
+                         "split": "test"})
 
 
-def classification_run(folder, names, number=90, splits=("val", "test"), intervals=True, pictures=True, seed=0, **facts):
+def classification_run(folder, names, number=90, splits=("val", "test"), intervals=True, pictures=True,
+                       seed=0, **facts):
     """A classification's folder -> folder. facts: entries of run.json beside the usual ones."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,8 @@ def entries_of(table, intervals=True):
             figures |= {f"sensitivity_{name}": 0.5, f"roc_auc_{name}": 0.75}
 
     def entry(value):
-        bounds = {"lower": value - 0.05, "upper": value + 0.05, **METHOD} if intervals else {"lower": None, "upper": None}
+        bounds = {"lower": value - 0.05, "upper": value + 0.05, **METHOD} if intervals else {"lower": None,
+                                                                                             "upper": None}
         return {"value": value, **bounds}
 
     return {name: entry(value) for name, value in figures.items()}
@@ -74,21 +77,27 @@ def regression_run(folder, targets, number=60, splits=("val", "test"), **facts):
         stored = {"loss": 0.3, "r2": 0.7, "pearson": 0.85, "n": number}
         stored |= {f"{figure}_{name}": 0.5 for name in targets for figure in ("r2", "pearson", "mae", "rmse")}
         (folder / f"metrics_{split}.json").write_text(json.dumps({
-            name: {"value": value, "lower": value - 0.1, "upper": value + 0.1, **METHOD} for name, value in stored.items()}))
-    write_rest(folder, {"data": {"targets": {"names": targets}, "images": {"train": 200, "val": number, "test": number},
+            name: {"value": value, "lower": value - 0.1, "upper": value + 0.1, **METHOD}
+            for name, value in stored.items()}))
+    write_rest(folder, {"data": {"targets": {"names": targets},
+                                 "images": {"train": 200, "val": number, "test": number},
                                  "notes": []}, "options": {"targets": targets, "task": folder.name}, **facts})
     return folder
 
 
 def write_rest(folder, facts):
     """run.json and log.txt."""
-    usual = {"started": "2026-01-02T03:04:05+0000", "options": {"task": folder.name, "model": "timm", "model_arch": "vit_x",
+    usual = {"started": "2026-01-02T03:04:05+0000",
+             "options": {"task": folder.name, "model": "timm", "model_arch": "vit_x",
                                                                "epochs": 3, "adaptation": "finetune"},
-             "versions": {"torch": "2.9.0"}, "commit": "abc123+", "processes": 1, "device": "cpu", "precision": "fp32",
+             "versions": {"torch": "2.9.0"}, "commit": "abc123+", "processes": 1, "device": "cpu",
+             "precision": "fp32",
              "model": {"arch": "vit_x", "parameters": 1000, "trained": 1000},
-             "weights": {"name": "RETFound", "used": 294, "expected": 294, "text": "", "sha256": "0" * 64, "path": "x"}}
+             "weights": {"name": "RETFound", "used": 294, "expected": 294, "text": "", "sha256": "0" * 64,
+                         "path": "x"}}
     (folder / "run.json").write_text(json.dumps(usual | facts))
-    rows = [{"epoch": e, "train_loss": 1 / (e + 1), "lr": 1e-4, "val_loss": 1.2 / (e + 1), "val_roc_auc": 0.6 + e / 10}
+    rows = [{"epoch": e, "train_loss": 1 / (e + 1), "lr": 1e-4, "val_loss": 1.2 / (e + 1),
+             "val_roc_auc": 0.6 + e / 10}
             for e in range(3)]
     (folder / "log.txt").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "metrics_test.csv").write_text("epoch,val_loss\n1,0.5\n")

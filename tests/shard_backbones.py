@@ -1,5 +1,6 @@
-"""Started by tests/end_to_end/test_sharded_backbones.py under torchrun: every backbone of the table, cut to two blocks, built
-as shapes, sharded, filled from a file and stepped; an "ok ARCH" line each, or an AssertionError.
+"""Started by tests/end_to_end/test_sharded_backbones.py under torchrun: every backbone of the table, cut to
+two blocks, built as shapes, sharded, filled from a file and stepped; an "ok ARCH" line each, or an
+AssertionError.
 
     torchrun --nproc_per_node=2 tests/shard_backbones.py FOLDER
 """
@@ -16,7 +17,8 @@ from util.core.ending import exit_with
 from util.parallel.processes import process_group
 from util.parallel.sharding import fills_by_itself, local, materialise, shard, shard_of
 
-FULL_WIDTH = 2000  # wider models take their time in a test: the 7B is tried as shapes, and in the probe's test
+# wider models take their time in a test: the 7B is tried as shapes, and in the probe's test
+FULL_WIDTH = 2000
 
 
 def check(row: models_vit.Backbone, folder: Path, world) -> None:
@@ -38,12 +40,14 @@ def check(row: models_vit.Backbone, folder: Path, world) -> None:
     materialise(model, world.device, parts)
     wanted = whole.state_dict()
     for name, tensor in model.state_dict().items():
-        assert isinstance(tensor, DTensor) and torch.equal(local(tensor), shard_of(wanted[name], tensor)), (row.arch, name)
+        assert isinstance(tensor, DTensor) and torch.equal(local(tensor),
+                                                           shard_of(wanted[name], tensor)), (row.arch, name)
     for name, buffer in whole.named_buffers():
         assert torch.equal(buffer, model.get_buffer(name)), (row.arch, name)
 
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (whole, model)]
-    images, outputs = to_device(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)), world.device), []
+    images, outputs = to_device(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)),
+                                world.device), []
     for m, optimizer in zip((whole, model), optimizers, strict=True):
         for _ in range(2):
             torch.manual_seed(5)
@@ -61,7 +65,8 @@ def shapes_alone(row: models_vit.Backbone, world) -> None:
     with torch.device("meta"):
         model = models_vit.build_model(row, 3, 224)
     shard(model, world)
-    assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters + 3 * model.num_features + 3
+    assert sum(parameter.numel()
+               for parameter in model.parameters()) == row.parameters + 3 * model.num_features + 3
     held = sum(local(parameter).numel() for parameter in model.parameters())
     assert held <= row.parameters / world.size * 1.01 + 10 * model.num_features
     world.say(f"shapes {row.arch}")

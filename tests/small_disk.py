@@ -31,7 +31,8 @@ class SmallDisk:
                 file.write(bytes(PAGE))
 
     def make_read_only(self, folder: Path) -> None:
-        """Mount a folder of it once more, above itself: a disk that files are open on can't be made read-only otherwise."""
+        """Mount a folder of it once more, above itself: a disk that files are open on can't be made read-only
+        otherwise."""
         self._mount(folder, "--bind", str(folder))
         self._mount(folder, "-o", "remount,bind,ro")
 

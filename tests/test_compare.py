@@ -27,7 +27,8 @@ def start(tmp_path, monkeypatch, capsys):
 
     def run(*words):
         capsys.readouterr()
-        code = exit_code_of(compare.main, [*map(str, words), *(["--draws", "200"] if "--run" not in words else [])])
+        code = exit_code_of(compare.main,
+                            [*map(str, words), *(["--draws", "200"] if "--run" not in words else [])])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -42,10 +43,11 @@ def refused(result) -> str:
 
 def make(folder, skill=1.0, seed=0, samples=None, intervals=False, **options):
     return write_run(folder, images(LABELS) if samples is None else samples,
-                     guesses(LABELS, skill, seed + 100 * sum(map(ord, str(options)))), seed, intervals=intervals, **options)
+                     guesses(LABELS, skill, seed + 100 * sum(map(ord, str(options)))), seed,
+                     intervals=intervals, **options)
 
 
-# ---- what is written ------------------------------------------------------------------------------------------------
+# ---- what is written ---------------------------------------------------------------------------------------
 
 def test_groups_of_seeds(start, tmp_path):
     for arch, skill in (("vit_a", 1.5), ("vit_b", 0.5)):
@@ -56,33 +58,46 @@ def test_groups_of_seeds(start, tmp_path):
     code, out, err = start(*folders, "--metric", "roc_auc", "f1", "calibration_slope", "--output", "found")
     assert (code, err) == (0, "")
     table = pd.read_csv(tmp_path / "found/comparison.csv")
-    assert list(table["group"]) == ["vit_a, finetune", "vit_b, finetune", "vit_a, lp"] and list(table["seeds"]) == [3, 3, 1]
+    assert list(table["group"]) == ["vit_a, finetune", "vit_b, finetune",
+                                    "vit_a, lp"] and list(table["seeds"]) == [3, 3, 1]
     assert list(table["option_model_arch"]) == ["vit_a", "vit_b", "vit_a"]
     stored = [json.loads((tmp_path / f"vit_a_{seed}/metrics_test.json").read_text()) for seed in range(3)]
     values = [entries["f1"]["value"] for entries in stored]
-    assert table["f1"][0] == pytest.approx(np.mean(values)) and table["f1_sd"][0] == pytest.approx(np.std(values, ddof=1))
+    assert table["f1"][0] == pytest.approx(np.mean(values)) and table["f1_sd"][0] == pytest.approx(
+        np.std(values, ddof=1)
+    )
     slopes = [entries["calibration_slope"]["value"] for entries in stored]
-    assert table["calibration_slope"][0] == pytest.approx(np.mean(slopes)) and math.isnan(table["calibration_slope_lower"][0])
+    assert table["calibration_slope"][0] == pytest.approx(np.mean(slopes)) and math.isnan(
+        table["calibration_slope_lower"][0]
+    )
     alone = json.loads((tmp_path / "alone/metrics_test.json").read_text())
     for metric in ("roc_auc", "f1", "calibration_slope"):
-        assert table[f"{metric}_lower"][2] == pytest.approx(alone[metric]["lower"]), "a single run's own interval"
+        assert table[f"{metric}_lower"][2] == pytest.approx(alone[metric]["lower"]), (
+            "a single run's own interval"
+        )
         assert table[f"{metric}_interval"][2] == alone[metric]["method"]
     assert math.isnan(table["f1_sd"][2])
     tests = pd.read_csv(tmp_path / "found/comparison_tests.csv")
     assert set(zip(tests["metric"], tests["method"], strict=True)) == {
         ("roc_auc", "paired DeLong"), ("roc_auc", "paired bootstrap"), ("f1", "paired bootstrap")}
     first = tests[(tests["first"] == "vit_a, finetune") & (tests["second"] == "vit_b, finetune")]
-    assert (first["p"] < 0.02).all() and (first["p_holm"] >= first["p"]).all() and first["p_seeds"].notna().all()
+    assert (first["p"] < 0.02).all() and (first["p_holm"]
+                                          >= first["p"]).all() and first["p_seeds"].notna().all()
     assert tests[tests["second"] == "vit_a, lp"]["p_seeds"].isna().all(), "one seed says nothing of others"
     page = (tmp_path / "found/comparison.md").read_text()
     cell = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} ["
-    for text in (cell, "| vit_a, finetune | vit_b, finetune | roc_auc | paired DeLong |", "Holm", "120 images", "`vit_b_2`",
+    for text in (cell, "| vit_a, finetune | vit_b, finetune | roc_auc | paired DeLong "
+                       "|", "Holm", "120 images", "`vit_b_2`",
                  "no paired test of calibration_slope"):
         assert text in page, text
     joint = pd.read_csv(tmp_path / "found/comparison_joint.csv")
     assert joint[["metric", "method", "groups", "degrees_of_freedom"]].to_numpy().tolist() == [
         ["roc_auc", "joint DeLong", 3, 2]] and joint["p"][0] < 0.05
-    assert "## All groups at once" in page and "| roc_auc | joint DeLong | 3 | " in page and "joint DeLong: one test" in out
+    assert (
+        "## All groups at once" in page
+        and "| roc_auc | joint DeLong | 3 | " in page
+        and "joint DeLong: one test" in out
+    )
     assert cell in out and "p (new seeds)" in out and "written to found" in out
     assert "the stored" not in out, "what is stored and what is computed from the predictions agree"
     with Image.open(tmp_path / "found/comparison.png") as picture:
@@ -121,7 +136,8 @@ def test_a_regression_and_one_run_alone(start, tmp_path):
     rng = np.random.default_rng(0)
     true = rng.normal(size=(60, 2))
     for name, error in (("A", 0.3), ("B", 0.9)):
-        write_regression(tmp_path / name, images(LABELS[:60]), true, true + error * rng.normal(size=(60, 2)), ["tc", "ldl"],
+        write_regression(tmp_path / name, images(LABELS[:60]), true, true + error * rng.normal(size=(60, 2)),
+                         ["tc", "ldl"],
                          epochs=50 if name == "A" else 60)
     code, out, err = start("A", "B")
     assert (code, err) == (0, "") and "r2" in out and "lower is better for mae" in out
@@ -129,7 +145,8 @@ def test_a_regression_and_one_run_alone(start, tmp_path):
     assert list(tests["metric"]) == ["r2", "pearson", "mae"] and (tests["p"] < 0.02).all()
     code, out, _ = start("A", "--metric", "rmse_ldl", "--output", "one")
     assert code == 0 and "paired" not in out and (tmp_path / "one/comparison.png").exists()
-    assert "joint" not in out.replace("comparison_joint.csv", "") and pd.read_csv("one/comparison_joint.csv").empty
+    assert "joint" not in out.replace("comparison_joint.csv",
+                                      "") and pd.read_csv("one/comparison_joint.csv").empty
     assert pd.read_csv("one/comparison_tests.csv").empty
 
 
@@ -146,7 +163,8 @@ def test_names_of_groups(start, tmp_path):
         make(tmp_path / name, **options)
     code, out, _ = start("s0", "s1", "x", "--names", "眼底 | ours", "theirs", "--output", "o")
     assert code == 0 and "眼底 \\| ours" in (tmp_path / "o/comparison.md").read_text()
-    assert "gives 3 names to 2 groups (s0, s1; x)" in refused(start("s0", "s1", "x", "--names", "a", "b", "c"))
+    assert "gives 3 names to 2 groups (s0, s1; x)" in refused(start("s0", "s1", "x", "--names", "a", "b",
+                                                                    "c"))
     assert "gives a name twice" in refused(start("s0", "s1", "x", "--names", "a", "a"))
 
 
@@ -159,7 +177,8 @@ def test_names_that_no_font_can_draw(start, tmp_path):
 
 
 def test_what_makes_a_group(tmp_path):
-    """Seed, task and place do not tell runs apart; an option, the effective batch and the same seed again do."""
+    """Seed, task and place do not tell runs apart; an option, the effective batch and the same seed again
+    do."""
     make(tmp_path / "a", seed=0, task="a", output_dir="x", fingerprint="f" * 64, data_path="/data")
     make(tmp_path / "b", seed=1, task="b", output_dir="y", fingerprint="f" * 64, data_path="/mnt")
     make(tmp_path / "c", seed=1, fingerprint="f" * 64)
@@ -181,13 +200,14 @@ def test_an_option_of_a_later_release_makes_no_group(tmp_path):
     assert len(group.runs) == 2 and not notes and not group.settings
 
 
-@pytest.mark.parametrize("value, text", [(0.12345, "0.123"), (-0.0004, "0.000"), (-0.0006, "-0.001"), (12.345, "12.3"),
+@pytest.mark.parametrize("value, text",
+                         [(0.12345, "0.123"), (-0.0004, "0.000"), (-0.0006, "-0.001"), (12.345, "12.3"),
                                          (12345.6, "12346"), (math.nan, "–")])
 def test_numbers_as_text(value, text):
     assert figure_text(value) == text
 
 
-# ---- the same images ------------------------------------------------------------------------------------------------
+# ---- the same images ---------------------------------------------------------------------------------------
 
 def test_another_order_of_rows_and_classes_changes_nothing(start, tmp_path):
     samples, classes = images(LABELS), ("severe", "healthy", "mild")
@@ -211,7 +231,11 @@ def test_another_mount_point_is_accepted_and_said(start, tmp_path):
     make(tmp_path / "A")
     make(tmp_path / "B", samples=images(LABELS, place="/mnt/copy/test"), epochs=20)
     code, out, _ = start("A", "B")
-    assert code == 0 and "warning: B names its images by another folder than A" in out and "the files are not here" in out
+    assert (
+        code == 0
+        and "warning: B names its images by another folder than A" in out
+        and "the files are not here" in out
+    )
     make(tmp_path / "C", fingerprint="f" * 64)
     make(tmp_path / "D", samples=images(LABELS, place="./copy/test"), fingerprint="f" * 64, epochs=20)
     code, out, _ = start("C", "D")
@@ -249,13 +273,15 @@ def change_predictions(folder, edit):
 
 
 @pytest.mark.parametrize("edit, said", [
-    (lambda table: table.iloc[:-3], "not scored on the same images: 3 of 120 of the first are not among the 117 of the second, "
-                                    "0 the other way round (only in A: /data/test/"),
+    (lambda table: table.iloc[:-3], "not scored on the same images: 3 of 120 of the first are not among the "
+                                    "117 of the second, 0 the other way round (only in A: /data/test/"),
     (lambda table: table.assign(path=[*table["path"][:-1], "/data/test/mild/other.png"]),
      "1 of 120 of the first are not among the 120 of the second, 1 the other way"),
-    (lambda table: table.assign(true_class=["severe" if name == "mild" else name for name in table["true_class"]]),
+    (lambda table: table.assign(true_class=["severe" if name == "mild" else name
+                                            for name in table["true_class"]]),
      f"true_class of {(LABELS == 1).sum()} of 120 images (the first: /data/test/mild/"),
-    (lambda table: table.rename(columns=lambda name: name.replace("mild", "moderate")).replace("mild", "moderate"),
+    (lambda table: table.rename(columns=lambda name: name.replace("mild", "moderate")).replace("mild",
+                                                                                               "moderate"),
      "different classes ('mild' only in A; 'moderate' only in B)"),
     (lambda table: table.assign(index=0), "holds an index twice"),
     (lambda table: table.iloc[:0], "holds no image"),
@@ -274,7 +300,9 @@ def test_patients_are_lent_and_may_not_contradict(start, tmp_path):
     code, out, _ = start("A", "B", "--metric", "f1")
     assert code == 0 and "120 images of 60 patients" in out and "B's patients are taken" in out
     table = pd.read_csv("output_dir/comparison/comparison.csv")
-    assert list(table["f1_interval"]) == ["bootstrap of patients"] * 2, "A's stored interval knows no patients"
+    assert list(table["f1_interval"]) == ["bootstrap of patients"] * 2, (
+        "A's stored interval knows no patients"
+    )
     make(tmp_path / "C", samples=images(LABELS, patients[::-1]), epochs=30)
     assert "different patients: of 120 of 120 images" in refused(start("B", "C"))
 
@@ -294,7 +322,7 @@ def test_regression_targets_and_truth(start, tmp_path):
     assert code == 0 and "targets in another order" in out
 
 
-# ---- what is refused, what is said ----------------------------------------------------------------------------------
+# ---- what is refused, what is said -------------------------------------------------------------------------
 
 def test_folders_that_are_no_scored_runs(start, tmp_path):
     make(tmp_path / "A")
@@ -350,7 +378,9 @@ def test_figures_that_do_not_belong_to_the_predictions_are_said(start, tmp_path)
 
 def test_flags_are_pinned():
     """A flag that vanished would break the commands of the documents and people's scripts."""
-    flags = {action.option_strings[0]: action.default for action in compare.make_parser()._actions if action.option_strings}
+    flags = {action.option_strings[0]: action.default for action in compare.make_parser()._actions
+             if action.option_strings}
     assert flags | {"-h": None} == {
-        "-h": None, "--metric": None, "--split": "test", "--output": None, "--names": None, "--draws": 2000, "--seed": 0,
+        "-h": None, "--metric": None, "--split": "test", "--output": None, "--names": None, "--draws": 2000,
+        "--seed": 0,
         "--run": None, "--nproc": None, "--slurm": None, "--dry_run": False}

@@ -94,10 +94,11 @@ def test_draws_of_a_step_depend_on_where_the_run_stands():
         return torch.rand(1).item(), np.random.rand()
 
     assert draw(0, 1, 2, 0) == draw(0, 1, 2, 0)
-    assert len({draw(*where) for where in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0), (0, 1, 2, 1)]}) == 5
+    assert len({draw(*where) for where in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0),
+                                           (0, 1, 2, 1)]}) == 5
 
 
-# ---- the loop -------------------------------------------------------------------------------------------------------
+# ---- the loop ----------------------------------------------------------------------------------------------
 
 FP32 = Precision("fp32", "cpu")
 
@@ -228,7 +229,8 @@ def test_the_host_does_not_wait_for_a_step(monkeypatch):
     for name in ("item", "tolist", "cpu", "__bool__", "__float__"):
         plain = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *rest, plain=plain: (
-            readings.append(tensor.dtype) if tensor.dtype.is_floating_point else None) or plain(tensor, *rest))
+            readings.append(tensor.dtype) if tensor.dtype.is_floating_point else None)
+                            or plain(tensor, *rest))
     trainer = trainer_of(8 * READ_EVERY)
     train_one_epoch(trainer, loader_of(trainer, Numbers(8 * READ_EVERY)), Progress(0))
     assert 0 < len(readings) <= 4 * READ_EVERY / READ_EVERY + 1

@@ -1,4 +1,5 @@
-"""Features are those of the weights that were named, computed once more here with timm and torchvision alone."""
+"""Features are those of the weights that were named, computed once more here with timm and torchvision
+alone."""
 
 import json
 import sys
@@ -38,7 +39,8 @@ def run(tmp_path, monkeypatch, capsys, pictures):
 
     def start(*words, output="f.npz", source=pictures):
         capsys.readouterr()
-        code = exit_code_of(latent_feature.main, [*map(str, words), *HERE, "--input", str(source), "--output", output])
+        code = exit_code_of(latent_feature.main,
+                            [*map(str, words), *HERE, "--input", str(source), "--output", output])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -46,7 +48,8 @@ def run(tmp_path, monkeypatch, capsys, pictures):
 
 
 def images_by_hand(paths, size, mean=models_vit.IMAGENET_MEAN, std=models_vit.IMAGENET_STD):
-    transform = T.Compose([T.Resize(int(size / 0.875), interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(size),
+    transform = T.Compose([T.Resize(int(size / 0.875), interpolation=T.InterpolationMode.BICUBIC),
+                           T.CenterCrop(size),
                            T.ToTensor(), T.Normalize(mean, std)])
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
 
@@ -66,7 +69,8 @@ def plain(timm_name, path, size, **options):
 
 
 def random_weights(timm_name, path, size, **options):
-    """A file of weights that differ from timm's start in every tensor (gammas of 1e-5 would hide the blocks)."""
+    """A file of weights that differ from timm's start in every tensor (gammas of 1e-5 would hide the
+    blocks)."""
     torch.manual_seed(0)
     model = timm.create_model(timm_name, num_classes=0, img_size=size, **options)
     with torch.no_grad():
@@ -85,7 +89,8 @@ def test_mae_with_its_mean_and_fc_norm(run, tmp_path, two_blocks):
         tokens = model.forward_features(images_by_hand(file["paths"], 64))
         pooled = model.fc_norm(tokens[:, 1:].mean(1)).numpy()
         classes = model.fc_norm(tokens[:, 0]).numpy()
-    assert np.allclose(file["pooled"], pooled, atol=1e-4) and np.allclose(file["patch_mean"], pooled, atol=1e-4)
+    assert np.allclose(file["pooled"], pooled, atol=1e-4) and np.allclose(file["patch_mean"], pooled,
+                                                                          atol=1e-4)
     assert np.allclose(file["cls"], classes, atol=1e-4) and not np.allclose(classes, pooled, atol=0.1)
 
 
@@ -96,7 +101,8 @@ def test_mae_with_its_class_token(run, tmp_path, two_blocks):
     file, model = np.load("f.npz"), plain("vit_large_patch16_224", tmp_path / "w.pth", 64, **options)
     with torch.no_grad():
         tokens = model.forward_features(images_by_hand(file["paths"], 64)).numpy()  # behind the norm
-    assert np.allclose(file["pooled"], tokens[:, 0], atol=1e-4) and np.array_equal(file["cls"], file["pooled"])
+    assert np.allclose(file["pooled"], tokens[:, 0], atol=1e-4) and np.array_equal(file["cls"],
+                                                                                   file["pooled"])
     assert np.allclose(file["patch_mean"], tokens[:, 1:].mean(axis=1), atol=1e-4)
 
 
@@ -138,23 +144,29 @@ def test_a_model_without_class_token(run, tmp_path, name, pooled_is_mean):
 
 
 def test_channels_last_and_other_kinds_of_models():
-    """Swin's map has its channels last; a distilled model has two class tokens; a head may come after the pooling."""
-    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=56, window_size=7, embed_dim=24,
+    """Swin's map has its channels last; a distilled model has two class tokens; a head may come after the
+    pooling."""
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=56, window_size=7,
+                             embed_dim=24,
                              depths=(1, 1), num_heads=(1, 2)).eval()
     parts = FeatureParts(swin, 56)
     images = torch.randn(3, 3, 56, 56)
     with torch.no_grad():
         found = parts.split(parts(images).numpy())
         assert parts.widths == {"patch_mean": 48, "pooled": 48}
-        assert np.allclose(found["patch_mean"], swin.forward_features(images).mean(dim=(1, 2)).numpy(), atol=1e-6)
+        assert np.allclose(found["patch_mean"], swin.forward_features(images).mean(dim=(1, 2)).numpy(),
+                           atol=1e-6)
         assert np.allclose(found["pooled"], swin(images).numpy(), atol=1e-6)
-    deit = FeatureParts(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, img_size=32, depth=1).eval(), 32)
+    deit = FeatureParts(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, img_size=32,
+                                          depth=1).eval(), 32)
     with torch.no_grad():
         images = torch.randn(3, 3, 32, 32)
         found, tokens = deit.split(deit(images).numpy()), deit.model.forward_features(images).numpy()
-    assert tokens.shape[1] == 2 + 4 and np.allclose(found["patch_mean"], tokens[:, 2:].mean(axis=1), atol=1e-6)
+    assert tokens.shape[1] == 2 + 4 and np.allclose(found["patch_mean"], tokens[:, 2:].mean(axis=1),
+                                                    atol=1e-6)
     assert np.allclose(found["cls"], tokens[:, 0], atol=1e-6)
-    assert FeatureParts(timm.create_model("pit_ti_224", num_classes=0), 224).widths == {"cls": 256, "pooled": 256}
+    assert FeatureParts(timm.create_model("pit_ti_224", num_classes=0), 224).widths == {"cls": 256,
+                                                                                        "pooled": 256}
     late = FeatureParts(timm.create_model("mobilenetv3_small_050", num_classes=0), 64)
     assert late.widths["pooled"] == 1024 != late.widths["patch_mean"]
 
@@ -176,12 +188,22 @@ def test_a_trained_checkpoint_says_model_and_transform(run, tmp_path, pictures):
     code, out, err = run("--resume", best, source=pictures / "test")
     assert code == 0 and "78/78 tensors" in out, err
     content, file = torch.load(best, weights_only=True), np.load("f.npz")
-    predictions = np.genfromtxt(tmp_path / "output_dir/c/predictions_test.csv", delimiter=",", skip_header=1)[:, -3:]
-    logits = file["pooled"] @ content["model"]["head.weight"].numpy().T + content["model"]["head.bias"].numpy()
+    predictions = np.genfromtxt(tmp_path / "output_dir/c/predictions_test.csv", delimiter=",",
+                                skip_header=1)[:, -3:]
+    logits = (
+        file["pooled"] @ content["model"]["head.weight"].numpy().T + content["model"]["head.bias"].numpy()
+    )
     assert np.allclose(logits, predictions, atol=1e-5)
     facts = json.loads(str(file["facts"]))
-    assert facts["transform"] == content["transform"]["eval"] and facts["weights"]["used"] == facts["weights"]["expected"] == 78
-    assert facts["weights"]["sha256"] in out and facts["model_arch"] == "test_vit" and "torch" in facts["versions"]
+    assert (
+        facts["transform"] == content["transform"]["eval"]
+        and facts["weights"]["used"] == facts["weights"]["expected"] == 78
+    )
+    assert (
+        facts["weights"]["sha256"] in out
+        and facts["model_arch"] == "test_vit"
+        and "torch" in facts["versions"]
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"output_dir", "output_logs", "f.npz"}
 
 
@@ -194,9 +216,11 @@ def test_weights_are_named_or_refused(run, tmp_path):
         assert all(text in err for text in says), err
 
     wrong(run(*words), "no weights are named", "--random_weights")
-    wrong(run(*words, "--finetune", "w.pth", "--random_weights"), "--finetune and --random_weights each name the weights")
+    wrong(run(*words, "--finetune", "w.pth", "--random_weights"), "--finetune and --random_weights each name "
+                                                                  "the weights")
     wrong(run(*words, "--finetune", "none.pth"), "no such file here")
-    torch.save({name: tensor for name, tensor in timm.create_model("test_vit").state_dict().items() if "blocks.0" not in name},
+    torch.save({name: tensor for name, tensor in timm.create_model("test_vit").state_dict().items()
+                if "blocks.0" not in name},
                tmp_path / "w.pth")
     wrong(run(*words, "--finetune", "w.pth"), "does not fit --model timm", "missing")
     wrong(run(*words, "--random_weights", output="f.csv"), "has to end in .npz or .parquet")
@@ -222,15 +246,18 @@ def test_parquet(run, tmp_path, monkeypatch):
     assert facts["arrays"]["pooled"] == "what a classifier's head reads"
     # several groups of rows
     monkeypatch.setattr("util.data.feature_files.ROWS_A_GROUP", 4)
-    write_features(tmp_path / "g.parquet", list("abcdefghij"), {"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, "{}")
+    write_features(tmp_path / "g.parquet", list("abcdefghij"),
+                   {"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, "{}")
     again = parquet.ParquetFile(tmp_path / "g.parquet")
-    assert again.num_row_groups == 3 and np.array_equal(np.stack(again.read().column("x").to_numpy()).ravel(), np.arange(30))
+    assert again.num_row_groups == 3 and np.array_equal(np.stack(again.read().column("x").to_numpy()).ravel(),
+                                                        np.arange(30))
 
 
 def test_without_pyarrow_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match="pip install -r requirements-parquet.txt, or name the --output FILE.npz"):
+    with pytest.raises(InputError, match="pip install -r requirements-parquet.txt, or name the --output "
+                                         "FILE.npz"):
         require_parquet()
 
 

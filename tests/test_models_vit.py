@@ -19,7 +19,8 @@ from util.weights.fitting import read_weights
 TOLERANCE = 1e-4
 
 
-LARGE = ("dinov2_vitg14", "dinov3_vith16plus", "dinov3_vit7b16")  # in the slow tests: the small ones run the same code
+# in the slow tests: the small ones run the same code
+LARGE = ("dinov2_vitg14", "dinov3_vith16plus", "dinov3_vit7b16")
 
 
 @pytest.mark.long
@@ -75,7 +76,8 @@ def test_timm_file_without_biases_means_zero_biases(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("spoil, says", [
     (lambda t: t.pop("blocks.1.mlp.fc1.weight"), "1 missing: blocks.1.mlp.fc1.weight"),
-    (lambda t: t.update({"blocks.99.norm1.weight": torch.ones(384)}), "1 taken by nothing: blocks.99.norm1.weight"),
+    (lambda t: t.update({"blocks.99.norm1.weight": torch.ones(384)}), "1 taken by nothing: "
+                                                                      "blocks.99.norm1.weight"),
     (lambda t: t.update({"blocks.0.norm1.weight": torch.ones(7)}), "file 7, model 384"),
     (lambda t: t.update({"pos_embed": torch.ones(1, 99, 384)}), "pos_embed (file 1 x 99 x 384"),
 ])
@@ -132,7 +134,8 @@ def test_full_depth_names_fit_without_memory(arch):
 
     man = parity.manifest(arch)
     tensors = {re.sub(r"^backbone\.", "", name): torch.empty(shape, device="meta")
-               for name, shape, _ in man["tensors"] if "bias_mask" not in name and not name.endswith("qkv.bias")}
+               for name, shape, _ in man["tensors"] if "bias_mask" not in name
+               and not name.endswith("qkv.bias")}
     tensors |= {re.sub(r"^backbone\.", "", name): torch.zeros(shape) for name, shape, _ in man["tensors"]
                 if "bias_mask" in name or name.endswith("qkv.bias")}
     with torch.device("meta"):
@@ -183,7 +186,8 @@ def test_input_size():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name, size", [("resnet18", 64), ("convnext_atto", 96), ("efficientnet_b0", 64),
-                                        ("vit_tiny_patch16_224", 64), ("efficientvit_m0", 128), ("levit_128s", 96),
+                                        ("vit_tiny_patch16_224", 64), ("efficientvit_m0", 128),
+                                        ("levit_128s", 96),
                                         ("swin_tiny_patch4_window7_224", 112)])
 def test_timm_models_build_train_and_load(tmp_path, name, size):
     backbone = find_backbone("timm", name)
@@ -201,7 +205,8 @@ def test_timm_models_build_train_and_load(tmp_path, name, size):
 
 def test_two_passes_of_fc_norm(tmp_path):
     """The original's present code applies fc_norm twice; a second way of computing it here."""
-    path = parity.weight_file(tmp_path / "mae.pth", "mae_vitl16_finetune_gp", depth=2, original_checkpoint=True)
+    path = parity.weight_file(tmp_path / "mae.pth", "mae_vitl16_finetune_gp", depth=2,
+                              original_checkpoint=True)
     logits = {}
     for passes in (1, 2):
         model = build_model(row("retfound_mae"), 1000, 224, fc_norm_passes=passes, depth=2).eval()
@@ -214,7 +219,8 @@ def test_two_passes_of_fc_norm(tmp_path):
         pooled = model.forward_features(parity.images(224))[:, 1:].mean(1)
         norm = torch.nn.LayerNorm(1024, eps=1e-6)
         norm.load_state_dict({"weight": file.tensors["fc_norm.weight"], "bias": file.tensors["fc_norm.bias"]})
-        by_hand = torch.nn.functional.linear(norm(norm(pooled)), file.tensors["head.weight"], file.tensors["head.bias"])
+        by_hand = torch.nn.functional.linear(norm(norm(pooled)), file.tensors["head.weight"],
+                                             file.tensors["head.bias"])
     assert torch.allclose(logits[2], by_hand, atol=1e-5)
     assert (logits[1] - logits[2]).abs().max() > 1e-3
 
@@ -257,24 +263,28 @@ def test_building_needs_no_network_and_no_weights():
             "with torch.device('meta'):\n"
             "    for row in models_vit.BACKBONES: models_vit.build_model(row, 5, 224)\n"
             "print('built', len(models_vit.BACKBONES))")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         cwd=Path(__file__).parent.parent)
     assert run.stdout.strip() == f"built {len(BACKBONES)}", run.stderr
 
 
 def test_rotary_periods_of_our_own_checkpoints_come_along(tmp_path):
-    """A new run that starts from a trained DINOv3's weights keeps the periods that those were trained with."""
+    """A new run that starts from a trained DINOv3's weights keeps the periods that those were trained
+    with."""
     row = parity.row("dinov3_vits16")
     first = build_model(row, 0, 224)
     load_backbone(first, row, str(parity.weight_file(tmp_path / "meta.pth", row.arch, periods="bf16")), "")
     assert not torch.equal(first.rope.periods, build_model(row, 0, 224).rope.periods)
-    torch.save({"model": first.state_dict(), "buffers": {"rope.periods": first.rope.periods}, "format": 1, "options": {},
+    torch.save({"model": first.state_dict(), "buffers": {"rope.periods": first.rope.periods}, "format": 1,
+                "options": {},
                 "class_names": ["a", "b"]}, tmp_path / "ours.pth")
     second = build_model(row, 0, 224)
     load_backbone(second, row, str(tmp_path / "ours.pth"), "")
     assert torch.equal(second.rope.periods, first.rope.periods)
 
 
-@pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "test_convnext", "efficientvit_m0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "test_convnext", "efficientvit_m0",
+                                  "vit_tiny_patch16_224"])
 def test_the_final_layer_of_what_the_reader_reads_is_the_models_output(arch):
     torch.manual_seed(0)
     backbone = models_vit.find_backbone("timm", arch)

@@ -1,4 +1,5 @@
-"""Charts that nobody looks at: drawing them is a third of a test of the whole way. tests/report looks at them."""
+"""Charts that nobody looks at: drawing them is a third of a test of the whole way. tests/report looks at
+them."""
 
 from matplotlib.figure import Figure
 from PIL import Image

@@ -1,13 +1,14 @@
 """The Python environment behind util/env.sh: what an interpreter lacks, and a .venv made once.
 
-    python util/environment.py unmet requirements.txt           what this interpreter lacks; exit code 1 if anything
-    python util/environment.py ready CLONE                      exit code 0 if it is CLONE's finished .venv
-    python util/environment.py make CLONE                       makes or completes CLONE/.venv
-    python util/environment.py target FOLDER requirements.txt   installs into FOLDER, which PYTHONPATH then names
-    python util/environment.py fingerprint requirements.txt     what an installation depends on, hashed
+    python util/environment.py unmet requirements.txt        what this interpreter lacks (exit code 1)
+    python util/environment.py ready CLONE                   exit code 0 if it is CLONE's finished .venv
+    python util/environment.py make CLONE                    makes or completes CLONE/.venv
+    python util/environment.py target FOLDER requirements.txt
+                                                             installs into FOLDER, for PYTHONPATH
+    python util/environment.py fingerprint requirements.txt  what an installation depends on, hashed
 
-Runs before anything is installed, so it needs the standard library alone and imports no other room. Exit codes: 2 for
-what the user can mend, 1 for an installation that failed, 130 for Ctrl-C; each with one line.
+Runs before anything is installed, so it needs the standard library alone and imports no other room. Exit
+codes: 2 for what the user can mend, 1 for an installation that failed, 130 for Ctrl-C; each with one line.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ class EnvironmentFault(Exception):
 def unmet(requirements):
     """What this interpreter lacks of a requirement file, as texts such as "timm>=1.0.20 (has 0.9.2)".
 
-    Reads installed metadata only, so that the answer costs a fraction of a second (importing torch costs seconds).
+    Reads installed metadata only, so that the answer costs a fraction of a second (importing torch costs
+    seconds).
     """
     try:
         from packaging.requirements import Requirement
@@ -67,7 +69,8 @@ def unmet(requirements):
 
 
 def stamp_path(folder):
-    """The file whose text says how far an installation came: "unfinished", or the fingerprint that it reached."""
+    """The file whose text says how far an installation came: "unfinished", or the fingerprint that it
+    reached."""
     return Path(folder) / "stamp"
 
 
@@ -91,14 +94,16 @@ def write_stamp(folder, text):
 
 
 def ready(clone):
-    """Whether this interpreter, run from clone/.venv, satisfies requirements.txt and its installation was finished."""
+    """Whether this interpreter, run from clone/.venv, satisfies requirements.txt and its installation was
+    finished."""
     requirements = Path(clone) / "requirements.txt"
     return read_stamp(Path(clone) / ".venv") in (None, fingerprint(requirements)) and not unmet(requirements)
 
 
 @contextlib.contextmanager
 def locked(path):
-    """One maker at a time. The system frees the lock when its holder dies, so that none is ever left behind."""
+    """One maker at a time. The system frees the lock when its holder dies, so that none is ever left
+    behind."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,8 +131,8 @@ def empty(folder):
 
 
 def pip_install(python, requirements, *words):
-    """Runs pip on a requirement file (or on what `words` name), quietly where nobody watches. Raises EnvironmentFault where it
-    fails; its own message stands above."""
+    """Runs pip on a requirement file (or on what `words` name), quietly where nobody watches. Raises
+    EnvironmentFault where it fails; its own message stands above."""
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *words]
     # A `user = true` in pip's settings would install past the environment that is being made.
@@ -147,7 +152,8 @@ def is_sound(python):
 def make(clone):
     """Makes clone/.venv, or completes it, with this interpreter.
 
-    A .venv whose installation was cut is emptied first: a package can be half there and still be listed as installed.
+    A .venv whose installation was cut is emptied first: a package can be half there and still be listed as
+    installed.
     """
     venv, requirements = clone / ".venv", clone / "requirements.txt"
     python = venv / "bin" / "python"
@@ -157,7 +163,9 @@ def make(clone):
         venv.mkdir(exist_ok=True)
         stamp = read_stamp(venv)
         if stamp is None and any(venv.iterdir()):
-            message = f"{venv} was not made by this program: install requirements.txt into it, or move it away"
+            message = (
+                f"{venv} was not made by this program: install requirements.txt into it, or move it away"
+            )
             raise EnvironmentFault(message, 2)
         if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
             message = (
@@ -171,19 +179,22 @@ def make(clone):
             write_stamp(venv, UNFINISHED)
             code = subprocess.run([sys.executable, "-m", "venv", venv], stdout=sys.stderr).returncode
             if code:
-                raise EnvironmentFault(f"{sys.executable} -m venv failed: mend what it says above, then start again", 1)
+                raise EnvironmentFault(f"{sys.executable} -m venv failed: mend what it says above, then "
+                                       "start again", 1)
         write_stamp(venv, UNFINISHED)
         pip_install(python, requirements, "-r", requirements)
-        # Asked of the new interpreter: its version may differ from this one's where an older .venv was completed.
+        # Asked of the new interpreter: its version may differ from this one's where an older .venv was
+        # completed.
         finished = subprocess.check_output([python, "-P", __file__, "fingerprint", requirements], text=True)
         write_stamp(venv, finished.strip())
 
 
 def install_beside(folder, requirements):
-    """Installs what this interpreter lacks of a requirement file into a folder of its own, which PYTHONPATH then names.
+    """Installs what this interpreter lacks of a requirement file into a folder of its own, which PYTHONPATH
+    then names.
 
-    pip itself would put every dependency there (a second torch, for peft), whatever the interpreter has: so it is asked
-    first what it would add to the interpreter, and that alone is installed.
+    pip itself would put every dependency there (a second torch, for peft), whatever the interpreter has: so
+    it is asked first what it would add to the interpreter, and that alone is installed.
     """
     folder.mkdir(exist_ok=True)
     with locked(folder.with_name(folder.name + ".lock")):

@@ -21,17 +21,19 @@ class Task(ABC):
     kind     stands in the checkpoint, so that one of another kind is refused
     program  the entry point that runs it
     score    the figure whose highest value on val makes the best epoch (--select_metric)
-    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the terminal's lines,
-             the first four of them after every epoch
+    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the
+             terminal's lines, the first four of them after every epoch
     """
 
     kind = program = score = ""
-    reads: dict | None = None  # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
+    # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
+    reads: dict | None = None
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
 
     def __init__(self, options: Options):
-        """options: as far as they are resolved; what the data decide takes the place of what was not said (`read`)."""
+        """options: as far as they are resolved; what the data decide takes the place of what was not said
+        (`read`)."""
         self.options = options
 
     @property
@@ -79,7 +81,8 @@ class Task(ABC):
         return model
 
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
-        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature an image."""
+        """(B, 3, S, S) -> (B, W), what `head_of` reads; None where the head does not read one feature an
+        image."""
         return None
 
     @abstractmethod
@@ -131,13 +134,15 @@ class Task(ABC):
         """A predictions table that a run wrote, equal in every bit."""
 
     def decide(self, predictions: pd.DataFrame) -> dict:
-        """What is chosen on val's predictions and used on test: it goes with the best epoch into the checkpoint."""
+        """What is chosen on val's predictions and used on test: it goes with the best epoch into the
+        checkpoint."""
         return {}
 
     @abstractmethod
-    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
-        """The figures with their intervals and what else is told of a whole split; see util/metrics/intervals.py. decided: from
-        `decide`, of the best epoch."""
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
+                  decided: dict) -> dict[str, dict]:
+        """The figures with their intervals and what else is told of a whole split; see
+        util/metrics/intervals.py. decided: from `decide`, of the best epoch."""
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         """Lines of figures below those of `shown`."""
@@ -164,4 +169,5 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
-        """The options with what a checkpoint that this program did not write says; a line about it, or InputError."""
+        """The options with what a checkpoint that this program did not write says; a line about it, or
+        InputError."""

@@ -54,15 +54,16 @@ class Classification(Task):
         order_of = tables.sorted_alone if resumed is not None else partial(
             class_order.in_order, typed=options.data.class_order, positive=options.data.positive_class)
         if options.data.csv_file:
-            data = tables.read_csv(options.data.csv_file, options.data.path_col, options.data.label_col, options.data.split_col,
+            data = tables.read_csv(options.data.csv_file, options.data.path_col, options.data.label_col,
+                                   options.data.split_col,
                                    options.data.patient_col, splits, order_of, options.data.path_suffix)
         else:
             data = tables.read_folder(options.data.data_path, splits, order_of)
         if not known:
             data = tables.check_classes(data, options.data.nb_classes, explicit="nb_classes" in options.typed)
         elif "nb_classes" in options.typed and options.data.nb_classes != len(known):
-            raise InputError(f"--nb_classes {options.data.nb_classes}, but {resumed.path} knows {len(known)}: "
-                             f"pass --nb_classes {len(known)}")
+            raise InputError(f"--nb_classes {options.data.nb_classes}, but {resumed.path} knows "
+                             f"{len(known)}: pass --nb_classes {len(known)}")
         else:
             data = tables.match_classes(data, known)
         self.class_names = data.class_names
@@ -71,21 +72,25 @@ class Classification(Task):
         return data
 
     def _require_order(self, resumed: WeightFile | None) -> None:
-        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or where what is
-        typed is not the order that a checkpoint has."""
+        """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or
+        where what is typed is not the order that a checkpoint has."""
         options, positive = self.options, self.options.data.positive_class
         if positive is not None and self.class_names[1:] != [positive]:
-            raise InputError(f"--positive_class {positive}: {resumed.path} has the classes {', '.join(self.class_names)}, and "
-                             "of two the second is the positive one; train anew for another")
+            raise InputError(f"--positive_class {positive}: {resumed.path} has the classes "
+                             f"{', '.join(self.class_names)}, and of two the second is the positive one; "
+                             "train anew for another")
         if options.data.class_order:
             class_order.require_same(self.class_names, options.data.class_order)
         asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
-        if options.run.eval or not asked or class_order.ranks(self.class_names, options.data.class_order) is not None:
+        if options.run.eval or not asked or class_order.ranks(self.class_names,
+                                                              options.data.class_order) is not None:
             return
         if resumed is None:
-            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which order "
-                             f"{', '.join(self.class_names)} stand: --class_order names them from the lowest grade on")
-        self.options = options.having(class_order=list(self.class_names))  # as the run chose its best epoch so far
+            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which "
+                             f"order {', '.join(self.class_names)} stand: --class_order names them from the "
+                             "lowest grade on")
+        # as the run chose its best epoch so far
+        self.options = options.having(class_order=list(self.class_names))
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)
@@ -93,21 +98,24 @@ class Classification(Task):
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
         """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
         stored = None if resumed is None else resumed.rest.get("reads")
-        self.reads = stored if stored and (self.options.run.eval or self.options.model.adaptation != "lp") else None
+        self.reads = stored if stored and (self.options.run.eval
+                                           or self.options.model.adaptation != "lp") else None
         return data
 
     # ---- model
 
     def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
         asked = self.options.model
-        model = models_vit.build_model(backbone, len(self.class_names), asked.input_size, drop_path, asked.global_pool,
+        model = models_vit.build_model(backbone, len(self.class_names), asked.input_size, drop_path,
+                                       asked.global_pool,
                                        asked.fc_norm_passes, pretrained=bool(asked.finetune))
         if self.reads is not None:
             self._put_wide_head(model)
         return model
 
     def _put_wide_head(self, model: torch.nn.Module) -> None:
-        put_wide_head(model, models_vit.head_names(model)[0], self.reads["kind"], self.reads["width"], len(self.class_names))
+        put_wide_head(model, models_vit.head_names(model)[0], self.reads["kind"], self.reads["width"],
+                      len(self.class_names))
 
     @torch.no_grad()
     def put_probe_head(self, model: torch.nn.Module, kind: str, values: dict[str, torch.Tensor]) -> None:
@@ -125,7 +133,8 @@ class Classification(Task):
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
         return models_vit.feature_reader(model, self.options.model.input_size)
 
-    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
+                     put=put_in) -> Fit:
         if self.keeps_own_head(file):
             of_head = models_vit.head_prefixes(model)
             own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
@@ -142,14 +151,16 @@ class Classification(Task):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
         if self.options.mixing.class_weights == "balanced":
-            weights = balanced_class_weights(np.bincount(train_rows["target"], minlength=len(self.class_names)))
+            weights = balanced_class_weights(np.bincount(train_rows["target"],
+                                                         minlength=len(self.class_names)))
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
     def mixing(self):
         mixing = self.options.mixing
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None
-        return Mixing(len(self.class_names), mixing.smoothing, mixing.mixup, mixing.cutmix, mixing.cutmix_minmax,
+        return Mixing(len(self.class_names), mixing.smoothing, mixing.mixup, mixing.cutmix,
+                      mixing.cutmix_minmax,
                       mixing.mixup_prob, mixing.mixup_switch_prob, mixing.mixup_mode)
 
     # ---- figures
@@ -164,7 +175,8 @@ class Classification(Task):
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
         ranks = class_order.ranks(self.class_names, self.options.data.class_order)
-        figures = figures_of_outputs(Images(self.class_names, self.targets(rows), logits.argmax(axis=1), softmax(logits),
+        figures = figures_of_outputs(Images(self.class_names, self.targets(rows), logits.argmax(axis=1),
+                                            softmax(logits),
                                             logits, None, ranks))
         return (figures | selection.composed(self.options.metrics.select_metric, figures))[self.score]
 
@@ -176,35 +188,42 @@ class Classification(Task):
         temperature = fit_temperature(images.logits, images.true) if self.options.metrics.calibrate else None
         return {"temperature": temperature, "thresholds": operating_thresholds(images)}
 
-    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
-        entries = classification_intervals(predictions, self.options.run.seed, thresholds=decided.get("thresholds"),
-                                           temperature=decided.get("temperature"), order=self.options.data.class_order)
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
+                  decided: dict) -> dict[str, dict]:
+        entries = classification_intervals(predictions, self.options.run.seed,
+                                           thresholds=decided.get("thresholds"),
+                                           temperature=decided.get("temperature"),
+                                           order=self.options.data.class_order)
         if (predictions["split"] == "val").any():  # the thresholds were chosen on these very images
             entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
         if COMPOSED in figures:
             entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.metrics.select_metric)
-        return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name]) for name in entries}
+        return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name])
+                for name in entries}
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         lines = []
         if "temperature" in entries:
-            lines.append(f"  calibrated on val (temperature {entries['temperature']['value']:.3f}): " + "  ".join(
+            lines.append("  calibrated on val (temperature "
+                         f"{entries['temperature']['value']:.3f}): " + "  ".join(
                 f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
                 for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
         for name in entries:
             if "_at_" in name:
                 figure, _, rest = name.partition("_at_")
                 point, other = rest.split("_")
-                lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
+                lines.append(f"  {figure} at {point} % {other}, with val's threshold for "
+                             f"{self.class_names[1]}: "
                              + terminal.figure_with_interval(entries[name]))
         if len(self.class_names) == 2 and not any("_at_" in name for name in entries):
-            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold that was chosen "
-                         "on val, and there is none in this checkpoint")
+            lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold "
+                         "that was chosen on val, and there is none in this checkpoint")
         return lines
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
-        chart = confusion_matrix(split, predictions, self.class_names, f"{split}, {len(predictions):,} images")
+        chart = confusion_matrix(split, predictions, self.class_names,
+                                 f"{split}, {len(predictions):,} images")
         return save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:
@@ -214,14 +233,19 @@ class Classification(Task):
 
     def idle(self) -> list[str]:
         if self.options.model.adaptation != "lp":
-            return ["--lp_views does nothing without --adaptation lp"] if "lp_views" in self.options.typed else []
-        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "clip_grad", "min_lr",
+            return ["--lp_views does nothing without --adaptation "
+                    "lp"] if "lp_views" in self.options.typed else []
+        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
+                 "clip_grad", "min_lr",
                  "compile"]
         if self.options.probe.lp_views == 1:
-            names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"]
+            names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
+                      "recount"]
         typed = [f"--{name}" for name in names if name in self.options.typed]
-        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored features"
-                + (" of the evaluation's view; --lp_views K takes K random ones)" if self.options.probe.lp_views == 1 else ")")
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored "
+                "features"
+                + (" of the evaluation's view; --lp_views K takes K random ones)"
+                   if self.options.probe.lp_views == 1 else ")")
                 ] if typed else []
 
     def describe_data(self, data: tables.Data) -> list[str]:
@@ -238,11 +262,14 @@ class Classification(Task):
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
-        """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is applied."""
+        """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is
+        applied."""
         said, typed = file.arguments, options.typed
-        options = options.having(**{name: said[name] for name in ("model", "model_arch", "input_size", "global_pool")
+        options = options.having(**{name: said[name]
+                                    for name in ("model", "model_arch", "input_size", "global_pool")
                                     if name not in typed and said.get(name) not in (None, "")})
-        if "model_arch" not in typed and not models_vit.belongs(options.model.model, options.model.model_arch):
+        if "model_arch" not in typed and not models_vit.belongs(options.model.model,
+                                                                options.model.model_arch):
             # the original's parser stores its default for every model, which it then ignores
             options = options.having(model_arch=None)
         if options.model.fc_norm_passes is None:

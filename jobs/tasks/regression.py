@@ -52,21 +52,25 @@ class Regression(Task):
     def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> tables.Data:
         data = self.options.data
         if not data.csv_file:
-            raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
+            raise InputError("--csv_file is not given: name the CSV with the columns path, split and the "
+                             "targets")
         if resumed is not None:
             known = resumed.rest["targets"]["names"]
             if data.targets != known:
-                raise InputError(f"--targets {' '.join(data.targets)}: {resumed.path} predicts {' '.join(known)}; leave the "
-                                 "flag out")
+                raise InputError(f"--targets {' '.join(data.targets)}: {resumed.path} predicts "
+                                 f"{' '.join(known)}; leave the flag out")
         transforms = parse_transforms(data.target_transform, data.targets)
-        return read_regression_csv(data.csv_file, data.targets, data.path_col, data.split_col, data.patient_col,
+        return read_regression_csv(data.csv_file, data.targets, data.path_col, data.split_col,
+                                   data.patient_col,
                                    data.covariates, transforms, data.dropna, splits, data.path_suffix)
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
-        """Means and standard deviations: of the training rows, or of those that the checkpoint was trained on."""
+        """Means and standard deviations: of the training rows, or of those that the checkpoint was trained
+        on."""
         if resumed is not None:
             self.scale = TargetScale.from_plain(resumed.rest["targets"])
-            self.covariates_read = tuple(Covariate.from_plain(stored) for stored in resumed.rest["covariates"])
+            self.covariates_read = tuple(Covariate.from_plain(stored)
+                                         for stored in resumed.rest["covariates"])
             self._check_covariates(data)
             return data
         train = data.table[data.table["split"] == "train"]
@@ -93,8 +97,8 @@ class Regression(Task):
             wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
             if wrong.any():
                 found = ", ".join(map(repr, cells[wrong].unique()[:5]))
-                raise InputError(f"{self.options.data.csv_file}: covariate {covariate.name} is a number in train, but "
-                                 f"elsewhere there is {found}: correct the column")
+                raise InputError(f"{self.options.data.csv_file}: covariate {covariate.name} is a number in "
+                                 f"train, but elsewhere there is {found}: correct the column")
 
     def _true(self, rows: pd.DataFrame) -> np.ndarray:
         return rows[[f"true_{name}" for name in self.scale.names]].to_numpy(np.float64)
@@ -103,14 +107,17 @@ class Regression(Task):
         return self.scale.standardise(self._true(rows)).astype(np.float32)
 
     def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
-        return encode_all(self.covariates_read, [list(rows[f"covariate_{c.name}"]) for c in self.covariates_read])
+        return encode_all(self.covariates_read,
+                          [list(rows[f"covariate_{c.name}"]) for c in self.covariates_read])
 
     # ---- model
 
     def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
         asked = self.options.model
-        features = models_vit.build_model(backbone, 0, asked.input_size, drop_path, asked.global_pool, asked.fc_norm_passes)
-        # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has the same head
+        features = models_vit.build_model(backbone, 0, asked.input_size, drop_path, asked.global_pool,
+                                          asked.fc_norm_passes)
+        # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has
+        # the same head
         torch.manual_seed(torch.initial_seed())
         with torch.device("cpu"):
             head = self.new_head(models_vit.feature_width(features))
@@ -118,7 +125,8 @@ class Regression(Task):
 
     def new_head(self, width: int) -> RegressionHead:
         head = self.options.head
-        return RegressionHead(width, len(self.scale.names), head.head_embed_dim, head.head_depth, head.head_num_heads,
+        return RegressionHead(width, len(self.scale.names), head.head_embed_dim, head.head_depth,
+                              head.head_num_heads,
                               head.head_mlp_ratio, head.head_dropout, self.covariates_read)
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -130,7 +138,8 @@ class Regression(Task):
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
 
-    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile, put=put_in) -> Fit:
+    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
+                     put=put_in) -> Fit:
         return models_vit.load_trained(model, backbone, file, put)
 
     def freeze(self, model: torch.nn.Module) -> None:
@@ -152,7 +161,8 @@ class Regression(Task):
     def read_predictions(self, path) -> pd.DataFrame:
         return read_predictions(path)
 
-    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float], decided: dict) -> dict[str, dict]:
+    def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
+                  decided: dict) -> dict[str, dict]:
         entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.run.seed)
         if COMPOSED in figures:
             entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.metrics.select_metric)
@@ -174,7 +184,9 @@ class Regression(Task):
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         width = max(map(len, self.scale.names))
         return [f"  {name:<{width}}  " + "  ".join(
-            f"{label} {terminal.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}" for figure, label in self.shown[:4])
+            f"{label} "
+            f"{terminal.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}"
+            for figure, label in self.shown[:4])
             + f"  n {entries[f'n_{name}']['value']:,.0f}" for name in self.scale.names]
 
     # ---- what is said and stored
@@ -188,8 +200,10 @@ class Regression(Task):
         for name, transform, mean, sd in zip(*self.scale.plain().values(), strict=True):
             logarithm = ", of the logarithm" if transform == "log" else ""
             known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
-            lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; known in "
-                         + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS if split in known))
+            lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; "
+                         "known in "
+                         + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
+                                     if split in known))
         for covariate in self.covariates_read:
             kind = f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else (
                 f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
@@ -197,18 +211,23 @@ class Regression(Task):
         return lines
 
     def idle(self) -> list[str]:
-        names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode", "recount")
+        names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
+                 "recount")
         typed = [f"--{name}" for name in names if name in self.options.typed]
         if not (self.options.model.adaptation == "lp" and typed):
             return []
-        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole image)"]
+        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole "
+                "image)"]
 
     def stored(self) -> dict:
-        return {"targets": self.scale.plain(), "covariates": [covariate.plain() for covariate in self.covariates_read]}
+        return {"targets": self.scale.plain(),
+                "covariates": [covariate.plain() for covariate in self.covariates_read]}
 
     def facts(self, data: tables.Data) -> dict:
-        return {**self.stored(), "images": {split: int((data.table["split"] == split).sum()) for split in tables.SPLITS}}
+        return {**self.stored(), "images": {split: int((data.table["split"] == split).sum())
+                                            for split in tables.SPLITS}}
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
-        raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with --finetune")
+        raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with "
+                         "--finetune")

@@ -22,7 +22,8 @@ ABSENT = Row(
     "pass the path of the file itself",
     does="one line that says what stands there instead",
 )
-EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it again")
+EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it "
+                                                                                         "again")
 POINTER = Row(
     KIND,
     "The file is a Git LFS pointer",
@@ -44,7 +45,8 @@ DAMAGED = Row(
 HOSTILE = Row(
     KIND,
     "The file holds code, or objects that only code can make: nothing in it is run",
-    "… holds …: refused, and nothing in it was run; ask its author for a file of tensors alone (or a .safetensors file)",
+    "… holds …: refused, and nothing in it was run; ask its author for a file of tensors alone (or a "
+    ".safetensors file)",
     "ask its author for the tensors alone, or a `.safetensors` file",
 )
 BOMB = Row(
@@ -69,7 +71,8 @@ MISFIT = Row(
     KIND,
     "The weights are of another model, another size, or only a part is there",
     "… does not fit … (… of … tensors fit; …): check --model, --model_arch and the file",
-    "pass the flags of the model that the file belongs to; `--allow_partial` starts all the same and names what is new",
+    "pass the flags of the model that the file belongs to; `--allow_partial` starts all the same and names "
+    "what is new",
 )
 NOT_FINITE = Row(
     KIND,
@@ -78,18 +81,21 @@ NOT_FINITE = Row(
     "the file's training diverged or the file is damaged: take another",
 )
 DIVERGED = Row(
-    KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower `--lr`", FAILED
+    KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower "
+                                                     "`--lr`", FAILED
 )
 CONTRADICTS = Row(
     KIND,
-    "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, targets)",
+    "Flags contradict what a trained checkpoint says of itself (architecture, number of classes, task, "
+    "targets)",
     "…",
     "leave the flags out: the checkpoint knows its own",
     does="one line that names the flag and what the checkpoint says",
 )
 NOT_TO_RESUME = Row(
     KIND,
-    "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of another `--adaptation`)",
+    "Training cannot go on from this file (the best epoch's, backbone weights, another task's, one of "
+    "another `--adaptation`)",
     "…",
     "resume from `checkpoint-last.pth`; start from other weights with `--finetune`",
     does="one line that says what the file is and what to go on from",
@@ -102,8 +108,8 @@ NO_HEAD = Row(
 )
 WORKS = Row(
     KIND,
-    "Weights of another script (`model`, `state_dict`, `module.`), with an `argparse.Namespace`, in half precision, or a "
-    "`.safetensors` file called `.pth` and the other way round",
+    "Weights of another script (`model`, `state_dict`, `module.`), with an `argparse.Namespace`, in half "
+    "precision, or a `.safetensors` file called `.pth` and the other way round",
     "",
     "nothing to do",
     ACCEPTED,
@@ -146,7 +152,8 @@ def start_from(row: Row, name: str, content, *names: str, file="w.pth", words=()
     TABLE.add(row, name, make, *names, **more)
 
 
-def score(row: Row, name: str, content, *names: str, file="c.pth", program="predict.py", words=(), **more) -> None:
+def score(row: Row, name: str, content, *names: str, file="c.pth", program="predict.py", words=(),
+          **more) -> None:
     """predict.py --resume FILE, or main_finetune.py --eval."""
 
     def make(place: Place):
@@ -156,12 +163,13 @@ def score(row: Row, name: str, content, *names: str, file="c.pth", program="pred
             place.pictures = 3 if row.outcome == ACCEPTED else None
             return predicting(place, "pictures", *words, checkpoint=file)
         place.data()
-        return ["--eval", "--resume", file, "--data_path", "data", "--device", "cpu", "--num_workers", 0, "--task", "t", *words]
+        return ["--eval", "--resume", file, "--data_path", "data", "--device", "cpu", "--num_workers", 0,
+                "--task", "t", *words]
 
     TABLE.add(row, name, make, *names, program=program, **more)
 
 
-# ---- no weight file ---------------------------------------------------------------------------------------------------
+# ---- no weight file ----------------------------------------------------------------------------------------
 
 TABLE.add(
     ABSENT,
@@ -171,7 +179,8 @@ TABLE.add(
     "no such file",
     real=True,
 )
-TABLE.add(ABSENT, "a folder", lambda place: [place.data()] and train(place, "--data_path", "data", START, "data"), "folder")
+TABLE.add(ABSENT, "a folder", lambda place: [place.data()]
+          and train(place, "--data_path", "data", START, "data"), "folder")
 TABLE.add(
     ABSENT,
     "a pipe",
@@ -179,9 +188,11 @@ TABLE.add(
     "p.pth",
 )
 TABLE.add(
-    ABSENT, "a device", lambda place: [place.data()] and train(place, "--data_path", "data", START, "/dev/zero"), "/dev/zero"
+    ABSENT, "a device", lambda place: [place.data()]
+    and train(place, "--data_path", "data", START, "/dev/zero"), "/dev/zero"
 )
-TABLE.add(ABSENT, "a name too long", lambda place: [place.data()] and train(place, "--data_path", "data", START, "x" * 5000))
+TABLE.add(ABSENT, "a name too long", lambda place: [place.data()]
+          and train(place, "--data_path", "data", START, "x" * 5000))
 TABLE.add(
     ABSENT,
     "to score, not there",
@@ -199,7 +210,8 @@ TABLE.add(
 TABLE.add(
     ABSENT,
     "to score, a pipe",
-    lambda place: [place.some_pictures(), os.mkfifo("p.pth")] and predicting(place, "pictures", checkpoint="p.pth"),
+    lambda place: [place.some_pictures(), os.mkfifo("p.pth")]
+    and predicting(place, "pictures", checkpoint="p.pth"),
     "p.pth",
     program="predict.py",
 )
@@ -207,7 +219,8 @@ TABLE.add(
     ABSENT,
     "to score, a link to itself",
     lambda place: (
-        [place.some_pictures(), Path("l.pth").symlink_to("l.pth")] and predicting(place, "pictures", checkpoint="l.pth")
+        [place.some_pictures(), Path("l.pth").symlink_to("l.pth")]
+        and predicting(place, "pictures", checkpoint="l.pth")
     ),
     "l.pth",
     program="predict.py",
@@ -225,7 +238,10 @@ TABLE.add(
     "none.pth",
 )
 
-LFS, HTML = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", b"\n<!DOCTYPE html><html>log in</html>"
+LFS, HTML = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    b"\n<!DOCTYPE html><html>log in</html>",
+)
 for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetensors")):
     title = f"{act.__name__} {ending}".replace("_", " ")
     act(EMPTY, title, b"", file=f"w.{ending}")
@@ -240,7 +256,8 @@ for act, ending in ((start_from, "pth"), (score, "pth"), (start_from, "safetenso
         act(DAMAGED, f"{title}, {name}", content, file=f"w.{ending}")
 
 for cut in (2, 100, 5000, -300, -1):
-    score(DAMAGED, f"cut at {cut}", lambda place, cut=cut: place.kit.best.read_bytes()[:cut], real=cut == 5000)
+    score(DAMAGED, f"cut at {cut}", lambda place, cut=cut: place.kit.best.read_bytes()[:cut],
+          real=cut == 5000)
 start_from(DAMAGED, "half", lambda place: place.kit.best.read_bytes()[:600_000])
 start_from(DAMAGED, "old format, half", lambda place: old_format(weights(place))[:600_000])
 start_from(DAMAGED, "old format, its head", lambda place: old_format(weights(place))[:700])
@@ -266,7 +283,7 @@ start_from(DAMAGED, "an empty zip archive", archive({}))
 start_from(DAMAGED, "a keras file", b"\x89HDF\r\n\x1a\n" + bytes(99), file="w.h5")
 start_from(DAMAGED, "a numpy archive", archive({"w.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"}))
 
-# ---- trained checkpoints and flags ------------------------------------------------------------------------------------------
+# ---- trained checkpoints and flags -------------------------------------------------------------------------
 
 
 def kits(which: str, *words, task=CONTRADICTS, name: str, says=(), program="main_finetune.py", source="data"):
@@ -282,11 +299,18 @@ def kits(which: str, *words, task=CONTRADICTS, name: str, says=(), program="main
     TABLE.add(task, name, make, *says, program=program)
 
 
-kits("best", "--eval", "--model_arch", "resnet10t", name="another architecture", says=("resnet10t contradicts it",))
+kits("best", "--eval", "--model_arch", "resnet10t", name="another architecture", says=("resnet10t "
+                                                                                       "contradicts it",))
 kits("best", "--eval", "--nb_classes", 5, name="another number of classes", says=("pass --nb_classes 2",))
 kits("best", "--eval", "--input_size", 33, name="a size that can't be cut", says=("nearest sizes",))
 kits("numbers", "--eval", name="a regression's in classification", says=("start the other program",))
-kits("best", "--eval", name="a classification's in regression", program="main_regression.py", says=("start the other program",))
+kits(
+    "best",
+    "--eval",
+    name="a classification's in regression",
+    program="main_regression.py",
+    says=("start the other program",),
+)
 kits("best", name="the best one", task=NOT_TO_RESUME, says=("holds the model alone",))
 kits("numbers_last", name="of the other program", task=NOT_TO_RESUME, says=("start the other program",))
 kits("last", "--start_epoch", 1, name="--start_epoch beyond the end", says=("--start_epoch",))
@@ -294,7 +318,8 @@ kits("last", "--start_epoch", 1, name="--start_epoch beyond the end", says=("--s
 
 @TABLE.case(CONTRADICTS, "other targets", "predicts depth", program="main_regression.py")
 def _(place: Place):
-    return [*TRAINING, "--dry_run", "--csv_file", place.kit.csv, "--targets", "label", "--eval", "--resume", place.kit.numbers]
+    return [*TRAINING, "--dry_run", "--csv_file", place.kit.csv, "--targets", "label", "--eval", "--resume",
+            place.kit.numbers]
 
 
 @TABLE.case(CONTRADICTS, "classes that it does not know", "the checkpoint has no class moist")
@@ -333,25 +358,28 @@ TABLE.add(
     NOT_TO_RESUME,
     "a backbone's weights",
     lambda place: (
-        [place.data(), place.write("w.pth", saved(weights(place)))] and train(place, "--data_path", "data", "--resume", "w.pth")
+        [place.data(), place.write("w.pth", saved(weights(place)))]
+        and train(place, "--data_path", "data", "--resume", "w.pth")
     ),
     "was not written by this program",
 )
 score(
     NO_HEAD,
     "in prediction",
-    lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}),
+    lambda place: saved({name: tensor for name, tensor in weights(place).items()
+                         if not name.startswith("head")}),
     words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32),
 )
 score(
     NO_HEAD,
     "in scoring",
-    lambda place: saved({name: tensor for name, tensor in weights(place).items() if not name.startswith("head")}),
+    lambda place: saved({name: tensor for name, tensor in weights(place).items()
+                         if not name.startswith("head")}),
     program="main_finetune.py",
     words=("--model", "timm", "--model_arch", "test_vit", "--input_size", 32),
 )
 
-# ---- what works -----------------------------------------------------------------------------------------------------------
+# ---- what works --------------------------------------------------------------------------------------------
 
 
 def as_safetensors(place: Place) -> bytes:
@@ -363,10 +391,13 @@ def as_safetensors(place: Place) -> bytes:
 start_from(
     WORKS,
     "state_dict with module",
-    lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()}, "epoch": 3}),
+    lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()},
+                         "epoch": 3}),
 )
-start_from(WORKS, "with a namespace", lambda place: saved({"model": weights(place), "args": argparse.Namespace(lr=1, seed=2)}))
-start_from(WORKS, "in half precision", lambda place: saved({name: tensor.half() for name, tensor in weights(place).items()}))
+start_from(WORKS, "with a namespace", lambda place: saved({"model": weights(place),
+                                                           "args": argparse.Namespace(lr=1, seed=2)}))
+start_from(WORKS, "in half precision", lambda place: saved({name: tensor.half()
+                                                            for name, tensor in weights(place).items()}))
 start_from(WORKS, "old format", lambda place: old_format(weights(place)))
 start_from(WORKS, "safetensors", as_safetensors, file="w.safetensors")
 start_from(WORKS, "safetensors called pth", as_safetensors)

@@ -20,7 +20,7 @@ from tests.bad_input.checkpoints import (
 )
 from tests.bad_input.checkpoints import TABLE as TABLE
 
-# ---- what it holds --------------------------------------------------------------------------------------------------------
+# ---- what it holds -----------------------------------------------------------------------------------------
 
 for name, content in {
     "a number": 5,
@@ -55,7 +55,8 @@ start_from(
 )
 start_from(OTHER_ENTRY, "one by number", lambda place: saved({0: torch.ones(2), "a": torch.ones(2)} | {1: 5}))
 
-start_from(MISFIT, "one tensor alone", lambda place: saved({"norm.weight": weights(place)["norm.weight"]}), "missing")
+start_from(MISFIT, "one tensor alone", lambda place: saved({"norm.weight": weights(place)["norm.weight"]}),
+           "missing")
 start_from(
     MISFIT,
     "a tensor too many",
@@ -81,7 +82,8 @@ start_from(
     lambda place: saved({name: tensor.to(torch.int8) for name, tensor in weights(place).items()}),
     "int8",
 )
-start_from(MISFIT, "another architecture", lambda place: saved(weights(place)), "0 of", words=("--model_arch", "resnet10t"))
+start_from(MISFIT, "another architecture", lambda place: saved(weights(place)), "0 of",
+           words=("--model_arch", "resnet10t"))
 start_from(
     MISFIT,
     "another family",
@@ -89,28 +91,34 @@ start_from(
     words=("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--input_size", 28),
 )
 start_from(
-    MISFIT, "positions of no square", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed"
+    MISFIT, "positions of no square", lambda place: saved(weights(place)
+                                                          | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed"
 )
-start_from(MISFIT, "positions of none", lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 1, 64)}), "pos_embed")
+start_from(MISFIT, "positions of none",
+           lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 1, 64)}), "pos_embed")
 start_from(
-    NOT_FINITE, "NaN", lambda place: saved(weights(place) | {"norm.weight": torch.full((64,), torch.nan)}), "norm.weight"
+    NOT_FINITE, "NaN", lambda place: saved(weights(place) | {"norm.weight": torch.full((64,), torch.nan)}),
+    "norm.weight"
 )
 start_from(
-    NOT_FINITE, "infinite", lambda place: saved(weights(place) | {"norm.bias": torch.full((64,), torch.inf)}), "norm.bias"
+    NOT_FINITE, "infinite", lambda place: saved(weights(place) | {"norm.bias": torch.full((64,), torch.inf)}),
+    "norm.bias"
 )
 score(
     DIVERGED,
     "in prediction",
-    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}),
+    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan
+                                                  for name, tensor in weights(place).items()}}),
 )
 score(
     DIVERGED,
     "in scoring",
-    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan for name, tensor in weights(place).items()}}),
+    lambda place: saved(whole(place) | {"model": {name: tensor * torch.nan
+                                                  for name, tensor in weights(place).items()}}),
     program="main_finetune.py",
 )
 
-# ---- safetensors ----------------------------------------------------------------------------------------------------------
+# ---- safetensors -------------------------------------------------------------------------------------------
 
 
 def safetensors(header: dict | bytes, body: bytes = bytes(256), length: int | None = None) -> bytes:

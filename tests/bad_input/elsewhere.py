@@ -46,7 +46,8 @@ RANKS = Row(
     "`unset RANK WORLD_SIZE LOCAL_RANK`, or start with torchrun",
 )
 ENVIRONMENT = Row(
-    KIND, "Another variable of the environment holds what it can't", "… in the environment: …", "correct or unset it"
+    KIND, "Another variable of the environment holds what it can't", "… in the environment: …", "correct or "
+                                                                                                "unset it"
 )
 
 TEXTS = {
@@ -96,7 +97,8 @@ for name in ("none.json", ".", "/dev/null", "x" * 3000):
     TABLE.add(
         PARAMS,
         f"of the name {name[:20]}",
-        lambda place, name=name: [*TRAINING, "--csv_file", place.kit.csv, "--targets", "depth", "--params", name],
+        lambda place, name=name: [*TRAINING, "--csv_file", place.kit.csv, "--targets", "depth", "--params",
+                                  name],
         program="main_regression.py",
     )
 
@@ -130,7 +132,8 @@ for name, text in GRIDS.items():
         return ["--run", "g.yaml", "--dry_run"]
 
     TABLE.add(GRID, name, make, "g.yaml", program="compare.py", real=name == "code")
-TABLE.add(GRID, "not there", lambda place: ["--run", "none.yaml", "--dry_run"], "none.yaml", program="compare.py")
+TABLE.add(GRID, "not there", lambda place: ["--run", "none.yaml", "--dry_run"], "none.yaml",
+          program="compare.py")
 TABLE.add(GRID, "a folder", lambda place: ["--run", ".", "--dry_run"], "--run", program="compare.py")
 
 for name, files in {
@@ -139,7 +142,8 @@ for name, files in {
     "no JSON": {"a/run.json": "{", "a/metrics_test.json": "{", "a/predictions_test.csv": "x"},
     "empty files": {"a/run.json": "", "a/metrics_test.json": "", "a/predictions_test.csv": ""},
     "lists": {"a/run.json": "[]", "a/metrics_test.json": "[]", "a/predictions_test.csv": "index,path\n1"},
-    "binary": {"a/run.json": b"\xff\0", "a/metrics_test.json": b"\xff", "a/predictions_test.csv": b"\xff\0\n"},
+    "binary": {"a/run.json": b"\xff\0", "a/metrics_test.json": b"\xff",
+               "a/predictions_test.csv": b"\xff\0\n"},
     "a file": {"a": "x"},
 }.items():
 

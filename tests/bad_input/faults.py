@@ -1,4 +1,5 @@
-"""What goes wrong beside the input: rows of the page that other tests prove. Add a row here, with its test."""
+"""What goes wrong beside the input: rows of the page that other tests prove. Add a row here, with its
+test."""
 
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ FAULTS = (
     Fault(
         "A run is killed or the power goes",
         "what the last epoch wrote stays whole",
-        "start it again: `--resume auto` (train.sh does) goes on from the last checkpoint to the same weights and figures",
+        "start it again: `--resume auto` (train.sh does) goes on from the last checkpoint to the same "
+        "weights and figures",
         "end_to_end/test_restart.py::test_a_worker_killed_twice_comes_back_twice",
     ),
     Fault(
@@ -36,7 +38,8 @@ FAULTS = (
     ),
     Fault(
         "The disk fills while a checkpoint is written",
-        "`… could not be written (…): the checkpoint before it stays; make room and start again with --resume auto`",
+        "`… could not be written (…): the checkpoint before it stays; make room and start again with "
+        "--resume auto`",
         "make room, start again",
         "weights/test_checkpoint.py::test_a_failed_write_keeps_what_was_there",
     ),
@@ -90,7 +93,8 @@ FAULTS = (
     ),
     Fault(
         "A scheduler ends the job (SIGTERM, SIGUSR1)",
-        "`stopped by SIGTERM: epoch … stands at step … of … in the last checkpoint; start again to go on` (exit code 99)",
+        "`stopped by SIGTERM: epoch … stands at step … of … in the last checkpoint; start again to go on` "
+        "(exit code 99)",
         "queue the job again: it goes on at that step",
         "end_to_end/test_restart.py::test_asked_to_end_it_writes_a_checkpoint_and_ends_with_99",
     ),
@@ -108,13 +112,15 @@ FAULTS = (
     ),
     Fault(
         "One of several processes dies",
-        "the others end within two minutes: `another process does not answer (…); …`; train.sh starts all again",
+        "the others end within two minutes: `another process does not answer (…); …`; train.sh starts all "
+        "again",
         "nothing, or start again",
         "end_to_end/test_nodes.py::test_without_a_launcher_a_process_that_is_gone_ends_the_other",
     ),
     Fault(
         "One of several processes hangs or is stopped",
-        "after 100 s: `another process does not answer (Timed out …); …`, or `process … on … has not been heard of for …`",
+        "after 100 s: `another process does not answer (Timed out …); …`, or `process … on … has not been "
+        "heard of for …`",
         "nothing, or start again; `PEER_TIMEOUT=600` where a file system hangs so long",
         "end_to_end/test_nodes.py::test_a_process_that_does_not_come_to_a_step_ends_all",
     ),
@@ -144,7 +150,8 @@ FAULTS = (
     ),
     Fault(
         "The disk fills, in whatever file",
-        "`… can't be written (No space left on device): what was saved before stays; make room and …` (exit code 1)",
+        "`… can't be written (No space left on device): what was saved before stays; make room and …` (exit "
+        "code 1)",
         "make room, start again: it ends with the same bits",
         "end_to_end/test_full_disk.py::test_a_full_disk",
     ),

@@ -17,7 +17,8 @@ NO_FOLDER = Row(
 )
 NO_SPLIT = Row(
     KIND,
-    "A split's folder is missing or has another name (`validation`, `Train`), or the path is one level too high",
+    "A split's folder is missing or has another name (`validation`, `Train`), or the path is one level too "
+    "high",
     "--data_path …: no folder …; there is …; expected …",
     "name the folders train, val and test",
 )
@@ -40,7 +41,8 @@ EMPTY = Row(
     "add images, or remove the class from every split",
 )
 ONE_CLASS = Row(
-    KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can be learned"
+    KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can "
+                                                                                  "be learned"
 )
 WRONG_NUMBER = Row(
     KIND,
@@ -58,8 +60,8 @@ IGNORED = Row(
 )
 NOT_READ = Row(
     KIND,
-    "Images of kinds that are not read lie among the others: DICOM (`.dcm`), HEIC, AVIF, SVG, files of OCT devices (`.e2e`, "
-    "`.fda`, `.vol`, `.oct`), volumes (`.npy`, `.nii`)",
+    "Images of kinds that are not read lie among the others: DICOM (`.dcm`), HEIC, AVIF, SVG, files of OCT "
+    "devices (`.e2e`, `.fda`, `.vol`, `.oct`), volumes (`.npy`, `.nii`)",
     "warning: left out … files of kinds that are not read (…): convert them to PNG, or take them away",
     "convert them to PNG or TIFF",
     ACCEPTED,
@@ -93,7 +95,8 @@ def changed(row: Row, name: str, change, *names: str, words=(), **more) -> None:
 
 TABLE.add(NO_FOLDER, "not there", lambda place: train(place, "--data_path", "nowhere"), "nowhere", real=True)
 TABLE.add(NO_FOLDER, "the default", lambda place: train(place), "./data/")
-TABLE.add(NO_FOLDER, "a file", lambda place: train(place, "--data_path", place.write("file", b"x")), "not a folder")
+TABLE.add(NO_FOLDER, "a file", lambda place: train(place, "--data_path", place.write("file", b"x")), "not a "
+                                                                                                     "folder")
 TABLE.add(
     NO_FOLDER,
     "a broken link",
@@ -110,10 +113,14 @@ for split in ("train", "val", "test"):
     changed(NO_SPLIT, f"no {split}", lambda data, split=split: shutil.rmtree(data / split), split)
 changed(NO_SPLIT, "validation", lambda data: (data / "val").rename(data / "validation"), "validation")
 changed(NO_SPLIT, "upper case", lambda data: (data / "train").rename(data / "Train"), "Train")
-changed(NO_SPLIT, "a file called val", lambda data: [shutil.rmtree(data / "val"), (data / "val").write_text("x")], "val")
-TABLE.add(NO_SPLIT, "one level too high", lambda place: [place.data()] and train(place, "--data_path", "."), "data")
-TABLE.add(NO_SPLIT, "one level too low", lambda place: [place.data()] and train(place, "--data_path", "data/train"), "dry")
-TABLE.add(NO_SPLIT, "an empty folder", lambda place: [(place.folder / "data").mkdir()] and train(place, "--data_path", "data"))
+changed(NO_SPLIT, "a file called val", lambda data: [shutil.rmtree(data / "val"),
+                                                     (data / "val").write_text("x")], "val")
+TABLE.add(NO_SPLIT, "one level too high", lambda place: [place.data()] and train(place, "--data_path", "."),
+          "data")
+TABLE.add(NO_SPLIT, "one level too low",
+          lambda place: [place.data()] and train(place, "--data_path", "data/train"), "dry")
+TABLE.add(NO_SPLIT, "an empty folder", lambda place: [(place.folder / "data").mkdir()]
+          and train(place, "--data_path", "data"))
 
 
 def _flat(data):
@@ -147,7 +154,8 @@ changed(
     "test lacks dry",
     "train lacks Dry",
 )
-changed(OTHER_CLASSES, "a blank at the end", lambda data: (data / "test/dry").rename(data / "test/dry "), "test lacks dry")
+changed(OTHER_CLASSES, "a blank at the end", lambda data: (data / "test/dry").rename(data / "test/dry "),
+        "test lacks dry")
 changed(
     OTHER_CLASSES,
     "another composition of letters",
@@ -158,7 +166,8 @@ changed(
 )
 changed(OTHER_CLASSES, "a stray folder", lambda data: (data / "train/old").mkdir(), "old")
 
-changed(EMPTY, "in every split", lambda data: [(data / split / "new").mkdir() for split in ("train", "val", "test")], "new")
+changed(EMPTY, "in every split", lambda data: [(data / split / "new").mkdir()
+                                               for split in ("train", "val", "test")], "new")
 changed(EMPTY, "in test", lambda data: [path.unlink() for path in (data / "test/dry").iterdir()], "test/dry")
 changed(
     EMPTY,
@@ -174,10 +183,12 @@ changed(
 )
 
 changed(
-    ONE_CLASS, "in folders", lambda data: [shutil.rmtree(data / split / "wet") for split in ("train", "val", "test")], "dry"
+    ONE_CLASS, "in folders", lambda data: [shutil.rmtree(data / split / "wet")
+                                           for split in ("train", "val", "test")], "dry"
 )
 for number in (1, 3, 1000):
-    changed(WRONG_NUMBER, f"{number}", lambda data: None, "found 2 classes (dry, wet)", words=("--nb_classes", number))
+    changed(WRONG_NUMBER, f"{number}", lambda data: None, "found 2 classes (dry, wet)",
+            words=("--nb_classes", number))
 
 
 def clutter(folder):
@@ -230,7 +241,8 @@ def _(place: Place):
     return predicting(place, "pictures")
 
 
-@TABLE.case(IGNORED, "with a name that is not UTF-8", "left out 1 files", "\\udcff", program="predict.py", real=True)
+@TABLE.case(IGNORED, "with a name that is not UTF-8", "left out 1 files", "\\udcff", program="predict.py",
+            real=True)
 def _(place: Place):
     place.some_pictures()
     place.write("pictures/\udcff.txt", "x")

@@ -29,7 +29,7 @@ from tests.bad_input.checkpoints import (
 from tests.bad_input.checkpoints import TABLE as TABLE
 from tests.bad_input.place import Place
 
-# ---- hostile ------------------------------------------------------------------------------------------------------------
+# ---- hostile -----------------------------------------------------------------------------------------------
 
 
 class Call:
@@ -62,9 +62,11 @@ PLACES = {
     "the whole file": lambda attack, tensors: attack,
     "beside the model": lambda attack, tensors: {"model": tensors, "args": attack},
     "in the args": lambda attack, tensors: {"model": tensors, "args": argparse.Namespace(lr=attack)},
-    "in the options": lambda attack, tensors: {"model": tensors, "format": 1, "options": {"epochs": [attack]}},
+    "in the options": lambda attack, tensors: {"model": tensors, "format": 1,
+                                               "options": {"epochs": [attack]}},
     "as a key": lambda attack, tensors: (
-        {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors, "deep": [[[[attack]]]]}
+        {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors,
+                                                                            "deep": [[[[attack]]]]}
     ),
 }
 for name, attack in ATTACKS.items():
@@ -75,22 +77,30 @@ for name, attack in ATTACKS.items():
         real=name == "os.system",
     )
 for where, wrap in PLACES.items():
-    score(HOSTILE, f"{where}", lambda place, wrap=wrap: saved(wrap(ATTACKS["os.system"](place.mark()), weights(place))))
+    score(HOSTILE, f"{where}", lambda place,
+          wrap=wrap: saved(wrap(ATTACKS["os.system"](place.mark()), weights(place))))
 score(
     HOSTILE,
     "to score with main_finetune.py",
     lambda place: saved({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}),
     program="main_finetune.py",
 )
-start_from(HOSTILE, "old format", lambda place: old_format({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}))
+start_from(HOSTILE, "old format", lambda place: old_format({"model": weights(place),
+                                                            "x": ATTACKS["os.system"](place.mark())}))
 start_from(HOSTILE, "plain pickle", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark())))
-start_from(DAMAGED, "plain pickle of protocol 0", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=0))
-start_from(DAMAGED, "old pickle written by hand", lambda place: f"cos\nsystem\n(S'touch {place.mark()}'\ntR.".encode())
+start_from(DAMAGED, "plain pickle of protocol 0",
+           lambda place: pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=0))
+start_from(DAMAGED, "old pickle written by hand", lambda place: "cos\nsystem\n(S'touch "
+                                                                f"{place.mark()}'\ntR.".encode())
 start_from(DAMAGED, "instance opcode", lambda place: f"(S'touch {place.mark()}'\nios\nsystem\n.".encode())
-start_from(HOSTILE, "called safetensors", lambda place: saved({"x": ATTACKS["os.system"](place.mark())}), file="w.safetensors")
-start_from(HOSTILE, "numpy objects", lambda place: saved({"w": np.array([ATTACKS["os.system"](place.mark())], dtype=object)}))
-start_from(HOSTILE, "a whole model", lambda place: saved(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear")
-start_from(HOSTILE, "a class of its author", lambda place: saved({"model": weights(place), "x": Call(Call, 1)}))
+start_from(HOSTILE, "called safetensors", lambda place: saved({"x": ATTACKS["os.system"](place.mark())}),
+           file="w.safetensors")
+start_from(HOSTILE, "numpy objects", lambda place: saved({"w": np.array([ATTACKS["os.system"](place.mark())],
+                                                                        dtype=object)}))
+start_from(HOSTILE, "a whole model", lambda place: saved(torch.nn.Linear(2, 2)),
+           "torch.nn.modules.linear.Linear")
+start_from(HOSTILE, "a class of its author",
+           lambda place: saved({"model": weights(place), "x": Call(Call, 1)}))
 start_from(HOSTILE, "a set of strings", lambda place: saved({"model": weights(place), "x": frozenset("ab")}))
 
 
@@ -147,7 +157,7 @@ score(HOSTILE, "a TorchScript program to score", torchscript, "TorchScript")
 
 score(HOSTILE, "bytes of its table lost", flipped)
 
-# ---- bombs --------------------------------------------------------------------------------------------------------------
+# ---- bombs -------------------------------------------------------------------------------------------------
 
 
 def zip_bomb(place: Place) -> bytes:
@@ -164,7 +174,8 @@ def zip_bomb(place: Place) -> bytes:
 
 
 def laughs(depth=60):
-    """A list of ten times the same list of ten times the same list …: small in memory, endless to print or compare."""
+    """A list of ten times the same list of ten times the same list …: small in memory, endless to print or
+    compare."""
     value = ["ha"]
     for _ in range(depth):
         value = [value] * 10
@@ -195,5 +206,6 @@ start_from(DAMAGED, "brackets in brackets", deep_pickle(100_000))
 start_from(
     NO_TENSORS,
     "brackets in brackets in an archive",
-    archive({"archive/data.pkl": deep_pickle(100_000), "archive/version": b"3\n", "archive/byteorder": b"little"}),
+    archive({"archive/data.pkl": deep_pickle(100_000), "archive/version": b"3\n",
+             "archive/byteorder": b"little"}),
 )

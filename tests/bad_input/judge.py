@@ -1,4 +1,5 @@
-"""What a case's end is held to: one line, the right exit code, no trace of hostile content, no image lost in silence."""
+"""What a case's end is held to: one line, the right exit code, no trace of hostile content, no image lost in
+silence."""
 
 import os
 import re

@@ -15,7 +15,7 @@ from tests.bad_input.tables import (
 )
 from tests.bad_input.tables import TABLE as TABLE
 
-# ---- numbers ------------------------------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------------------
 
 for name, text in {
     "text": "much",
@@ -36,7 +36,8 @@ file(
 )
 for text in ("inf", "-Infinity", "1e999"):
     file(INFINITE, text, with_cell(4, 3, text), f"line 4 {text!r}", program=NUMBERS)
-file(CONSTANT, "constant", lambda rows: [rows[0], *([*row[:3], "3"] for row in rows[1:])], "constant", program=NUMBERS)
+file(CONSTANT, "constant", lambda rows: [rows[0], *([*row[:3], "3"] for row in rows[1:])], "constant",
+     program=NUMBERS)
 file(
     CONSTANT,
     "unknown",
@@ -52,10 +53,13 @@ file(
     program=NUMBERS,
 )
 file(LOGARITHM, "zero", lambda rows: rows, "line 2 0", program=NUMBERS, words=("--target_transform", "log"))
-file(LOGARITHM, "below zero", with_cell(5, 3, "-4"), "line 5 -4", program=NUMBERS, words=("--target_transform", "log"))
-file(ROLES, "a target twice", lambda rows: rows, "twice", program=NUMBERS, words=("--targets", "depth", "depth"))
+file(LOGARITHM, "below zero", with_cell(5, 3, "-4"), "line 5 -4", program=NUMBERS,
+     words=("--target_transform", "log"))
+file(ROLES, "a target twice", lambda rows: rows, "twice", program=NUMBERS,
+     words=("--targets", "depth", "depth"))
 file(ROLES, "the path as target", lambda rows: rows, "path", program=NUMBERS, words=("--targets", "path"))
-file(ROLES, "a target as covariate", lambda rows: rows, "depth", program=NUMBERS, words=("--covariates", "depth"))
+file(ROLES, "a target as covariate", lambda rows: rows, "depth", program=NUMBERS,
+     words=("--covariates", "depth"))
 file(
     COVARIATE,
     "one value",
@@ -67,7 +71,8 @@ file(
 file(
     COVARIATE,
     "infinite",
-    lambda rows: [rows[0], *([row[0], "inf" if n == 2 else str(n), *row[2:]] for n, row in enumerate(rows[1:]))],
+    lambda rows: [rows[0], *([row[0], "inf" if n == 2 else str(n), *row[2:]]
+                             for n, row in enumerate(rows[1:]))],
     "infinite values",
     program=NUMBERS,
     words=("--covariates", "label"),
@@ -75,7 +80,8 @@ file(
 file(
     COVARIATE,
     "infinite in test",
-    lambda rows: [rows[0], *([row[0], "inf" if n == 13 else str(n), *row[2:]] for n, row in enumerate(rows[1:]))],
+    lambda rows: [rows[0], *([row[0], "inf" if n == 13 else str(n), *row[2:]]
+                             for n, row in enumerate(rows[1:]))],
     "'inf'",
     program=NUMBERS,
     words=("--covariates", "label"),
@@ -83,7 +89,8 @@ file(
 file(
     COVARIATE,
     "text in test",
-    lambda rows: [rows[0], *([row[0], "x" if n == 13 else str(n), *row[2:]] for n, row in enumerate(rows[1:]))],
+    lambda rows: [rows[0], *([row[0], "x" if n == 13 else str(n), *row[2:]]
+                             for n, row in enumerate(rows[1:]))],
     "'x'",
     program=NUMBERS,
     words=("--covariates", "label"),

@@ -18,7 +18,7 @@ from tests.bad_input.pictures import (
 from tests.bad_input.place import TRAINING, Place, predicting, train
 from tests.bad_input.table import Row
 
-# ---- what works -------------------------------------------------------------------------------------------------------
+# ---- what works --------------------------------------------------------------------------------------------
 
 steps = np.arange(made.SIDE**2).reshape(made.SIDE, made.SIDE)
 KINDS = {
@@ -63,7 +63,8 @@ MANY_FRAMES = {
     "animated png": ("png", made.animated("PNG")),
     "animated webp": ("webp", made.animated("WEBP")),
     "tiff of three pages": ("tif", made.animated("TIFF")),
-    "two jpegs in one (mpo)": ("jpg", made.encoded(made.noise(), "MPO", save_all=True, append_images=[made.noise()])),
+    "two jpegs in one (mpo)": ("jpg", made.encoded(made.noise(), "MPO", save_all=True,
+                                                   append_images=[made.noise()])),
 }
 ODD_NAMES = {
     "a line end": "a\nb.png",

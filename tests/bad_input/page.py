@@ -41,7 +41,8 @@ def _cell(text: str) -> str:
 def _said(row: Row) -> str:
     said = row.says.strip("… ")
     mark = "``" if "`" in row.says else "`"
-    parts = ([f"{mark}{' ' * (mark != '`')}{row.says}{' ' * (mark != '`')}{mark}"] if len(said) > 1 else []) + (
+    parts = ([f"{mark}{' ' * (mark != '`')}{row.says}{' ' * (mark != '`')}{mark}"]
+             if len(said) > 1 else []) + (
         [row.does] if row.does else []
     )
     return "; ".join(parts) or "one line that names the flag, file or value"
@@ -70,6 +71,12 @@ def page() -> str:
             if row.kind == kind
         ]
         lines.append("")
-    lines += [f"## {FAULTS_KIND}", "", "| What happens | What the program says or does | What to do |", "| --- | --- | --- |"]
+    lines += [f"## {FAULTS_KIND}", "", "| What happens | What the program says or does | What to do |", "| "
+                                                                                                        "--- "
+                                                                                                        "| "
+                                                                                                        "--- "
+                                                                                                        "| "
+                                                                                                        "--- "
+                                                                                                        "|"]
     lines += [f"| {_cell(fault.what)} | {_cell(fault.says)} | {_cell(fault.remedy)} |" for fault in FAULTS]
     return "\n".join(lines) + "\n"

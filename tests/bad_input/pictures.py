@@ -17,7 +17,8 @@ LEFT_OUT = "left out … of … images that cannot be read"
 
 CUT = Row(KIND, "An image was cut short or damaged on its way", STOP, MEND)
 OTHER = Row(
-    KIND, "A file with an image's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC file)", STOP, MEND
+    KIND, "A file with an image's name is empty, or holds something else (a web page, a PDF, a DICOM or HEIC "
+          "file)", STOP, MEND
 )
 BOMB = Row(
     KIND,
@@ -41,7 +42,8 @@ LEFT = Row(
     KIND,
     "An image cannot be read, and `--bad_images skip` is on",
     LEFT_OUT,
-    "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its reason",
+    "look at `skipped_images.csv` (or `FILE.skipped.csv` of predict.py), which lists each file with its "
+    "reason",
     SKIPPED,
     "counts them, lists them, goes on with the others",
 )
@@ -62,8 +64,8 @@ WORKS = Row(
     KIND,
     "Grey, palette, transparent, CMYK, 1-bit, 16-bit, 32-bit and float images, also with NaN",
     "",
-    "nothing to do: more than 8 bits are read over the range that all files together use, NaN, what is below 0 and what is "
-    "transparent are black",
+    "nothing to do: more than 8 bits are read over the range that all files together use, NaN, what is below "
+    "0 and what is transparent are black",
     ACCEPTED,
     "all are read as 8-bit RGB",
 )
@@ -77,8 +79,8 @@ FRAMES = Row(
 )
 ODD = Row(
     KIND,
-    "Harmless oddities: another format than the extension says, bytes behind the end, an EXIF rotation, one pixel, "
-    "a strip of 1 x 60,000",
+    "Harmless oddities: another format than the extension says, bytes behind the end, an EXIF rotation, one "
+    "pixel, a strip of 1 x 60,000",
     "",
     "nothing to do (EXIF's rotation is applied: `--read_images`)",
     ACCEPTED,
@@ -286,7 +288,7 @@ def _(place: Place):
     return predicting(place, "pictures", "--skip_file_check")
 
 
-# ---- rights -----------------------------------------------------------------------------------------------------------
+# ---- rights ------------------------------------------------------------------------------------------------
 
 
 @TABLE.case(NO_RIGHT, "an image", "0.png")

@@ -1,4 +1,5 @@
-"""Where a case happens: an empty folder of its own, and what all cases share (images, checkpoints), made once."""
+"""Where a case happens: an empty folder of its own, and what all cases share (images, checkpoints), made
+once."""
 
 import contextlib
 import io
@@ -80,7 +81,8 @@ def started(program: str, words, environment: dict[str, str] | None = None) -> E
 
 def started_for_real(program: str, words, folder: Path, environment: dict[str, str] | None = None) -> Ended:
     """The program in a process of its own."""
-    run = start_process(*words, folder=folder, program=program, timeout=3 * SECONDS, real=True, **(environment or {}))
+    run = start_process(*words, folder=folder, program=program, timeout=3 * SECONDS, real=True,
+                        **(environment or {}))
     return Ended(run.returncode, run.stdout, run.stderr)
 
 
@@ -102,7 +104,8 @@ class Kit:
             for split in EACH
             for path in sorted(self.data.glob(f"{split}/*/*.png"))
         ]
-        self.rows = [[str(path), label, split, f"{number * 0.5:g}"] for number, (path, label, split) in enumerate(rows)]
+        self.rows = [[str(path), label, split, f"{number * 0.5:g}"]
+                     for number, (path, label, split) in enumerate(rows)]
         here = os.getcwd()
         os.chdir(folder)
         try:
@@ -123,7 +126,8 @@ class Kit:
             )
         finally:
             os.chdir(here)
-        self.best, self.last = (folder / "output_dir/kit" / f"checkpoint-{which}.pth" for which in ("best", "last"))
+        self.best, self.last = (folder / "output_dir/kit" / f"checkpoint-{which}.pth"
+                                for which in ("best", "last"))
         self.numbers, self.numbers_last = (
             folder / "output_dir/numbers" / f"checkpoint-{which}.pth" for which in ("best", "last")
         )
@@ -132,9 +136,11 @@ class Kit:
         ended = started(program, [*TRAINING, *words])
         assert ended.code == 0, ended
 
-    def write_csv(self, file: Path, encoding="utf-8", separator=",", end="\n", header=("path", "label", "split", "depth")):
+    def write_csv(self, file: Path, encoding="utf-8", separator=",", end="\n",
+                  header=("path", "label", "split", "depth")):
         """The kit's images as a CSV in the kit's folder's terms; absolute paths."""
-        lines = [separator.join(header), *(separator.join([str(self.folder / row[0]), *row[1:]]) for row in self.rows)]
+        lines = [separator.join(header),
+                 *(separator.join([str(self.folder / row[0]), *row[1:]]) for row in self.rows)]
         file.write_bytes((end.join(lines) + end).encode(encoding))
         return file
 
@@ -145,7 +151,8 @@ class Place:
 
     folder: Path
     kit: Kit
-    pictures: int | None = None  # rows that must be predicted, or the files that the start's counts must add up to
+    # rows that must be predicted, or the files that the start's counts must add up to
+    pictures: int | None = None
     skipped: list[str] = field(default_factory=list)  # ends of the paths that must be listed
     marks: list[Path] = field(default_factory=list)  # files that must not come to be
     as_nobody: bool = False  # start as a user that owns nothing
@@ -158,14 +165,16 @@ class Place:
     def write(self, name: str, content: bytes | str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8",
+                                                                                   "surrogateescape"))
         return path
 
     def some_pictures(self, name="pictures") -> Path:
         """A folder with three good images."""
         place = self.folder / name
         place.mkdir()
-        for path in sorted((self.kit.data / "test/dry").iterdir()) + sorted((self.kit.data / "test/wet").iterdir())[:1]:
+        for path in sorted((self.kit.data / "test/dry").iterdir()) + sorted((self.kit.data
+                                                                             / "test/wet").iterdir())[:1]:
             shutil.copy(path, place / f"{path.parent.name}{path.name}")
         return place
 
@@ -181,4 +190,5 @@ def train(place: Place, *words) -> list:
 
 
 def predicting(place: Place, source, *words, checkpoint=None) -> list:
-    return ["--resume", checkpoint or place.kit.best, "--input", source, "--output", place.folder / "out.csv", *MACHINE, *words]
+    return ["--resume", checkpoint or place.kit.best, "--input", source, "--output", place.folder / "out.csv",
+            *MACHINE, *words]

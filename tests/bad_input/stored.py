@@ -1,4 +1,5 @@
-"""Checkpoints whose tensors are sound and whose other entries are not: options, class names, transforms, states."""
+"""Checkpoints whose tensors are sound and whose other entries are not: options, class names, transforms,
+states."""
 
 import copy
 import math
@@ -16,8 +17,10 @@ TABLE = Table()
 
 ENTRY = Row(
     KIND,
-    "Something beside a checkpoint's tensors was changed: its epoch, class names, image settings, targets, optimizer",
-    "…: its entry … is …: the file was changed after it was written, or is another program's; take another copy of it",
+    "Something beside a checkpoint's tensors was changed: its epoch, class names, image settings, targets, "
+    "optimizer",
+    "…: its entry … is …: the file was changed after it was written, or is another program's; take another "
+    "copy of it",
     "take another copy of the file",
 )
 OPTION = Row(
@@ -73,7 +76,8 @@ def stored(row: Row, name: str, path: tuple, value, *says: str, file="best", use
         place.pictures = 4 if row.outcome == ACCEPTED else None
         return [*TRAINING, "--data_path", "data", "--task", "t", "--resume", "c.pth", *words]
 
-    TABLE.add(row, f"{name}, {use}", make, *says, program="predict.py" if use == "predict" else "main_finetune.py")
+    TABLE.add(row, f"{name}, {use}", make, *says,
+              program="predict.py" if use == "predict" else "main_finetune.py")
 
 
 ENDLESS = laughs()
@@ -84,10 +88,12 @@ for name, path, values in (
     (
         "class names",
         ("class_names",),
-        {"a text": "dry", "a number": 2, "none": [], "numbers": [1, 2], "one twice": ["dry", "dry"], "lists": ENDLESS},
+        {"a text": "dry", "a number": 2, "none": [], "numbers": [1, 2], "one twice": ["dry", "dry"],
+         "lists": ENDLESS},
     ),
     ("epoch", ("epoch",), {"a text": "x", "below 0": -3, "a fraction": 0.5, "endless": ENDLESS}),
-    ("backbone", ("backbone",), {"a text": "x", "no names": {}, "endless": {"model": ENDLESS, "arch": "a", "timm": "t"}}),
+    ("backbone", ("backbone",), {"a text": "x", "no names": {},
+                                 "endless": {"model": ENDLESS, "arch": "a", "timm": "t"}}),
     ("transform", ("transform",), {"garbage": "x", "empty": {}, "None": None}),
     ("settings of the transform", ("transform", "eval"), {"garbage": "x", "empty": {}}),
     (
@@ -95,13 +101,17 @@ for name, path, values in (
         ("transform", "eval", "input_size"),
         {"a million": 10**6, "a text": "32", "0": 0, "not a number": math.nan},
     ),
-    ("resize of the transform", ("transform", "eval", "resize"), {"endless": 10**12, "less than the input": 3}),
-    ("mean of the transform", ("transform", "eval", "mean"), {"a number": 0.5, "two": [0.1, 0.2], "texts": ["a", "b", "c"]}),
-    ("sd of the transform", ("transform", "eval", "std"), {"zeros": [0.0, 0.0, 0.0], "not a number": [math.nan] * 3}),
+    ("resize of the transform", ("transform", "eval", "resize"),
+     {"endless": 10**12, "less than the input": 3}),
+    ("mean of the transform", ("transform", "eval", "mean"),
+     {"a number": 0.5, "two": [0.1, 0.2], "texts": ["a", "b", "c"]}),
+    ("sd of the transform", ("transform", "eval", "std"),
+     {"zeros": [0.0, 0.0, 0.0], "not a number": [math.nan] * 3}),
     ("reduced files of the transform", ("transform", "eval", "reduced"), {"unknown": "half", "a number": 2}),
     ("reading of the transform", ("transform", "eval", "read_images"), {"unknown": "upright", "a number": 1}),
     ("bits of the transform", ("transform", "eval", "bits"), {"11": 11, "a text": "12", "a list": [12]}),
-    ("white of the transform", ("transform", "eval", "floats"), {"0": 0.0, "not a number": math.nan, "a text": "1"}),
+    ("white of the transform", ("transform", "eval", "floats"),
+     {"0": 0.0, "not a number": math.nan, "a text": "1"}),
     ("decoding of the transform", ("transform", "eval", "decode"), {"unknown": "half"}),
     ("best epoch", ("best",), {"a text": "x", "empty": {}}),
     ("thresholds", ("best", "thresholds"), {"texts": {"sensitivity_at_90_specificity": "x"}, "a list": [1]}),
@@ -170,8 +180,10 @@ stored(UNKNOWN, "an option", ("options", "colour"), ENDLESS, file="last", use="r
 for name, key, value in (
     ("targets: a list", "targets", [1]),
     ("targets: none", "targets", {"names": [], "transforms": [], "means": [], "sds": []}),
-    ("targets: sd of 0", "targets", {"names": ["depth"], "transforms": ["none"], "means": [1.0], "sds": [0.0]}),
-    ("targets: unknown transform", "targets", {"names": ["depth"], "transforms": ["sqrt"], "means": [1.0], "sds": [1.0]}),
+    ("targets: sd of 0", "targets", {"names": ["depth"], "transforms": ["none"], "means": [1.0],
+                                     "sds": [0.0]}),
+    ("targets: unknown transform", "targets",
+     {"names": ["depth"], "transforms": ["sqrt"], "means": [1.0], "sds": [1.0]}),
     ("covariates: a text", "covariates", "x"),
     ("covariates: a number", "covariates", [5]),
     ("covariates: gone", "covariates", None),
@@ -187,7 +199,8 @@ for name, key, value in (
 for name, value in {"model": 5, "model_arch": [1], "input_size": "huge", "global_pool": "yes"}.items():
 
     def make(place: Place, name=name, value=value):
-        place.write("c.pth", saved({"model": whole(place)["model"], "args": Namespace(**{name: value}), "epoch": 3}))
+        place.write("c.pth", saved({"model": whole(place)["model"], "args": Namespace(**{name: value}),
+                                    "epoch": 3}))
         place.some_pictures()
         return predicting(place, "pictures", checkpoint="c.pth")
 
@@ -196,7 +209,9 @@ for name, value in {"model": 5, "model_arch": [1], "input_size": "huge", "global
 
 @TABLE.case(UNKNOWN, "an endless epoch of another script", program="predict.py")
 def _(place: Place):
-    place.write("c.pth", saved({"model": whole(place)["model"], "epoch": ENDLESS, "class_names": ENDLESS, "transform": "x"}))
+    place.write("c.pth", saved({"model": whole(place)["model"], "epoch": ENDLESS, "class_names": ENDLESS,
+                                "transform": "x"}))
     place.some_pictures()
     place.pictures = 3
-    return predicting(place, "pictures", "--model", "timm", "--model_arch", "test_vit", "--input_size", 32, checkpoint="c.pth")
+    return predicting(place, "pictures", "--model", "timm", "--model_arch", "test_vit", "--input_size", 32,
+                      checkpoint="c.pth")

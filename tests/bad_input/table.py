@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from tests.bad_input.place import Place
 
 REFUSED, SKIPPED, ACCEPTED, FAILED = "refused", "skipped", "accepted", "failed"
-# What each outcome means to a user: exit code 2 with one line; the file is left out, counted and listed; it works; exit code 1
-# with one line, because it shows only while the program runs.
+# What each outcome means to a user: exit code 2 with one line; the file is left out, counted and listed; it
+# works; exit code 1 with one line, because it shows only while the program runs.
 CODES = {REFUSED: 2, SKIPPED: 0, ACCEPTED: 0, FAILED: 1}
 
 
@@ -18,8 +18,10 @@ CODES = {REFUSED: 2, SKIPPED: 0, ACCEPTED: 0, FAILED: 1}
 class Row:
     """A line of the page.
 
-    kind: the heading that it stands under. says: the program's words, … for what differs from case to case; every case's
-    output is held to them. does: what it does beside, in plain words. outcome: of REFUSED, SKIPPED, ACCEPTED, FAILED.
+    kind: the heading that it stands under. says: the program's words, … for what differs from case to case;
+    every case's
+    output is held to them. does: what it does beside, in plain words. outcome: of REFUSED, SKIPPED, ACCEPTED,
+    FAILED.
     """
 
     kind: str
@@ -37,7 +39,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """make: fills an empty `Place` and returns the command line. names: words that the line must hold beside its row's."""
+    """make: fills an empty `Place` and returns the command line. names: words that the line must hold beside
+    its row's."""
 
     row: Row
     name: str
@@ -87,7 +90,8 @@ def all_cases() -> list[Case]:
         tables,
     )
 
-    rooms = (pictures, odd_pictures, folders, tables, numbers, checkpoints, hostile, contents, stored, flags, elsewhere)
+    rooms = (pictures, odd_pictures, folders, tables, numbers, checkpoints, hostile, contents, stored, flags,
+             elsewhere)
     cases = [case for table in dict.fromkeys(room.TABLE for room in rooms) for case in table.cases]
     ids = [case.id for case in cases]
     assert len(set(ids)) == len(ids), sorted({name for name in ids if ids.count(name) > 1})

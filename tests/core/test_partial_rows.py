@@ -1,4 +1,5 @@
-"""Rows that a killed start left are taken as far as they are whole, and never where they are of something else."""
+"""Rows that a killed start left are taken as far as they are whole, and never where they are of something
+else."""
 
 import json
 
@@ -31,13 +32,18 @@ def again(tmp_path, key=KEY):
 
 def test_all_is_there_again(written, tmp_path):
     partial, line = again(tmp_path)
-    assert "7 are there from an earlier start" in line and partial.marked("maps") == 2 and partial.marked("other") == 0
+    assert (
+        "7 are there from an earlier start" in line
+        and partial.marked("maps") == 2
+        and partial.marked("other") == 0
+    )
     assert np.array_equal(partial.values(), ROWS)
     partial.remove()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("spoil", ["cut index", "cut data", "no data", "changed data", "data without its line"])
+@pytest.mark.parametrize("spoil", ["cut index", "cut data", "no data", "changed data",
+                                   "data without its line"])
 def test_what_is_cut_or_damaged_is_computed_again(written, tmp_path, spoil):
     data, index = written.data, written.index
     content, lines = data.read_bytes(), index.read_bytes()
@@ -55,7 +61,8 @@ def test_what_is_cut_or_damaged_is_computed_again(written, tmp_path, spoil):
         data.write_bytes(content + b"half a piece")
         left = 7
     partial, line = again(tmp_path)
-    assert partial.rows == left and np.array_equal(partial.values(), ROWS[:left].reshape(left, -1) if left else
+    assert partial.rows == left and np.array_equal(partial.values(),
+                                                   ROWS[:left].reshape(left, -1) if left else
                                                    np.empty((0, 0), np.float32))
     assert ("was cut or damaged" in line) == (spoil in ("cut data", "changed data"))
     partial.append(ROWS[left:])

@@ -17,11 +17,13 @@ def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
     path = tmp_path / "metrics_val.csv"
     figures, _ = classification.classification_metrics(random_table(3))
     run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS, epoch=0), COLUMNS)
-    run_files.append_metrics_row(path, run_files.metrics_row(figures | {"kappa": math.nan}, COLUMNS, epoch=1), COLUMNS)
+    run_files.append_metrics_row(path, run_files.metrics_row(figures | {"kappa": math.nan}, COLUMNS, epoch=1),
+                                 COLUMNS)
     run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS), COLUMNS)
     rows = pd.read_csv(path)
     assert tuple(rows.columns) == COLUMNS and len(rows) == 3
-    assert rows["epoch"].tolist()[:2] == [0, 1] and math.isnan(rows["epoch"][2]) and math.isnan(rows["kappa"][1])
+    assert rows["epoch"].tolist()[:2] == [0,
+                                          1] and math.isnan(rows["epoch"][2]) and math.isnan(rows["kappa"][1])
     assert rows["n"][2] == figures["n"]
     cells = path.read_text().splitlines()[1].split(",")
     assert cells[0] == "0" and float(cells[1]) == figures["loss"] and float(cells[11]) == figures["score"]
@@ -55,7 +57,8 @@ def test_rows_after_the_epoch_are_cut_and_a_torn_line_goes(tmp_path):
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole) + whole[1].rstrip("\n")[:-3])
     run_files.cut_rows_after(path, 2, COLUMNS)
-    assert path.read_text() == "".join(whole[:5])  # the row without an epoch stays; 10 > 2 as numbers, not as text
+    # the row without an epoch stays; 10 > 2 as numbers, not as text
+    assert path.read_text() == "".join(whole[:5])
     run_files.cut_rows_after(path, -1, COLUMNS)
     assert path.read_text() == whole[0] + whole[4]
     path.write_text(whole[0] + "0,1,2\n")
@@ -77,7 +80,8 @@ def test_log_lines_after_the_epoch_are_cut(tmp_path):
     path = tmp_path / "log.txt"
     run_files.cut_log_after(path, 3)
     assert not path.exists()
-    lines = [json.dumps({"epoch": epoch, "note": "a\u2028b"}, ensure_ascii=False) + "\n" for epoch in (0, 1, 2, 10)]
+    lines = [json.dumps({"epoch": epoch, "note": "a\u2028b"}, ensure_ascii=False) + "\n"
+             for epoch in (0, 1, 2, 10)]
     path.write_text("".join(lines) + '{"epoch": 3, "train_lo', encoding="utf-8")
     run_files.cut_log_after(path, 2)
     assert path.read_text(encoding="utf-8") == "".join(lines[:3])

@@ -32,11 +32,13 @@ os.kill(child, 9)
 
 @pytest.fixture
 def holder(tmp_path):
-    """holder(kind, seconds) -> a process that holds the lock of tmp_path, and the number of its forked child."""
+    """holder(kind, seconds) -> a process that holds the lock of tmp_path, and the number of its forked
+    child."""
     begun = []
 
     def begin(kind="alone", seconds=300.0):
-        process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), kind, str(seconds)], text=True, cwd=ROOT,
+        process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), kind, str(seconds)],
+                                   text=True, cwd=ROOT,
                                    stdout=subprocess.PIPE)
         child = int(process.stdout.readline())
         begun.append((process, child))
@@ -58,7 +60,9 @@ def short_patience(monkeypatch):
 def test_the_second_is_refused_and_told_by_whom(tmp_path, holder):
     process, _ = holder()
     said = []
-    with pytest.raises(InputError, match=rf"in use by another run \(process {process.pid} on .+, begun 20.+\): wait for it"):
+    with pytest.raises(
+        InputError, match=rf"in use by another run \(process {process.pid} on .+, begun 20.+\): wait for it"
+    ):
         run_lock.hold(tmp_path, said.append)
     assert len(said) == 1 and "waiting up to" in said[0]
 
@@ -109,7 +113,8 @@ def test_a_lock_that_is_deleted_while_it_is_taken_is_taken_again(tmp_path, monke
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", delete_first)
     with run_lock.hold(tmp_path, print) as file:
-        assert os.path.samestat(os.fstat(file.fileno()), os.stat(tmp_path / run_lock.NAME)) and len(calls) == 2
+        assert os.path.samestat(os.fstat(file.fileno()),
+                                os.stat(tmp_path / run_lock.NAME)) and len(calls) == 2
 
 
 def children(pid):
@@ -117,11 +122,14 @@ def children(pid):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the loader's processes in Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the loader's processes in "
+                                                                 "Linux's /proc")
 def test_two_runs_of_one_task(start, tmp_path, pictures):
     words = [*SMALL, "--epochs", 2000, "--num_workers", 2, "--data_path", pictures, "--task", "t"]
-    first = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)], cwd=tmp_path, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    first = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)], cwd=tmp_path,
+                             text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             env=os.environ | {"PYTHONPATH": str(ROOT)})
     log, loaders = tmp_path / "output_dir/t/log.txt", []
     try:
         deadline = time.monotonic() + 200
@@ -130,8 +138,9 @@ def test_two_runs_of_one_task(start, tmp_path, pictures):
             time.sleep(0.05)
         for more in ([], ["--resume", "same"], ["--eval", "--resume", "auto"]):
             code, _, err = start("--task", "t", *more)
-            assert code == 2 and re.fullmatch(rf"error: output_dir/t is in use by another run \(process {first.pid} on .*\n",
-                                              err), err
+            assert code == 2 and re.fullmatch(
+                rf"error: output_dir/t is in use by another run \(process {first.pid} on .*\n", err
+            ), err
         assert start("--task", "t", "--dry_run")[0] == 0
         assert not list((tmp_path / "output_dir/t").glob("earlier-*"))
         loaders = children(first.pid)

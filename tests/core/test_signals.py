@@ -23,8 +23,8 @@ def test_at_once_where_nothing_is_held(number, capsys):
 
     before = signal.getsignal(number)
     assert exit_code_of(main) == 99
-    assert capsys.readouterr().err == (f"stopped by {signal.Signals(number).name}: what was saved stays; start again to go on "
-                                       "(training with --resume auto)\n")
+    assert capsys.readouterr().err == (f"stopped by {signal.Signals(number).name}: what was saved stays; "
+                                       "start again to go on (training with --resume auto)\n")
     assert signal.getsignal(number) == before
 
 
@@ -80,7 +80,8 @@ def test_a_process_for_real():
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(together, tmp_path, monkeypatch, capsys):
+def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(together, tmp_path, monkeypatch,
+                                                                            capsys):
     """A launcher ends the others by SIGTERM when one has died, and then starts all of them again."""
     def main(argv):
         raise signals.StopRequested("epoch 1 stands at step 2", together)

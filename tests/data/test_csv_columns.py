@@ -1,4 +1,5 @@
-"""util/data/csv_columns.py: what people's CSV files look like is read as written; what is wrong is named with its line."""
+"""util/data/csv_columns.py: what people's CSV files look like is read as written; what is wrong is named with
+its line."""
 import os
 
 import pytest
@@ -40,7 +41,8 @@ def test_separators_marks_and_line_ends(tmp_path, encoding, separator, end):
     rows = [["path", "label", "split"], ["ä.png", " 01", "train "], ["b.png", "1.50", ""]]
     path = write(tmp_path, (end.join(separator.join(row) for row in rows) + end).encode(encoding))
     cells, lines, found = read_columns(path, ["label", "path", "split"])
-    assert cells == [["01", "1.50"], ["ä.png", "b.png"], ["train", ""]] and lines == [2, 3] and found == separator
+    assert cells == [["01", "1.50"], ["ä.png", "b.png"],
+                     ["train", ""]] and lines == [2, 3] and found == separator
 
 
 def test_lines_are_counted_through_blank_lines_and_quoted_line_ends(tmp_path):
@@ -54,8 +56,10 @@ def test_one_column_and_unnamed_columns(tmp_path):
 
 
 def test_headers_that_do_not_fit(tmp_path):
-    refused(lambda: read_columns(write(tmp_path, "image,label\na,b\n"), ["path"]), "no column path", "image, label")
-    refused(lambda: read_columns(write(tmp_path, "path,x,path\na,b,c\n"), ["path"]), "columns 1 and 3", "named path")
+    refused(lambda: read_columns(write(tmp_path, "image,label\na,b\n"), ["path"]), "no column path", "image, "
+                                                                                                     "label")
+    refused(lambda: read_columns(write(tmp_path, "path,x,path\na,b,c\n"), ["path"]), "columns 1 and 3",
+            "named path")
     assert read_columns(write(tmp_path, "path,x,x\na,b,c\n"), ["path"])[0] == [["a"]]  # nobody asks for x
     for content in ("", "\n", "\ufeff"):
         refused(lambda content=content: read_columns(write(tmp_path, content), ["path"]), "empty", "path")
@@ -63,7 +67,8 @@ def test_headers_that_do_not_fit(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    refused(lambda: read_columns(str(tmp_path / "none.csv"), ["path"]), "--csv_file", "none.csv", "no such file")
+    refused(lambda: read_columns(str(tmp_path / "none.csv"), ["path"]), "--csv_file", "none.csv", "no such "
+                                                                                                  "file")
     refused(lambda: read_columns(str(tmp_path), ["path"]), "directory")
     latin = "path,label\na.png,x\nb.png,größer\n".encode("latin-1")
     refused(lambda: read_columns(write(tmp_path, latin), ["path"]), "line 3", "UTF-8")
@@ -76,15 +81,19 @@ def test_empty_and_unknown_cells():
     lines = list(range(2, 10))
     refuse_empty("t.csv", "label", ["x"] * 8, lines)
     cells = [""] * 7 + ["x"]
-    refused(lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 more")
+    refused(lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 "
+                                                                                     "more")
     known = ["train", "iv"]
     refuse_unknown("t.csv", "split", ["Train", "IV"], [2, 3], known)
-    refused(lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known), "train, iv", "line 3 trian")
+    refused(lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known), "train, iv", "line "
+                                                                                                      "3 "
+                                                                                                      "trian")
 
 
 def test_one_number_in_two_spellings():
     for cells in (["1", "1.0"], ["01", "1"], ["2.", "+2", "x"], ["-3", "-3.00"]):
-        refused(lambda cells=cells: refuse_two_spellings("t.csv", "label", cells), "label", cells[0], cells[1])
+        refused(lambda cells=cells: refuse_two_spellings("t.csv", "label", cells), "label", cells[0],
+                cells[1])
     refuse_two_spellings("t.csv", "label", ["1", "1", "10", "1.5", "1.50x", "one", "-1", "1e0"])
 
 
@@ -113,8 +122,11 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     refuse_absent("t.csv", good, range(2, 7))
     wrong = ["b.png", "d/b.png", "e/a.png", "d/folder.png", "/a.png", "d\\a.png", ""]
     for line, path in enumerate(wrong, 2):
-        refused(lambda line=line, path=path: refuse_absent("t.csv", [path], [line]), f"line {line} {path}", "1 of 1")
-    refused(lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)), "6 of 11", "line 7 b.png", "and 1 more")
+        refused(lambda line=line, path=path: refuse_absent("t.csv", [path], [line]), f"line {line} {path}",
+                "1 of 1")
+    refused(lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)), "6 of 11", "line 7 b.png", "and "
+                                                                                                       "1 "
+                                                                                                       "more")
 
 
 def test_joined_is_join_and_some_is_short():
@@ -173,13 +185,15 @@ def test_a_table_of_predictions_is_read_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "project/data/test").mkdir(parents=True)
     (tmp_path / "project/output_dir/run").mkdir(parents=True)
     (tmp_path / "project/data/test/a.png").touch()
-    table, paths = tmp_path / "project/output_dir/run/predictions_test.csv", ["data/test/a.png", "data/test/b.png"]
+    table, paths = tmp_path / "project/output_dir/run/predictions_test.csv", ["data/test/a.png",
+                                                                              "data/test/b.png"]
     for folder in (tmp_path / "project", tmp_path / "project/output_dir/run", tmp_path):
         monkeypatch.chdir(folder)
         for name in (str(table), os.path.relpath(table)):
             assert [os.path.abspath(path) for path in located(name, paths)] == [
                 str(tmp_path / "project" / path) for path in paths]
-    beside = [f"{tmp_path.name}_x.png", f"{tmp_path.name}_y.png"]  # in no folder above either: from the table's folder
+    # in no folder above either: from the table's folder
+    beside = [f"{tmp_path.name}_x.png", f"{tmp_path.name}_y.png"]
     assert located(str(table), beside) == [str(table.parent / path) for path in beside]
     (table.parent / "data/test").mkdir(parents=True)  # what lies beside the table comes first
     (table.parent / "data/test/a.png").touch()

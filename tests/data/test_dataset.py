@@ -37,10 +37,12 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     assert torch.equal(samples[2, 7][0], first)
     assert torch.equal(samples[2, 7, 0][0], first)
-    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0], samples[2, 7, 1][0], samples[2, 7, 2][0]]
+    others = [samples[3, 7][0], samples[2, 8][0], dataset(tmp_path, seed=1)[2, 7][0], samples[2, 7, 1][0],
+              samples[2, 7, 2][0]]
     assert not any(torch.equal(other, first) for other in others)
     table = read_folder(str(tmp_path)).table
-    moved = ImageDataset(table[7:].reset_index(drop=True), table["target"].to_numpy()[7:], samples.transform, seed=0)
+    moved = ImageDataset(table[7:].reset_index(drop=True), table["target"].to_numpy()[7:], samples.transform,
+                         seed=0)
     assert torch.equal(moved[2, 0][0], first)
 
 
@@ -66,7 +68,8 @@ def test_workers_make_the_same_samples(tmp_path):
     samples = dataset(tmp_path, seed=0)
     keys = [(1, position) for position in (4, 0, 26, 9)]
     batches = list(torch.utils.data.DataLoader(samples, sampler=keys, batch_size=2, num_workers=1))
-    assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.stack([samples[key][0] for key in keys]))
+    assert torch.equal(torch.cat([batch[0] for batch in batches]),
+                       torch.stack([samples[key][0] for key in keys]))
     assert torch.cat([batch[2] for batch in batches]).tolist() == [4, 0, 26, 9]
 
 

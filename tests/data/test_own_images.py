@@ -13,8 +13,10 @@ from util.data.unlabelled import read_unlabelled
 
 @pytest.mark.parametrize(("names", "own"), [
     (["heatmaps.json", "eye_0123456789.png", "eye.png", "eye_0123456789.jpg"], {"eye_0123456789.png"}),
-    (["eye_0123456789.png", "roc_test.png", "comparison.png", "x.fundus_crop.png"], set()),  # nothing says that they are ours
-    (["run.json", "roc_test.png", "learning_curves.png", "fundus_crop.png", "confusion_matrix_val.png", "eye.png"],
+    # nothing says that they are ours
+    (["eye_0123456789.png", "roc_test.png", "comparison.png", "x.fundus_crop.png"], set()),
+    (["run.json", "roc_test.png", "learning_curves.png", "fundus_crop.png", "confusion_matrix_val.png",
+      "eye.png"],
      {"roc_test.png", "learning_curves.png", "fundus_crop.png", "confusion_matrix_val.png"}),
     (["x.fundus_crop.png", "x.fundus_crop.csv", "x.png"], {"x.fundus_crop.png"}),
     (["comparison.csv", "comparison.png"], {"comparison.png"}),
@@ -25,8 +27,8 @@ def test_names(names, own):
 
 
 def test_everything_inside_the_input_folder_twice(start, tmp_path, capsys):
-    """A run, its report, predictions with heat maps and fundus sheets, all below the folder that is read: the second time as
-    the first."""
+    """A run, its report, predictions with heat maps and fundus sheets, all below the folder that is read: the
+    second time as the first."""
     import predict
 
     data = write_pictures(tmp_path / "eyes", numbers=(2, 1, 3))
@@ -37,8 +39,10 @@ def test_everything_inside_the_input_folder_twice(start, tmp_path, capsys):
     rows = []
     for _ in range(2):
         capsys.readouterr()
-        assert exit_code_of(predict.main, ["--resume", str(checkpoint), "--input", str(data / "test"), "--output",
-                                           str(data / "test" / "mild" / "p.csv"), "--heatmaps", "--device", "cpu",
+        assert exit_code_of(predict.main,
+                            ["--resume", str(checkpoint), "--input", str(data / "test"), "--output",
+                                           str(data / "test" / "mild" / "p.csv"), "--heatmaps", "--device",
+                                           "cpu",
                                            "--num_workers", "0"]) == 0
         assert "this program's own" in capsys.readouterr().out
         rows.append(len(pd.read_csv(data / "test" / "mild" / "p.csv")))

@@ -28,8 +28,10 @@ ROWS = ("0.png,train,p0,50,5.1,3", "1.png,Train,p1,60,4.2,", "2.png,iv,p2,NA,6,2
 def test_rows_splits_and_missing_cells(csv, tmp_path):
     data = read_regression_csv(csv(*ROWS), ["tc", "ldl"], patient_col="patient", covariates=["age"])
     table = data.table
-    assert list(table["split"]) == ["train", "train", "val", "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
-    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60", "NA", "44"]
+    assert list(table["split"]) == ["train", "train", "val",
+                                    "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
+    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60",
+                                                                                                  "NA", "44"]
     assert np.isnan(table["true_ldl"]).tolist() == [False, True, False, True]
     text = " ".join(data.notes)
     assert "ldl is missing in some rows (train 1 of 2, test 1 of 1)" in text and "age is missing" in text
@@ -40,9 +42,12 @@ def test_one_set_of_words_means_missing_in_every_column(csv, word):
     rows = [f"0.png,train,{word},{word},{word},1", "1.png,train,p1,50,2,1", "2.png,train,p2,60,3,2",
             "3.png,val,p3,55,4,1", "4.png,test,p4,52,2,3"]
     data = read_regression_csv(csv(*rows), ["tc", "ldl"], patient_col="patient", covariates=["age"])
-    assert np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False, False] and data.table["patient"][0] == ""
+    assert np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False,
+                                                        False] and data.table["patient"][0] == ""
     age = Covariate.learn("age", list(data.table["covariate_age"][:3]))
-    assert (age.is_category, age.mean) == (False, 55.0) and np.isnan(age.encode([word, "50"])).tolist() == [True, False]
+    assert (age.is_category, age.mean) == (False, 55.0) and np.isnan(age.encode([word,
+                                                                                 "50"])).tolist() == [True,
+                                                                                                      False]
     text = " ".join(data.notes)
     assert all(f"{name} is missing in some rows (train 1 of 3)" in text for name in ("tc", "age"))
     assert "1 of 5 rows name no patient" in text
@@ -64,8 +69,10 @@ WRONG = {
     "no val": ((ROWS[0], ROWS[3]), {}, "no row with split val; there is EV, train"),
     "unknown split": (("0.png,holdout,p,1,1,1", *ROWS[1:]), {}, "line 2 holdout"),
     "absent file": (("9.png,train,p,1,1,1", *ROWS[1:]), {}, "1 of 4 files are not there: line 2"),
-    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 images stand there in two splits, the first on lines 2 and 6"),
-    "logarithm": (("0.png,train,p,1,0,1", *ROWS[1:]), {"transforms": ["log"]}, "tc is not above 0 in 1 rows: line 2 0"),
+    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 images stand there in two splits, the first on "
+                                                      "lines 2 and 6"),
+    "logarithm": (("0.png,train,p,1,0,1", *ROWS[1:]), {"transforms": ["log"]}, "tc is not above 0 in 1 rows: "
+                                                                               "line 2 0"),
     "twice": (ROWS, {"targets": ["tc", "tc"]}, "--targets names tc twice"),
     "two roles": (ROWS, {"covariates": ["tc"]}, "--covariates tc: already a target"),
     "path as target": (ROWS, {"targets": ["path"]}, "that column is the path"),
@@ -86,7 +93,9 @@ def test_only_the_first_five_of_many_are_listed(csv):
 
 
 def test_transforms():
-    assert parse_transforms(["log"], ["a", "b"]) == ["log", "log"] and parse_transforms(["none", "log"], ["a", "b"])[1] == "log"
+    assert parse_transforms(["log"], ["a", "b"]) == ["log", "log"] and parse_transforms(["none", "log"],
+                                                                                        ["a",
+                                                                                         "b"])[1] == "log"
     with pytest.raises(InputError, match="each of the 3"):
         parse_transforms(["log", "none"], ["a", "b", "c"])
 
@@ -101,14 +110,19 @@ def test_transforms():
 ])
 @pytest.mark.parametrize("role", ["target", "covariate"])
 def test_one_value_far_from_all_others_is_warned_of(tmp_path, values, extreme, role):
-    rows = [f"{number}.png,{split},{value},{number % 3}" for number, value in enumerate(values) for split in ("train",)]
+    rows = [f"{number}.png,{split},{value},{number % 3}" for number, value in enumerate(values)
+            for split in ("train",)]
     rows += ["v.png,val,23,1", "t.png,test,24,2"] if max(values) > 5 else ["v.png,val,0,1", "t.png,test,0,2"]
     file = tmp_path / "x.csv"
     file.write_text("path,split,length,other\n" + "\n".join(rows) + "\n")
     for row in rows:
         (tmp_path / row.split(",")[0]).touch()
     targets, covariates = (["length"], ["other"]) if role == "target" else (["other"], ["length"])
-    notes = [note for note in read_regression_csv(str(file), targets, covariates=covariates).notes if "far from" in note]
+    notes = [
+        note
+        for note in read_regression_csv(str(file), targets, covariates=covariates).notes
+        if "far from" in note
+    ]
     assert len(notes) == (extreme is not None) and (not notes or f"warning: length is {extreme}" in notes[0])
 
 

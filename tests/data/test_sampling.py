@@ -26,7 +26,8 @@ def steps(num_samples, batch_size, accum_iter, world_size, epoch=0, seed=0, even
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 8, 9, 33])
-@pytest.mark.parametrize("batch_size, accum_iter, world_size", [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4), (3, 1, 3)])
+@pytest.mark.parametrize("batch_size, accum_iter, world_size",
+                         [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4), (3, 1, 3)])
 @pytest.mark.parametrize("even", [True, False])
 def test_every_picture_once_in_steps_of_the_right_size(num_samples, batch_size, accum_iter, world_size, even):
     plan, together = steps(num_samples, batch_size, accum_iter, world_size, even=even)

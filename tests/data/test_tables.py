@@ -57,7 +57,8 @@ def refused(call, *words):
 
 def test_a_folder_is_read_in_the_order_of_imagefolder(tmp_path):
     root = make_folder(tmp_path, ("10", "2", "Zebra", "ape"))
-    for name in ("b/1.PNG", "b-c/0.png", "b/a/7.png", "B.Png", "a.JPEG", "_.jpg", "ä.tif", "x.tiff", "y.bmp", "z.webp"):
+    for name in ("b/1.PNG", "b-c/0.png", "b/a/7.png", "B.Png", "a.JPEG", "_.jpg", "ä.tif", "x.tiff", "y.bmp",
+                 "z.webp"):
         picture(f"{root}/train/2/{name}")
     data = read_folder(root)
     for split in SPLITS:
@@ -106,7 +107,8 @@ def test_every_ending_of_the_formats_that_are_read_is_taken_and_other_images_are
     for name in ("a.dcm", "b.DCM", "c.nii.gz", "._d.dcm"):
         shutil.copy(f"{root}/train/mild/train0.png", f"{root}/train/mild/{name}")
     warning, rest = read_folder(root).notes
-    assert warning.startswith("warning: left out 3 files of kinds that are not read (2 .dcm, 1 .nii.gz): convert them to PNG")
+    assert warning.startswith("warning: left out 3 files of kinds that are not read (2 .dcm, 1 .nii.gz): "
+                              "convert them to PNG")
     assert rest.startswith("left out 1 files that are hidden") and "._d.dcm" in rest
     assert read_unlabelled(f"{root}/train/mild").notes == [warning, rest]
 
@@ -149,7 +151,8 @@ def test_missing_folders_are_named(tmp_path):
 def test_classes_that_differ_or_are_empty_are_named(tmp_path):
     root = make_folder(tmp_path)
     os.rename(f"{root}/val/mild", f"{root}/val/Mild")
-    message = refused(lambda: read_folder(root), "differ", "train lacks Mild", "val lacks mild", "test lacks Mild")
+    message = refused(lambda: read_folder(root), "differ", "train lacks Mild", "val lacks mild", "test lacks "
+                                                                                                 "Mild")
     assert "severe" not in message
     os.rename(f"{root}/val/Mild", f"{root}/val/mild")
     for split in ("test", "train"):
@@ -227,14 +230,17 @@ def test_labels_are_names_and_whole_numbers_are_put_in_order(tmp_path):
         f"{split}{label}.png,{label},{split}\n" for split in SPLITS for label in ("10", "02", "-1", "00", "3")
     )
     data = read_csv(make_csv(tmp_path, text))
-    assert data.class_names == ["-1", "00", "02", "3", "10"] and "numbers that their names begin with" in data.notes[0]
+    assert data.class_names == ["-1", "00", "02", "3",
+                                "10"] and "numbers that their names begin with" in data.notes[0]
     data = read_csv(make_csv(tmp_path, text.replace(",3,", ",nan,").replace("val3", "valn")))
     assert data.class_names == sorted(["10", "02", "-1", "00", "nan"])
-    refused(lambda: read_csv(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0", "column label")
+    refused(lambda: read_csv(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0",
+            "column label")
 
 
 def test_splits_that_are_not_there_or_unknown(tmp_path):
-    refused(lambda: read_csv(make_csv(tmp_path, FOUR.replace("val", "test"))), "no row with split val", "test, train")
+    refused(lambda: read_csv(make_csv(tmp_path, FOUR.replace("val", "test"))), "no row with split val",
+            "test, train")
     text = FOUR.replace("c.png,dog,val", "c.png,dog,valid")
     refused(lambda: read_csv(make_csv(tmp_path, text)), "column split", "iv", "1 rows", "line 4 valid")
 
@@ -250,7 +256,9 @@ def test_classes_that_train_does_not_have(tmp_path):
 def test_the_number_of_classes(tmp_path):
     data = read_folder(make_folder(tmp_path))
     assert check_classes(data, 3, explicit=True) is data
-    refused(lambda: check_classes(data, 5, explicit=True), "found 3 classes (healthy, mild, severe)", "--nb_classes 3")
+    refused(lambda: check_classes(data, 5, explicit=True), "found 3 classes (healthy, mild, "
+                                                           "severe)", "--nb_classes "
+                                                                                                      "3")
     assert "3 classes" in check_classes(data, 8, explicit=False).notes[-1] and data.notes == []
     one = Data(data.table, ["mild"], [])
     refused(lambda: check_classes(one, 1, explicit=True), "at least 2", "mild")
@@ -266,7 +274,8 @@ def test_classes_are_matched_to_a_checkpoint_by_name(tmp_path):
     assert matched.notes[1:] == ["val has no image of moderate", "test has no image of moderate"]
     assert list(data.table["target"][:3]) == [0, 0, 0]  # what was read is left as it was
     assert match_classes(data, data.class_names).notes == []
-    refused(lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, Mild")
+    refused(lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, "
+                                                                                         "Mild")
 
 
 def test_bad_files_stop_the_run_or_are_skipped(tmp_path):
@@ -277,7 +286,8 @@ def test_bad_files_stop_the_run_or_are_skipped(tmp_path):
     os.truncate(cut, os.path.getsize(cut) - 25)
     open(empty, "wb").close()
     known, skipped = ImageFacts(tmp_path / "out" / "known.npy"), str(tmp_path / "out" / "skipped.csv")
-    refused(lambda: check_files(data, "stop", known), "2 of 27", cut, empty, "empty file", "--bad_images skip")
+    refused(lambda: check_files(data, "stop", known), "2 of 27", cut, empty, "empty file",
+            "--bad_images skip")
     kept = check_files(data, "skip", known, skipped)
     gone = data.table["path"].isin([cut, empty])
     assert gone.sum() == 2 and list(kept.table["index"]) == list(data.table["index"][~gone])
@@ -348,7 +358,8 @@ def test_counts_are_a_class_and_a_split(tmp_path):
     picture(f"{root}/test/severe/more.png")
     data = read_folder(root)
     table = counts(data.table, ["severe", "moderate", *data.class_names[:2]])
-    assert list(table.index) == ["severe", "moderate", "healthy", "mild"] and list(table.columns) == list(SPLITS)
+    assert list(table.index) == ["severe", "moderate", "healthy",
+                                 "mild"] and list(table.columns) == list(SPLITS)
     assert table.to_numpy().tolist() == [[3, 3, 4], [0, 0, 0], [3, 3, 3], [3, 3, 3]]
 
 
@@ -376,7 +387,8 @@ def test_patients_are_counted_a_class_and_split():
 
 def test_patients_that_nobody_knows_stand_alone(tmp_path):
     names = ["p1", "NA", "unknown", "nan", "?", "p1", "", "-", "None"]
-    text = "path,label,split,who\n" + "".join(f"{n}.png,{'ab'[n % 2]},{split},{name}\n" for n, name in enumerate(names)
+    text = "path,label,split,who\n" + "".join(f"{n}.png,{'ab'[n % 2]},{split},{name}\n"
+                                              for n, name in enumerate(names)
                                               for split in ("train",))
     text += "".join(f"{split}{label}.png,{label},{split},q\n" for split in ("val", "test") for label in "ab")
     data = read_csv(make_csv(tmp_path, text), patient_col="who")
@@ -384,19 +396,22 @@ def test_patients_that_nobody_knows_stand_alone(tmp_path):
     assert "7 of 13 rows name no patient in column who: each counts for itself" in data.notes[0]
 
 
-@pytest.mark.parametrize(("one", "other", "what"), [("P1", "p1", "value"), ("101", "101.0", "number"), ("7", "007", "number")])
+@pytest.mark.parametrize(("one", "other", "what"),
+                         [("P1", "p1", "value"), ("101", "101.0", "number"), ("7", "007", "number")])
 @pytest.mark.parametrize("column", ["who", "label"])
 def test_two_spellings_of_a_patient_or_class_are_refused(tmp_path, one, other, what, column):
     rows = [{"path": f"{split}{n}.png", "label": label, "split": split, "who": f"x{n}"}
             for split in SPLITS for n, label in enumerate("ab")]
     rows[0][column], rows[1][column] = one, other
     text = "path,label,split,who\n" + "".join(",".join(row.values()) + "\n" for row in rows)
-    with pytest.raises(InputError, match=f"column {column} writes one {what} in two ways: .* and .*; use one"):
+    with pytest.raises(InputError, match=f"column {column} writes one {what} in two ways: .* and .*; use "
+                                         "one"):
         read_csv(make_csv(tmp_path, text), patient_col="who")
 
 
 def test_an_ending_that_the_paths_lack(tmp_path):
-    text = "path,label,split\n" + "".join(f"{split}{label},{label},{split}\n" for split in SPLITS for label in "ab")
+    text = "path,label,split\n" + "".join(f"{split}{label},{label},{split}\n" for split in SPLITS
+                                          for label in "ab")
     file = make_csv(tmp_path, text, pictures=False)
     for split in SPLITS:
         for label in "ab":

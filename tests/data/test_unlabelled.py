@@ -28,16 +28,20 @@ def write(path, text):
 
 def test_a_folder_at_any_depth(folder):
     data = read_unlabelled(str(folder))
-    assert [path.removeprefix(f"{folder}/") for path in data.table["path"]] == ["a.PNG", "b.png", "deep/d.jpg", "deep/er/c.tif"]
+    assert [path.removeprefix(f"{folder}/") for path in data.table["path"]] == ["a.PNG", "b.png",
+                                                                                "deep/d.jpg", "deep/er/c.tif"]
     assert set(data.table["split"]) == {"input"} and list(data.table["index"]) == [0, 1, 2, 3]
     assert len(data.notes) == 1 and "left out 2 files" in data.notes[0] and "notes.txt" in data.notes[0]
 
 
 def test_a_csv_keeps_its_order_and_columns(folder, tmp_path):
-    source = write(tmp_path / "list.csv", "id;image;age;grade\n007;pictures/b.png;61;NA\n008;pictures/a.PNG;;2\n007;"
-                   "pictures/b.png;61;3\n")
+    source = write(
+        tmp_path / "list.csv",
+        "id;image;age;grade\n007;pictures/b.png;61;NA\n008;pictures/a.PNG;;2\n007;pictures/b.png;61;3\n",
+    )
     data = read_unlabelled(source, "image", ("grade",))
-    assert list(data.table["path"]) == [str(tmp_path / "pictures" / name) for name in ("b.png", "a.PNG", "b.png")]
+    assert list(data.table["path"]) == [str(tmp_path / "pictures" / name)
+                                        for name in ("b.png", "a.PNG", "b.png")]
     assert list(data.table["covariate_grade"]) == ["NA", "2", "3"]
     assert "separated by semicolon" in data.notes[0] and "grade is missing in 1 of 3 rows" in data.notes[1]
     answers = pd.DataFrame({"predicted_class": ["x", "y"], "prob_x": [0.7, 0.2]})
@@ -48,9 +52,11 @@ def test_a_csv_keeps_its_order_and_columns(folder, tmp_path):
 
 
 def test_columns_of_an_earlier_output_are_renamed(folder, tmp_path):
-    source = write(tmp_path / "list.csv", "path,predicted_class,input_predicted_class\npictures/b.png,old,older\n")
+    source = write(tmp_path / "list.csv",
+                   "path,predicted_class,input_predicted_class\npictures/b.png,old,older\n")
     table, lines = with_answers(read_unlabelled(source), pd.DataFrame({"predicted_class": ["new"]}))
-    assert table.iloc[0].to_dict() == {"path": str(tmp_path / "pictures/b.png"), "input_predicted_class_": "old",
+    assert table.iloc[0].to_dict() == {"path": str(tmp_path / "pictures/b.png"),
+                                       "input_predicted_class_": "old",
                                        "input_predicted_class": "older", "predicted_class": "new"}
     assert len(lines) == 1 and lines[0].endswith("predicted_class is now input_predicted_class_")
 
@@ -74,7 +80,8 @@ def test_a_wrong_input(folder, tmp_path):
     for source, covariates, says in ((tmp_path / "empty", (), "no image .*left out 1 files"),
                                      (tmp_path / "none", (), "not there"),
                                      (folder / "b.png", (), "is an image: name its folder"),
-                                     (folder, ("eye", "age"), "reads eye, age beside each image: pass a CSV")):
+                                     (folder, ("eye", "age"), "reads eye, age beside each image: pass a "
+                                                              "CSV")):
         with pytest.raises(InputError, match=says):
             read_unlabelled(str(source), "path", covariates)
 
@@ -91,10 +98,19 @@ def test_probabilities_are_scipys_at_a_temperature():
 
 
 def test_thresholds_are_of_the_second_class_before_the_temperature():
-    logits = np.array([[0.0, 1.0], [0.0, 0.2], [0.0, -1.0]])  # probabilities .73, .55, .27; at temperature 4 .56, .51, .44
-    table = class_answers(pd.Series(["x"] * 3), logits, ["no", "yes"], 4.0, {"sensitivity_at_90_specificity": 0.6,
-                                                                            "specificity_at_95_sensitivity": 0.25})
-    assert list(table["called_at_90_specificity"]) == [1, 0, 0] and list(table["called_at_95_sensitivity"]) == [1, 1, 1]
+    # probabilities .73, .55, .27; at temperature 4 .56, .51, .44
+    logits = np.array([[0.0, 1.0], [0.0, 0.2], [0.0, -1.0]])
+    table = class_answers(
+        pd.Series(["x"] * 3),
+        logits,
+        ["no", "yes"],
+        4.0,
+        {"sensitivity_at_90_specificity": 0.6, "specificity_at_95_sensitivity": 0.25},
+    )
+    assert list(table["called_at_90_specificity"]) == [1, 0,
+                                                       0] and list(table["called_at_95_sensitivity"]) == [1,
+                                                                                                          1,
+                                                                                                          1]
     assert table["prob_yes"].round(2).tolist() == [0.56, 0.51, 0.44]
 
 

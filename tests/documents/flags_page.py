@@ -1,4 +1,5 @@
-"""The flags of all programs as a page, from their parsers: docs/flags.md, and docs/zh/flags.md with the texts of flags.json."""
+"""The flags of all programs as a page, from their parsers: docs/flags.md, and docs/zh/flags.md with the texts
+of flags.json."""
 
 import argparse
 import json
@@ -70,7 +71,8 @@ class Row:
 
 
 def groups_of(program: str) -> Iterator[tuple[str, list[argparse.Action]]]:
-    """(title, actions) of each group of a program's help that has any; what has no title is called as the program."""
+    """(title, actions) of each group of a program's help that has any; what has no title is called as the
+    program."""
     for group in PROGRAMS[program]()._action_groups:
         shown = [action for action in group._group_actions
                  if action.help != argparse.SUPPRESS and "--help" not in action.option_strings]
@@ -112,7 +114,8 @@ def anchor(heading: str) -> str:
 
 
 def read_texts() -> dict:
-    """docs/zh/flags.json: {"introduction": …, "programs": …, "groups": …, "flags": …}, the last by the rows' keys."""
+    """docs/zh/flags.json: {"introduction": …, "programs": …, "groups": …, "flags": …}, the last by the rows'
+    keys."""
     return json.loads(TEXTS.read_text(encoding="utf-8"))
 
 
@@ -123,7 +126,8 @@ def page(language: str) -> str:
     introduction = "\n\n".join(texts["introduction"]) if texts else INTRODUCTION
     lines = [f"# {words['title']}", "", introduction, "", *_header(words["programs"])]
     for program, make_parser in PROGRAMS.items():
-        description = texts["programs"][program] if texts else _marked((make_parser().description or "").split("\n")[0])
+        description = texts["programs"][program] if texts else _marked((make_parser().description
+                                                                        or "").split("\n")[0])
         titles = dict.fromkeys(_heading(row.group, texts) for row in all_rows if program in row.actions)
         links = words["comma"].join(f"[{title}](#{anchor(title)})" for title in titles)
         lines.append(f"| `{program}` | {description} | {links} |")
@@ -148,9 +152,11 @@ def _line(row: Row, meaning: str, words: dict) -> str:
     first, *others = row.actions.items()
     default = _default(first[1], words)
     differing = [(program, _default(action, words)) for program, action in others]
-    differing = [f"{short(program)}{words['colon']}{other}" for program, other in differing if other != default]
+    differing = [f"{short(program)}{words['colon']}{other}" for program, other in differing
+                 if other != default]
     choices = words["comma"].join(f"`{choice}`" for choice in first[1].choices or ())
-    cells = (f"`{row.name}`", words["semicolon"].join([default, *differing]), meaning.replace("|", "\\|"), choices,
+    cells = (f"`{row.name}`", words["semicolon"].join([default, *differing]), meaning.replace("|", "\\|"),
+             choices,
              words["comma"].join(map(short, row.actions)))
     return f"| {' | '.join(cells)} |"
 

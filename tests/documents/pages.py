@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CHINESE = {"README.md": "README_zh.md"} | {  # what is only there in English: the layout, and what is made from tests/bad_input
+# what is only there in English: the layout, and what is made from tests/bad_input
+CHINESE = {"README.md": "README_zh.md"} | {
     f"docs/{path.name}": f"docs/zh/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))
     if path.name not in ("design.md", "what_can_go_wrong.md")}
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

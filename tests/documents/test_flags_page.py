@@ -1,4 +1,5 @@
-"""docs/flags.md is what the parsers say, read back from the page; docs/zh/flags.md has a Chinese text for each flag."""
+"""docs/flags.md is what the parsers say, read back from the page; docs/zh/flags.md has a Chinese text for
+each flag."""
 
 import argparse
 import re
@@ -19,7 +20,8 @@ def test_the_page_is_what_would_be_made(language):
 
 
 def test_each_flag_has_a_chinese_text():
-    """docs/zh/flags.json; where programs know a flag differently, `--flag PROGRAM` is the key of the later ones."""
+    """docs/zh/flags.json; where programs know a flag differently, `--flag PROGRAM` is the key of the later
+    ones."""
     keys, texts = [row.key for row in flags_page.rows()], flags_page.read_texts()
     assert len(set(keys)) == len(keys)
     assert not set(keys) - set(texts["flags"]), "flags without a Chinese text"
@@ -30,7 +32,7 @@ def test_each_flag_has_a_chinese_text():
         assert not [key for key, text in texts[kind].items() if not re.search("[一-鿿]", text)]
 
 
-# ---- what the page says, held to the parsers without the code that made it ------------------------------------------
+# ---- what the page says, held to the parsers without the code that made it ---------------------------------
 
 def actions_of(program: str) -> dict[str, dict[str, argparse.Action]]:
     """{group's title: {flag or argument: action}} of a program, hidden flags and --help left out."""
@@ -40,12 +42,14 @@ def actions_of(program: str) -> dict[str, dict[str, argparse.Action]]:
                  for action in group._group_actions
                  if action.help != argparse.SUPPRESS and "--help" not in action.option_strings}
         if shown:
-            found.setdefault(program if group.title in ("positional arguments", "options") else group.title, {}).update(shown)
+            found.setdefault(program if group.title in ("positional arguments", "options") else group.title,
+                             {}).update(shown)
     return found
 
 
 def shown_default(action: argparse.Action) -> str | list[float]:
-    """A flag's default as the English page writes it; numbers as a list, so that 5e-3 and 0.005 are the same."""
+    """A flag's default as the English page writes it; numbers as a list, so that 5e-3 and 0.005 are the
+    same."""
     if action.required and action.nargs != "*":
         return "required"
     if isinstance(action, argparse._StoreTrueAction):
@@ -82,7 +86,8 @@ def of_program(default: str, program: str, first: bool, language: str) -> str:
 @LANGUAGES
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_flags_of_a_program(program, language):
-    """Each flag of the program stands there once as its own, with its default and choices, and no other does."""
+    """Each flag of the program stands there once as its own, with its default and choices, and no other
+    does."""
     name = flags_page.short(program)
     own = [row for row in rows_of(language) if name in row[4]]
     rows = {row[0]: row for row in own}
@@ -98,7 +103,8 @@ def test_flags_of_a_program(program, language):
             assert [float(word) for word in said.split()] == pytest.approx(expected, rel=1e-3), flag
         else:
             assert said == expected, flag
-        assert choices == WORDS[language]["comma"].join(f"`{choice}`" for choice in action.choices or ()), flag
+        assert choices == WORDS[language]["comma"].join(f"`{choice}`" for choice in action.choices
+                                                        or ()), flag
         if language == "en":  # markup aside, the flag's own help
             plain = re.sub(r"\[(\w+\.md)\]\(\1\)", r"docs/\1", meaning).replace("`", "")
             assert plain == action.help.replace("|", "/"), flag
@@ -107,22 +113,25 @@ def test_flags_of_a_program(program, language):
 
 
 def test_groups_are_those_of_the_help():
-    """Under the heading of each of its groups stand the flags of main_finetune.py in the order of its help, and those of
-    main_regression.py; the headings of the page are the groups and nothing else."""
+    """Under the heading of each of its groups stand the flags of main_finetune.py in the order of its help,
+    and those of main_regression.py; the headings of the page are the groups and nothing else."""
     titles = [title for _, title in headings(read("docs/flags.md"))][1:]
     groups = {title for program in PROGRAMS for title in actions_of(program)}
     lowered = {title if title in PROGRAMS else title[0].lower() + title[1:] for title in titles}
     assert lowered <= groups and len(titles) == len(lowered)
     for program in ("main_finetune.py", "main_regression.py"):
         for title, actions in actions_of(program).items():
-            found = [row[0] for row in rows_of("en", title[0].upper() + title[1:]) if flags_page.short(program) in row[4]]
+            found = [row[0] for row in rows_of("en", title[0].upper() + title[1:])
+                     if flags_page.short(program) in row[4]]
             assert sorted(found) == sorted(actions)
             assert program == "main_regression.py" or found == list(actions)
 
 
 def test_defaults_that_differ_are_shown_and_no_other():
     """Against README.md's list of before: the shared flags whose default is another one in a regression."""
-    differing = {row[0]: row[1].split("main_regression: ")[1] for row in rows_of("en") if "main_regression: " in row[1]}
-    assert differing == {"--finetune": "`RETFound_dinov2_meh`", "--crop_scale": "0.8 1", "--batch_size": "64", "--epochs": "30",
+    differing = {row[0]: row[1].split("main_regression: ")[1] for row in rows_of("en")
+                 if "main_regression: " in row[1]}
+    assert differing == {"--finetune": "`RETFound_dinov2_meh`", "--crop_scale": "0.8 1", "--batch_size": "64",
+                         "--epochs": "30",
                          "--accum_iter": "2", "--blr": "0.002", "--warmup_epochs": "5", "--num_workers": "8"}
     assert not [row for row in rows_of("en") if "predict: " in row[1] or "latent_feature: " in row[1]]

@@ -1,4 +1,5 @@
-"""The pages for users say what the programs do: their commands, links, flags, files and messages are held to the code."""
+"""The pages for users say what the programs do: their commands, links, flags, files and messages are held to
+the code."""
 
 import argparse
 import ast
@@ -35,7 +36,7 @@ README, README_ZH = "README.md", CHINESE["README.md"]
 PAGE = pytest.mark.parametrize("page", PAGES)
 
 
-# ---- README.md and the pages behind it ------------------------------------------------------------------------------
+# ---- README.md and the pages behind it ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("page", [README, README_ZH])
 def test_the_readme_is_short(page):
@@ -64,7 +65,7 @@ def test_headings_do_not_skip_a_level(page):
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
 
 
-# ---- weights --------------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("language", weights_table.PAGES)
 def test_table_of_weights_is_what_would_be_made(language):
@@ -77,17 +78,23 @@ def test_table_of_weights(page, heading):
     *rows, timm_row = table_rows(section(heading, read(page)))
     expected = [(row, name) for row in models_vit.BACKBONES for name in row.weights]
     assert len(expected) == len(rows) == 16
-    for (backbone, name), (model, arch, finetune, parameters, source, licence) in zip(expected, rows, strict=True):
-        assert (bare(model), bare(arch), bare(finetune), licence) == (backbone.model, backbone.arch, name, backbone.licence)
+    for (backbone, name), (model, arch, finetune, parameters, source, licence) in zip(expected, rows,
+                                                                                      strict=True):
+        assert (bare(model), bare(arch), bare(finetune), licence) == (backbone.model, backbone.arch, name,
+                                                                      backbone.licence)
         number = re.fullmatch(r"(\d+(?:\.(\d+))?) M", parameters)
         assert round(backbone.parameters / 1e6, len(number[2] or "")) == float(number[1]), name
-        assert (models_vit.HUB_FILES[name][0] in source) if backbone.on_hub else ("hub" not in source.replace("github", ""))
+        assert (
+            (models_vit.HUB_FILES[name][0] in source)
+            if backbone.on_hub
+            else ("hub" not in source.replace("github", ""))
+        )
     assert bare(timm_row[0]) == models_vit.TIMM
     if page == README:
         assert timm_row[5] == models_vit.find_backbone(models_vit.TIMM, "resnet18").licence
 
 
-# ---- links ----------------------------------------------------------------------------------------------------------
+# ---- links -------------------------------------------------------------------------------------------------
 
 @PAGE
 def test_links_lead_somewhere(page):
@@ -110,7 +117,8 @@ def test_pages_that_the_code_names_exist():
     folders = [".", "benchmarks", "examples", "jobs/**", "tests/**", "util/**"]
     sources = [path for folder in folders for ending in ("py", "sh", "ipynb", "toml", "yaml")
                for path in ROOT.glob(f"{folder}/*.{ending}")]
-    named = {name for path in sources for name in re.findall(r"docs/[\w/]+\.(?:md|json|png)", path.read_text(encoding="utf-8"))}
+    named = {name for path in sources for name in re.findall(r"docs/[\w/]+\.(?:md|json|png)",
+                                                             path.read_text(encoding="utf-8"))}
     assert len(named) >= 10
     assert not [name for name in named if not (ROOT / name).is_file()]
 
@@ -120,10 +128,11 @@ def test_pictures_are_small():
     assert pictures and sum(path.stat().st_size for path in pictures) < 300_000
 
 
-# ---- commands -------------------------------------------------------------------------------------------------------
+# ---- commands ----------------------------------------------------------------------------------------------
 
 SCRIPTS = ("train.sh", "eval.sh", "search.sh", "test.sh")
-BATCH = {"examples/slurm/nodes.sh": "train.sh", "examples/slurm/tasks.sh": "main_finetune.py"}  # and what they start
+# and what they start
+BATCH = {"examples/slurm/nodes.sh": "train.sh", "examples/slurm/tasks.sh": "main_finetune.py"}
 OTHERS = ("#", "hf auth login", "python3 -m venv .venv")  # comments, other programs
 
 
@@ -139,8 +148,9 @@ def script_variables(script: str) -> set[str]:
 
 
 def check_command(line: str, whole: bool = True) -> str:
-    """Hold a command to what it starts -> what that is: a program of `PROGRAMS`, a script, or a file. AssertionError where it
-    is unknown, InputError where its parser refuses it. whole: a command without arguments is one, not a program's name."""
+    """Hold a command to what it starts -> what that is: a program of `PROGRAMS`, a script, or a file.
+    AssertionError where it is unknown, InputError where its parser refuses it. whole: a command without
+    arguments is one, not a program's name."""
     words = shlex.split(line.removesuffix(" &"), comments=True)
     if words[0] == "pip" or words[0].endswith("/pip"):
         files = [word for before, word in zip(words, words[1:], strict=False) if before == "-r"]
@@ -149,10 +159,12 @@ def check_command(line: str, whole: bool = True) -> str:
     if words[:2] == ["python", "-c"]:  # the store of several machines: end_to_end/test_nodes.py starts it
         assert words[2].startswith("import signal, torch.distributed"), line
         return "python -c"
-    start = next((number for number, word in enumerate(words) if word.endswith((".py", ".sh")) or word == "-m"), None)
+    start = next((number for number, word in enumerate(words) if word.endswith((".py", ".sh"))
+                  or word == "-m"), None)
     assert start is not None, f"nothing known is started: {line}"
     variables = {word.partition("=")[0] for word in words[:start] if re.match(r"[A-Z_]+=", word)}
-    assert all(word in ("sh", "python", "torchrun", "sbatch", ".venv/bin/python") or "=" in word or word.startswith("--")
+    assert all(word in ("sh", "python", "torchrun", "sbatch", ".venv/bin/python") or "=" in word
+               or word.startswith("--")
                for word in words[:start]), line
     if words[start] == "-m":
         start += 1
@@ -170,7 +182,8 @@ def check_command(line: str, whole: bool = True) -> str:
         parse(name, arguments, line)
     else:  # benchmarks and tests: their flags stand in their source
         source = file if name.startswith("python -m ") else name
-        found = [path for path in (ROOT / source, ROOT / f"{source}.py", ROOT / source / "__main__.py") if path.is_file()]
+        found = [path for path in (ROOT / source, ROOT / f"{source}.py", ROOT / source / "__main__.py")
+                 if path.is_file()]
         for flag in (word for word in arguments if word.startswith("--")):
             assert f'"{flag}"' in found[0].read_text(encoding="utf-8"), line
     return name
@@ -198,7 +211,8 @@ def test_commands_are_understood(page):
 
 def test_there_are_commands_of_every_program():
     lines = [line for page in PAGES for line in shell_lines(read(page))]
-    assert sum("main_finetune.py" in line for line in lines) >= 5 and sum("train.sh" in line for line in lines) >= 5
+    assert sum("main_finetune.py" in line for line in lines) >= 5 and sum("train.sh" in line
+                                                                          for line in lines) >= 5
     started = {check_command(line) for line in lines if not line.startswith(OTHERS)}
     assert {*PROGRAMS, *SCRIPTS} - started <= {"python -m util.demo_data"}
 
@@ -220,10 +234,19 @@ def test_batch_scripts_are_the_files_themselves(page):
 
 
 def test_a_wrong_command_is_found():
-    for line in ("sh train.sh --epoch 3", "python predict.py --resume a.pth --input b", "python -m util.nothing",
-                 "python benchmarks/speed.py --onyl step", "WRONG=1 sh train.sh", "pip install -r no.txt", "make all",
-                 "python compare.py a --metrics f1", "python main_finetune.py --model Dinov3", "sh search.sh --optuna_trial 3",
-                 "sbatch examples/slurm/nodes.sh --epoch 3"):
+    for line in (
+        "sh train.sh --epoch 3",
+        "python predict.py --resume a.pth --input b",
+        "python -m util.nothing",
+        "python benchmarks/speed.py --onyl step",
+        "WRONG=1 sh train.sh",
+        "pip install -r no.txt",
+        "make all",
+        "python compare.py a --metrics f1",
+        "python main_finetune.py --model Dinov3",
+        "sh search.sh --optuna_trial 3",
+        "sbatch examples/slurm/nodes.sh --epoch 3",
+    ):
         with pytest.raises((AssertionError, InputError)):
             check_command(line)
 
@@ -237,12 +260,14 @@ def test_variables_of_the_scripts_are_explained(script, pages, folder):
     assert not missing, script
 
 
-# ---- flags ----------------------------------------------------------------------------------------------------------
+# ---- flags -------------------------------------------------------------------------------------------------
 
 @PAGE
 def test_flags_named_in_the_text_exist(page):
-    """Flags of other programs (pip, torchrun, git …) stand in commands alone, which have tests of their own."""
-    known = {option for parser in PROGRAMS.values() for action in parser()._actions for option in action.option_strings}
+    """Flags of other programs (pip, torchrun, git …) stand in commands alone, which have tests of their
+    own."""
+    known = {option for parser in PROGRAMS.values() for action in parser()._actions
+             for option in action.option_strings}
     text = without_blocks(read(page))
     for command in inline_commands(text):
         text = text.replace(f"`{command}`", "")
@@ -251,7 +276,7 @@ def test_flags_named_in_the_text_exist(page):
     assert not named - known
 
 
-# ---- what is written, what is said ----------------------------------------------------------------------------------
+# ---- what is written, what is said -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("page", ["docs/outputs.md", CHINESE["docs/outputs.md"]])
 def test_columns_of_the_metrics_files(page):
@@ -267,15 +292,18 @@ def literals() -> list[str]:
     for path in [*ROOT.glob("*.py"), *ROOT.glob("jobs/**/*.py"), *ROOT.glob("util/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "…"
+                                     for part in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     for path in [*ROOT.glob("*.sh"), *ROOT.glob("util/*.sh")]:
-        texts += [re.sub(r"\$\w+|\$\{[^}]*\}", "…", text) for text in re.findall(r'"([^"\n]*)"', path.read_text())]
+        texts += [re.sub(r"\$\w+|\$\{[^}]*\}", "…", text)
+                  for text in re.findall(r'"([^"\n]*)"', path.read_text())]
     return [re.sub("…+", "…", text) for text in texts]
 
 
-@pytest.mark.parametrize(("page", "heading"), [("docs/errors.md", "Messages"), (CHINESE["docs/errors.md"], "信息")])
+@pytest.mark.parametrize(("page", "heading"),
+                         [("docs/errors.md", "Messages"), (CHINESE["docs/errors.md"], "信息")])
 def test_quoted_messages_are_the_programs_own(page, heading):
     rows = [row for row in table_rows(section(heading, read(page))) if row[0].startswith("`")]
     assert len(rows) >= 20
@@ -295,19 +323,22 @@ def test_exit_codes(page):
 @pytest.mark.parametrize("page", ["docs/outputs.md", CHINESE["docs/outputs.md"]])
 def test_files_that_are_named_are_written(page):
     """Each file of the table has its name, or the parts of it, in the source."""
-    patterns = [re.compile(".+".join(map(re.escape, text.split("…")))) for text in set(literals()) if len(text) < 60]
-    names = {bare(name) for row in table_rows(read(page)) for name in row[0].split(", ") if re.search(r"\.\w+`$", name)}
+    patterns = [re.compile(".+".join(map(re.escape, text.split("…")))) for text in set(literals())
+                if len(text) < 60]
+    names = {bare(name) for row in table_rows(read(page)) for name in row[0].split(", ")
+             if re.search(r"\.\w+`$", name)}
     assert len(names) >= 20
     for name in names:
         assert any(pattern.fullmatch(name) for pattern in patterns if len(pattern.pattern) > 6), name
 
 
-# ---- the pages in Chinese -------------------------------------------------------------------------------------------
+# ---- the pages in Chinese ----------------------------------------------------------------------------------
 
 def code_of(text: str) -> list[list[str]]:
     """The lines of every fenced block, without comments and drawings of folders."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S)
-    return [[line.split(" #")[0].rstrip() for line in block.split("\n")] for block in blocks if "──" not in block]
+    return [[line.split(" #")[0].rstrip() for line in block.split("\n")] for block in blocks
+            if "──" not in block]
 
 
 def in_english(cell: str) -> str:

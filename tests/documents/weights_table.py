@@ -14,7 +14,8 @@ PUBLISHERS = {
 WORDS = {
     "en": {"header": ("Parameters", "Weights come from", "Licence of the weights"), "hub": "hub: ",
            "file": "a file that you fetch: ", "same": "as above", "any": "any name that timm knows",
-           "or nothing": "a file, or nothing", "own page": "that model's own page", "card": "see timm's model card"},
+           "or nothing": "a file, or nothing", "own page": "that model's own page", "card": "see timm's "
+                                                                                            "model card"},
     "zh": {"header": ("参数量", "权重来源", "权重的许可"), "hub": "hub：", "file": "自行获取的文件：", "same": "同上",
            "any": "timm 认识的任何名称", "or nothing": "一个文件，或不给", "own page": "该模型自己的页面",
            "card": "见 timm 的模型卡"},
@@ -35,9 +36,11 @@ def table(language: str) -> str:
             else:
                 source = words["file"] + PUBLISHERS[backbone.model]
                 named.add(backbone.model)
-            lines.append((f"`{backbone.model}`", f"`{backbone.arch}`", f"`{name}`", millions(backbone.parameters), source,
+            lines.append((f"`{backbone.model}`", f"`{backbone.arch}`", f"`{name}`",
+                          millions(backbone.parameters), source,
                           backbone.licence))
-    lines.append((f"`{models_vit.TIMM}`", words["any"], words["or nothing"], "–", words["own page"], words["card"]))
+    lines.append((f"`{models_vit.TIMM}`", words["any"], words["or nothing"], "–", words["own page"],
+                  words["card"]))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

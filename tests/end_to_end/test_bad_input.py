@@ -1,4 +1,5 @@
-"""Every case of the table in tests/bad_input: one clear line with the remedy, or a counted skip, or it simply works."""
+"""Every case of the table in tests/bad_input: one clear line with the remedy, or a counted skip, or it simply
+works."""
 
 import os
 import resource
@@ -42,7 +43,8 @@ def place(kit, request):
 
 @pytest.fixture
 def bounded(monkeypatch):
-    """A case that would fill the machine's memory fails instead; a database that can't be opened is not tried for long."""
+    """A case that would fill the machine's memory fails instead; a database that can't be opened is not tried
+    for long."""
     monkeypatch.setattr(optuna_study, "OPENING_TRIES", 1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -66,7 +68,8 @@ LONG, ODD = "x" * 3000, "\udcff\n\x1b[31m"  # no file, no name of anything
 
 def odd_words(program: str):
     """(flag, words) of a program's flags, each with values that its parser may take and nobody means."""
-    known = set() if program == "main_finetune.py" else {flag for flag, _ in flags.flags_of("main_finetune.py")}
+    known = set() if program == "main_finetune.py" else {flag
+                                                         for flag, _ in flags.flags_of("main_finetune.py")}
     for flag, action in flags.flags_of(program):
         if flag in known or flag in ("--finetune", "--device", "--dist_url"):
             continue
@@ -75,16 +78,19 @@ def odd_words(program: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py"])
+@pytest.mark.parametrize("program", ["main_finetune.py", "main_regression.py", "predict.py",
+                                     "latent_feature.py"])
 def test_no_value_of_a_flag_ends_in_a_traceback(program, kit, place, bounded, monkeypatch):
     """Also of flags that will be: whatever a parser lets through is refused in a line, or does no harm."""
     monkeypatch.chdir(place.folder)
     place.data()
     place.some_pictures()
-    ends = {"main_finetune.py": train(place, "--data_path", "data"), "predict.py": predicting(place, "pictures"),
+    ends = {"main_finetune.py": train(place, "--data_path", "data"),
+            "predict.py": predicting(place, "pictures"),
             "main_regression.py": train(place, "--csv_file", kit.csv, "--targets", "depth", "--finetune", ""),
             "latent_feature.py": flags.DATA_FREE["latent_feature.py"]}
     for flag, words in odd_words(program):
         ended = started(program, [*ends[program], flag, *words])
         assert ended.code in (0, 1, 2) and "Traceback" not in ended.err, (flag, words[0][:40], ended)
-        assert ended.code == 0 or ended.err.startswith("error: ") and ended.err.count("\n") == 1, (flag, ended.err)
+        assert ended.code == 0 or ended.err.startswith("error: ") and ended.err.count("\n") == 1, (flag,
+                                                                                                   ended.err)

@@ -1,4 +1,5 @@
-"""Trainings that are killed and started again end with the bits of undisturbed ones (benchmarks/chaos.py kills more often)."""
+"""Trainings that are killed and started again end with the bits of undisturbed ones (benchmarks/chaos.py
+kills more often)."""
 
 import random
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 
 from benchmarks.chaos import Tally, Training, differences, one_round, torn, undisturbed, write_pictures
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the processes in Linux's /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the processes in "
+                                                                             "Linux's /proc")
 
 
 @pytest.mark.slow

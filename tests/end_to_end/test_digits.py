@@ -1,4 +1,5 @@
-"""Images that nobody here drew: scikit-learn's handwritten digits, a small vision transformer from scratch."""
+"""Images that nobody here drew: scikit-learn's handwritten digits, a small vision transformer from
+scratch."""
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,12 @@ def write_digits(folder):
 @pytest.mark.slow
 def test_digits_are_learned(tmp_path):
     data = write_digits(tmp_path / "digits")
-    run = start_process("--model", "timm", "--model_arch", "test_vit", "--input_size", 64, "--nb_classes", 10, "--epochs", 90,
-                        "--batch_size", 16, "--lr", 1e-3, "--warmup_epochs", 5, "--layer_decay", 1, "--drop_path", 0,
-                        "--aa", "none", "--reprob", 0, "--crop_scale", 0.7, 1, "--hflip", 0, "--precision", "fp32",
+    run = start_process("--model", "timm", "--model_arch", "test_vit", "--input_size", 64, "--nb_classes", 10,
+                        "--epochs", 90,
+                        "--batch_size", 16, "--lr", 1e-3, "--warmup_epochs", 5, "--layer_decay", 1,
+                        "--drop_path", 0,
+                        "--aa", "none", "--reprob", 0, "--crop_scale", 0.7, 1, "--hflip", 0, "--precision",
+                        "fp32",
                         "--num_workers", 0, "--device", "cpu", "--task", "digits", "--data_path", data,
                         folder=tmp_path, timeout=900)
     assert run.returncode == 0, run.stderr

@@ -1,7 +1,7 @@
 """What an earlier version wrote keeps its values: run folders of commit 1e6919a (tests/fixtures/earlier).
 
-How images are read, trained on and scored may get new defaults and new options. What lies in these folders was made
-without them, and has to be read, scored, resumed, reported and compared as it was.
+How images are read, trained on and scored may get new defaults and new options. What lies in these folders
+was made without them, and has to be read, scored, resumed, reported and compared as it was.
 """
 
 import importlib
@@ -32,8 +32,8 @@ COMMANDS = json.loads((FIXTURES / "commands.json").read_text())
 def earlier(tmp_path, monkeypatch):
     """The fixtures with their checkpoints unpacked, in the current folder.
 
-    A checkpoint's data_fingerprint is made of the names below the images' folder, labels, splits and file sizes. Dates and
-    the folder's place are not in it, so that a copy has the same.
+    A checkpoint's data_fingerprint is made of the names below the images' folder, labels, splits and file
+    sizes. Dates and the folder's place are not in it, so that a copy has the same.
     """
     for name in ("images", "output_dir"):
         shutil.copytree(FIXTURES / name, tmp_path / name)
@@ -59,7 +59,8 @@ def same_table(found: Path, expected: Path, atol: float) -> None:
             assert list(one[name].fillna("")) == list(two[name].fillna("")), name
 
 
-# Nobody told in which order fine, middle and rough stand: since util/metrics/class_order.py these figures are left out.
+# Nobody told in which order fine, middle and rough stand: since util/metrics/class_order.py these figures are
+# left out.
 LEFT_OUT = ("qwk", "mae_grades")
 
 
@@ -103,7 +104,8 @@ def test_wide_images_as_then(earlier):
 
 @pytest.mark.parametrize("name", originals.ORIGINALS)
 def test_the_original_scripts_form_as_then(earlier, name):
-    """A dict of "model", "epoch" and "args" (a Namespace), whose classes have no names and whose images are decoded whole."""
+    """A dict of "model", "epoch" and "args" (a Namespace), whose classes have no names and whose images are
+    decoded whole."""
     originals.use(name, Path("used"))
     same_values(Path("used", f"original_{name}"), EXPECTED / f"original_{name}")
 
@@ -136,7 +138,8 @@ def test_a_finished_run_is_complete(earlier, capsys, task):
 
 @pytest.fixture
 def one_thread():
-    """As the fixtures were trained: sums in another order move a logit by 0.002 in three epochs of this high rate."""
+    """As the fixtures were trained: sums in another order move a logit by 0.002 in three epochs of this high
+    rate."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -144,7 +147,8 @@ def one_thread():
 
 
 def test_a_cut_run_ends_as_it_would_have(earlier, capsys, one_thread):
-    """`cut` is the run `cnn`, ended in its second epoch: it is resumed with the options and reading that it began with."""
+    """`cut` is the run `cnn`, ended in its second epoch: it is resumed with the options and reading that it
+    began with."""
     assert "resumed at epoch 1" in resume_same(COMMANDS["cut"], capsys)
     cut, whole = Path("output_dir/cut"), FIXTURES / "output_dir/cnn"
     for name in ("metrics_val.csv", "metrics_test.csv"):
@@ -161,7 +165,8 @@ def test_a_cut_run_of_the_second_generation_ends_as_it_would_have(earlier, capsy
     shutil.copytree(second / "output_dir/cut", cut)
     packed = cut / f"{make.LAST}.xz"
     packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
-    assert "resumed at epoch 1" in resume_same(json.loads((second / "commands.json").read_text())["cut"], capsys)
+    assert "resumed at epoch 1" in resume_same(json.loads((second / "commands.json").read_text())["cut"],
+                                               capsys)
     for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv"):
         same_table(cut / name, second / "expected" / name, 1e-3)
     same_metrics(cut / "metrics_test.json", second / "expected/metrics_test.json", 1e-3)
@@ -172,11 +177,13 @@ def test_in_the_order_that_was_assumed_figures_of_grades_are_as_then():
         table = read_predictions(FIXTURES / "output_dir" / task / "predictions_test.csv")
         figures, _ = classification_metrics(table, ["fine", "middle", "rough"])
         then = json.loads((FIXTURES / "output_dir" / task / "metrics_test.json").read_text())
-        assert {name: figures[name] for name in LEFT_OUT} == pytest.approx({name: then[name]["value"] for name in LEFT_OUT})
+        assert {name: figures[name] for name in LEFT_OUT} == pytest.approx({name: then[name]["value"]
+                                                                            for name in LEFT_OUT})
 
 
 def test_images_are_as_large_as_they_were_recorded(earlier):
-    """--resume same compares file sizes: after a checkout that rewrites files (line ends) it would see other data."""
+    """--resume same compares file sizes: after a checkout that rewrites files (line ends) it would see other
+    data."""
     sizes = json.loads((FIXTURES / "sizes.json").read_text())
     assert {path.as_posix(): path.stat().st_size for path in Path("images").rglob("*.*")} == sizes
 

@@ -1,4 +1,5 @@
-"""What a machine does to a run: each fault is one line, or nothing at all. What needs root (mounts) is left out elsewhere."""
+"""What a machine does to a run: each fault is one line, or nothing at all. What needs root (mounts) is left
+out elsewhere."""
 
 import json
 import os
@@ -46,11 +47,14 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the loader's processes in Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the loader's processes in "
+                                                                 "Linux's /proc")
 def test_a_loader_process_killed_for_memory(tmp_path, pictures):
     words = [*SMALL, "--num_workers", 1, "--epochs", 500, "--data_path", pictures, "--task", "x"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)], cwd=tmp_path, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)],
+                               cwd=tmp_path, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
     try:
         log, ends_at = tmp_path / "output_dir/x/log.txt", time.monotonic() + 150
         while not log.exists() or not children_of(process.pid):
@@ -63,13 +67,29 @@ def test_a_loader_process_killed_for_memory(tmp_path, pictures):
         process.kill()
         process.communicate()
     line = one_error(err)
-    assert process.returncode == 1 and "memory is full" in line and "--num_workers" in line and "start again" in line
+    assert (
+        process.returncode == 1
+        and "memory is full" in line
+        and "--num_workers" in line
+        and "start again" in line
+    )
 
 
 @needs_mounts
 def test_a_small_shared_memory(tmp_path, pictures):
-    run = through_shell('exec unshare -m sh -c \'mount -t tmpfs -o size=60k none /dev/shm && exec "$@"\' sh "$@"', *SMALL,
-                        "--num_workers", 1, "--input_size", 160, "--data_path", pictures, "--task", "x", folder=tmp_path)
+    run = through_shell(
+        'exec unshare -m sh -c \'mount -t tmpfs -o size=60k none /dev/shm && exec "$@"\' sh "$@"',
+        *SMALL,
+        "--num_workers",
+        1,
+        "--input_size",
+        160,
+        "--data_path",
+        pictures,
+        "--task",
+        "x",
+        folder=tmp_path,
+    )
     line = one_error(run.stderr)
     assert run.returncode == 1 and "/dev/shm" in line and "--num_workers 0" in line and "--shm-size" in line
 
@@ -84,18 +104,22 @@ def test_a_name_in_another_script_in_data_that_cannot_be_written(tmp_path, pictu
     there = sorted(path for path in home.rglob("*"))
     text = 'exec "$@"'
     if HAS_MOUNTS:
-        text = "exec unshare -m sh -c 'mount --bind Bilder Bilder && mount -o remount,ro,bind Bilder && exec \"$@\"' sh \"$@\""
+        text = 'exec unshare -m sh -c \'mount --bind Bilder Bilder && mount -o remount,ro,bind Bilder && exec "$@"\' sh "$@"'
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run = through_shell(text, *SMALL, "--data_path", "Bilder", "--task", "läuft", "--output_dir", "Ausgäng", "--log_dir", "Lög",
+    run = through_shell(text, *SMALL, "--data_path", "Bilder", "--task", "läuft", "--output_dir", "Ausgäng",
+                        "--log_dir", "Lög",
                         "--image_cache", "Zwischenlöger", "--bad_images", "skip", folder=home, **ascii_alone)
     assert run.returncode == 0, run.stderr
     assert "gesünd" in run.stdout and "Ausgäng/läuft" in run.stdout
     results = home / "Ausgäng/läuft"
     assert "gesünd" in (results / "predictions_test.csv").read_text(encoding="utf-8")
-    assert "gesünd" in (results / "report.html").read_text(encoding="utf-8") and list((home / "Lög/läuft").iterdir())
+    assert "gesünd" in (results / "report.html").read_text(encoding="utf-8") and list(
+        (home / "Lög/läuft").iterdir()
+    )
     assert sorted(path for path in home.rglob("*") if path.is_relative_to(home / "Bilder")) == [
         path for path in there if path.is_relative_to(home / "Bilder")]
-    run = through_shell('exec "$@"', *SMALL, "--eval", "--resume", "Ausgäng/läuft/checkpoint-best.pth", "--data_path", "Bilder",
+    run = through_shell('exec "$@"', *SMALL, "--eval", "--resume", "Ausgäng/läuft/checkpoint-best.pth",
+                        "--data_path", "Bilder",
                         "--task", "nochmal", folder=home, **ascii_alone)
     assert run.returncode == 0, run.stderr
     figures = [json.loads(path.read_text(encoding="utf-8")) for path in (
@@ -113,15 +137,18 @@ def test_a_clock_that_jumps(start, tmp_path, monkeypatch, pictures):
     words = ["--image_cache", "kept", "--task", "x"]
     code, out, err = start(*words, data=data)
     assert code == 0, err
-    assert all(json.loads(line)["seconds"] >= 0 for line in (tmp_path / "output_dir/x/log.txt").read_text().splitlines())
-    (kept,) = [path for path in Path("kept").rglob("*") if path.is_file() and path.stat().st_size > 10_000][:1]
+    assert all(json.loads(line)["seconds"] >= 0
+               for line in (tmp_path / "output_dir/x/log.txt").read_text().splitlines())
+    (kept,) = [path for path in Path("kept").rglob("*") if path.is_file()
+               and path.stat().st_size > 10_000][:1]
     before = kept.stat().st_mtime_ns
     code, out, err = start(*words, "--epochs", 3, "--resume", "auto", data=data)
     assert code == 0 and "resumed at epoch 2" in out, err
     assert kept.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("text, code", [('"$@" | head -n 1', 0), ('"$@" <&- >&- 2>&-', 0)], ids=["head", "closed"])
+@pytest.mark.parametrize("text, code", [('"$@" | head -n 1', 0), ('"$@" <&- >&- 2>&-', 0)],
+                         ids=["head", "closed"])
 def test_output_that_nobody_reads(tmp_path, pictures, text, code):
     """A closed stream is no error; a closed pipe is one line, and never a traceback."""
     run = through_shell(text, *SMALL, "--epochs", 1, "--data_path", pictures, "--task", "x", folder=tmp_path)
@@ -138,15 +165,18 @@ def test_output_that_nobody_reads(tmp_path, pictures, text, code):
 
 SAID = {
     "DataLoader worker (pid 71) is killed by signal: Killed. ": "memory is full",
-    "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared "
-    "memory. Please try to raise your shared memory limit.": "/dev/shm",
-    "Caught RuntimeError in DataLoader worker process 0.\nunable to write to file </torch_71_3>: No space left on device (28)":
+    "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are "
+    "out of shared memory. Please try to raise your shared memory limit.": "/dev/shm",
+    "Caught RuntimeError in DataLoader worker process 0.\nunable to write to file </torch_71_3>: No space "
+    "left on device (28)":
         "/dev/shm",
-    "unable to allocate shared memory(shm) for file </torch_71_3>: Resource temporarily unavailable (11)": "/dev/shm",
+    "unable to allocate shared memory(shm) for file </torch_71_3>: Resource temporarily unavailable "
+    "(11)": "/dev/shm",
     "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "--num_workers",
     "DataLoader worker (pid 71) is killed by signal: Segmentation fault. ": "(Segmentation fault)",
     "received 0 items of ancdata": "ulimit -n",
-    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.":
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+    "allocate 7 bytes.":
         "--batch_size",
 }
 
@@ -159,7 +189,9 @@ def test_known_messages(text, part):
 
 def test_other_errors_stay_what_they_are():
     assert machine_faults.explain(MemoryError()) == machine_faults.MEMORY
-    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FileNotFoundError(2, "No such file", "x.png")):
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FileNotFoundError(2, "No such "
+                                                                                                  "file",
+                                                                                               "x.png")):
         assert machine_faults.explain(error) is None
         with pytest.raises(type(error)), machine_faults.explained():
             raise error
@@ -177,10 +209,14 @@ def test_a_loader_process_that_ends_while_a_file_is_written():
 
 
 def test_an_automatic_batch_of_two_processes(tmp_path, pictures):
-    """--batch_size auto: all processes take the same, and --resume goes on with it on another number of them."""
+    """--batch_size auto: all processes take the same, and --resume goes on with it on another number of
+    them."""
     words = [*SMALL, "--batch_size", "auto", "--data_path", pictures, "--task", "x"]
     run = start_process(*words, folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
-    assert "--batch_size auto is 16" in run.stdout and "batch 16 x accumulation 1 x 2 processes = 32" in run.stdout
+    assert (
+        "--batch_size auto is 16" in run.stdout
+        and "batch 16 x accumulation 1 x 2 processes = 32" in run.stdout
+    )
     run = start_process(*words, "--epochs", 3, "--resume", "auto", folder=tmp_path, OMP_NUM_THREADS="1")
     assert run.returncode == 0 and "batch 16 x accumulation 1 x 1 process = 16" in run.stdout, run.stderr

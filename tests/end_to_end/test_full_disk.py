@@ -1,6 +1,8 @@
-"""A disk that is full, over quota, read-only or gone: one line, exit code 1, and the run goes on to the same bits.
+"""A disk that is full, over quota, read-only or gone: one line, exit code 1, and the run goes on to the same
+bits.
 
-The disk is a tmpfs of its own, which is filled (or covered) at a chosen moment of a run; what then fails is the real write.
+The disk is a tmpfs of its own, which is filled (or covered) at a chosen moment of a run; what then fails is
+the real write.
 """
 
 import errno
@@ -37,7 +39,8 @@ def uncut(pictures, tmp_path_factory):
     import main_finetune
 
     folder = tmp_path_factory.mktemp("uncut")
-    words = [*SMALL, "--epochs", EPOCHS, "--data_path", pictures, "--task", "t", "--output_dir", folder / "out", "--log_dir",
+    words = [*SMALL, "--epochs", EPOCHS, "--data_path", pictures, "--task", "t", "--output_dir",
+             folder / "out", "--log_dir",
              folder / "logs"]
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
@@ -71,12 +74,14 @@ def assert_like(folder, uncut):
         ours, theirs = (torch.load(place / "out/t" / name, weights_only=True) for place in (folder, uncut))
         assert ours["epoch"] == theirs["epoch"]
         assert all(torch.equal(tensor, ours["model"][key]) for key, tensor in theirs["model"].items())
-    for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv", "metrics_test.json"):
+    for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv",
+                 "metrics_test.json"):
         assert (folder / "out/t" / name).read_text() == (uncut / "out/t" / name).read_text(), name
     log = [[{**json.loads(line), "seconds": 0} for line in (place / "out/t/log.txt").read_text().splitlines()]
            for place in (folder, uncut)]
     assert log[0] == log[1] and len(log[0]) == EPOCHS
-    assert {path.name for path in (uncut / "out/t").iterdir()} <= {path.name for path in (folder / "out/t").iterdir()}
+    assert {path.name for path in (uncut / "out/t").iterdir()} <= {path.name
+                                                                   for path in (folder / "out/t").iterdir()}
     events = [EventAccumulator(str(place / "logs/t")).Reload() for place in (folder, uncut)]
     for tag in events[1].Tags()["scalars"]:
         a, b = ([(event.step, event.value) for event in one.Scalars(tag)] for one in events)
@@ -84,7 +89,8 @@ def assert_like(folder, uncut):
 
 
 CASES = {
-    # what fails: (owner, name, which call, chosen by, how many bytes are left then, epochs that the last checkpoint has)
+    # what fails: (owner, name, which call, chosen by, how many bytes are left then, epochs that the last
+    # checkpoint has)
     "a table": (RunFolder, "add_evaluation", 2, None, 0, 1),
     "the last checkpoint": (checkpoint, "write", 2, named(checkpoint.LAST), MIB, 1),
     "the best checkpoint": (checkpoint, "write", 1, named(checkpoint.BEST), MIB // 2, 1),
@@ -97,7 +103,8 @@ CASES = {
 def test_a_full_disk(start, small_disk, uncut, monkeypatch, case):  # noqa: F811
     owner, name, number, chosen, left, epochs = CASES[case]
     there = small_disk(ROOM)
-    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir", there.path / "logs"]
+    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir",
+             there.path / "logs"]
     with monkeypatch.context() as patch:
         when(patch, owner, name, number, lambda: there.fill(left), chosen or (lambda words: True))
         code, _, err = start(*words)
@@ -113,7 +120,8 @@ def test_a_full_disk(start, small_disk, uncut, monkeypatch, case):  # noqa: F811
 
 def test_a_quota(start, tmp_path, uncut, monkeypatch):
     """log.txt is over it in the second epoch: the row that is there in part is taken back."""
-    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", tmp_path / "out", "--log_dir", tmp_path / "logs"]
+    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", tmp_path / "out", "--log_dir",
+             tmp_path / "logs"]
     calls = []
 
     def over(file):
@@ -124,19 +132,29 @@ def test_a_quota(start, tmp_path, uncut, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(disk.os, "fsync", over)
         code, _, err = start(*words)
-    assert code == 1 and err.count("\n") == 1 and "log.txt can't be written (Disk quota exceeded)" in err and "make room" in err
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "out/t/log.txt").read_text().splitlines()] == [0]
+    assert (
+        code == 1
+        and err.count("\n") == 1
+        and "log.txt can't be written (Disk quota exceeded)" in err
+        and "make room" in err
+    )
+    assert [json.loads(line)["epoch"] for line in (tmp_path
+                                                   / "out/t/log.txt").read_text().splitlines()] == [0]
     code, _, err = start(*words, "--resume", "auto")
     assert code == 0, err
     assert_like(tmp_path, uncut)
 
 
-@pytest.mark.parametrize("fault, says", [("make_read_only", "Read-only file system.*make the folder writable"),
-                                         ("cover", "is gone .another folder stands in its place.: bring it back")])
-def test_a_folder_that_can_no_more_be_written(start, small_disk, uncut, monkeypatch, fault, says):  # noqa: F811
+@pytest.mark.parametrize("fault, says", [("make_read_only", "Read-only file system.*make the folder "
+                                                            "writable"),
+                                         ("cover", "is gone .another folder stands in its place.: bring it "
+                                                   "back")])
+def test_a_folder_that_can_no_more_be_written(start, small_disk, uncut,  # noqa: F811
+                                              monkeypatch, fault, says):
     there = small_disk(ROOM)
     folder = there.path / "out/t"
-    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir", there.path / "logs"]
+    words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir",
+             there.path / "logs"]
     with monkeypatch.context() as patch:
         when(patch, train, "keep_last", 2, lambda: getattr(there, fault)(folder))
         code, _, err = start(*words)
@@ -173,8 +191,11 @@ def test_room_is_asked_for_at_the_start(start, small_disk, tmp_path):  # noqa: F
     there.fill(12 * MIB)
     code, out, err = start(*words, "t")
     assert code == 2 and err.count("\n") == 1 and "epoch 0" not in out
-    free, needs = re.search(r"disk/t is on a disk with ([\d.]+) MiB free, and this run needs ([\d.]+) MiB \(", err).groups()
-    assert 11 < float(free) <= 12 and 15 < float(needs) < 18 and "name another folder with --output_dir" in err
+    free, needs = re.search(r"disk/t is on a disk with ([\d.]+) MiB free, and this run needs ([\d.]+) MiB \(",
+                            err).groups()
+    assert (
+        11 < float(free) <= 12 and 15 < float(needs) < 18 and "name another folder with --output_dir" in err
+    )
     code, out, _ = start(*words, "t", "--dry_run")
     assert code == 0 and f"disk       about {needs} MiB (" in out and "too little here" in out
     assert start(*words, "t", "--no_savemodel")[0] == 0
@@ -187,7 +208,8 @@ def test_room_is_asked_for_at_the_start(start, small_disk, tmp_path):  # noqa: F
 
 def test_an_evaluation_on_a_full_disk(start, small_disk, uncut, monkeypatch):  # noqa: F811
     there = small_disk(4)
-    words = ["--task", "e", "--eval", "--resume", uncut / "out/t" / checkpoint.BEST, "--output_dir", there.path]
+    words = ["--task", "e", "--eval", "--resume", uncut / "out/t" / checkpoint.BEST, "--output_dir",
+             there.path]
     with monkeypatch.context() as patch:
         when(patch, RunFolder, "add_evaluation", 1, there.fill)
         code, _, err = start(*words)
@@ -199,7 +221,8 @@ def test_an_evaluation_on_a_full_disk(start, small_disk, uncut, monkeypatch):  #
 
 def test_a_probe(start, small_disk, tmp_path, monkeypatch):  # noqa: F811
     there = small_disk(ROOM)
-    words = ["--task", "p", "--adaptation", "lp", "--epochs", 3, "--output_dir", there.path, "--log_dir", tmp_path / "logs"]
+    words = ["--task", "p", "--adaptation", "lp", "--epochs", 3, "--output_dir", there.path, "--log_dir",
+             tmp_path / "logs"]
     with monkeypatch.context() as patch:
         when(patch, checkpoint, "write", 1, lambda: there.fill(MIB), named(checkpoint.LAST))
         code, _, err = start(*words)
@@ -212,12 +235,15 @@ def test_a_probe(start, small_disk, tmp_path, monkeypatch):  # noqa: F811
 
 def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
     there = small_disk(24)
-    words = ["--task", "s", "--optuna_epochs", 1, "--optuna_trials", 1, "--output_dir", there.path, "--log_dir",
+    words = ["--task", "s", "--optuna_epochs", 1, "--optuna_trials", 1, "--output_dir", there.path,
+             "--log_dir",
              there.path / "logs"]
     with monkeypatch.context() as patch:
         when(patch, optuna_study, "write_results", 1, there.fill)
         code, _, err = predict(*words)
-    assert code == 1 and err.count("\n") == 1 and "No space left on device" in err and "--optuna_resume" in err, err
+    assert (
+        code == 1 and err.count("\n") == 1 and "No space left on device" in err and "--optuna_resume" in err
+    ), err
     there.mend(there.path)
     code, _, err = predict(*words, "--optuna_resume")
     assert code == 0, err
@@ -227,8 +253,10 @@ def test_a_search(predict, small_disk, monkeypatch):  # noqa: F811
 @pytest.mark.slow
 def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
     there = small_disk(ROOM)
-    command = [sys.executable, ROOT / "util/parallel/torchrun.py", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1,
-               ROOT / "main_finetune.py", *SMALL, "--epochs", 500, "--batch_size", 4, "--data_path", pictures, "--task", "t",
+    command = [sys.executable, ROOT / "util/parallel/torchrun.py", "--standalone", "--nproc_per_node", 2,
+               "--max-restarts", 1,
+               ROOT / "main_finetune.py", *SMALL, "--epochs", 500, "--batch_size", 4, "--data_path", pictures,
+               "--task", "t",
                "--output_dir", there.path, "--log_dir", there.path / "logs"]
     process = subprocess.Popen(list(map(str, command)), cwd=there.path, text=True, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -251,19 +279,22 @@ def test_two_processes_end_together(small_disk, pictures):  # noqa: F811
 
 
 def test_output_into_a_file_on_a_full_disk(small_disk):  # noqa: F811
-    program = ("import sys\nfrom util.parallel.processes import World\nfrom util.core.ending import exit_code_of\n"
-               "sys.exit(exit_code_of(lambda _: World().say('a line of a run')))")
+    program = ("import sys\nfrom util.parallel.processes import World\nfrom util.core.ending import "
+               "exit_code_of\nsys.exit(exit_code_of(lambda _: World().say('a line of a run')))")
     there = small_disk(1)
     there.fill()
     with open(there.path / "out.txt", "w") as output:
-        run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=subprocess.PIPE,
+                             text=True)
     assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
-    assert run.stderr.startswith("error: standard output can't be written (No space left on device): what was saved before")
+    assert run.stderr.startswith("error: standard output can't be written (No space left on device): what "
+                                 "was saved before")
 
 
 def test_a_journal_is_cut_to_whole_lines(small_disk):  # noqa: F811
     there = small_disk(1)
-    study = optuna.create_study(storage=optuna_study.open_storage(str(there.path / "journal")), study_name="s")
+    study = optuna.create_study(storage=optuna_study.open_storage(str(there.path / "journal")),
+                                study_name="s")
     there.fill(4096)
     with pytest.raises(OSError, match="No space left"):
         study.set_user_attr("long", "x" * 12_000)

@@ -1,4 +1,5 @@
-"""A part of a model trained for real: adapters small on the disk, whole at the end; the last blocks and nothing before."""
+"""A part of a model trained for real: adapters small on the disk, whole at the end; the last blocks and
+nothing before."""
 
 import json
 import os
@@ -35,7 +36,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """cut(epoch): the run dies as that epoch is told, before its checkpoint is written; cut(None): no more."""
+    """cut(epoch): the run dies as that epoch is told, before its checkpoint is written; cut(None): no
+    more."""
     from jobs import train
 
     say_line = train.terminal.epoch_line
@@ -54,7 +56,8 @@ def content_of(path):
 
 
 def beside(program, *words):
-    return exit_code_of(program.main, [*map(str, words), "--device", "cpu", "--num_workers", "0", "--precision", "fp32"])
+    return exit_code_of(program.main, [*map(str, words), "--device", "cpu", "--num_workers", "0",
+                                       "--precision", "fp32"])
 
 
 def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tmp_path, base, cut, pictures):
@@ -67,14 +70,19 @@ def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tm
     whole, best = tmp_path / "output_dir/whole", tmp_path / "output_dir/whole/checkpoint-best.pth"
     assert (whole / "checkpoint-adapter.pth").stat().st_size < 0.07 * best.stat().st_size
     assert (whole / "checkpoint-last.pth").stat().st_size < 0.2 * best.stat().st_size
-    assert {path.name for path in (whole / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (whole / "adapter").iterdir()} == {"adapter_config.json",
+                                                                     "adapter_model.safetensors"}
 
     # cut in the second epoch: what is there is scored as it is, and goes on to the same bits
     cut(1)
     assert start("--task", "cut", *options)[0] == 130
     cut(None)
     code, out, err = start("--task", "cut", "--eval", "--resume", "auto")
-    assert code == 0 and "checkpoint-adapter.pth" in out and "26 tensors of an adapter (rank 4) and a head, on" in out, err
+    assert (
+        code == 0
+        and "checkpoint-adapter.pth" in out
+        and "26 tensors of an adapter (rank 4) and a head, on" in out
+    ), err
     (tmp_path / "output_dir/cut/metrics_test.csv").unlink()
     code, out, err = start("--task", "cut", *options, "--resume", "same")
     assert code == 0 and "resumed at epoch 1" in out, err
@@ -87,7 +95,8 @@ def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tm
     code, out, err = start("--task", "cut", *options, "--resume", "same")
     assert code == 0 and "this run is complete" in out, err
 
-    # the whole model: timm's names, only adapted weights moved, read by every program without its base weights and PEFT
+    # the whole model: timm's names, only adapted weights moved, read by every program without its base
+    # weights and PEFT
     before, after = torch.load(base, weights_only=True), weights_of(best)
     moved = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
     assert moved == {"head.weight", "head.bias"} | ATTENTION
@@ -129,9 +138,11 @@ def test_base_weights_are_held_to_their_sha256(start, tmp_path, base, cut, pictu
     refused("--finetune", adapter, says="holds an adapter alone: pass .*checkpoint-best.pth")
     state = torch.load(mine, weights_only=True)
     torch.save(state | {"cls_token": state["cls_token"] + 1}, mine)
-    refused("--resume", "auto", says=r"is an adapter to .*mine.pth with sha256 \w{12}…, and .*mine.pth has \w{12}…")
+    refused("--resume", "auto",
+            says=r"is an adapter to .*mine.pth with sha256 \w{12}…, and .*mine.pth has \w{12}…")
     (tmp_path / "mine.pth").unlink()
-    refused("--resume", "auto", says=r"is an adapter to .*mine.pth, which is not at .*pass its place with --finetune")
+    refused("--resume", "auto",
+            says=r"is an adapter to .*mine.pth, which is not at .*pass its place with --finetune")
     code, out, err = start("--task", "r", "--resume", "auto", "--finetune", base)
     assert code == 0 and "resumed at epoch 1" in out and "--finetune does nothing" not in out, err
 
@@ -139,11 +150,13 @@ def test_base_weights_are_held_to_their_sha256(start, tmp_path, base, cut, pictu
 def test_what_can_not_be_adapted_is_refused_in_one_line(start, base, monkeypatch):
     needs_package("peft")
     for words, says in (
-            (["--finetune", base, "--train_last_blocks", 2], "--train_last_blocks and --adaptation lora each say"),
+            (["--finetune", base, "--train_last_blocks", 2], "--train_last_blocks and --adaptation lora each "
+                                                             "say"),
             (["--finetune", base, "--allow_partial"], "would never train them"),
             ([], "adapts pre-trained weights and there are none: name them with --finetune"),
             (["--finetune", base, "--lora_rank", 100], "--lora_rank 100 is above 64"),
-            (["--finetune", base, "--lora_targets", "("], "argument --lora_targets: '(' is no regular expression"),
+            (["--finetune", base, "--lora_targets", "("], "argument --lora_targets: '(' is no regular "
+                                                          "expression"),
             (["--finetune", base, "--lora_targets", "nothing"], "test_vit has no such layers")):
         code, _, err = start("--task", "x", *LORA, *words)
         assert code == 2 and err.count("\n") == 1 and says in err, (words, err)
@@ -153,8 +166,8 @@ def test_what_can_not_be_adapted_is_refused_in_one_line(start, base, monkeypatch
     assert code == 0 and "9,411 of them trained" in out and "memory     about" in out, err
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, err = start("--task", "x", *LORA, "--finetune", base)
-    assert code == 2 and err == ("error: --adaptation lora needs PEFT, which is not installed: pip install -r "
-                                 "requirements-lora.txt\n")
+    assert code == 2 and err == ("error: --adaptation lora needs PEFT, which is not installed: pip install "
+                                 "-r requirements-lora.txt\n")
 
 
 def test_without_checkpoints_and_again_in_the_same_folder(start, tmp_path, base):
@@ -165,7 +178,8 @@ def test_without_checkpoints_and_again_in_the_same_folder(start, tmp_path, base)
     assert code == 0 and "it now stands in" in out, err
     folder = tmp_path / "output_dir/n"
     assert not list(folder.glob("checkpoint-*")) and not (folder / "adapter").exists()
-    assert {"adapter", "checkpoint-adapter.pth", "checkpoint-best.pth"} <= {path.name for path in folder.glob("earlier-1/*")}
+    assert {"adapter", "checkpoint-adapter.pth",
+            "checkpoint-best.pth"} <= {path.name for path in folder.glob("earlier-1/*")}
     assert (folder / "predictions_test.csv").read_bytes() == scored
 
 
@@ -173,7 +187,8 @@ def test_dinov3_in_metas_format(start, tmp_path):
     """Its attention goes past the layer that is adapted, and its rotary periods are in no state dict."""
     needs_package("peft")
     weights = parity.weight_file(tmp_path / "dinov3_vits16_pretrain.pth", "dinov3_vits16", periods="bf16")
-    code, out, err = start("--model", "Dinov3", "--model_arch", "dinov3_vits16", *LORA, "--finetune", weights, "--task", "d",
+    code, out, err = start("--model", "Dinov3", "--model_arch", "dinov3_vits16", *LORA, "--finetune", weights,
+                           "--task", "d",
                            "--epochs", 1, "--batch_size", 24)
     assert code == 0 and "on 24 layers (attention)" in out, err
     folder = tmp_path / "output_dir/d"
@@ -181,7 +196,8 @@ def test_dinov3_in_metas_format(start, tmp_path):
     learned = [name for name, tensor in adapter.items() if "lora_B" in name and tensor.any()]
     assert len(learned) == 24
     scored = read_predictions(folder / "predictions_test.csv")
-    assert start("--model", "Dinov3", "--model_arch", "dinov3_vits16", "--task", "d", "--eval", "--resume", "auto")[0] == 0
+    assert start("--model", "Dinov3", "--model_arch", "dinov3_vits16", "--task", "d", "--eval", "--resume",
+                 "auto")[0] == 0
     again = read_predictions(folder / "predictions_test.csv")
     logits = [name for name in scored if name.startswith("logit_")]
     # weights of equal bits at another place in memory: on some CPUs a product ends one unit of fp32 beside
@@ -196,11 +212,17 @@ def test_two_processes_train_adapters_and_last_blocks_like_one(start, base, pict
     packages = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     for part, how in (("lora", LORA), ("last", ["--train_last_blocks", "2"])):
         assert start(*words, *how, "--batch_size", 8, "--task", f"{part}1")[0] == 0
-        run = start_process(*words, *how, "--data_path", pictures, "--batch_size", 4, "--task", f"{part}2", folder=tmp_path,
+        run = start_process(*words, *how, "--data_path", pictures, "--batch_size", 4, "--task", f"{part}2",
+                            folder=tmp_path,
                             processes=2, OMP_NUM_THREADS="1", PYTHONPATH=packages)
         assert run.returncode == 0, run.stderr
-        one, two = ([json.loads(line) for line in (tmp_path / f"output_dir/{part}{n}/log.txt").read_text().splitlines()]
-                    for n in (1, 2))
+        one, two = (
+            [
+                json.loads(line)
+                for line in (tmp_path / f"output_dir/{part}{n}/log.txt").read_text().splitlines()
+            ]
+            for n in (1, 2)
+        )
         for a, b in zip(one, two, strict=True):
             assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
             assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-4)
@@ -222,7 +244,8 @@ def test_a_regression_and_its_search_train_adapters(predict, tmp_path, base):  #
     assert moved == ATTENTION
     assert predict("--task", "r", "--eval", "--resume", folder / "checkpoint-adapter.pth")[0] == 0
     rows = pd.read_csv(folder / "metrics_test.csv")
-    assert len(rows) == 3 and rows["val_loss"].std() < 1e-6  # whole twice, then the adapter on its base weights
+    # whole twice, then the adapter on its base weights
+    assert len(rows) == 3 and rows["val_loss"].std() < 1e-6
 
     code, out, err = predict("--task", "s", *words, "--optuna_trials", 2, "--optuna_epochs", 1)
     assert code == 0 and "layer_decay is not proposed" in out and "2 trials (2 complete)" in out, err
@@ -235,19 +258,32 @@ def test_blocks_before_the_last_stay_as_they_are(start, tmp_path, base, arch):
     """To the bit, batch norm's statistics too; the last ones and what follows them move."""
     weights = base
     if arch == "resnet18":
-        torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), weights := tmp_path / "resnet.pth")
-    code, out, err = start("--model_arch", arch, "--finetune", weights, "--train_last_blocks", 2, "--task", "t", "--epochs", 1)
-    assert code == 0 and "the last 2 blocks and what follows them are trained" in out and "of them trained" in out, err
-    before, after = torch.load(weights, weights_only=True), weights_of(tmp_path / "output_dir/t/checkpoint-last.pth")
+        torch.save(timm.create_model("resnet18", num_classes=0).state_dict(),
+                   weights := tmp_path / "resnet.pth")
+    code, out, err = start("--model_arch", arch, "--finetune", weights, "--train_last_blocks", 2, "--task",
+                           "t", "--epochs", 1)
+    assert (
+        code == 0
+        and "the last 2 blocks and what follows them are trained" in out
+        and "of them trained" in out
+    ), err
+    before, after = torch.load(weights,
+                               weights_only=True), weights_of(tmp_path / "output_dir/t/checkpoint-last.pth")
     moved = {".".join(name.split(".")[:2]) for name, tensor in after.items()
              if name not in before or not torch.equal(before[name], tensor)}
-    assert moved == ({"blocks.4", "blocks.5", "norm.weight", "norm.bias", "head.weight", "head.bias"} if arch == "test_vit" else
+    assert moved == ({"blocks.4", "blocks.5", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+                     if arch == "test_vit" else
                      {"layer4.0", "layer4.1", "fc.weight", "fc.bias"})
     state = content_of(tmp_path / "output_dir/t/checkpoint-last.pth")["optimizer"]["param_groups"]
     assert {".".join(name.split(".")[:2]) for group in state for name in group["names"]} == moved
     for words, says in ((["--adaptation", "lp"], "--train_last_blocks and --adaptation lp each say"),
                         (["--train_last_blocks", 99], f"but {arch} has")):
-        code, _, err = start("--model_arch", arch, "--finetune", weights, "--train_last_blocks", 2, "--task", "u", *words)
+        code, _, err = start("--model_arch", arch, "--finetune", weights, "--train_last_blocks", 2, "--task",
+                             "u", *words)
         assert code == 2 and err.count("\n") == 1 and says in err, err
-    code, _, err = start("--model_arch", arch, "--train_last_blocks", 1, "--resume", "auto", "--task", "t", "--epochs", 2)
-    assert code == 2 and "was trained with other parameters or groups of them (--adaptation, --train_last_blocks" in err
+    code, _, err = start("--model_arch", arch, "--train_last_blocks", 1, "--resume", "auto", "--task", "t",
+                         "--epochs", 2)
+    assert (
+        code == 2
+        and "was trained with other parameters or groups of them (--adaptation, --train_last_blocks" in err
+    )

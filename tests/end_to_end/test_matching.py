@@ -1,5 +1,5 @@
-"""What has to fit together: a checkpoint's classes and the data's, weights and the model, the model's flags. (What does not
-is in tests/bad_input.)"""
+"""What has to fit together: a checkpoint's classes and the data's, weights and the model, the model's flags.
+(What does not is in tests/bad_input.)"""
 
 import shutil
 from pathlib import Path

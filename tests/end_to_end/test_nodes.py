@@ -1,7 +1,8 @@
-"""Several launchers on this machine as nodes of one job: the same training, a node lost and back, one end for all; processes
-without a launcher, of which one is stopped or killed.
+"""Several launchers on this machine as nodes of one job: the same training, a node lost and back, one end for
+all; processes without a launcher, of which one is stopped or killed.
 
-The nodes have network namespaces of their own where this machine allows it (as root), else ports of the loopback.
+The nodes have network namespaces of their own where this machine allows it (as root), else ports of the
+loopback.
 """
 
 import contextlib
@@ -22,7 +23,8 @@ import torch
 from tests.conftest import ROOT, SMALL, start_process, weights_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nodes run on Linux")
-FLAGS = [word for word in SMALL if word not in ("--model", "timm", "--model_arch", "test_vit", "--nb_classes", "3")]
+FLAGS = [word for word in SMALL if word not in ("--model", "timm", "--model_arch", "test_vit", "--nb_classes",
+                                                "3")]
 NODE_WAIT = "150"
 
 
@@ -33,7 +35,8 @@ def free_port() -> int:
 
 
 def run_quietly(*command: str) -> bool:
-    return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+    return shutil.which(command[0]) is not None and subprocess.run(command,
+                                                                   capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,8 @@ def network():
             f"link set {end} netns {name}", f"-n {name} addr add 10.213.7.{number}/16 dev {end}",
             f"-n {name} link set {end} up", f"-n {name} link set lo up"))
     if made:
-        yield [(["ip", "netns", "exec", name], {"GLOO_SOCKET_IFNAME": end}) for name, end in zip(names, cable, strict=True)
+        yield [(["ip", "netns", "exec", name], {"GLOO_SOCKET_IFNAME": end})
+               for name, end in zip(names, cable, strict=True)
                ], "10.213.7.1"
     else:
         yield [([], {})] * 2, "127.0.0.1"
@@ -65,11 +69,15 @@ class Nodes:
 
     def begin(self, rank: int, *words, script="train.sh", **variables) -> None:
         prefix, environment = self.places[rank]
-        known = {"PYTHON": sys.executable, "GPUS": "1", "NNODES": "2", "NODE_RANK": str(rank), "NODE_WAIT": NODE_WAIT,
-                 "MASTER_ADDR": self.address, "MASTER_PORT": str(self.port), "DATA_PATH": str(self.data), "NUM_CLASS": "3",
-                 "TASK": "n", "MODEL": "timm", "MODEL_ARCH": "test_vit", "FINETUNE": "", "OMP_NUM_THREADS": "1"}
+        known = {"PYTHON": sys.executable, "GPUS": "1", "NNODES": "2", "NODE_RANK": str(rank),
+                 "NODE_WAIT": NODE_WAIT,
+                 "MASTER_ADDR": self.address, "MASTER_PORT": str(self.port), "DATA_PATH": str(self.data),
+                 "NUM_CLASS": "3",
+                 "TASK": "n", "MODEL": "timm", "MODEL_ARCH": "test_vit", "FINETUNE": "",
+                 "OMP_NUM_THREADS": "1"}
         self.running[rank] = subprocess.Popen(
-            [*prefix, "sh", str(ROOT / script), *map(str, words)], cwd=self.folder, text=True, stdout=subprocess.PIPE,
+            [*prefix, "sh", str(ROOT / script), *map(str, words)], cwd=self.folder, text=True,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=os.environ | known | environment | variables, start_new_session=True)
 
     def lose(self, rank: int) -> None:
@@ -97,7 +105,8 @@ class Nodes:
     def wait_for_epoch(self, number: int) -> None:
         ends_at = time.monotonic() + 150
         while len(self.epochs()) <= number:
-            assert time.monotonic() < ends_at, [process.poll() or process.communicate() for process in self.running.values()]
+            assert time.monotonic() < ends_at, [process.poll() or process.communicate()
+                                                for process in self.running.values()]
             time.sleep(0.02)
 
 
@@ -125,11 +134,14 @@ def test_a_process_then_a_node_is_lost_and_comes_back(nodes, tmp_path, pictures)
     found = nodes.ends()
     assert [code for code, _, _ in found] == [0, 0], found
     assert found[0][1].count("going on from the last checkpoint once all nodes are here") >= 2, found[0]
-    assert found[0][1].count("resumed at epoch") == 2 and "best epoch" in found[0][1], "node 0 has the first process"
+    assert found[0][1].count("resumed at epoch") == 2 and "best epoch" in found[0][1], (
+        "node 0 has the first process"
+    )
     assert all("Traceback" not in err for _, _, err in found), found
     assert [row["epoch"] for row in nodes.epochs()] == list(range(10))
 
-    run = start_process(*SMALL, *job, "--data_path", pictures, "--task", "one", "--savemodel", "--global_pool",
+    run = start_process(*SMALL, *job, "--data_path", pictures, "--task", "one", "--savemodel",
+                        "--global_pool",
                         folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     one, two = (weights_of(tmp_path / f"output_dir/{task}/checkpoint-last.pth") for task in ("one", "n"))
@@ -180,16 +192,22 @@ def program(tmp_path) -> Path:
 
 
 def launched(nodes, what: str, restarts: int, ranks=(0, 1), wait: int = 40, store: str = "") -> None:
-    """Our launcher alone with a program that only waits for its peer. store: where it is, when not in node 0."""
+    """Our launcher alone with a program that only waits for its peer. store: where it is, when not in node
+    0."""
     for rank in ranks:
         prefix, environment = nodes.places[rank]
-        command = [*prefix, sys.executable, ROOT / "util/parallel/torchrun.py", "--nnodes", 2, "--node-rank", rank,
-                   "--nproc-per-node", 1, "--master-addr", nodes.address, "--rdzv-backend", "c10d", "--rdzv-id", "n",
+        command = [*prefix, sys.executable, ROOT / "util/parallel/torchrun.py", "--nnodes", 2, "--node-rank",
+                   rank,
+                   "--nproc-per-node", 1, "--master-addr", nodes.address, "--rdzv-backend", "c10d",
+                   "--rdzv-id", "n",
                    "--rdzv-endpoint", store or f"{nodes.address}:{nodes.port}", "--rdzv-conf",
-                   f"join_timeout={wait},is_host={rank == 0 and not store}", "--max-restarts", restarts, "program.py", what]
+                   f"join_timeout={wait},is_host={rank == 0 and not store}", "--max-restarts", restarts,
+                   "program.py", what]
         nodes.running[rank] = subprocess.Popen(
-            list(map(str, command)), cwd=nodes.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment, start_new_session=True)
+            list(map(str, command)), cwd=nodes.folder, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+            start_new_session=True)
 
 
 def wait_for(path: Path) -> None:
@@ -204,13 +222,15 @@ def test_a_node_that_does_not_come_back(nodes, program):
     wait_for(nodes.folder / "ready")
     nodes.lose(1)
     ((code, out, err),) = nodes.ends()
-    assert code == 1 and err.splitlines()[-1].startswith("error: node 0 waited 6 s in vain for the other nodes:"), err
+    assert code == 1 and err.splitlines()[-1].startswith("error: node 0 waited 6 s in vain for the other "
+                                                         "nodes:"), err
     assert "Traceback" not in err and "going on from the last checkpoint" in out
 
 
 def test_node_0_may_be_lost_where_the_store_is_elsewhere(nodes, program):
     if nodes.address != "127.0.0.1":
-        nodes.places, nodes.address = [([], {})] * 2, "127.0.0.1"  # the store is here, outside of the namespaces
+        # the store is here, outside of the namespaces
+        nodes.places, nodes.address = [([], {})] * 2, "127.0.0.1"
     port = free_port()
     with held_store(port):
         launched(nodes, "wait", 3, store=f"127.0.0.1:{port}")
@@ -221,7 +241,8 @@ def test_node_0_may_be_lost_where_the_store_is_elsewhere(nodes, program):
         wait_for(nodes.folder / "ready")
         (nodes.folder / "enough").touch()
         found = nodes.ends()
-    assert [code for code, _, _ in found] == [0, 0] and "going on from the last checkpoint" in found[1][1], found
+    assert [code for code, _, _ in found] == [0,
+                                              0] and "going on from the last checkpoint" in found[1][1], found
 
 
 def test_the_store_is_lost_with_node_0(nodes, program):
@@ -229,7 +250,8 @@ def test_the_store_is_lost_with_node_0(nodes, program):
     wait_for(nodes.folder / "ready")
     nodes.lose(0)
     ((code, _, err),) = nodes.ends()
-    assert code == 1 and err.splitlines()[-1].startswith("error: node 1 can't reach the store of the nodes at "), err
+    assert code == 1 and err.splitlines()[-1].startswith("error: node 1 can't reach the store of the nodes "
+                                                         "at "), err
     assert "Traceback" not in err
 
 
@@ -237,8 +259,15 @@ def test_wrong_input_on_one_node_ends_both_with_2(nodes, program):
     launched(nodes, "wrong", 3)
     (code, out, err), (other, _, its) = nodes.ends()
     assert (code, other) == (2, 2), (err, its)
-    assert its.count("error (process 1): --this is wrong") == 1 and "going on" not in out and "Traceback" not in err + its
-    assert "process 1 ended with exit code 2, and its own line says why" in err or "another node ended with" in err
+    assert (
+        its.count("error (process 1): --this is wrong") == 1
+        and "going on" not in out
+        and "Traceback" not in err + its
+    )
+    assert (
+        "process 1 ended with exit code 2, and its own line says why" in err
+        or "another node ended with" in err
+    )
 
 
 def test_a_process_that_fails_before_all_are_connected_ends_both(nodes, program):
@@ -253,7 +282,8 @@ def test_a_process_that_fails_before_all_are_connected_ends_both(nodes, program)
 @contextlib.contextmanager
 def held_store(port: int):
     """As docs/cluster.md has it."""
-    (command,) = [line for line in (ROOT / "docs/cluster.md").read_text().splitlines() if line.startswith("python -c")]
+    (command,) = [line for line in (ROOT / "docs/cluster.md").read_text().splitlines()
+                  if line.startswith("python -c")]
     words = shlex.split(command.replace("29400", str(port)))
     process = subprocess.Popen([sys.executable, *words[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
@@ -264,7 +294,8 @@ def held_store(port: int):
 
 
 def test_long_work_of_one_process_kills_nobody(program, tmp_path):
-    """Also where it takes longer than a silence, or a step of the others: of the first process, then of the second."""
+    """Also where it takes longer than a silence, or a step of the others: of the first process, then of the
+    second."""
     run = start_process("work", folder=tmp_path, processes=2, program=program)
     assert (run.returncode, run.stderr) == (0, "")
 
@@ -273,20 +304,26 @@ def test_a_process_that_does_not_come_to_a_step_ends_all(program, tmp_path):
     run = start_process("late", folder=tmp_path, processes=2, program=program)
     errors = run.stderr.splitlines()
     assert run.returncode == 1 and len(errors) == 2, run.stderr
-    assert any(line.startswith("error (process 0): another process does not answer (Timed out waiting") for line in errors)
-    assert any(line.startswith("error (process 1): process 0 on ") and "without its peers" in line for line in errors)
+    assert any(line.startswith("error (process 0): another process does not answer (Timed out "
+                               "waiting") for line in errors)
+    assert any(line.startswith("error (process 1): process 0 on ") and "without its peers" in line
+               for line in errors)
 
 
 @pytest.mark.parametrize("victim, number, said", [
-    (1, signal.SIGSTOP, "error (process 0): process 1 on {} has not been heard of for 3 s; what was saved stays"),
+    (1, signal.SIGSTOP, "error (process 0): process 1 on {} has not been heard of for 3 s; what was saved "
+                        "stays"),
     (0, signal.SIGKILL, "error (process 1): another process does not answer ("),
 ])
 def test_without_a_launcher_a_process_that_is_gone_ends_the_other(program, tmp_path, victim, number, said):
     port = str(free_port())
-    processes = [subprocess.Popen([sys.executable, program, "stopped"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+    processes = [subprocess.Popen([sys.executable, program, "stopped"], cwd=tmp_path, text=True,
+                                  stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, env=os.environ | {
-                                      "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-                                      "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
+                                      "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                                      "MASTER_ADDR": "127.0.0.1",
+                                      "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"})
+                 for rank in (0, 1)]
     try:
         wait_for(tmp_path / "ready")
         processes[victim].send_signal(number)

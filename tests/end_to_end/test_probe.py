@@ -1,4 +1,5 @@
-"""The linear probe from the command line: a checkpoint like any other, features found again, nothing lost by a second start."""
+"""The linear probe from the command line: a checkpoint like any other, features found again, nothing lost by
+a second start."""
 
 import json
 
@@ -23,7 +24,8 @@ def test_probe_leaves_a_checkpoint_like_any_other(start, tmp_path):
     heads = pd.read_csv(folder / "probe_heads.csv")
     chosen = heads[heads["chosen"] == 1]
     assert len(chosen) == 1 and chosen["val_score"].item() == heads["val_score"].max()
-    assert len(heads[["learning_rate", "weight_decay", "normalised"]].drop_duplicates()) == 42  # --lr 1e-3 is one of the seven
+    # --lr 1e-3 is one of the seven
+    assert len(heads[["learning_rate", "weight_decay", "normalised"]].drop_duplicates()) == 42
     stored = torch.load(folder / "checkpoint-best.pth", weights_only=True)
     assert stored["best"]["score"] == pytest.approx(chosen["val_score"].item(), abs=1e-9)
     assert json.loads((folder / "metrics_val.json").read_text())["score"]["value"] == stored["best"]["score"]
@@ -49,7 +51,8 @@ def test_a_second_probe_computes_no_features(start, tmp_path):
     assert code == 0 and "0 images computed, 87 found" in out and "held an earlier run" in out
     assert (tmp_path / "output_dir/p/predictions_test.csv").read_bytes() == first
     assert (tmp_path / "output_dir/p/earlier-1/probe_heads.csv").exists()
-    code, out, err = start("--task", "q", "--adaptation", "lp", "--seed", 1)  # another seed starts other random weights
+    # another seed starts other random weights
+    code, out, err = start("--task", "q", "--adaptation", "lp", "--seed", 1)
     assert "87 images computed" in out
 
 
@@ -82,7 +85,8 @@ def test_random_views(start, tmp_path):
     code, out, err = start(*views, "--seed", 0)
     assert "0 images computed" in out
     code, out, err = start(*PROBE, "--hflip", 0.5, "--mixup", 0.5)
-    assert "with --adaptation lp these do nothing: --mixup, --hflip" in out.replace("--mixup, --aa", "--mixup")
+    assert "with --adaptation lp these do nothing: --mixup, --hflip" in out.replace("--mixup, --aa",
+                                                                                    "--mixup")
     code, out, err = start("--epochs", 1, "--lp_views", 2)
     assert "--lp_views does nothing without --adaptation lp" in out
 
@@ -100,7 +104,8 @@ def test_from_a_trained_backbone_the_probe_is_good(start, tmp_path):
     best = tmp_path / "output_dir/full/checkpoint-best.pth"
     code, out, err = start(*PROBE, "--epochs", 20, "--finetune", best)
     assert code == 0, err
-    full, probe = (json.loads((tmp_path / f"output_dir/{task}/metrics_val.json").read_text())["score"]["value"]
+    full, probe = (json.loads((tmp_path
+                               / f"output_dir/{task}/metrics_val.json").read_text())["score"]["value"]
                    for task in ("full", "p"))
     assert probe > full - 0.1
     before, after = weights_of(best), weights_of(tmp_path / "output_dir/p/checkpoint-best.pth")

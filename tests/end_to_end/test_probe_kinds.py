@@ -18,7 +18,8 @@ from util.options.adaptation import ATTENTIVE, KINDS
 
 PROBE = ("--adaptation", "lp", "--epochs", 4, "--task", "p")
 HERE = ("--device", "cpu", "--num_workers", "0", "--precision", "fp32")
-WIDTHS = {"cls_mean": 128, "last4": 320, ATTENTIVE: 64}  # of test_vit, 64 wide, whose own head reads the class token
+# of test_vit, 64 wide, whose own head reads the class token
+WIDTHS = {"cls_mean": 128, "last4": 320, ATTENTIVE: 64}
 
 
 @pytest.fixture
@@ -51,10 +52,12 @@ def test_every_program_reads_it(probed, start, pictures, tmp_path, kind, capsys)
     best = folder / "checkpoint-best.pth"
     stored = torch.load(best, weights_only=True)
     assert stored["reads"] == {"kind": kind, "width": WIDTHS[kind]} and "head" not in stored["best"]
-    of_head = {name: tuple(tensor.shape) for name, tensor in stored["model"].items() if name.startswith("head.")}
+    of_head = {name: tuple(tensor.shape) for name, tensor in stored["model"].items()
+               if name.startswith("head.")}
     query = {"head.query": (64,)} if kind == ATTENTIVE else {}
     assert of_head == {"head.weight": (3, WIDTHS[kind]), "head.bias": (3,)} | query
-    assert stored["model"].keys() - query.keys() == timm.create_model("test_vit", num_classes=3).state_dict().keys()
+    assert stored["model"].keys() - query.keys() == timm.create_model("test_vit",
+                                                                      num_classes=3).state_dict().keys()
 
     # the whole model on images says what the head said on stored features (tokens are stored in float16)
     scored = read_predictions(folder / "predictions_test.csv")
@@ -65,7 +68,8 @@ def test_every_program_reads_it(probed, start, pictures, tmp_path, kind, capsys)
     np.testing.assert_allclose(again, logits_of(scored), **near)
     assert np.ptp(again, axis=0).min() > 0.05
 
-    run_program(predict, "--resume", best, "--input", pictures / "test", "--output", "p.csv", "--heatmaps", "maps")
+    run_program(predict, "--resume", best, "--input", pictures / "test", "--output", "p.csv", "--heatmaps",
+                "maps")
     assert f"its head reads the {KINDS[kind]}" in capsys.readouterr().out
     table = pd.read_csv("p.csv")
     np.testing.assert_allclose(logits_of(table), again, rtol=1e-5, atol=1e-5)
@@ -102,14 +106,19 @@ def test_a_start_again_and_more_epochs(probed, start, tmp_path):
 
 def test_a_cnn_attends_to_the_places_of_its_last_map(probed, start, pictures, tmp_path):
     out, folder = probed(ATTENTIVE, "--model_arch", "resnet18", "--input_size", 64)
-    assert "2 kinds of features" not in out and "cls" not in out.split("probe      ")[1].split("best on val")[0]
+    assert (
+        "2 kinds of features" not in out and "cls" not in out.split("probe      ")[1].split("best on val")[0]
+    )
     stored = torch.load(folder / "checkpoint-best.pth", weights_only=True)
     assert stored["model"]["fc.query"].shape == (512,)
     first = logits_of(read_predictions(folder / "predictions_test.csv"))
-    code, out, err = start("--task", "p", "--eval", "--resume", "auto", "--model_arch", "resnet18", "--input_size", 64)
+    code, out, err = start("--task", "p", "--eval", "--resume", "auto", "--model_arch", "resnet18",
+                           "--input_size", 64)
     assert code == 0, err
-    np.testing.assert_allclose(logits_of(read_predictions(folder / "predictions_test.csv")), first, rtol=5e-3, atol=5e-3)
-    run_program(predict, "--resume", folder / "checkpoint-best.pth", "--input", pictures / "test", "--output", "p.csv",
+    np.testing.assert_allclose(logits_of(read_predictions(folder / "predictions_test.csv")), first, rtol=5e-3,
+                               atol=5e-3)
+    run_program(predict, "--resume", folder / "checkpoint-best.pth", "--input", pictures / "test", "--output",
+                "p.csv",
                 "--heatmaps", "maps")
     assert len(list((tmp_path / "maps").glob("*.png"))) == len(pd.read_csv("p.csv"))
 
@@ -131,11 +140,15 @@ def test_without_room_for_tokens_there_is_no_attentive_head(start, monkeypatch, 
     monkeypatch.setattr(features, "MOST_TOKEN_BYTES", 2**10)
     code, out, err = start(*PROBE)
     assert code == 0 and "more than 0.0 MiB: no attentive head is tried" in out, err
-    assert "126 heads: 42 on each of 3 kinds" in out and not list((tmp_path / "output_dir/.features").glob("*.tokens.npy"))
+    assert "126 heads: 42 on each of 3 kinds" in out and not list(
+        (tmp_path / "output_dir/.features").glob("*.tokens.npy")
+    )
     monkeypatch.setattr(features, "MOST_TOKEN_BYTES", 2**30)
     monkeypatch.setattr(features, "FREE_SHARE", 1e-12)
     code, out, err = start(*PROBE)
-    assert code == 0 and "leaves free in output_dir: no attentive head is tried" in out and "87 found" in out, err
+    assert (
+        code == 0 and "leaves free in output_dir: no attentive head is tried" in out and "87 found" in out
+    ), err
     monkeypatch.undo()
 
 
@@ -155,11 +168,13 @@ def test_views_and_a_stranger_entry(probed, start, pictures, tmp_path):
     assert f"{2 * 43 + 44} images computed" in out
     best = folder / "checkpoint-best.pth"
     stored = torch.load(best, weights_only=True)
-    for reads in ({"kind": "nose", "width": 64}, {"kind": "last4"}, {"kind": "last4", "width": 0}, "last4", ["last4", 64]):
+    for reads in ({"kind": "nose", "width": 64}, {"kind": "last4"}, {"kind": "last4", "width": 0}, "last4",
+                  ["last4", 64]):
         torch.save(stored | {"reads": reads}, best)
         code, out, err = start("--task", "p", "--eval", "--resume", "auto")
         assert code == 2 and "its entry 'reads' is" in err and err.count("\n") == 1
-    torch.save(stored | {"reads": {"kind": "last4", "width": 320}}, best)  # another kind than its tensors are of
+    # another kind than its tensors are of
+    torch.save(stored | {"reads": {"kind": "last4", "width": 320}}, best)
     code, out, err = start("--task", "p", "--eval", "--resume", "auto")
     assert code == 2 and "head.query" in err and err.count("\n") == 1
     torch.save({name: value for name, value in stored.items() if name != "reads"}, best)

@@ -17,8 +17,10 @@ def test_quickstart_runs_from_start_to_end(tmp_path):
     for program in CLONE.glob("*.py"):
         shutil.copy(program, place)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are made by running it, not stored"
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": place / "examples"}}).execute()
+    assert all(not cell.get("outputs")
+               for cell in notebook.cells), "outputs are made by running it, not stored"
+    NotebookClient(notebook, timeout=600, kernel_name="python3",
+                   resources={"metadata": {"path": place / "examples"}}).execute()
     shown = "\n".join(output.get("text", "") + "".join(output.get("data", {}).get("text/html", ""))
                       for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "error" not in shown and "Traceback" not in shown, shown  # a failed command of a cell ends no cell

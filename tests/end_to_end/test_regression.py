@@ -13,8 +13,10 @@ from util.metrics.predictions import read_predictions
 from util.metrics.regression import regression_metrics
 from util.metrics.target_scale import TargetScale
 
-SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--accum_iter", "1", "--epochs", "2", "--lr", "1e-3",
-         "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0", "--device", "cpu", "--precision", "fp32",
+SMALL = ["--model", "test_vit", "--input_size", "32", "--batch_size", "8", "--accum_iter", "1", "--epochs",
+         "2", "--lr", "1e-3",
+         "--layer_decay", "1", "--num_workers", "0", "--aa", "none", "--reprob", "0", "--device", "cpu",
+         "--precision", "fp32",
          "--targets", "lesion_area", "brightness", "--head_embed_dim", "16"]
 
 
@@ -52,10 +54,16 @@ def test_train_resume_and_score_again(predict, tmp_path):
     assert code == 0, err
     folder = tmp_path / "output_dir/whole"
     assert {path.name for path in folder.iterdir()} >= {
-        "checkpoint-best.pth", "checkpoint-last.pth", "log.txt", "metrics_val.csv", "metrics_test.csv", "metrics_test.json",
-        "predictions_val.csv", "predictions_test.csv", "agreement_test_lesion_area.png", "agreement_val_brightness.png",
+        "checkpoint-best.pth", "checkpoint-last.pth", "log.txt", "metrics_val.csv", "metrics_test.csv",
+        "metrics_test.json",
+        "predictions_val.csv", "predictions_test.csv", "agreement_test_lesion_area.png",
+        "agreement_val_brightness.png",
         "learning_curves.png", "run.json"}
-    assert "brightness is missing in some rows" in out and "covariate eye: one of L, R" in out and "of the logarithm" in out
+    assert (
+        "brightness is missing in some rows" in out
+        and "covariate eye: one of L, R" in out
+        and "of the logarithm" in out
+    )
     content = torch.load(folder / "checkpoint-best.pth", weights_only=True)
     assert content["task"] == "regression" and content["covariates"][0]["levels"] == ["L", "R"]
 
@@ -71,7 +79,8 @@ def test_train_resume_and_score_again(predict, tmp_path):
     monkey = predict("--task", "cut", "--epochs", 4, *words, "--resume", "same", "--dry_run")
     assert monkey[0] == 0 and "nothing was trained" in monkey[1]
     first = (folder / "predictions_test.csv").read_bytes()
-    code, out, err = predict("--eval", "--resume", folder / "checkpoint-best.pth", "--task", "again", "--device", "cpu",
+    code, out, err = predict("--eval", "--resume", folder / "checkpoint-best.pth", "--task", "again",
+                             "--device", "cpu",
                              "--batch_size", 8, small=False)
     assert code == 0, err
     assert (tmp_path / "output_dir/again/predictions_test.csv").read_bytes() == first
@@ -102,17 +111,21 @@ def test_cut_run_ends_with_the_same_bits(predict, tmp_path, monkeypatch):
 def test_frozen_backbone_trains_on_stored_features(predict, tmp_path):
     code, out, err = predict("--task", "lp", "--adaptation", "lp", "--epochs", 3, "--hflip", 0)
     assert code == 0, err
-    assert "60 images computed, 0 found stored" in out and "these do nothing: --aa, --hflip, --reprob" in out.replace(
-        "--hflip, --aa", "--aa, --hflip")
+    assert (
+        "60 images computed, 0 found stored" in out
+        and "these do nothing: --aa, --hflip, --reprob" in out.replace("--hflip, --aa", "--aa, --hflip")
+    )
     first = (tmp_path / "output_dir/lp/predictions_test.csv").read_bytes()
     code, out, err = predict("--task", "lp2", "--adaptation", "lp", "--epochs", 3)
     assert code == 0 and "0 images computed, 60 found stored" in out, err
     assert (tmp_path / "output_dir/lp2/predictions_test.csv").read_bytes() == first
     # the checkpoint is like any other: the whole model on the images gives what the head gave on the features
-    code, out, err = predict("--eval", "--resume", tmp_path / "output_dir/lp/checkpoint-best.pth", "--task", "eval",
+    code, out, err = predict("--eval", "--resume", tmp_path / "output_dir/lp/checkpoint-best.pth", "--task",
+                             "eval",
                              "--batch_size", 8, "--device", "cpu", small=False)
     assert code == 0, err
-    one, two = (read_predictions(tmp_path / f"output_dir/{task}/predictions_test.csv") for task in ("lp", "eval"))
+    one, two = (read_predictions(tmp_path / f"output_dir/{task}/predictions_test.csv")
+                for task in ("lp", "eval"))
     assert np.allclose(one["pred_brightness"], two["pred_brightness"], atol=1e-3)
     # more epochs go on from the end, with the moments that it had
     code, out, err = predict("--task", "lp", "--adaptation", "lp", "--epochs", 5, "--resume", "auto")
@@ -130,7 +143,8 @@ def test_mistakes(predict, tmp_path, demo, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     wrong(predict("--targets", "brightness", "--device", "cpu", "--num_workers", 0, small=False),
-          "RETFound_dinov2_meh.pth is not on this disk", "--finetune", "is only the default: another model does as well")
+          "RETFound_dinov2_meh.pth is not on this disk", "--finetune", "is only the default: another model "
+                                                                       "does as well")
     wrong(predict("--targets", "hdl"), "no column hdl (--targets)")
     wrong(predict("--head_num_heads", 3), "--head_num_heads 3 does not divide")
     wrong(predict("--target_transform", "log"), "lesion_area is not above 0")
@@ -156,17 +170,23 @@ def test_mistakes(predict, tmp_path, demo, monkeypatch):
 
 
 def test_flags_of_a_classification_are_named(predict):
-    code, out, _ = predict("--mixup", 0.8, "--smoothing", 0.1, "--data_path", "x", "--epochs", 1, "--optuna_pruner", "median")
+    code, out, _ = predict("--mixup", 0.8, "--smoothing", 0.1, "--data_path", "x", "--epochs", 1,
+                           "--optuna_pruner", "median")
     assert code == 0
-    assert "accepted for compatibility, no effect: --data_path (the images are those of --csv_file); --smoothing" in out
+    assert (
+        "accepted for compatibility, no effect: --data_path (the images are those of --csv_file); --smoothing"
+        in out
+    )
     assert "without --optuna_trials these do nothing: --optuna_pruner" in out
 
 
 def test_a_regression_starts_from_a_classification_and_back(predict, start, tmp_path, pictures):
     assert start("--task", "c", "--epochs", 1)[0] == 0
-    code, out, err = predict("--task", "r", "--epochs", 1, "--finetune", tmp_path / "output_dir/c/checkpoint-best.pth")
+    code, out, err = predict("--task", "r", "--epochs", 1, "--finetune",
+                             tmp_path / "output_dir/c/checkpoint-best.pth")
     assert code == 0 and "not needed: head 2" in out, err
-    code, out, err = start("--task", "c2", "--epochs", 1, "--finetune", tmp_path / "output_dir/r/checkpoint-best.pth")
+    code, out, err = start("--task", "c2", "--epochs", 1, "--finetune",
+                           tmp_path / "output_dir/r/checkpoint-best.pth")
     assert code == 0 and "not needed: regression head" in out, err
 
 
@@ -176,14 +196,18 @@ def test_two_processes_and_the_chinese_name(demo, tmp_path):
     import sys
 
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                          str(ROOT / "多卡微调RETFound应用于回归任务.py"), *SMALL, "--batch_size", "4", "--drop_path", "0",
-                          "--head_dropout", "0", "--csv_file", str(demo), "--task", "two"], cwd=tmp_path, capture_output=True,
+                          str(ROOT / "多卡微调RETFound应用于回归任务.py"), *SMALL, "--batch_size", "4", "--drop_path",
+                          "0",
+                          "--head_dropout", "0", "--csv_file", str(demo), "--task", "two"], cwd=tmp_path,
+                         capture_output=True,
                          text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
-    run = start_process(*SMALL, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo, "--task", "one", folder=tmp_path,
+    run = start_process(*SMALL, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo, "--task", "one",
+                        folder=tmp_path,
                         program="main_regression.py", OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
-    losses = [[json.loads(line)["train_loss"] for line in (tmp_path / f"output_dir/{task}/log.txt").read_text().splitlines()]
+    losses = [[json.loads(line)["train_loss"]
+               for line in (tmp_path / f"output_dir/{task}/log.txt").read_text().splitlines()]
               for task in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -192,10 +216,14 @@ def test_two_processes_and_the_chinese_name(demo, tmp_path):
 def test_drawn_numbers_are_learned(tmp_path):
     """R² of at least 0.8 of each: small crops would spoil the sizes, so crops take 80 % and more."""
     folder = make_demo(tmp_path / "demo", pictures=1000, size=128)
-    run = start_process("--model", "test_resnet", "--input_size", 128, "--csv_file", folder / "demo.csv", "--batch_size", 16,
-                        "--accum_iter", 1, "--targets", "lesion_area", "brightness", "disc_x", "--lr", 2e-3, "--epochs", 14,
-                        "--warmup_epochs", 1, "--layer_decay", 1, "--drop_path", 0, "--aa", "none", "--reprob", 0, "--hflip", 0,
-                        "--task", "demo", "--device", "cpu", folder=tmp_path, program="main_regression.py", timeout=900)
+    run = start_process("--model", "test_resnet", "--input_size", 128, "--csv_file", folder / "demo.csv",
+                        "--batch_size", 16,
+                        "--accum_iter", 1, "--targets", "lesion_area", "brightness", "disc_x", "--lr", 2e-3,
+                        "--epochs", 14,
+                        "--warmup_epochs", 1, "--layer_decay", 1, "--drop_path", 0, "--aa", "none",
+                        "--reprob", 0, "--hflip", 0,
+                        "--task", "demo", "--device", "cpu", folder=tmp_path, program="main_regression.py",
+                        timeout=900)
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "output_dir/demo/metrics_test.json").read_text())
     for name in ("lesion_area", "brightness", "disc_x"):

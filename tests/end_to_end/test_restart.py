@@ -1,4 +1,5 @@
-"""train.sh with several processes: killed ones come back, mistakes are not repeated, exit codes are the program's own."""
+"""train.sh with several processes: killed ones come back, mistakes are not repeated, exit codes are the
+program's own."""
 
 import json
 import os
@@ -20,9 +21,11 @@ def begin(folder, data, *words, processes=2):
     """`GPUS=2 sh train.sh` on the CPU, in a process group of its own."""
     environment = os.environ | {"PYTHON": sys.executable, "GPUS": str(processes), "DATA_PATH": str(data),
                                 "NUM_CLASS": "3", "TASK": "r",
-                                "MODEL": "timm", "MODEL_ARCH": "test_vit", "FINETUNE": "", "OMP_NUM_THREADS": "1",
+                                "MODEL": "timm", "MODEL_ARCH": "test_vit", "FINETUNE": "",
+                                "OMP_NUM_THREADS": "1",
                                 "MASTER_PORT": str(20000 + os.getpid() % 10000)}
-    return subprocess.Popen(["sh", str(ROOT / "train.sh"), *map(str, words)], cwd=folder, env=environment, text=True,
+    return subprocess.Popen(["sh", str(ROOT / "train.sh"), *map(str, words)], cwd=folder, env=environment,
+                            text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -58,7 +61,8 @@ def test_a_worker_killed_twice_comes_back_twice(tmp_path, pictures, processes):
     process = begin(tmp_path, pictures, *JOB, "--epochs", 60, processes=processes)
     try:
         for goal, victim in ((2, processes - 1), (5, 0)):
-            wait_for(lambda goal=goal: epochs_logged(tmp_path) >= goal and len(workers(process)) == processes, process)
+            wait_for(lambda goal=goal: epochs_logged(tmp_path) >= goal and len(workers(process)) == processes,
+                     process)
             os.kill(workers(process)[victim], signal.SIGKILL)
         out, err = process.communicate(timeout=300)
     finally:
@@ -66,7 +70,8 @@ def test_a_worker_killed_twice_comes_back_twice(tmp_path, pictures, processes):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, err
     assert out.count("resumed at epoch") >= 1 and "best epoch" in out
-    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "output_dir/r/log.txt").read_text().splitlines()]
+    epochs = [json.loads(line)["epoch"]
+              for line in (tmp_path / "output_dir/r/log.txt").read_text().splitlines()]
     assert epochs == list(range(60))
 
 
@@ -84,18 +89,21 @@ def test_asked_to_end_it_writes_a_checkpoint_and_ends_with_99(tmp_path, pictures
     lines = [line for line in err.splitlines() if line.startswith("stopped by ")]
     assert len(lines) == 1 and lines[0].startswith(f"stopped by {signal.Signals(number).name}: epoch ")
     assert "in the last checkpoint" in lines[0]
-    epochs, last = epochs_logged(tmp_path), torch.load(tmp_path / "output_dir/r/checkpoint-last.pth", weights_only=True)
+    epochs, last = epochs_logged(tmp_path), torch.load(tmp_path / "output_dir/r/checkpoint-last.pth",
+                                                       weights_only=True)
     assert last["progress"]["epoch"] == epochs and last["epoch"] == epochs - 1
 
 
 def test_a_program_that_always_dies_is_started_four_times(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import os, sys; print(*sys.argv[1:], flush=True); os.kill(os.getpid(), 9)")
-    run = subprocess.run([sys.executable, ROOT / "util/core/restarting.py", "3", program, "--flag", "a b"], capture_output=True,
+    run = subprocess.run([sys.executable, ROOT / "util/core/restarting.py", "3", program, "--flag", "a b"],
+                         capture_output=True,
                          text=True, timeout=60)
     assert run.returncode == 1 and run.stdout == 4 * "--flag a b\n"
     assert run.stderr.count("goes on from its last checkpoint") == 3
-    assert run.stderr.splitlines()[-1].startswith("error: the program was ended by SIGKILL (the system kills so what takes too")
+    assert run.stderr.splitlines()[-1].startswith("error: the program was ended by SIGKILL (the system kills "
+                                                  "so what takes too")
 
 
 def test_a_diverged_run_is_not_started_again(tmp_path, pictures):

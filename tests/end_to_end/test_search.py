@@ -1,4 +1,5 @@
-"""A search for real: alone, under two processes, killed and started again, with trials that fail, on PostgreSQL."""
+"""A search for real: alone, under two processes, killed and started again, with trials that fail, on
+PostgreSQL."""
 
 import json
 import os
@@ -36,15 +37,22 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     table = trials(tmp_path)
     assert best["value"] == table["value"].max() and best["trial"] == table["value"].idxmax()
     assert table["test_r2"].notna().all() and best["metric"] == "r2" and best["epochs"] == 2
-    assert {path.name for path in (tmp_path / "output_logs/s").iterdir()} == {"trial_0000", "trial_0001", "trial_0002"}
+    assert {path.name for path in (tmp_path / "output_logs/s").iterdir()} == {"trial_0000", "trial_0001",
+                                                                              "trial_0002"}
     assert (folder / "optuna_history.png").exists()
     # a second start without --optuna_resume is refused, with it there is nothing to do
     code, _, err = predict(*SEARCH, "--optuna_trials", 3)
     assert code == 2 and "--optuna_resume" in err and err.count("\n") == 1
     code, out, _ = predict(*SEARCH, "--optuna_trials", 3, "--optuna_resume", "--optuna_eval_test")
-    assert code == 0 and out.count("\ntrial ") == 0 and "3 trials (3 complete)" in out and "60 found decoded" in out
+    assert (
+        code == 0
+        and out.count("\ntrial ") == 0
+        and "3 trials (3 complete)" in out
+        and "60 found decoded" in out
+    )
     # the final run takes the settings back, but for what is typed
-    code, out, err = predict("--task", "final", "--params", folder / "optuna_best.json", "--epochs", 1, "--lr", 1e-4)
+    code, out, err = predict("--task", "final", "--params", folder / "optuna_best.json", "--epochs", 1,
+                             "--lr", 1e-4)
     assert code == 0, err
     options = torch.load(tmp_path / "output_dir/final/checkpoint-best.pth", weights_only=True)["options"]
     assert options["lr"] == 1e-4 and options["head_depth"] == best["params"]["head_depth"]
@@ -57,14 +65,17 @@ def test_every_trial_starts_from_the_same_weights(predict, tmp_path, monkeypatch
     starts = []
 
     def look(job, trainer, first):
-        starts.append((job.model.backbone.patch_embed.proj.weight.clone(), job.options.run.seed, job.schedule.peak,
-                       job.options.training.lr, len(job.model.regression_head.layers), job.options.head.head_depth))
+        starts.append((job.model.backbone.patch_embed.proj.weight.clone(), job.options.run.seed,
+                       job.schedule.peak,
+                       job.options.training.lr, len(job.model.regression_head.layers),
+                       job.options.head.head_depth))
         return epochs(job, trainer, first)
 
     epochs = search.epochs
     monkeypatch.setattr(search, "epochs", look)
     assert predict(*SEARCH, "--optuna_trials", 3, "--optuna_epochs", 1)[0] == 0
-    assert all(torch.equal(weights, starts[0][0]) for weights, *_ in starts) and len({seed for _, seed, *_ in starts}) == 3
+    assert all(torch.equal(weights, starts[0][0])
+               for weights, *_ in starts) and len({seed for _, seed, *_ in starts}) == 3
     for _, _, peak, lr, layers, depth in starts:
         assert peak == lr and layers == depth  # the rate is absolute, whatever the batch
 
@@ -94,7 +105,8 @@ def test_failed_trials_are_marked_and_the_search_goes_on(predict, tmp_path, monk
     code, out, err = predict(*SEARCH, "--optuna_trials", 3)
     assert code == 0, err
     table = trials(tmp_path)
-    assert list(table["state"]) == ["fail", "fail", "complete"] and "memory is full at --batch_size 8" in table["reason"][0]
+    assert list(table["state"]) == ["fail", "fail",
+                                    "complete"] and "memory is full at --batch_size 8" in table["reason"][0]
     assert "not finite" in table["reason"][1] and "3 trials (1 complete, 2 fail)" in out
 
     monkeypatch.setattr(search, "trainer_of", lambda job: (_ for _ in ()).throw(torch.OutOfMemoryError()))
@@ -117,7 +129,8 @@ def test_a_trial_whose_outputs_are_no_numbers_fails_alone(demo, tmp_path, proces
         "    return where, values * (float('nan') if len(calls) == 1 else 1)\n"
         "train.outputs = spoil\n"
         "sys.exit(exit_code_of(main_regression.main))\n")
-    run = start_process(*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 2, folder=tmp_path, processes=processes,
+    run = start_process(*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 2, folder=tmp_path,
+                        processes=processes,
                         program=tmp_path / "spoilt.py", OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     table = trials(tmp_path)
@@ -128,7 +141,8 @@ def test_direction_and_metric(predict, tmp_path):  # noqa: F811
     code, out, _ = predict(*SEARCH, "--optuna_trials", 1, "--optuna_direction", "minimize")
     assert code == 0 and "the search minimizes the loss on val" in out
     assert json.loads((tmp_path / "output_dir/s/optuna_best.json").read_text())["metric"] == "loss"
-    code, out, _ = predict("--task", "m", "--optuna_epochs", 1, "--optuna_trials", 1, "--optuna_metric", "mae",
+    code, out, _ = predict("--task", "m", "--optuna_epochs", 1, "--optuna_trials", 1, "--optuna_metric",
+                           "mae",
                            "--optuna_n_jobs", 4)
     assert code == 0 and "minimize mae on val" in out and "--optuna_n_jobs 4 has no effect" in out
     code, _, err = predict("--optuna_trials", 1, "--optuna_metric", "mae", "--optuna_direction", "maximize")
@@ -138,7 +152,9 @@ def test_direction_and_metric(predict, tmp_path):  # noqa: F811
 def test_a_model_without_stochastic_depth(predict, tmp_path):  # noqa: F811
     code, out, err = predict(*SEARCH, "--optuna_trials", 1, "--optuna_epochs", 1, "--model", "dla46_c")
     assert code == 0, err
-    assert "drop_path is not proposed: dla46_c has no stochastic depth" in out and "drop_path" not in trials(tmp_path)
+    assert "drop_path is not proposed: dla46_c has no stochastic depth" in out and "drop_path" not in trials(
+        tmp_path
+    )
 
 
 def test_two_processes_search_like_one(demo, tmp_path):  # noqa: F811
@@ -150,12 +166,14 @@ def test_two_processes_search_like_one(demo, tmp_path):  # noqa: F811
                             program="main_regression.py", OMP_NUM_THREADS="1")
         assert run.returncode == 0, run.stderr
     one, two = trials(tmp_path / "1"), trials(tmp_path / "2")
-    columns = ["lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_num_heads", "huber_beta"]
+    columns = ["lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth",
+               "head_num_heads", "huber_beta"]
     assert one[columns].equals(two[columns]) and list(two["state"]) == ["complete"] * 3
 
 
 def begin(folder, *words):
-    return subprocess.Popen([sys.executable, str(ROOT / "main_regression.py"), *map(str, words)], cwd=folder, text=True,
+    return subprocess.Popen([sys.executable, str(ROOT / "main_regression.py"), *map(str, words)], cwd=folder,
+                            text=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -168,7 +186,8 @@ def running_epoch(storage, name, enough):
         except (KeyError, FileNotFoundError):
             found = []
         done = sum(trial.state.is_finished() for trial in found)
-        if done >= enough and any(not trial.state.is_finished() and trial.intermediate_values for trial in found):
+        if done >= enough and any(not trial.state.is_finished() and trial.intermediate_values
+                                  for trial in found):
             return
         time.sleep(0.05)
     raise AssertionError("the search did not get so far")
@@ -177,7 +196,8 @@ def running_epoch(storage, name, enough):
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_kill_9_in_a_trial_loses_and_doubles_nothing(demo, tmp_path, kind):  # noqa: F811
     place = f"sqlite:///{tmp_path}/o.db" if kind == "sqlite" else str(tmp_path / "journal.log")
-    words = [*SMALL, "--task", "k", "--optuna_epochs", "12", "--csv_file", demo, "--optuna_trials", 3, "--optuna_storage",
+    words = [*SMALL, "--task", "k", "--optuna_epochs", "12", "--csv_file", demo, "--optuna_trials", 3,
+             "--optuna_storage",
              place, "--optuna_resume"]
     process = begin(tmp_path, *words)
     running_epoch(optuna_study.open_storage(place), "k", enough=1)
@@ -185,7 +205,9 @@ def test_kill_9_in_a_trial_loses_and_doubles_nothing(demo, tmp_path, kind):  # n
     process.communicate()
     run = start_process(*words, folder=tmp_path, program="main_regression.py")
     assert run.returncode == 0, run.stderr
-    assert "was left running by a process that is gone" in run.stdout and "3 trials (3 complete)" in run.stdout
+    assert (
+        "was left running by a process that is gone" in run.stdout and "3 trials (3 complete)" in run.stdout
+    )
     table = trials(tmp_path, "k")
     killed = table[table["state"] == "fail"]
     assert list(table["state"]).count("complete") == 3 and len(killed) == 1 and len(table) == 4
@@ -207,11 +229,13 @@ def postgres():
         shutil.chown(data, "postgres", "postgres")
 
     def control(program, *words):
-        subprocess.run([*as_other, f"{binaries[-1]}/{program}", "-D", str(data), *words], check=True, cwd="/", timeout=120,
+        subprocess.run([*as_other, f"{binaries[-1]}/{program}", "-D", str(data), *words], check=True, cwd="/",
+                       timeout=120,
                        stdout=subprocess.DEVNULL)
 
     control("initdb", "-U", "optuna", "--auth=trust")
-    control("pg_ctl", "-w", "-l", str(data / "log"), "-o", f"-p {port} -k {data} -c listen_addresses=127.0.0.1", "start")
+    control("pg_ctl", "-w", "-l", str(data / "log"), "-o", f"-p {port} -k {data} -c "
+                                                           "listen_addresses=127.0.0.1", "start")
     yield f"postgresql://optuna@127.0.0.1:{port}/postgres"
     control("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(data)
@@ -219,7 +243,8 @@ def postgres():
 
 @pytest.mark.slow
 def test_two_groups_of_processes_on_one_postgresql_study(demo, tmp_path, postgres):  # noqa: F811
-    words = [*SMALL, "--task", "p", "--optuna_epochs", "3", "--csv_file", demo, "--optuna_trials", 5, "--optuna_storage",
+    words = [*SMALL, "--task", "p", "--optuna_epochs", "3", "--csv_file", demo, "--optuna_trials", 5,
+             "--optuna_storage",
              postgres, "--optuna_study_name", "both", "--optuna_resume"]
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:

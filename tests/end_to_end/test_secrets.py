@@ -1,4 +1,5 @@
-"""No token and no password is printed, logged or saved: not by a start that works, and not by one that fails."""
+"""No token and no password is printed, logged or saved: not by a start that works, and not by one that
+fails."""
 
 from pathlib import Path
 
@@ -17,7 +18,8 @@ SECRETS = (TOKEN, FILE_TOKEN, PASSWORD)
 def environment(home: Path, **more) -> dict[str, str]:
     (home / "hf").mkdir(exist_ok=True)
     (home / "hf/token").write_text(FILE_TOKEN)
-    return {"HF_HOME": str(home / "hf"), "HF_TOKEN_PATH": str(home / "hf/token"), "HF_HUB_DISABLE_XET": "1", **more}
+    return {"HF_HOME": str(home / "hf"), "HF_TOKEN_PATH": str(home / "hf/token"), "HF_HUB_DISABLE_XET": "1",
+            **more}
 
 
 def assert_hidden(folder: Path, *texts: str) -> None:
@@ -31,7 +33,8 @@ def assert_hidden(folder: Path, *texts: str) -> None:
 
 @pytest.mark.parametrize("answer, mirror", [(403, "http://"), ("cut", f"http://user:{PASSWORD}@")])
 def test_no_token_is_printed_or_saved(tmp_path, answer, mirror):
-    """A token in the environment, another in the hub's file, a mirror with a password in its address; a download that fails."""
+    """A token in the environment, another in the hub's file, a mirror with a password in its address; a
+    download that fails."""
     write_pictures(tmp_path / "data", (2, 1, 1), ("dry", "wet"))
     with hub_server.serving() as (hub, address):
         hub.answer = answer
@@ -47,7 +50,8 @@ def test_no_token_is_printed_or_saved(tmp_path, answer, mirror):
             real=True,  # the hub's client reads its variables when it is imported
             **environment(tmp_path, HF_ENDPOINT=address.replace("http://", mirror), HF_TOKEN=TOKEN),
         )
-        assert hub.requests and hub.tokens != {""}  # something was sent: Bearer and the token, or Basic and the password
+        # something was sent: Bearer and the token, or Basic and the password
+        assert hub.requests and hub.tokens != {""}
     assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
     assert run.stderr.strip().splitlines()[-1].startswith("error: owner/repo/model.safetensors")
     assert_hidden(tmp_path, run.stdout, run.stderr)
@@ -95,10 +99,13 @@ def test_a_run_stores_none(tmp_path, monkeypatch):
         ],
     )
     assert ended.code == 0, ended.err
-    assert (tmp_path / "output_dir/t/report.html").exists() and (tmp_path / "output_dir/t/checkpoint-last.pth").exists()
+    assert (tmp_path / "output_dir/t/report.html").exists() and (
+        tmp_path / "output_dir/t/checkpoint-last.pth"
+    ).exists()
     assert "postgresql://***@host/x" in (tmp_path / "output_dir/t/run.json").read_text()
     assert_hidden(tmp_path, ended.out, ended.err)
-    ended = started("main_finetune.py", [*TRAINING, "--data_path", f"https://user:{PASSWORD}@host/{TOKEN}{FILE_TOKEN}"])
+    ended = started("main_finetune.py",
+                    [*TRAINING, "--data_path", f"https://user:{PASSWORD}@host/{TOKEN}{FILE_TOKEN}"])
     assert ended.code == 2 and "https://***@host/******" in ended.err
     assert_hidden(tmp_path, ended.out, ended.err)
 
@@ -106,7 +113,8 @@ def test_a_run_stores_none(tmp_path, monkeypatch):
 def test_what_is_hidden(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijk")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert without_secrets("see http://u:p@host/a@b and hf_abcdefghijk.") == "see http://***@host/a@b and ***."
+    assert without_secrets("see http://u:p@host/a@b and "
+                           "hf_abcdefghijk.") == "see http://***@host/a@b and ***."
     assert without_secrets("user@host, https://host/a@b, 5 @ 3") == "user@host, https://host/a@b, 5 @ 3"
     assert plain_without_secrets({"a": ["x://u@h", 1, None], "b": "hf_abcdefghijk"}) == {
         "a": ["x://***@h", 1, None],

@@ -1,4 +1,5 @@
-"""A model sharded over processes: the same training, the same predictions, checkpoints that any number of them reads."""
+"""A model sharded over processes: the same training, the same predictions, checkpoints that any number of
+them reads."""
 
 import json
 import shutil
@@ -28,8 +29,8 @@ def log_of(folder, task):
 
 
 def furthest(a: dict, b: dict) -> float:
-    """The largest difference, the biases of the keys aside: softmax takes no notice of them, so their gradient is zero but for
-    rounding, and AdamW makes steps of a full rate of that."""
+    """The largest difference, the biases of the keys aside: softmax takes no notice of them, so their
+    gradient is zero but for rounding, and AdamW makes steps of a full rate of that."""
     assert a.keys() == b.keys()
     differences = {name: (a[name].float() - b[name].float()).abs() for name in a}
     for name in differences:
@@ -51,8 +52,10 @@ def weights(tmp_path_factory):
 def trained(pictures, weights, tmp_path_factory):
     """One training under ddp, the same under fsdp with activation checkpointing."""
     folder = tmp_path_factory.mktemp("sharded")
-    for task, words in (("ddp", ["--parallel", "ddp"]), ("fsdp", ["--parallel", "fsdp", "--activation_checkpointing"])):
-        run = started(*JOB, *words, "--finetune", weights, "--data_path", pictures, "--task", task, folder=folder)
+    for task, words in (("ddp", ["--parallel", "ddp"]),
+                        ("fsdp", ["--parallel", "fsdp", "--activation_checkpointing"])):
+        run = started(*JOB, *words, "--finetune", weights, "--data_path", pictures, "--task", task,
+                      folder=folder)
         assert f"parallel   {task}, as asked" in run.stdout
         assert "each process built the whole model" not in run.stdout
     return folder
@@ -84,7 +87,8 @@ def test_the_last_checkpoint_is_in_shards_and_the_best_in_one_file(trained):
 
 
 def test_it_goes_on_with_two_processes_with_one_and_without_shards(trained, pictures, tmp_path):
-    """2 -> 2 and 2 -> ddp are the same run; 2 -> 1 draws otherwise for drop path, and 1 -> 2 is from one ordinary file."""
+    """2 -> 2 and 2 -> ddp are the same run; 2 -> 1 draws otherwise for drop path, and 1 -> 2 is from one
+    ordinary file."""
     words = [*JOB, "--data_path", pictures, "--epochs", 5, "--resume", "auto"]
     for task in ("again", "ddp"):
         shutil.copytree(trained / "output_dir/fsdp", tmp_path / "output_dir" / task)
@@ -95,15 +99,19 @@ def test_it_goes_on_with_two_processes_with_one_and_without_shards(trained, pict
     last = [checkpoint.read(tmp_path / f"output_dir/{task}/checkpoint-last.pth") for task in ("again", "ddp")]
     assert furthest(last[0].tensors, last[1].tensors) < 1e-5
     moments = [file.rest["optimizer"]["state"] for file in last]
-    assert all(torch.allclose(moments[0][n]["exp_avg"], moments[1][n]["exp_avg"], atol=1e-6) for n in moments[0])
-    assert log_of(tmp_path, "again")[-1]["train_loss"] == pytest.approx(log_of(tmp_path, "ddp")[-1]["train_loss"], rel=1e-6)
+    assert all(torch.allclose(moments[0][n]["exp_avg"], moments[1][n]["exp_avg"], atol=1e-6)
+               for n in moments[0])
+    assert log_of(tmp_path, "again")[-1]["train_loss"] == pytest.approx(log_of(tmp_path,
+                                                                               "ddp")[-1]["train_loss"],
+                                                                        rel=1e-6)
 
     still = [*words, "--drop_path", 0, "--accum_iter", 2]  # nothing is drawn by process
     for task, start, processes in (("one", "fsdp", 1), ("two", "fsdp", 2)):
         shutil.copytree(trained / "output_dir" / start, tmp_path / "output_dir" / task)
         started(*still, "--batch_size", 4 // processes, "--task", task, "--parallel", "fsdp", folder=tmp_path,
                 processes=processes)
-    one, two = (checkpoint.read(tmp_path / f"output_dir/{task}/checkpoint-last.pth") for task in ("one", "two"))
+    one, two = (checkpoint.read(tmp_path / f"output_dir/{task}/checkpoint-last.pth")
+                for task in ("one", "two"))
     assert furthest(one.tensors, two.tensors) < 1e-4
     run = started(*still, "--epochs", 6, "--task", "one", "--parallel", "fsdp", folder=tmp_path)
     assert "resumed at epoch 5" in run.stdout
@@ -113,7 +121,8 @@ def test_it_goes_on_with_two_processes_with_one_and_without_shards(trained, pict
 def test_predictions_are_the_same_with_fewer_batches_than_processes(trained, pictures, tmp_path):
     best = trained / "output_dir/ddp/checkpoint-best.pth"
     for way in ("ddp", "fsdp"):
-        started("--eval", "--resume", best, "--data_path", pictures, "--task", way, "--parallel", way, "--batch_size", 25,
+        started("--eval", "--resume", best, "--data_path", pictures, "--task", way, "--parallel", way,
+                "--batch_size", 25,
                 "--num_workers", 0, "--device", "cpu", folder=tmp_path)
     a, b = ((tmp_path / f"output_dir/{way}/predictions_test.csv").read_bytes() for way in ("ddp", "fsdp"))
     assert a == b
@@ -159,8 +168,13 @@ def test_a_kill_while_shards_are_written_leaves_the_pair_before(where, trained, 
                         OMP_NUM_THREADS="1")
     assert run.returncode == 1 and "-9" in run.stderr
     folder = tmp_path / "output_dir/k"
-    # the one that is named and the one that was begun, which a process that outlived the other may have taken away
-    assert len(list(folder.glob("*.shards"))) == 2 if where == "between" else 1 <= len(list(folder.glob("*.shards"))) <= 2
+    # the one that is named and the one that was begun, which a process that outlived the other may have taken
+    # away
+    assert (
+        len(list(folder.glob("*.shards"))) == 2
+        if where == "between"
+        else 1 <= len(list(folder.glob("*.shards"))) <= 2
+    )
     assert checkpoint.read(folder / "checkpoint-last.pth").rest["epoch"] == 0
     run = started(*words, "--resume", "auto", folder=tmp_path)
     assert "resumed at epoch 1" in run.stdout and len(list(folder.glob("*.shards"))) == 1
@@ -171,11 +185,13 @@ def test_a_kill_while_shards_are_written_leaves_the_pair_before(where, trained, 
 def test_probes_of_both_tasks(trained, weights, pictures, tmp_path):
     """The frozen backbone is sharded, its features are computed by all, the head is trained on them."""
     for way in ("ddp", "fsdp"):
-        started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--finetune", weights, "--data_path", pictures, "--task", way,
+        started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--finetune", weights, "--data_path", pictures,
+                "--task", way,
                 "--parallel", way, "--output_dir", f"out_{way}", folder=tmp_path)
     a, b = (weights_of(tmp_path / f"out_{way}/{way}/checkpoint-best.pth") for way in ("ddp", "fsdp"))
     assert furthest(a, b) < 1e-5
-    run = started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--data_path", pictures, "--task", "fsdp", "--parallel", "fsdp",
+    run = started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--data_path", pictures, "--task", "fsdp",
+                  "--parallel", "fsdp",
                   "--output_dir", "out_fsdp", "--resume", "auto", folder=tmp_path)
     assert "this run is complete" in run.stdout
 
@@ -185,12 +201,15 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
     for number, path in enumerate(sorted(pictures.glob("*/*/*.png"))):
         rows.append(f"{path},{path.parts[-3]},{(number * 7) % 11},{(number * 5) % 13},{30 + number % 40}")
     (tmp_path / "r.csv").write_text("\n".join(rows) + "\n")
-    words = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32, "--batch_size", 4, "--epochs", 2, "--lr", 1e-3,
-             "--num_workers", 0, "--aa", "none", "--device", "cpu", "--precision", "fp32", "--csv_file", tmp_path / "r.csv",
+    words = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32, "--batch_size", 4, "--epochs",
+             2, "--lr", 1e-3,
+             "--num_workers", 0, "--aa", "none", "--device", "cpu", "--precision", "fp32", "--csv_file",
+             tmp_path / "r.csv",
              "--targets", "a", "b", "--covariates", "age", "--finetune", weights]
     for adaptation in ("finetune", "lp"):
         for way in ("ddp", "fsdp"):
-            started(*words, "--adaptation", adaptation, "--parallel", way, "--task", way, "--output_dir", f"{adaptation}_{way}",
+            started(*words, "--adaptation", adaptation, "--parallel", way, "--task", way, "--output_dir",
+                    f"{adaptation}_{way}",
                     folder=tmp_path, program="main_regression.py")
         a, b = (tmp_path / f"{adaptation}_{way}" / way for way in ("ddp", "fsdp"))
         assert furthest(weights_of(a / "checkpoint-best.pth"), weights_of(b / "checkpoint-best.pth")) < 1e-5
@@ -198,10 +217,13 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
 
 
 def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
-    """What is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and ends whole."""
+    """What is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and
+    ends whole."""
     needs_package("peft")
-    words = [*TWO, "--batch_size", 4, "--drop_path", 0, "--epochs", 2, "--finetune", weights, "--data_path", pictures]
-    for name, part in (("lora", ["--adaptation", "lora", "--lora_rank", 4]), ("last", ["--train_last_blocks", 2])):
+    words = [*TWO, "--batch_size", 4, "--drop_path", 0, "--epochs", 2, "--finetune", weights, "--data_path",
+             pictures]
+    for name, part in (("lora", ["--adaptation", "lora", "--lora_rank", 4]),
+                       ("last", ["--train_last_blocks", 2])):
         started(*words, *part, "--parallel", "ddp", "--task", f"{name}_ddp", folder=tmp_path)
         sharded = [*part, "--parallel", "fsdp", "--activation_checkpointing", "--task", f"{name}_fsdp"]
         run = started(*words, *sharded, folder=tmp_path)
@@ -209,16 +231,20 @@ def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
         for one, other in zip(log_of(tmp_path, f"{name}_ddp"), log_of(tmp_path, f"{name}_fsdp"), strict=True):
             assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
             assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
-        best = [weights_of(tmp_path / f"output_dir/{name}_{way}/checkpoint-best.pth") for way in ("ddp", "fsdp")]
+        best = [weights_of(tmp_path / f"output_dir/{name}_{way}/checkpoint-best.pth")
+                for way in ("ddp", "fsdp")]
         assert furthest(*best) < 1e-5
         run = started(*words, *sharded, "--resume", "auto", "--epochs", 3, folder=tmp_path)
         assert "resumed at epoch 2" in run.stdout
         best = weights_of(tmp_path / f"output_dir/{name}_fsdp/checkpoint-best.pth")
         timm.create_model("test_vit", num_classes=3, img_size=32).load_state_dict(best)
         before = torch.load(weights, weights_only=True)
-        moved = {key for key, tensor in best.items() if key not in before or not torch.equal(tensor, before[key])}
-        assert moved and not {key for key in moved if name == "last" and key.startswith(("blocks.0.", "blocks.3.", "patch"))}
+        moved = {key for key, tensor in best.items() if key not in before
+                 or not torch.equal(tensor, before[key])}
+        assert moved and not {key for key in moved if name == "last"
+                              and key.startswith(("blocks.0.", "blocks.3.", "patch"))}
         if name == "lora":
-            assert moved == {"head.weight", "head.bias"} | {f"blocks.{n}.attn.{layer}.weight" for n in range(6)
+            assert moved == {"head.weight",
+                             "head.bias"} | {f"blocks.{n}.attn.{layer}.weight" for n in range(6)
                                                             for layer in ("qkv", "proj")}
             assert (tmp_path / "output_dir/lora_fsdp/adapter/adapter_model.safetensors").exists()

@@ -48,12 +48,14 @@ def test_a_cache_for_a_checkpoint_that_was_trained_without(start):
     assert start("--task", "a", "--epochs", 1)[0] == 0
     code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache")
     assert code == 0 and "--image_cache does nothing" in out and not os.path.exists("cache")
-    code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache", "--cache_size", 40)
+    code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache",
+                           "--cache_size", 40)
     assert code == 0 and "decoded once to cache/40-scaled-2-colour-shown" in out
 
 
 def test_two_processes_share_a_cache(pictures, tmp_path):
-    run = start_process(*SMALL, "--epochs", 1, "--data_path", pictures, "--task", "x", "--image_cache", "cache",
+    run = start_process(*SMALL, "--epochs", 1, "--data_path", pictures, "--task", "x", "--image_cache",
+                        "cache",
                         folder=tmp_path, processes=2)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("decoded once") == 1 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 1
@@ -67,7 +69,8 @@ def test_compiled_models_learn_the_same(start, tmp_path):
         assert code == 2 and "needs a C++ compiler" in err
         return
     assert code == 0, err
-    one, other = (read_predictions(tmp_path / f"output_dir/{task}/predictions_test.csv") for task in ("eager", "compiled"))
+    one, other = (read_predictions(tmp_path / f"output_dir/{task}/predictions_test.csv")
+                  for task in ("eager", "compiled"))
     logits = [name for name in one if name.startswith("logit_")]
     np.testing.assert_allclose(one[logits], other[logits], atol=1e-3)
 

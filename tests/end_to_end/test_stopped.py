@@ -1,4 +1,5 @@
-"""Asked to end inside an epoch, in an evaluation, or after a number of steps: where the run stands, and how it goes on."""
+"""Asked to end inside an epoch, in an evaluation, or after a number of steps: where the run stands, and how
+it goes on."""
 
 import json
 import os
@@ -42,7 +43,8 @@ def last(folder):
     ("_rows", 2, "epoch 1 is trained and in the last checkpoint, not yet evaluated", (1, 6)),
     ("_gathered", 3, "all epochs are trained, the test split is not scored yet", (3, 0)),
 ])
-def test_it_ends_at_once_and_goes_on_with_the_same_bits(start, tmp_path, stop, monkeypatch, place, calls, says, progress):
+def test_it_ends_at_once_and_goes_on_with_the_same_bits(start, tmp_path, stop, monkeypatch, place, calls,
+                                                        says, progress):
     assert start("--task", "whole", *OPTIONS)[0] == 0
     stop(calls, place)
     code, out, err = start("--task", "cut", *OPTIONS)
@@ -50,7 +52,8 @@ def test_it_ends_at_once_and_goes_on_with_the_same_bits(start, tmp_path, stop, m
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     kept = last(tmp_path / "output_dir/cut")
-    assert (kept["progress"]["epoch"], kept["progress"]["steps"]) == progress and kept["epoch"] == progress[0] - 1
+    assert (kept["progress"]["epoch"],
+            kept["progress"]["steps"]) == progress and kept["epoch"] == progress[0] - 1
     code, out, err = start("--task", "cut", *OPTIONS, "--resume", "same")
     assert code == 0, err
     inside = f", step {progress[1]} of 6," if progress[1] else ""
@@ -101,7 +104,8 @@ def test_without_checkpoints_it_ends_at_once(start, tmp_path, stop):
     stop(2, "_optimizer_step")
     code, out, err = start("--task", "none", *OPTIONS, "--no_savemodel", "--save_every_steps", 2)
     assert code == 99 and err.startswith("stopped by SIGTERM: what was saved stays")
-    assert not list((tmp_path / "output_dir/none").glob("checkpoint-*")) and "--save_every_steps does nothing" in out
+    assert not list((tmp_path
+                     / "output_dir/none").glob("checkpoint-*")) and "--save_every_steps does nothing" in out
 
 
 def test_killed_between_the_test_scores_and_the_report(start, tmp_path, monkeypatch):

@@ -27,13 +27,16 @@ seeds: [0, 1]
 
 
 def begin(folder, *words):
-    return subprocess.Popen([sys.executable, str(ROOT / "compare.py"), "--run", "grid.yaml", *words], cwd=folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, str(ROOT / "compare.py"), "--run", "grid.yaml", *words],
+                            cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow
 def test_a_study_is_gone_on_with(tmp_path, pictures):
-    flags = "\n".join(f"  {name}: {value}" for name, value in FLAGS.items() if name not in ("model", "model_arch", "epochs"))
+    flags = "\n".join(f"  {name}: {value}" for name, value in FLAGS.items()
+                      if name not in ("model", "model_arch", "epochs"))
     (tmp_path / "grid.yaml").write_text(GRID.format(pictures=pictures, flags=flags))
     study = tmp_path / "output_dir/study"
     first, second, third, _ = (study / name for name in NAMES)
@@ -60,6 +63,8 @@ def test_a_study_is_gone_on_with(tmp_path, pictures):
     assert list(pd.read_csv(study / "comparison_tests.csv")["metric"]) == ["roc_auc", "roc_auc", "accuracy"]
     assert (study / "comparison.png").exists() and "the stored" not in out
 
-    process = begin(tmp_path, "--draws", "200")  # what trainings stored is what the grid asks for: nothing is left to do
+    # what trainings stored is what the grid asks for: nothing is left to do
+    process = begin(tmp_path, "--draws", "200")
     out, err = process.communicate(timeout=100)
-    assert process.returncode == 0 and "4 finished, 0 begun, 0 new" in out and " of 4: " not in out, (out, err)
+    assert process.returncode == 0 and "4 finished, 0 begun, 0 new" in out and " of 4: " not in out, (out,
+                                                                                                      err)

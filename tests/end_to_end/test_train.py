@@ -48,7 +48,8 @@ def test_train_then_eval(start, tmp_path):
     truth = table["true_class"].map({"healthy": 0, "mild": 1, "severe": 2})
     scores = table[["prob_healthy", "prob_mild", "prob_severe"]].to_numpy()
     assert test["roc_auc"][0] == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr"), abs=1e-12)
-    assert test["f1"][0] == pytest.approx(f1_score(truth, scores.argmax(1), average="macro", zero_division=0), abs=1e-12)
+    assert test["f1"][0] == pytest.approx(f1_score(truth, scores.argmax(1), average="macro", zero_division=0),
+                                          abs=1e-12)
 
     # the checkpoint says all that a reader needs, and timm loads it as it is
     content = torch.load(folder / "checkpoint-best.pth", weights_only=True)
@@ -80,17 +81,20 @@ def test_learns_and_every_adaptation_moves_what_it_should(start, tmp_path):
 
 
 def test_same_seed_same_weights_other_seed_other(start, tmp_path):
-    augmented = ("--epochs", 1, "--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25, "--mixup", 0.8, "--cutmix", 1)
+    augmented = ("--epochs", 1, "--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25, "--mixup", 0.8, "--cutmix",
+                 1)
     for task, more in (("one", ()), ("two", ("--num_workers", 2)), ("three", ("--seed", 1))):
         assert start("--task", task, *augmented, *more)[0] == 0
-    one, two, three = (weights_of(tmp_path / f"output_dir/{t}/checkpoint-last.pth") for t in ("one", "two", "three"))
+    one, two, three = (weights_of(tmp_path / f"output_dir/{t}/checkpoint-last.pth")
+                       for t in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)  # workers change nothing
     assert not torch.equal(one["head.weight"], three["head.weight"])
 
 
 @pytest.mark.parametrize("cut_after", [0, 1, 2])
 def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after):
-    options = ("--epochs", 4, "--mixup", 0.4, "--aa", "rand-m9-mstd0.5-inc1", "--clip_grad", 1, "--accum_iter", 2)
+    options = ("--epochs", 4, "--mixup", 0.4, "--aa", "rand-m9-mstd0.5-inc1", "--clip_grad", 1,
+               "--accum_iter", 2)
     assert start("--task", "whole", *options)[0] == 0
     from jobs import train
 
@@ -115,8 +119,11 @@ def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after
     moments = zip(whole["optimizer"]["state"].values(), cut["optimizer"]["state"].values(), strict=True)
     assert all(torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) for a, b in moments)
     for name in ("predictions_test.csv", "metrics_val.csv", "metrics_test.csv"):
-        assert (tmp_path / f"output_dir/cut/{name}").read_bytes() == (tmp_path / f"output_dir/whole/{name}").read_bytes()
-    rows = [json.loads(line)["epoch"] for line in (tmp_path / "output_dir/cut/log.txt").read_text().splitlines()]
+        assert (tmp_path / f"output_dir/cut/{name}").read_bytes() == (
+            tmp_path / f"output_dir/whole/{name}"
+        ).read_bytes()
+    rows = [json.loads(line)["epoch"] for line in (tmp_path
+                                                   / "output_dir/cut/log.txt").read_text().splitlines()]
     assert rows == [0, 1, 2, 3]
 
 
@@ -152,9 +159,11 @@ def test_second_start_of_a_finished_run(start, tmp_path):
 
 
 def test_the_same_start_in_other_words_goes_on(start, tmp_path):
-    for words in (("--model_arch", "test_vit"), ("--model_arch", "dla46_c")):  # dla46_c has no stochastic depth
+    # dla46_c has no stochastic depth
+    for words in (("--model_arch", "test_vit"), ("--model_arch", "dla46_c")):
         assert start("--task", words[1], "--epochs", 1, *words)[0] == 0
-        code, out, err = start("--task", words[1], "--epochs", 1, "--model_arch", f"timm/{words[1]}", "--resume", "same")
+        code, out, err = start("--task", words[1], "--epochs", 1, "--model_arch", f"timm/{words[1]}",
+                               "--resume", "same")
         assert code == 0 and "this run is complete" in out and "AUC" in out, err
 
 
@@ -209,22 +218,27 @@ def test_stored_options_come_back(start, tmp_path):
     assert torch.load(best, weights_only=True)["options"]["smoothing"] == 0.2
     first = (tmp_path / "output_dir/s/predictions_test.csv").read_bytes()
     # nothing about the model is typed: the checkpoint says it
-    code, out, err = start("--eval", "--resume", best, "--task", "again", "--batch_size", 8, "--device", "cpu", small=False)
+    code, out, err = start("--eval", "--resume", best, "--task", "again", "--batch_size", 8, "--device",
+                           "cpu", small=False)
     assert code == 0, err
     assert "test_vit" in out
     assert (tmp_path / "output_dir/again/predictions_test.csv").read_bytes() == first
 
 
 def test_csv_is_the_same_as_the_folder(start, tmp_path, pictures):
-    rows = [{"path": os.path.relpath(path, tmp_path), "label": path.parent.name, "split": path.parent.parent.name,
+    rows = [{"path": os.path.relpath(path, tmp_path), "label": path.parent.name,
+             "split": path.parent.parent.name,
              "patient": path.stem} for path in sorted(pictures.rglob("*.png"),
-                                                      key=lambda p: (["train", "val", "test"].index(p.parts[-3]), p))]
+                                                      key=lambda p: (["train", "val",
+                                                                      "test"].index(p.parts[-3]), p))]
     pd.DataFrame(rows).to_csv(tmp_path / "data.csv", index=False)
     assert start("--task", "folder", "--epochs", 1)[0] == 0
-    code, _, err = start("--task", "csv", "--epochs", 1, "--csv_file", tmp_path / "data.csv", "--patient_col", "patient",
+    code, _, err = start("--task", "csv", "--epochs", 1, "--csv_file", tmp_path / "data.csv", "--patient_col",
+                         "patient",
                          data=None)
     assert code == 0, err
-    from_folder, from_csv = (read_predictions(tmp_path / f"output_dir/{t}/predictions_test.csv") for t in ("folder", "csv"))
+    from_folder, from_csv = (read_predictions(tmp_path / f"output_dir/{t}/predictions_test.csv")
+                             for t in ("folder", "csv"))
     assert np.array_equal(from_folder.filter(like="logit_"), from_csv.filter(like="logit_"))
     assert from_csv["patient"][3] == "03" and from_folder["patient"][3] == ""
 
@@ -232,7 +246,8 @@ def test_csv_is_the_same_as_the_folder(start, tmp_path, pictures):
 def test_dry_run_says_all_and_writes_nothing(start, tmp_path):
     code, out, err = start("--task", "d", "--dry_run")
     assert code == 0, err
-    for word in ("test_vit", "healthy", "train     15", "precision", "learning rate 0.001", "6 steps", "activations",
+    for word in ("test_vit", "healthy", "train     15", "precision", "learning rate 0.001", "6 steps",
+                 "activations",
                  "optimizer state", "nothing was trained"):
         assert word in out
     assert not (tmp_path / "output_dir" / "d").exists() and not (tmp_path / "output_logs").exists()
@@ -240,19 +255,26 @@ def test_dry_run_says_all_and_writes_nothing(start, tmp_path):
 
 def test_options_that_change_the_loss_act(start, tmp_path):
     """Each flag changes what is learned; a flag that does nothing would leave the same weights."""
-    changes = {"plain": (), "smoothing": ("--smoothing", 0), "mixup": ("--mixup", 0.8), "cutmix": ("--cutmix", 1.0),
+    changes = {"plain": (), "smoothing": ("--smoothing", 0), "mixup": ("--mixup", 0.8),
+               "cutmix": ("--cutmix", 1.0),
                "minmax": ("--cutmix_minmax", 0.2, 0.8), "class_weights": ("--class_weights", "balanced"),
                "clip": ("--clip_grad", 0.01), "accum": ("--accum_iter", 2), "warmup": ("--warmup_epochs", 0),
-               "decay": ("--weight_decay", 0.5), "layers": ("--layer_decay", 0.5), "min_lr": ("--min_lr", 9e-4),
-               "drop": ("--drop_path", 0.2), "hflip": ("--hflip", 0), "vflip": ("--vflip", 1), "crop": ("--crop_scale", 0.9, 1),
-               "ratio": ("--crop_ratio", 0.2, 5), "reprob": ("--reprob", 1), "aa": ("--aa", "rand-m9-mstd0.5-inc1"),
-               "jitter": ("--color_jitter", 0.4), "dataratio": ("--dataratio", 0.5), "precision": ("--precision", "bf16"),
-               "start": ("--start_epoch", 1), "batch": ("--batch_size", 7), "balanced": ("--balanced_sampling",)}
+               "decay": ("--weight_decay", 0.5), "layers": ("--layer_decay", 0.5),
+               "min_lr": ("--min_lr", 9e-4),
+               "drop": ("--drop_path", 0.2), "hflip": ("--hflip", 0), "vflip": ("--vflip", 1),
+               "crop": ("--crop_scale", 0.9, 1),
+               "ratio": ("--crop_ratio", 0.2, 5), "reprob": ("--reprob", 1),
+               "aa": ("--aa", "rand-m9-mstd0.5-inc1"),
+               "jitter": ("--color_jitter", 0.4), "dataratio": ("--dataratio", 0.5),
+               "precision": ("--precision", "bf16"),
+               "start": ("--start_epoch", 1), "batch": ("--batch_size", 7),
+               "balanced": ("--balanced_sampling",)}
     found = {}
     for name, words in changes.items():
         code, _, err = start("--task", name, "--epochs", 2, "--class_weights", "none", *words)
         assert code == 0, (name, err)
-        found[name] = weights_of(tmp_path / f"output_dir/{name}/checkpoint-last.pth")["blocks.0.mlp.fc1.weight"]
+        found[name] = weights_of(tmp_path
+                                 / f"output_dir/{name}/checkpoint-last.pth")["blocks.0.mlp.fc1.weight"]
     same = [name for name in changes if name != "plain" and torch.equal(found[name], found["plain"])]
     assert not same
 
@@ -297,18 +319,22 @@ def test_no_savemodel(start, tmp_path):
     assert (tmp_path / "output_dir/n/metrics_test.csv").exists()
 
 
-@pytest.mark.parametrize(("adaptation", "kept"), [("finetune", "the last epoch"), ("lp", "the head of the least loss")])
+@pytest.mark.parametrize(("adaptation", "kept"), [("finetune", "the last epoch"), ("lp", "the head of the "
+                                                                                         "least loss")])
 def test_a_metric_that_is_undefined_on_val_is_said_at_the_first_epoch(start, tmp_path, adaptation, kept):
     """val of one class has no AUC: every epoch would be the best one."""
     data = write_pictures(tmp_path / "data", numbers=(4, 2, 4), classes=("healthy", "ill"))
     for path in (data / "val" / "ill").iterdir():
         path.rename(data / "val" / "healthy" / f"not_{path.name}")
-    rows = [f"{split}/{name}/{path.name},{name},{split}" for split in ("train", "val", "test") for name in ("healthy", "ill")
+    rows = [f"{split}/{name}/{path.name},{name},{split}" for split in ("train", "val", "test")
+            for name in ("healthy", "ill")
             for path in sorted((data / split / name).iterdir())]
     (data / "table.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
-    words = ("--csv_file", data / "table.csv", "--select_metric", "auc", "--nb_classes", 2, "--adaptation", adaptation)
+    words = ("--csv_file", data / "table.csv", "--select_metric", "auc", "--nb_classes", 2, "--adaptation",
+             adaptation)
     code, out, err = start("--task", "x", *words, data=None)
     assert code == 0, err
-    assert out.count(f"warning: --select_metric roc_auc is undefined on val, so nothing can be chosen by it and {kept}") == 1
+    assert out.count("warning: --select_metric roc_auc is undefined on val, so nothing can be chosen by it "
+                     f"and {kept}") == 1
     code, out, err = start("--task", "y", *words[:2], "--select_metric", "loss", *words[4:], data=None)
     assert code == 0 and "is undefined on val, so" not in out, err

@@ -1,4 +1,5 @@
-"""--batch_size auto: by the estimate on a CPU, by trying on a GPU (a test gives its memory out here), kept by a resumed run."""
+"""--batch_size auto: by the estimate on a CPU, by trying on a GPU (a test gives its memory out here), kept by
+a resumed run."""
 
 import torch
 
@@ -37,9 +38,11 @@ def test_it_is_stored_and_kept(start, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "available_bytes", lambda: 0)  # now there would be room for none
     code, out, err = start("--batch_size", "auto", "--blr", 0.01, "--task", "a", "--resume", "same")
     assert code == 0 and "this run is complete" in out, err
-    code, out, err = start("--batch_size", "auto", "--blr", 0.01, "--task", "a", "--resume", "auto", "--epochs", 3)
+    code, out, err = start("--batch_size", "auto", "--blr", 0.01, "--task", "a", "--resume", "auto",
+                           "--epochs", 3)
     assert code == 0 and "batch 32 x" in out and "auto is" not in out and "--batch_size" not in out, err
-    code, out, err = start("--batch_size", "auto", "--task", "s", "--eval", "--resume", "output_dir/a/checkpoint-best.pth")
+    code, out, err = start("--batch_size", "auto", "--task", "s", "--eval", "--resume",
+                           "output_dir/a/checkpoint-best.pth")
     assert code == 0, err
     assert weights_of(tmp_path / "output_dir/a/checkpoint-last.pth")
 
@@ -69,8 +72,10 @@ def test_what_is_tried_is_the_largest_that_fits(start, monkeypatch):
         assert all(p.grad is None for p in job.model.parameters())
         return found
 
-    monkeypatch.setattr(room, "_estimated", lambda job, sizes: room._largest(sizes, lambda size: fits(job, size, True)))
-    code, out, err = start("--batch_size", "auto", "--epochs", 1, "--model_arch", "test_resnet", "--no_savemodel")
+    monkeypatch.setattr(room, "_estimated", lambda job,
+                        sizes: room._largest(sizes, lambda size: fits(job, size, True)))
+    code, out, err = start("--batch_size", "auto", "--epochs", 1, "--model_arch", "test_resnet",
+                           "--no_savemodel")
     assert code == 0 and "--batch_size auto is 12" in out, err
     assert sizes == [2, 2, 3, 4, 6, 8, 12, 16]
 
@@ -91,5 +96,6 @@ def test_a_full_memory_is_one_line(start, monkeypatch):
 
     monkeypatch.setattr(models_vit, "build_model", build)
     code, _, err = start("--epochs", 1)
-    assert code == 1 and err.startswith("error: the device's memory is full at --batch_size 8") and err.count("\n") == 1
+    assert code == 1 and err.startswith("error: the device's memory is full at --batch_size "
+                                        "8") and err.count("\n") == 1
     assert "lower --batch_size" in err and "--accum_iter" in err and "--batch_size auto" in err

@@ -14,16 +14,19 @@ from util.options.flag import FINETUNE
 from util.options.parsing import parse
 
 VIT = models_vit.find_backbone("timm", "vit_tiny_patch16_224")  # timm: mean and standard deviation 0.5
-STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "decode": "full",
+STORED = {"kind": "eval", "input_size": 64, "resize": 90, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
+          "decode": "full",
           "kept": 100}  # of before `reduced` was an entry, and with a resize of its own
 
 
-DEEP = np.array([(1, WHOLE_NUMBERS, 3000, 0, 9, 9), (2, FLOATS, 200, 0, 9, 9)], ImageFacts.dtype)  # 12 bits; 255
+# 12 bits; 255
+DEEP = np.array([(1, WHOLE_NUMBERS, 3000, 0, 9, 9), (2, FLOATS, 200, 0, 9, 9)], ImageFacts.dtype)
 
 
 def settings(*words, stored=STORED, input_size=64, facts=DEEP):
     options = parse(FINETUNE, "", [str(word) for word in words])
-    options = options.having(input_size=options.model.input_size or input_size, decode=options.images.decode or "scaled")
+    options = options.having(input_size=options.model.input_size or input_size,
+                             decode=options.images.decode or "scaled")
     file = types.SimpleNamespace(rest={"transform": {"eval": dict(stored)}}) if stored else None
     return evaluation_settings(options, VIT, file, facts)
 

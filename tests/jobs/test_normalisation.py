@@ -1,4 +1,5 @@
-"""jobs/normalisation.py: by which numbers images are normalised, and that every program says whose they are."""
+"""jobs/normalisation.py: by which numbers images are normalised, and that every program says whose they
+are."""
 
 import json
 import types
@@ -24,17 +25,21 @@ def both(*words, model="vit_base_patch16_224", rest=None):
     options = parse(FINETUNE, "", [str(word) for word in words]).having(input_size=64, decode="full")
     backbone = models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
     file = types.SimpleNamespace(rest=rest) if rest else None
-    return evaluation_settings(options, backbone, file, DEEP[:0])["mean"][0], source(options, backbone, rest or {})
+    return evaluation_settings(options, backbone, file, DEEP[:0])["mean"][0], source(options, backbone,
+                                                                                     rest or {})
 
 
 @pytest.mark.parametrize(("words", "model", "mean", "of"), [
     (("--finetune", f"hf:{TAG}/model.safetensors"), "vit_base_patch16_224", 0.485,
      "timm's constants of vit_base_patch16_224.mae"),
-    (("--finetune", f"hf:{TAG}"), "vit_base_patch16_224", 0.485, "timm's constants of vit_base_patch16_224.mae"),
-    (("--finetune", "hf:timm/vit_base_patch16_224.augreg_in1k/model.safetensors"), "vit_base_patch16_224.mae", 0.5,
+    (("--finetune", f"hf:{TAG}"), "vit_base_patch16_224", 0.485, "timm's constants of "
+                                                                 "vit_base_patch16_224.mae"),
+    (("--finetune", "hf:timm/vit_base_patch16_224.augreg_in1k/model.safetensors"), "vit_base_patch16_224.mae",
+     0.5,
      "timm's constants of vit_base_patch16_224.augreg_in1k"),  # the weights' tag, not the architecture's
     ((), "vit_base_patch16_224.mae", 0.485, "timm's constants of vit_base_patch16_224.mae"),
-    ((), "vit_base_patch16_224", 0.5, "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag"),
+    ((), "vit_base_patch16_224", 0.5, "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its "
+                                      "default tag"),
     (("--finetune", "weights/vit_base_patch16_224.mae.safetensors"), "vit_base_patch16_224", 0.5,
      "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag"),
     (("--finetune", "hf:timm/vit_base_patch16_224.unheard/x"), "vit_base_patch16_224", 0.5,
@@ -81,7 +86,9 @@ def test_every_program_says_it_and_run_json_and_the_report_keep_it(start, tmp_pa
     words = ("--input", str(pictures / "test"), "--num_workers", "0", "--device", "cpu")
     code, out, err = start("--output_dir", "out", "--task", "t", "--eval", *checkpoint)
     assert code == 0 and f"(--norm backbone: the checkpoint's, {of_timm})" in out, err
-    for main, output, more in ((predict.main, "p.csv", ("--heatmaps", "maps")), (latent_feature.main, "f.npz", ())):
+    for main, output, more in ((predict.main, "p.csv", ("--heatmaps", "maps")),
+                               (latent_feature.main, "f.npz", ())):
         capsys.readouterr()
-        code, said = exit_code_of(main, [*checkpoint, *words, "--output", output, *more]), capsys.readouterr().out
+        code, said = exit_code_of(main,
+                                  [*checkpoint, *words, "--output", output, *more]), capsys.readouterr().out
         assert code == 0 and f"normalised by {numbers} (--norm backbone: the checkpoint's, {of_timm})" in said

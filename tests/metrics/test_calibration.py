@@ -23,7 +23,8 @@ def example():
 
 def test_temperature_is_where_the_loss_is_least(example):
     logits, true = example
-    found = minimize_scalar(lambda t: log_loss(true, calibration.softmax(logits / t)), bounds=(0.1, 20), method="bounded",
+    found = minimize_scalar(lambda t: log_loss(true, calibration.softmax(logits / t)), bounds=(0.1, 20),
+                            method="bounded",
                             options={"xatol": 1e-9})
     assert calibration.fit_temperature(logits, true) == pytest.approx(found.x, rel=1e-5)
     assert found.x == pytest.approx(2.5, rel=0.15)
@@ -44,7 +45,8 @@ def test_slope_and_intercept_are_those_of_logistic_regressions(example):
         (slope, influence), (intercept, _) = calibration.slope_and_intercept(odds, is_class)
         fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(odds[:, None], is_class)
         assert slope == pytest.approx(fitted.coef_[0, 0], rel=1e-4)
-        offset = minimize(lambda a, odds=odds, y=is_class: np.logaddexp(0, (1 - 2 * y) * (odds + a[0])).sum(), [0.0], tol=1e-10)
+        offset = minimize(lambda a, odds=odds, y=is_class: np.logaddexp(0, (1 - 2 * y) * (odds + a[0])).sum(),
+                          [0.0], tol=1e-10)
         assert intercept == pytest.approx(offset.x[0], abs=1e-4)
         # the sandwich error: near the spread of slopes of resamples
         if k == 0:
@@ -56,7 +58,8 @@ def test_slope_and_intercept_are_those_of_logistic_regressions(example):
 
 
 def test_log_odds_of_sure_outputs_are_exact():
-    assert calibration.class_log_odds(np.array([[1000.0, 0.0], [0.0, 1000.0]]), 0) == pytest.approx([1000, -1000])
+    assert calibration.class_log_odds(np.array([[1000.0, 0.0], [0.0, 1000.0]]),
+                                      0) == pytest.approx([1000, -1000])
 
 
 def test_separated_or_constant_classes_have_no_slope():

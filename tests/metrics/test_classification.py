@@ -33,8 +33,12 @@ def sklearn_figures(table):
     """The same figures the long way: one-hot matrices as SPEC.md has them, scikit-learn for every one."""
     names = predictions.class_names_of(table)
     numbers = {name: k for k, name in enumerate(names)}
-    true, predicted = table["true_class"].map(numbers).to_numpy(), table["predicted_class"].map(numbers).to_numpy()
-    true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names), dtype=int)[predicted]
+    true, predicted = (
+        table["true_class"].map(numbers).to_numpy(),
+        table["predicted_class"].map(numbers).to_numpy(),
+    )
+    true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names),
+                                                                                  dtype=int)[predicted]
     probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
     present = np.flatnonzero(true_one_hot.any(axis=0))
     macro = {"average": "macro", "zero_division": 0}
@@ -42,7 +46,8 @@ def sklearn_figures(table):
         "loss": sklearn_metrics.log_loss(true, probabilities, labels=range(len(names))),
         "accuracy": sklearn_metrics.accuracy_score(true, predicted),
         "f1": sklearn_metrics.f1_score(true_one_hot, predicted_one_hot, **macro),
-        "roc_auc": np.mean([sklearn_metrics.roc_auc_score(true_one_hot[:, k], probabilities[:, k]) for k in present]),
+        "roc_auc": np.mean([sklearn_metrics.roc_auc_score(true_one_hot[:, k], probabilities[:, k])
+                            for k in present]),
         "hamming": sklearn_metrics.hamming_loss(true_one_hot, predicted_one_hot),
         "jaccard": sklearn_metrics.jaccard_score(true_one_hot, predicted_one_hot, **macro),
         "precision": sklearn_metrics.precision_score(true_one_hot, predicted_one_hot, **macro),
@@ -50,7 +55,8 @@ def sklearn_figures(table):
         "average_precision": sklearn_metrics.average_precision_score(
             true_one_hot[:, present], probabilities[:, present], average="macro"),
         "kappa": sklearn_metrics.cohen_kappa_score(true, predicted),
-        "qwk": sklearn_metrics.cohen_kappa_score(true, predicted, weights="quadratic", labels=range(len(names))),
+        "qwk": sklearn_metrics.cohen_kappa_score(true, predicted, weights="quadratic",
+                                                 labels=range(len(names))),
         "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(true, predicted),
         "mae_grades": sklearn_metrics.mean_absolute_error(true, predicted),
         "ece": calibration_error(probabilities, true, 15),
@@ -81,7 +87,8 @@ def test_equal_to_scikit_learn(num_classes, rounded):
 
 @pytest.mark.parametrize("levels", [2, 4, 10**6])
 def test_auc_and_average_precision_equal_scikit_learn_with_ties_and_weights(levels):
-    """Of the images as they are, of bootstrap resamples (float32 counts), and the AUC that DeLong's influences belong to."""
+    """Of the images as they are, of bootstrap resamples (float32 counts), and the AUC that DeLong's
+    influences belong to."""
     generator = np.random.default_rng(3)
     for _ in range(30):
         scores, is_class = generator.integers(levels, size=40) / levels, generator.random(40) < 0.3
@@ -92,7 +99,8 @@ def test_auc_and_average_precision_equal_scikit_learn_with_ties_and_weights(leve
             if len(np.unique(is_class[weights > 0])) == 2:
                 how = {"sample_weight": weights}
                 assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores, **how), abs=1e-6)
-                assert precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores, **how), abs=1e-6)
+                assert precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores,
+                                                                                          **how), abs=1e-6)
         exact, _ = weighted.Ranks.of(is_class, scores).figures(np.ones((1, 40)))
         assert exact[0] == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
         assert exact[0] == pytest.approx(delong.auc_influence(is_class, scores)[0], abs=1e-12)
@@ -127,9 +135,15 @@ def test_brier_is_scikit_learns():
         table = random_table(num_classes)
         probabilities = table.filter(regex="^prob_").to_numpy()
         # scikit-learn takes the columns in the sorted order of its labels, which is ours here
-        expected = sklearn_metrics.brier_score_loss(table["true_class"], probabilities[:, 1] if num_classes == 2
-                                                    else probabilities, **({"pos_label": "1 grade"}
-                                                    if num_classes == 2 else {"labels": predictions.class_names_of(table)}))
+        expected = sklearn_metrics.brier_score_loss(
+            table["true_class"],
+            probabilities[:, 1] if num_classes == 2 else probabilities,
+            **(
+                {"pos_label": "1 grade"}
+                if num_classes == 2
+                else {"labels": predictions.class_names_of(table)}
+            ),
+        )
         assert classification.classification_metrics(table)[0]["brier"] == pytest.approx(expected, abs=1e-12)
 
 
@@ -141,7 +155,13 @@ def test_absent_class_counts_zero_in_f1_and_is_left_out_of_auc():
     assert len(notes) == 1 and "'2 grade', '4 grade'" in notes[0] and "2 of the 5" in notes[0]
     perfect = make_table([0, 1, 0, 1], 9 * np.eye(3)[[0, 1, 0, 1]])
     figures, _ = classification.classification_metrics(perfect)
-    assert figures["f1"] == figures["recall"] == figures["jaccard"] == figures["precision"] == pytest.approx(2 / 3)
+    assert (
+        figures["f1"]
+        == figures["recall"]
+        == figures["jaccard"]
+        == figures["precision"]
+        == pytest.approx(2 / 3)
+    )
     assert figures["roc_auc"] == figures["average_precision"] == figures["kappa"] == 1
 
 
@@ -152,7 +172,8 @@ def test_one_class_alone_has_no_auc_and_the_score_says_what_it_is_made_of():
         figures, notes = classification.classification_metrics(table)
     assert math.isnan(figures["roc_auc"]) and figures["kappa"] == 0 and figures["average_precision"] == 1
     assert figures["score"] == pytest.approx((figures["f1"] + 0) / 2) and figures["f1"] == pytest.approx(0.4)
-    assert any("roc_auc is undefined" in note for note in notes) and any("f1 and kappa alone" in note for note in notes)
+    assert any("roc_auc is undefined" in note for note in notes) and any("f1 and kappa alone" in note
+                                                                         for note in notes)
 
     figures, notes = classification.classification_metrics(table[2:])  # one image, predicted right
     assert math.isnan(figures["kappa"]) and figures["accuracy"] == 1 and figures["n"] == 1
@@ -181,7 +202,8 @@ def test_order_of_samples_changes_no_bit_of_the_table():
 def test_large_logits_stay_finite_and_exact():
     table = make_table([0, 1], [[1000.0, 0.0], [1000.0, 0.0]])
     assert table["prob_0 grade"].tolist() == [1, 1] and table["prob_1 grade"].tolist() == [0, 0]
-    assert classification.classification_metrics(table)[0]["loss"] == 500  # from the logits: log(prob) would be infinite
+    # from the logits: log(prob) would be infinite
+    assert classification.classification_metrics(table)[0]["loss"] == 500
 
 
 def test_diverged_outputs_are_named_and_not_scored():
@@ -222,9 +244,10 @@ def test_stacked_confusions_equal_each_alone():
             assert figures[name][i, j] == value, name
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
-NASTY_NAMES = ["0", "1", "01", "1e3", "NA", "None", "nan", "", " edge ", 'comma, and "quote"', "two\nlines", "cr\rin",
+NASTY_NAMES = ["0", "1", "01", "1e3", "NA", "None", "nan", "", " edge ", 'comma, and "quote"', "two\nlines",
+               "cr\rin",
                "正常眼底", "naïve"]
 
 
@@ -233,7 +256,8 @@ def test_predictions_come_back_equal_in_every_bit(tmp_path):
     n, num_classes = 60, len(NASTY_NAMES)
     samples = pd.DataFrame({
         "index": generator.permutation(n), "path": [f"图像/{i}, \"a\".png" for i in range(n)],
-        "patient": [None, "", "007", "NA", "1.0", "None"] * 10, "split": "val", "target": np.arange(n) % num_classes})
+        "patient": [None, "", "007", "NA", "1.0", "None"] * 10, "split": "val",
+        "target": np.arange(n) % num_classes})
     logits = generator.normal(size=(n, num_classes)) * 10.0 ** generator.integers(-12, 3, size=(n, 1))
     table = classification.predictions_table(samples, logits, NASTY_NAMES)
     run_files.write_predictions(table, tmp_path / "predictions_val.csv")
@@ -241,7 +265,8 @@ def test_predictions_come_back_equal_in_every_bit(tmp_path):
     pd.testing.assert_frame_equal(back, table, check_exact=True)
     assert predictions.class_names_of(back) == NASTY_NAMES
     assert set(back["patient"]) == {"", "007", "NA", "1.0", "None"}
-    np.testing.assert_equal(classification.classification_metrics(back), classification.classification_metrics(table))
+    np.testing.assert_equal(classification.classification_metrics(back),
+                            classification.classification_metrics(table))
     assert [file.name for file in tmp_path.iterdir()] == ["predictions_val.csv"]
 
 
@@ -249,7 +274,8 @@ def test_probabilities_are_softmax_and_names_follow_their_numbers():
     table = make_table([1, 0, 2], [[0.0, 1.0, 2.0], [5.0, 4.0, 3.0], [0.0, 0.0, 0.0]], ["b", "a", "c"])
     assert list(table.columns) == ["index", "path", "patient", "split", "true_class", "predicted_class",
                                    "prob_b", "prob_a", "prob_c", "logit_b", "logit_a", "logit_c"]
-    assert table["true_class"].tolist() == ["a", "b", "c"] and table["predicted_class"].tolist() == ["c", "b", "b"]
+    assert table["true_class"].tolist() == ["a", "b", "c"] and table["predicted_class"].tolist() == ["c", "b",
+                                                                                                     "b"]
     total = math.exp(0) + math.exp(1) + math.exp(2)
     assert table.loc[0, ["prob_b", "prob_a", "prob_c"]].tolist() == pytest.approx(
         [1 / total, math.e / total, math.e ** 2 / total], abs=1e-15)
@@ -263,7 +289,8 @@ def test_probabilities_are_softmax_and_names_follow_their_numbers():
     ("index,path,patient,split,true_class,predicted_class,prob_a,prob_a,logit_a\n", "twice"),
     ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,high,1\n", "high"),
     ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,0.5\n", "not a table"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,1,1\n1,x\n", "not a table"),
+    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,1,1\n1,x\n", "not a "
+                                                                                                    "table"),
 ])
 def test_file_that_is_no_table_is_one_line(tmp_path, text, problem):
     path = tmp_path / "predictions.csv"
@@ -279,5 +306,6 @@ def test_missing_predictions_file_is_named(tmp_path):
 
 
 def test_metrics_columns_keep_the_names_that_scripts_read():
-    assert classification.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming", "jaccard",
+    assert classification.METRIC_COLUMNS[:11] == ("epoch", "val_loss", "accuracy", "f1", "roc_auc", "hamming",
+                                                  "jaccard",
                                                   "precision", "recall", "average_precision", "kappa")

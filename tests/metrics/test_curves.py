@@ -36,7 +36,8 @@ def test_precision_recall_is_scikit_learns(is_class, scores):
     their_precision, their_recall, _ = precision_recall_curve(is_class, scores)
     assert set(zip(recall, precision, strict=True)) <= set(zip(their_recall, their_precision, strict=True))
     # as stairs, the area below it is average precision
-    np.testing.assert_allclose((np.diff(recall, prepend=0) * precision).sum(), average_precision_score(is_class, scores))
+    np.testing.assert_allclose((np.diff(recall, prepend=0) * precision).sum(),
+                               average_precision_score(is_class, scores))
 
 
 def test_thinned_points_lie_on_the_curve_and_keep_its_ends_and_its_shape():
@@ -87,7 +88,8 @@ def test_reliability_of_the_highest_probability_is_that_of_the_calibration_error
     probabilities = calibration.softmax(logits)
     names = list("abcd")
     drawn = curves.curves_of(true, logits.argmax(axis=1), probabilities, logits, names, temperature=2.0)
-    for (_, (mean, share, images)), p in zip(drawn.calibration, (probabilities, calibration.softmax(logits / 2)), strict=True):
+    for (_, (mean, share, images)), p in zip(drawn.calibration,
+                                             (probabilities, calibration.softmax(logits / 2)), strict=True):
         known = images > 0
         error = (np.abs(mean - share)[known] * images[known]).sum() / 200
         images = Images(names, true, p.argmax(axis=1), p, logits, None, None)

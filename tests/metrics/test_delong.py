@@ -1,5 +1,6 @@
-"""DeLong's variance against its definition by pairs, and against the jackknife; the clustered one against repeated images;
-the joint test against the paper's formula with another contrast matrix, and against a bootstrap."""
+"""DeLong's variance against its definition by pairs, and against the jackknife; the clustered one against
+repeated images; the joint test against the paper's formula with another contrast matrix, and against a
+bootstrap."""
 
 import math
 
@@ -12,7 +13,8 @@ from util.metrics import delong
 
 
 def by_pairs(is_class, scores):
-    """AUC and variance as DeLong, DeLong and Clarke-Pearson (1988) write them: all pairs, then two sample variances."""
+    """AUC and variance as DeLong, DeLong and Clarke-Pearson (1988) write them: all pairs, then two sample
+    variances."""
     inside, outside = scores[is_class], scores[~is_class]
     wins = (inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)
     of_inside, of_outside = wins.mean(axis=1), wins.mean(axis=0)
@@ -41,7 +43,8 @@ def test_auc_and_variance_are_those_of_all_pairs(example):
     is_class, scores, _ = example
     auc, influence = delong.auc_influence(is_class, scores)
     expected, variance = by_pairs(is_class, scores)
-    assert auc == pytest.approx(expected, abs=1e-12) == pytest.approx(roc_auc_score(is_class, scores), abs=1e-12)
+    assert auc == pytest.approx(expected, abs=1e-12) == pytest.approx(roc_auc_score(is_class, scores),
+                                                                      abs=1e-12)
     assert delong.variance(influence) == pytest.approx(variance, rel=1e-12)
 
 
@@ -71,7 +74,8 @@ def test_the_same_image_many_times_is_one_patient():
     once = delong.variance(delong.auc_influence(is_class, scores)[1])
     _, influence = delong.auc_influence(np.repeat(is_class, 4), np.repeat(scores, 4))
     assert delong.variance(influence, np.repeat(np.arange(200), 4)) == pytest.approx(once, rel=0.02)
-    assert delong.variance(influence) == pytest.approx(once / 4, rel=0.02)  # what ignoring patients would claim
+    # what ignoring patients would claim
+    assert delong.variance(influence) == pytest.approx(once / 4, rel=0.02)
 
 
 def test_several_classes_are_averaged():
@@ -80,7 +84,8 @@ def test_several_classes_are_averaged():
     scores = rng.random((300, 3)) + 0.3 * np.eye(3)[true]
     one_hot = np.eye(4, dtype=bool)[true]  # the fourth class is absent
     auc, influence = delong.macro_auc_influence(one_hot, np.column_stack([scores, rng.random(300)]))
-    assert auc == pytest.approx(np.mean([roc_auc_score(true == k, scores[:, k]) for k in range(3)]), abs=1e-12)
+    assert auc == pytest.approx(np.mean([roc_auc_score(true == k, scores[:, k]) for k in range(3)]),
+                                abs=1e-12)
     draws = []
     for _ in range(1500):
         rows = rng.integers(300, size=300)
@@ -88,9 +93,10 @@ def test_several_classes_are_averaged():
     assert delong.variance(influence) == pytest.approx(np.var(draws), rel=0.15)
 
 
-# ---- several models at once -----------------------------------------------------------------------------------------
+# ---- several models at once --------------------------------------------------------------------------------
 
-def several(rng: np.random.Generator, number: int, images: int = 90, ties: int = 9) -> tuple[np.ndarray, np.ndarray]:
+def several(rng: np.random.Generator, number: int, images: int = 90,
+            ties: int = 9) -> tuple[np.ndarray, np.ndarray]:
     """(is_class (N,), scores (G, N)) of models that share some of what they know."""
     is_class = rng.random(images) < 0.4
     shared = rng.normal(size=images)
@@ -124,22 +130,26 @@ def test_the_joint_test_is_that_of_all_pairs(ties):
 def test_of_two_models_it_is_the_test_of_the_pair(example, patients):
     aucs, influences = influences_of(example[0], np.array(example[1:]))
     p = delong.difference_test(*influences, aucs[0] - aucs[1], patients)[2]
-    assert delong.joint_test(aucs, influences, patients) == pytest.approx((norm.isf(p / 2) ** 2, 1, p), rel=1e-9)
+    assert delong.joint_test(aucs, influences, patients) == pytest.approx((norm.isf(p / 2) ** 2, 1, p),
+                                                                          rel=1e-9)
 
 
 def test_models_that_rank_alike_add_no_degree_of_freedom():
     is_class, scores = several(np.random.default_rng(7), 3)
     expected = delong.joint_test(*influences_of(is_class, scores))
     more = np.array([*scores, np.exp(scores[0]), 5 * scores[2] - 1])
-    assert delong.joint_test(*influences_of(is_class, more)) == pytest.approx(expected, rel=1e-9) and expected[1] == 2
+    assert delong.joint_test(*influences_of(is_class, more)) == pytest.approx(expected,
+                                                                              rel=1e-9) and expected[1] == 2
     assert delong.joint_test(*influences_of(is_class, more[[0, 3, 0]])) == (0.0, 0, 1.0)
 
 
 def test_a_joint_test_that_nobody_can_make():
-    """A perfect model and one that is always wrong differ without any variance; of a single positive nobody knows it."""
+    """A perfect model and one that is always wrong differ without any variance; of a single positive nobody
+    knows it."""
     is_class = np.arange(12) < 5
     perfect = is_class + np.linspace(0, 0.1, 12)
-    chi_square, freedom, p = delong.joint_test(*influences_of(is_class, np.array([perfect, -perfect, perfect])))
+    chi_square, freedom, p = delong.joint_test(*influences_of(is_class,
+                                                              np.array([perfect, -perfect, perfect])))
     assert math.isnan(chi_square) and math.isnan(p) and freedom == 0
     single = np.arange(12) < 1
     assert math.isnan(delong.joint_test(*influences_of(single, np.array([perfect, -perfect])))[2])
@@ -151,12 +161,14 @@ def test_patients_count_once_in_the_joint_test():
     aucs, influences = influences_of(np.repeat(is_class, 4), np.repeat(scores, 4, axis=1))
     chi_square, freedom, _ = delong.joint_test(aucs, influences, np.repeat(np.arange(300), 4))
     assert chi_square == pytest.approx(once[0], rel=0.02) and freedom == once[1]
-    assert delong.joint_test(aucs, influences)[0] == pytest.approx(4 * once[0], rel=0.02)  # what ignoring patients would claim
+    # what ignoring patients would claim
+    assert delong.joint_test(aucs, influences)[0] == pytest.approx(4 * once[0], rel=0.02)
 
 
 @pytest.mark.long
 def test_the_joint_test_of_several_classes_is_the_bootstraps():
-    """Macro AUC, three models, three classes: the covariance of 3,000 resamples gives the same chi-square but for its noise."""
+    """Macro AUC, three models, three classes: the covariance of 3,000 resamples gives the same chi-square but
+    for its noise."""
     rng = np.random.default_rng(2)
     true, shared = rng.integers(3, size=250), rng.normal(size=(250, 3))
     scores = [shared + rng.normal(size=(250, 3)) + skill * np.eye(3)[true] for skill in (1.0, 1.2, 1.5)]
@@ -183,7 +195,7 @@ def test_without_a_difference_the_joint_p_is_uniform():
     assert kstest(found, "uniform").pvalue > 0.01
 
 
-# ---- nothing to go by -----------------------------------------------------------------------------------------------
+# ---- nothing to go by --------------------------------------------------------------------------------------
 
 def test_what_has_no_interval():
     auc, influence = delong.auc_influence(np.array([True, True]), np.array([0.1, 0.2]))
@@ -197,7 +209,8 @@ def test_what_has_no_interval():
 
 def test_a_perfect_auc_is_not_certain():
     lower, upper = delong.logit_interval(1.0, 0.0, 20)
-    assert upper == 1 and lower == pytest.approx(0.8389, abs=1e-4)  # Wilson's bound for 20 of 20: Newcombe (1998) has 0.1611
+    # Wilson's bound for 20 of 20: Newcombe (1998) has 0.1611
+    assert upper == 1 and lower == pytest.approx(0.8389, abs=1e-4)
     assert delong.logit_interval(0.0, 0.0, 20) == pytest.approx((0, 1 - 0.8389), abs=1e-4)
     lower, upper = delong.logit_interval(0.9, 0.02**2, 50)
     assert 0 < lower < 0.9 < upper < 1 and 0.9 - lower > upper - 0.9

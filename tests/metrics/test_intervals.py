@@ -1,4 +1,5 @@
-"""Weighted figures against those of the same images repeated; intervals against published ones and the plain bootstrap."""
+"""Weighted figures against those of the same images repeated; intervals against published ones and the plain
+bootstrap."""
 
 import math
 
@@ -52,9 +53,12 @@ def test_figures_of_classes_are_scikit_learns():
     images, found = Images.of(table), ones(table)
     for k, name in enumerate(images.names):
         true, predicted = images.true == k, images.predicted == k
-        assert found[f"sensitivity_{name}"] == pytest.approx(sklearn_metrics.recall_score(true, predicted), abs=1e-12)
-        assert found[f"specificity_{name}"] == pytest.approx(sklearn_metrics.recall_score(~true, ~predicted), abs=1e-12)
-        assert found[f"precision_{name}"] == pytest.approx(sklearn_metrics.precision_score(true, predicted), abs=1e-12)
+        assert found[f"sensitivity_{name}"] == pytest.approx(sklearn_metrics.recall_score(true, predicted),
+                                                             abs=1e-12)
+        assert found[f"specificity_{name}"] == pytest.approx(sklearn_metrics.recall_score(~true, ~predicted),
+                                                             abs=1e-12)
+        assert found[f"precision_{name}"] == pytest.approx(sklearn_metrics.precision_score(true, predicted),
+                                                           abs=1e-12)
         assert found[f"f1_{name}"] == pytest.approx(sklearn_metrics.f1_score(true, predicted), abs=1e-12)
         assert found[f"roc_auc_{name}"] == pytest.approx(
             sklearn_metrics.roc_auc_score(true, images.probabilities[:, k]), abs=1e-12)
@@ -81,7 +85,8 @@ def test_operating_points_are_those_of_the_roc_curve():
     entries = intervals.classification_intervals(other, draws=50, thresholds=thresholds)
     assert entries["sensitivity_at_90_specificity"]["value"] == pytest.approx(expected)
     assert operating_thresholds(Images.of(random_table(3))) == {}
-    # without a threshold of val's there are none: chosen on the images themselves they would be another figure
+    # without a threshold of val's there are none: chosen on the images themselves they would be another
+    # figure
     assert not any("_at_" in name for name in intervals.classification_intervals(other, draws=50))
 
 
@@ -92,7 +97,11 @@ def test_on_val_itself_operating_points_claim_no_interval():
     of_val, of_test = (task.intervals(table, classification.classification_metrics(table)[0], decided)
                        for table in (val, random_table(2, n=200, seed=5).assign(split="test")))
     for name in decided["thresholds"]:
-        assert of_val[name]["value"] >= 0 and math.isnan(of_val[name]["lower"]) and of_val[name]["method"] is None
+        assert (
+            of_val[name]["value"] >= 0
+            and math.isnan(of_val[name]["lower"])
+            and of_val[name]["method"] is None
+        )
         assert of_test[name]["lower"] <= of_test[name]["value"] <= of_test[name]["upper"]
     assert len(decided["thresholds"]) == 4 and of_test["temperature"]["value"] == decided["temperature"]
 
@@ -100,7 +109,8 @@ def test_on_val_itself_operating_points_claim_no_interval():
 @pytest.mark.parametrize(("hits", "trials", "lower", "upper"), [
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
 def test_wilson_is_as_newcombe_published_it(hits, trials, lower, upper):
-    assert bootstrap.wilson_interval(hits, trials) == pytest.approx((lower, upper), abs=5e-5)  # Statistics in Medicine 1998
+    # Statistics in Medicine 1998
+    assert bootstrap.wilson_interval(hits, trials) == pytest.approx((lower, upper), abs=5e-5)
     mirrored = bootstrap.wilson_interval(trials - hits, trials)
     assert mirrored == pytest.approx((1 - upper, 1 - lower), abs=5e-5)
 
@@ -134,7 +144,8 @@ def test_patients_are_drawn_whole():
 
 def test_repeating_every_image_narrows_nothing_where_it_is_one_patients():
     table = random_table(3, n=100, seed=6)
-    twice = pd.concat([table, table]).assign(index=range(200), patient=[f"p{number % 100}" for number in range(200)])
+    twice = pd.concat([table, table]).assign(index=range(200),
+                                             patient=[f"p{number % 100}" for number in range(200)])
     one, two = (intervals.classification_intervals(t, draws=1000) for t in (table, twice))
     for name in ("f1", "roc_auc", "loss", "calibration_slope"):
         widths = [entries[name]["upper"] - entries[name]["lower"] for entries in (one, two)]
@@ -144,21 +155,26 @@ def test_repeating_every_image_narrows_nothing_where_it_is_one_patients():
 def test_degenerate_resamples_are_counted():
     table = make_table([0, 0, 0, 0, 1], np.random.default_rng(0).normal(size=(5, 2)))
     entry = intervals.classification_intervals(table, draws=400)["average_precision_1 grade"]
-    assert 400 * 0.8**5 * 0.6 < entry["undefined"] < 400 * 0.8**5 * 1.4  # the one image is in none of the five draws
+    # the one image is in none of the five draws
+    assert 400 * 0.8**5 * 0.6 < entry["undefined"] < 400 * 0.8**5 * 1.4
     alone = intervals.classification_intervals(make_table([0, 0, 0], np.eye(3, 2)), draws=20)
     assert math.isnan(alone["roc_auc"]["value"]) and math.isnan(alone["roc_auc"]["lower"])
     assert alone["roc_auc"]["method"] is None
 
 
 def test_average_precision_loses_the_bias_of_its_resamples():
-    replicates = 1 / (1 + np.exp(-np.random.default_rng(0).normal(1.2, 0.3, 4000)))  # of a value at 1.0 on the logit scale
-    lower, upper, undefined = bootstrap.corrected_interval(np.append(replicates, math.nan), 1 / (1 + math.exp(-1.0)))
+    # of a value at 1.0 on the logit scale
+    replicates = 1 / (1 + np.exp(-np.random.default_rng(0).normal(1.2, 0.3, 4000)))
+    lower, upper, undefined = bootstrap.corrected_interval(np.append(replicates, math.nan),
+                                                           1 / (1 + math.exp(-1.0)))
     half = 1.96 * math.hypot(0.3, 0.2)
-    assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx([0.8 - half, 0.8 + half], abs=0.03)
+    assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx([0.8 - half, 0.8 + half],
+                                                                               abs=0.03)
     assert undefined == 1 and np.isnan(bootstrap.corrected_interval(np.full(3, math.nan), 0.5)[:2]).all()
     entry = intervals.classification_intervals(random_table(3, seed=3), draws=300)["average_precision"]
     drawn = intervals.classification_replicates(random_table(3, seed=3), draws=300)["average_precision"]
-    assert (entry["lower"], entry["upper"]) == pytest.approx(bootstrap.corrected_interval(drawn, entry["value"])[:2])
+    assert (entry["lower"], entry["upper"]) == pytest.approx(bootstrap.corrected_interval(drawn,
+                                                                                          entry["value"])[:2])
     assert entry["lower"] < np.quantile(drawn, 0.025)
 
 
@@ -166,17 +182,29 @@ def test_without_a_right_image_of_a_class_its_figures_reach_further():
     true, predicted = np.repeat([0, 1], [40, 10]), np.repeat([0, 1, 0], [39, 1, 10])
     found = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[predicted]), draws=1000)
     for name in ("f1", "kappa", "balanced_accuracy", "precision"):
-        assert found[name]["upper"] > found[name]["value"] + 0.02 and found[name]["without_hits"] == ["1 grade"], name
+        assert found[name]["upper"] > found[name]["value"] + 0.02 and found[name]["without_hits"] == [
+            "1 grade"
+        ], name
     assert found["kappa"]["value"] < 0 < found["kappa"]["upper"]
-    one_right = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]), draws=100)
+    one_right = intervals.classification_intervals(make_table(true,
+                                                              3
+                                                              * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]),
+                                                   draws=100)
     assert all("without_hits" not in entry for entry in one_right.values())
-    absent = intervals.classification_intervals(make_table([0, 1] * 9, 3 * np.eye(3)[[0, 1, 1] * 6]), draws=100)
-    assert all("without_hits" not in entry for entry in absent.values())  # a class that is not there can't be right
+    absent = intervals.classification_intervals(make_table([0, 1] * 9, 3 * np.eye(3)[[0, 1, 1] * 6]),
+                                                draws=100)
+    # a class that is not there can't be right
+    assert all("without_hits" not in entry for entry in absent.values())
 
 
 def test_resamples_that_are_all_alike_claim_no_certainty():
-    entries = intervals.classification_intervals(make_table([0, 0, 1, 1] * 5, 9 * np.eye(2)[[0, 0, 1, 1] * 5]), draws=50)
-    assert entries["f1"]["value"] == 1 and math.isnan(entries["f1"]["lower"]) and math.isnan(entries["f1"]["upper"])
+    entries = intervals.classification_intervals(make_table([0, 0, 1, 1] * 5,
+                                                            9 * np.eye(2)[[0, 0, 1, 1] * 5]), draws=50)
+    assert (
+        entries["f1"]["value"] == 1
+        and math.isnan(entries["f1"]["lower"])
+        and math.isnan(entries["f1"]["upper"])
+    )
     assert entries["accuracy"]["lower"] < 0.9 and entries["roc_auc"]["lower"] < 0.8  # Wilson's
 
 
@@ -205,11 +233,13 @@ def test_regression_resamples_are_figures_of_the_rows():
     generator = np.random.default_rng(2)
     for draw in range(40):
         rows = generator.integers(70, size=70)
-        by_target = [figures_of_target(table[f"true_{name}"].to_numpy()[rows], table[f"pred_{name}"].to_numpy()[rows])
+        by_target = [figures_of_target(table[f"true_{name}"].to_numpy()[rows],
+                                       table[f"pred_{name}"].to_numpy()[rows])
                      for name in "ab"]
         for figure in ("r2", "pearson", "mae", "rmse"):
             assert replicates[f"{figure}_b"][draw] == pytest.approx(by_target[1][figure], rel=1e-6)
-            assert replicates[figure][draw] == pytest.approx(np.mean([entry[figure] for entry in by_target]), rel=1e-6)
+            assert replicates[figure][draw] == pytest.approx(np.mean([entry[figure] for entry in by_target]),
+                                                             rel=1e-6)
     scale = TargetScale.learn(["a", "b"], ("none", "none"), table[["true_a", "true_b"]].to_numpy())
     figures, _ = regression_metrics(table, scale, 1.0)
     entries = intervals.regression_intervals(table, figures, ["a", "b"])

@@ -39,19 +39,25 @@ def test_figures_are_scikit_learns(table):
         known = table[f"true_{name}"].notna()
         true, predicted = table[f"true_{name}"][known], table[f"pred_{name}"][known]
         assert figures[f"r2_{name}"] == pytest.approx(sklearn_metrics.r2_score(true, predicted), abs=1e-12)
-        assert figures[f"mae_{name}"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, predicted), abs=1e-12)
-        assert figures[f"rmse_{name}"] == pytest.approx(sklearn_metrics.root_mean_squared_error(true, predicted), abs=1e-12)
+        assert figures[f"mae_{name}"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, predicted),
+                                                       abs=1e-12)
+        assert figures[f"rmse_{name}"] == pytest.approx(sklearn_metrics.root_mean_squared_error(true,
+                                                                                                predicted),
+                                                        abs=1e-12)
         assert figures[f"pearson_{name}"] == pytest.approx(pearsonr(true, predicted)[0], abs=1e-12)
         assert figures[f"n_{name}"] == known.sum()
-    assert figures["r2"] == pytest.approx((figures["r2_tc"] + figures["r2_血脂"]) / 2) and figures["n"] == 30 and notes == []
+    assert figures["r2"] == pytest.approx((figures["r2_tc"] + figures["r2_血脂"])
+                                          / 2) and figures["n"] == 30 and notes == []
     assert set(metric_columns(["tc", "血脂"])) == {"epoch", "val_loss", *figures} - {"loss"}
 
 
 def test_loss_is_torchs_over_known_values(table):
     scale = scale_of(table)
-    true, predicted = (scale.standardise(table[[f"{kind}_tc", f"{kind}_血脂"]].to_numpy()) for kind in ("true", "pred"))
+    true, predicted = (scale.standardise(table[[f"{kind}_tc", f"{kind}_血脂"]].to_numpy())
+                       for kind in ("true", "pred"))
     known = torch.from_numpy(~np.isnan(true))
-    expected = torch.nn.functional.smooth_l1_loss(torch.from_numpy(predicted)[known], torch.from_numpy(true)[known], beta=0.5)
+    expected = torch.nn.functional.smooth_l1_loss(torch.from_numpy(predicted)[known],
+                                                  torch.from_numpy(true)[known], beta=0.5)
     assert regression_metrics(table, scale, 0.5)[0]["loss"] == pytest.approx(expected.item(), abs=1e-12)
 
 
@@ -86,7 +92,8 @@ def test_table_reads_back_bit_for_bit(table, tmp_path):
 def test_predictions_that_are_no_numbers_are_a_failed_run(table):
     samples = table[["index", "path", "patient", "split"]]
     with pytest.raises(RunError, match="1 of 30 images"):
-        predictions_table(samples, np.zeros((30, 1)), np.where(np.arange(30)[:, None] == 3, np.nan, 0.0), ["a"])
+        predictions_table(samples, np.zeros((30, 1)), np.where(np.arange(30)[:, None] == 3, np.nan, 0.0),
+                          ["a"])
 
 
 def test_limits_of_agreement():
@@ -99,7 +106,8 @@ def test_a_chart_a_target(table, tmp_path):
 
     targets = ["tc", "血脂"]
     for number, file in enumerate(agreement_files("test", targets)):
-        save_png(agreement("test", table, targets, number), tmp_path / file)  # a line where no font draws the second name
+        # a line where no font draws the second name
+        save_png(agreement("test", table, targets, number), tmp_path / file)
         assert Image.open(tmp_path / file).size[0] > 1000
     assert agreement_files("val", ["a/b", "a b"]) == ["agreement_val_a_b.png", "agreement_val_a_b_2.png"]
     table["true_tc"] = np.nan

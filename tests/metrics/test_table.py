@@ -1,4 +1,5 @@
-"""util/metrics/table.py: every metric that is computed has a row, and the rows say what the computing modules do."""
+"""util/metrics/table.py: every metric that is computed has a row, and the rows say what the computing modules
+do."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def test_names_are_unique_and_places_are_orders():
 @pytest.mark.parametrize("classes", [2, 4])
 def test_every_computed_metric_has_a_row_that_says_its_interval(classes):
     table = random_table(classes, 60)
-    entries = classification_intervals(table, draws=50, thresholds={} if classes > 2 else None, temperature=1.3)
+    entries = classification_intervals(table, draws=50, thresholds={} if classes > 2 else None,
+                                       temperature=1.3)
     methods = {DELONG: "DeLong", WILSON: "Wilson", SANDWICH: "sandwich"}
     for name, entry in entries.items():
         row = row_of(name)
@@ -42,7 +44,8 @@ def test_every_computed_metric_has_a_row_that_says_its_interval(classes):
         assert (entry["method"] is not None) or not row.interval or np.isnan(entry["lower"]), name
 
 
-@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.csv is not None and metric.name != "n"
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.csv is not None
+                                    and metric.name != "n"
                                     and CLASSIFICATION in metric.kinds], ids=lambda metric: metric.name)
 def test_better_is_as_the_row_says(metric):
     """A model that is right everywhere against one that is wrong everywhere."""
@@ -53,7 +56,8 @@ def test_better_is_as_the_row_says(metric):
         place = table["true_class"].map(names.index).to_numpy()
         logits = 6.0 * np.eye(3)[(place + shift) % 3]
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        each[[f"logit_{name}" for name in names]], each[[f"prob_{name}" for name in names]] = logits, probabilities
+        each[[f"logit_{name}" for name in names]], each[[f"prob_{name}"
+                                                         for name in names]] = logits, probabilities
         each["predicted_class"] = [names[k] for k in logits.argmax(axis=1)]
     good, bad = (classification_metrics(each, names)[0][metric.name] for each in (right, wrong))
     assert (good < bad) == metric.is_better_low and good != bad

@@ -1,4 +1,5 @@
-"""Attentive heads trained in one stack from float16 tokens: each as PyTorch's own autograd and AdamW train it alone."""
+"""Attentive heads trained in one stack from float16 tokens: each as PyTorch's own autograd and AdamW train it
+alone."""
 
 import math
 
@@ -17,7 +18,8 @@ SETTINGS = [HeadSetting(1e-2, 0.0, True), HeadSetting(3e-2, 1.0, True)]
 
 
 def tokens_and_labels(seed, rows=ROWS):
-    """One token of an image, anywhere, tells its class; the others are noise, and channels differ in place and scale."""
+    """One token of an image, anywhere, tells its class; the others are noise, and channels differ in place
+    and scale."""
     rng = np.random.default_rng(seed)
     labels, values = rng.integers(0, CLASSES, rows), rng.normal(size=(rows, PLACES, WIDTH))
     place = rng.integers(0, PLACES, rows)
@@ -36,7 +38,8 @@ def rate_at(position):
 
 def train(views, settings=SETTINGS):
     (_, labels), (val, val_labels) = tokens_and_labels(1), tokens_and_labels(2, 31)
-    return train_attentive(views, labels, val, val_labels, settings, CLASSES, cross_entropy, cross_entropy, EPOCHS, 16, rate_at,
+    return train_attentive(views, labels, val, val_labels, settings, CLASSES, cross_entropy, cross_entropy,
+                           EPOCHS, 16, rate_at,
                            order_at=lambda epoch: epoch_order(ROWS, 3, epoch))
 
 
@@ -82,7 +85,8 @@ def test_the_standardisation_is_folded_in():
 
 def test_the_query_finds_the_token_that_tells():
     """The same head without a query, which reads the mean token, is left behind."""
-    trained, (val, val_labels) = train([tokens_and_labels(1)[0]], [HeadSetting(0.1, 0.0, True)]), tokens_and_labels(2, 31)
+    trained, (val, val_labels) = train([tokens_and_labels(1)[0]],
+                                       [HeadSetting(0.1, 0.0, True)]), tokens_and_labels(2, 31)
     weight, bias, query = trained.folded(trained.candidates()[0])
     right = (attentive_logits(val, weight, bias, query).argmax(1) == val_labels).float().mean()
     known_by = torch.softmax(torch.from_numpy(val).float() @ query, dim=1).argmax(1)

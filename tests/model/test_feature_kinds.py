@@ -1,4 +1,5 @@
-"""Kinds of features against timm's own ways of reading tokens, and heads that stand in a model's own head's place."""
+"""Kinds of features against timm's own ways of reading tokens, and heads that stand in a model's own head's
+place."""
 
 import copy
 
@@ -42,7 +43,8 @@ def test_kinds_of_a_vision_transformer_are_what_timm_gives_out():
     found = {kind: rows[:, columns] for kind, columns in reader.kinds.items()}
     blocks = model.get_intermediate_layers(images, n=4, norm=True, return_prefix_tokens=True)
     patches, prefix = blocks[-1]
-    torch.testing.assert_close(found[POOLED], model.forward_head(model.forward_features(images), pre_logits=True))
+    torch.testing.assert_close(found[POOLED],
+                               model.forward_head(model.forward_features(images), pre_logits=True))
     torch.testing.assert_close(found["cls_mean"], torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1))
     by_hand = torch.cat([*(block[1][:, 0] for block in blocks), patches.mean(dim=1)], dim=1)
     torch.testing.assert_close(found["last4"], by_hand)
@@ -66,8 +68,10 @@ def test_where_the_norm_follows_the_pooling_each_part_passes_it():
 
 @pytest.mark.long
 @torch.no_grad()
-@pytest.mark.parametrize("name, tokens, size", [("resnet18", (4, 512), 64), ("swin_tiny_patch4_window7_224", (49, 768), 224),
-                                                ("efficientvit_m0", (4, 192), 128), ("mobilenetv3_small_050", (4, 288), 64)])
+@pytest.mark.parametrize("name, tokens, size",
+                         [("resnet18", (4, 512), 64), ("swin_tiny_patch4_window7_224", (49, 768), 224),
+                                                ("efficientvit_m0", (4, 192), 128),
+                                                ("mobilenetv3_small_050", (4, 288), 64)])
 def test_other_models_have_what_their_head_reads_and_the_places_of_their_last_map(name, tokens, size):
     model, images = model_of(name), images_of(size=size)
     reader = reader_of(model, size)
@@ -105,7 +109,8 @@ def test_a_model_whose_head_reads_something_else_keeps_that():
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3_qkvb"])
 def test_a_model_with_a_wide_head_gives_out_what_the_head_makes_of_the_features(name, kind):
     model, images = model_of(name, **({"img_size": SIZE, "depth": 5} if "vit" in name else {})), images_of()
-    names, width = set(model.state_dict()), {"cls": 1, "cls_mean": 2, "last4": 5, ATTENTIVE: 1}[kind] * model.num_features
+    names, width = set(model.state_dict()), {"cls": 1, "cls_mean": 2, "last4": 5,
+                                             ATTENTIVE: 1}[kind] * model.num_features
     features = wide_features(model, images, kind)
     put_wide_head(model, "head", kind, width, 3)
     head = wide_head(model)

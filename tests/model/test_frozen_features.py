@@ -51,7 +51,8 @@ def test_others_of_the_same_name_are_computed_again(tmp_path, world, rows, rows_
     path = tmp_path / "a.npy"
     stored_features(path, ROWS, pieces(rows), world, COLUMNS, TOKENS)
     calls = []
-    stored_features(path, rows_of_file, lambda: calls.append(1) or iter([np.resize(rows, (rows_of_file, 11))]), world, COLUMNS,
+    stored_features(path, rows_of_file,
+                    lambda: calls.append(1) or iter([np.resize(rows, (rows_of_file, 11))]), world, COLUMNS,
                     tokens)
     assert calls
 
@@ -79,7 +80,8 @@ def test_nothing_half_written_is_left(tmp_path, world, rows):
     with pytest.raises(RunError, match="gone"):
         stored_features(tmp_path / "a.npy", ROWS, fails, world, COLUMNS, TOKENS)
     assert left(tmp_path) == []
-    (tmp_path / ".a.tokens.npy.4194305.partial").write_bytes(b"of a start that was killed")  # no process has such a number
+    # no process has such a number
+    (tmp_path / ".a.tokens.npy.4194305.partial").write_bytes(b"of a start that was killed")
     rows[0, 0] = np.nan
     with pytest.raises(RunError, match="NaN or infinite"):
         stored_features(tmp_path / "a.npy", ROWS, pieces(rows), world, COLUMNS, TOKENS)

@@ -1,4 +1,5 @@
-"""Maps equal what a second, plain way computes; a trained model's map lies on the one lesion that decides the class."""
+"""Maps equal what a second, plain way computes; a trained model's map lies on the one lesion that decides the
+class."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,15 @@ from timm.layers import apply_rot_embed_cat
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from models_vit import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Regressor, build_model, find_backbone, freeze_backbone
+from models_vit import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Regressor,
+    build_model,
+    find_backbone,
+    freeze_backbone,
+)
 from util.core.errors import InputError, RunError
 from util.data.covariates import Covariate
 from util.data.images.transforms import EvalTransform, eval_settings
@@ -22,7 +31,8 @@ from util.model.regression_head import RegressionHead
 
 
 def small(arch: str, num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
-    """A row of the table at 4 x 4 patches, narrow and of two blocks, with weights that make its classes differ."""
+    """A row of the table at 4 x 4 patches, narrow and of two blocks, with weights that make its classes
+    differ."""
     backbone = find_backbone(next(row.model for row in BACKBONES if row.arch == arch), arch)
     torch.manual_seed(seed)
     model = build_model(backbone, num_classes, 4 * backbone.patch, depth=2, embed_dim=48, num_heads=3)
@@ -31,7 +41,8 @@ def small(arch: str, num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
-        for parameter in model.parameters():  # biases, class tokens and scales too, which start at 0, or next to it
+        # biases, class tokens and scales too, which start at 0, or next to it
+        for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -54,7 +65,8 @@ def tiny_regressor(covariates=()) -> Regressor:
 
 
 def plain_attention(layer: torch.nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None):
-    """Attention written out from a timm layer's weights -> what the layer gives out, its softmax (B, heads, N, N)."""
+    """Attention written out from a timm layer's weights -> what the layer gives out, its softmax (B, heads,
+    N, N)."""
     if getattr(layer, "q_bias", None) is not None:
         bias = torch.cat([layer.q_bias, torch.zeros_like(layer.q_bias), layer.v_bias])
     else:
@@ -63,7 +75,8 @@ def plain_attention(layer: torch.nn.Module, tokens: torch.Tensor, rope: torch.Te
     q, k, v = (part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in parts)
     if rope is not None:
         first = layer.num_prefix_tokens
-        q, k = (torch.cat([part[:, :, :first], apply_rot_embed_cat(part[:, :, first:], rope, half=layer.rotate_half)], dim=2)
+        q, k = (torch.cat([part[:, :, :first],
+                           apply_rot_embed_cat(part[:, :, first:], rope, half=layer.rotate_half)], dim=2)
                 for part in (q, k))
     weights = torch.einsum("bhid,bhjd->bhij", q, k).div(q.shape[-1] ** 0.5).softmax(dim=-1)
     mixed = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
@@ -71,7 +84,8 @@ def plain_attention(layer: torch.nn.Module, tokens: torch.Tensor, rope: torch.Te
 
 
 def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
-    """Outputs, and the maps of both methods from attention written out and N x N matrices multiplied block by block."""
+    """Outputs, and the maps of both methods from attention written out and N x N matrices multiplied block by
+    block."""
     backbone, seen = getattr(model, "backbone", model), []
 
     def written_out(layer):
@@ -99,17 +113,20 @@ def by_hand(monkeypatch, model, images, targets) -> dict[str, np.ndarray]:
         after["gradient"].append(gradient)
     if wide_head(backbone) is not None:
         found = {name: read_by_wide_head(backbone, matrices, images) for name, matrices in after.items()}
-        return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
+        return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images)
+                                                for name, row in found.items()}
     rows = slice(pooled_from, None) if backbone.global_pool == "avg" else slice(0, 1)
     found = {"rollout": rollout[:, rows, prefix:].mean(1), "gradient": gradient[:, rows, prefix:].mean(1)}
     if backbone.global_pool == "avg":
-        found["gradient"] = found["gradient"] - 1 / (tokens - pooled_from)  # the identity that relevance starts from
-    return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images) for name, row in found.items()}
+        # the identity that relevance starts from
+        found["gradient"] = found["gradient"] - 1 / (tokens - pooled_from)
+    return {"outputs": outputs.detach()} | {name: stretched(row, backbone, images)
+                                            for name, row in found.items()}
 
 
 def read_by_wide_head(model, matrices, images) -> torch.Tensor:
-    """(B, P) of the patches: what the head reads of the matrices after each block. The constant that a mean starts from goes
-    where a map is stretched."""
+    """(B, P) of the patches: what the head reads of the matrices after each block. The constant that a mean
+    starts from goes where a map is stretched."""
     head, prefix, last = wide_head(model), model.num_prefix_tokens, matrices[-1]
     if head.kind == "attentive":
         tokens = model.forward_features(images)[:, prefix:].detach().requires_grad_()
@@ -146,7 +163,8 @@ def test_maps_of_a_head_that_reads_more(monkeypatch, kind, width):
     expected = by_hand(monkeypatch, model, images, [1, 1])
     np.testing.assert_allclose(model(images).detach(), expected["outputs"], rtol=1e-4, atol=1e-5)
     for method in ("gradient", "rollout"):
-        np.testing.assert_allclose(heat_maps(model, images, [1, 1], method), expected[method], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(heat_maps(model, images, [1, 1], method), expected[method], rtol=1e-3,
+                                   atol=1e-3)
 
 
 @pytest.mark.parametrize("arch", [row.arch for row in BACKBONES])
@@ -240,7 +258,8 @@ def test_regression(monkeypatch):
 
 
 def test_a_regression_that_reads_covariates():
-    model, missing = tiny_regressor([Covariate("age"), Covariate("eye", ("L", "R"))]), torch.full((2, 2), torch.nan)
+    model, missing = tiny_regressor([Covariate("age"), Covariate("eye", ("L", "R"))]), torch.full((2, 2),
+                                                                                                  torch.nan)
     images, known = images_for(model), torch.tensor([[1.5, 1.0], [-2.0, 0.0]])
     assert np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=missing))
     assert not np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=known))
@@ -249,7 +268,8 @@ def test_a_regression_that_reads_covariates():
 def state_of(model):
     return ([(module.training, vars(module).get("fused_attn"), vars(module).get("grad_checkpointing"),
               len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
-            [(p.requires_grad, p.grad) for p in model.parameters()], [t.clone() for t in model.state_dict().values()])
+            [(p.requires_grad, p.grad) for p in model.parameters()],
+            [t.clone() for t in model.state_dict().values()])
 
 
 @pytest.mark.parametrize("method", ["gradient", "rollout", "gradcam"])
@@ -300,7 +320,8 @@ def test_callers_of_all_kinds_get_the_same_map(make):
 
 @pytest.mark.parametrize("name, changes, size", [
     ("test_resnet", {}, 96), ("test_efficientnet", {}, 96),
-    ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}, 224)])
+    ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)},
+     224)])
 def test_gradcam_equals_its_formula(name, changes, size):
     torch.manual_seed(1)
     model = shaken(timm.create_model(name, num_classes=3, **changes)).eval()
@@ -328,7 +349,8 @@ def test_gradcam_equals_its_formula(name, changes, size):
     ("xcit_nano_12_p16_224", "auto", "heat maps of Xcit can't be made"),
 ])
 def test_methods_that_do_not_fit(name, method, says):
-    model = tiny() if name == "vit" else timm.create_model(name, num_classes=2, **({"depth": 1} if "cait" in name else {}))
+    model = tiny() if name == "vit" else timm.create_model(name, num_classes=2,
+                                                           **({"depth": 1} if "cait" in name else {}))
     with pytest.raises(InputError, match=says):
         heat_maps(model, torch.zeros(1, 3, *((16, 16) if name == "vit" else (224, 224))), method=method)
 
@@ -365,7 +387,8 @@ def test_overlay():
     yellow = 0.35 * np.asarray(picture)[2, 9] + 0.65 * np.array([253, 231, 37])
     assert np.abs(laid[2, 9] - yellow).max() <= 1
     bigger = np.asarray(overlay(picture.resize((24, 16), Image.Resampling.NEAREST), heat)).astype(int)
-    assert bigger.shape == (16, 24, 3) and (bigger[8:] == np.asarray(picture)[4:].repeat(2, 0).repeat(2, 1)).all()
+    assert bigger.shape == (16, 24, 3) and (bigger[8:]
+                                            == np.asarray(picture)[4:].repeat(2, 0).repeat(2, 1)).all()
     assert overlay(picture.convert("L"), heat).mode == "RGB"
     for wrong in (heat + 0.5, heat - 0.1, heat * np.nan, heat[None], heat[:0]):
         with pytest.raises(ValueError, match="is needed"):
@@ -392,13 +415,15 @@ def test_overlays_are_written_and_listed(tmp_path, monkeypatch):
     again = write_overlays(paths[:1], maps[:1], folder, pictures[:1])
     assert again.items() <= names.items()
     assert read_index(folder) == names | more
-    assert {path.name for path in folder.iterdir()} == {*names.values(), *more.values(), "heatmaps.json", ".lock"}
+    assert {path.name for path in folder.iterdir()} == {*names.values(), *more.values(), "heatmaps.json",
+                                                        ".lock"}
 
 
 def test_many_writers_lose_nothing(tmp_path):
     pictures, maps = grey(1)
     with ThreadPoolExecutor(8) as pool:
-        written = list(pool.map(lambda name: write_overlays([f"/eyes/{name}.png"], maps, tmp_path, pictures), range(40)))
+        written = list(pool.map(lambda name: write_overlays([f"/eyes/{name}.png"], maps, tmp_path, pictures),
+                                range(40)))
     assert len(read_index(tmp_path)) == len(written) == 40
 
 

@@ -1,4 +1,5 @@
-"""Adapters: every one learns, on every backbone; merged they are the same model; what is saved is what is trained."""
+"""Adapters: every one learns, on every backbone; merged they are the same model; what is saved is what is
+trained."""
 
 import copy
 import sys
@@ -21,7 +22,8 @@ from util.options.flag import FINETUNE
 from util.options.groups import Options
 from util.weights.fitting import WeightFile
 
-OPTIONS = {"adaptation": "lora", "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_targets": "attention",
+OPTIONS = {"adaptation": "lora", "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0,
+           "lora_targets": "attention",
            "select_metric": "loss"}
 
 
@@ -40,7 +42,8 @@ def on_meta(arch: str, regression: bool = False):
 
 @torch.no_grad()
 def disturb(model) -> None:
-    """Adapters as after training, in a model whose layers all count (LayerScale starts at 1e-5 and would hide them)."""
+    """Adapters as after training, in a model whose layers all count (LayerScale starts at 1e-5 and would hide
+    them)."""
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "head" in name:
@@ -49,7 +52,8 @@ def disturb(model) -> None:
             parameter.fill_(1.0)
 
 
-MLP = {"retfound_mae": "fc1 fc2", "dinov2_vitg14": "fc1 fc2", "dinov3_vits16": "fc1 fc2", "dinov3_vit7b16": "fc1_g fc1_x fc2",
+MLP = {"retfound_mae": "fc1 fc2", "dinov2_vitg14": "fc1 fc2", "dinov3_vits16": "fc1 fc2",
+       "dinov3_vit7b16": "fc1_g fc1_x fc2",
        "dinov3_vits16plus": "fc1_g fc1_x fc2", "dinov3_vith16plus": "fc1_g fc1_x fc2"}
 
 
@@ -59,7 +63,8 @@ def test_every_adapter_of_every_backbone_has_a_gradient(arch):
     backbone = row(arch)
     model = adapted(on_meta(arch), backbone)
     blocks = [f"blocks.{number}." for number in range(2)]
-    assert lora.adapted_layers(model) == [f"{block}attn.{name}" for block in blocks for name in ("qkv", "proj")]
+    assert lora.adapted_layers(model) == [f"{block}attn.{name}" for block in blocks
+                                          for name in ("qkv", "proj")]
     lora.require_gradients(model, 2 * backbone.patch, arch)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"} | (
@@ -117,7 +122,8 @@ def test_groups_of_the_optimizer_follow_the_layers_of_the_adapters():
 
 
 def test_what_is_saved_is_what_is_trained_and_fits_nothing_else():
-    model = adapted(timm.create_model("test_vit", num_classes=3, img_size=32), models_vit.find_backbone("timm", "test_vit"))
+    model = adapted(timm.create_model("test_vit", num_classes=3, img_size=32),
+                    models_vit.find_backbone("timm", "test_vit"))
     other = copy.deepcopy(model)
     disturb(model)
     state = lora.trained_state(model)
@@ -134,11 +140,14 @@ def test_layers_that_are_named_and_those_that_are_not_there():
     model = timm.create_model("test_vit", num_classes=3)
     named = {targets: lora.layers_to_adapt(model, targets, ("head",), "test_vit")
              for targets in ("attention", "attn.qkv,fc2", r"blocks\.[45]\.mlp\.fc1", ".*", "proj")}
-    assert len(named["attention"]) == 12 and named[r"blocks\.[45]\.mlp\.fc1"] == ["blocks.4.mlp.fc1", "blocks.5.mlp.fc1"]
-    assert named["attn.qkv,fc2"][:2] == ["blocks.0.attn.qkv", "blocks.0.mlp.fc2"] and len(named["attn.qkv,fc2"]) == 12
+    assert len(named["attention"]) == 12 and named[r"blocks\.[45]\.mlp\.fc1"] == ["blocks.4.mlp.fc1",
+                                                                                  "blocks.5.mlp.fc1"]
+    assert named["attn.qkv,fc2"][:2] == ["blocks.0.attn.qkv",
+                                         "blocks.0.mlp.fc2"] and len(named["attn.qkv,fc2"]) == 12
     assert "patch_embed.proj" in named[".*"] and "head" not in named[".*"]
     assert "patch_embed.proj" not in named["proj"] + named["attention"]
-    with pytest.raises(InputError, match="resnet18 has no such layers; its layers' names end in conv1, .*--lora_targets"):
+    with pytest.raises(InputError, match="resnet18 has no such layers; its layers' names end in conv1, "
+                                         ".*--lora_targets"):
         lora.layers_to_adapt(timm.create_model("resnet18"), r"attn\..*", ("fc",), "resnet18")
     with pytest.raises(InputError, match="resnet18 has no such layers"):
         lora.layers_to_adapt(timm.create_model("resnet18"), "attention", ("fc",), "resnet18")
@@ -166,7 +175,8 @@ def test_pefts_own_format(tmp_path):
     adapted(model, models_vit.find_backbone("timm", "test_vit"))
     disturb(model)
     lora.write_peft(tmp_path / "adapter", model, ["head"], lora.tensors_of_peft(model, ["head"]), "base.pth")
-    assert {path.name for path in tmp_path.glob("adapter/*")} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in tmp_path.glob("adapter/*")} == {"adapter_config.json",
+                                                                  "adapter_model.safetensors"}
     images = torch.randn(2, 3, 32, 32)
     outputs = model(images)
     again = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
@@ -175,21 +185,25 @@ def test_pefts_own_format(tmp_path):
 
 def test_without_peft_one_line_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"^--adaptation lora needs PEFT, .*: pip install -r requirements-lora.txt$"):
+    with pytest.raises(InputError,
+                       match=r"^--adaptation lora needs PEFT, .*: pip install -r requirements-lora.txt$"):
         lora.require()
 
 
 def test_a_file_that_does_not_say_how_its_adapter_was_made(tmp_path):
     made = {"rank": 8, "alpha": 16.0, "dropout": 0, "targets": "attention"}
     rest = {"adapter": made, "weights": {"name": "a", "path": "b", "sha256": "c"}, "options": {}}
-    assert lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {}, rest=rest)) == lora.Settings(8, 16.0, 0, "attention")
-    for wrong in ({"adapter": None}, {"adapter": made | {"rank": "8"}}, {"adapter": made | {"rank": 0}}, {"weights": None},
-                  {"adapter": made | {"targets": "("}}, {"weights": {"name": "a", "path": "b"}}, {"options": 3}):
+    assert lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {},
+                                              rest=rest)) == lora.Settings(8, 16.0, 0, "attention")
+    for wrong in ({"adapter": None}, {"adapter": made | {"rank": "8"}}, {"adapter": made | {"rank": 0}},
+                  {"weights": None},
+                  {"adapter": made | {"targets": "("}}, {"weights": {"name": "a", "path": "b"}},
+                  {"options": 3}):
         with pytest.raises(InputError, match="is damaged: it does not say how its adapter was made"):
             lora.Settings.stored_in(WeightFile(tmp_path / "x.pth", {}, rest=rest | wrong))
 
 
-# ---- the last blocks ------------------------------------------------------------------------------------------------
+# ---- the last blocks ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arch", [backbone.arch for backbone in BACKBONES])
 def test_last_blocks_of_every_backbone(arch):
@@ -199,7 +213,8 @@ def test_last_blocks_of_every_backbone(arch):
         choose_part((Regression if regression else Classification)(options), model, row(arch))
         trained = {name.removeprefix("backbone.") for name, p in model.named_parameters() if p.requires_grad}
         norms = {"fc_norm"} if arch == "retfound_mae" else {"norm"}
-        assert {name.split(".")[0] for name in trained} == {"blocks", *norms, "regression_head" if regression else "head"}
+        assert {name.split(".")[0] for name in trained} == {"blocks", *norms,
+                                                            "regression_head" if regression else "head"}
         assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"1"}
         assert "the last 1 blocks" in describe(options, model)[0]
 

@@ -13,12 +13,14 @@ def test_vision_transformers(name, layers):
     model = timm.create_model(name, num_classes=3)
     layer_of, found = layer_of_parameters(model)
     assert found == layers
-    assert {layer_of[name] for name in layer_of if name.startswith(("patch_embed", "cls_token", "pos_embed"))} == {0}
+    assert {layer_of[name] for name in layer_of
+            if name.startswith(("patch_embed", "cls_token", "pos_embed"))} == {0}
     assert layer_of["blocks.0.norm1.weight"] == 1 and layer_of["blocks.11.norm1.weight"] == 12
     assert layer_of["head.weight"] == layer_of["norm.weight"] == 13
     if "dinov3" in name:
         assert layer_of["reg_token"] == 0
-    scales = {name: group["lr_scale"] for group in parameter_groups(model, 0.05, 0.65) for name in group["names"]}
+    scales = {name: group["lr_scale"] for group in parameter_groups(model, 0.05, 0.65)
+              for name in group["names"]}
     assert scales["head.weight"] == 1.0
     assert scales["blocks.11.attn.proj.weight"] == pytest.approx(0.65)
     assert scales["cls_token"] == pytest.approx(0.65**13)

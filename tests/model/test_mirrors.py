@@ -10,12 +10,14 @@ from util.model.mirrors import Mirrored, with_mirrors
 
 def test_probabilities_of_a_classifier_and_outputs_of_a_regressor_are_averaged():
     torch.manual_seed(0)
-    model, images = timm.create_model("test_vit", num_classes=3, img_size=32).eval(), torch.randn(4, 3, 32, 32)
+    model, images = timm.create_model("test_vit", num_classes=3, img_size=32).eval(), torch.randn(4, 3, 32,
+                                                                                                  32)
     plain, other = model(images), model(torch.flip(images, [3]))
     assert not torch.allclose(plain, other, atol=1e-3)
     by_hand = (plain.softmax(1) + other.softmax(1)) / 2
     assert torch.allclose(Mirrored(model, True)(images).softmax(1), by_hand, atol=1e-6)
-    assert torch.allclose(Mirrored(model, True)(images).exp(), by_hand, atol=1e-6)  # they are logarithms of probabilities
+    # they are logarithms of probabilities
+    assert torch.allclose(Mirrored(model, True)(images).exp(), by_hand, atol=1e-6)
     assert torch.allclose(Mirrored(model, False)(images), (plain + other) / 2, atol=1e-6)
     assert torch.allclose(Mirrored(model, True)(images), Mirrored(model, True)(images.flip(-1)), atol=1e-6)
     assert with_mirrors(model, "off", "classification") is model
@@ -44,16 +46,22 @@ def test_evaluation_and_predictions_take_the_same_means(start, pictures, tmp_pat
     monkeypatch.chdir(tmp_path)
 
     def predicted(name, *words):
-        words = ["--resume", str(best), "--input", str(pictures / "test"), "--output", name, "--device", "cpu", *words]
+        words = ["--resume", str(best), "--input", str(pictures / "test"), "--output", name, "--device",
+                 "cpu", *words]
         assert predict.main(words) == 0
         return probabilities(name), capsys.readouterr().out
 
     with_stored, out = predicted("stored.csv")
-    assert "mirror image" in out and np.abs(with_stored - probabilities(run / "predictions_test.csv")).max() < 1e-6
+    assert "mirror image" in out and np.abs(with_stored
+                                            - probabilities(run / "predictions_test.csv")).max() < 1e-6
     plain, out = predicted("plain.csv", "--tta", "off")
-    assert "--tta mirror -> off" in out and "mirror image" not in out and np.abs(plain - with_stored).max() > 1e-4
+    assert "--tta mirror -> off" in out and "mirror image" not in out and np.abs(plain
+                                                                                 - with_stored).max() > 1e-4
     code, out, err = start("--task", "b", "--eval", "--resume", best, "--tta", "off")
-    assert code == 0 and np.abs(plain - probabilities(tmp_path / "output_dir/b/predictions_test.csv")).max() < 1e-6, err
+    assert (
+        code == 0
+        and np.abs(plain - probabilities(tmp_path / "output_dir/b/predictions_test.csv")).max() < 1e-6
+    ), err
 
 
 def test_a_probe_reads_images_as_they_are(start):

@@ -12,7 +12,8 @@ CPU = torch.device("cpu")
 
 
 def test_precision_on_a_cpu():
-    assert resolve_precision("auto", CPU, "vit_large_patch16_224").name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert resolve_precision("auto", CPU,
+                             "vit_large_patch16_224").name == ("bf16" if cpu_has_bf16() else "fp32")
     assert resolve_precision("bf16", CPU, "vit_small_patch16_dinov3_qkvb").name == "bf16"
     with pytest.raises(InputError, match="needs a GPU"):
         resolve_precision("fp16", CPU, "vit_large_patch16_224")
@@ -41,7 +42,8 @@ def test_models_are_placed_with_channels_last_and_plain_attention_in_bf16():
         return {module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
 
     assert fused("bf16") == {False} and fused("fp32") == {True}
-    assert fused("bf16", "vit_tiny_patch16_224", img_size=512) == {True}  # 1024 patches: products would fill the memory
+    # 1024 patches: products would fill the memory
+    assert fused("bf16", "vit_tiny_patch16_224", img_size=512) == {True}
     weight = Precision("fp32", "cpu").place(timm.create_model("test_resnet")).layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -73,7 +75,10 @@ def test_activations_are_what_autograd_keeps(name, precision):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with Precision(precision, "cpu").autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        Precision(precision, "cpu").autocast(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         output = model.train()(torch.randn(4, 3, size, size))
     assert output.shape == (4, 5)
     assert estimate.activations == pytest.approx(sum(kept.values()), rel=0.02)

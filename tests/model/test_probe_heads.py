@@ -42,9 +42,11 @@ def rate_at(position):
 def train(settings, views=1, epochs=6, **changes):
     train_views = [features_and_labels(50, 1)[0] + 0.001 * view for view in range(views)]
     labels, (val, val_labels) = features_and_labels(50, 1)[1], features_and_labels(31, 2)
-    options = {"loss": cross_entropy, "val_loss": cross_entropy, "epochs": epochs, "batch_size": 16, "rate_at": rate_at,
+    options = {"loss": cross_entropy, "val_loss": cross_entropy, "epochs": epochs, "batch_size": 16,
+               "rate_at": rate_at,
                "order_at": lambda epoch: epoch_order(50, 3, epoch)} | changes
-    return train_heads(train_views, labels, val, val_labels, settings, CLASSES, **options), train_views, labels, val, val_labels
+    return train_heads(train_views, labels, val, val_labels, settings, CLASSES,
+                       **options), train_views, labels, val, val_labels
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -71,7 +73,8 @@ def test_every_head_is_what_pytorch_trains_alone(place, views):
     torch.testing.assert_close(trained.last[0][place], layer.weight.detach(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(trained.last[1][place], layer.bias.detach(), rtol=1e-3, atol=1e-4)
     chances = torch.softmax(layer((val - mean) / deviation), dim=1).detach().double().numpy()
-    assert trained.val_loss[5, place] == pytest.approx(log_loss(val_labels, chances / chances.sum(1, keepdims=True)), abs=1e-4)
+    assert trained.val_loss[5, place] == pytest.approx(log_loss(val_labels, chances
+                                                                / chances.sum(1, keepdims=True)), abs=1e-4)
 
 
 def test_the_normalisation_is_folded_in():
@@ -86,7 +89,8 @@ def test_the_normalisation_is_folded_in():
 
 def test_the_normalised_head_learns_what_the_others_cannot_see():
     trained, _, _, val, val_labels = train([SETTINGS[0], HeadSetting(1e-1, 0.0, True)], epochs=6)
-    right = [(trained.heads.logits(val, *trained.last)[head].argmax(1) == val_labels).float().mean() for head in (0, 1)]
+    right = [(trained.heads.logits(val, *trained.last)[head].argmax(1) == val_labels).float().mean()
+             for head in (0, 1)]
     assert right[1] > 0.75 > right[0]
 
 
@@ -108,7 +112,8 @@ def test_the_epoch_of_the_least_loss_is_kept():
     epochs = [candidate.epoch for candidate in trained.candidates()]
     assert epochs[0] == int(trained.val_loss[:, 0].argmin()) and epochs[-1] == 5
     assert np.isclose(trained.val_loss[epochs[0], 0], cross_entropy(
-        trained.heads.logits(features_and_labels(31, 2)[0], *trained.least)[0], features_and_labels(31, 2)[1]).mean())
+        trained.heads.logits(features_and_labels(31, 2)[0], *trained.least)[0],
+        features_and_labels(31, 2)[1]).mean())
 
 
 def test_the_grid_holds_the_runs_own_rate_and_decay():

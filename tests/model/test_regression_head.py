@@ -15,7 +15,8 @@ from util.model.regression_head import RegressionHead
 def attention_by_hand(layer, x, heads):
     """A pre-norm transformer layer written out (no dropout)."""
     normed = layer.norm1(x)
-    q, k, v = torch.nn.functional.linear(normed, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).chunk(3, dim=-1)
+    q, k, v = torch.nn.functional.linear(normed, layer.self_attn.in_proj_weight,
+                                         layer.self_attn.in_proj_bias).chunk(3, dim=-1)
     split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v)]
     weights = torch.softmax(split[0] @ split[1].transpose(-1, -2) / split[0].shape[-1] ** 0.5, dim=-1)
     x = x + layer.self_attn.out_proj((weights @ split[2]).transpose(1, 2).flatten(2))
@@ -25,7 +26,8 @@ def attention_by_hand(layer, x, heads):
 @pytest.mark.parametrize("training", [True, False])
 def test_head_by_hand(training):
     torch.manual_seed(0)
-    head = RegressionHead(20, 3, embed_dim=16, depth=2, num_heads=4, mlp_ratio=2.0, dropout=0.0).train(training)
+    head = RegressionHead(20, 3, embed_dim=16, depth=2, num_heads=4, mlp_ratio=2.0,
+                          dropout=0.0).train(training)
     torch.nn.init.normal_(head.read.weight)
     features = torch.randn(5, 20)
     tokens = head.project(features)[:, None] + head.target_tokens
@@ -51,7 +53,8 @@ def test_covariates_and_missing_ones_act():
     head = RegressionHead(8, 2, embed_dim=8, covariates=covariates).eval()
     torch.nn.init.normal_(head.read.weight)
     features, nan = torch.randn(1, 8), float("nan")
-    found = [head(features, torch.tensor([row])) for row in ([0.5, 0.0], [0.5, 1.0], [0.5, nan], [nan, 1.0], [0.7, 1.0])]
+    found = [head(features, torch.tensor([row]))
+             for row in ([0.5, 0.0], [0.5, 1.0], [0.5, nan], [nan, 1.0], [0.7, 1.0])]
     assert not any(torch.allclose(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
@@ -78,12 +81,15 @@ def test_rates_of_the_groups_over_a_run(arch, first, block):
     """Layer decay, warm-up and cosine, read from the optimizer's groups at given iterations."""
     backbone = models_vit.find_backbone("timm", arch)
     features = models_vit.build_model(backbone, 0, 32)
-    model = models_vit.Regressor(features, RegressionHead(models_vit.feature_width(features), 2, embed_dim=16))
+    model = models_vit.Regressor(features,
+                                 RegressionHead(models_vit.feature_width(features), 2, embed_dim=16))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 0.5), lr=1.0)
-    assert sorted(n for g in optimizer.param_groups for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
+    assert sorted(n for g in optimizer.param_groups
+                  for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
 
     def rates(position):
-        set_learning_rate(optimizer, learning_rate_at(position, peak=1e-3, minimum=1e-6, warmup_epochs=2, epochs=10))
+        set_learning_rate(optimizer, learning_rate_at(position, peak=1e-3, minimum=1e-6, warmup_epochs=2,
+                                                      epochs=10))
         return {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
 
     warm, peak, half, end = rates(1.0), rates(2.0), rates(6.0), rates(10.0)

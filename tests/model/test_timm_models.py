@@ -1,4 +1,5 @@
-"""Any name of timm: it trains and predicts as its evaluation does, or it is refused in one line before anything begins.
+"""Any name of timm: it trains and predicts as its evaluation does, or it is refused in one line before
+anything begins.
 
 benchmarks/architectures.py does the same with a hundred more.
 """
@@ -14,8 +15,10 @@ from util.core.errors import InputError
 from util.model import timm_models
 from util.model.precision import Precision
 
-SMALL_ONES = {"lambda_resnet26t": 64, "efficientvit_m0": 64, "test_resnet": 64, "test_vit2": 64, "test_byobnet": 64,
-              "test_nfnet": 64, "levit_128s": 64, "edgenext_xx_small": 64, "deit_tiny_distilled_patch16_224": 32,
+SMALL_ONES = {"lambda_resnet26t": 64, "efficientvit_m0": 64, "test_resnet": 64, "test_vit2": 64,
+              "test_byobnet": 64,
+              "test_nfnet": 64, "levit_128s": 64, "edgenext_xx_small": 64,
+              "deit_tiny_distilled_patch16_224": 32,
               "test_efficientnet_evos": 64, "xcit_nano_12_p16_224": 32, "lcnet_035": 64}
 
 
@@ -39,14 +42,20 @@ def test_old_names_are_those_that_timm_maps_them_to():
         try:
             assert models_vit.find_backbone("timm", name).timm_name == new
         except InputError as error:  # timm maps a few to tags that it does not have
-            assert f"no tag {new.partition('.')[2]} of" in str(error) and new not in timm.list_models(include_tags=True)
+            assert f"no tag {new.partition('.')[2]} of" in str(error) and new not in timm.list_models(
+                include_tags=True
+            )
             wrong.append(name)
     assert len(old) > 100 and len(wrong) < len(old) / 10, wrong
-    assert models_vit.find_backbone("timm", "timm/tf_efficientnet_b4_ns").timm_name == "tf_efficientnet_b4.ns_jft_in1k"
+    assert (
+        models_vit.find_backbone("timm", "timm/tf_efficientnet_b4_ns").timm_name
+        == "tf_efficientnet_b4.ns_jft_in1k"
+    )
 
 
 def test_an_old_name_is_said_to_be_one_and_is_the_same_model_when_it_goes_on(start):
-    words = ("--model_arch", "xcit_nano_12_p16_224_dist", "--input_size", 32, "--epochs", 1, "--task", "t", "--resume", "same")
+    words = ("--model_arch", "xcit_nano_12_p16_224_dist", "--input_size", 32, "--epochs", 1, "--task", "t",
+             "--resume", "same")
     new = "xcit_nano_12_p16_224.fb_dist_in1k"
     for _ in range(2):
         code, out, err = start(*words)
@@ -73,7 +82,8 @@ def test_tags_that_timm_does_not_have(name, says):
 ])
 def test_a_size_that_a_model_does_not_take_is_refused_with_those_that_work(name, size, works):
     backbone = models_vit.find_backbone("timm", name)
-    with pytest.raises(InputError, match=f"--model_arch {name} does not take --input_size {size} .*: {works}$"):
+    with pytest.raises(InputError, match=f"--model_arch {name} does not take --input_size {size} .*: "
+                                         f"{works}$"):
         models_vit.resolve_input_size(backbone, size)
     assert models_vit.resolve_input_size(backbone, None) == timm_models.own_size(name)
 

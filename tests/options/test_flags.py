@@ -14,13 +14,18 @@ from util.options.table import own_values
 ROOT = Path(__file__).parents[2]
 # SPEC: names and defaults of the original's flags, which people's command lines rely on
 DOCUMENTED = {
-    "batch_size": 128, "epochs": 50, "accum_iter": 1, "model": "RETFound_dinov2", "model_arch": None, "input_size": None,
+    "batch_size": 128, "epochs": 50, "accum_iter": 1, "model": "RETFound_dinov2", "model_arch": None,
+    "input_size": None,
     "drop_path": 0.2, "global_pool": True, "clip_grad": None, "weight_decay": 0.05, "lr": None, "blr": 5e-3,
-    "layer_decay": 0.65, "min_lr": 1e-6, "warmup_epochs": 10, "color_jitter": None, "aa": "rand-m9-mstd0.5-inc1",
-    "smoothing": 0.1, "reprob": 0.25, "remode": "pixel", "recount": 1, "resplit": False, "mixup": 0, "cutmix": 0,
-    "cutmix_minmax": None, "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "finetune": "", "task": "",
+    "layer_decay": 0.65, "min_lr": 1e-6, "warmup_epochs": 10, "color_jitter": None,
+    "aa": "rand-m9-mstd0.5-inc1",
+    "smoothing": 0.1, "reprob": 0.25, "remode": "pixel", "recount": 1, "resplit": False, "mixup": 0,
+    "cutmix": 0,
+    "cutmix_minmax": None, "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "finetune": "",
+    "task": "",
     "adaptation": "finetune", "data_path": "./data/", "nb_classes": 8, "output_dir": "./output_dir",
-    "log_dir": "./output_logs", "dataratio": [1.0], "stratified": False, "device": "cuda", "seed": 0, "resume": "",
+    "log_dir": "./output_logs", "dataratio": [1.0], "stratified": False, "device": "cuda", "seed": 0,
+    "resume": "",
     "start_epoch": 0, "eval": False, "dist_eval": False, "num_workers": 10, "pin_mem": True, "world_size": 1,
     "local_rank": -1, "dist_on_itp": False, "dist_url": "env://", "savemodel": True, "norm": "backbone",
     "enhance": False, "datasets_seed": 2026, "crop_scale": [0.08, 1.0], "hflip": 0.5, "vflip": 0.0,
@@ -37,14 +42,15 @@ def test_documented_flags_keep_name_and_default():
 
 
 def test_documented_command_lines():
-    line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune RETFound_dinov2_meh --savemodel --global_pool "
-            "--batch_size 24 --world_size 1 --epochs 50 --nb_classes 5 --data_path DIR --input_size 224 --task NAME "
-            "--adaptation finetune")
+    line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune RETFound_dinov2_meh --savemodel "
+            "--global_pool --batch_size 24 --world_size 1 --epochs 50 --nb_classes 5 --data_path DIR "
+            "--input_size 224 --task NAME --adaptation finetune")
     options = parse(*line.split())
     assert options.model.finetune == "RETFound_dinov2_meh" and options.run.savemodel
     assert "batch_size" in options.typed and "seed" not in options.typed
-    line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --savemodel --global_pool --batch_size 128 --world_size 1 "
-            "--nb_classes 5 --data_path DIR --input_size 224 --task NAME --adaptation finetune --eval --resume ./x.pth")
+    line = ("--model RETFound_dinov2 --model_arch retfound_dinov2 --savemodel --global_pool --batch_size 128 "
+            "--world_size 1 --nb_classes 5 --data_path DIR --input_size 224 --task NAME --adaptation "
+            "finetune --eval --resume ./x.pth")
     assert parse(*line.split()).run.eval
     assert parse("--dist_on_itp", "--local-rank", "2", "--dist_url", "env://").compatibility.local_rank == 2
 
@@ -80,7 +86,8 @@ def test_wrong_command_lines(words, says):
 def test_flags_without_effect_are_named_once():
     assert checks.without_effect(parse()) == []
     lines = checks.without_effect(parse("--world_size", "1", "--norm", "IMAGENET", "--resplit"))
-    assert len(lines) == 1 and all(f"--{name}" in lines[0] for name in ("world_size", "resplit")) and "norm" not in lines[0]
+    assert len(lines) == 1 and all(f"--{name}" in lines[0]
+                                   for name in ("world_size", "resplit")) and "norm" not in lines[0]
 
 
 def test_normalisation_is_a_name_or_six_numbers():
@@ -88,12 +95,15 @@ def test_normalisation_is_a_name_or_six_numbers():
         "backbone", "imagenet", "half", "backbone"]
     assert parse("--norm", "0.5,.5,0.50,0.25,1,0.125").model.norm == "0.5,0.5,0.5,0.25,1,0.125"
     assert parse("--norm", "0.48145466,0,0,1,1,1").model.norm == "0.48145466,0,0,1,1,1"
-    for flag, text in (("--norm", "0_1,0,0,1,1,1"), ("--epochs", "1_0"), ("--lr", "1_0.0")):  # Python alone reads these
+    # Python alone reads these
+    for flag, text in (("--norm", "0_1,0,0,1,1,1"), ("--epochs", "1_0"), ("--lr", "1_0.0")):
         with pytest.raises(InputError):
             parse(flag, text)
     for before in ("IMAGENET", "anything", ""):  # did nothing, whatever it was
-        assert stored.as_now({"norm": before, "epochs": 3}) == stored.BEFORE | {"norm": "backbone", "epochs": 3}
-    assert stored.as_now({"norm": "half", "fundus_crop": "auto"}) == stored.BEFORE | {"norm": "half", "fundus_crop": "auto"}
+        assert stored.as_now({"norm": before, "epochs": 3}) == stored.BEFORE | {"norm": "backbone",
+                                                                                "epochs": 3}
+    assert stored.as_now({"norm": "half", "fundus_crop": "auto"}) == stored.BEFORE | {"norm": "half",
+                                                                                      "fundus_crop": "auto"}
     assert stored.as_now({}) == stored.BEFORE | {"norm": "backbone"}
 
 
@@ -114,8 +124,9 @@ def test_what_is_stored_gives_way_to_what_is_typed():
 
 
 def test_help_does_not_import_torch():
-    code = ("import sys, main_finetune\ntry: main_finetune.main(['--help'])\nexcept SystemExit: pass\n"
-            "heavy = {'torch', 'timm', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy")
+    code = ("import sys, main_finetune\ntry: main_finetune.main(['--help'])\nexcept SystemExit: pass\nheavy "
+            "= {'torch', 'timm', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\nassert not heavy, "
+            "heavy")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for name in own_values(parse()):
@@ -123,7 +134,8 @@ def test_help_does_not_import_torch():
 
 
 def test_exit_codes_of_a_start():
-    run = subprocess.run([sys.executable, "main_finetune.py", "--epochs", "many"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "main_finetune.py", "--epochs", "many"], cwd=ROOT,
+                         capture_output=True, text=True)
     assert run.returncode == 2, run.stderr
     assert run.stderr.strip() == "error: argument --epochs: 'many' is no whole number"
     assert run.stdout == ""

@@ -1,4 +1,5 @@
-"""util/options/starts.py: which defaults a kind of backbone and a kind of start have, and how the head begins."""
+"""util/options/starts.py: which defaults a kind of backbone and a kind of start have, and how the head
+begins."""
 
 import math
 
@@ -23,9 +24,12 @@ def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_win
     options, (line,) = starts.settled(asked(), plain_vit=False, regression=False)
     assert options == asked(layer_decay=1.0, crop_scale=[0.3, 1.0]) and options.model.drop_path == 0.2
     assert "--layer_decay 1 instead of 0.65" in line and "--crop_scale 0.3 1 instead of 0.08 1" in line
-    assert starts.settled(asked("layer_decay"), plain_vit=False, regression=True) == (asked("layer_decay"), [])
-    options, (line,) = starts.settled(asked("crop_scale", finetune="", blr=5e-3), plain_vit=True, regression=False)
-    assert options == asked("crop_scale", finetune="", blr=5e-3, layer_decay=1.0, drop_path=0.0) and "random weights" in line
+    assert starts.settled(asked("layer_decay"), plain_vit=False, regression=True) == (asked("layer_decay"),
+                                                                                      [])
+    options, (line,) = starts.settled(asked("crop_scale", finetune="", blr=5e-3), plain_vit=True,
+                                      regression=False)
+    assert options == asked("crop_scale", finetune="", blr=5e-3, layer_decay=1.0,
+                            drop_path=0.0) and "random weights" in line
     for lr, blr in ((None, 5e-3), (1e-3, 2e-3)):  # beside --lr it would do nothing
         options, lines = starts.settled(asked(finetune="", blr=2e-3, lr=lr), plain_vit=False, regression=True)
         assert lines and options.training.blr == blr
@@ -51,7 +55,9 @@ def test_which_backbones_are_plain_vision_transformers(arch, plain):
 
 def test_the_head_starts_next_to_zero_for_pretrained_weights_alone():
     backbone = models_vit.find_backbone("timm", "test_vit")
-    small, own = (models_vit.build_model(backbone, 5, 32, pretrained=pretrained).head for pretrained in (True, False))
+    small, own = (models_vit.build_model(backbone, 5, 32, pretrained=pretrained).head
+                  for pretrained in (True, False))
     assert math.isclose(float(small.weight.detach().std()), 2e-5, rel_tol=0.3)
     assert float(own.weight.detach().std()) > 5e-3  # timm's
-    assert all(isinstance(head, models_vit.ExactLinear) for head in (small, own)) and torch.equal(own.bias, torch.zeros(5))
+    assert all(isinstance(head, models_vit.ExactLinear)
+               for head in (small, own)) and torch.equal(own.bias, torch.zeros(5))

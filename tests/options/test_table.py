@@ -18,7 +18,8 @@ def test_a_flag_is_one_row():
     groups = [getattr(Options(), place) for place in dict.fromkeys(PLACES.values())]
     names = [field.name for group in groups for field in fields(group)]
     assert len(names) == len(set(names)) == len(FLAGS)
-    assert all(flag.help or all(flag.no_effect_of(program) for program in flag.programs) for flag in FLAGS.values())
+    assert all(flag.help or all(flag.no_effect_of(program) for program in flag.programs)
+               for flag in FLAGS.values())
     assert Options().values() == {flag.name: flag.default for flag in FLAGS.values()}
 
 
@@ -53,7 +54,9 @@ def test_a_default_is_a_value_that_the_flag_takes(program, flag):
 def test_what_was_typed_is_known_also_where_it_is_the_default():
     options = parse(FINETUNE, "", ["--epochs", "50", "--cls_token", "--tta"])
     assert options.typed == {"epochs", "global_pool", "tta"}
-    assert options.model.global_pool is False and options.model.tta == "mirror" and options.training.epochs == 50
+    assert (
+        options.model.global_pool is False and options.model.tta == "mirror" and options.training.epochs == 50
+    )
     assert parse(FINETUNE, "", ["--local-rank", "3"]).compatibility.local_rank == 3
 
 

@@ -39,7 +39,8 @@ def test_a_gpu_is_missing_for_this_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="2 processes on this machine, but 1 GPUs are visible"), process_group("cuda"):
+    with pytest.raises(InputError, match="2 processes on this machine, but 1 GPUs are "
+                                         "visible"), process_group("cuda"):
         raise AssertionError("not reached")
 
 
@@ -68,7 +69,8 @@ def test_exit_codes(capsys, monkeypatch):
         exit_code_of(raising(ZeroDivisionError()))
     monkeypatch.setattr("util.core.ending.LAUNCHER_GRACE_S", 0)
     capsys.readouterr()
-    for rank, size in (("1", None), ("5", "2"), ("x", "2")):  # none of a group's others: nobody else would say it
+    # none of a group's others: nobody else would say it
+    for rank, size in (("1", None), ("5", "2"), ("x", "2")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size) if size else monkeypatch.delenv("WORLD_SIZE", raising=False)
         assert exit_code_of(raising(InputError("a\x1b[1m\nb" + "c" * 999))) == 2

@@ -1,4 +1,5 @@
-"""Shards on the disk and the memory they save, in one process; several processes: tests/end_to_end/test_sharded.py."""
+"""Shards on the disk and the memory they save, in one process; several processes:
+tests/end_to_end/test_sharded.py."""
 
 import os
 import pickle
@@ -33,7 +34,8 @@ def content_of(model: torch.nn.Module) -> dict:
     optimizer = torch.optim.AdamW([{"params": list(parameters), "names": list(names)}], fused=True)
     model(torch.randn(2, 3, 160, 160)).sum().backward()
     optimizer.step()
-    return {"model": model.state_dict(), "buffers": {"rope.periods": torch.arange(3.0)}, "format": 1, "epoch": 4,
+    return {"model": model.state_dict(), "buffers": {"rope.periods": torch.arange(3.0)}, "format": 1,
+            "epoch": 4,
             "options": {}, "optimizer": optimizer.state_dict(), "scaler": {}, "random_states": [],
             "class_names": ["a", "b", "c"],
             "best": {"epoch": 4, "score": 0.5, "figures": {}},
@@ -59,7 +61,8 @@ def test_a_sharded_checkpoint_is_read_whole_again(sharded):
     assert file.tensors.keys() == content["model"].keys() and "shards" not in file.rest
     assert all(torch.equal(file.tensors[name], tensor) for name, tensor in content["model"].items())
     for number, entry in content["optimizer"]["state"].items():
-        assert all(torch.equal(file.rest["optimizer"]["state"][number][key], tensor) for key, tensor in entry.items())
+        assert all(torch.equal(file.rest["optimizer"]["state"][number][key], tensor)
+                   for key, tensor in entry.items())
 
 
 class Hostile:
@@ -156,7 +159,7 @@ def test_a_streamed_file_is_the_ordinary_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-# ---- parts ----------------------------------------------------------------------------------------------------------
+# ---- parts -------------------------------------------------------------------------------------------------
 
 def test_units_are_the_blocks_of_a_stage_too():
     assert len(units(timm.create_model("test_vit"))) == 6
@@ -179,7 +182,7 @@ def test_a_model_of_shapes_starts_with_the_same_head():
     assert shard_of(torch.arange(3), torch.arange(3)).tolist() == [0, 1, 2]
 
 
-# ---- activation checkpointing ---------------------------------------------------------------------------------------
+# ---- activation checkpointing ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arch", ["test_vit", "vit_small_patch16_dinov3_qkvb"])
 def test_recomputed_blocks_give_the_same_gradients(arch):
@@ -206,10 +209,11 @@ def test_models_that_cannot_recompute_are_refused():
         recompute_blocks(torch.nn.Linear(2, 2))
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 def test_a_shard_of_everything_and_two_blocks_gathered():
-    need = Need(parameters=1000, trained=400, buffers=8, outside=50, inside=(300, 300, 300), inputs=(10, 10, 10),
+    need = Need(parameters=1000, trained=400, buffers=8, outside=50, inside=(300, 300, 300),
+                inputs=(10, 10, 10),
                 units=(200, 200, 200), trained_units=(100, 100, 100))
     alone = need.on()
     assert (alone.weights, alone.gradients, alone.optimizer, alone.activations) == (1008, 400, 800, 950)
@@ -228,7 +232,8 @@ def test_activations_by_block_and_recomputed_are_what_autograd_keeps():
     assert need.on(recomputed=True).activations < 0.35 * need.on().activations
     assert need.inputs == (4 * 101 * 64 * 4,) * 6  # images x tokens x width x bytes
     model.set_grad_checkpointing(True)
-    assert need_of(model, 4, 160, "fp32", units=units(model)).inside == need.inside  # counted without it all the same
+    # counted without it all the same
+    assert need_of(model, 4, 160, "fp32", units=units(model)).inside == need.inside
 
 
 def test_auto_takes_fsdp_where_only_that_fits():
@@ -243,7 +248,8 @@ def test_auto_takes_fsdp_where_only_that_fits():
 
 def test_one_process_holds_the_whole_model():
     options = Options.of(FINETUNE, {"parallel": "fsdp"})
-    assert parallel.choose(options, World(), None) == ("ddp", "--parallel fsdp: one process alone holds the whole model")
+    assert parallel.choose(options, World(), None) == ("ddp", "--parallel fsdp: one process alone holds the "
+                                                              "whole model")
 
 
 def test_a_dry_run_tells_every_number_of_devices(start):
@@ -259,8 +265,10 @@ def test_a_dry_run_tells_every_number_of_devices(start):
 @pytest.mark.long
 def test_the_largest_model_is_told_at_full_depth(pictures, tmp_path, monkeypatch, start):
     """6.7 thousand million parameters: shapes alone, no memory for them."""
-    code, out, err = start("--dry_run", "--model", "Dinov3", "--model_arch", "dinov3_vit7b16", "--finetune", "", "--nb_classes",
-                           3, "--device", "cpu", "--batch_size", 1, "--task", "x", "--precision", "bf16", small=False)
+    code, out, err = start("--dry_run", "--model", "Dinov3", "--model_arch", "dinov3_vit7b16", "--finetune",
+                           "", "--nb_classes",
+                           3, "--device", "cpu", "--batch_size", 1, "--task", "x", "--precision", "bf16",
+                           small=False)
     assert code == 0, err
     assert "6,716,043,267 parameters (all trained)" in out and "weights 25.02 GiB" in out
     row = next(line for line in out.splitlines() if line.strip().startswith("lp, fsdp"))

@@ -1,4 +1,5 @@
-"""report.html in a real browser: a quiet console, every image there, no sideways scroll, nothing asked of a network."""
+"""report.html in a real browser: a quiet console, every image there, no sideways scroll, nothing asked of a
+network."""
 
 import json
 import re
@@ -33,7 +34,8 @@ def reports(tmp_path_factory):
     folder, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
     patch.setattr(charts, "save_png", lambda *words: [])
     long = [f"{k}. a rather long name of a retinal disease" for k in range(39)]
-    runs = [classification_run(folder / "two", ["healthy", "x" * 70]), classification_run(folder / "five", HOSTILE),
+    runs = [classification_run(folder / "two", ["healthy", "x" * 70]),
+            classification_run(folder / "five", HOSTILE),
             classification_run(folder / "many", long, number=160),
             regression_run(folder / "numbers", ["systolic <mmHg>", "age"])]
     table = (folder / "five/predictions_test.csv").read_text()
@@ -55,34 +57,45 @@ NAMES = ["two", "five", "many", "numbers"]
 def test_the_page_is_whole_and_quiet(browser, reports, name, dark):
     browser.open(reports[name], DESKTOP, dark=dark)
     assert browser.problems() == []
-    assert [url for url in browser.requests() if not url.startswith("data:")] == [reports[name].resolve().as_uri()]
-    broken = browser.ask("[...document.images].filter(image => !(image.complete && image.naturalWidth > 0)).length")
+    assert [url for url in browser.requests()
+            if not url.startswith("data:")] == [reports[name].resolve().as_uri()]
+    broken = browser.ask("[...document.images].filter(image => !(image.complete && image.naturalWidth > "
+                         "0)).length")
     assert browser.ask("document.images.length") >= 5 and broken == 0
     assert browser.ask("document.querySelectorAll('svg').length") >= 8
     empty = "[...document.querySelectorAll('svg')].filter(s => { const b = s.getBBox(); return b.width < 50 || b.height < 20 })"
     assert browser.ask(f"{empty}.length") == 0
-    assert browser.ask("document.scripts.length") == 0 and "alert" not in str(browser.named("Page.javascriptDialogOpening"))
+    assert browser.ask("document.scripts.length") == 0 and "alert" not in str(
+        browser.named("Page.javascriptDialogOpening")
+    )
 
 
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_does_not_scroll_sideways(browser, reports, name, width):
     browser.open(reports[name], width)
-    assert browser.ask("document.documentElement.scrollWidth") <= browser.ask("document.documentElement.clientWidth") <= width
+    assert (
+        browser.ask("document.documentElement.scrollWidth")
+        <= browser.ask("document.documentElement.clientWidth")
+        <= width
+    )
     # nothing sticks out either, but for what stands in a box that scrolls by itself
     out = ("[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll *, pre, svg *') && "
-           "e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 90))")
+           "e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => "
+           "e.outerHTML.slice(0, 90))")
     assert browser.ask(out) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_text_of_the_charts_can_be_read_on_a_phone(browser, reports, name):
     browser.open(reports[name], PHONE)
-    heights = browser.ask("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
+    heights = browser.ask("[...document.querySelectorAll('svg text')].map(t => "
+                          "t.getBoundingClientRect().height)")
     assert len(heights) > 50 and min(heights) >= 9
-    texts = ("[...document.querySelectorAll('svg')].filter(s => [...s.querySelectorAll('text')].some(t => { const a = "
-             "t.getBoundingClientRect(), b = s.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 "
-             "|| a.bottom > b.bottom + 1 || a.top < b.top - 1 })).map(s => s.querySelector('title').textContent)")
+    texts = ("[...document.querySelectorAll('svg')].filter(s => [...s.querySelectorAll('text')].some(t => { "
+             "const a = t.getBoundingClientRect(), b = s.getBoundingClientRect(); return a.left < b.left - 1 "
+             "|| a.right > b.right + 1 || a.bottom > b.bottom + 1 || a.top < b.top - 1 })).map(s => "
+             "s.querySelector('title').textContent)")
     assert browser.ask(texts) == []  # no label is cut off
 
 
@@ -139,10 +152,13 @@ def test_print_is_light_and_keeps_charts_whole(browser, reports, tmp_path, name)
 
 
 def test_a_broken_page_is_noticed(browser, tmp_path):
-    """What the checks above rely on: they see a missing image, a request, an error and a table that is too wide."""
+    """What the checks above rely on: they see a missing image, a request, an error and a table that is too
+    wide."""
     page = tmp_path / "broken.html"
-    page.write_text('<meta name="viewport" content="width=device-width"><img src="gone.jpg"><div style="width:900px">x</div>'
-                    "<script>console.error('x'); missing()</script>")
+    page.write_text(
+        '<meta name="viewport" content="width=device-width"><img src="gone.jpg"><div style="width:900px">x</div>'
+        "<script>console.error('x'); missing()</script>"
+    )
     browser.open(page, PHONE)
     assert len(browser.problems()) >= 2 and any(url.endswith("gone.jpg") for url in browser.requests())
     assert browser.ask("document.documentElement.scrollWidth") > PHONE

@@ -23,7 +23,8 @@ LONG_NAMES = [f"{k}. a rather long name of a retinal disease" for k in range(39)
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
-    """matplotlib warns of characters without a glyph and of layouts that failed; a user should never see it."""
+    """matplotlib warns of characters without a glyph and of layouts that failed; a user should never see
+    it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -62,7 +63,8 @@ def test_many_classes_get_counts_alone_and_hundreds_none():
 
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_text_stands_out_from_every_shade_of_a_cell(is_dark):
-    """WCAG 2's contrast of 4.5, by the colours of the page's style sheet; the PNG has those of the light page."""
+    """WCAG 2's contrast of 4.5, by the colours of the page's style sheet; the PNG has those of the light
+    page."""
     style = (page.TEMPLATES / "report.css").read_text()
     style = style[style.index("color-scheme: dark"):] if is_dark else style
 
@@ -71,7 +73,8 @@ def test_text_stands_out_from_every_shade_of_a_cell(is_dark):
         return np.array([int(found[k:k + 2], 16) / 255 for k in (0, 2, 4)])
 
     def luminance(colour):
-        return np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour])
+        return np.dot([0.2126, 0.7152, 0.0722],
+                      [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour])
 
     for hits in range(0, 101):
         chart = class_charts.confusion_matrix("test", np.array([[hits, 100 - hits], [0, 1]]), ["a", "b"])
@@ -88,13 +91,19 @@ def test_text_stands_out_from_every_shade_of_a_cell(is_dark):
 def test_rows_are_true_classes_from_the_top_and_columns_predicted_ones():
     figure = class_charts.confusion_matrix("test", np.array([[6, 2], [1, 3]]), ["a", "b"]).figure
     axes = figure.axes[0]
-    place = {text.get_text().split("\n")[0]: axes.transData.transform(text.get_position()) for text in axes.texts}
+    place = {text.get_text().split("\n")[0]: axes.transData.transform(text.get_position())
+             for text in axes.texts}
     assert place["6"][0] < place["2"][0] and place["6"][1] == place["2"][1]
     assert place["1"][0] == place["6"][0] and place["1"][1] < place["6"][1]
-    assert place["a"][0] == place["6"][0] and place["b"][0] == place["2"][0] and place["a"][1] == place["b"][1] > place["6"][1]
+    assert (
+        place["a"][0] == place["6"][0]
+        and place["b"][0] == place["2"][0]
+        and place["a"][1] == place["b"][1] > place["6"][1]
+    )
     assert place["a (8)"][1] == place["6"][1] and place["b (4)"][1] == place["1"][1]
     shades = {0.75: (0, 0), 0.25: (0, 1)}
-    assert [patch.get_alpha() for patch in axes.patches] == [pytest.approx(class_charts.CELL_ALPHA * s) for s in sorted(shades)]
+    assert [patch.get_alpha() for patch in axes.patches] == [pytest.approx(class_charts.CELL_ALPHA * s)
+                                                             for s in sorted(shades)]
     for patch, cells in zip(axes.patches, ([(1, 0), (0, 1)], [(0, 0), (1, 1)]), strict=True):
         corners = patch.get_path().vertices.reshape(-1, 5, 2)[:, 0]  # x, y of each square
         assert {(y, x) for x, y in corners.tolist()} == set(cells)
@@ -145,7 +154,9 @@ def test_names_with_any_characters_are_drawn_or_numbered(tmp_path, capfd):
     names = ["正常眼底", "$x_$ & <b>", "two\nlines\t", "\U0003fffd", "a\udce9b", ""]
     notes = write_matrix(np.eye(6, dtype=int), names, tmp_path / "confusion.png", "测试 $")
     drawn(tmp_path / "confusion.png")
-    assert len(notes) == 1 and "class 3 is" in notes[0] and "class 1 is" not in notes[0] and "\n" not in notes[0]
+    assert (
+        len(notes) == 1 and "class 3 is" in notes[0] and "class 1 is" not in notes[0] and "\n" not in notes[0]
+    )
     assert capfd.readouterr().err == ""
 
 
@@ -173,12 +184,14 @@ def test_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypa
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-# ---- learning curves ------------------------------------------------------------------------------------------------
+# ---- learning curves ---------------------------------------------------------------------------------------
 
 def test_panels_pair_training_and_validation_and_keep_their_order():
-    rows = [{"epoch": 0, "train_loss": 2.0, "train_lr": 0.1, "val_zeta": 1, "val_f1": 0.5, "val_loss": 1.0, "val_n": 9,
+    rows = [{"epoch": 0, "train_loss": 2.0, "train_lr": 0.1, "val_zeta": 1, "val_f1": 0.5, "val_loss": 1.0,
+             "val_n": 9,
              "seconds": 3.0, "note": "x", "kappa": 0.1},
-            {"epoch": 1, "train_loss": math.inf, "val_f1": None, "val_loss": 0.5, "kappa": math.nan, "val_n": 9}]
+            {"epoch": 1, "train_loss": math.inf, "val_f1": None, "val_loss": 0.5, "kappa": math.nan,
+             "val_n": 9}]
     panels = curve_panels(rows)
     assert list(panels) == ["loss", "f1", "kappa", "lr", "zeta"]
     np.testing.assert_array_equal(panels["loss"]["train"], [2.0, math.nan])
@@ -188,7 +201,8 @@ def test_panels_pair_training_and_validation_and_keep_their_order():
 
 
 def test_values_over_the_panels_are_those_of_the_best_epoch_else_of_the_last():
-    rows = [{"epoch": epoch, "val_f1": value} for epoch, value in zip((5, 6, 7), (0.25, 0.75, 0.5), strict=True)]
+    rows = [{"epoch": epoch, "val_f1": value}
+            for epoch, value in zip((5, 6, 7), (0.25, 0.75, 0.5), strict=True)]
     for best_epoch, expected in [(6, "F1 0.750"), (None, "F1 0.500"), (99, "F1 0.500")]:
         (panel,) = learning_curves(rows, best_epoch).panels
         assert panel.title == expected

@@ -1,4 +1,5 @@
-"""The text of the charts: whatever the script, it is drawn or replaced, and one line says which font is not there."""
+"""The text of the charts: whatever the script, it is drawn or replaced, and one line says which font is not
+there."""
 
 import warnings
 from pathlib import Path
@@ -82,9 +83,11 @@ def draw_all(folder: Path) -> list[str]:
     entry = {"value": 0.8, "lower": 0.7, "upper": 0.9}
     scored = class_charts.Scored("test", "任务一, test, 40 images", NAMES, curves, counts,
                                  [{"roc_auc": entry, "average_precision": entry}] * 2, {})
-    drawn += [draw(scored) for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
+    drawn += [draw(scored) for draw in (class_charts.roc, class_charts.precision_recall,
+                                        class_charts.reliability,
                                         class_charts.scores)]
-    table = pd.DataFrame({f"{kind}_{target}": rng.normal(size=9) for kind in ("true", "pred") for target in ("血糖", "年龄")})
+    table = pd.DataFrame({f"{kind}_{target}": rng.normal(size=9) for kind in ("true", "pred")
+                          for target in ("血糖", "年龄")})
     drawn += [agreement("test", table, ["血糖", "年龄"], number) for number in (0, 1)]
     lines = []
     for number, chart in enumerate(drawn):
@@ -95,7 +98,8 @@ def draw_all(folder: Path) -> list[str]:
     files = [folder / "左眼.png", folder / "b.png"]
     for file in files:
         Image.new("RGB", (60, 60), "grey").save(file)
-    lines += fundus_sheet.write_sheet(pd.DataFrame({"path": map(str, files), "x": 30.0, "y": 30.0, "radius": 25.0}),
+    lines += fundus_sheet.write_sheet(pd.DataFrame({"path": map(str, files), "x": 30.0, "y": 30.0,
+                                                    "radius": 25.0}),
                                       folder / "sheet.png")
     return lines
 
@@ -110,17 +114,24 @@ def texts_of(monkeypatch):
     def save(figure, *words, **options):
         savefig(figure, *words, **options)
         if options["format"] == "png":
-            seen.update({text.get_text(): text.get_family() for text in figure.findobj(Text) if text.get_text()})
+            seen.update({text.get_text(): text.get_family() for text in figure.findobj(Text)
+                         if text.get_text()})
 
     monkeypatch.setattr(Figure, "savefig", save)
     return seen
 
 
-def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(tmp_path, no_other_font, monkeypatch, capfd):
+def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(tmp_path, no_other_font,
+                                                                               monkeypatch, capfd):
     texts = texts_of(monkeypatch)
     lines = draw_all(tmp_path)
-    assert len(lines) == 1 and "class 0 is '正常眼底'" in lines[0] and "apt-get install fonts-noto-cjk" in lines[0]
-    assert {"class 0", "class 0 (12)", "class 1", "0.800 (0.700 to 0.900)", "Probability of class 1", "??", "mae_?? 0.222",
+    assert (
+        len(lines) == 1
+        and "class 0 is '正常眼底'" in lines[0]
+        and "apt-get install fonts-noto-cjk" in lines[0]
+    )
+    assert {"class 0", "class 0 (12)", "class 1", "0.800 (0.700 to 0.900)", "Probability of class 1", "??",
+            "mae_?? 0.222",
             "target 1, test (9 images)", "???, test, 40 images"} <= set(texts), texts
     assert not set("".join(texts)) & set("".join(NAMES) + "血糖年龄任务一测试")
     assert draw_all(tmp_path) == [], "once a run"
@@ -128,7 +139,8 @@ def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(t
 
 
 def test_with_a_font_every_chart_has_the_names(tmp_path, no_other_font, monkeypatch):
-    font_manager.fontManager.addfont(made_font(tmp_path / "own.ttf", "Own Chinese", "".join(NAMES) + "血糖年龄任务一测试左眼"))
+    font_manager.fontManager.addfont(made_font(tmp_path / "own.ttf", "Own Chinese",
+                                               "".join(NAMES) + "血糖年龄任务一测试左眼"))
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
     assert {NAMES[0], f"{NAMES[0]} (12)", NAMES[1], f"Probability of {NAMES[1]}", "测试", "任务一",
@@ -145,7 +157,9 @@ def test_an_installed_chinese_font_draws_them(tmp_path, monkeypatch):
     texts = texts_of(monkeypatch)
     assert draw_all(tmp_path) == []
     assert NAMES[0] in texts
-    assert fonts[1] in chart_fonts.PREFERRED_FONTS or not set(chart_fonts.PREFERRED_FONTS) & set(chart_fonts._installed())
+    assert fonts[1] in chart_fonts.PREFERRED_FONTS or not set(chart_fonts.PREFERRED_FONTS) & set(
+        chart_fonts._installed()
+    )
 
 
 def test_a_run_says_it_once(start, no_other_font, tmp_path):
@@ -177,7 +191,8 @@ def test_fonts_are_looked_for_only_where_one_is_missing(no_other_font, monkeypat
 
 
 def test_named_fonts_come_first_then_any_that_has_the_character(tmp_path, no_other_font):
-    for family, marks in (("A Font", "正ไ"), ("SimHei", "正"), ("Z Thai", "ไ"), ("Last Resort", "正ไa🙂"), ("Noto Emoji", "🙂"),
+    for family, marks in (("A Font", "正ไ"), ("SimHei", "正"), ("Z Thai", "ไ"), ("Last Resort", "正ไa🙂"),
+                          ("Noto Emoji", "🙂"),
                           ("B Color Emoji", "🙂")):
         font_manager.fontManager.addfont(made_font(tmp_path / f"{family}.ttf", family, marks))
     assert chart_fonts.fonts_for("正") == ([chart_fonts.DEFAULT_FONT, "SimHei"], set())

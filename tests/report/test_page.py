@@ -1,4 +1,5 @@
-"""report.html against fabricated folders: what stands on it, what is said to be missing, and that no name breaks it."""
+"""report.html against fabricated folders: what stands on it, what is said to be missing, and that no name
+breaks it."""
 
 import html
 import json
@@ -79,15 +80,20 @@ def test_classification(tmp_path, number, drawing):
     folder = classification_run(tmp_path / "run", names, number=4 * number + 40)
     page, lines = page_of(folder)
     assert lines[0].startswith(f"report     {folder}/report.html") and not lines[1:]
-    for part in ("Classification report", "vit_x", "294 of 294 tensors used", "all weights trained", "Learning curves",
-                 "bootstrap of patients", "2,000 resamples, seed 0", "a note <b>", "Reliability diagram", "Score distribution",
-                 "abc123", "python -m util.report", f"{(4 * number + 40) // 2} patients", "Most confident mistakes"):
+    for part in ("Classification report", "vit_x", "294 of 294 tensors used", "all weights trained",
+                 "Learning "
+                                                                                                     "curves",
+                 "bootstrap of patients", "2,000 resamples, seed 0", "a note <b>", "Reliability diagram",
+                 "Score distribution",
+                 "abc123", "python -m util.report", f"{(4 * number + 40) // 2} patients", "Most confident "
+                                                                                          "mistakes"):
         assert part in page.text, part
     assert (folder / "report.html").stat().st_size < 2_000_000
     assert all((folder / f"{key}_test.png").stat().st_size > 5000
                for key in ("roc", "precision_recall", "reliability", "scores", "confusion_matrix"))
     assert all(svg["role"] == "img" for svg in page.all("svg")) and len(page.all("svg")) >= 12
-    assert all(image["alt"] and image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert all(image["alt"] and image["src"].startswith("data:image/jpeg;base64,")
+               for image in page.all("img"))
     assert all("scope" in th for th in page.all("th")) and page.all("html")[0]["lang"] == "en"
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -111,16 +117,19 @@ def test_figures_stand_with_their_intervals(tmp_path):
             count = ((table.true_class == true) & (table.predicted_class == said)).sum()
             assert str(count) in cells and (f"{count} predicted {said}" in svg or not count)
         assert f"{true} ({(table.true_class == true).sum()})" in cells and true in cells
-    precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (table.predicted_class == "a").sum()
+    precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (table.predicted_class
+                                                                                      == "a").sum()
     row = re.search(r'<th scope="row">a</th>(.*?)</tr>', page.source, re.DOTALL)[1]
-    assert f"{precision:.3f}" in row and "0.500<small>0.450 to 0.550" in row  # computed, and stored with an interval
+    # computed, and stored with an interval
+    assert f"{precision:.3f}" in row and "0.500<small>0.450 to 0.550" in row
 
 
 def test_regression(tmp_path, drawing):
     folder = regression_run(tmp_path / "run", ["systolic <mmHg>", "age"])
     page, lines = page_of(folder)
     assert len(lines) == 1
-    for part in ("Regression report", "systolic <mmHg>: predicted against true", "age: Bland-Altman plot", "Largest errors",
+    for part in ("Regression report", "systolic <mmHg>: predicted against "
+                                      "true", "age: Bland-Altman plot", "Largest errors",
                  "R² of age", "limits of agreement"):
         assert part in page.text, part
     assert len(page.all("img")) == 24 and (folder / "agreement_test_age.png").exists()
@@ -130,37 +139,48 @@ def test_regression(tmp_path, drawing):
 
 def test_hostile_names_stay_text(tmp_path):
     folder = classification_run(tmp_path / "<b>run</b>", HOSTILE, leakage=None,
-                                options={"task": "<img src=x onerror=alert(1)>", "data_path": "<i>&", "odd": "<script>"})
-    (folder / "leakage.json").write_text(json.dumps({"pictures": 9, "checked": 9, "unreadable": ["<u>"], "findings": [
-        {"kind": "<kind>", "splits": ["<s>"], "paths": ["<p>", "b"], "similarity": 0.9}], "counts": {"<kind>": 1},
+                                options={"task": "<img src=x onerror=alert(1)>", "data_path": "<i>&",
+                                         "odd": "<script>"})
+    (folder / "leakage.json").write_text(json.dumps({"pictures": 9, "checked": 9, "unreadable": ["<u>"],
+                                                     "findings": [
+        {"kind": "<kind>", "splits": ["<s>"], "paths": ["<p>", "b"], "similarity": 0.9}],
+                                                     "counts": {"<kind>": 1},
         "cannot see": "<blind>"}))
     (folder / "skipped_images.csv").write_text('path,reason\n"<q>.jpg",cut\n')
     page, lines = page_of(folder)
-    assert not page.all("script") and all(set(image) == {"src", "width", "height", "alt"} for image in page.all("img"))
+    assert not page.all("script") and all(set(image) == {"src", "width", "height", "alt"}
+                                          for image in page.all("img"))
     for name in HOSTILE:
         assert html.unescape(name).replace("\n", " ") in page.text
     for part in ("<u>", "<kind>", "<blind>", "<q>.jpg", "<img src=x onerror=alert(1)>", "<p> and b"):
         assert part in page.text, part
     assert "&amp;lt;" not in page.source and "&amp;amp;" not in page.source, "escaped once"
     assert {tag for tag, _ in page.tags} <= {
-        "html", "head", "meta", "title", "link", "style", "body", "main", "header", "p", "h1", "h2", "h3", "nav", "a", "aside",
-        "ul", "li", "section", "div", "i", "b", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "small",
-        "figure", "figcaption", "svg", "desc", "path", "text", "rect", "span", "ol", "img", "dl", "dt", "dd", "pre", "code",
+        "html", "head", "meta", "title", "link", "style", "body", "main", "header", "p", "h1", "h2", "h3",
+        "nav", "a", "aside",
+        "ul", "li", "section", "div", "i", "b", "table", "caption", "thead", "tbody", "tfoot", "tr", "th",
+        "td", "small",
+        "figure", "figcaption", "svg", "desc", "path", "text", "rect", "span", "ol", "img", "dl", "dt", "dd",
+        "pre", "code",
         "footer", "g", "defs", "use", "clippath"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_template_escapes(tmp_path, name):
-    """A hostile text in every place of a run's files: it stands in the page as text, wherever it stands at all."""
+    """A hostile text in every place of a run's files: it stands in the page as text, wherever it stands at
+    all."""
     marked = f"<s>{name}</s>"
-    folder = regression_run(tmp_path / "run", [marked, "b"], weights={"name": marked, "used": 1, "expected": 1, "text": marked})
+    folder = regression_run(tmp_path / "run", [marked, "b"],
+                            weights={"name": marked, "used": 1, "expected": 1, "text": marked})
     facts = json.loads((folder / "run.json").read_text())
     facts |= {"commit": f"{marked}+", "device": marked, "started": marked, "versions": {marked: marked}}
     facts["data"] |= {"notes": [marked], "fingerprint": marked}
-    facts["options"] |= {"task": marked, "csv_file": marked, "unknown_option": marked, "model": marked, "adaptation": marked}
+    facts["options"] |= {"task": marked, "csv_file": marked, "unknown_option": marked, "model": marked,
+                         "adaptation": marked}
     (folder / "run.json").write_text(json.dumps(facts))
     stored = json.loads((folder / "metrics_test.json").read_text())
-    stored[marked] = {"value": 0.5, "lower": 0.4, "upper": 0.6, "method": marked, "resamples": 9, "seed": 1, "undefined": 2}
+    stored[marked] = {"value": 0.5, "lower": 0.4, "upper": 0.6, "method": marked, "resamples": 9, "seed": 1,
+                      "undefined": 2}
     (folder / "metrics_test.json").write_text(json.dumps(stored))
     page, _ = page_of(folder)
     assert not {"s", "script"} & {tag for tag, _ in page.tags} and page.source.count("&lt;s&gt;") > 30
@@ -172,9 +192,11 @@ def test_templates_lie_as_files_and_escape_by_themselves(tmp_path):
     sources = {path: path.read_text() for path in page.TEMPLATES.glob("*.html")}
     assert {path.name for path in sources} == {"report.html", "metrics.html", "mistakes.html", "parts.html"}
     safe = [found for text in sources.values() for found in re.findall(r"{{[^}]*\| *safe[^}]*}}", text)]
-    assert set(safe) == {"{{ panel.svg | safe }}"} and not any("autoescape" in text for text in sources.values())
+    assert set(safe) == {"{{ panel.svg | safe }}"} and not any("autoescape" in text
+                                                               for text in sources.values())
     for module in page.TEMPLATES.parent.glob("*.py"):
-        assert not re.search(r"<(div|p|td|th|li|ul|h\d|span|table|small)\b|Markup", module.read_text()), module.name
+        assert not re.search(r"<(div|p|td|th|li|ul|h\d|span|table|small)\b|Markup",
+                             module.read_text()), module.name
 
 
 def test_one_drawing_feeds_the_page_and_the_png(tmp_path, drawing, monkeypatch):
@@ -198,10 +220,12 @@ def test_one_drawing_feeds_the_page_and_the_png(tmp_path, drawing, monkeypatch):
         assert len(pngs) == len(set(map(id, pngs))) == len(list(folder.glob("*.png")))
         assert sum(kind == "svg" for _, kind, _ in saved) == source.count("<svg ")
     assert sorted(path.name for path in (tmp_path / "classes").glob("*.png")) == [
-        "confusion_matrix_test.png", "confusion_matrix_val.png", "learning_curves.png", "precision_recall_test.png",
+        "confusion_matrix_test.png", "confusion_matrix_val.png", "learning_curves.png",
+        "precision_recall_test.png",
         "reliability_test.png", "roc_test.png", "scores_test.png"]
     assert sorted(path.name for path in (tmp_path / "numbers").glob("*.png")) == [
-        *(f"agreement_{split}_{target}.png" for split in ("test", "val") for target in ("age", "bmi")), "learning_curves.png"]
+        *(f"agreement_{split}_{target}.png" for split in ("test", "val") for target in ("age", "bmi")),
+        "learning_curves.png"]
 
 
 def test_charts_that_are_there_and_not_older_are_left_alone(tmp_path, drawing):
@@ -224,9 +248,14 @@ def test_the_same_folder_gives_the_same_page(tmp_path):
 def test_charts_take_their_colours_from_the_page(tmp_path):
     """Every variable that a chart or the style sheet uses is set, and for dark mode anew."""
     source = page_of(classification_run(tmp_path / "run", [f"c{k}" for k in range(14)]))[0].source
-    used = {name for svg in re.findall(r"<svg .*?</svg>", source, re.DOTALL) for name in re.findall(r"var\((--[\w-]+)", svg)}
-    light, dark = source[:source.index("prefers-color-scheme: dark")], source[source.index("prefers-color-scheme: dark"):]
-    assert {"--s0", "--s7", "--ink", "--muted", "--grid", "--cell-ink"} < used - {"--text"} <= set(charts.VARIABLES.values())
+    used = {name for svg in re.findall(r"<svg .*?</svg>", source, re.DOTALL)
+            for name in re.findall(r"var\((--[\w-]+)", svg)}
+    light, dark = (
+        source[: source.index("prefers-color-scheme: dark")],
+        source[source.index("prefers-color-scheme: dark") :],
+    )
+    assert {"--s0", "--s7", "--ink", "--muted", "--grid",
+            "--cell-ink"} < used - {"--text"} <= set(charts.VARIABLES.values())
     for name in charts.VARIABLES.values():
         assert re.search(rf"{name}: #", light) and re.search(rf"{name}: #", dark[:dark.index("* {")]), name
     for colour, name in charts.VARIABLES.items():
@@ -234,11 +263,12 @@ def test_charts_take_their_colours_from_the_page(tmp_path):
             assert f"{name}: {colour}" in light, "the PNG has the colours of the light page"
 
 
-# ---- warnings -------------------------------------------------------------------------------------------------------
+# ---- warnings ----------------------------------------------------------------------------------------------
 
 def test_warnings_stand_at_the_top(tmp_path):
     names = ["a", "b", "c"]
-    folder = classification_run(tmp_path / "run", names, weights={"name": "w", "used": 3, "expected": 9, "text": "lacks <x>"})
+    folder = classification_run(tmp_path / "run", names,
+                                weights={"name": "w", "used": 3, "expected": 9, "text": "lacks <x>"})
     facts = json.loads((folder / "run.json").read_text())
     facts["data"]["images"]["train"]["c"] = 0
     (folder / "run.json").write_text(json.dumps(facts))
@@ -246,17 +276,30 @@ def test_warnings_stand_at_the_top(tmp_path):
     (folder / "leakage.json").write_text(json.dumps({
         "pictures": 90, "checked": 88, "seconds": 1, "unreadable": [], "cannot see": "nothing",
         "findings": [finding | {"paths": [f"x{k}", f"y{k}"]} for k in range(7)]
-        + [{"kind": "same patient", "patient": "p1", "counts": {"train": 2, "test": 1}, "splits": ["train", "test"]}],
+        + [{"kind": "same patient", "patient": "p1", "counts": {"train": 2, "test": 1},
+            "splits": ["train", "test"]}],
         "counts": {"same bytes": 7, "same patient": 1, "near duplicate": 0}}))
-    (folder / "skipped_images.csv").write_text("path,reason\n" + "".join(f"bad{k}.jpg,cut short\n" for k in range(6)))
+    (folder / "skipped_images.csv").write_text("path,reason\n" + "".join(f"bad{k}.jpg,cut short\n"
+                                                                         for k in range(6)))
     stored = json.loads((folder / "metrics_test.json").read_text())
     stored["kappa"]["undefined"] = 12
     (folder / "metrics_test.json").write_text(json.dumps(stored))
     page, _ = page_of(folder)
-    top = page.text[page.text.index("Before these metrics"):page.text.index("Metrics of test", page.text.index("Before these"))]
-    for part in ("in two splits, 7 times", "x3 and y3", "and 3 more", "patient p1: train 2, test 1", "Only 3 of the 9 tensors",
-                 "train has no image of 1 of the 3 classes (c)", "6 images could not be read", "bad3.jpg: cut short",
-                 "and 2 more", "a note <b>", "test: kappa in 12 of 2000"):
+    top = page.text[page.text.index("Before these metrics"):page.text.index("Metrics of test",
+                                                                            page.text.index("Before these"))]
+    for part in (
+        "in two splits, 7 times",
+        "x3 and y3",
+        "and 3 more",
+        "patient p1: train 2, test 1",
+        "Only 3 of the 9 tensors",
+        "train has no image of 1 of the 3 classes (c)",
+        "6 images could not be read",
+        "bad3.jpg: cut short",
+        "and 2 more",
+        "a note <b>",
+        "test: kappa in 12 of 2000",
+    ):
         assert part in top, part
     assert "x4 and" not in top and "nearly the same" not in top
     assert "88 of 90 images" in page.text
@@ -267,7 +310,7 @@ def test_no_warning_where_there_is_nothing_to_warn_of(tmp_path):
     assert not page.all("aside")
 
 
-# ---- what is missing ------------------------------------------------------------------------------------------------
+# ---- what is missing ---------------------------------------------------------------------------------------
 
 def test_an_older_run_without_intervals(tmp_path):
     folder = classification_run(tmp_path / "run", ["a", "b"], intervals=False)
@@ -281,7 +324,11 @@ def test_predictions_alone_are_enough(tmp_path):
         (folder / name).unlink()
     page, lines = page_of(folder)
     said = "\n".join(lines)
-    assert "run.json is not there" in said and "metrics_test.json is not there" in said and "no val split" in said
+    assert (
+        "run.json is not there" in said
+        and "metrics_test.json is not there" in said
+        and "no val split" in said
+    )
     assert "Most confident mistakes" in page.text and "run.json is not there" in page.text
     assert "Learning curves" not in page.text and "Train it again" not in page.text
     table = pd.read_csv(folder / "predictions_test.csv")
@@ -307,7 +354,9 @@ def test_damaged_files_are_said(tmp_path):
         file.write('{"epoch": 3, "tra')
     page, lines = page_of(folder)
     said = "\n".join(lines)
-    for part in ("run.json is no JSON", "leakage.json holds no JSON object", "predictions_val.csv", "log.txt: 1 line"):
+    for part in ("run.json is no JSON", "leakage.json holds no JSON object", "predictions_val.csv",
+                 "log.txt: "
+                                                                                                    "1 line"):
         assert part in said and part in page.text, part
 
 
@@ -346,15 +395,18 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
 
     classification_run(tmp_path / "run", ["a", "b"], number=8)
     (tmp_path / "empty").mkdir()
-    assert exit_code_of(report_main, [str(tmp_path / "empty"), str(tmp_path / "run"), str(tmp_path / "none")]) == 2
+    assert exit_code_of(report_main, [str(tmp_path / "empty"), str(tmp_path / "run"),
+                                      str(tmp_path / "none")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "holds neither" in captured.err and "is no folder" in captured.err
+    assert (
+        captured.err.count("\n") == 1 and "holds neither" in captured.err and "is no folder" in captured.err
+    )
     assert (tmp_path / "run/report.html").exists() and "run/report.html" in captured.out
     with pytest.raises(InputError):
         write_report(tmp_path / "empty")
 
 
-# ---- mistakes -------------------------------------------------------------------------------------------------------
+# ---- mistakes ----------------------------------------------------------------------------------------------
 
 def test_the_most_confident_mistakes_come_first(tmp_path):
     folder = classification_run(tmp_path / "run", ["a", "b", "c"])
@@ -370,7 +422,8 @@ def test_the_largest_errors_are_in_standard_deviations_of_the_truth():
     table = pd.DataFrame({"true_a": [0.0, 2.0, np.nan, 4.0], "pred_a": [0.0, 2.0, 9.0, 4.4],
                           "true_b": [0.0, 0.02, 0.04, np.nan], "pred_b": [0.01, 0.02, 0.0, 1.0]})
     sd_a, sd_b = np.std([0, 2, 4]), np.std([0, 0.02, 0.04])
-    np.testing.assert_allclose(standardised_errors(table, ["a", "b"]), [0.01 / sd_b, 0, 0.04 / sd_b, 0.4 / sd_a])
+    np.testing.assert_allclose(standardised_errors(table, ["a", "b"]),
+                               [0.01 / sd_b, 0, 0.04 / sd_b, 0.4 / sd_a])
     assert np.isnan(standardised_errors(table.assign(true_a=np.nan, true_b=np.nan), ["a", "b"])).all()
 
 
@@ -380,16 +433,18 @@ def test_heat_maps_stand_beside_their_pictures(tmp_path):
     first = run.main.table["path"].iloc[worst_first(run, run.main, 1)[0][0]]
     (folder / "heatmaps").mkdir()
     Image.new("RGB", (30, 20), "red").save(folder / "heatmaps/0.png")
-    (folder / "heatmaps/heatmaps.json").write_text(json.dumps({first: "0.png", "/elsewhere": "../../../etc/passwd"}))
+    (folder / "heatmaps/heatmaps.json").write_text(json.dumps({first: "0.png",
+                                                               "/elsewhere": "../../../etc/passwd"}))
     page, _ = page_of(folder)
     assert any(image["alt"].startswith("Heat map of") for image in page.all("img"))
     assert all(path.parent == folder / "heatmaps" for path in read_run(folder).heat_maps.values())
 
 
-# ---- large ----------------------------------------------------------------------------------------------------------
+# ---- large -------------------------------------------------------------------------------------------------
 
 def test_many_images_give_a_small_page(tmp_path):
-    folder = classification_run(tmp_path / "run", ["a", "b", "c"], number=5_000, pictures=False, splits=("test",))
+    folder = classification_run(tmp_path / "run", ["a", "b", "c"], number=5_000, pictures=False,
+                                splits=("test",))
     write_report(folder)
     assert (folder / "report.html").stat().st_size < 150_000
 
@@ -406,5 +461,6 @@ def test_the_command_answers_without_torch(tmp_path):
     code = ("import sys\nfrom util.report.__main__ import main\n"
             "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
             "print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])")
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                            cwd=ROOT)
     assert answer.stdout.strip().endswith("[]") and "RUN" in answer.stdout

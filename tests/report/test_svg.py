@@ -1,4 +1,5 @@
-"""A chart's SVG: well formed whatever the names are, the places of the numbers, colours and ids of the page."""
+"""A chart's SVG: well formed whatever the names are, the places of the numbers, colours and ids of the
+page."""
 
 import math
 import re
@@ -14,7 +15,8 @@ from util.report.bland_altman import agreement, room_around
 from util.report.class_charts import Scored
 from util.report.learning_curves import learning_curves
 
-LONG = ["x" * 70, "Pneumonoultramicroscopicsilicovolcanoconiosis", "proliferative_diabetic_retinopathy_with_macular_oedema",
+LONG = ["x" * 70, "Pneumonoultramicroscopicsilicovolcanoconiosis",
+        "proliferative_diabetic_retinopathy_with_macular_oedema",
         "age-related macular degeneration, neovascular, of the left eye", "ok"]
 
 
@@ -35,7 +37,8 @@ def scored(names, number=60, split="test"):
 def all_charts(names, split="test"):
     """Every chart of a classification, drawn."""
     found = scored(names, split=split)
-    drawn = [draw(found) for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
+    drawn = [draw(found) for draw in (class_charts.roc, class_charts.precision_recall,
+                                      class_charts.reliability,
                                       class_charts.scores, class_charts.spread_of_classes)]
     drawn.append(class_charts.confusion_matrix(split, found.counts, names))
     drawn = [chart for chart in drawn if chart is not None]
@@ -50,8 +53,10 @@ def texts(svg):
 
 def hinted(svg, hint):
     """The path of each element that shows a text beside the pointer."""
-    groups = [group for group in ElementTree.fromstring(svg).iter("g") if len(group) and group[0].tag == "title"]
-    return [path.get("d") for group in groups if group[0].text.startswith(hint) for path in group if path.tag == "path"]
+    groups = [group for group in ElementTree.fromstring(svg).iter("g") if len(group)
+              and group[0].tag == "title"]
+    return [path.get("d") for group in groups if group[0].text.startswith(hint) for path in group
+            if path.tag == "path"]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "\x00\x08\ud800\uffff", "]]>", "&amp;", ""])
@@ -60,7 +65,11 @@ def test_any_name_gives_well_formed_text(name):
     for chart in all_charts([name, "b", "c"]):
         for panel in chart.panels:
             root = ElementTree.fromstring(panel.svg)
-            assert root.get("role") == "img" and not list(root.iter("script")) and not list(root.iter("metadata"))
+            assert (
+                root.get("role") == "img"
+                and not list(root.iter("script"))
+                and not list(root.iter("metadata"))
+            )
             described_by = [root.find("title"), root.find("desc")]
             assert root.get("aria-labelledby").split() == [element.get("id") for element in described_by]
             assert described_by[0].text == panel.title and described_by[1].text
@@ -78,13 +87,15 @@ def test_hints_beside_the_pointer_are_kept():
 def test_every_colour_is_a_variable_of_the_page_and_nothing_is_asked_for():
     for chart in [*all_charts(["a", "b", "c"]), *all_charts([f"c{k}" for k in range(14)])]:
         for panel in chart.panels:
-            assert not re.search(r"#[0-9a-fA-F]{3,8}\b(?!-)", re.sub(r"(?:url\(|href=\")#[\w-]+", "", panel.svg)), panel.key
+            assert not re.search(r"#[0-9a-fA-F]{3,8}\b(?!-)",
+                                 re.sub(r"(?:url\(|href=\")#[\w-]+", "", panel.svg)), panel.key
             assert "rgb" not in panel.svg and "http" not in panel.svg and "font-family" not in panel.svg
             assert {"var(--ink)", "var(--muted)"} <= set(re.findall(r"var\(--\w+\)", panel.svg)), panel.key
             for style in re.findall(r'style="([^"]*)"', panel.svg):
                 assert all(colour == "none" or colour.startswith("var(--") for colour in re.findall(
                     r"(?:fill|stroke):([^;]*)", style)), style
-            assert all("fill:var(--" in element.get("style", "") for element in with_style(panel.svg)), panel.key
+            assert all("fill:var(--" in element.get("style", "")
+                       for element in with_style(panel.svg)), panel.key
 
 
 def with_style(svg):
@@ -104,7 +115,8 @@ def with_style(svg):
 
 
 def test_ids_are_those_of_one_panel_alone_and_every_reference_has_its_own():
-    panels = [panel for split in ("test", "val") for chart in all_charts(["a", "b", "c"], split) for panel in chart.panels]
+    panels = [panel for split in ("test", "val") for chart in all_charts(["a", "b", "c"], split)
+              for panel in chart.panels]
     ids = [name for panel in panels for name in re.findall(r'\bid="([^"]*)"', panel.svg)]
     assert len(ids) == len(set(ids)) > 2 * len(panels)
     for panel in panels:
@@ -134,7 +146,11 @@ def test_steps_of_precision_begin_at_the_left_edge():
     chart = class_charts.precision_recall(scored(["a", "b"]))
     recall, precision = scored(["a", "b"]).curves.precision_recall[1]
     x, y = chart.panels[0].axes[0].lines[-1].get_data()
-    assert x[0] == 0 and y[0] == precision[0] and chart.panels[0].axes[0].lines[-1].get_drawstyle() == "steps-pre"
+    assert (
+        x[0] == 0
+        and y[0] == precision[0]
+        and chart.panels[0].axes[0].lines[-1].get_drawstyle() == "steps-pre"
+    )
     np.testing.assert_array_equal(x[1:], recall)
     np.testing.assert_array_equal(y[1:], precision)
 
@@ -180,7 +196,8 @@ def test_no_name_is_broken_inside_a_word(names):
 
 
 def test_lines_of_names_are_broken_after_spaces_underscores_and_hyphens():
-    assert charts.wrapped("moderate_npdr, non-proliferative", 7) == ["moderate_", "npdr, non-", "proliferative"]
+    assert charts.wrapped("moderate_npdr, non-proliferative", 7) == ["moderate_", "npdr, non-",
+                                                                     "proliferative"]
     assert charts.wrapped("重度非增殖性", 3) == ["重度非", "增殖性"]
     assert charts.wrapped("x" * 30, 5) == ["x" * 15 + "…" + "x" * 10] and charts.wrapped("", 5) == [""]
 
@@ -192,5 +209,6 @@ def test_many_points_are_one_path_and_few_bytes():
     chart = agreement("test", pd.DataFrame({"true_a": true, "pred_a": true + 1}), ["a"], 0)
     charts.draw_svgs(chart)
     assert [len(panel.axes[0].patches) for panel in chart.panels] == [1, 1]
-    assert all(len(panel.svg) < 60_000 and "2,000 of 5,000 images drawn" in panel.small for panel in chart.panels)
+    assert all(len(panel.svg) < 60_000 and "2,000 of 5,000 images drawn" in panel.small
+               for panel in chart.panels)
     assert chart.panels[0].svg.count("<path") < 20

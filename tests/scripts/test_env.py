@@ -51,7 +51,8 @@ def add_wheel(clone, version, needs=""):
     tag = "Root-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(folder / f"tiny_retina-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny_retina.py", f"version = '{version}'\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-retina\nVersion: {version}\n{needs}")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-retina\nVersion: "
+                                           f"{version}\n{needs}")
         wheel.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\n{tag}")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -109,7 +110,8 @@ def test_a_named_python_is_used_or_refused(clone, bin_folder, shell, tmp_path):
 
 
 def test_the_venv_from_a_cut_start_to_the_last(clone, bin_folder):
-    """One story, since a .venv costs seconds: two starts complete a cut one, a later one finds it, needs change."""
+    """One story, since a .venv costs seconds: two starts complete a cut one, a later one finds it, needs
+    change."""
     requirements, venv = clone / "requirements.txt", clone / ".venv"
     python = venv / "bin" / "python"
     requirements.write_text("tiny-retina>=1\n")
@@ -131,12 +133,14 @@ def test_the_venv_from_a_cut_start_to_the_last(clone, bin_folder):
     version = [python, "-c", "import tiny_retina; print(tiny_retina.version)"]
     assert subprocess.check_output(version, text=True) == "1.0\n"
 
-    # The next start installs nothing: it works where pip cannot start, and without the Python that made the .venv.
+    # The next start installs nothing: it works where pip cannot start, and without the Python that made the
+    # .venv.
     packages = next((venv / "lib").glob("python*/site-packages"))
     (packages / "pip" / "__main__.py").rename(packages / "away")
     (bin_folder / "python3").rename(bin_folder / "hidden")
     again = start(clone, bin_folder)
-    assert (again.returncode, again.stdout, again.stderr) == (0, f"{STARTED}{python}\n", f"Python: {python}\n")
+    assert (again.returncode, again.stdout, again.stderr) == (0, f"{STARTED}{python}\n",
+                                                              f"Python: {python}\n")
     (bin_folder / "hidden").rename(bin_folder / "python3")
     (packages / "away").rename(packages / "pip" / "__main__.py")
 
@@ -202,20 +206,24 @@ def test_packages_beside_leave_the_interpreter_alone(clone, bin_folder):
         shutil.rmtree(clone.with_name("wheels"), ignore_errors=True)
     alone = subprocess.run([*tool, "unmet", needs], env=variables, capture_output=True, text=True)
     assert (alone.returncode, alone.stdout) == (1, "tiny-retina\n")
-    beside = subprocess.run([*tool, "unmet", needs], env=variables | {"PYTHONPATH": str(target)}, capture_output=True)
+    beside = subprocess.run([*tool, "unmet", needs], env=variables | {"PYTHONPATH": str(target)},
+                            capture_output=True)
     assert beside.returncode == 0
 
 
 def test_packages_beside_bring_no_second_copy_of_what_the_interpreter_has(clone, bin_folder):
-    """peft needs torch: pip's --target alone would fetch it again. Here numpy, which is in no folder that pip may look into."""
+    """peft needs torch: pip's --target alone would fetch it again. Here numpy, which is in no folder that pip
+    may look into."""
     add_wheel(clone, "1.0", needs="Requires-Dist: numpy>=1.26\n")
     needs = clone / "needs.txt"
     needs.write_text("tiny-retina\n")
     tool = [sys.executable, "-P", clone / "util" / "environment.py"]
-    done = subprocess.run([*tool, "target", clone / ".test-packages", needs], env=environment(clone, bin_folder),
+    done = subprocess.run([*tool, "target", clone / ".test-packages", needs],
+                          env=environment(clone, bin_folder),
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (clone / ".test-packages").iterdir() if path.name != "__pycache__") == [
+    assert sorted(path.name for path in (clone / ".test-packages").iterdir()
+                  if path.name != "__pycache__") == [
         "stamp", "tiny_retina-1.0.dist-info", "tiny_retina.py"]
 
 

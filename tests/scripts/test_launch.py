@@ -1,4 +1,5 @@
-"""train.sh, eval.sh and util/launch.sh, in copies of the clone, with a PYTHON that writes down how it is called."""
+"""train.sh, eval.sh and util/launch.sh, in copies of the clone, with a PYTHON that writes down how it is
+called."""
 
 import os
 import shutil
@@ -36,24 +37,29 @@ exit "${{STUB_EXIT:-0}}"
 
 
 class Run:
-    """A finished script: its exit code, what it printed, and each call of PYTHON: process, folder, GPUs, arguments."""
+    """A finished script: its exit code, what it printed, and each call of PYTHON: process, folder, GPUs,
+    arguments."""
 
     def __init__(self, clone, stub, script, *arguments, shell=("sh",), folder=None, **variables):
         record = stub.with_name("record")
         record.unlink(missing_ok=True)
         executable(stub.with_name("nvidia-smi"), "printf '%b' \"${STUB_NVIDIA:-}\"\n")
-        known = {"PYTHON": str(stub), "STUB_RECORD": str(record), "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+        known = {"PYTHON": str(stub), "STUB_RECORD": str(record),
+                 "PATH": f"{stub.parent}:{os.environ['PATH']}"}
         command = [shutil.which(shell[0]), *shell[1:], str(clone / script), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, env=known | variables, cwd=folder or clone, **pipes)
         self.stdout, self.stderr = process.communicate()
         self.returncode, self.process = process.returncode, str(process.pid)
         blocks = record.read_text().split("call\n")[1:] if record.exists() else []
-        self.processes, self.folders, self.devices = [[block.split("\n")[at] for block in blocks] for at in range(3)]
+        self.processes, self.folders, self.devices = [[block.split("\n")[at] for block in blocks]
+                                                      for at in range(3)]
         calls = [block.split("\n")[3:-1] for block in blocks]
         # what restarts one process is called with the number of restarts, the program and its arguments
-        self.restarts = [int(call[1]) if call[0] == str(clone / "util/core/restarting.py") else 0 for call in calls]
-        self.calls = [call[2:] if restarts else call for call, restarts in zip(calls, self.restarts, strict=True)]
+        self.restarts = [int(call[1]) if call[0] == str(clone / "util/core/restarting.py") else 0
+                         for call in calls]
+        self.calls = [call[2:] if restarts else call
+                      for call, restarts in zip(calls, self.restarts, strict=True)]
 
 
 DOCUMENTED = """--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune RETFound_dinov2_meh --savemodel
@@ -62,7 +68,8 @@ DOCUMENTED = """--model RETFound_dinov2 --model_arch retfound_dinov2 --finetune 
 
 
 def options(arguments):
-    """The flags of an argument list with their values, a repeated flag's last value counting, as argparse has it."""
+    """The flags of an argument list with their values, a repeated flag's last value counting, as argparse has
+    it."""
     found, flag = {}, None
     for argument in arguments:
         if argument.startswith("--"):
@@ -76,7 +83,8 @@ def options(arguments):
 def launcher_options(run: Run) -> dict[str, list[str]]:
     """The launcher's, of a job of several processes."""
     started = run.calls[1]
-    return options(started[1:next(at for at, word in enumerate(started) if word.endswith("main_finetune.py"))])
+    return options(started[1:next(at for at, word in enumerate(started)
+                                  if word.endswith("main_finetune.py"))])
 
 
 @in_every_shell
@@ -86,8 +94,13 @@ def test_nothing_set_is_the_demo(clone, stub, shell, tmp_path):
     assert "demo" in run.stdout and "DATA_PATH=" in run.stdout and "NUM_CLASS=" in run.stdout
     drawing, training = run.calls
     assert drawing == ["-m", "util.demo_data", "demo_data"] and run.folders[0] == str(clone)
-    assert training[0] == str(clone / "main_finetune.py") and run.folders[1] == str(tmp_path) and run.restarts == [0, 3]
-    assert Run(clone, stub, "train.sh", "--resume", "a.pth", shell=shell).restarts == [0, 0], "it would begin there again"
+    assert (
+        training[0] == str(clone / "main_finetune.py")
+        and run.folders[1] == str(tmp_path)
+        and run.restarts == [0, 3]
+    )
+    assert Run(clone, stub, "train.sh", "--resume", "a.pth",
+               shell=shell).restarts == [0, 0], "it would begin there again"
     given = options(training[1:])
     assert given["--data_path"] == [f"{clone}/demo_data"] and given["--output_dir"] == [f"{clone}/output_dir"]
     assert given["--resume"] == ["same"] and given["--crop_scale"] == ["0.8", "1"]
@@ -98,7 +111,8 @@ def test_nothing_set_is_the_demo(clone, stub, shell, tmp_path):
 def test_data_and_classes_make_the_documented_job(clone, stub, shell, tmp_path):
     data = tmp_path / "my images" / "APTOS 2019"
     own = ["--output_dir", "my results"]
-    run = Run(clone, stub, "train.sh", *own, shell=shell, folder=tmp_path, DATA_PATH=f"{data}//", NUM_CLASS="5")
+    run = Run(clone, stub, "train.sh", *own, shell=shell, folder=tmp_path, DATA_PATH=f"{data}//",
+              NUM_CLASS="5")
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     ((program, *arguments),) = run.calls
     assert program == str(clone / "main_finetune.py") and run.folders[0] == str(tmp_path)
@@ -109,23 +123,30 @@ def test_data_and_classes_make_the_documented_job(clone, stub, shell, tmp_path):
 
 
 def test_every_variable_reaches_its_flag(clone, stub):
-    names = {"MODEL": "Dinov3", "MODEL_ARCH": "dinov3_vits16", "FINETUNE": "w.pth", "ADAPTATION": "lp", "DATASET": "X"}
+    names = {"MODEL": "Dinov3", "MODEL_ARCH": "dinov3_vits16", "FINETUNE": "w.pth", "ADAPTATION": "lp",
+             "DATASET": "X"}
     run = Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="3", **names)
     given = options(run.calls[0][1:])
     assert given["--model"] == ["Dinov3"] and given["--model_arch"] == ["dinov3_vits16"]
-    assert given["--finetune"] == ["w.pth"] and given["--adaptation"] == ["lp"] and given["--nb_classes"] == ["3"]
+    assert (
+        given["--finetune"] == ["w.pth"]
+        and given["--adaptation"] == ["lp"]
+        and given["--nb_classes"] == ["3"]
+    )
     assert given["--task"] == ["dinov3_vits16_X_lp"]
     run = Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="3", TASK="mine", **names)
     assert options(run.calls[0][1:])["--task"] == ["mine"]
 
 
 def test_flags_stand_for_variables(clone, stub):
-    run = Run(clone, stub, "train.sh", "--csv_file", "data/eyes.v2.csv", "--nb_classes=4", "--adaptation", "lp")
+    run = Run(clone, stub, "train.sh", "--csv_file", "data/eyes.v2.csv", "--nb_classes=4", "--adaptation",
+              "lp")
     given = options(run.calls[0][1:])
     assert given["--task"] == ["retfound_dinov2_eyes.v2_lp"] and "--data_path" not in given
 
 
-@pytest.mark.parametrize("own", [["--resume", "x.pth"], ["--resume="], ["--eval"], ["--dry_run"]], ids=" ".join)
+@pytest.mark.parametrize("own", [["--resume", "x.pth"], ["--resume="], ["--eval"], ["--dry_run"]],
+                         ids=" ".join)
 def test_the_users_own_resume_is_respected(clone, stub, own):
     run = Run(clone, stub, "train.sh", *own, DATA_PATH="d", NUM_CLASS="3")
     assert "same" not in run.calls[0] and run.calls[0][-len(own) :] == own
@@ -134,13 +155,16 @@ def test_the_users_own_resume_is_respected(clone, stub, own):
 WRONG = {
     "data alone": ({"DATA_PATH": "d"}, "NUM_CLASS is not"),
     "classes alone": ({"NUM_CLASS": "5"}, "DATA_PATH is not"),
-    "another family's weights": ({"DATA_PATH": "d", "NUM_CLASS": "5", "MODEL": "RETFound_mae"}, "set FINETUNE"),
-    "no size": ({"DATA_PATH": "d", "NUM_CLASS": "5", "MODEL": "Dinov2", "FINETUNE": "w.pth"}, "set MODEL_ARCH"),
+    "another family's weights": ({"DATA_PATH": "d", "NUM_CLASS": "5", "MODEL": "RETFound_mae"},
+                                 "set FINETUNE"),
+    "no size": ({"DATA_PATH": "d", "NUM_CLASS": "5", "MODEL": "Dinov2", "FINETUNE": "w.pth"},
+                "set MODEL_ARCH"),
     "GPUs": ({"DATA_PATH": "d", "NUM_CLASS": "5", "GPUS": "all"}, "GPUS=all"),
     "nodes": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "0"}, "NNODES=0"),
     "rank": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2", "NODE_RANK": "2"}, "0 to 1"),
     "address": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2"}, "MASTER_ADDR"),
-    "waiting": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2", "MASTER_ADDR": "a", "NODE_WAIT": "long"}, "NODE_WAIT=long"),
+    "waiting": ({"DATA_PATH": "d", "NUM_CLASS": "5", "NNODES": "2", "MASTER_ADDR": "a", "NODE_WAIT": "long"},
+                "NODE_WAIT=long"),
     "port": ({"DATA_PATH": "d", "NUM_CLASS": "5", "GPUS": "2", "MASTER_PORT": "x"}, "MASTER_PORT=x"),
 }
 
@@ -160,10 +184,12 @@ def test_one_process_keeps_the_exit_code(clone, stub, code):
 
 @in_every_shell
 def test_several_processes_are_checked_then_started(clone, stub, shell):
-    run = Run(clone, stub, "train.sh", "--lr", "1", shell=shell, DATA_PATH="d", NUM_CLASS="5", GPUS="2", STUB_EXIT="1")
+    run = Run(clone, stub, "train.sh", "--lr", "1", shell=shell, DATA_PATH="d", NUM_CLASS="5", GPUS="2",
+              STUB_EXIT="1")
     check, started = run.calls
     program = str(clone / "main_finetune.py")
-    assert check[0] == program and check[-3:] == ["--world_size", "2", "--dry_run"], "planned for both processes"
+    assert check[0] == program and check[-3:] == ["--world_size", "2",
+                                                  "--dry_run"], "planned for both processes"
     at = started.index(program)
     launcher = options(started[1:at])
     assert started[0] == str(clone / "util/parallel/torchrun.py") and started[at:] == check[:-3]
@@ -186,7 +212,8 @@ def test_a_failed_check_starts_nothing(clone, stub, code, mapped):
 
 def test_several_nodes(clone, stub):
     nodes = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29501", "GPUS": "1"}
-    launcher = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", NODE_WAIT="60", **nodes))
+    launcher = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", NODE_WAIT="60",
+                                    **nodes))
     assert launcher == {
         "--nnodes": ["3"], "--node-rank": ["2"], "--nproc-per-node": ["1"], "--master-addr": ["10.0.0.7"],
         "--rdzv-backend": ["c10d"], "--rdzv-endpoint": ["10.0.0.7:29501"], "--rdzv-id": ["retina"],
@@ -197,7 +224,9 @@ def test_several_nodes(clone, stub):
     assert first["--rdzv-conf"] == ["join_timeout=900,is_host=true"], "node 0 holds the store"
     elsewhere = {"RDZV_ENDPOINT": "store:2379", "RDZV_BACKEND": "etcd-v2", "RDZV_ID": "job 7"}
     first = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes, **elsewhere))
-    assert (first["--rdzv-backend"], first["--rdzv-endpoint"], first["--rdzv-id"]) == (["etcd-v2"], ["store:2379"], ["job 7"])
+    assert (first["--rdzv-backend"], first["--rdzv-endpoint"], first["--rdzv-id"]) == (["etcd-v2"],
+                                                                                       ["store:2379"], ["job "
+                                                                                                        "7"])
     assert first["--rdzv-conf"] == ["join_timeout=900,is_host=false"]
 
 
@@ -227,13 +256,16 @@ def test_help_draws_and_starts_nothing_else(clone, stub):
 @in_every_shell
 def test_eval_scores_the_checkpoint(clone, stub, shell):
     (clone / "best.pth").touch()
-    run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5", TASK="mine")
+    run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5",
+              TASK="mine")
     ((_, *arguments),) = run.calls
-    given = {"--batch_size": ["128"], "--eval": [], "--resume": ["best.pth"], "--data_path": ["d/A"], "--nb_classes": ["5"],
+    given = {"--batch_size": ["128"], "--eval": [], "--resume": ["best.pth"], "--data_path": ["d/A"],
+             "--nb_classes": ["5"],
              "--task": ["mine"]}
     assert (run.returncode, options(arguments)) == (0, given), "the checkpoint says its model"
     named = {"MODEL": "Dinov3", "MODEL_ARCH": "dinov3_vits16", "ADAPTATION": "lp"}
-    run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5", TASK="mine", **named)
+    run = Run(clone, stub, "eval.sh", shell=shell, CKPT="best.pth", DATA_PATH="d/A", NUM_CLASS="5",
+              TASK="mine", **named)
     given |= {"--model": ["Dinov3"], "--model_arch": ["dinov3_vits16"], "--adaptation": ["lp"]}
     assert options(run.calls[0][1:]) == given
 
@@ -254,19 +286,22 @@ def test_eval_finds_the_demo(clone, stub):
     trained, scored = Run(clone, stub, "train.sh").calls[1], Run(clone, stub, "eval.sh").calls[0]
     trained, scored = options(trained[1:]), options(scored[1:])
     assert scored["--resume"] == [str(best)] and "--eval" in scored
-    for flag in ("--model", "--model_arch", "--input_size", "--nb_classes", "--data_path", "--task", "--output_dir"):
+    for flag in ("--model", "--model_arch", "--input_size", "--nb_classes", "--data_path", "--task",
+                 "--output_dir"):
         assert scored[flag] == trained[flag]
 
 
 @in_every_shell
 def test_a_search_and_then_its_final_run(clone, stub, shell, tmp_path):
-    names = {"CSV_FILE": "my data/r.csv", "TARGETS": "tc ldl", "TRIALS": "7", "ADAPTATION": "lp", "STORAGE": "sqlite:///x y.db"}
+    names = {"CSV_FILE": "my data/r.csv", "TARGETS": "tc ldl", "TRIALS": "7", "ADAPTATION": "lp",
+             "STORAGE": "sqlite:///x y.db"}
     run = Run(clone, stub, "search.sh", "--batch_size", "16", shell=shell, folder=tmp_path, **names)
     assert (run.returncode, run.stderr) == (0, "")
     (program, *searching), (_, *final) = run.calls
     assert program == str(clone / "main_regression.py")
     searching, final = options(searching), options(final)
-    shared = {"--csv_file": ["my data/r.csv"], "--targets": ["tc", "ldl"], "--adaptation": ["lp"], "--batch_size": ["16"],
+    shared = {"--csv_file": ["my data/r.csv"], "--targets": ["tc", "ldl"], "--adaptation": ["lp"],
+              "--batch_size": ["16"],
               "--model": ["RETFound_dinov2"], "--finetune": ["RETFound_dinov2_meh"]}
     assert searching == shared | {"--task": ["r_search"], "--optuna_trials": ["7"], "--optuna_epochs": ["10"],
                                   "--optuna_resume": [], "--optuna_storage": ["sqlite:///x y.db"]}
@@ -283,14 +318,22 @@ def test_nothing_set_is_the_demo_search(clone, stub):
     run = Run(clone, stub, "search.sh")
     drawing, searching, final = run.calls
     assert drawing == ["-m", "util.demo_data", "demo_data"] and "demo" in run.stdout
-    assert options(searching[1:])["--csv_file"] == [f"{clone}/demo_data/demo.csv"] == options(final[1:])["--csv_file"]
-    assert len(options(searching[1:])["--targets"]) == 6 and options(searching[1:])["--optuna_trials"] == ["6"]
+    assert (
+        options(searching[1:])["--csv_file"]
+        == [f"{clone}/demo_data/demo.csv"]
+        == options(final[1:])["--csv_file"]
+    )
+    assert len(options(searching[1:])["--targets"]) == 6 and options(searching[1:])["--optuna_trials"] == [
+        "6"
+    ]
     assert options(final[1:])["--params"] == [f"{clone}/output_dir/demo_search/optuna_best.json"]
 
 
-@pytest.mark.parametrize("program", ["main_finetune", "main_regression", "predict", "latent_feature", "compare",
+@pytest.mark.parametrize("program", ["main_finetune", "main_regression", "predict", "latent_feature",
+                                     "compare",
                                      "util.prepare"])
 def test_windows_is_told_of_wsl_in_one_line(program):
-    found = subprocess.run([sys.executable, "-c", f"import sys; sys.platform = 'win32'; import {program}"], cwd=ROOT,
+    found = subprocess.run([sys.executable, "-c", "import sys; sys.platform = 'win32'; import "
+                                                  f"{program}"], cwd=ROOT,
                            capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.count("\n") == 1 and "WSL" in found.stderr, found.stderr

@@ -1,4 +1,5 @@
-"""util/study/comparison.py: tests of differences against brute force, published numbers and their own error rates."""
+"""util/study/comparison.py: tests of differences against brute force, published numbers and their own error
+rates."""
 
 import math
 
@@ -29,13 +30,15 @@ def macro_auc(labels, scores) -> float:
     return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in range(scores.shape[1])]))
 
 
-# ---- DeLong ---------------------------------------------------------------------------------------------------------
+# ---- DeLong ------------------------------------------------------------------------------------------------
 
 def by_all_pairs(is_class, first, second):
-    """(difference, p) by DeLong's structural components, written down as the paper has them: a kernel a pair of images."""
+    """(difference, p) by DeLong's structural components, written down as the paper has them: a kernel a pair
+    of images."""
     components = []
     for scores in (first, second):
-        kernel = np.array([[1.0 if x > y else 0.5 if x == y else 0.0 for y in scores[~is_class]] for x in scores[is_class]])
+        kernel = np.array([[1.0 if x > y else 0.5 if x == y else 0.0 for y in scores[~is_class]]
+                           for x in scores[is_class]])
         components.append((kernel.mean(), kernel.mean(axis=1), kernel.mean(axis=0)))
     (a, inside_a, outside_a), (b, inside_b, outside_b) = components
     covariance = np.cov(inside_a, inside_b) / len(inside_a) + np.cov(outside_a, outside_b) / len(outside_a)
@@ -56,22 +59,28 @@ def test_two_classes_are_delongs_test(metric, decimals):
     assert test.difference == pytest.approx(difference) and test.p == pytest.approx(p)
     assert test.p_holm == test.p and math.isnan(test.p_seeds)
     half = (test.upper - test.lower) / 2
-    assert 2 * norm.sf(abs(difference) / (half / norm.ppf(0.975))) == pytest.approx(p), "interval and p belong together"
+    assert 2 * norm.sf(abs(difference)
+                       / (half / norm.ppf(0.975))) == pytest.approx(p), "interval and p belong together"
 
 
 def test_macro_auc_over_seeds_has_the_jackknifes_error():
-    """Three classes and two seeds: the error of the mean over classes and seeds, leaving out one image at a time."""
+    """Three classes and two seeds: the error of the mean over classes and seeds, leaving out one image at a
+    time."""
     rng = np.random.default_rng(4)
     labels, samples = (found := rng.integers(0, 3, 150)), images(found)
-    logits = {name: [guesses(labels, skill, seed) for seed in seeds] for name, skill, seeds in (("A", 1.2, (1, 2)),
-                                                                                               ("B", 0.8, (3, 4)))}
+    logits = {name: [guesses(labels, skill, seed) for seed in seeds]
+              for name, skill, seeds in (("A", 1.2, (1, 2)),
+                                                                                               ("B", 0.8,
+                                                                                                (3, 4)))}
     tests, _ = compared(*([run_of(samples, each) for each in logits[name]] for name in "AB"), "roc_auc")
 
     def difference(kept):
-        means = [np.mean([macro_auc(labels[kept], each[kept]) for each in softmaxed]) for softmaxed in probabilities]
+        means = [np.mean([macro_auc(labels[kept], each[kept]) for each in softmaxed])
+                 for softmaxed in probabilities]
         return means[0] - means[1]
 
-    probabilities = [[np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in logits[name]] for name in "AB"]
+    probabilities = [[np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in logits[name]]
+                     for name in "AB"]
     everything = np.arange(len(labels))
     left_out = np.array([difference(np.delete(everything, n)) for n in everything])
     error = math.sqrt((len(labels) - 1) / len(labels) * ((left_out - left_out.mean()) ** 2).sum())
@@ -83,7 +92,8 @@ def test_macro_auc_over_seeds_has_the_jackknifes_error():
 
 @pytest.mark.parametrize("metric", ["roc_auc", "f1"])
 def test_images_of_one_patient_count_once(metric):
-    """Every image three times, as three of one patient: the test is that of the single images; without patients it is not."""
+    """Every image three times, as three of one patient: the test is that of the single images; without
+    patients it is not."""
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, 90)
     logits = [guesses(labels, skill, seed) for skill, seed in ((1.0, 1), (0.8, 2))]
@@ -92,14 +102,15 @@ def test_images_of_one_patient_count_once(metric):
     patients = np.repeat([f"p{n}" for n in range(90)], 3)
     for known in (True, False):
         samples = images(thrice, patients if known else None)
-        together, found = compared(*([run_of(samples, np.repeat(each, 3, axis=0))] for each in logits), metric)
+        together, found = compared(*([run_of(samples, np.repeat(each, 3, axis=0))] for each in logits),
+                                   metric)
         assert found.patients == (90 if known else None)
         for key, test in together.items():
             width, of_single = (one.upper - one.lower for one in (test, single[key]))
             assert width == pytest.approx(of_single if known else of_single / math.sqrt(3), rel=0.1)
 
 
-# ---- bootstrap ------------------------------------------------------------------------------------------------------
+# ---- bootstrap ---------------------------------------------------------------------------------------------
 
 def test_p_of_the_bootstrap_counts_resamples():
     draws = np.arange(1, 1000) / 1000.0  # B = 999, all above 0
@@ -149,10 +160,12 @@ def test_without_a_difference_p_is_uniform():
 
 
 def test_error_rates_are_measured():
-    """benchmarks/error_rates.py measures what its docstring says, with more test sets than a test has time for."""
+    """benchmarks/error_rates.py measures what its docstring says, with more test sets than a test has time
+    for."""
     for setting in error_rates.SETTINGS:
         found = error_rates.rates(setting, 6, 0)
-        assert set(found) == {("roc_auc", "paired DeLong"), *((metric, "paired bootstrap") for metric in error_rates.METRICS)}
+        assert set(found) == {("roc_auc", "paired DeLong"),
+                              *((metric, "paired bootstrap") for metric in error_rates.METRICS)}
         assert max(found.values()) <= 0.5
     assert 0 <= error_rates.joint_rate(3, 60, 30, 20, 0) <= 0.3
 
@@ -161,12 +174,13 @@ def test_models_that_predict_alike_do_not_differ():
     labels = np.random.default_rng(0).integers(0, 3, 60)
     logits = [guesses(labels, 1.0, seed) for seed in range(3)]
     tests, _ = compared([run_of(images(labels), each) for each in logits],
-                        [run_of(images(labels), each) for each in (logits[2], logits[0], logits[1])], "roc_auc", "f1", "ece")
+                        [run_of(images(labels), each) for each in (logits[2], logits[0], logits[1])],
+                        "roc_auc", "f1", "ece")
     assert {test.p for test in tests.values()} == {1.0}
     assert all(test.difference == 0 for test in tests.values())
 
 
-# ---- seeds ----------------------------------------------------------------------------------------------------------
+# ---- seeds -------------------------------------------------------------------------------------------------
 
 def test_seeds_alone_are_welchs_test():
     first, second = np.array([0.81, 0.84, 0.83, 0.80]), np.array([0.86, 0.85, 0.88])
@@ -182,7 +196,8 @@ def test_images_alone_are_a_normal_test_and_one_seed_tells_nothing():
 
 
 def test_with_seeds_keeps_its_error_rate_where_seeds_matter():
-    """Two equal recipes whose seeds spread as much as the images do: the fixed-models test calls too many of them different."""
+    """Two equal recipes whose seeds spread as much as the images do: the fixed-models test calls too many of
+    them different."""
     rng = np.random.default_rng(2)
     plain, both = [], []
     for _ in range(2000):
@@ -197,7 +212,8 @@ def test_with_seeds_keeps_its_error_rate_where_seeds_matter():
 def test_the_figure_of_seeds_is_their_mean_and_not_the_ensembles(tmp_path):
     labels = np.random.default_rng(1).integers(0, 3, 120)
     samples = images(labels)
-    folders = [write_run(tmp_path / f"s{seed}", samples, guesses(labels, 1.0, seed), seed) for seed in range(3)]
+    folders = [write_run(tmp_path / f"s{seed}", samples, guesses(labels, 1.0, seed), seed)
+               for seed in range(3)]
     runs = read_runs(list(map(str, folders)), "test")
     align(runs)
     found = compare([Group("A", runs)], ["roc_auc", "f1"], "test", 500, 0)
@@ -209,10 +225,11 @@ def test_the_figure_of_seeds_is_their_mean_and_not_the_ensembles(tmp_path):
     assert found.summary("A", "f1").method == "bootstrap of images" and not found.tests
 
 
-# ---- Holm -----------------------------------------------------------------------------------------------------------
+# ---- Holm --------------------------------------------------------------------------------------------------
 
 def test_holm():
-    """Worked by hand: sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1 may not be below the one before it."""
+    """Worked by hand: sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1 may not be below the one before
+    it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.6, 0.01]) == pytest.approx([1.0, 1.0, 0.03])
     assert holm([]) == []
@@ -222,9 +239,11 @@ def test_holm():
 
 def test_holm_counts_the_pairs_of_a_metric():
     labels = np.random.default_rng(0).integers(0, 3, 80)
-    runs = [run_of(images(labels), guesses(labels, skill, seed)) for seed, skill in enumerate((1.5, 1.0, 0.6))]
+    runs = [run_of(images(labels), guesses(labels, skill, seed))
+            for seed, skill in enumerate((1.5, 1.0, 0.6))]
     align(runs)
-    found = compare([Group(name, [run]) for name, run in zip("ABC", runs, strict=True)], ["roc_auc", "f1"], "test", 400, 0)
+    found = compare([Group(name, [run]) for name, run in zip("ABC", runs, strict=True)], ["roc_auc", "f1"],
+                    "test", 400, 0)
     for method, metric in (("paired DeLong", "roc_auc"), ("paired bootstrap", "f1")):
         tests = [test for test in found.tests if (test.method, test.metric) == (method, metric)]
         assert [(test.first, test.second) for test in tests] == [("A", "B"), ("A", "C"), ("B", "C")]
@@ -232,7 +251,7 @@ def test_holm_counts_the_pairs_of_a_metric():
     assert len(found.main_tests()) == 6 and len(found.tests) == 9
 
 
-# ---- several groups at once -----------------------------------------------------------------------------------------
+# ---- several groups at once --------------------------------------------------------------------------------
 
 def all_compared(labels, logits, *metrics, patients=None, classes=CLASSES):
     runs = [run_of(images(labels, patients, classes=classes), each, classes) for each in logits]
@@ -241,14 +260,18 @@ def all_compared(labels, logits, *metrics, patients=None, classes=CLASSES):
 
 
 def test_the_joint_test_takes_the_means_over_seeds():
-    """Every metric that is an AUC has one; a group of two seeds enters with their mean, whose influence is their mean too."""
+    """Every metric that is an AUC has one; a group of two seeds enters with their mean, whose influence is
+    their mean too."""
     labels = np.random.default_rng(0).integers(0, 3, 200)
     runs = [run_of(images(labels), guesses(labels, 1.0 + 0.1 * seed, seed)) for seed in range(4)]
     align(runs)
-    found = compare([Group("A", runs[:2]), Group("B", runs[2:3]), Group("C", runs[3:])], ["roc_auc", "f1", "roc_auc_mild"],
+    found = compare([Group("A", runs[:2]), Group("B", runs[2:3]), Group("C", runs[3:])],
+                    ["roc_auc", "f1", "roc_auc_mild"],
                     "test", 100, 0)
-    assert [(test.metric, test.groups, test.degrees_of_freedom) for test in found.joint] == [("roc_auc", 3, 2),
-                                                                                            ("roc_auc_mild", 3, 2)]
+    assert [(test.metric, test.groups, test.degrees_of_freedom)
+            for test in found.joint] == [("roc_auc", 3, 2),
+                                                                                            ("roc_auc_mild",
+                                                                                             3, 2)]
     pairs = [delong.auc_influence(labels == 1, run.table["prob_mild"].to_numpy()) for run in runs]
     aucs, influences = np.array([auc for auc, _ in pairs]), np.array([each for _, each in pairs])
     contrasts = np.array([[0.5, 0.5, -1, 0], [0.5, 0.5, 0, -1]])
@@ -262,7 +285,8 @@ def test_the_joint_test_takes_the_means_over_seeds():
 def test_two_groups_and_regressions_have_no_joint_test():
     labels = np.random.default_rng(0).integers(0, 3, 60)
     logits = [guesses(labels, 1.0, seed) for seed in range(3)]
-    assert not all_compared(labels, logits[:2], "roc_auc").joint and not all_compared(labels, logits, "f1").joint
+    assert not all_compared(labels, logits[:2], "roc_auc").joint and not all_compared(labels, logits,
+                                                                                      "f1").joint
 
 
 def test_what_weakens_a_joint_test_is_said():
@@ -270,10 +294,14 @@ def test_what_weakens_a_joint_test_is_said():
     logits = [guesses(labels, 1.0, seed) for seed in range(2)]
     alike = all_compared(labels, [logits[0]] * 3, "roc_auc")
     assert (alike.joint[0].chi_square, alike.joint[0].degrees_of_freedom, alike.joint[0].p) == (0.0, 0, 1.0)
-    assert "joint test of roc_auc: all 3 groups rank the images alike, so there is no difference to test" in alike.notes
+    assert (
+        "joint test of roc_auc: all 3 groups rank the images alike, so there is no difference to test"
+        in alike.notes
+    )
     twice = all_compared(labels, [*logits, logits[0]], "roc_auc")
     assert twice.joint[0].degrees_of_freedom == 1
-    assert any("1 instead of 2 degrees of freedom: some groups rank the images as others do" in note for note in twice.notes)
+    assert any("1 instead of 2 degrees of freedom: some groups rank the images as others "
+               "do" in note for note in twice.notes)
     pair = all_compared(labels, logits, "roc_auc")
     assert twice.joint[0].p == pytest.approx(pair.main_tests()[0].p)
 
@@ -282,8 +310,10 @@ def test_a_joint_test_of_few_images_is_said():
     rng, classes = np.random.default_rng(0), ("no", "yes")
     for positives, few in ((39, True), (40, False)):
         labels = np.repeat([0, 1], [80, positives])
-        found = all_compared(labels, [rng.normal(size=(len(labels), 2)) for _ in range(3)], "roc_auc", classes=classes)
-        said = [note for note in found.notes if f"{positives} images of a class (or of the rest) are few for 2" in note]
+        found = all_compared(labels, [rng.normal(size=(len(labels), 2)) for _ in range(3)], "roc_auc",
+                             classes=classes)
+        said = [note for note in found.notes if f"{positives} images of a class (or of the rest) are few for "
+                                                "2" in note]
         assert len(said) == few and found.joint[0].p > 0
     labels = np.repeat([0, 1], [80, 1])
     found = all_compared(labels, [rng.normal(size=(81, 2)) for _ in range(3)], "roc_auc", classes=classes)
@@ -296,7 +326,7 @@ def test_a_joint_test_of_few_images_is_said():
     assert any("these images give their difference no variance" in note for note in found.notes)
 
 
-# ---- regression and undefined figures -------------------------------------------------------------------------------
+# ---- regression and undefined figures ----------------------------------------------------------------------
 
 def test_regression(tmp_path):
     rng = np.random.default_rng(0)
@@ -305,7 +335,8 @@ def test_regression(tmp_path):
     true[:7, 1] = np.nan  # a target that is not known of all
     noise = {"A": 0.3, "B": 1.0}
     folders = [write_regression(tmp_path / name, samples, true,
-                                np.nan_to_num(true) + rng.normal(size=(100, 2)) * (error, 50 * error), ["tc", "ldl"])
+                                np.nan_to_num(true) + rng.normal(size=(100, 2)) * (error, 50 * error),
+                                ["tc", "ldl"])
                for name, error in noise.items()]
     runs = read_runs(list(map(str, folders)), "test")
     align(runs)
@@ -317,15 +348,19 @@ def test_regression(tmp_path):
     apart = (errors[0] - errors[1])[7:]  # the mean error's interval is that of a paired mean
     half = norm.ppf(0.975) * apart.std(ddof=1) / math.sqrt(93)
     assert by_metric["mae_ldl"].upper - by_metric["mae_ldl"].lower == pytest.approx(2 * half, rel=0.1)
-    assert found.summary("A", "loss").mean == 0.25 and any("no paired test of loss" in note for note in found.notes)
+    assert found.summary("A", "loss").mean == 0.25 and any("no paired test of loss" in note
+                                                           for note in found.notes)
 
 
 def test_an_undefined_figure_stays_undefined():
-    """One class alone: AUC is no number, and neither are its difference and p; what is defined is tested all the same."""
+    """One class alone: AUC is no number, and neither are its difference and p; what is defined is tested all
+    the same."""
     labels = np.zeros(30, int)
-    tests, found = compared(*([run_of(images(labels), guesses(labels, 1.0, seed))] for seed in (1, 2)), "roc_auc", "accuracy",
+    tests, found = compared(*([run_of(images(labels), guesses(labels, 1.0, seed))] for seed in (1, 2)),
+                            "roc_auc", "accuracy",
                             draws=100)
-    assert math.isnan(tests["roc_auc", "paired DeLong"].p) and math.isnan(tests["roc_auc", "paired bootstrap"].p_holm)
+    assert math.isnan(tests["roc_auc", "paired DeLong"].p) and math.isnan(tests["roc_auc",
+                                                                                "paired bootstrap"].p_holm)
     assert math.isnan(found.summary("A", "roc_auc").mean) and tests["accuracy", "paired bootstrap"].p > 0
     assert any("roc_auc is undefined for 1 of 1" in note for note in found.notes)
 

@@ -51,13 +51,16 @@ def test_every_combination_is_a_run(grid):
     assert found.folder == Path("results/study") and found.program == "main_finetune.py"
     names = [cell.name for cell in found.cells]
     assert len(names) == len(set(names)) == 16
-    assert names[:3] == ["small_finetune_ratio0.5_seed0", "small_finetune_ratio0.5_seed7", "small_finetune_ratio1_seed0"]
+    assert names[:3] == ["small_finetune_ratio0.5_seed0", "small_finetune_ratio0.5_seed7",
+                         "small_finetune_ratio1_seed0"]
     by_name = {cell.name: cell for cell in found.cells}
     cell = by_name["other_lp_ratio0.5_seed7"]
     options = cell.options
     assert (options.model.model_arch, options.model.adaptation) == ("test_resnet", "lp")
     assert (options.data.dataratio, options.run.seed) == ([0.5], 7)
-    assert (options.training.lr, options.training.batch_size) == (2e-3, 128), "an adaptation's flags win over those of all"
+    assert (options.training.lr, options.training.batch_size) == (2e-3, 128), (
+        "an adaptation's flags win over those of all"
+    )
     other = by_name["small_lp_ratio0.5_seed7"].options
     assert options.images.crop_scale == [0.2, 1.0] and other.images.crop_scale == [0.5, 1.0]
     assert (options.run.savemodel, options.data.stratified, options.model.finetune) == (False, False, "")
@@ -67,8 +70,10 @@ def test_every_combination_is_a_run(grid):
 
 
 def test_axes_that_are_not_given(grid):
-    found = grid("name: s\nbackbones: [{model: timm, model_arch: test_vit}, {model: timm, model_arch: a/b.c}]\n")
-    assert [cell.name for cell in found.cells] == ["test_vit_finetune_ratio1_seed0", "a-b.c_finetune_ratio1_seed0"]
+    found = grid("name: s\nbackbones: [{model: timm, model_arch: test_vit}, {model: timm, model_arch: "
+                 "a/b.c}]\n")
+    assert [cell.name for cell in found.cells] == ["test_vit_finetune_ratio1_seed0",
+                                                   "a-b.c_finetune_ratio1_seed0"]
     assert [cell.group for cell in found.cells] == ["test_vit", "a-b.c"]
 
 
@@ -102,7 +107,8 @@ def test_the_example_is_understood():
     (("lr: 1e-3", "csv_file: x.csv"), 2, "--data_path and --csv_file both name the images"),
     (("test_resnet", "test_resnet --lrr 3"), 5, "unknown flag --lrr; did you mean lr?"),
     (("test_resnet", "test_resnet --task x"), 5, "(task): the grid's own key name says it"),
-    (("- --model timm --model_arch test_resnet", "- {model: timm, model_arch: test_vit}"), 5, "are the same run"),
+    (("- --model timm --model_arch test_resnet", "- {model: timm, model_arch: test_vit}"), 5, "are the same "
+                                                                                              "run"),
     (("- --model timm", "- small: --model timm"), 5, "small stands there twice"),
     (("seeds: [0]", "seeds: [0, 1, 0]"), 6, "(seeds): seed0 stands there twice"),
     (("seeds: [0]", "seeds: 3"), 6, "(seeds): needs a list"),
@@ -115,7 +121,8 @@ def test_the_example_is_understood():
     (("seeds: [0]", "program: train.py"), 6, "(program): train.py is none of"),
     (("seeds: [0]", "seeds: [0"), 7, "no YAML"),
     (("name: study", "name: a/b"), 1, "(name): 'a/b' is no name for a folder"),
-    (("  - small: {model: timm, model_arch: test_vit}\n", "  - {epochs: 3}\n"), 4, "neither model nor model_arch is given"),
+    (("  - small: {model: timm, model_arch: test_vit}\n", "  - {epochs: 3}\n"), 4, "neither model nor "
+                                                                                   "model_arch is given"),
 ], ids=lambda value: value[1] if isinstance(value, tuple) else None)
 def test_what_is_refused(grid, change, line, said):
     text = GRID + "seeds: [0]\n"

@@ -43,8 +43,10 @@ def test_space_is_the_contracts():
     found = {parameter.name: parameter for parameter in optuna_study.space(64)}
     assert tuple(found) == SEARCHED
     ranges = {name: (p.low, p.high, p.log) for name, p in found.items() if not p.choices}
-    assert ranges == {"lr": (5e-5, 5e-3, True), "weight_decay": (1e-6, 0.1, True), "layer_decay": (0.4, 0.95, False),
-                      "drop_path": (0.0, 0.4, False), "head_dropout": (0.0, 0.5, False), "head_depth": (1, 4, False),
+    assert ranges == {"lr": (5e-5, 5e-3, True), "weight_decay": (1e-6, 0.1, True),
+                      "layer_decay": (0.4, 0.95, False),
+                      "drop_path": (0.0, 0.4, False), "head_dropout": (0.0, 0.5, False),
+                      "head_depth": (1, 4, False),
                       "head_mlp_ratio": (1.0, 4.0, False), "huber_beta": (0.5, 2.0, False)}
     assert found["head_num_heads"].choices == (2, 4, 8)
 
@@ -96,7 +98,8 @@ def test_killed_trials_are_run_again_neither_lost_nor_doubled(place):
     done, lines = run_all(study, settings(4))
     assert len(done) == 4 and sum("was left running" in line for line in lines) == 2
     assert [params for _, params, _ in done[:2]] == [params for _, params in left]
-    assert [seed for _, _, seed in done[:2]] == [optuna_study.number_from("trial", 0, number) for number, _ in left]
+    assert [seed for _, _, seed in done[:2]] == [optuna_study.number_from("trial", 0, number)
+                                                 for number, _ in left]
     states = [trial.state for trial in study.trials]
     assert states.count(TrialState.COMPLETE) == 4 and states.count(TrialState.FAIL) == 2
     assert sum(map(optuna_study.counts, study.trials)) == 4
@@ -118,9 +121,11 @@ def test_what_kills_its_process_every_time_is_given_up(place):
         optuna_study.take_back_killed(study)
         kill(study, optuna_study.lease(1000) | {"started": "1"})
     assert "not tried again" in optuna_study.take_back_killed(study)[0]
-    assert sum(map(optuna_study.counts, study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
+    assert sum(map(optuna_study.counts,
+                   study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
     reasons = optuna_study.trials_table(study)["reason"].tolist()
-    assert reasons == [*[""] * (optuna_study.MOST_STARTS - 1), f"its process was killed {optuna_study.MOST_STARTS} times"]
+    assert reasons == [*[""] * (optuna_study.MOST_STARTS - 1), "its process was killed "
+                                                               f"{optuna_study.MOST_STARTS} times"]
 
 
 def test_own_running_trial_is_alive():
@@ -163,7 +168,8 @@ def test_results(place, tmp_path):
 
 
 @pytest.mark.parametrize("place, says", [
-    ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"), ("nonsense://", "no address of a database|can't be opened"),
+    ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"), ("nonsense://", "no address of a "
+                                                                                "database|can't be opened"),
     ("/proc/nothing/j.log", "can't be written"), ("sqlite:////proc/nothing/o.db", "can't be")])
 def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, says, monkeypatch):
     needs_package("psycopg") if place.startswith("postgresql") else None

@@ -1,4 +1,5 @@
-"""util/study/runs.py with a small program in place of a training: what is run, skipped, gone on with, said, stopped."""
+"""util/study/runs.py with a small program in place of a training: what is run, skipped, gone on with, said,
+stopped."""
 
 import fcntl
 import json
@@ -56,7 +57,8 @@ def study(tmp_path, monkeypatch):
         Path("grid.yaml").write_text(text)
         grid = read_grid("grid.yaml")
         monkeypatch.setattr(runs, "command", lambda grid, cell, processes: [
-            sys.executable, "program.py", str(cell.folder), json.dumps(own_values(cell.options)), wishes.get(cell.name, "")])
+            sys.executable, "program.py", str(cell.folder), json.dumps(own_values(cell.options)),
+            wishes.get(cell.name, "")])
         return runs.run(grid, processes, canonical), grid
 
     return run
@@ -68,10 +70,14 @@ def starts(grid) -> list[int]:
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(study, capsys):
     outcome, grid = study(a_finetune_ratio1_seed1="1", b_finetune_ratio1_seed0="2")
-    assert outcome.failed == {"a_finetune_ratio1_seed1": 1, "b_finetune_ratio1_seed0": 2} and outcome.exit_code == 1
+    assert outcome.failed == {"a_finetune_ratio1_seed1": 1,
+                              "b_finetune_ratio1_seed0": 2} and outcome.exit_code == 1
     out, err = capsys.readouterr()
     assert "4 runs, 0 finished, 0 begun, 4 new" in out and starts(grid) == [1, 1, 1, 1], "the rest goes on"
-    assert "a_finetune_ratio1_seed1 failed (exit code 1)" in err and "b_finetune_ratio1_seed0 failed (exit code 2)" in err
+    assert (
+        "a_finetune_ratio1_seed1 failed (exit code 1)" in err
+        and "b_finetune_ratio1_seed0 failed (exit code 2)" in err
+    )
     outcome, grid = study()
     assert (outcome.exit_code, starts(grid)) == (0, [1, 2, 2, 1])
     out, _ = capsys.readouterr()
@@ -83,7 +89,8 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_again(study, capsys):
 
 def test_a_run_of_other_options_stops_all_before_the_start(study):
     _, grid = study(GRID.replace("[0, 1]", "[0]"))
-    with pytest.raises(InputError, match=r"a_finetune_ratio1_seed0 holds a run of other options \(--epochs 50 -> 20\)"):
+    with pytest.raises(InputError,
+                       match=r"a_finetune_ratio1_seed0 holds a run of other options \(--epochs 50 -> 20\)"):
         study(GRID.replace("nb_classes: 3", "nb_classes: 3, epochs: 20"))
     assert starts(grid) == [1, 1] and not Path("output_dir/study/b_finetune_ratio1_seed1").exists()
     (grid.cells[0].folder / "run.json").write_text("{")
@@ -92,17 +99,20 @@ def test_a_run_of_other_options_stops_all_before_the_start(study):
 
 
 def test_what_the_program_resolves_is_no_other_option(study):
-    """What stands in run.json is filled in: sizes, names in the program's own spelling. None of it was asked for otherwise."""
+    """What stands in run.json is filled in: sizes, names in the program's own spelling. None of it was asked
+    for otherwise."""
     text = GRID.replace("model: timm, model_arch: test_vit}", "model: retfound_MAE}")
     _, grid = study(text)
     path = grid.cells[0].folder / "run.json"
     stored = json.loads(path.read_text())
-    stored["options"] |= {"model": "RETFound_mae", "model_arch": "retfound_mae", "input_size": 224, "decode": "scaled"}
+    stored["options"] |= {"model": "RETFound_mae", "model_arch": "retfound_mae", "input_size": 224,
+                          "decode": "scaled"}
     path.write_text(json.dumps(stored))
     outcome, grid = study(text)
     assert (outcome.exit_code, starts(grid)) == (0, [1, 1, 1, 1])
     for words in ({"norm": "IMAGENET"}, {"norm": "backbone", "layer_decay": 1.0, "crop_scale": [0.3, 1.0]}):
-        stored["options"] |= words  # of before --norm had a meaning; of the table of defaults (util/options/starts.py)
+        # of before --norm had a meaning; of the table of defaults (util/options/starts.py)
+        stored["options"] |= words
         path.write_text(json.dumps(stored))
         assert study(text)[0].exit_code == 0
     stored["options"]["model_arch"] = "retfound_dinov2"
@@ -145,7 +155,8 @@ sys.exit(runs.run(grid, 1, canonical).exit_code)
 @pytest.mark.long
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 99), (signal.SIGUSR1, 99)])
 def test_a_signal_stops_the_run_and_the_study(tmp_path, number, code):
-    """Sent to the study's process alone, as a scheduler or kill does: the run gets it too, and no further one is begun."""
+    """Sent to the study's process alone, as a scheduler or kill does: the run gets it too, and no further one
+    is begun."""
     process, folder = begin(tmp_path)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
@@ -173,7 +184,8 @@ def test_a_study_killed_without_a_word_leaves_its_run_locked(tmp_path):
     process.wait(timeout=60)
     with open(folder / ".lock") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    child = next(int(entry.name) for entry in Path("/proc").glob("[0-9]*") if str(folder.name) in cmdline(entry)
+    child = next(int(entry.name) for entry in Path("/proc").glob("[0-9]*")
+                 if str(folder.name) in cmdline(entry)
                  and os.path.realpath(entry / "cwd") == str(tmp_path))
     os.kill(child, signal.SIGKILL)
 
@@ -190,7 +202,8 @@ def begin(tmp_path, **more):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "study.py").write_text(CHILD.format(root=str(Path(__file__).parents[2])))
-    process = subprocess.Popen([sys.executable, "study.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "study.py"], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE,
                                text=True, **more)
     folder = tmp_path / "output_dir/study/a_finetune_ratio1_seed0"
     deadline = time.monotonic() + 60
@@ -206,5 +219,7 @@ def test_several_processes_are_one_launcher(tmp_path):
     one, four = (runs.command(grid, grid.cells[0], number) for number in (1, 4))
     program = str(runs.ROOT / "main_finetune.py")
     assert one[:2] == [sys.executable, program] and one[-2:] == ["--resume", "auto"]
-    assert Path(four[1]).is_file() and four[1].endswith("torchrun.py") and four[four.index(program):] == one[1:]
+    assert (
+        Path(four[1]).is_file() and four[1].endswith("torchrun.py") and four[four.index(program) :] == one[1:]
+    )
     assert four[four.index("--nproc_per_node") + 1] == "4"

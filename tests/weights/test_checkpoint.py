@@ -41,7 +41,8 @@ def test_torn_files_of_dead_processes_are_removed(tmp_path):
 def test_random_states_survive_the_disk(tmp_path):
     states = checkpoint.random_states(CPU)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
-    checkpoint.write(tmp_path / "x.pth", {"model": {"w": torch.ones(1)}, "states": checkpoint.plain([states])})
+    checkpoint.write(tmp_path / "x.pth",
+                     {"model": {"w": torch.ones(1)}, "states": checkpoint.plain([states])})
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
     checkpoint.set_random_states(load_file(tmp_path / "x.pth")["states"][0], CPU)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
@@ -60,7 +61,8 @@ def test_who_can_go_on_from_it(tmp_path, rest, says):
 
 @pytest.mark.parametrize("word", ["IMAGENET", "imagenet", "anything", "0.5"])
 def test_norm_said_nothing_before_it_had_a_meaning(tmp_path, word):
-    settings = {"kind": "eval", "input_size": 32, "resize": 36, "mean": [0.1] * 3, "std": [0.2] * 3, "decode": "full"}
+    settings = {"kind": "eval", "input_size": 32, "resize": 36, "mean": [0.1] * 3, "std": [0.2] * 3,
+                "decode": "full"}
     content = {"model": {"w": torch.ones(1)}, "format": 1, "options": {"norm": word}, "class_names": ["a"]}
     checkpoint.write(tmp_path / "x.pth", content | {"transform": {"eval": settings}})
     assert checkpoint.read(tmp_path / "x.pth").rest["options"]["norm"] == "backbone"
@@ -73,6 +75,7 @@ def test_norm_said_nothing_before_it_had_a_meaning(tmp_path, word):
 
 
 def test_only_data_goes_in():
-    assert checkpoint.plain({"a": (1, np.float64(2.5), None), 3: np.int64(4)}) == {"a": [1, 2.5, None], "3": 4}
+    assert checkpoint.plain({"a": (1, np.float64(2.5), None), 3: np.int64(4)}) == {"a": [1, 2.5, None],
+                                                                                   "3": 4}
     with pytest.raises(TypeError):
         checkpoint.plain({"a": object()})

@@ -1,4 +1,5 @@
-"""What a checkpoint stores beside its tensors is taken where this program could have written it, and only there."""
+"""What a checkpoint stores beside its tensors is taken where this program could have written it, and only
+there."""
 
 import pytest
 
@@ -18,7 +19,8 @@ TARGETS = {
 
 @pytest.mark.parametrize("program, rest", [(FINETUNE, CLASSES), (REGRESSION, TARGETS)])
 def test_options_of_any_start_are_taken(program, rest):
-    """Every flag's default, and a line with flags of all kinds: one that a later version adds is held to its own reader."""
+    """Every flag's default, and a line with flags of all kinds: one that a later version adds is held to its
+    own reader."""
     words = [
         "--dataratio",
         "0.1,1",
@@ -93,7 +95,8 @@ def test_a_value_that_contains_itself_is_not_spelt_out():
 
 def test_arguments_of_the_original_scripts():
     check_arguments(
-        "c.pth", {"model": "RETFound_mae", "model_arch": "", "input_size": 224, "global_pool": True, "blr": object()}
+        "c.pth", {"model": "RETFound_mae", "model_arch": "", "input_size": 224, "global_pool": True,
+                  "blr": object()}
     )
     with pytest.raises(InputError, match="its argument 'input_size' is 'big'"):
         check_arguments("c.pth", {"input_size": "big"})

@@ -35,7 +35,8 @@ def hub():
 def ask(name, hub, home, **more):
     """find_weights in a process of its own, since the client reads HF_ENDPOINT when it is imported."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1",
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "PYTHONPATH": str(ROOT),
+                    "HF_HUB_DISABLE_XET": "1",
                     "HF_TOKEN": "hf_secret_token_of_the_test", **more}
     run = subprocess.run([sys.executable, "-c", CODE, name], capture_output=True, text=True, env=environment,
                          cwd=home, timeout=170)
@@ -67,13 +68,15 @@ def test_any_file_of_the_hub(hub, tmp_path):
     kind, path = ask("hf:someone/some-model/sub/w.pth", hub, tmp_path)
     assert (kind, Path(path).name) == ("PATH", "w.pth")
     assert files_asked(hub)[0][1] == "/someone/some-model/resolve/main/sub/w.pth"
-    kind, path = ask("hf:timm/resnet18.a1_in1k", hub, tmp_path)  # timm's repositories have one file of weights each
+    # timm's repositories have one file of weights each
+    kind, path = ask("hf:timm/resnet18.a1_in1k", hub, tmp_path)
     assert (kind, Path(path).name) == ("PATH", "model.safetensors")
     assert files_asked(hub)[-1][1] == "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
 
 
 @pytest.mark.parametrize("status, code, says", [
-    (401, "GatedRepo", "is gated: ask for access on huggingface.co/YukunZhou/RETFound_x, then log in with `hf auth login`"),
+    (401, "GatedRepo", "is gated: ask for access on huggingface.co/YukunZhou/RETFound_x, then log in with "
+                       "`hf auth login`"),
     (403, "GatedRepo", "is gated: ask for access"),
     (401, "RepoNotFound", "the hub refuses (401): check the name"),
     (401, None, "the hub refuses (401)"),
@@ -105,7 +108,10 @@ def test_a_full_disk_then_room(hub, small_disk):  # noqa: F811
     there = small_disk(4)
     there.fill()
     kind, message = ask("RETFound_x", hub, there.path)
-    assert kind == "ERROR" and "can't be stored in the hub's cache (No space left on device): make room" in message, message
+    assert (
+        kind == "ERROR"
+        and "can't be stored in the hub's cache (No space left on device): make room" in message
+    ), message
     there.mend(there.path)
     kind, path = ask("RETFound_x", hub, there.path)
     assert kind == "PATH" and Path(path).read_bytes() == hub_server.CONTENT

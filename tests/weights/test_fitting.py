@@ -58,7 +58,8 @@ def test_unknown_classes_are_named(tmp_path):
 
 
 def test_namespace_of_the_original_scripts_is_read(tmp_path):
-    torch.save({"model": {"w": torch.ones(2)}, "epoch": 4, "args": argparse.Namespace(lr=0.1, model="RETFound_mae")},
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 4,
+                "args": argparse.Namespace(lr=0.1, model="RETFound_mae")},
                tmp_path / "x.pth")
     file = read_weights(tmp_path / "x.pth")
     assert file.arguments == {"lr": 0.1, "model": "RETFound_mae"} and file.rest == {"epoch": 4}
@@ -103,7 +104,8 @@ def test_places_that_are_no_files(tmp_path):
 
 
 @pytest.mark.parametrize("content, says", [
-    ([1, 2], "holds a list"), ({}, "holds no tensors"), ({"model": {}}, "no tensors"), ({"a": 1}, "'a' is a int"),
+    ([1, 2], "holds a list"), ({}, "holds no tensors"), ({"model": {}}, "no tensors"), ({"a": 1}, "'a' is a "
+                                                                                                  "int"),
     ({"module.w": torch.ones(1), "w": torch.ones(1)}, "two tensors for w"),
 ])
 def test_files_without_weights(tmp_path, content, says):
@@ -111,7 +113,8 @@ def test_files_without_weights(tmp_path, content, says):
     assert says in refused(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.",
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "net.", "backbone.",
+                                     "module._orig_mod.",
                                      "_orig_mod.module.", "model.backbone.", "model.net."])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])
 def test_what_wraps_a_model_is_taken_off_its_names(tmp_path, wrapper, key):

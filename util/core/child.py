@@ -14,8 +14,9 @@ HANDED_ON = (signal.SIGINT, *signals.SIGNALS, signal.SIGHUP)
 class Children:
     """Inside the context, signals are for the child that runs just then. asked: the first that came, else 0.
 
-    The child has a process group of its own, so that Ctrl-C reaches it once and in one way whoever sends it: to
-    the whole group, as a terminal does (SIGINT), or to the program alone, which stops its workers (the others).
+    The child has a process group of its own, so that Ctrl-C reaches it once and in one way whoever sends it:
+    to the whole group, as a terminal does (SIGINT), or to the program alone, which stops its workers (the
+    others).
     """
 
     def __init__(self):

@@ -1,6 +1,8 @@
-"""What a disk can do to a run: fill up, become read-only, go away. Each is said in one line, and nothing is torn.
+"""What a disk can do to a run: fill up, become read-only, go away. Each is said in one line, and nothing is
+torn.
 
-Every file of a run is written aside and renamed, or appended whole; whoever writes one does it inside `writing`.
+Every file of a run is written aside and renamed, or appended whole; whoever writes one does it inside
+`writing`.
 """
 
 import contextlib
@@ -36,7 +38,8 @@ def remedy(error: OSError) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
-    """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there still;
+    """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there
+    still;
     again: how the run goes on."""
     if place is not None:
         place.require(again)
@@ -47,13 +50,14 @@ def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) 
     except OSError as error:
         if place is not None:
             place.require(again)  # a folder that is gone says so itself
-        raise RunError(f"{path} can't be written ({reason(error)}): what was saved before stays; {remedy(error)} and "
-                       f"{again}") from error
+        raise RunError(f"{path} can't be written ({reason(error)}): what was saved before stays; "
+                       f"{remedy(error)} and {again}") from error
 
 
 class Place:
-    """A folder that is written to for hours. Held open, so that it can be told from another one of the same name: under a
-    disk that was unmounted lies an empty folder, and a run that went on there would be in two halves."""
+    """A folder that is written to for hours. Held open, so that it can be told from another one of the same
+    name: under a disk that was unmounted lies an empty folder, and a run that went on there would be in two
+    halves."""
 
     def __init__(self, path: Path):
         """OSError where the folder can't be opened."""
@@ -69,12 +73,14 @@ class Place:
         except OSError as error:
             problem = reason(error)
         if problem:
-            raise RunError(f"{self.path} is gone ({problem}): bring it back (was its disk unmounted?) and {again}")
+            raise RunError(f"{self.path} is gone ({problem}): bring it back (was its disk unmounted?) and "
+                           f"{again}")
 
 
 def free_of(folder: Path) -> tuple[int, int | None]:
-    """Bytes that may still be written to a folder's disk, and files that may be made there (None where the file system
-    doesn't count them). A folder that is not there yet is judged by the nearest one above it. Quotas are not seen."""
+    """Bytes that may still be written to a folder's disk, and files that may be made there (None where the
+    file system doesn't count them). A folder that is not there yet is judged by the nearest one above it.
+    Quotas are not seen."""
     folder = Path(os.path.abspath(folder))
     while not os.path.isdir(folder) and folder != folder.parent:  # also of a name that none can have
         folder = folder.parent
@@ -85,7 +91,8 @@ def free_of(folder: Path) -> tuple[int, int | None]:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, whose file gets the name `path` at the end: a reader never sees half a
-    file, and where writing fails what stood there before stays. A killed process leaves .NAME.PID.tmp behind."""
+    file, and where writing fails what stood there before stays. A killed process leaves .NAME.PID.tmp
+    behind."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -99,7 +106,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Add to a file, down to the disk, all or nothing: where the disk is full the file is as long as before. OSError."""
+    """Add to a file, down to the disk, all or nothing: where the disk is full the file is as long as before.
+    OSError."""
     with open(path, "ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         try:

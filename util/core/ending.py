@@ -1,6 +1,7 @@
 """How a program ends: one line and an exit code for what is no bug of ours, and a mark for the launcher.
 
-0 done, 1 a failed run, 2 wrong input, 99 asked to end by a scheduler's signal (util/core/signals.py), 130 Ctrl-C.
+0 done, 1 a failed run, 2 wrong input, 99 asked to end by a scheduler's signal (util/core/signals.py), 130
+Ctrl-C.
 """
 
 import atexit
@@ -14,19 +15,19 @@ from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.secrets import without_secrets
 
 LAUNCHER_GRACE_S = 3.0
-# A file that util/parallel/torchrun.py names: the exit code of an attempt that ended by its own word. A launcher starts the
-# processes again whatever they ended of, and a wrong flag does not get right by that.
+# A file that util/parallel/torchrun.py names: the exit code of an attempt that ended by its own word. A
+# launcher starts the processes again whatever they ended of, and a wrong flag does not get right by that.
 ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
 ATTEMPT = "RETINA_ATTEMPT"  # a name that the launcher draws for each start of all processes
 THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
 def exit_code_of(main, argv: list[str] | None = None) -> int:
-    """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one line. Our own bugs
-    keep their traceback.
+    """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one
+    line. Our own bugs keep their traceback.
 
-    Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher ends
-    everybody as soon as one leaves.
+    Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher
+    ends everybody as soon as one leaves.
     """
     if argv is None:  # a start of its own, not a call
         machine_faults.speak_utf8()
@@ -54,18 +55,21 @@ def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
         return 1
     except signals.StopRequested as stop:
         if is_main and (stop.together or not marker):
-            print(f"stopped by {signals.signal_name()}: {stop.saved}; start again to go on (training with --resume auto)",
+            print(f"stopped by {signals.signal_name()}: {stop.saved}; start again to go on (training with "
+                  "--resume auto)",
                   file=sys.stderr, flush=True)
         return _leave(signals.EXIT_CODE, is_main) if stop.together or not marker else signals.EXIT_CODE
     except BrokenPipeError:
         machine_faults.forget_unread()
-        print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved stays", file=sys.stderr,
+        print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved "
+              "stays", file=sys.stderr,
               flush=True)
         return 1
     except KeyboardInterrupt:
         if is_main:
-            print("interrupted: what was saved stays; training goes on with --resume auto, a search with --optuna_resume, "
-                  "predict.py and latent_feature.py when they are started again", file=sys.stderr, flush=True)
+            print("interrupted: what was saved stays; training goes on with --resume auto, a search with "
+                  "--optuna_resume, predict.py and latent_feature.py when they are started "
+                  "again", file=sys.stderr, flush=True)
         return 130
 
 
@@ -79,10 +83,12 @@ def _leave(code: int, is_main: bool) -> int:
 
 
 def exit_with(code: int) -> None:
-    """End this process with an exit code; at once, after all that is to be done at an exit, where threads would be in the way.
+    """End this process with an exit code; at once, after all that is to be done at an exit, where threads
+    would be in the way.
 
-    A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while Python is being
-    taken down ends the process by a signal ("terminate called without an active exception", seen once in some 15 starts).
+    A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while
+    Python is being taken down ends the process by a signal ("terminate called without an active exception",
+    seen once in some 15 starts).
     """
     if os.environ.get(THREADS_LEFT) == str(os.getpid()):
         atexit._run_exitfuncs()
@@ -93,7 +99,8 @@ def exit_with(code: int) -> None:
 
 
 def leave_mark(code: int) -> None:
-    """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit code."""
+    """Tell the launcher of this machine, if it is ours, that this end is meant: no restart, and this exit
+    code."""
     marker = os.environ.get(ENDED_BY_ITSELF)
     if marker:
         with replacing(marker) as partial:

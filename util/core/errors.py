@@ -1,8 +1,8 @@
 """How a run can end that is not our own bug.
 
-An `InputError` is something the user can fix (exit code 2), a `RunError` a run that failed through no fault of the
-input (exit code 1). Both reach the terminal as one line (util/core/ending.py); anything else is a bug and keeps its
-traceback.
+An `InputError` is something the user can fix (exit code 2), a `RunError` a run that failed through no fault
+of the input (exit code 1). Both reach the terminal as one line (util/core/ending.py); anything else is a bug
+and keeps its traceback.
 """
 
 import re
@@ -26,11 +26,13 @@ class RunError(Exception):
 
 
 class PeerLost(Exception):
-    """The connection to another process is lost: one line, exit code 1. A launcher may start all of them again."""
+    """The connection to another process is lost: one line, exit code 1. A launcher may start all of them
+    again."""
 
 
 class PeerEnded(Exception):
-    """The main process reported an error that ends all; this one leaves with the same code and says nothing."""
+    """The main process reported an error that ends all; this one leaves with the same code and says
+    nothing."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -38,7 +40,8 @@ class PeerEnded(Exception):
 
 
 def one_line(text: str) -> str:
-    """Text whose line ends, terminal codes and bytes of no encoding are written out, and whose endless words are shortened: a
-    file's name may be any of that."""
+    """Text whose line ends, terminal codes and bytes of no encoding are written out, and whose endless words
+    are shortened: a file's name may be any of that."""
     text = _ENDLESS.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                   for letter in text)

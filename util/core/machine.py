@@ -11,14 +11,15 @@ def usable_cores() -> int:
 
 
 def available_bytes() -> int:
-    """Memory of this machine that a process may still take: what Linux calls available, at most what the container's limit
-    leaves; elsewhere half of the machine's."""
+    """Memory of this machine that a process may still take: what Linux calls available, at most what the
+    container's limit leaves; elsewhere half of the machine's."""
     lines = _numbers("/proc/meminfo")
     if "MemAvailable:" not in lines:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     found = 1024 * lines["MemAvailable:"]
     for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
+                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                         "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
         most, taken = _numbers(limit).get(""), _numbers(used).get("")
         if most is not None and taken is not None:  # "max": no limit
             found = min(found, max(0, most - taken))
@@ -26,7 +27,8 @@ def available_bytes() -> int:
 
 
 def _numbers(path: str) -> dict[str, int]:
-    """{first word: number that follows} of a file's lines, "" for a line that is a number; {} where there is no such file."""
+    """{first word: number that follows} of a file's lines, "" for a line that is a number; {} where there is
+    no such file."""
     try:
         words = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
     except OSError:
@@ -36,16 +38,18 @@ def _numbers(path: str) -> dict[str, int]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of giving it back to the system; False where there is no glibc.
+    """Tell glibc to keep what is freed instead of giving it back to the system; False where there is no
+    glibc.
 
-    A layer's output is larger than what malloc keeps by itself, so that each is mapped, cleared page by page and given back:
-    a third of a forward pass on CPUs. The most memory that a process takes stays the same.
+    A layer's output is larger than what malloc keeps by itself, so that each is mapped, cleared page by page
+    and given back: a third of a forward pass on CPUs. The most memory that a process takes stays the same.
     """
     return _set_malloc(trim_threshold=2**31 - 1, mmap_threshold=2**30)
 
 
 def give_back_freed_memory() -> bool:
-    """The contrary, for a sharded model: blocks that are gathered and freed leave holes, into which the next does not fit."""
+    """The contrary, for a sharded model: blocks that are gathered and freed leave holes, into which the next
+    does not fit."""
     return _set_malloc(trim_threshold=2**20, mmap_threshold=2**20)
 
 

@@ -1,5 +1,5 @@
-"""What a machine does to a run, told in one line: a loader process that was killed, shared memory or memory that is full, too
-many open files, output that nobody reads."""
+"""What a machine does to a run, told in one line: a loader process that was killed, shared memory or memory
+that is full, too many open files, output that nobody reads."""
 
 import atexit
 import contextlib
@@ -10,21 +10,38 @@ from collections.abc import Iterator
 
 from util.core.errors import RunError
 
-SHARED_MEMORY = ("the shared memory of this machine (/dev/shm) is too small for the loader processes: give it more (docker run "
-                 "--shm-size=8g), or pass --num_workers 0, which needs none")
+SHARED_MEMORY = ("the shared memory of this machine (/dev/shm) is too small for the loader processes: give "
+                 "it more (docker run --shm-size=8g), or pass --num_workers 0, which needs none")
 MEMORY = "the machine's memory is full: lower --batch_size or --num_workers"
 # What torch's and Python's messages say -> what we say. The first that is found counts.
 KNOWN = (
-    (r"DataLoader worker.*killed by signal: Bus error|unable to (allocate|write|open|mmap|resize).*(shm|torch_|shared memory)"
-     r"|out of shared memory", SHARED_MEMORY),
-    (r"DataLoader worker.*killed by signal: Killed", "a loader process was killed, as Linux does where the machine's memory is "
-     "full: lower --num_workers (each has a copy of what it reads), or --batch_size"),
-    (r"DataLoader worker.*killed by signal: ([^.]*)\.", r"a loader process was ended by a signal (\1): pass --num_workers 0 to "
-     "see whether an image does it"),
-    (r"DataLoader worker.*exited unexpectedly", "a loader process ended without a word, as where the machine's memory is full: "
-     "lower --num_workers, or pass 0 to see what it says"),
-    (r"Too many open files|received \d+ items of ancdata", "too many open files: raise the limit (ulimit -n 65536), or lower "
-     "--num_workers"),
+    (
+        r"DataLoader worker.*killed by signal: Bus error|"
+        r"unable to (allocate|write|open|mmap|resize).*(shm|torch_|shared memory)"
+        r"|out of shared memory",
+        SHARED_MEMORY,
+    ),
+    (
+        r"DataLoader worker.*killed by signal: Killed",
+        "a loader process was killed, as Linux does where the "
+        "machine's memory is full: lower --num_workers (each "
+        "has a copy of what it reads), or --batch_size",
+    ),
+    (
+        r"DataLoader worker.*killed by signal: ([^.]*)\.",
+        r"a loader process was ended by a signal (\1): pass --num_workers 0 to "
+        "see whether an image does it",
+    ),
+    (
+        r"DataLoader worker.*exited unexpectedly",
+        "a loader process ended without a word, as where the "
+        "machine's memory is full: lower --num_workers, or pass 0 to "
+        "see what it says",
+    ),
+    (
+        r"Too many open files|received \d+ items of ancdata",
+        "too many open files: raise the limit (ulimit -n 65536), or lower --num_workers",
+    ),
     (r"can't allocate memory|not enough memory|Cannot allocate memory", MEMORY),
 )
 
@@ -44,8 +61,8 @@ def explain(error: BaseException) -> str | None:
 def explained() -> Iterator[None]:
     """Turns such an error into a RunError of one line.
 
-    torch raises the end of a loader's process wherever the main one is just then, so also inside the writing of a file, which
-    takes it for the disk's fault.
+    torch raises the end of a loader's process wherever the main one is just then, so also inside the writing
+    of a file, which takes it for the disk's fault.
     """
     try:
         yield
@@ -61,15 +78,15 @@ def explained() -> Iterator[None]:
 
 
 def unraisable(found) -> None:
-    """For sys.unraisablehook. torch tells of a loader's dead worker wherever Python is at that moment; in the middle of a
-    finalizer nobody hears it, and the loader says it again at its next batch."""
+    """For sys.unraisablehook. torch tells of a loader's dead worker wherever Python is at that moment; in the
+    middle of a finalizer nobody hears it, and the loader says it again at its next batch."""
     if explain(found.exc_value) is None:
         sys.__unraisablehook__(found)
 
 
 def speak_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where the locale's encoding is another: names of files are bytes in
-    UTF-8 nearly everywhere, and what we write is UTF-8 whatever the locale."""
+    """Start this program again in Python's UTF-8 mode where the locale's encoding is another: names of files
+    are bytes in UTF-8 nearly everywhere, and what we write is UTF-8 whatever the locale."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -78,9 +95,9 @@ def speak_utf8() -> None:
 def keep_standard_streams() -> None:
     """Make the standard streams usable whatever a program was started with.
 
-    One that is closed is opened on nothing: else the next file, a checkpoint perhaps, would get its number and the
-    warnings of libraries into it. Characters that its encoding lacks are written as escapes. What cannot be written at
-    the very end, since nobody reads a pipe any more, is forgotten.
+    One that is closed is opened on nothing: else the next file, a checkpoint perhaps, would get its number
+    and the warnings of libraries into it. Characters that its encoding lacks are written as escapes. What
+    cannot be written at the very end, since nobody reads a pipe any more, is forgotten.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -88,7 +105,8 @@ def keep_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115 - to the end
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,8 +1,10 @@
-"""Rows of numbers that take long to compute, kept on the disk piece by piece: a start that was killed goes on from there.
+"""Rows of numbers that take long to compute, kept on the disk piece by piece: a start that was killed goes on
+from there.
 
-FILE.partial holds the rows as they are, little-endian float32, one after the other. FILE.partial.index says in its first
-line what they depend on, and in a line a piece how many rows it has, how wide they are, and a digest of their bytes. A
-piece counts once its line is whole and its digest is right, so that neither a cut piece nor a damaged one is taken.
+FILE.partial holds the rows as they are, little-endian float32, one after the other. FILE.partial.index says
+in its first line what they depend on, and in a line a piece how many rows it has, how wide they are, and a
+digest of their bytes. A piece counts once its line is whole and its digest is right, so that neither a cut
+piece nor a damaged one is taken.
 """
 
 import fcntl
@@ -25,13 +27,14 @@ NUMBERS = np.dtype("<f4")
 class PartialRows:
     """The rows of one output file on their way; one process writes them.
 
-    output: the file that will be made of them; depends_on: plain values by name, all that the rows depend on. Rows of
-    other values are thrown away by `open`, which says so.
+    output: the file that will be made of them; depends_on: plain values by name, all that the rows depend on.
+    Rows of other values are thrown away by `open`, which says so.
     """
 
     def __init__(self, output: str | os.PathLike, depends_on: dict):
         output = Path(output)
-        self.data, self.index = (output.with_name(output.name + end) for end in (".partial", ".partial.index"))
+        self.data, self.index = (output.with_name(output.name + end)
+                                 for end in (".partial", ".partial.index"))
         self.depends_on = json.loads(json.dumps(depends_on))  # as it is read back: tuples are lists
         self.rows = self.width = 0
         self._marks: dict[str, int] = {}
@@ -43,9 +46,12 @@ class PartialRows:
         InputError where another start is writing the same output, RunError where the files can't be written.
         """
         with writing(self.data, again="start again"):
-            self._lock = open(self.data, "ab")  # noqa: SIM115  (held as long as rows are added; the system frees it)
-            if not try_lock(self._lock, fcntl.flock):  # lockf's would be lost where append_whole closes the file
-                raise InputError(f"another start is writing {self.data}: wait for its end, or name another --output")
+            # held as long as rows are added; the system frees it
+            self._lock = open(self.data, "ab")  # noqa: SIM115
+            # lockf's would be lost where append_whole closes the file
+            if not try_lock(self._lock, fcntl.flock):
+                raise InputError(f"another start is writing {self.data}: wait for its end, or name another "
+                                 "--output")
             found = self._read_index()
             before = found[0].get("depends_on") if found and found[0].get("format") == FORMAT else None
             if before != self.depends_on:
@@ -61,7 +67,8 @@ class PartialRows:
     def _read_index(self) -> list[dict]:
         """The whole lines of the index; [] where there is none."""
         try:
-            lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]  # every line ends in \n: one without was cut
+            # every line ends in \n: one without was cut
+            lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]
         except FileNotFoundError:
             return []
         except UnicodeDecodeError:
@@ -127,7 +134,8 @@ class PartialRows:
         return np.memmap(self.data, NUMBERS, "r", shape=(self.rows, self.width))
 
     def remove(self) -> None:
-        """Delete both files, once the output is written. The index first: rows without it count for nothing."""
+        """Delete both files, once the output is written. The index first: rows without it count for
+        nothing."""
         with writing(self.data, again="start again"):
             self.index.unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""Start one process, and start it again when it dies of a signal: what a launcher does for several, without its start-up time.
+"""Start one process, and start it again when it dies of a signal: what a launcher does for several, without
+its start-up time.
 
     python util/core/restarting.py RESTARTS PROGRAM [ARGUMENTS]
 
-It dies of a signal where the system kills it for memory, or a library crashes; the program then finds its own last checkpoint.
-Any exit code is the program's own word and ends this, too. Signals that are sent here are passed on.
+It dies of a signal where the system kills it for memory, or a library crashes; the program then finds its own
+last checkpoint. Any exit code is the program's own word and ends this, too. Signals that are sent here are
+passed on.
 """
 
 import signal
@@ -17,7 +19,8 @@ from util.core.child import Children  # noqa: E402
 
 
 def _end_with_this_process() -> None:
-    """Where this process is killed without a word, the one that works is asked to end, and keeps its place."""
+    """Where this process is killed without a word, the one that works is asked to end, and keeps its
+    place."""
     signals.end_with_parent(signal.SIGTERM)
 
 
@@ -33,9 +36,10 @@ def main(arguments: list[str]) -> int:
             name = signal.Signals(-code).name
             why = " (the system kills so what takes too much memory)" if -code == signal.SIGKILL else ""
             if restart < restarts:
-                print(f"the program was ended by {name}{why}: it goes on from its last checkpoint, restart {restart + 1} of "
-                      f"{restarts}", file=sys.stderr, flush=True)
-    print(f"error: the program was ended by {name}{why} {restarts + 1} times; what was saved stays: start again to go on",
+                print(f"the program was ended by {name}{why}: it goes on from its last checkpoint, restart "
+                      f"{restart + 1} of {restarts}", file=sys.stderr, flush=True)
+    print(f"error: the program was ended by {name}{why} {restarts + 1} times; what was saved stays: start "
+          "again to go on",
           file=sys.stderr, flush=True)
     return 1
 

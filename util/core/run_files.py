@@ -1,4 +1,5 @@
-"""The text files of a run: rows of figures, the log, tables of predictions; written whole, cut where a run resumes."""
+"""The text files of a run: rows of figures, the log, tables of predictions; written whole, cut where a run
+resumes."""
 
 import csv
 import io
@@ -18,23 +19,26 @@ Columns = Sequence[str]
 
 
 def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back needs."""
+    """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back
+    needs."""
     # Text is always quoted: minimal quoting forgets the carriage return, which file names may hold.
     write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-def metrics_row(metrics: dict[str, float], columns: Columns, epoch: int | None = None) -> dict[str, float | int | None]:
-    """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell empty."""
-    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns if column != "epoch"}
+def metrics_row(metrics: dict[str, float], columns: Columns,
+                epoch: int | None = None) -> dict[str, float | int | None]:
+    """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell
+    empty."""
+    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns
+                               if column != "epoch"}
 
 
 def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | None], columns: Columns) -> None:
     """Add one evaluation to a metrics CSV; a new file gets the header `columns` first.
 
-    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a run
-    that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after writing).
-    Raises InputError where the file has another header, ValueError for a row
-    that doesn't fit.
+    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a
+    run that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after
+    writing). Raises InputError where the file has another header, ValueError for a row that doesn't fit.
     """
     if set(row) | {"epoch"} != set(columns):
         raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
@@ -57,7 +61,8 @@ def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]
     """
     def entry(value):
         parts = value if isinstance(value, dict) else {"value": value, "lower": None, "upper": None}
-        return {name: None if isinstance(part, float) and math.isnan(part) else part for name, part in parts.items()}
+        return {name: None if isinstance(part, float) and math.isnan(part) else part
+                for name, part in parts.items()}
 
     figures = {name: entry(value) for name, value in metrics.items()}
     write_whole(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
@@ -136,8 +141,8 @@ def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> Non
 def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
     """The same for log.txt, one JSON object with "epoch" a line; a last line that is cut short goes.
 
-    Lines without an epoch stay. A missing file is fine. Raises InputError for a line in the middle that is no JSON
-    object.
+    Lines without an epoch stay. A missing file is fine. Raises InputError for a line in the middle that is no
+    JSON object.
     """
     def stays(line, number):
         try:
@@ -153,13 +158,15 @@ def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
 
 
 def has_columns(path: str | os.PathLike, columns: Columns) -> bool:
-    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file or no whole line."""
+    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file or no
+    whole line."""
     lines = _whole_lines(_text_of(path))
     return not lines or lines[0].rstrip("\r\n") == _line(columns).rstrip("\n")
 
 
 def _metrics_lines(path: str | os.PathLike, columns: Columns) -> list[str]:
-    """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its header."""
+    """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its
+    header."""
     text, header = _text_of(path), _line(columns).rstrip("\n")
     lines = _whole_lines(text)
     ours = lines[0].rstrip("\r\n") == header if lines else header.startswith(text)

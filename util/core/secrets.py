@@ -1,7 +1,7 @@
 """Tokens and passwords: never printed, never stored.
 
-What may hold one: an address with user:password@ (HF_ENDPOINT, a proxy, --optuna_storage), the hub's token in the environment
-or in its file, which a library's message may quote.
+What may hold one: an address with user:password@ (HF_ENDPOINT, a proxy, --optuna_storage), the hub's token in
+the environment or in its file, which a library's message may quote.
 """
 
 import contextlib
@@ -40,7 +40,8 @@ class _Hiding(logging.Filter):
 
 
 def hide_in_logs(library: str) -> None:
-    """What a library logs of its own accord (the hub's client: the address of a download that breaks off) is cleared, too."""
+    """What a library logs of its own accord (the hub's client: the address of a download that breaks off) is
+    cleared, too."""
     for handler in logging.getLogger(library).handlers:
         if not any(isinstance(one, _Hiding) for one in handler.filters):
             handler.addFilter(_Hiding())

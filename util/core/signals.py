@@ -1,8 +1,8 @@
 """A scheduler's wish that a run ends: SIGTERM and SIGUSR1, answered at a moment that loses nothing.
 
-Slurm, Grid Engine, LSF and Kubernetes send a signal some time before they kill. A training that can keep its place holds
-the wish back until its next step, writes a checkpoint and ends; everything else ends at once. Both end with EXIT_CODE,
-which a scheduler can be told to queue the job again for.
+Slurm, Grid Engine, LSF and Kubernetes send a signal some time before they kill. A training that can keep its
+place holds the wish back until its next step, writes a checkpoint and ends; everything else ends at once.
+Both end with EXIT_CODE, which a scheduler can be told to queue the job again for.
 """
 
 import ctypes
@@ -17,10 +17,12 @@ EXIT_CODE = 99  # Grid Engine queues a job again that ends so; LSF's and Slurm's
 
 
 class StopRequested(BaseException):
-    """The run ends because it was asked to; like KeyboardInterrupt no `except Exception` takes it for an error.
+    """The run ends because it was asked to; like KeyboardInterrupt no `except Exception` takes it for an
+    error.
 
-    `together`: all processes know it and end at the same place. Alone, a process can't tell a scheduler's signal from that of
-    its launcher, which ends the others so when one has died, and knows by itself whether to start them again.
+    `together`: all processes know it and end at the same place. Alone, a process can't tell a scheduler's
+    signal from that of its launcher, which ends the others so when one has died, and knows by itself whether
+    to start them again.
     """
 
     def __init__(self, saved: str = "what was saved stays", together: bool = False):
@@ -55,8 +57,8 @@ def is_held() -> bool:
 
 @contextmanager
 def held():
-    """Inside, a signal is only written down: the code asks `asked()` where it can end well. One that came after the last time
-    it asked ends it here."""
+    """Inside, a signal is only written down: the code asks `asked()` where it can end well. One that came
+    after the last time it asked ends it here."""
     _Wish.holders += 1
     try:
         yield
@@ -99,29 +101,31 @@ def _on_signal(number: int, frame) -> None:
 
 
 def leave() -> None:
-    """From here on a signal changes nothing: the process is on its way out, and says why by itself. Nor does the end of a
-    loader's worker, which the loader would report once more."""
+    """From here on a signal changes nothing: the process is on its way out, and says why by itself. Nor does
+    the end of a loader's worker, which the loader would report once more."""
     _Wish.holders += 1
     if _Wish.child_handler is None and threading.current_thread() is threading.main_thread():
         _Wish.child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_with_parent(number: int) -> None:
-    """Linux: this process gets a signal where the one that started it is killed. It would run on unseen, into the folder of
-    the next launch."""
+    """Linux: this process gets a signal where the one that started it is killed. It would run on unseen, into
+    the folder of the next launch."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, number, 0, 0, 0)
 
 
 def leave_to_parent() -> None:
-    """In a helper process, such as a loader's worker: a scheduler's signal is for the process that it works for."""
+    """In a helper process, such as a loader's worker: a scheduler's signal is for the process that it works
+    for."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_helpers() -> None:
-    """At the exit of the process that they work for: SIGTERM, by which Python would end them, is nothing to them."""
+    """At the exit of the process that they work for: SIGTERM, by which Python would end them, is nothing to
+    them."""
     helpers = multiprocessing.active_children()
     if helpers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # their end is no failure that the loader has to report

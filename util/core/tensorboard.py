@@ -1,6 +1,7 @@
 """TensorBoard's file of scalars, an epoch at a time and all or nothing.
 
-TensorBoard's own writer works in a thread: where the disk is full, its error comes an epoch later, as a traceback.
+TensorBoard's own writer works in a thread: where the disk is full, its error comes an epoch later, as a
+traceback.
 """
 
 import io
@@ -19,7 +20,8 @@ _NUMBERS = itertools.count()  # of the files of this process: two may begin in o
 class ScalarFile:
     """One event file (TFRecord of Event messages), made with the first scalar.
 
-    purge_step: a run goes on from this step, and what earlier files of the folder say of it and later ones is void.
+    purge_step: a run goes on from this step, and what earlier files of the folder say of it and later ones is
+    void.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
@@ -37,11 +39,13 @@ class ScalarFile:
         if not (self.path.exists() and self.path.stat().st_size):
             head = [Event(wall_time=now, step=self._purge_step, file_version="brain.Event:2")]
             if self._purge_step is not None:
-                head.append(Event(wall_time=now, step=self._purge_step, session_log=SessionLog(status=SessionLog.START)))
+                head.append(Event(wall_time=now, step=self._purge_step,
+                                  session_log=SessionLog(status=SessionLog.START)))
         scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()
                    if value is not None and not math.isnan(value)]
         stream = io.BytesIO()
         writer = RecordWriter(stream)
-        for event in [*head, *(Event(step=step, wall_time=now, summary=Summary(value=[scalar])) for scalar in scalars)]:
+        for event in [*head, *(Event(step=step, wall_time=now, summary=Summary(value=[scalar]))
+                               for scalar in scalars)]:
             writer.write(event.SerializeToString())
         append_whole(self.path, stream.getvalue())

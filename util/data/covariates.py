@@ -1,6 +1,8 @@
-"""Numbers to predict, and numbers or names that are read beside an image: their scales, learnt from the training rows.
+"""Numbers to predict, and numbers or names that are read beside an image: their scales, learnt from the
+training rows.
 
-Both are stored in the checkpoint as plain values, so that what a model gives out can be read in the CSV's own units.
+Both are stored in the checkpoint as plain values, so that what a model gives out can be read in the CSV's own
+units.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from util.data.csv_columns import is_missing
 
 @dataclass(frozen=True)
 class Covariate:
-    """A column that is read beside the image: a number (mean and sd of the training rows), or one of `levels`."""
+    """A column that is read beside the image: a number (mean and sd of the training rows), or one of
+    `levels`."""
 
     name: str
     levels: tuple[str, ...] = ()
@@ -29,11 +32,12 @@ class Covariate:
 
     @classmethod
     def learn(cls, name: str, cells: Sequence[str]) -> "Covariate":
-        """From a column's training cells (some missing: `is_missing`): a number where all are numbers, else a category.
-        InputError where there is nothing to learn from."""
+        """From a column's training cells (some missing: `is_missing`): a number where all are numbers, else a
+        category. InputError where there is nothing to learn from."""
         present = [cell for cell in cells if not is_missing(cell)]
         if len(set(present)) < 2:
-            raise InputError(f"covariate {name} has {len(set(present))} value(s) in train: leave it out of --covariates")
+            raise InputError(f"covariate {name} has {len(set(present))} value(s) in train: leave it out of "
+                             "--covariates")
         try:
             numbers = np.array([number_of(cell) for cell in present])
         except ValueError:
@@ -43,8 +47,8 @@ class Covariate:
         return cls(name, mean=float(numbers.mean()), sd=float(numbers.std(ddof=1)) or 1.0)
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Cells -> (N,) float32: standardised numbers or places in `levels`; NaN where missing or of no known level. Levels of
-        earlier checkpoints may be called "unknown"."""
+        """Cells -> (N,) float32: standardised numbers or places in `levels`; NaN where missing or of no known
+        level. Levels of earlier checkpoints may be called "unknown"."""
         if self.is_category:
             places = {level: float(place) for place, level in enumerate(self.levels)}
             return np.array([places.get(cell, np.nan) for cell in cells], dtype=np.float32)
@@ -63,4 +67,5 @@ def encode_all(covariates: Sequence[Covariate], columns: Sequence[Sequence[str]]
     """(N, C) of all covariates, or None where there are none."""
     if not covariates:
         return None
-    return torch.from_numpy(np.stack([c.encode(cells) for c, cells in zip(covariates, columns, strict=True)], axis=1))
+    return torch.from_numpy(np.stack([c.encode(cells) for c, cells in zip(covariates, columns, strict=True)],
+                                     axis=1))

@@ -1,7 +1,7 @@
 """A CSV file -> the columns that are asked for, as text, and complaints that name the line of the file.
 
-Read with python's csv module: it keeps every cell as it is written ("01" stays "01") and knows the line of each row,
-and a million rows take it a few seconds.
+Read with python's csv module: it keeps every cell as it is written ("01" stays "01") and knows the line of
+each row, and a million rows take it a few seconds.
 """
 import csv
 import errno
@@ -19,15 +19,17 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def read_columns(csv_file, columns, flags=None, ragged=False, optional=(), exact=None):
-    """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the separator).
+    """CSV -> ([the cells of a column] for each of `columns`, blanks trimmed; the line of each row; the
+    separator).
 
     columns: their names, or a function from all names of the header to those that are wanted.
-    Separated by comma, semicolon or tab, whichever splits the header into most names, or as a first line `sep=;` says;
-    UTF-8, or UTF-16 with its mark.
-    Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not there.
-    exact: a column whose blanks are kept (names of files: see `file_names`). ragged: rows may lack empty cells at their
-    end, or have more of them, as spreadsheets save them. optional: those of `columns` that may be absent; all their cells are
-    "" then.
+    Separated by comma, semicolon or tab, whichever splits the header into most names, or as a first line
+    `sep=;` says; UTF-8, or UTF-16 with its mark.
+    Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not
+    there.
+    exact: a column whose blanks are kept (names of files: see `file_names`). ragged: rows may lack empty
+    cells at their end, or have more of them, as spreadsheets save them. optional: those of `columns` that may
+    be absent; all their cells are "" then.
     Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
     """
     line = 1
@@ -51,7 +53,8 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=(), exact
             present = [column for column in columns if column in names or column not in optional]
             picks = _positions(csv_file, names, present, flags or {})
             cells, lines = [[] for _ in present], []
-            known = [{} for _ in present]  # one object for equal texts: labels and splits are repeated a million times
+            # one object for equal texts: labels and splits are repeated a million times
+            known = [{} for _ in present]
             line = reader.line_num + 1 + above  # where the next row begins: a quoted cell may hold line ends
             for row in reader:
                 if "\0" in "".join(row):
@@ -63,7 +66,8 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=(), exact
                 elif len(row) == len(names):
                     for name, column, pick, same in zip(present, cells, picks, known, strict=True):
                         text = row[pick] if name == exact else row[pick].strip()
-                        column.append(same.setdefault(text, text) if len(same) < MOST_REPEATED else same.get(text, text))
+                        column.append(same.setdefault(text, text)
+                                      if len(same) < MOST_REPEATED else same.get(text, text))
                     lines.append(line)
                 else:
                     raise InputError(
@@ -72,9 +76,11 @@ def read_columns(csv_file, columns, flags=None, ragged=False, optional=(), exact
                     )
                 line = reader.line_num + 1 + above
     except UnicodeError:
-        raise InputError(f"{csv_file}, line {_undecodable_line(csv_file)}: not UTF-8; save it as CSV UTF-8") from None
+        raise InputError(f"{csv_file}, line {_undecodable_line(csv_file)}: not UTF-8; save it as CSV "
+                         "UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{csv_file}, line {line}: {error}; mend the quotes of that row or of those above it") from None
+        raise InputError(f"{csv_file}, line {line}: {error}; mend the quotes of that row or of those above "
+                         "it") from None
     except OSError as error:
         raise InputError(f"--csv_file {csv_file}: {error.strerror.lower()}") from None
     if not lines:
@@ -100,8 +106,8 @@ def _require_file(csv_file):
 
 
 def _holds_nul(csv_file, line):
-    return InputError(f"{csv_file}, line {line}: holds NUL bytes, as UTF-16 without its mark or a damaged file does; save it "
-                      "as CSV UTF-8")
+    return InputError(f"{csv_file}, line {line}: holds NUL bytes, as UTF-16 without its mark or a damaged "
+                      "file does; save it as CSV UTF-8")
 
 
 def _undecodable_line(csv_file):
@@ -114,7 +120,8 @@ def _undecodable_line(csv_file):
 
 def _positions(csv_file, names, columns, flags):
     if not any(names):
-        raise InputError(f"{csv_file}: empty; its first line must name the columns, among them {some(columns)}")
+        raise InputError(f"{csv_file}: empty; its first line must name the columns, among them "
+                         f"{some(columns)}")
     for column in columns:
         if column not in names:
             there = some([name for name in names if name], 20)
@@ -122,7 +129,8 @@ def _positions(csv_file, names, columns, flags):
             raise InputError(f"{csv_file}, line 1: no column {column}{flag}; there is {there}")
         if names.count(column) > 1:
             where = [str(number) for number, name in enumerate(names, 1) if name == column]
-            raise InputError(f"{csv_file}, line 1: columns {' and '.join(where)} are both named {column}; rename one")
+            raise InputError(f"{csv_file}, line 1: columns {' and '.join(where)} are both named {column}; "
+                             "rename one")
     return [names.index(column) for column in columns]
 
 
@@ -139,7 +147,8 @@ def refuse_unknown(csv_file, column, cells, lines, known):
     if unknown:
         wrong = [f"line {line} {cell}" for line, cell in zip(lines, cells, strict=True) if cell in unknown]
         raise InputError(
-            f"{csv_file}: column {column} takes {some(known)}; other values in {len(wrong)} rows: {some(wrong)}"
+            f"{csv_file}: column {column} takes {some(known)}; other values in {len(wrong)} rows: "
+            f"{some(wrong)}"
         )
 
 
@@ -152,7 +161,8 @@ def is_missing(cell):
 
 
 def refuse_two_spellings(csv_file, column, cells):
-    """InputError for "1" beside "1.0" or "01", "P1" beside "p1": one class, or one patient, would count as two."""
+    """InputError for "1" beside "1.0" or "01", "P1" beside "p1": one class, or one patient, would count as
+    two."""
     spellings = {}
     for cell in sorted(set(cells)):
         key = float(cell) if re.fullmatch(r"[+-]?\d+(\.0*)?", cell) else cell.casefold()
@@ -160,17 +170,18 @@ def refuse_two_spellings(csv_file, column, cells):
     twice = [(key, " and ".join(found)) for key, found in spellings.items() if len(found) > 1]
     if twice:
         what = "number" if isinstance(twice[0][0], float) else "value"
-        raise InputError(f"{csv_file}: column {column} writes one {what} in two ways: {some([text for _, text in twice])}; "
-                         "use one")
+        raise InputError(f"{csv_file}: column {column} writes one {what} in two ways: "
+                         f"{some([text for _, text in twice])}; use one")
 
 
 def patients_of(csv_file, column, cells):
-    """A column of patients with "" where none is known, and a line about those. InputError for one in two spellings."""
+    """A column of patients with "" where none is known, and a line about those. InputError for one in two
+    spellings."""
     patients = ["" if is_missing(cell) else cell for cell in cells]
     refuse_two_spellings(csv_file, column, [patient for patient in patients if patient])
     lacking = patients.count("")
-    return patients, [f"{csv_file}: {lacking:,} of {len(cells):,} rows name no patient in column {column}: each counts for "
-                      "itself"] if lacking else []
+    return patients, [f"{csv_file}: {lacking:,} of {len(cells):,} rows name no patient in column {column}: "
+                      "each counts for itself"] if lacking else []
 
 
 def refuse_repeated(csv_file, paths, lines, columns):
@@ -196,7 +207,8 @@ def refuse_repeated(csv_file, paths, lines, columns):
 
 
 def refuse_absent(csv_file, paths, lines):
-    """InputError when files are not there. A folder is listed once: quicker than to look a million files up."""
+    """InputError when files are not there. A folder is listed once: quicker than to look a million files
+    up."""
     rows_of, absent, hint = {}, [], ""
     for row, path in enumerate(paths):
         rows_of.setdefault(path[: path.rfind("/") + 1], []).append(row)  # with its last slash: "" is not "/"
@@ -208,10 +220,9 @@ def refuse_absent(csv_file, paths, lines):
         absent += lacking
     absent = [f"line {lines[row]} {_shown(paths[row])}" for row in sorted(absent)]
     if absent:
-        raise InputError(
-            f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; relative paths start at "
-            f"the CSV's folder{', folders are parted by /' if any(chr(92) in text for text in absent[:5]) else ''}{hint}"
-        )
+        slashes = ", folders are parted by /" if any("\\" in text for text in absent[:5]) else ""
+        raise InputError(f"{csv_file}: {len(absent)} of {len(paths)} files are not there: {some(absent)}; "
+                         f"relative paths start at the CSV's folder{slashes}{hint}")
 
 
 def _shown(path):
@@ -246,8 +257,9 @@ def joined(folder, paths):
 
 
 def located(csv_file, paths):
-    """Paths of a table that says where files are: from its folder, else from the working directory or a folder above the
-    table, wherever the first one is (predictions_test.csv has the paths that were typed when the run was started)."""
+    """Paths of a table that says where files are: from its folder, else from the working directory or a
+    folder above the table, wherever the first one is (predictions_test.csv has the paths that were typed when
+    the run was started)."""
     home = os.path.dirname(os.path.abspath(csv_file))
     above = [home]
     while os.path.dirname(above[-1]) != above[-1]:
@@ -259,10 +271,11 @@ def located(csv_file, paths):
 
 
 def file_names(csv_file, cells, suffix=""):
-    """Names of files as their cells say: without the blanks around them, unless the file's name has them; with an ending that
-    the table leaves out."""
+    """Names of files as their cells say: without the blanks around them, unless the file's name has them;
+    with an ending that the table leaves out."""
     home = os.path.dirname(csv_file)
-    return [(cell if cell == (plain := cell.strip()) or os.path.isfile(os.path.join(home, cell + suffix)) else plain)
+    return [(cell if cell == (plain := cell.strip())
+             or os.path.isfile(os.path.join(home, cell + suffix)) else plain)
             + (suffix if plain else "") for cell in cells]
 
 

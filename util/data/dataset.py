@@ -16,19 +16,22 @@ from util.data.images.files import ImageError
 
 
 class PictureLost(RunError):
-    """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any `RunError`."""
+    """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any
+    `RunError`."""
 
     def __init__(self, message: str):
-        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the message.
+        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the
+        # message.
         super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.PictureLost: "))
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """The table's images as samples; what happens to one depends on (seed, epoch, its `index` in the table) alone.
+    """The table's images as samples; what happens to one depends on (seed, epoch, its `index` in the table)
+    alone.
 
     table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row an image; transform: a path ->
-    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the image, or None; source: from a
-    path to what the transform reads in its place (util/data/images/cache.py), or None.
+    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the image, or None;
+    source: from a path to what the transform reads in its place (util/data/images/cache.py), or None.
     """
 
     def __init__(self, table: pd.DataFrame, targets: np.ndarray, transform: Callable, seed: int,
@@ -39,7 +42,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.covariates = covariates
         self._targets = torch.tensor(targets)
         self._indices = table["index"].to_numpy(np.int64)
-        # One block of bytes: a million str objects would be copied into every forked worker as it counts references.
+        # One block of bytes: a million str objects would be copied into every forked worker as it counts
+        # references.
         encoded = [os.fsencode(path) for path in table["path"]]
         self._path_ends = np.cumsum([0] + [len(path) for path in encoded])
         self._path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
@@ -49,24 +53,27 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def path(self, position: int) -> str:
         """The path in row `position`."""
-        return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes())
+        return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position
+                                                                                        + 1]].tobytes())
 
     def __getitem__(self, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third number of the key
-        counts how often the image was there before in this epoch. Raises RunError."""
+        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third
+        number of the key counts how often the image was there before in this epoch. Raises RunError."""
         epoch, position, *before = key
         with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
             try:
                 path = self.path(position)
                 picture = self.transform(path if self.source is None else self.source(path))
             except ImageError as error:
-                raise PictureLost(f"an image that was there at the start cannot be read any more: {error}") from None
+                raise PictureLost("an image that was there at the start cannot be read any more: "
+                                  f"{error}") from None
         return picture, self._targets[position], position
 
 
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
-    """python's, numpy's and torch's CPU generators from a hash of (seed, epoch, index, …); as they were, afterwards.
+    """python's, numpy's and torch's CPU generators from a hash of (seed, epoch, index, …); as they were,
+    afterwards.
 
     They are put back because without workers they are the training loop's own.
     """
@@ -74,7 +81,8 @@ def _seeded(*numbers: int) -> Iterator[None]:
     for_python, for_numpy, for_torch = struct.unpack("<QQQ", digest)
     states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
     random.seed(for_python)
-    np.random.set_bit_generator(np.random.PCG64(for_numpy))  # another generator: get_state and seed take ten times it
+    # another generator: get_state and seed take ten times it
+    np.random.set_bit_generator(np.random.PCG64(for_numpy))
     torch.default_generator.manual_seed(for_torch)  # torch.manual_seed would also reach for every accelerator
     try:
         yield

@@ -1,4 +1,5 @@
-"""Feature vectors on the disk: an .npz of numpy, or a .parquet table; written whole or not at all, read back by anybody."""
+"""Feature vectors on the disk: an .npz of numpy, or a .parquet table; written whole or not at all, read back
+by anybody."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +19,17 @@ def require_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401  (60 MB: only where it is asked for)
     except ImportError:
-        raise InputError("a .parquet file needs pyarrow, which is not installed: pip install -r requirements-parquet.txt, or "
-                         "name the --output FILE.npz") from None
+        raise InputError("a .parquet file needs pyarrow, which is not installed: pip install -r "
+                         "requirements-parquet.txt, or name the --output FILE.npz") from None
 
 
-def write_features(path: str | os.PathLike, paths: list[str], arrays: dict[str, np.ndarray], facts: str) -> None:
-    """paths (N,) and arrays {name: (N, D) float32, possibly mapped from the disk} -> FILE.npz or FILE.parquet.
+def write_features(path: str | os.PathLike, paths: list[str], arrays: dict[str, np.ndarray],
+                   facts: str) -> None:
+    """paths (N,) and arrays {name: (N, D) float32, possibly mapped from the disk} -> FILE.npz or
+    FILE.parquet.
 
-    facts: a JSON text, stored as the array "facts" or as the table's metadata of that name. OSError where the disk is full.
+    facts: a JSON text, stored as the array "facts" or as the table's metadata of that name. OSError where the
+    disk is full.
     """
     write = _write_parquet if Path(path).suffix.lower() == ".parquet" else _write_npz
     with _renamed(Path(path)) as temporary:
@@ -34,7 +38,8 @@ def write_features(path: str | os.PathLike, paths: list[str], arrays: dict[str, 
 
 def _write_npz(path: Path, paths: list[str], arrays: dict[str, np.ndarray], facts: str) -> None:
     with open(path, "wb") as file:
-        np.savez(file, paths=np.array(paths, dtype=np.str_), **arrays, **{FACTS: np.array(facts)})  # copies 16 MB at a time
+        # copies 16 MB at a time
+        np.savez(file, paths=np.array(paths, dtype=np.str_), **arrays, **{FACTS: np.array(facts)})
         file.flush()
         os.fsync(file.fileno())
 
@@ -43,13 +48,18 @@ def _write_parquet(path: Path, paths: list[str], arrays: dict[str, np.ndarray], 
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    columns = [pyarrow.field(name, pyarrow.list_(pyarrow.float32(), values.shape[1])) for name, values in arrays.items()]
+    columns = [pyarrow.field(name, pyarrow.list_(pyarrow.float32(), values.shape[1]))
+               for name, values in arrays.items()]
     schema = pyarrow.schema([pyarrow.field("paths", pyarrow.string()), *columns], metadata={FACTS: facts})
     with ParquetWriter(path, schema) as writer:
         for start in range(0, len(paths), ROWS_A_GROUP):
             part = slice(start, start + ROWS_A_GROUP)
-            vectors = [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.ascontiguousarray(values[part]).reshape(-1)),
-                                                              values.shape[1]) for values in arrays.values()]
+            vectors = [
+                pyarrow.FixedSizeListArray.from_arrays(
+                    pyarrow.array(np.ascontiguousarray(values[part]).reshape(-1)), values.shape[1]
+                )
+                for values in arrays.values()
+            ]
             names = pyarrow.array(paths[part], pyarrow.string())
             writer.write_table(pyarrow.Table.from_arrays([names, *vectors], schema=schema))
 

@@ -1,8 +1,8 @@
 """Which images make which step: a plan that depends on (seed, epoch) and the sizes alone.
 
-The images of an optimizer step are the same whatever the number of processes: they are dealt out, not drawn by each
-process for itself. A loader is fed (epoch, position) pairs, so that a sample's augmentation can be a function of
-(seed, epoch, sample).
+The images of an optimizer step are the same whatever the number of processes: they are dealt out, not drawn
+by each process for itself. A loader is fed (epoch, position) pairs, so that a sample's augmentation can be a
+function of (seed, epoch, sample).
 """
 
 import math
@@ -13,7 +13,8 @@ import numpy as np
 
 
 def part(number: int, parts: int, index: int) -> tuple[int, int]:
-    """First and end of part `index` of `number` things that are dealt to `parts` parts, whose sizes differ by one at most."""
+    """First and end of part `index` of `number` things that are dealt to `parts` parts, whose sizes differ by
+    one at most."""
     return -(-index * number // parts), -(-(index + 1) * number // parts)
 
 
@@ -23,8 +24,9 @@ class StepPlan:
 
     batch_size    images a process and micro-step, at most
     accum_iter    micro-steps an optimizer step, at most
-    even          an epoch's images are dealt evenly to its steps. Without it (runs that were begun before there was this)
-                  all steps are full but the last, which may be of a few images: their noise is taken at the full rate.
+    even          an epoch's images are dealt evenly to its steps. Without it (runs that were begun before
+                  there was this) all steps are full but the last, which may be of a few images: their noise
+                  is taken at the full rate.
     """
 
     num_samples: int
@@ -52,7 +54,8 @@ class StepPlan:
 
     @property
     def micro_steps(self) -> int:
-        return self.steps * self.of_a_step if self.even else math.ceil(self.num_samples / (self.batch_size * self.world_size))
+        return self.steps * self.of_a_step if self.even else math.ceil(self.num_samples
+                                                                       / (self.batch_size * self.world_size))
 
     def of_step(self, step: int) -> tuple[int, int]:
         """First and end, in the epoch's order, of the images of optimizer step `step`."""
@@ -64,7 +67,8 @@ class StepPlan:
         """First and end of the images of a micro-step, of all processes together."""
         if self.even:
             first, end = self.of_step(micro_step // self.of_a_step)
-            return tuple(first + place for place in part(end - first, self.of_a_step, micro_step % self.of_a_step))
+            return tuple(first + place
+                         for place in part(end - first, self.of_a_step, micro_step % self.of_a_step))
         size = self.batch_size * self.world_size
         return micro_step * size, min((micro_step + 1) * size, self.num_samples)
 
@@ -74,7 +78,8 @@ class StepPlan:
         return end - first
 
     def samples_of(self, micro_step: int, rank: int) -> int:
-        """Real images of one process in a micro-step; 0 = it computes one along with the others, with weight 0."""
+        """Real images of one process in a micro-step; 0 = it computes one along with the others, with weight
+        0."""
         first, end = self.of_micro_step(micro_step)
         return len(range(first + rank, end, self.world_size))
 
@@ -83,7 +88,8 @@ class StepPlan:
 
     def steps_within(self, samples: int) -> int:
         """Optimizer steps whose images are all among the first `samples` of the epoch."""
-        return max(step for step in range(self.steps + 1) if step == 0 or self.of_step(step - 1)[1] <= samples)
+        return max(step for step in range(self.steps + 1) if step == 0
+                   or self.of_step(step - 1)[1] <= samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -92,18 +98,20 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """As many images as there are, each class as often as the others, in the order of an epoch, (num_samples,).
+    """As many images as there are, each class as often as the others, in the order of an epoch,
+    (num_samples,).
 
-    A class goes through all its images before one comes again, also from an epoch to the next: so a frequent class shows
-    another part of its images in each epoch, and a rare one each of its own several times. targets: (num_samples,) whole
-    numbers from 0.
+    A class goes through all its images before one comes again, also from an epoch to the next: so a frequent
+    class shows another part of its images in each epoch, and a rare one each of its own several times.
+    targets: (num_samples,) whole numbers from 0.
     """
     classes = np.unique(targets)
     drawn = []
     for place, target in enumerate(classes):
         members = np.flatnonzero(targets == target)
         first, end = part(len(targets), len(classes), place)
-        at = np.arange(end - first) + epoch * (end - first)  # places in all permutations of this class, one after the other
+        # places in all permutations of this class, one after the other
+        at = np.arange(end - first) + epoch * (end - first)
         for turn in np.unique(at // len(members)):
             order = np.random.default_rng([seed, int(target), int(turn)]).permutation(members)
             drawn.append(order[at[at // len(members) == turn] % len(members)])
@@ -111,16 +119,17 @@ def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 class TrainBatches:
-    """Batch sampler: lists of (epoch, position) for this process; of balanced classes (epoch, position, how many times the
-    image was there before in this epoch), so that it is not augmented alike each time.
+    """Batch sampler: lists of (epoch, position) for this process; of balanced classes (epoch, position, how
+    many times the image was there before in this epoch), so that it is not augmented alike each time.
 
     A process without an image in a short batch gets one that belongs to another, so that all take part in
-    every step; StepPlan.samples_of says that it does not count. Set the epoch with `set_epoch`; `start` skips the
-    first micro-steps (a run cut inside an epoch).
+    every step; StepPlan.samples_of says that it does not count. Set the epoch with `set_epoch`; `start` skips
+    the first micro-steps (a run cut inside an epoch).
     """
 
     def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None):
-        """balanced: (num_samples,) targets, where each class is to come as often as the others (`balanced_order`)."""
+        """balanced: (num_samples,) targets, where each class is to come as often as the others
+        (`balanced_order`)."""
         self.plan, self.rank, self.seed, self.balanced = plan, rank, seed, balanced
         self.epoch, self.start = 0, 0
 
@@ -132,7 +141,8 @@ class TrainBatches:
 
     def _keys(self) -> list[tuple[int, ...]]:
         if self.balanced is None:
-            return [(self.epoch, position) for position in epoch_order(self.plan.num_samples, self.seed, self.epoch).tolist()]
+            return [(self.epoch, position)
+                    for position in epoch_order(self.plan.num_samples, self.seed, self.epoch).tolist()]
         times, keys = [0] * self.plan.num_samples, []
         for position in balanced_order(self.balanced, self.seed, self.epoch).tolist():
             keys.append((self.epoch, position, times[position]))
@@ -154,7 +164,12 @@ class EvalBatches:
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0):
-        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+        self.num_samples, self.batch_size, self.rank, self.world_size = (
+            num_samples,
+            batch_size,
+            rank,
+            world_size,
+        )
         self.epoch = epoch  # whose random draws a sample gets, where it gets any
 
     def _starts(self) -> range:
@@ -165,4 +180,5 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in self._starts():
-            yield [(self.epoch, position) for position in range(start, min(start + self.batch_size, self.num_samples))]
+            yield [(self.epoch, position)
+                   for position in range(start, min(start + self.batch_size, self.num_samples))]

@@ -1,7 +1,9 @@
 """A folder or a CSV -> one table of images.
 
-The table is a pandas DataFrame with a row an image and a RangeIndex; after it was read nobody asks where it came from:
-    index    int64, 0…N-1 over the table as it was read: says which image a row is, also after rows were taken out
+The table is a pandas DataFrame with a row an image and a RangeIndex; after it was read nobody asks where it
+came from:
+    index    int64, 0…N-1 over the table as it was read: says which image a row is, also after rows were taken
+             out
     path     str, as the user would type it
     label    str, the name of the class
     target   int64, the label's position in the order of classes
@@ -41,7 +43,8 @@ from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
 
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}  # internal, external
+# internal, external
+SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}
 
 
 @dataclass
@@ -65,31 +68,35 @@ def sorted_alone(names):
 def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
 
-    order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`). splits: those to
-    read; each must be there, with the same classes and no class empty. Hidden files and folders (.DS_Store, ._copy.jpg,
-    .ipynb_checkpoints) and other file types are left out and counted. Raises InputError.
+    order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
+    splits: those to read; each must be there, with the same classes and no class empty. Hidden files and
+    folders (.DS_Store, ._copy.jpg, .ipynb_checkpoints) and other file types are left out and counted. Raises
+    InputError.
     """
     if not os.path.isdir(data_path):
-        raise InputError(f"--data_path {data_path}: {'not a folder' if os.path.exists(data_path) else 'not there'}")
+        raise InputError(f"--data_path {data_path}: "
+                         f"{'not a folder' if os.path.exists(data_path) else 'not there'}")
     found, ignored = {}, []
     for split in splits:
         folder = os.path.join(data_path, split)
         if not os.path.isdir(folder):
             raise InputError(
-                f"--data_path {data_path}: no folder {split}; there is {some(_folders(data_path)) or 'no folder'}; "
-                f"expected {os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}"
+                f"--data_path {data_path}: no folder {split}; there is "
+                f"{some(_folders(data_path)) or 'no folder'}; expected "
+                f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}"
             )
         classes = _folders(folder)
         if not classes:
-            raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} with images")
+            raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} "
+                             "with images")
         found[split] = {name: pictures_below(os.path.join(folder, name), ignored) for name in classes}
     _same_classes(data_path, found)
     for split, classes in found.items():
         empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
         if empty:
             raise InputError(
-                f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: "
-                "add some, or remove the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
+                f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, or remove "
+                "the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
             )
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
@@ -100,7 +107,8 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
 
 def _folders(folder):
     """Names of the folders in a folder, sorted, hidden ones left out."""
-    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry))
+    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".")
+                  and _is_folder(entry))
 
 
 def _entries(folder):
@@ -109,8 +117,8 @@ def _entries(folder):
         with os.scandir(folder) as entries:
             yield from entries  # one by one: a million would take hundreds of megabytes
     except OSError as error:
-        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, or remove it "
-                         "from the data") from error
+        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, "
+                         "or remove it from the data") from error
 
 
 def _is_folder(entry):
@@ -121,8 +129,8 @@ def _is_folder(entry):
 
 
 def pictures_below(folder, ignored):
-    """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden files, other
-    types, and charts, heat maps and sheets that this program wrote there."""
+    """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden
+    files, other types, and charts, heat maps and sheets that this program wrote there."""
     by_folder, open_folders = {}, [(folder, ())]
     while open_folders:
         current, above = open_folders.pop()
@@ -134,7 +142,8 @@ def pictures_below(folder, ignored):
             if _is_folder(entry):
                 if entry.name.startswith("."):
                     ignored.append(entry.path)
-                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):  # a link to its parents
+                # a link to its parents
+                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):
                     open_folders.append((entry.path, above))
             elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
                 ignored.append(entry.path)
@@ -144,12 +153,14 @@ def pictures_below(folder, ignored):
         ignored += [os.path.join(current, name) for name in names if name in own]
         by_folder[current] = [name for name in names if name not in own] if own else names
     # ImageFolder's order: folders by their whole path, then files by name.
-    return [os.path.join(current, name) for current in sorted(by_folder) for name in sorted(by_folder[current])]
+    return [os.path.join(current, name) for current in sorted(by_folder)
+            for name in sorted(by_folder[current])]
 
 
 def _same_classes(data_path, found):
     everywhere = sorted(set().union(*found.values()))
-    missing = {split: [name for name in everywhere if name not in classes] for split, classes in found.items()}
+    missing = {split: [name for name in everywhere if name not in classes]
+               for split, classes in found.items()}
     if any(missing.values()):
         lists = "; ".join(f"{split} lacks {some(names, 10)}" for split, names in missing.items() if names)
         raise InputError(f"--data_path {data_path}: the class folders differ between splits: {lists}")
@@ -162,13 +173,14 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
              order_of=class_order.in_order, path_suffix=""):
     """A CSV with an image a row -> Data; relative paths start at the CSV's folder.
 
-    Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is checked,
-    those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
+    Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is
+    checked, those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
     path_suffix: an ending that the paths lack. Raises InputError with the
     line of the file.
     """
     columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
-    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col", patient_col: "--patient_col"}
+    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col",
+             patient_col: "--patient_col"}
     cells, lines, separator = read_columns(csv_file, columns, flags, exact=path_col)
     notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
     cells[0] = file_names(csv_file, cells[0], path_suffix)
@@ -186,7 +198,8 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     refuse_repeated(csv_file, paths, lines, {"in two splits": row_splits, "with two labels": labels})
     absent = [split for split in splits if split not in row_splits]
     if absent:
-        raise InputError(f"{csv_file}: no row with {split_col} {some(absent)}; there is {some(sorted(split_of))}")
+        raise InputError(f"{csv_file}: no row with {split_col} {some(absent)}; there is "
+                         f"{some(sorted(split_of))}")
     paths = joined(os.path.dirname(csv_file), paths)
     if not set(row_splits) <= set(splits):
         kept = [split in splits for split in row_splits]
@@ -227,7 +240,8 @@ def _table(paths, labels, splits, patients, class_names):
 
 
 def picture_table(paths, labels, splits, patients):
-    """Columns of equal length, in order -> the table. Raises InputError for names that no text file can hold."""
+    """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
+    hold."""
     try:
         "".join(paths).encode()
     except UnicodeEncodeError:
@@ -253,8 +267,8 @@ def _absent_classes(class_names, split, labels):
 def check_classes(data, nb_classes, explicit):
     """Data, once its number of classes is what was asked for; len(class_names) is the number to use.
 
-    explicit: the user typed --nb_classes, so a disagreement is an InputError; else what was found is taken, with a
-    note. Fewer than two classes are an InputError.
+    explicit: the user typed --nb_classes, so a disagreement is an InputError; else what was found is taken,
+    with a note. Fewer than two classes are an InputError.
     """
     found = len(data.class_names)
     if found < 2:
@@ -263,7 +277,8 @@ def check_classes(data, nb_classes, explicit):
         return data
     names = some(data.class_names, 50)
     if explicit:
-        raise InputError(f"--nb_classes {nb_classes}, but found {found} classes ({names}): pass --nb_classes {found}")
+        raise InputError(f"--nb_classes {nb_classes}, but found {found} classes ({names}): pass --nb_classes "
+                         f"{found}")
     return replace(data, notes=[*data.notes, f"{found} classes, as found in the data ({names})"])
 
 
@@ -275,7 +290,8 @@ def match_classes(data, class_names):
     unknown = [name for name in data.class_names if name not in class_names]
     if unknown:
         raise InputError(
-            f"the checkpoint has no class {some(unknown, 10)}; its classes are {some(class_names, 50)}: rename yours"
+            f"the checkpoint has no class {some(unknown, 10)}; its classes are {some(class_names, 50)}: "
+            "rename yours"
         )
     notes = list(data.notes)
     if data.class_names != [name for name in class_names if name in data.class_names]:
@@ -287,16 +303,16 @@ def match_classes(data, class_names):
     return Data(table, list(class_names), notes)
 
 
-def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None, others=()):
+def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None,
+                others=()):
     """Decode every image once -> Data without the bad ones.
 
-    bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the others
-    keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers: threads; None takes
-    one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader, its paths)]:
-    util/data/images/reading_pass.py) take what they lack in the same pass.
-    Raises InputError also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be
-    written.
+    bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the
+    others keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
+    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers:
+    threads; None takes one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader,
+    its paths)]: util/data/images/reading_pass.py) take what they lack in the same pass. Raises InputError
+    also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be written.
     """
     paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
     of_fields = [] if fields is None else [(fields, paths)]
@@ -306,7 +322,8 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
         return replace(data, notes=notes)
     if bad_images == "stop":
         files = "; ".join(f"{path} ({reason})" for path, reason in bad)
-        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read; mend or pass --bad_images skip: {files}")
+        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read; mend or pass --bad_images skip: "
+                         f"{files}")
     table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
     for split in data.table["split"].unique():
         left = set(table["label"][table["split"] == split])
@@ -316,7 +333,8 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
             continue
         emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
         if emptied and (split == "train" or not left):
-            raise InputError(f"--bad_images skip leaves no readable image of {emptied} in {split}; see {bad[0][0]}")
+            raise InputError(f"--bad_images skip leaves no readable image of {emptied} in {split}; see "
+                             f"{bad[0][0]}")
         notes += [f"no readable image of {emptied} in {split}"] if emptied else []
     if skipped_file:
         write_whole(skipped_file, pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False))
@@ -326,8 +344,9 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
 
 
 def look_at_some(data, facts, fields=None, workers=None, progress=True, others=()):
-    """Data, where its files are not checked: with some of them among the facts, and with the fields of all, where there are to
-    be any; others: as of `check_files`. A file that can't be read is left to whoever reads it."""
+    """Data, where its files are not checked: with some of them among the facts, and with the fields of all,
+    where there are to be any; others: as of `check_files`. A file that can't be read is left to whoever reads
+    it."""
     paths = list(dict.fromkeys(data.table["path"]))
     some_paths, note = some_to_look_at(paths)
     of_fields = [] if fields is None else [(fields, paths)]
@@ -337,9 +356,11 @@ def look_at_some(data, facts, fields=None, workers=None, progress=True, others=(
 
 
 def subset(table, ratio, stratified, seed):
-    """The share `ratio` (0…1] of the train rows, at least one (stratified: of each class); val and test whole.
+    """The share `ratio` (0…1] of the train rows, at least one (stratified: of each class); val and test
+    whole.
 
-    Depends on seed alone, and a smaller ratio's rows are among a larger one's. Order is kept. Raises InputError.
+    Depends on seed alone, and a smaller ratio's rows are among a larger one's. Order is kept. Raises
+    InputError.
     """
     if not 0 < ratio <= 1:
         raise InputError(f"--dataratio {ratio}: above 0 and at most 1")
@@ -359,14 +380,16 @@ def subset(table, ratio, stratified, seed):
 def patient_counts(table, class_names):
     """{split: {class: patients}} where patients are known, "" for all of a split; {} where none is."""
     known = table[table["patient"] != ""]
-    return {split: {class_names[target]: int(number) for target, number in rows.groupby("target")["patient"].nunique().items()}
+    return {split: {class_names[target]: int(number)
+                    for target, number in rows.groupby("target")["patient"].nunique().items()}
             | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
 
 
 def counts(table, class_names):
     """Images a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])
-    return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table], fill_value=0).astype(int)
+    return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table],
+                         fill_value=0).astype(int)
 
 
 def fingerprint(table):

@@ -1,4 +1,5 @@
-"""Images without labels: a folder or a CSV -> the table of images, and the table of what a model says of them.
+"""Images without labels: a folder or a CSV -> the table of images, and the table of what a model says of
+them.
 
 The table is that of util/data/tables.py with one split, "input", and no labels; covariate_NAME (text)
 stands beside as in util/data/regression.py. The CSV's other columns are kept as they are written.
@@ -12,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.data.csv_columns import SEPARATORS, file_names, is_missing, located, read_columns, refuse_absent, refuse_empty
+from util.data.csv_columns import (
+    SEPARATORS,
+    file_names,
+    is_missing,
+    located,
+    read_columns,
+    refuse_absent,
+    refuse_empty,
+)
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.fundus_fields import Fields
 from util.data.images.scan import NO_FACTS
@@ -24,24 +33,27 @@ SPLIT = "input"
 
 @dataclass
 class Unlabelled(Data):
-    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s `index`; fields: of
-    the images, with --fundus_crop auto; facts: what the check found of them (`ImageFacts.of`)."""
+    """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s
+    `index`; fields: of the images, with --fundus_crop auto; facts: what the check found of them
+    (`ImageFacts.of`)."""
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
     fields: Fields | None = None
     facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
-def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (), path_suffix: str = "") -> Unlabelled:
+def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (),
+                    path_suffix: str = "") -> Unlabelled:
     """All images in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
 
-    Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`); path_suffix: an ending
-    that they lack; an image may stand there twice. covariates: columns that the model reads.
+    Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`);
+    path_suffix: an ending that they lack; an image may stand there twice. covariates: columns that the model
+    reads.
     """
     if os.path.isdir(source):
         if covariates:
-            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} beside each image: "
-                             "pass a CSV with these columns and the path")
+            raise InputError(f"--input {source} is a folder, but this model reads {', '.join(covariates)} "
+                             "beside each image: pass a CSV with these columns and the path")
         return _read_folder(source)
     if not os.path.exists(source):
         raise InputError(f"--input {source}: not there")
@@ -55,7 +67,8 @@ def _read_folder(folder: str) -> Unlabelled:
     paths = pictures_below(folder, ignored)
     notes = left_out(ignored)
     if not paths:
-        raise InputError(f"--input {folder}: no image ({', '.join(end[1:] for end in EXTENSIONS)}) in it or below"
+        raise InputError(f"--input {folder}: no image ({', '.join(end[1:] for end in EXTENSIONS)}) in it or "
+                         "below"
                          + "".join(f"; {note}" for note in notes))
     return Unlabelled(_table(paths), [], notes)
 
@@ -81,7 +94,8 @@ def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_su
         table[f"covariate_{name}"] = columns[name]
         missing = sum(map(is_missing, columns[name]))
         if missing:
-            notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the model as missing")
+            notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the "
+                         "model as missing")
     columns[path_col] = [cell.strip() for cell in columns[path_col]]
     others = {name: column for name, column in columns.items() if (name, path_col) != ("path", "path")}
     return Unlabelled(table, [], notes, others=pd.DataFrame(others, index=table.index, dtype=object))
@@ -92,11 +106,14 @@ def _table(paths: list[str]) -> pd.DataFrame:
     return picture_table(paths, empty, [SPLIT] * len(paths), empty)
 
 
-# ---- what is written ------------------------------------------------------------------------------------------------
+# ---- what is written ---------------------------------------------------------------------------------------
 
 def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """path, the CSV's other columns, the answers (a row a row of data.table) -> (the table, lines about renamed columns)."""
-    others = data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others) else pd.DataFrame()
+    """path, the CSV's other columns, the answers (a row a row of data.table) -> (the table, lines about
+    renamed columns)."""
+    others = (
+        data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others) else pd.DataFrame()
+    )
     known, renamed = {"path", *answers.columns, *others.columns}, {}
     for name in others.columns:
         if name in ("path", *answers.columns):
@@ -114,17 +131,20 @@ def _free(name: str, known: set[str]) -> str:
     return name
 
 
-def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], temperature: float | None = None,
+def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
+                  temperature: float | None = None,
                   thresholds: dict[str, float] | None = None) -> pd.DataFrame:
     """predicted_class, prob_<class>, logit_<class> (the model's own) of logits (N, K).
 
-    Probabilities are softmax(logits / temperature). thresholds: {"sensitivity_at_90_specificity": t, …} of two classes,
-    probabilities of the second one before any temperature; called_at_90_specificity is then 1 where t is reached.
-    Raises RunError for logits that are NaN or infinite.
+    Probabilities are softmax(logits / temperature). thresholds: {"sensitivity_at_90_specificity": t, …} of
+    two classes, probabilities of the second one before any temperature; called_at_90_specificity is then 1
+    where t is reached. Raises RunError for logits that are NaN or infinite.
     """
-    rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "", "split": SPLIT, "target": 0})
+    rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "",
+                         "split": SPLIT, "target": 0})
     plain = predictions_table(rows, logits, class_names)
-    table = plain if not temperature else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
+    table = plain if not temperature else predictions_table(rows, np.asarray(logits, np.float64)
+                                                            / temperature, class_names)
     columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
     columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
     for name, threshold in (thresholds or {}).items():
@@ -134,13 +154,15 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str], 
 
 
 def skipped_file(output: str | os.PathLike) -> Path:
-    """Where the images are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in FILE.npz.skipped.csv."""
+    """Where the images are listed that are left out: of FILE.csv in FILE.skipped.csv, of FILE.npz in
+    FILE.npz.skipped.csv."""
     path = Path(output)
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
 
 
 def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:
-    """With --fundus_crop auto: the table of what was found, its sheet, and what is remembered until the output is written."""
+    """With --fundus_crop auto: the table of what was found, its sheet, and what is remembered until the
+    output is written."""
     path = Path(output)
     stem = path.name.removesuffix(".csv")
     return (path.with_name(f"{stem}.fundus_crop.csv"), path.with_name(f"{stem}.fundus_crop.png"),

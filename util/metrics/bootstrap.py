@@ -1,9 +1,10 @@
 """The bootstrap: which images a resample holds, and what the figures of many resamples say.
 
-A resample is a row of whole numbers, how often each image is in it (B, N). Patients are drawn where they are known, images
-elsewhere, with equal chances and never by class: fixing the classes' counts leaves out the part of the error that comes from
-them, so its intervals are too narrow. The same patients (or number of images) and the same seed give the same resamples, so
-that figures of two models on the same images may be subtracted draw by draw.
+A resample is a row of whole numbers, how often each image is in it (B, N). Patients are drawn where they are
+known, images elsewhere, with equal chances and never by class: fixing the classes' counts leaves out the part
+of the error that comes from them, so its intervals are too narrow. The same patients (or number of images)
+and the same seed give the same resamples, so that figures of two models on the same images may be subtracted
+draw by draw.
 
 B is the number of draws, N of images, G of patients.
 """
@@ -16,7 +17,8 @@ import numpy as np
 from scipy.special import expit, logit
 
 DRAWS = 2000
-MOST_ROWS = 100_000  # with more images the draws are fewer: the percentiles of so narrow a distribution need no more
+# with more images the draws are fewer: the percentiles of so narrow a distribution need no more
+MOST_ROWS = 100_000
 DRAWS_OF_MANY = 200
 CELLS = 2**22  # of a chunk of resamples, so that it stays near the processor
 LEVEL = 0.95
@@ -29,7 +31,8 @@ def draws_for(rows: int, draws: int = DRAWS) -> int:
 
 
 def groups_of(patients: Sequence[str]) -> np.ndarray | None:
-    """(N,) patient numbers, an image without a patient ("") standing alone; None where no patient has two images."""
+    """(N,) patient numbers, an image without a patient ("") standing alone; None where no patient has two
+    images."""
     patients = np.asarray(patients, dtype=object)
     unknown = patients == ""
     codes, number = np.empty(len(patients), dtype=np.int64), 0
@@ -54,7 +57,8 @@ def resamples(number: int, groups: np.ndarray | None, draws: int, seed: int) -> 
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float, int]:
-    """(lower, upper, undefined): the middle 95 % of the draws where the figure is defined, and in how many it is not."""
+    """(lower, upper, undefined): the middle 95 % of the draws where the figure is defined, and in how many it
+    is not."""
     defined = replicates[~np.isnan(replicates)]
     undefined = len(replicates) - len(defined)
     if not len(defined):
@@ -65,16 +69,17 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[f
 
 def basic_interval(replicates: np.ndarray, value: float, least: float = -math.inf,
                    level: float = LEVEL) -> tuple[float, float, int]:
-    """The percentiles' distances from the value, taken to the other side: for figures whose resamples are shifted the way
-    that the figure itself is, such as the calibration error, which chance can only raise. Nothing lies below `least`."""
+    """The percentiles' distances from the value, taken to the other side: for figures whose resamples are
+    shifted the way that the figure itself is, such as the calibration error, which chance can only raise.
+    Nothing lies below `least`."""
     lower, upper, undefined = percentile_interval(replicates, level)
     return max(least, 2 * value - upper), max(least, 2 * value - lower), undefined
 
 
 def corrected_interval(replicates: np.ndarray, value: float) -> tuple[float, float, int]:
-    """value - bias ± 1.96 errors on the logit scale: for shares whose resamples are shifted, as average precision's are, in
-    which an image stands beside its own copies. The bias is that of the resamples; its square is added to their variance,
-    because it is only an estimate, too."""
+    """value - bias ± 1.96 errors on the logit scale: for shares whose resamples are shifted, as average
+    precision's are, in which an image stands beside its own copies. The bias is that of the resamples; its
+    square is added to their variance, because it is only an estimate, too."""
     defined = replicates[~np.isnan(replicates)]
     undefined = len(replicates) - len(defined)
     if not len(defined):

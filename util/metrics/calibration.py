@@ -1,4 +1,5 @@
-"""Whether probabilities mean what they say: calibration error, slope and intercept, and the temperature that mends them.
+"""Whether probabilities mean what they say: calibration error, slope and intercept, and the temperature that
+mends them.
 
 N is the number of images, K of classes.
 """
@@ -38,10 +39,12 @@ def reliability(probability: np.ndarray, happened: np.ndarray,
 
 
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
-    """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al. 2017).
+    """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al.
+    2017).
 
     The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the
-    end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is returned.
+    end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is
+    returned.
     """
     from scipy.optimize import brentq  # slow to import, and only val's outputs need it
 
@@ -66,10 +69,10 @@ def class_log_odds(logits: np.ndarray, k: int) -> np.ndarray:
 def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[Estimate, Estimate]:
     """Calibration slope and intercept of one class, as Van Calster et al. (BMC Medicine 2019) define them.
 
-    The slope is that of a logistic regression of the class on the log odds that were predicted (1 is ideal, below 1 they are
-    too extreme); the intercept is what has to be added to the log odds, their slope left at 1 (0 is ideal, below 0 they are too
-    high). Each comes with its influences (N,), whose squares sum to the sandwich variance. NaN where the class is
-    separated from the rest, constant, or all there is.
+    The slope is that of a logistic regression of the class on the log odds that were predicted (1 is ideal,
+    below 1 they are too extreme); the intercept is what has to be added to the log odds, their slope left at
+    1 (0 is ideal, below 0 they are too high). Each comes with its influences (N,), whose squares sum to the
+    sandwich variance. NaN where the class is separated from the rest, constant, or all there is.
     """
     log_odds, outcome = np.asarray(log_odds, np.float64), np.asarray(is_class, np.float64)
     one = np.ones((len(outcome), 1))
@@ -78,8 +81,10 @@ def slope_and_intercept(log_odds: np.ndarray, is_class: np.ndarray) -> tuple[Est
     return (slope[0][1], slope[1][:, 1]), (intercept[0][0], intercept[1][:, 0])
 
 
-def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of a logistic regression by Newton's method, and each row's influence on them; NaN without a maximum."""
+def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray,
+              start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of a logistic regression by Newton's method, and each row's influence on them; NaN without
+    a maximum."""
     unknown = np.full(len(start), math.nan), np.full(design.shape, math.nan)
     if outcome.min(initial=1) == outcome.max(initial=0):
         return unknown
@@ -92,7 +97,11 @@ def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray, start
         chance = expit(design @ coefficients + offset)
         slope = design.T @ (outcome - chance)
         curvature = design.T @ (design * (chance * (1 - chance))[:, None])
-        if not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e12 or np.abs(coefficients).max() > 1e4:
+        if (
+            not np.isfinite(curvature).all()
+            or np.linalg.cond(curvature) > 1e12
+            or np.abs(coefficients).max() > 1e4
+        ):
             return unknown
         step = np.linalg.solve(curvature, slope)
         while (now := loss(coefficients + step)) > before + 1e-9 * abs(before) and np.abs(step).max() > 1e-12:

@@ -1,7 +1,7 @@
 """From a classification's outputs to the predictions table, and from the table to metrics.
 
-Everything is computed from that table (util/metrics/predictions.py), so every metric can be computed again from
-the saved file. N is the number of images, K the number of classes.
+Everything is computed from that table (util/metrics/predictions.py), so every metric can be computed again
+from the saved file. N is the number of images, K the number of classes.
 """
 
 import math
@@ -16,11 +16,13 @@ from util.metrics.predictions import require_finite
 from util.metrics.table import CLASSIFICATION, SCORE_PARTS, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
-# The columns of metrics_val.csv and metrics_test.csv; users' scripts read those from val_loss to kappa by name.
-METRIC_COLUMNS = ("epoch", *("val_loss" if metric.name == "loss" else metric.name for metric in of_kind(CLASSIFICATION, "csv")))
+# The columns of metrics_val.csv and metrics_test.csv; users' scripts read those from val_loss to kappa by
+# name.
+METRIC_COLUMNS = ("epoch", *("val_loss" if metric.name == "loss" else metric.name
+                             for metric in of_kind(CLASSIFICATION, "csv")))
 
 
-# ---- the predictions table ------------------------------------------------------------------------------------------
+# ---- the predictions table ---------------------------------------------------------------------------------
 
 def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: list[str]) -> pd.DataFrame:
     """Put samples and outputs into the predictions table, sorted by index.
@@ -46,7 +48,8 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     columns = {
         "index": samples["index"].to_numpy(dtype=np.int64),
         "path": samples["path"].astype(str).to_numpy(dtype=object),
-        "patient": samples["patient"].astype(object).where(samples["patient"].notna(), "").map(str).to_numpy(),
+        "patient": samples["patient"].astype(object).where(samples["patient"].notna(),
+                                                           "").map(str).to_numpy(),
         "split": samples["split"].astype(str).to_numpy(dtype=object),
         "true_class": names[target],
         "predicted_class": names[logits.argmax(axis=1)],
@@ -57,19 +60,22 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------
 
-def classification_metrics(table: pd.DataFrame, order: Sequence[str] | None = None) -> tuple[dict[str, float], list[str]]:
-    """All figures of a predictions table, and lines that say what they leave out. order: of the classes, where it was typed.
+def classification_metrics(table: pd.DataFrame,
+                           order: Sequence[str] | None = None) -> tuple[dict[str, float], list[str]]:
+    """All figures of a predictions table, and lines that say what they leave out. order: of the classes,
+    where it was typed.
 
-    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa, score, n, brier,
-    qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats) of the logits in float64,
-    roc_auc and average_precision are one-vs-rest means over the classes where they are defined, score the mean of f1,
-    roc_auc and kappa (of those of them that are defined). brier is scikit-learn's: the squared error of the probabilities
-    summed over the classes, halved for two classes, so that it is then the usual mean (p - y)^2. mae_grades is the mean
-    distance of predicted and true class in their order, ece the expected calibration error (see util/metrics/calibration.py).
-    An undefined figure is NaN; the order of the rows changes nothing.
-    Raises RunError for non-finite outputs or an empty table, InputError for a class that has no column.
+    Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa,
+    score, n, brier, qwk, balanced_accuracy, mae_grades, ece}, notes). loss is the mean cross-entropy (nats)
+    of the logits in float64, roc_auc and average_precision are one-vs-rest means over the classes where they
+    are defined, score the mean of f1, roc_auc and kappa (of those of them that are defined). brier is
+    scikit-learn's: the squared error of the probabilities summed over the classes, halved for two classes, so
+    that it is then the usual mean (p - y)^2. mae_grades is the mean distance of predicted and true class in
+    their order, ece the expected calibration error (see util/metrics/calibration.py). An undefined figure is
+    NaN; the order of the rows changes nothing. Raises RunError for non-finite outputs or an empty table,
+    InputError for a class that has no column.
     """
     if table.empty:
         raise RunError("there are no predictions to score")
@@ -89,18 +95,21 @@ def figures_of_outputs(images: Images) -> dict[str, float]:
 def _notes(images: Images, figures: dict[str, float]) -> list[str]:
     notes, names = [], images.names
     if images.ranks is None:
-        notes.append("qwk and mae_grades are left out: nothing says in which order these classes stand (--class_order, or "
-                     "names that begin with whole numbers)")
+        notes.append("qwk and mae_grades are left out: nothing says in which order these classes stand "
+                     "(--class_order, or names that begin with whole numbers)")
     absent = [name for name, is_of in zip(names, images.one_hot.T, strict=True) if not is_of.any()]
     if absent:
-        listed = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-        notes.append(f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 in f1, "
-                     "jaccard, precision and recall; roc_auc and average_precision are means over the others")
+        listed = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more"
+                                                      if len(absent) > 10 else "")
+        notes.append(f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 "
+                     "in f1, jaccard, precision and recall; roc_auc and average_precision are means over "
+                     "the others")
     if math.isnan(figures["roc_auc"]):
         notes.append("roc_auc is undefined: all images are of one class")
     if math.isnan(figures["kappa"]):
         notes.append("kappa is undefined: all images are of one class and all are predicted as it")
     defined = [part for part in SCORE_PARTS if not math.isnan(figures[part])]
     if len(defined) < len(SCORE_PARTS):
-        notes.append(f"the score is made of {' and '.join(defined)} alone, so it compares with no other score")
+        notes.append(f"the score is made of {' and '.join(defined)} alone, so it compares with no other "
+                     "score")
     return notes

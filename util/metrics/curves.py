@@ -1,4 +1,5 @@
-"""The curves of a report as numbers: ROC, precision-recall, reliability, histograms, thinned to what a page can hold.
+"""The curves of a report as numbers: ROC, precision-recall, reliability, histograms, thinned to what a page
+can hold.
 
 N is the number of images. Nothing here draws.
 """
@@ -12,28 +13,33 @@ from util.metrics.calibration import BINS, reliability, softmax
 MOST_CURVES = 60  # classes that get curves, the most frequent ones
 MOST_POINTS = 300  # of a curve: a step is then below a pixel of any chart here
 SCORE_BINS = 20
-RELIABILITY_BINS = 10  # of the probability of one of two classes; util/metrics/calibration.py says how many of the highest one
+# of the probability of one of two classes; util/metrics/calibration.py says how many of the highest one
+RELIABILITY_BINS = 10
 
 
 def counts_at_thresholds(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives (T,) when all images with a score of at least each of the T distinct ones are taken,
+    """True and false positives (T,) when all images with a score of at least each of the T distinct ones are
+    taken,
     the highest score first. is_class: (N,) bool; scores: (N,)."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores) else np.zeros(0, np.int64)
+    ends = np.append(np.flatnonzero(np.diff(scores[order])),
+                     len(scores) - 1) if len(scores) else np.zeros(0, np.int64)
     hits = np.cumsum(is_class[order])[ends] if len(scores) else np.zeros(0, np.int64)
     return hits, ends + 1 - hits
 
 
-def roc_points(is_class: np.ndarray, scores: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray] | None:
-    """(1 - specificity, sensitivity) from (0, 0) to (1, 1), each a point of scikit-learn's roc_curve; None where all
-    images are of one kind. Points between two on a straight line are left out, then all but about `most`, evenly along
-    the curve."""
+def roc_points(is_class: np.ndarray, scores: np.ndarray,
+               most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray] | None:
+    """(1 - specificity, sensitivity) from (0, 0) to (1, 1), each a point of scikit-learn's roc_curve; None
+    where all images are of one kind. Points between two on a straight line are left out, then all but about
+    `most`, evenly along the curve."""
     hits, false_alarms = counts_at_thresholds(is_class, scores)
     if not len(hits) or not hits[-1] or not false_alarms[-1]:
         return None
     hits, false_alarms = np.append(0, hits), np.append(0, false_alarms)
     corner = np.ones(len(hits), bool)  # whole numbers: what lies on a line does so exactly
-    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1] != np.diff(hits)[:-1] * np.diff(false_alarms)[1:])
+    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1] != np.diff(hits)[:-1]
+                    * np.diff(false_alarms)[1:])
     x, y = false_alarms[corner] / false_alarms[-1], hits[corner] / hits[-1]
     kept = evenly_along(x, y, most)
     return x[kept], y[kept]
@@ -42,9 +48,9 @@ def roc_points(is_class: np.ndarray, scores: np.ndarray, most: int = MOST_POINTS
 def precision_recall_points(is_class: np.ndarray, scores: np.ndarray,
                             most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray] | None:
     """(recall, precision) by falling threshold up to the first full recall, each a point of scikit-learn's
-    precision_recall_curve; None where the class is absent. Of thresholds with the same recall the highest precision stands
-    there, as average precision counts it; of many points the lowest and highest precision of each of most / 2 equal steps
-    of recall stay, so that every peak does."""
+    precision_recall_curve; None where the class is absent. Of thresholds with the same recall the highest
+    precision stands there, as average precision counts it; of many points the lowest and highest precision of
+    each of most / 2 equal steps of recall stay, so that every peak does."""
     hits, false_alarms = counts_at_thresholds(is_class, scores)
     if not len(hits) or not hits[-1]:
         return None
@@ -55,7 +61,8 @@ def precision_recall_points(is_class: np.ndarray, scores: np.ndarray,
 
 
 def evenly_along(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Numbers of at most `most` points of a curve, at even distances along it (|dx| + |dy|), its ends among them."""
+    """Numbers of at most `most` points of a curve, at even distances along it (|dx| + |dy|), its ends among
+    them."""
     if len(x) <= most:
         return np.arange(len(x))
     way = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
@@ -64,7 +71,8 @@ def evenly_along(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
 
 
 def extremes_of_steps(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Numbers of the lowest and highest y in each of most / 2 equal steps of x (ascending), and of both ends."""
+    """Numbers of the lowest and highest y in each of most / 2 equal steps of x (ascending), and of both
+    ends."""
     if len(x) <= most:
         return np.arange(len(x))
     edges = np.searchsorted(x, np.linspace(x[0], x[-1], most // 2 + 1)[1:-1])
@@ -89,9 +97,12 @@ def quantiles(values: np.ndarray) -> np.ndarray | None:
 class Curves:
     """What is drawn of a classification's split. Of two classes the second one is the event.
 
-    roc, precision_recall: {class number: points}; shares: of all images, by class (the precision of guessing);
-    calibration: [(label, `reliability`)], raw and, where there is a temperature, after it; of_what: whose probability;
-    scores: [(label, `histogram`)]; own, others: by class the `quantiles` of its probability among its images and the rest.
+    roc, precision_recall: {class number: points}; shares: of all images, by class (the precision of
+    guessing);
+    calibration: [(label, `reliability`)], raw and, where there is a temperature, after it; of_what: whose
+    probability;
+    scores: [(label, `histogram`)]; own, others: by class the `quantiles` of its probability among its images
+    and the rest.
     """
 
     roc: dict[int, tuple]
@@ -105,7 +116,8 @@ class Curves:
     left_out: int  # classes that get no curve, beyond MOST_CURVES
 
 
-def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, logits: np.ndarray, names: list[str],
+def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, logits: np.ndarray,
+              names: list[str],
               temperature: float | None = None) -> Curves:
     """true, predicted: (N,) class numbers; probabilities, logits: (N, K)."""
     num_classes, images = len(names), np.bincount(true, minlength=len(names))
@@ -125,9 +137,13 @@ def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray
         scores = [(names[k], histogram(probabilities[true == k, 1])) for k in (0, 1)]
         of_what = f"Probability of {names[1]}"
     else:
-        calibration = [(label, reliability(p.max(axis=1), p.argmax(axis=1) == true, BINS)) for label, p in versions]
+        calibration = [(label, reliability(p.max(axis=1), p.argmax(axis=1) == true, BINS))
+                       for label, p in versions]
         highest = probabilities.max(axis=1)
-        scores = [("right", histogram(highest[predicted == true])), ("wrong", histogram(highest[predicted != true]))]
+        scores = [("right", histogram(highest[predicted == true])),
+                  ("wrong", histogram(highest[predicted != true]))]
         of_what = "Probability of the predicted class"
-    return Curves({k: points for k, points in roc.items() if points}, {k: p for k, p in precision_recall.items() if p},
-                  images / max(1, len(true)), calibration, of_what, scores, own, others, num_classes - len(shown))
+    return Curves({k: points for k, points in roc.items() if points},
+                  {k: p for k, p in precision_recall.items() if p},
+                  images / max(1, len(true)), calibration, of_what, scores, own, others,
+                  num_classes - len(shown))

@@ -1,10 +1,10 @@
 """Intervals and tests of the area under the ROC curve, without resampling.
 
-Everything rests on one number an image: how much it moves the AUC. The sum of the squares of these influences is the
-variance of DeLong, DeLong and Clarke-Pearson (Biometrics 1988), computed from ranks in N log N steps as Sun and Xu (IEEE
-Signal Processing Letters 2014) do. Influences add up: those of several classes to that of their mean, those of a patient's
-images to the patient's (as Obuchowski, Biometrics 1997, does for clusters), and those of two models on the same images
-subtract to that of their difference.
+Everything rests on one number an image: how much it moves the AUC. The sum of the squares of these influences
+is the variance of DeLong, DeLong and Clarke-Pearson (Biometrics 1988), computed from ranks in N log N steps
+as Sun and Xu (IEEE Signal Processing Letters 2014) do. Influences add up: those of several classes to that of
+their mean, those of a patient's images to the patient's (as Obuchowski, Biometrics 1997, does for clusters),
+and those of two models on the same images subtract to that of their difference.
 
 N is the number of images, G of models (or groups of them).
 """
@@ -22,8 +22,9 @@ ALIKE = 1e-9  # of AUCs and, as a share of the largest one, of standard errors: 
 def auc_influence(is_class: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
     """AUC of one class against the rest, and what each image adds to its error.
 
-    is_class (N,) bool, scores (N,), higher means more likely this class; a tie counts half. NaN unless both kinds are there;
-    the influences (N,) are NaN where one kind has a single image, whose variance nobody knows.
+    is_class (N,) bool, scores (N,), higher means more likely this class; a tie counts half. NaN unless both
+    kinds are there; the influences (N,) are NaN where one kind has a single image, whose variance nobody
+    knows.
     """
     is_class, influence = np.asarray(is_class, dtype=bool), np.full(len(is_class), math.nan)
     inside, outside = np.sort(scores[is_class]), np.sort(scores[~is_class])
@@ -64,7 +65,8 @@ def variance(influence: np.ndarray, groups: np.ndarray | None = None) -> float:
 def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, float]:
     """Interval of a share such as the AUC, symmetric on the logit scale, so that it stays within 0 and 1.
 
-    fewest: independent images (or patients) of the rarer kind. Where all pairs are in order (or none), DeLong's variance is
+    fewest: independent images (or patients) of the rarer kind. Where all pairs are in order (or none),
+    DeLong's variance is
     0: the bound is then Wilson's for so many successes out of as many trials.
     """
     if math.isnan(value) or math.isnan(variance_):
@@ -80,8 +82,8 @@ def difference_test(first: np.ndarray, second: np.ndarray, difference: float,
                     groups: np.ndarray | None = None) -> tuple[float, float, float]:
     """Two models on the same images: (lower, upper, p) of the difference of their AUCs, first - second.
 
-    first, second: their influences (N,), image by image. p is two-sided, from the normal distribution; 1 where the models
-    rank alike (no variance and no difference), NaN where the variance is unknown.
+    first, second: their influences (N,), image by image. p is two-sided, from the normal distribution; 1
+    where the models rank alike (no variance and no difference), NaN where the variance is unknown.
     """
     error = math.sqrt(variance(first - second, groups))
     if math.isnan(error):
@@ -92,23 +94,28 @@ def difference_test(first: np.ndarray, second: np.ndarray, difference: float,
     return difference - QUANTILE * error, difference + QUANTILE * error, p
 
 
-def joint_test(aucs: np.ndarray, influences: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, int, float]:
+def joint_test(aucs: np.ndarray, influences: np.ndarray,
+               groups: np.ndarray | None = None) -> tuple[float, int, float]:
     """Whether several models on the same images have one AUC: (chi-square, degrees of freedom, p).
 
-    aucs (G,); influences (G, N), image by image; groups as in `variance`. The test of DeLong, DeLong and Clarke-Pearson
-    (1988): with S the covariance of the AUCs a and any L of G - 1 independent contrasts, (L a)' (L S L')^-1 (L a). L is the
-    difference from the models' mean here and the inverse a pseudo-inverse, which gives the same and knows rank-deficient
-    covariances: the rank is the degrees of freedom, so that a model that ranks the images as another does adds none, and
-    models that all do have a chi-square of 0 on 0, p 1. NaN where the variance is unknown, and where the AUCs differ along a
-    contrast without variance (all pairs in order, or too few images for so many models): the images do not say then how much
-    chance does.
+    aucs (G,); influences (G, N), image by image; groups as in `variance`. The test of DeLong, DeLong and
+    Clarke-Pearson
+    (1988): with S the covariance of the AUCs a and any L of G - 1 independent contrasts, (L a)' (L S L')^-1
+    (L a). L is the difference from the models' mean here and the inverse a pseudo-inverse, which gives the
+    same and knows rank-deficient
+    covariances: the rank is the degrees of freedom, so that a model that ranks the images as another does
+    adds none, and models that all do have a chi-square of 0 on 0, p 1. NaN where the variance is unknown, and
+    where the AUCs differ along a contrast without variance (all pairs in order, or too few images for so many
+    models): the images do not say then how much chance does.
     """
     if groups is not None:
-        influences = np.array([np.bincount(groups, weights=one) for one in influences]) * math.sqrt(_correction(groups))
+        influences = np.array([np.bincount(groups, weights=one)
+                               for one in influences]) * math.sqrt(_correction(groups))
     if np.isnan(influences).any() or np.isnan(aucs).any():
         return math.nan, 0, math.nan
     differences = aucs - aucs.mean()
-    # singular values rather than the covariance's eigenvalues, which are their squares: rounding stays further below
+    # singular values rather than the covariance's eigenvalues, which are their squares: rounding stays
+    # further below
     contrasts, errors, _ = np.linalg.svd(influences - influences.mean(axis=0), full_matrices=False)
     kept = errors > ALIKE * np.linalg.norm(influences, axis=1).max()
     contrasts, errors = contrasts[:, kept], errors[kept]
@@ -120,6 +127,7 @@ def joint_test(aucs: np.ndarray, influences: np.ndarray, groups: np.ndarray | No
 
 
 def _correction(groups: np.ndarray) -> float:
-    """The influences carry images / (images - 1); for patients it is their number that counts. NaN for a single one."""
+    """The influences carry images / (images - 1); for patients it is their number that counts. NaN for a
+    single one."""
     number, images = np.count_nonzero(np.bincount(groups)), len(groups)
     return number / (number - 1) * (images - 1) / images if number > 1 else math.nan

@@ -1,8 +1,11 @@
-"""A 95 % interval for every figure of a predictions table, by the method that holds its promise for that figure.
+"""A 95 % interval for every figure of a predictions table, by the method that holds its promise for that
+figure.
 
-ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's. Calibration slope and
-intercept: their sandwich errors. Everything else, and every share where patients have several images: the bootstrap of
-patients, or of images where no patient is known. benchmarks/coverage.py measures how often they hold the truth.
+ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's.
+Calibration slope and
+intercept: their sandwich errors. Everything else, and every share where patients have several images: the
+bootstrap of patients, or of images where no patient is known. benchmarks/coverage.py measures how often they
+hold the truth.
 """
 
 import math
@@ -35,22 +38,26 @@ from util.metrics.weighted import (
     operating_hits,
 )
 
-# BASIC: chance alone makes these larger, in a resample once more than in the sample. Of their percentiles: a sum of absolute
-# values is folded at 0, and 95 % hold the truth in only 90 %.
+# BASIC: chance alone makes these larger, in a resample once more than in the sample. Of their percentiles: a
+# sum of absolute values is folded at 0, and 95 % hold the truth in only 90 %.
 SHIFTED_LEVEL = 0.98
 
 
-def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS, thresholds: dict[str, float] | None = None,
-                             temperature: float | None = None, order: Sequence[str] | None = None) -> dict[str, dict]:
-    """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method", …}}.
+def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS,
+                             thresholds: dict[str, float] | None = None,
+                             temperature: float | None = None,
+                             order: Sequence[str] | None = None) -> dict[str, dict]:
+    """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method",
+    …}}.
 
     Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
-    average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of two
-    classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen on other images (see
-    operating_thresholds) the operating points of two classes; with `temperature` loss, brier and ece after it,
-    _calibrated.
+    average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of
+    two classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen
+    on other images (see operating_thresholds) the operating points of two classes; with `temperature` loss,
+    brier and ece after it, _calibrated.
     order: of the classes, where it was typed (util/metrics/class_order.py).
-    A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are left out of it.
+    A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are
+    left out of it.
     """
     images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
@@ -69,7 +76,8 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
 
 def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0,
                               order: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are resampled alike.
+    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are
+    resampled alike.
     order: of the classes, where it was typed."""
     images = Images.of(table, order)
     return _collect(WeightedFigures(images, {}), len(images.true), images.groups, draws, seed)
@@ -77,15 +85,17 @@ def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int
 
 def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets: list[str], seed: int = 0,
                          draws: int = DRAWS) -> dict[str, dict]:
-    """The same for a regression: r2, pearson, mae and rmse of each target and their means; `figures` are the values, from
-    regression_metrics (its loss has no interval: it is in units of the training's loss)."""
+    """The same for a regression: r2, pearson, mae and rmse of each target and their means; `figures` are the
+    values, from regression_metrics (its loss has no interval: it is in units of the training's loss)."""
     groups, draws = groups_of(table["patient"].to_numpy(dtype=object)), draws_for(len(table), draws)
     replicates = regression_replicates(table, targets, draws, seed)
-    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed) if name in replicates else entry(value)
+    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed)
+            if name in replicates else entry(value)
             for name, value in figures.items()}
 
 
-def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
+def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = DRAWS,
+                          seed: int = 0) -> dict[str, np.ndarray]:
     """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
@@ -102,7 +112,8 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
     return _collect(figures, len(table), groups, draws, seed)
 
 
-def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None, **more) -> dict:
+def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None,
+          **more) -> dict:
     """One figure's part of metrics_*.json."""
     return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
 
@@ -116,7 +127,11 @@ def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple
     """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
     if is_shifted(name):
         return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
-    return corrected_interval(replicates, value) if row_of(name).interval == CORRECTED else percentile_interval(replicates)
+    return (
+        corrected_interval(replicates, value)
+        if row_of(name).interval == CORRECTED
+        else percentile_interval(replicates)
+    )
 
 
 def is_shifted(name: str) -> bool:
@@ -124,15 +139,16 @@ def is_shifted(name: str) -> bool:
 
 
 def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, seed: int) -> None:
-    """Where no image of a class is right, none is in any resample either: half an image is added as one that is, and intervals
-    of counts reach as far as those of resamples with it do."""
+    """Where no image of a class is right, none is in any resample either: half an image is added as one that
+    is, and intervals of counts reach as far as those of resamples with it do."""
     number = len(images.names)
     confusion = confusion_matrix(images.true, images.predicted, number).astype(np.float64)
     without = (np.diagonal(confusion) == 0) & (confusion.sum(axis=1) > 0)
     if not without.any():
         return
     chances = confusion + np.diag(0.5 * without)
-    drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
+    drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(),
+                                                    size=draws)
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
     figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"
@@ -143,15 +159,18 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
             own = entries[name]
             own |= {"lower": float(np.fmin(own["lower"], min(lower, own["value"]))),
                     "upper": float(np.fmax(own["upper"], max(upper, own["value"]))),
-                    "without_hits": [name for name, lacks in zip(images.names, without, strict=True) if lacks]}
+                    "without_hits": [name for name, lacks in zip(images.names, without, strict=True)
+                                     if lacks]}
 
 
-def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int, seed: int) -> dict:
+def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int,
+                  seed: int) -> dict:
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
     of = "images" if groups is None else "patients"
-    if lower == upper:  # no error at all in any resample: that says nothing about how far off the figure may be
+    # no error at all in any resample: that says nothing about how far off the figure may be
+    if lower == upper:
         lower = upper = math.nan
     return entry(value, lower, upper, f"bootstrap of {of}", resamples=draws, seed=seed, undefined=undefined)
 
@@ -185,7 +204,8 @@ def fewest_of(images: Images, name: str) -> int:
 def _calibration_entries(images: Images) -> dict[str, dict]:
     one_hot, number = images.one_hot, len(images.names)
     classes = [1] if number == 2 else range(number)
-    by_class = [calibration.slope_and_intercept(calibration.class_log_odds(images.logits, k), one_hot[:, k]) for k in classes]
+    by_class = [calibration.slope_and_intercept(calibration.class_log_odds(images.logits, k), one_hot[:, k])
+                for k in classes]
     found = {}
     for place, name in enumerate(("calibration_slope", "calibration_intercept")):
         defined = [pair[place] for pair in by_class if not math.isnan(pair[place][0])]

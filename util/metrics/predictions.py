@@ -60,7 +60,8 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         by_name = dict(zip(header, columns, strict=True))
         by_name |= {name: [cell or "nan" for cell in by_name[name]] for name in numbers}
-        return pd.DataFrame({name: np.array(cells, types.get(name, object)) for name, cells in by_name.items()})
+        return pd.DataFrame({name: np.array(cells, types.get(name, object))
+                             for name, cells in by_name.items()})
     except ValueError as error:
         raise InputError(f"{path}: not a table of predictions ({error})") from error
 

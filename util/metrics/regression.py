@@ -1,7 +1,7 @@
 """From a table of predicted numbers to figures.
 
-Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and left
-out of that target's figures. N is the number of images, T of targets.
+Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and
+left out of that target's figures. N is the number of images, T of targets.
 """
 
 import math
@@ -21,11 +21,14 @@ FIGURES = tuple(metric.name for metric in of_kind(REGRESSION, "per_target") if m
 
 def metric_columns(targets: list[str]) -> tuple[str, ...]:
     """The columns of metrics_val.csv and metrics_test.csv of a regression."""
-    return ("epoch", "val_loss", *FIGURES, "n", *(f"{figure}_{name}" for name in targets for figure in (*FIGURES, "n")))
+    return ("epoch", "val_loss", *FIGURES, "n",
+            *(f"{figure}_{name}" for name in targets for figure in (*FIGURES, "n")))
 
 
-def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.ndarray, targets: list[str]) -> pd.DataFrame:
-    """Samples (columns index, path, patient, split), true and predicted values (N, T) -> the table, sorted by index.
+def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.ndarray,
+                      targets: list[str]) -> pd.DataFrame:
+    """Samples (columns index, path, patient, split), true and predicted values (N, T) -> the table, sorted by
+    index.
 
     Raises RunError where a prediction is NaN or infinite.
     """
@@ -37,10 +40,12 @@ def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.nda
 
 
 def target_figures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """R², Pearson's r, mean absolute error, root mean squared error and n of one target; pairs without a truth are left out.
+    """R², Pearson's r, mean absolute error, root mean squared error and n of one target; pairs without a
+    truth are left out.
 
-    R² is 1 - squared error / squared deviation from the mean of these very images (scikit-learn's r2_score), NaN for
-    fewer than two images or a constant truth; r is NaN where either side is constant. All are NaN for no image.
+    R² is 1 - squared error / squared deviation from the mean of these very images (scikit-learn's r2_score),
+    NaN for fewer than two images or a constant truth; r is NaN where either side is constant. All are NaN for
+    no image.
     """
     found = target_figures_of(moments(true, predicted).sum(axis=0, keepdims=True))
     return {name: float(value[0]) for name, value in found.items()} | {"n": int((~np.isnan(true)).sum())}
@@ -48,14 +53,16 @@ def target_figures(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 def pairs_of(table: pd.DataFrame, targets: list[str]) -> dict[str, list[np.ndarray]]:
     """{target: [true values (N,), predicted ones (N,)]} of a predictions table."""
-    return {name: [table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")] for name in targets}
+    return {name: [table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred")]
+            for name in targets}
 
 
 def moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(N, 8) whose weighted sums a target's metrics are made of; 0 where the truth is unknown. Centred, so that
-    no digits are lost."""
+    """(N, 8) whose weighted sums a target's metrics are made of; 0 where the truth is unknown. Centred, so
+    that no digits are lost."""
     known = ~np.isnan(true)
-    y, p = (np.where(known, values - values[known].sum() / max(1, known.sum()), 0.0) for values in (true, predicted))
+    y, p = (np.where(known, values - values[known].sum() / max(1, known.sum()), 0.0)
+            for values in (true, predicted))
     error = np.where(known, predicted - true, 0.0)
     return np.column_stack([known.astype(np.float64), y, p, y * y, p * p, y * p, np.abs(error), error**2])
 
@@ -74,7 +81,8 @@ def target_figures_of(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def figures_of(table: pd.DataFrame, targets: list[str]) -> dict[str, float]:
-    """All metrics of a predictions table but the loss: r2 … and n, then r2_<target> … and n_<target> of each."""
+    """All metrics of a predictions table but the loss: r2 … and n, then r2_<target> … and n_<target> of
+    each."""
     by_target = {name: target_figures(*pair) for name, pair in pairs_of(table, targets).items()}
     means = {figure: float(mean_of_defined([found[figure] for found in by_target.values()]))
              for figure in FIGURES}
@@ -88,12 +96,14 @@ def smooth_l1(error: np.ndarray, beta: float) -> np.ndarray:
     return np.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta)
 
 
-def regression_metrics(table: pd.DataFrame, scale: TargetScale, beta: float) -> tuple[dict[str, float], list[str]]:
+def regression_metrics(table: pd.DataFrame, scale: TargetScale,
+                       beta: float) -> tuple[dict[str, float], list[str]]:
     """All figures of a predictions table, and lines that say what they leave out.
 
-    Returns ({loss, r2, pearson, mae, rmse, n, then r2_<target> …, n_<target>}, notes): figures in the CSV's units, the
-    bare names their means over the targets where they are defined, n the number of images; loss is the mean smooth L1
-    of all known values in standardised units. Raises RunError for an empty table, InputError for another table.
+    Returns ({loss, r2, pearson, mae, rmse, n, then r2_<target> …, n_<target>}, notes): figures in the CSV's
+    units, the bare names their means over the targets where they are defined, n the number of images; loss is
+    the mean smooth L1 of all known values in standardised units. Raises RunError for an empty table,
+    InputError for another table.
     """
     if table.empty:
         raise RunError("there are no predictions to score")
@@ -101,11 +111,13 @@ def regression_metrics(table: pd.DataFrame, scale: TargetScale, beta: float) -> 
     if lacking:
         raise InputError(f"predictions: no columns of the target {', '.join(lacking)}")
     table = table.sort_values("index")  # sums of floats depend on their order, in the last bit
-    true, predicted = (table[[f"{kind}_{name}" for name in scale.names]].to_numpy(np.float64) for kind in ("true", "pred"))
+    true, predicted = (table[[f"{kind}_{name}" for name in scale.names]].to_numpy(np.float64)
+                       for kind in ("true", "pred"))
     losses = smooth_l1(scale.standardise(predicted) - scale.standardise(true), beta)
     figures = {"loss": float(mean_of_defined(losses.ravel()))} | figures_of(table, list(scale.names))
     undefined, notes = [name for name in scale.names if math.isnan(figures[f"r2_{name}"])], []
     if undefined:
-        notes.append(f"R² is undefined for {', '.join(undefined)} (fewer than two values, or all the same): its mean is over "
-                     f"the other {len(scale.names) - len(undefined)} of {len(scale.names)} targets")
+        notes.append(f"R² is undefined for {', '.join(undefined)} (fewer than two values, or all the same): "
+                     f"its mean is over the other {len(scale.names) - len(undefined)} of {len(scale.names)} "
+                     "targets")
     return figures, notes

@@ -1,9 +1,10 @@
-"""The table of metrics: what each is called, which way is better, how its interval is made, and where it is shown.
+"""The table of metrics: what each is called, which way is better, how its interval is made, and where it is
+shown.
 
-Files, the terminal, the report, charts and comparisons take what they say of a metric from its row. Metrics of a single
-class or target have the same name with _<class> or _<target> behind it. Numbers say a metric's place in an order: `csv`
-that of the columns of metrics_*.csv, which users' scripts read; `terminal`, `curve` and `headline` those of what is shown;
-the page's table has the order of the rows.
+Files, the terminal, the report, charts and comparisons take what they say of a metric from its row. Metrics
+of a single class or target have the same name with _<class> or _<target> behind it. Numbers say a metric's
+place in an order: `csv` that of the columns of metrics_*.csv, which users' scripts read; `terminal`, `curve`
+and `headline` those of what is shown; the page's table has the order of the rows.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,23 @@ from dataclasses import dataclass
 CLASSIFICATION, REGRESSION = "classification", "regression"
 RANKING, DECISIONS, OPERATING, PROBABILITIES, NUMBERS, CHOICE = (
     "Ranking", "Decisions", "Operating points", "Probabilities", "Numbers", "Choice of the best epoch")
-# How an interval is made where every image stands alone. Where patients have several images, shares are resampled, too.
-DELONG, WILSON, SANDWICH, PERCENTILES, CORRECTED, BASIC = "DeLong", "Wilson", "sandwich", "percentiles", "corrected", "basic"
+# How an interval is made where every image stands alone. Where patients have several images, shares are
+# resampled, too.
+DELONG, WILSON, SANDWICH, PERCENTILES, CORRECTED, BASIC = (
+    "DeLong",
+    "Wilson",
+    "sandwich",
+    "percentiles",
+    "corrected",
+    "basic",
+)
 COMPOSED = "selection"  # what --select_metric names with several metrics, or with one of which less is better
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A row. label: in tables; short: in charts and where there is little room; hint: what a reader should know of it."""
+    """A row. label: in tables; short: in charts and where there is little room; hint: what a reader should
+    know of it."""
 
     name: str
     label: str
@@ -47,62 +57,92 @@ class Metric:
 
 BOTH = (CLASSIFICATION, REGRESSION)
 METRICS = (
-    Metric("r2", "R²", NUMBERS, "mean over the targets", kinds=(REGRESSION,), on_unit_scale=True, choices=("r2",),
+    Metric("r2", "R²", NUMBERS, "mean over the targets", kinds=(REGRESSION,), on_unit_scale=True,
+           choices=("r2",),
            is_compared=True, csv=1, terminal=(0, "R2"), curve=6, headline=0, per_target=1),
-    Metric("pearson", "Pearson's r", NUMBERS, "mean over the targets", kinds=(REGRESSION,), on_unit_scale=True,
-           choices=("pearson",), is_compared=True, csv=2, terminal=(1, "r"), curve=7, headline=1, per_target=2),
-    Metric("mae", "Mean absolute error", NUMBERS, "mean over the targets, whatever their units", "MAE", (REGRESSION,), True,
+    Metric("pearson", "Pearson's r", NUMBERS, "mean over the targets", kinds=(REGRESSION,),
+           on_unit_scale=True,
+           choices=("pearson",), is_compared=True, csv=2, terminal=(1, "r"), curve=7, headline=1,
+           per_target=2),
+    Metric("mae", "Mean absolute error", NUMBERS, "mean over the targets, whatever their "
+                                                  "units", "MAE", (REGRESSION,), True,
            choices=("mae",), is_compared=True, csv=3, terminal=(2, "MAE"), curve=8, headline=2, per_target=3),
-    Metric("rmse", "Root mean squared error", NUMBERS, "mean over the targets, whatever their units", "RMSE", (REGRESSION,),
+    Metric("rmse", "Root mean squared error", NUMBERS, "mean over the targets, whatever their "
+                                                       "units", "RMSE", (REGRESSION,),
            True, choices=("rmse",), csv=4, terminal=(3, "RMSE"), curve=9, headline=3, per_target=4),
-    Metric("roc_auc", "ROC AUC", RANKING, "mean over the classes, each against the rest", interval=DELONG, on_unit_scale=True,
-           choices=("auc", "roc_auc"), is_compared=True, csv=3, terminal=(0, "AUC"), curve=2, headline=0, per_class=5),
-    Metric("average_precision", "Average precision", RANKING, "mean over the classes", interval=CORRECTED, on_unit_scale=True,
-           choices=("ap", "average_precision"), is_compared=True, csv=8, terminal=(4, "AP"), curve=11, per_class=6),
-    Metric("accuracy", "Accuracy", DECISIONS, interval=WILSON, on_unit_scale=True, choices=("accuracy",), csv=1,
+    Metric("roc_auc", "ROC AUC", RANKING, "mean over the classes, each against the "
+                                          "rest", interval=DELONG, on_unit_scale=True,
+           choices=("auc", "roc_auc"), is_compared=True, csv=3, terminal=(0, "AUC"), curve=2, headline=0,
+           per_class=5),
+    Metric("average_precision", "Average precision", RANKING, "mean over the classes", interval=CORRECTED,
+           on_unit_scale=True,
+           choices=("ap", "average_precision"), is_compared=True, csv=8, terminal=(4, "AP"), curve=11,
+           per_class=6),
+    Metric("accuracy", "Accuracy", DECISIONS, interval=WILSON, on_unit_scale=True, choices=("accuracy",),
+           csv=1,
            terminal=(1, "accuracy"), curve=10, headline=2),
-    Metric("balanced_accuracy", "Balanced accuracy", DECISIONS, "mean sensitivity of the classes", on_unit_scale=True,
+    Metric("balanced_accuracy", "Balanced accuracy", DECISIONS, "mean sensitivity of the classes",
+           on_unit_scale=True,
            choices=("balanced_accuracy",), csv=14, headline=1),
-    Metric("f1", "F1", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("f1",), is_compared=True, csv=2,
+    Metric("f1", "F1", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("f1",),
+           is_compared=True, csv=2,
            terminal=(2, "F1"), curve=3, headline=3, per_class=4),
-    Metric("precision", "Precision", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("precision",), csv=6,
+    Metric("precision", "Precision", DECISIONS, "mean over the classes", on_unit_scale=True,
+           choices=("precision",), csv=6,
            terminal=(5, "precision"), per_class=3, class_interval=WILSON),
-    Metric("recall", "Recall", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("recall",), csv=7,
+    Metric("recall", "Recall", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("recall",),
+           csv=7,
            terminal=(6, "recall")),
-    Metric("jaccard", "Jaccard", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("jaccard",), csv=5,
+    Metric("jaccard", "Jaccard", DECISIONS, "mean over the classes", on_unit_scale=True, choices=("jaccard",),
+           csv=5,
            terminal=(8, "Jaccard")),
-    Metric("hamming", "Hamming loss", DECISIONS, "lower is better", is_better_low=True, interval=WILSON, choices=("hamming",),
+    Metric("hamming", "Hamming loss", DECISIONS, "lower is better", is_better_low=True, interval=WILSON,
+           choices=("hamming",),
            csv=4, terminal=(9, "Hamming")),
     Metric("kappa", "Cohen's kappa", DECISIONS, "unweighted", on_unit_scale=True, choices=("kappa",), csv=9,
            terminal=(3, "kappa"), curve=4, headline=4),
-    Metric("qwk", "Quadratic weighted kappa", DECISIONS, "for classes in order, as grades are", "Quadratic kappa",
-           needs_order=True, on_unit_scale=True, choices=("qwk",), csv=13, terminal=(7, "quadratic kappa"), curve=5,
+    Metric("qwk", "Quadratic weighted kappa", DECISIONS, "for classes in order, as grades are", "Quadratic "
+                                                                                                "kappa",
+           needs_order=True, on_unit_scale=True, choices=("qwk",), csv=13, terminal=(7, "quadratic kappa"),
+           curve=5,
            headline=5),
-    Metric("mae_grades", "Mean distance of grades", DECISIONS, "for classes in order; lower is better", is_better_low=True,
+    Metric("mae_grades", "Mean distance of grades", DECISIONS, "for classes in order; lower is better",
+           is_better_low=True,
            needs_order=True, choices=("mae_grades",), csv=15),
     Metric("sensitivity", "Sensitivity", DECISIONS, interval=WILSON, on_unit_scale=True, per_class=1),
     Metric("specificity", "Specificity", DECISIONS, interval=WILSON, on_unit_scale=True, per_class=2),
-    *(Metric(f"{one}_at_{share}_{other}", f"{one.capitalize()} at {share} % {other}", OPERATING, "threshold chosen on val",
+    *(Metric(f"{one}_at_{share}_{other}", f"{one.capitalize()} at {share} % {other}", OPERATING, "threshold "
+                                                                                                 "chosen on "
+                                                                                                 "val",
              interval=WILSON, on_unit_scale=True)
-      for one, other in (("sensitivity", "specificity"), ("specificity", "sensitivity")) for share in (90, 95)),
-    Metric("loss", "Loss", PROBABILITIES, "negative log likelihood; lower is better", kinds=BOTH, is_better_low=True,
+      for one, other in (("sensitivity", "specificity"), ("specificity", "sensitivity"))
+      for share in (90, 95)),
+    Metric("loss", "Loss", PROBABILITIES, "negative log likelihood; lower is "
+                                          "better", kinds=BOTH, is_better_low=True,
            choices=("loss",), csv=0, terminal=(12, "loss"), curve=0),
     Metric("loss_calibrated", "Loss after temperature", PROBABILITIES, is_better_low=True),
-    Metric("brier", "Brier score", PROBABILITIES, "lower is better", is_better_low=True, choices=("brier",), csv=12,
+    Metric("brier", "Brier score", PROBABILITIES, "lower is better", is_better_low=True, choices=("brier",),
+           csv=12,
            terminal=(10, "Brier"), headline=7),
     Metric("brier_calibrated", "Brier score after temperature", PROBABILITIES, is_better_low=True),
-    Metric("ece", "Expected calibration error", PROBABILITIES, "lower is better", "Calibration error", is_better_low=True,
+    Metric("ece", "Expected calibration error", PROBABILITIES, "lower is better", "Calibration error",
+           is_better_low=True,
            interval=BASIC, on_unit_scale=True, choices=("ece",), csv=16, terminal=(11, "ECE"), headline=6),
-    Metric("ece_calibrated", "Expected calibration error after temperature", PROBABILITIES, is_better_low=True,
+    Metric("ece_calibrated", "Expected calibration error after "
+                             "temperature", PROBABILITIES, is_better_low=True,
            interval=BASIC),
-    Metric("calibration_slope", "Calibration slope", PROBABILITIES, "1 is ideal; below, probabilities are too extreme",
+    Metric("calibration_slope", "Calibration slope", PROBABILITIES, "1 is ideal; below, probabilities are "
+                                                                    "too extreme",
            interval=SANDWICH, terminal=(13, "calibr. slope")),
-    Metric("calibration_intercept", "Calibration intercept", PROBABILITIES, "0 is ideal; below, probabilities are too high",
+    Metric("calibration_intercept", "Calibration intercept", PROBABILITIES, "0 is ideal; below, "
+                                                                            "probabilities are too high",
            interval=SANDWICH),
     Metric("temperature", "Temperature", PROBABILITIES, "fitted on val", interval=""),
-    Metric("score", "Score", CHOICE, "mean of F1, ROC AUC and kappa", choices=("score",), csv=10, terminal=(14, "score"),
+    Metric("score", "Score", CHOICE, "mean of F1, ROC AUC and kappa", choices=("score",), csv=10,
+           terminal=(14, "score"),
            curve=1),
-    Metric(COMPOSED, "Selection", CHOICE, "what chose the epoch (--select_metric); higher is better", kinds=BOTH, curve=12),
+    Metric(COMPOSED, "Selection", CHOICE, "what chose the epoch (--select_metric); higher is "
+                                          "better", kinds=BOTH, curve=12),
     Metric("n", "Images", "", kinds=BOTH, interval="", csv=11, per_class=0, per_target=0),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -110,7 +150,8 @@ SCORE_PARTS = ("f1", "roc_auc", "kappa")  # whose mean the score is
 
 
 def of_kind(kind: str, order: str = "") -> list[Metric]:
-    """The metrics of a kind of task; in an order (csv, terminal, curve, headline …) those that have a place in it."""
+    """The metrics of a kind of task; in an order (csv, terminal, curve, headline …) those that have a place
+    in it."""
     found = [metric for metric in METRICS if kind in metric.kinds]
     return sorted((metric for metric in found if getattr(metric, order) is not None),
                   key=lambda metric: getattr(metric, order)) if order else found

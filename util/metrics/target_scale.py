@@ -1,4 +1,5 @@
-"""The scale of numbers to predict, learnt from the training rows and stored in the checkpoint as plain values."""
+"""The scale of numbers to predict, learnt from the training rows and stored in the checkpoint as plain
+values."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,8 @@ TRANSFORMS = ("none", "log")
 
 @dataclass(frozen=True)
 class TargetScale:
-    """The T targets with their transform, mean and standard deviation (of the transformed training values, n - 1).
+    """The T targets with their transform, mean and standard deviation (of the transformed training values, n
+    - 1).
 
     A standardised value is (f(value) - mean) / sd, f the identity or the natural logarithm.
     """
@@ -24,16 +26,19 @@ class TargetScale:
 
     @classmethod
     def learn(cls, names: Sequence[str], transforms: Sequence[str], values: np.ndarray) -> "TargetScale":
-        """values: (N, T) of the training rows in the CSV's units, NaN where missing. InputError for a target that has
-        fewer than two training values, or the same one in all rows: it can't be learned and its R² is undefined."""
+        """values: (N, T) of the training rows in the CSV's units, NaN where missing. InputError for a target
+        that has fewer than two training values, or the same one in all rows: it can't be learned and its R²
+        is undefined."""
         means, sds = [], []
-        for name, transform, column in zip(names, transforms, np.asarray(values, dtype=np.float64).T, strict=True):
+        for name, transform, column in zip(names, transforms, np.asarray(values, dtype=np.float64).T,
+                                           strict=True):
             present = _transformed(column[~np.isnan(column)], transform)
             if len(present) < 2:
-                raise InputError(f"target {name} has {len(present)} values in train: leave it out of --targets, or fill it in")
+                raise InputError(f"target {name} has {len(present)} values in train: leave it out of "
+                                 "--targets, or fill it in")
             if present.min() == present.max():
-                raise InputError(f"target {name} is constant in train ({column[~np.isnan(column)][0]:g} in all "
-                                 f"{len(present)} rows): leave it out of --targets")
+                raise InputError(f"target {name} is constant in train ({column[~np.isnan(column)][0]:g} in "
+                                 f"all {len(present)} rows): leave it out of --targets")
             means.append(float(present.mean()))
             sds.append(float(present.std(ddof=1)))
         return cls(tuple(names), tuple(transforms), tuple(means), tuple(sds))
@@ -41,7 +46,8 @@ class TargetScale:
     def standardise(self, values: np.ndarray) -> np.ndarray:
         """(N, T) in the CSV's units -> (N, T) standardised; NaN stays."""
         columns = [_transformed(column, transform)
-                   for column, transform in zip(np.asarray(values, dtype=np.float64).T, self.transforms, strict=True)]
+                   for column, transform in zip(np.asarray(values, dtype=np.float64).T, self.transforms,
+                                                strict=True)]
         return (np.stack(columns, axis=1) - self.means) / self.sds
 
     def restore(self, standardised: np.ndarray) -> np.ndarray:

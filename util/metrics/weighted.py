@@ -1,7 +1,8 @@
-"""Figures of a classification for many weightings of the same images at once: ones give the figures, resamples the bootstrap.
+"""Figures of a classification for many weightings of the same images at once: ones give the figures,
+resamples the bootstrap.
 
-B is the number of weightings, N of images, K of classes. What stands in the order of the images (probabilities, ranks, bins) is
-prepared once; a weighting then costs a few passes over N.
+B is the number of weightings, N of images, K of classes. What stands in the order of the images
+(probabilities, ranks, bins) is prepared once; a weighting then costs a few passes over N.
 """
 
 from collections.abc import Sequence
@@ -44,9 +45,9 @@ class Ranks:
     def figures(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, N) -> ROC AUC and average precision (B,) of the class against the rest.
 
-        AUC is Mann and Whitney's U over all pairs, a tie counting half; NaN unless both kinds are there. Average
-        precision is the sum of (rise of recall) * precision over the thresholds, without interpolation, as
-        scikit-learn defines it; NaN where the class is absent.
+        AUC is Mann and Whitney's U over all pairs, a tie counting half; NaN unless both kinds are there.
+        Average precision is the sum of (rise of recall) * precision over the thresholds, without
+        interpolation, as scikit-learn defines it; NaN where the class is absent.
         """
         ordered = weights[:, self.order]
         running = np.cumsum(ordered, axis=1)
@@ -86,9 +87,12 @@ class Images:
         """order: of the classes, where it was typed."""
         table = table.sort_values("index")
         names = class_names_of(table)
-        probabilities, logits = (table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64) for kind in ("prob", "logit"))
-        return cls(names, class_numbers(table, "true_class", names), class_numbers(table, "predicted_class", names),
-                   probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)), class_order.ranks(names, order))
+        probabilities, logits = (table[[f"{kind}_{name}" for name in names]].to_numpy(np.float64)
+                                 for kind in ("prob", "logit"))
+        return cls(names, class_numbers(table, "true_class", names),
+                   class_numbers(table, "predicted_class", names),
+                   probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)),
+                   class_order.ranks(names, order))
 
     @property
     def one_hot(self) -> np.ndarray:
@@ -101,7 +105,8 @@ class WeightedFigures:
     temperature: also the figures of probabilities that are softened or sharpened by it, as <name>_calibrated.
     """
 
-    def __init__(self, images: Images, thresholds: dict[str, float] | None = None, temperature: float | None = None):
+    def __init__(self, images: Images, thresholds: dict[str, float] | None = None,
+                 temperature: float | None = None):
         self.images = images
         self.operating_hits = operating_hits(images, (thresholds or {}) if len(images.names) == 2 else {})
         one_hot = images.one_hot
@@ -111,7 +116,8 @@ class WeightedFigures:
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
         # a column each: sums of these over the images, divided by the weights' sum, are figures
         ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
-        columns = {"loss": _losses(images.logits, one_hot), "brier": _squared_errors(images.probabilities, one_hot),
+        columns = {"loss": _losses(images.logits, one_hot),
+                   "brier": _squared_errors(images.probabilities, one_hot),
                    "mae_grades": np.abs(ranks[images.true] - ranks[images.predicted])}
         gaps = {"ece": _gaps(images.probabilities, images.true)}
         if temperature is not None:
@@ -148,12 +154,14 @@ class WeightedFigures:
             hits, number_among = (weights @ of.astype(weights.dtype) for of in (is_right & among, among))
             figures[name] = _quotient(hits, number_among)
         if images.ranks is None:
-            figures |= {metric.name: np.full(len(weights), np.nan) for metric in METRICS if metric.needs_order}
+            figures |= {metric.name: np.full(len(weights), np.nan) for metric in METRICS
+                        if metric.needs_order}
         return figures
 
 
 def confusion_matrix(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) counts of images by true class (row) and predicted class (column); both are class numbers (N,)."""
+    """(K, K) counts of images by true class (row) and predicted class (column); both are class numbers
+    (N,)."""
     counts = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
@@ -162,12 +170,12 @@ def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dic
     """The figures that need no more than counts, for one confusion matrix or a stack of them.
 
     confusion: (..., K, K), rows true, columns predicted. Every value has shape (...).
-    F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient needs.
-    Hamming is that of (N, K) one-hot matrices: a wrong image has two wrong entries, so 2 * errors / (N * K).
-    Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always, and so is qwk, with quadratic weights of the
-    distance between the classes (Cohen, 1968), which is meant for grades: `ranks` (K,) are their places (not given: 0, 1, …).
-    Balanced accuracy is the mean recall
-    of the classes that are there. Everything is NaN for no images.
+    F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient
+    needs. Hamming is that of (N, K) one-hot matrices: a wrong image has two wrong entries, so 2 * errors / (N
+    * K). Kappa (Cohen, 1960, unweighted) is NaN where chance alone agrees always, and so is qwk, with
+    quadratic weights of the distance between the classes (Cohen, 1968), which is meant for grades: `ranks`
+    (K,) are their places (not given: 0, 1, …). Balanced accuracy is the mean recall of the classes that are
+    there. Everything is NaN for no images.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     num_classes = confusion.shape[-1]
@@ -208,24 +216,31 @@ def _quotient(part: np.ndarray, whole: np.ndarray, otherwise: float = np.nan) ->
 
 
 def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """Sensitivity, specificity, precision and F1 of each class against the rest, and its images: {<figure>_<class>: (...)}.
+    """Sensitivity, specificity, precision and F1 of each class against the rest, and its images:
+    {<figure>_<class>: (...)}.
 
-    confusion: (..., K, K). NaN where nothing is divided by: no image of the class, none of the others, none predicted.
+    confusion: (..., K, K). NaN where nothing is divided by: no image of the class, none of the others, none
+    predicted.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     others = true.sum(axis=-1)[..., None] - true
-    by_figure = {"sensitivity": _quotient(hits, true), "specificity": _quotient(others - (predicted - hits), others),
-                 "precision": _quotient(hits, predicted), "f1": _quotient(2 * hits, true + predicted), "n": true}
-    return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items() for k, name in enumerate(names)}
+    by_figure = {"sensitivity": _quotient(hits, true),
+                 "specificity": _quotient(others - (predicted - hits), others),
+                 "precision": _quotient(hits, predicted), "f1": _quotient(2 * hits, true + predicted),
+                 "n": true}
+    return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items()
+            for k, name in enumerate(names)}
 
 
 def operating_thresholds(images: Images) -> dict[str, float]:
-    """For two classes, the probabilities of the second one (the positive class) from which on it is called, chosen on these
+    """For two classes, the probabilities of the second one (the positive class) from which on it is called,
+    chosen on these
     images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one is absent.
 
-    Of the thresholds that keep the given specificity, the one of highest sensitivity (the lowest); and the other way round.
+    Of the thresholds that keep the given specificity, the one of highest sensitivity (the lowest); and the
+    other way round.
     """
     if len(images.names) != 2 or len(np.unique(images.true)) < 2:
         return {}
@@ -235,8 +250,10 @@ def operating_thresholds(images: Images) -> dict[str, float]:
     specificity = np.searchsorted(np.sort(scores[~positive]), levels) / (~positive).sum()
     found = {}
     for point in OPERATING_POINTS:
-        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(levels[specificity >= point - 1e-12].min())
-        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(levels[sensitivity >= point - 1e-12].max())
+        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(levels[specificity >= point
+                                                                                         - 1e-12].min())
+        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(levels[sensitivity >= point
+                                                                                         - 1e-12].max())
     return found
 
 
@@ -259,5 +276,6 @@ def _gaps(probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
     """(N, BINS): being right minus the confidence, in the column of the image's bin; see calibration."""
     confidence = probabilities.max(axis=1)
     gaps = np.zeros((len(true), BINS))
-    gaps[np.arange(len(true)), confidence_bins(confidence)] = (probabilities.argmax(axis=1) == true) - confidence
+    gaps[np.arange(len(true)), confidence_bins(confidence)] = (probabilities.argmax(axis=1)
+                                                               == true) - confidence
     return gaps

@@ -1,9 +1,10 @@
-"""Candidate attentive heads of a probe, trained together on stored tokens: a learned query averages the tokens of an image, a
-linear layer reads the average (util/model/feature_kinds.py).
+"""Candidate attentive heads of a probe, trained together on stored tokens: a learned query averages the
+tokens of an image, a linear layer reads the average (util/model/feature_kinds.py).
 
-All heads start at zero, where a query attends to every token alike: the first step is that of a linear head on the mean token.
-Tokens are standardised by the training tokens' mean and standard deviation of each channel, which is folded into the winner's
-weights. The scale of a query's products is 1 / sqrt(W), as in a transformer's attention (Vaswani et al. 2017).
+All heads start at zero, where a query attends to every token alike: the first step is that of a linear head
+on the mean token. Tokens are standardised by the training tokens' mean and standard deviation of each
+channel, which is folded into the winner's weights. The scale of a query's products is 1 / sqrt(W), as in a
+transformer's attention (Vaswani et al. 2017).
 
 G is the number of heads, K of classes, N of images, P of tokens an image, W their width.
 """
@@ -29,9 +30,11 @@ def attentive_grid() -> list[HeadSetting]:
 class AttentiveHeads:
     """A stack of attentive heads: weight (G, K, W), bias (G, K), query (G, W)."""
 
-    def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor, deviation: torch.Tensor):
+    def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
+                 deviation: torch.Tensor):
         self.settings, self.mean = list(settings), mean
-        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
+        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
+                                     torch.ones_like(deviation))
         number, width = len(settings), len(mean)
         self.weight = mean.new_zeros(number, num_classes, width).requires_grad_()
         self.bias = mean.new_zeros(number, num_classes).requires_grad_()
@@ -40,24 +43,30 @@ class AttentiveHeads:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, P, W) tokens -> (G, B, K) logits."""
-        # averages are standardised, not tokens, which are many; the mean's product with a query is the same for all of them
+        # averages are standardised, not tokens, which are many; the mean's product with a query is the same
+        # for all of them
         queries = self.query / self.deviation / math.sqrt(tokens.shape[2])
         attention = torch.softmax(tokens @ queries.T, dim=1)
         averages = ((attention.transpose(1, 2) @ tokens - self.mean) / self.deviation).transpose(0, 1)
         return averages @ self.weight.transpose(1, 2) + self.bias[:, None]
 
-    def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One head's weight (K, W), bias (K,) and query (W,) -> those that read tokens as they are. A constant in a query's
-        products changes nothing of their softmax."""
+    def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor,
+               query: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One head's weight (K, W), bias (K,) and query (W,) -> those that read tokens as they are. A
+        constant in a query's products changes nothing of their softmax."""
         scaled = weight.double() / self.deviation.double()
         return (scaled.float(), (bias.double() - scaled @ self.mean.double()).float(),
                 query / self.deviation / math.sqrt(len(query)))
 
 
-def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.ndarray, val_labels: torch.Tensor,
-                    settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable, epochs: int,
-                    batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
-    """As util/model/probe_heads.py's `train_heads`, of (N, P, W) tokens in float16, which may lie on the disk."""
+def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.ndarray,
+                    val_labels: torch.Tensor,
+                    settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable,
+                    epochs: int,
+                    batch_size: int, rate_at: Callable[[float], float],
+                    order_at: Callable[[int], np.ndarray]) -> Trained:
+    """As util/model/probe_heads.py's `train_heads`, of (N, P, W) tokens in float16, which may lie on the
+    disk."""
     device = labels.device
     heads = AttentiveHeads(settings, num_classes, *(values.to(device) for values in _moments(tokens)))
     optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
@@ -69,7 +78,8 @@ def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.
         total = torch.zeros(len(settings), device=device)
         for step in range(steps):
             rows = np.sort(order[slice(*part(len(order), steps, step))])  # in the order of the disk
-            by_head = loss_by_head(heads.logits(_load(view[rows], device)), labels[torch.from_numpy(rows)], loss)
+            by_head = loss_by_head(heads.logits(_load(view[rows], device)), labels[torch.from_numpy(rows)],
+                                   loss)
             by_head.mean(dim=1).sum().backward()
             total += by_head.detach().sum(dim=1)
             optimizer.step(rate_at(epoch + (step + 0.5) / steps))
@@ -85,7 +95,8 @@ def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.
 
 
 @torch.no_grad()
-def attentive_logits(tokens: np.ndarray, weight: torch.Tensor, bias: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+def attentive_logits(tokens: np.ndarray, weight: torch.Tensor, bias: torch.Tensor,
+                     query: torch.Tensor) -> torch.Tensor:
     """(N, P, W) tokens -> (N, K) logits of one head whose standardisation is folded in."""
     means = torch.cat([averaged(_load(tokens[start:start + ROWS], weight.device), query)
                        for start in range(0, len(tokens), ROWS)])
@@ -102,14 +113,20 @@ def _moments(tokens: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     for view in tokens:
         for start in range(0, len(view), ROWS):
             part = np.asarray(view[start:start + ROWS], np.float64).reshape(-1, view.shape[2])
-            total, squares, number = total + part.sum(axis=0), squares + (part**2).sum(axis=0), number + len(part)
+            total, squares, number = (
+                total + part.sum(axis=0),
+                squares + (part**2).sum(axis=0),
+                number + len(part),
+            )
     mean = total / number
     deviation = np.sqrt(np.maximum(squares / number - mean**2, 0))
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
 @torch.no_grad()
-def _mean_loss(heads: AttentiveHeads, tokens: np.ndarray, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
-    total = sum(loss_by_head(heads.logits(_load(tokens[start:start + ROWS], labels.device)), labels[start:start + ROWS],
+def _mean_loss(heads: AttentiveHeads, tokens: np.ndarray, labels: torch.Tensor,
+               loss: Callable) -> torch.Tensor:
+    total = sum(loss_by_head(heads.logits(_load(tokens[start:start + ROWS], labels.device)),
+                             labels[start:start + ROWS],
                              loss).sum(dim=1) for start in range(0, len(labels), ROWS))
     return total / len(labels)

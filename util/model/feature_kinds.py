@@ -1,22 +1,26 @@
 """What a probe's head may read of a frozen backbone, and heads that read more than timm's own.
 
 kind       what is read, V numbers an image (or P tokens of W)
-pooled     what the model's own head reads: the class token, or the mean of the patch tokens or of the feature map
+pooled     what the model's own head reads: the class token, or the mean of the patch tokens or of the feature
+           map
 cls        the class token of the last block
 cls_mean   that class token and the mean of the last block's patch tokens, side by side
-last4      the class tokens of the last four blocks and the mean of the last block's patch tokens, as the linear evaluation
-           of DINOv2 reads them (Oquab et al. 2023)
-attentive  the patch tokens of the last block, or the places of the last feature map: a learned query says how much each
-           counts (the simplest of the attentive probes of Chen et al., Context Autoencoder 2022, and of V-JEPA, 2024)
+last4      the class tokens of the last four blocks and the mean of the last block's patch tokens, as the
+           linear evaluation of DINOv2 reads them (Oquab et al. 2023)
+attentive  the patch tokens of the last block, or the places of the last feature map: a learned query says how
+           much each counts (the simplest of the attentive probes of Chen et al., Context Autoencoder 2022,
+           and of V-JEPA, 2024)
 
-Every token has passed the model's final norm. Where that norm comes after the pooling (RETFound_mae with its mean: fc_norm)
-each part passes it alone: every class token, the mean of the patch tokens, every token that a query attends to. Class and
-register tokens are no patch tokens. A kind that a model does not have, or that is another one of it, is not offered: CNNs
-have `pooled` and `attentive`; where the class token is what the model's own head reads, `cls` is `pooled`.
+Every token has passed the model's final norm. Where that norm comes after the pooling (RETFound_mae with its
+mean: fc_norm)
+each part passes it alone: every class token, the mean of the patch tokens, every token that a query attends
+to. Class and register tokens are no patch tokens. A kind that a model does not have, or that is another one
+of it, is not offered: CNNs have `pooled` and `attentive`; where the class token is what the model's own head
+reads, `cls` is `pooled`.
 
-A head that reads another kind than `pooled` stands in timm's own head's place, under its name, and the rest of the model
-keeps timm's names: head.weight (K, V), head.bias (K,), and of an attentive one head.query (W,). Its kind is the checkpoint's
-entry "reads". B is the number of images of a batch, K of classes.
+A head that reads another kind than `pooled` stands in timm's own head's place, under its name, and the rest
+of the model keeps timm's names: head.weight (K, V), head.bias (K,), and of an attentive one head.query (W,).
+Its kind is the checkpoint's entry "reads". B is the number of images of a batch, K of classes.
 """
 
 import inspect
@@ -33,7 +37,8 @@ from util.options.adaptation import ATTENTIVE, POOLED
 BLOCKS = 4
 
 
-def averaged(tokens: torch.Tensor, query: torch.Tensor, shares: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+def averaged(tokens: torch.Tensor, query: torch.Tensor,
+             shares: Callable[[torch.Tensor], torch.Tensor] = torch.clone
              ) -> torch.Tensor:
     """(B, P, W) tokens -> (B, W), their mean weighted by the softmax of their products with a query (W,)."""
     return (shares(torch.softmax(tokens @ query, dim=1))[:, None] @ tokens)[:, 0]
@@ -74,14 +79,16 @@ class Read:
     """What one forward pass came to."""
 
     features: torch.Tensor  # of forward_features
-    classes: list[torch.Tensor]  # (B, W) class tokens of the last blocks, the last one last; [] where there are none
-    tokens: torch.Tensor | None  # (B, P, W) patch tokens or places of the feature map; None where there are none
+    # (B, W) class tokens of the last blocks, the last one last; [] where there are none
+    classes: list[torch.Tensor]
+    # (B, P, W) patch tokens or places of the feature map; None where there are none
+    tokens: torch.Tensor | None
     mean: torch.Tensor | None  # (B, W) of the patch tokens of a transformer
 
 
 def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> Read:
-    """Run a timm model's blocks on (B, 3, S, S) images, its head left out. blocks: how many of the last ones give their class
-    token."""
+    """Run a timm model's blocks on (B, 3, S, S) images, its head left out. blocks: how many of the last ones
+    give their class token."""
     norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
     middle = []
     if blocks > 1:
@@ -113,12 +120,15 @@ def wide_features(model: torch.nn.Module, images: torch.Tensor, kind: str) -> to
 
 
 def _blocks(model: torch.nn.Module) -> int:
-    """How many of the last blocks can be read: at most four, one where timm does not give out the class tokens of others."""
+    """How many of the last blocks can be read: at most four, one where timm does not give out the class
+    tokens of others."""
     blocks = getattr(model, "blocks", None)
-    if getattr(model, "cls_token", None) is None or not isinstance(blocks, torch.nn.Sequential | torch.nn.ModuleList):
+    if getattr(model, "cls_token", None) is None or not isinstance(blocks,
+                                                                   torch.nn.Sequential | torch.nn.ModuleList):
         return 1
     taken = inspect.signature(getattr(model, "forward_intermediates", len)).parameters
-    return min(BLOCKS, len(blocks)) if {"indices", "norm", "output_fmt", "return_prefix_tokens"} <= taken.keys() else 1
+    return min(BLOCKS, len(blocks)) if {"indices", "norm", "output_fmt",
+                                        "return_prefix_tokens"} <= taken.keys() else 1
 
 
 def wide_head(model: torch.nn.Module) -> WideHead | None:
@@ -139,15 +149,16 @@ def _forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 class KindsReader(torch.nn.Module):
-    """All kinds of features of a model in one pass: (B, 3, S, S) -> (B, columns), and behind them P x W with `with_tokens`,
-    in fp32.
+    """All kinds of features of a model in one pass: (B, 3, S, S) -> (B, columns), and behind them P x W with
+    `with_tokens`, in fp32.
 
     kinds    {kind: its columns}, pooled first; kinds share columns
     columns  how many there are
     tokens   (P, W) of what an attentive head reads, None for a model that has none
 
-    They are learnt from two images, and so is whether the model does what is believed of it: where its head would read
-    something else after timm's own forward_features and forward_head, `pooled` is all that is offered.
+    They are learnt from two images, and so is whether the model does what is believed of it: where its head
+    would read something else after timm's own forward_features and forward_head, `pooled` is all that is
+    offered.
     """
 
     def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int):
@@ -159,7 +170,8 @@ class KindsReader(torch.nn.Module):
             return
         was_training = model.training
         model.eval()
-        images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size, input_size)
+        images = torch.linspace(-2, 2, 2 * 3 * input_size**2,
+                                device=layer.weight.device).view(2, 3, input_size, input_size)
         with torch.no_grad(), instead_of_forward(model, self._learn):
             model(images)
         model.train(was_training)
@@ -170,9 +182,12 @@ class KindsReader(torch.nn.Module):
         if not _same(found["pooled"], wanted):
             return
         classes = [name for name in found if name.startswith("cls")]
-        own = next((name for name in (*classes[-1:], "mean") if name in found and _same(found[name], wanted)), "pooled")
-        self.parts = (*(["pooled"] if own == "pooled" else []), *classes, *(["mean"] if "mean" in found else []))
-        ends = dict(zip(self.parts, np.cumsum([found[name].shape[1] for name in self.parts]).tolist(), strict=True))
+        own = next((name for name in (*classes[-1:], "mean") if name in found and _same(found[name], wanted)),
+                   "pooled")
+        self.parts = (*(["pooled"] if own == "pooled" else []), *classes,
+                      *(["mean"] if "mean" in found else []))
+        ends = dict(zip(self.parts, np.cumsum([found[name].shape[1] for name in self.parts]).tolist(),
+                        strict=True))
         self.columns = max(ends.values())
 
         def columns(first: str, last: str) -> slice:
@@ -202,13 +217,15 @@ class KindsReader(torch.nn.Module):
         found = read(self.model, images, _blocks(self.model))
         parts = {"pooled": self._read_by_layer(lambda: self.model.forward_head(found.features))}
         parts |= {f"cls{number}": token for number, token in enumerate(found.classes)}
-        return parts | {name: part for name, part in (("mean", found.mean), ("tokens", found.tokens)) if part is not None}
+        return parts | {name: part for name, part in (("mean", found.mean), ("tokens", found.tokens))
+                        if part is not None}
 
     def _side_by_side(self, images: torch.Tensor) -> torch.Tensor:
         if self.parts == ("pooled",) and not self.with_tokens:
             return self._read_by_layer(lambda: self.own_forward(images)).float()
         found = self._all_parts(images)
-        parts = [found[name] for name in self.parts] + ([found["tokens"].flatten(1)] if self.with_tokens else [])
+        parts = [found[name] for name in self.parts] + ([found["tokens"].flatten(1)]
+                                                        if self.with_tokens else [])
         return torch.cat([part.float() for part in parts], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The frozen backbone: the features of a split are computed once and kept, in memory and on the disk.
 
-A feature depends on the weights, the image and how it is read. All of that is in the name of the file that keeps it,
-so that stored features are found again by any run that needs the same ones, and by no other.
+A feature depends on the weights, the image and how it is read. All of that is in the name of the file that
+keeps it, so that stored features are found again by any run that needs the same ones, and by no other.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from util.parallel.sharding import whole_tensors
 
 
 def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
-    """A hash of a model's tensors, buffers included, by name; those of its part `without` left out. Collective where the model
-    is sharded."""
-    digest, left_out = hashlib.blake2b(digest_size=16), {id(tensor) for tensor in [*without.parameters(), *without.buffers()]}
+    """A hash of a model's tensors, buffers included, by name; those of its part `without` left out.
+    Collective where the model is sharded."""
+    digest, left_out = hashlib.blake2b(digest_size=16), {id(tensor) for tensor in [*without.parameters(),
+                                                                                   *without.buffers()]}
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     tensors = {name: tensor for name, tensor in tensors.items() if id(tensor) not in left_out}
     for name, tensor in whole_tensors(tensors):
@@ -34,19 +35,25 @@ def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
 
 
 def pictures_digest(paths: list[str]) -> str:
-    """A hash of files as they are now: place, size and time of change, in order. InputError where one is no file."""
+    """A hash of files as they are now: place, size and time of change, in order. InputError where one is no
+    file."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
             status = file_status(path)
         except ImageError as error:
             raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
-        digest.update(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return digest.hexdigest()
 
 
 def feature_file(folder: Path, weights: str, pictures: str, settings: dict) -> Path:
-    """Where the features of these images by these weights are kept. settings: whatever else they depend on."""
+    """Where the features of these images by these weights are kept. settings: whatever else they depend
+    on."""
     text = json.dumps([weights, pictures, settings], sort_keys=True)
     return Path(folder) / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
 
@@ -59,16 +66,18 @@ def token_file(path: Path) -> Path:
 def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.ndarray]], world: World,
                     columns: int | None = None, tokens: tuple[int, int] | None = None
                     ) -> tuple[torch.Tensor, np.ndarray | None, bool]:
-    """(N, columns) features of a split, its tokens, and whether they lay on the disk; `compute()` makes them, piece by piece
+    """(N, columns) features of a split, its tokens, and whether they lay on the disk; `compute()` makes them,
+    piece by piece
     and in all processes together: rows of the columns and, where they are asked for, of P x W tokens.
 
-    columns: None for any number. tokens: (P, W); they are kept in a file of their own, (N, P, W) in float16, which the main
-    process maps (None in the others).
-    Written under another name, then renamed. What can't be written is computed again next time, and tokens that can't be are
+    columns: None for any number. tokens: (P, W); they are kept in a file of their own, (N, P, W) in float16,
+    which the main process maps (None in the others). Written under another name, then renamed. What can't be
+    written is computed again next time, and tokens that can't be are
     left out: a line says so. RunError where features are NaN or infinite.
     """
     of_tokens, mapped = token_file(path), None
-    values = _read(path, (rows, columns), np.float32) if world.from_main(path.exists() if world.is_main else None) else None
+    values = _read(path, (rows, columns),
+                   np.float32) if world.from_main(path.exists() if world.is_main else None) else None
     if tokens is not None and world.is_main:
         mapped = _read(of_tokens, (rows, *tokens), np.float16, mmap_mode="r")
     found = not world.any(values is None or (tokens is not None and world.is_main and mapped is None))
@@ -82,7 +91,8 @@ def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.nda
                     file.append(piece[:, columns:])
             values = np.concatenate(pieces)
             if not np.isfinite(values).all():
-                raise RunError("the backbone's features are NaN or infinite: check its weights, or try --precision fp32",
+                raise RunError("the backbone's features are NaN or infinite: check its weights, or try "
+                               "--precision fp32",
                                everywhere=True)
         if world.is_main:
             mapped = file.kept() if file is not None else None
@@ -96,7 +106,8 @@ def _read(path: Path, shape: tuple[int | None, ...], kind: type, **how) -> np.nd
         values = np.load(path, allow_pickle=False, **how)
     except (OSError, ValueError, EOFError):
         return None  # damaged or gone: computed again
-    fits = values.ndim == len(shape) and all(wanted in (None, side) for wanted, side in zip(shape, values.shape, strict=True))
+    fits = values.ndim == len(shape) and all(wanted in (None, side)
+                                             for wanted, side in zip(shape, values.shape, strict=True))
     return values if fits and values.dtype == kind else None
 
 
@@ -110,15 +121,20 @@ def _write(path: Path, values: np.ndarray, world: World) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             partial.unlink(missing_ok=True)
-        world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them again")
+        world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them "
+                  "again")
 
 
 class _TokenFile:
-    """A split's tokens on their way to the disk; nothing is left of them where its `with` ends in an error. By plain writes: a
-    full disk is no error that a mapped file could tell."""
+    """A split's tokens on their way to the disk; nothing is left of them where its `with` ends in an error.
+    By plain writes: a full disk is no error that a mapped file could tell."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], world: World):
-        self.path, self.partial, self.world = path, path.with_name(f".{path.name}.{os.getpid()}.partial"), world
+        self.path, self.partial, self.world = (
+            path,
+            path.with_name(f".{path.name}.{os.getpid()}.partial"),
+            world,
+        )
         self.shape, self.problem, self._file = shape, "", None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +142,8 @@ class _TokenFile:
                 if not Path(f"/proc/{left.name.split('.')[-2]}").exists():  # of a start that was killed
                     left.unlink(missing_ok=True)
             self._file = open(self.partial, "wb")  # noqa: SIM115 - open from one piece to the next
-            np.lib.format.write_array_header_1_0(self._file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(self._file,
+                                                 {"descr": "<f2", "fortran_order": False, "shape": shape})
         except OSError as error:
             self._give_up(reason(error))
 
@@ -157,13 +174,15 @@ class _TokenFile:
                 return _read(self.path, self.shape, np.float16, mmap_mode="r")
             except OSError as error:
                 self._give_up(reason(error))
-        self.world.say(f"tokens can't be kept in {self.path.parent} ({self.problem}): no attentive head is tried")
+        self.world.say(f"tokens can't be kept in {self.path.parent} ({self.problem}): no attentive head is "
+                       "tried")
         return None
 
     def _give_up(self, problem: str) -> None:
         self.problem = problem
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of what was still to be written; the first error is the one to tell
+            # of what was still to be written; the first error is the one to tell
+            with contextlib.suppress(OSError):
                 self._file.close()
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)
@@ -172,7 +191,8 @@ class _TokenFile:
 class FeatureDataset(torch.utils.data.Dataset):
     """Stored features as samples, in the place of images: see util/data/dataset.py, ImageDataset."""
 
-    def __init__(self, features: torch.Tensor, targets: np.ndarray, paths: list[str], covariates: torch.Tensor | None = None):
+    def __init__(self, features: torch.Tensor, targets: np.ndarray, paths: list[str],
+                 covariates: torch.Tensor | None = None):
         self.features, self.covariates = features, covariates
         self._targets, self._paths = torch.tensor(targets), paths
 

@@ -4,27 +4,28 @@ Three methods, each for the models that it was made for:
 
 gradient  for vision transformers, the default there: the relevance of H. Chefer, S. Gur and L. Wolf (Generic
           Attention-model Explainability, ICCV 2021), for self-attention: R = 1, then in every block
-          R += mean over heads(relu(gradient * attention)) R, with the gradient of one output. It tells what speaks FOR
-          that output, and is another map for another class.
+          R += mean over heads(relu(gradient * attention)) R, with the gradient of one output. It tells what
+          speaks FOR that output, and is another map for another class.
 rollout   for vision transformers: attention rollout (S. Abnar and W. Zuidema, Quantifying Attention Flow in
-          Transformers, ACL 2020): R = 1, then R = (mean over heads(attention) + 1) / 2 R. It knows of no class: it tells
-          what was mixed into the feature, for or against the output, used or not.
-gradcam   for models whose last feature map is an image (CNNs, also Swin): Grad-CAM (R. Selvaraju et al., ICCV 2017), as
-          captum computes it, on the last feature map. As coarse as that map: 7 x 7 fields at 224 pixels in most CNNs, so
-          that a small lesion gets a large patch. It may lie up to half a field right of and below what caused it: a
-          strided convolution that pads looks at the upper left of its field (ResNets do; Swin and ConvNeXt don't).
+          Transformers, ACL 2020): R = 1, then R = (mean over heads(attention) + 1) / 2 R. It knows of no
+          class: it tells what was mixed into the feature, for or against the output, used or not.
+gradcam   for models whose last feature map is an image (CNNs, also Swin): Grad-CAM (R. Selvaraju et al., ICCV
+          2017), as captum computes it, on the last feature map. As coarse as that map: 7 x 7 fields at 224
+          pixels in most CNNs, so that a small lesion gets a large patch. It may lie up to half a field right
+          of and below what caused it: a strided convolution that pads looks at the upper left of its field
+          (ResNets do; Swin and ConvNeXt don't).
 
-On drawn grey retinas with one lesion of 2.3 % of the image, small models trained from scratch put so many times the
-lesion's share of the area inside of it (tests/model/test_heatmaps_on_lesions.py prints three): gradient 3.5 to 16, rollout 6
-to 12, neither of them always the better one; Grad-CAM 4 to 6 in ResNets of 6 x 6 or 12 x 12 fields, 1.3 to 3.7 with 2 x 2 to
-8 x 8.
-On fundus-like images (util/data/public/demo.py's, one lesion of 0.7 %): gradient 27, rollout 19, Grad-CAM 2.9.
+On drawn grey retinas with one lesion of 2.3 % of the image, small models trained from scratch put so many
+times the lesion's share of the area inside of it (tests/model/test_heatmaps_on_lesions.py prints three):
+gradient 3.5 to 16, rollout 6 to 12, neither of them always the better one; Grad-CAM 4 to 6 in ResNets of 6 x
+6 or 12 x 12 fields, 1.3 to 3.7 with 2 x 2 to 8 x 8. On fundus-like images (util/data/public/demo.py's, one
+lesion of 0.7 %): gradient 27, rollout 19, Grad-CAM 2.9.
 
 Of R the row is read that the pooled feature is made of: the class token's, or where a model pools its patches
-(RETFound_mae) the mean of the patches' rows. Class and register tokens are no places in the image and are left out.
-A probe's head that reads more (util/model/feature_kinds.py): the parts that lie side by side count alike, a block's class token
-from that block on; of an attentive head the row is the shares that its query gives the patches, in gradient weighted by
-their gradient like any other attention.
+(RETFound_mae) the mean of the patches' rows. Class and register tokens are no places in the image and are
+left out. A probe's head that reads more (util/model/feature_kinds.py): the parts that lie side by side count
+alike, a block's class token from that block on; of an attentive head the row is the shares that its query
+gives the patches, in gradient weighted by their gradient like any other attention.
 
 A map shows what moved this model's output, which need not be what made the eye ill.
 """
@@ -49,30 +50,37 @@ from util.model.feature_kinds import AttentiveHead, wide_head
 
 METHODS = ("auto", "gradient", "rollout", "gradcam")
 OF_TRANSFORMERS = ("gradient", "rollout")
-TOKENS_AT_ONCE = 1600  # of one pass: 8 images of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
+# of one pass: 8 images of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
+TOKENS_AT_ONCE = 1600
 PICTURES_AT_ONCE = 8  # of one pass of a CNN
 STRONGEST = 0.65  # opacity of a map's 1: what lies below can still be seen
-COLOURS = "viridis"  # even steps to the eye, also to a colour-blind one; blue and green stand out from a red retina
+# even steps to the eye, also to a colour-blind one; blue and green stand out from a red retina
+COLOURS = "viridis"
 INDEX_FILE = "heatmaps.json"
 LONGEST_STEM = 80  # of an image's name in its overlay's name, in characters; file systems end at 255 bytes
 
 
-def heat_maps(model: torch.nn.Module, images: torch.Tensor, targets: Sequence[int] | torch.Tensor | None = None,
+def heat_maps(model: torch.nn.Module, images: torch.Tensor,
+              targets: Sequence[int] | torch.Tensor | None = None,
               method: str = "auto", covariates: torch.Tensor | None = None) -> np.ndarray:
     """Where a model looked: images (B, 3, S, S), normalised as for the model -> (B, S, S) float32 in 0..1.
 
     model       a timm classifier, or a Regressor (a `backbone`, a `regression_head`)
-    targets     (B,) numbers of the classes or outputs to explain; None: the predicted class, of a regression output 0
-    method      auto (gradient for vision transformers, gradcam for others), gradient, rollout or gradcam; see the module
+    targets     (B,) numbers of the classes or outputs to explain; None: the predicted class, of a regression
+                output 0
+    method      auto (gradient for vision transformers, gradcam for others), gradient, rollout or gradcam; see
+                the module
     covariates  (B, C) of a regression that reads them, NaN where missing; None: all missing
 
-    Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they don't
-    compare images. A map that is the same everywhere (Grad-CAM finds nothing that speaks for the output) is 0. For a
-    regression the map shows what moves the output the way it went from the mean of the training set, up or down.
+    Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they
+    don't compare images. A map that is the same everywhere (Grad-CAM finds nothing that speaks for the
+    output) is 0. For a regression the map shows what moves the output the way it went from the mean of the
+    training set, up or down.
 
-    Computed without autocast in the weights' own precision. The model, its mode, its gradients and what requires them are
-    left as found; frozen models and callers in inference mode are fine. Raises InputError for a method that is unknown
-    or does not fit the model, RunError where a map is not finite, ValueError for images or targets of another shape.
+    Computed without autocast in the weights' own precision. The model, its mode, its gradients and what
+    requires them are left as found; frozen models and callers in inference mode are fine. Raises InputError
+    for a method that is unknown or does not fit the model, RunError where a map is not finite, ValueError for
+    images or targets of another shape.
     """
     if images.ndim != 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: (B, 3, S, S) are needed")
@@ -81,9 +89,11 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor, targets: Sequence[in
     method = _resolve(model, method)
     tensors = [*model.parameters(), *model.buffers()]
     like = tensors[0]
-    at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model, images)) if method in OF_TRANSFORMERS else PICTURES_AT_ONCE
+    at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model,
+                                                   images)) if method in OF_TRANSFORMERS else PICTURES_AT_ONCE
     maps = []
-    # Tensors made in inference mode can't take part in gradients: leave that mode, and copy what was made in it.
+    # Tensors made in inference mode can't take part in gradients: leave that mode, and copy what was made in
+    # it.
     with torch.inference_mode(False), torch.autocast(like.device.type, enabled=False), _laid_open(model):
         head = getattr(model, "regression_head", None)
         if covariates is None and len(getattr(head, "covariates", ())):
@@ -94,8 +104,10 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor, targets: Sequence[in
             inputs = [images[part].detach().to(like.device, like.dtype).clone()]
             if covariates is not None:
                 inputs.append(covariates[part].detach().to(like.device).clone())
-            coarse = _COMPUTE[method](model, inputs, _Score(model, None if targets is None else targets[part]))
-            fine = interpolate(coarse.detach().float()[:, None], images.shape[2:], mode="bilinear", align_corners=False)
+            coarse = _COMPUTE[method](model, inputs,
+                                      _Score(model, None if targets is None else targets[part]))
+            fine = interpolate(coarse.detach().float()[:, None], images.shape[2:], mode="bilinear",
+                               align_corners=False)
             maps.append(_stretched(fine[:, 0]).cpu().numpy())
     return np.concatenate(maps) if maps else np.zeros((0, *images.shape[2:]), np.float32)
 
@@ -106,9 +118,11 @@ def methods_of(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
-    """What the model saw: images (B, 3, S, S), normalised with mean and std a channel (of 0..1) -> B RGB images.
+    """What the model saw: images (B, 3, S, S), normalised with mean and std a channel (of 0..1) -> B RGB
+    images.
 
-    The map of an image and this image are of the same pixels, whatever was resized, cropped or kept in a cache before.
+    The map of an image and this image are of the same pixels, whatever was resized, cropped or kept in a
+    cache before.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
     pixels = (images.detach().float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
@@ -118,9 +132,10 @@ def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     """An image with its map (h, w) in 0..1 laid over -> RGB image of the same size.
 
-    Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and opacity both grow
-    with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds of it. A map of another size
-    is stretched to the image's. Raises ValueError for a map that is not (h, w) or not within 0..1.
+    Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and
+    opacity both grow with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds
+    of it. A map of another size is stretched to the image's. Raises ValueError for a map that is not (h, w)
+    or not within 0..1.
     """
     import matplotlib
 
@@ -137,12 +152,14 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 
 def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder: str | os.PathLike,
                    pictures: Sequence[Image.Image]) -> dict[str, str]:
-    """Write an overlay an image to folder/*.png and its name into folder/heatmaps.json -> {absolute path: file name}.
+    """Write an overlay an image to folder/*.png and its name into folder/heatmaps.json -> {absolute path:
+    file name}.
 
-    paths: B pictures' files; maps (B, h, w) in 0..1; images: what the model saw of each, from `pictures_of`. An overlay
-    is named after its image and a digest of the whole path, so that images of one name in several folders don't meet
-    and a second run writes the same files. What heatmaps.json holds already stays; several processes may write to one
-    folder. Raises InputError where the folder can't be written or its heatmaps.json is not one, RunError for a full disk.
+    paths: B pictures' files; maps (B, h, w) in 0..1; images: what the model saw of each, from `pictures_of`.
+    An overlay is named after its image and a digest of the whole path, so that images of one name in several
+    folders don't meet and a second run writes the same files. What heatmaps.json holds already stays; several
+    processes may write to one folder. Raises InputError where the folder can't be written or its
+    heatmaps.json is not one, RunError for a full disk.
     """
     if not len(paths) == len(maps) == len(pictures):
         raise ValueError(f"{len(paths)} paths, {len(maps)} maps and {len(pictures)} images")
@@ -169,16 +186,19 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
 
 
 def read_index(folder: str | os.PathLike) -> dict[str, str]:
-    """{absolute path of an image: its overlay's file name}, {} where nothing was written; InputError for another file."""
+    """{absolute path of an image: its overlay's file name}, {} where nothing was written; InputError for
+    another file."""
     path = Path(folder) / INDEX_FILE
     if not path.exists():
         return {}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): remove it, and the overlays are listed anew") from error
+        raise InputError(f"{path} is no JSON ({error}): remove it, and the overlays are listed "
+                         "anew") from error
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise InputError(f"{path} does not list overlays by their images' paths: remove it, and it is written anew")
+        raise InputError(f"{path} does not list overlays by their images' paths: remove it, and it is "
+                         "written anew")
     return index
 
 
@@ -231,8 +251,10 @@ def _backbone(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _outputs(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The model's outputs. Its `forward` is called, not itself, so that a compiled model isn't compiled anew for our hooks."""
-    made_in_inference_mode = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    """The model's outputs. Its `forward` is called, not itself, so that a compiled model isn't compiled anew
+    for our hooks."""
+    made_in_inference_mode = {name: tensor.clone()
+                              for name, tensor in [*model.named_parameters(), *model.named_buffers()]
                               if tensor.is_inference()}
     if made_in_inference_mode:
         return torch.func.functional_call(model, made_in_inference_mode, tuple(inputs))
@@ -241,9 +263,11 @@ def _outputs(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Te
 
 @contextmanager
 def _laid_open(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode, with attention that can be listened to and activations that stay; afterwards as found.
+    """The model in eval mode, with attention that can be listened to and activations that stay; afterwards as
+    found.
 
-    timm's attention layers pass their softmax through `attn_drop`, unless `fused_attn` hides it inside of one operation.
+    timm's attention layers pass their softmax through `attn_drop`, unless `fused_attn` hides it inside of one
+    operation.
     """
     found = [(module, name, vars(module)[name]) for module in model.modules()
              for name in ("training", "fused_attn", "grad_checkpointing") if name in vars(module)]
@@ -257,13 +281,15 @@ def _laid_open(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The attention of each block of a plain vision transformer of timm's, first block first; [] for another model."""
+    """The attention of each block of a plain vision transformer of timm's, first block first; [] for another
+    model."""
     backbone, layers = _backbone(model), []
     if not hasattr(backbone, "patch_embed") or not hasattr(backbone, "num_prefix_tokens"):
         return []
     for block in getattr(backbone, "blocks", []):
         inside = [module for module in block.modules()
-                  if hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), torch.nn.Module)]
+                  if hasattr(module, "fused_attn")
+                  and isinstance(getattr(module, "attn_drop", None), torch.nn.Module)]
         if len(inside) != 1:
             return []
         layers += inside
@@ -286,8 +312,8 @@ def _num_tokens(model: torch.nn.Module, images: torch.Tensor) -> int:
 
 def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]
               ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs (B, C), the attention (B, heads, N, N) of each block, first block first, and of an attentive head (else [])
-    the shares (B, P) that it gives the patches."""
+    """Outputs (B, C), the attention (B, heads, N, N) of each block, first block first, and of an attentive
+    head (else []) the shares (B, P) that it gives the patches."""
     attention: list[torch.Tensor] = []
     shares: list[torch.Tensor] = []
     handles = [layer.attn_drop.register_forward_hook(lambda module, given, weights: attention.append(weights))
@@ -301,15 +327,16 @@ def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]
         for handle in handles:
             handle.remove()
     tokens = _num_tokens(model, inputs[0])
-    if len(attention) != len(_attention_layers(model)) or any(weights.shape[-2:] != (tokens, tokens) for weights in attention):
-        raise InputError(f"heat maps of {type(_backbone(model)).__name__} can't be made: its blocks don't attend from "
-                         f"each of {tokens} tokens to each")
+    if len(attention) != len(_attention_layers(model)) or any(weights.shape[-2:] != (tokens, tokens)
+                                                              for weights in attention):
+        raise InputError(f"heat maps of {type(_backbone(model)).__name__} can't be made: its blocks don't "
+                         f"attend from each of {tokens} tokens to each")
     return outputs, attention, shares
 
 
 def _rows_read(backbone: torch.nn.Module, attention: torch.Tensor) -> list[torch.Tensor]:
-    """The share (B, 1, N) that each token has in the feature, before any attention: of the last block's tokens first, then of
-    the blocks before it, as far as the head reads them."""
+    """The share (B, 1, N) that each token has in the feature, before any attention: of the last block's
+    tokens first, then of the blocks before it, as far as the head reads them."""
     head, prefix = wide_head(backbone), backbone.num_prefix_tokens
     row = torch.zeros(len(attention), 1, attention.shape[-1], device=attention.device, dtype=attention.dtype)
     if head is None:
@@ -343,13 +370,14 @@ def _row_to_grid(backbone: torch.nn.Module, row: torch.Tensor, images: torch.Ten
     return row[:, 0, backbone.num_prefix_tokens:].unflatten(1, _patch_grid(backbone, images))
 
 
-# Both methods multiply matrices of the blocks, the last block's leftmost, and one row of the product is read: so the row is
-# multiplied from the left, which costs N^2 a block, not N^3.
+# Both methods multiply matrices of the blocks, the last block's leftmost, and one row of the product is read:
+# so the row is multiplied from the left, which costs N^2 a block, not N^3.
 
 def _rollout(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
     with torch.no_grad():
         _, attention, shares = _attended(model, inputs)
-        row, *earlier = [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model), attention[0])
+        row, *earlier = [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model),
+                                                                                  attention[0])
         for weights, of_block in itertools.zip_longest(reversed(attention), earlier):
             row = (row @ weights.mean(dim=1) + row) / 2
             row = row if of_block is None else row + of_block
@@ -361,7 +389,8 @@ def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sc
     with torch.enable_grad():
         outputs, attention, shares = _attended(model, inputs)
         *gradients, of_last = torch.autograd.grad(score(outputs).sum(), [*attention, *shares])
-    # the row is kept apart from what the blocks add to it: a mean over patches is so much larger that it would drown it
+    # the row is kept apart from what the blocks add to it: a mean over patches is so much larger that it
+    # would drown it
     if shares:  # a query's shares are attention, too
         added = _on_patches(model, (shares[0].detach() * of_last).relu())
         pooled, *earlier = [torch.zeros_like(added)]
@@ -369,7 +398,8 @@ def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sc
         gradients.append(of_last)
         pooled, *earlier = _rows_read(_backbone(model), attention[0])
         added = torch.zeros_like(pooled)
-    for weights, gradient, of_block in itertools.zip_longest(reversed(attention), reversed(gradients), earlier):
+    for weights, gradient, of_block in itertools.zip_longest(reversed(attention), reversed(gradients),
+                                                             earlier):
         added = added + (pooled + added) @ (weights.detach() * gradient).relu().mean(dim=1)
         pooled = pooled if of_block is None else pooled + of_block
     return _row_to_grid(_backbone(model), added, inputs[0])
@@ -383,11 +413,13 @@ def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sco
     order, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if channels_last else ((0, 1, 2, 3),) * 2
     shown = torch.nn.Identity()
     layer = _last_map(model, inputs, channels_last)
-    handle = layer.register_forward_hook(lambda module, given, features: shown(features.permute(order)).permute(back))
+    handle = layer.register_forward_hook(lambda module, given,
+                                         features: shown(features.permute(order)).permute(back))
     inputs[0].requires_grad_()
     try:
         with torch.enable_grad():
-            maps = LayerGradCam(lambda images: score(_outputs(model, [images, *inputs[1:]])), shown).attribute(
+            maps = LayerGradCam(lambda images: score(_outputs(model, [images, *inputs[1:]])),
+                                shown).attribute(
                 inputs[0], relu_attributions=True)
     finally:
         handle.remove()
@@ -395,9 +427,11 @@ def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sco
 
 
 def _last_map(model: torch.nn.Module, inputs: Sequence[torch.Tensor], channels_last: bool) -> torch.nn.Module:
-    """The layer that gives out the last feature map, the one that is pooled; InputError where there is none."""
+    """The layer that gives out the last feature map, the one that is pooled; InputError where there is
+    none."""
     backbone, given_out = _backbone(model), []
-    handles = [module.register_forward_hook(lambda module, given, features: given_out.append((module, features)))
+    handles = [module.register_forward_hook(lambda module, given,
+                                            features: given_out.append((module, features)))
                for module in backbone.modules() if module is not backbone]
     try:
         with torch.no_grad():
@@ -407,8 +441,9 @@ def _last_map(model: torch.nn.Module, inputs: Sequence[torch.Tensor], channels_l
             handle.remove()
     is_map = isinstance(last, torch.Tensor) and last.ndim == 4
     if not is_map or min(last.shape[1:3] if channels_last else last.shape[2:]) < 2:
-        raise InputError(f"heat maps of {type(backbone).__name__} can't be made: it is no vision transformer whose tokens all "
-                         "attend to each other, and its last features are no map of several places")
+        raise InputError(f"heat maps of {type(backbone).__name__} can't be made: it is no vision transformer "
+                         "whose tokens all attend to each other, and its last features are no map of "
+                         "several places")
     return next(module for module, features in reversed(given_out)
                 if isinstance(features, torch.Tensor) and features.shape == last.shape)
 
@@ -420,7 +455,8 @@ _COMPUTE: dict[str, Callable[[torch.nn.Module, Sequence[torch.Tensor], _Score], 
 def _stretched(maps: torch.Tensor) -> torch.Tensor:
     """(B, S, S) -> the same in 0..1 an image; 0 where a map is the same everywhere."""
     if not maps.isfinite().all():
-        raise RunError("a heat map is not finite: the model's weights or the images are not, or its activations are too large")
+        raise RunError("a heat map is not finite: the model's weights or the images are not, or its "
+                       "activations are too large")
     least, most = (bound[:, None, None] for bound in (maps.flatten(1).amin(1), maps.flatten(1).amax(1)))
     # rounding alone makes differences of some 1e-7 of the values; a map of these would be noise
     flat = most - least <= 1e-6 * most.abs()

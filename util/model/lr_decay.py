@@ -9,7 +9,8 @@ from timm.models import group_parameters
 
 
 def is_plain_vit(model: torch.nn.Module) -> bool:
-    """Whether a model cuts patches once and sends them through a row of blocks, as a vision transformer without stages."""
+    """Whether a model cuts patches once and sends them through a row of blocks, as a vision transformer
+    without stages."""
     blocks = getattr(model, "blocks", None)
     return hasattr(model, "patch_embed") and isinstance(blocks, torch.nn.Sequential | torch.nn.ModuleList)
 
@@ -17,17 +18,18 @@ def is_plain_vit(model: torch.nn.Module) -> bool:
 def layer_of_parameters(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """({parameter name: layer}, number of layers): 0 = embeddings, the last = what follows the blocks.
 
-    Vision transformers: embeddings, class, register and position tokens are layer 0, block i is layer i + 1, norms and
-    head the last. Other models (ResNet, EfficientNet, ConvNeXt, Swin): timm's own order of their stages, the head last;
-    where timm names none, the order of the model's own parts. A model with a `backbone` and a head of its own: the
-    backbone's layers, the head in the last.
+    Vision transformers: embeddings, class, register and position tokens are layer 0, block i is layer i + 1,
+    norms and head the last. Other models (ResNet, EfficientNet, ConvNeXt, Swin): timm's own order of their
+    stages, the head last; where timm names none, the order of the model's own parts. A model with a
+    `backbone` and a head of its own: the backbone's layers, the head in the last.
     """
     if hasattr(model, "backbone"):
         inside, last = layer_of_parameters(model.backbone)
         outside = {name: last for name, _ in model.named_parameters() if not name.startswith("backbone.")}
         return {f"backbone.{name}": layer for name, layer in inside.items()} | outside, last
     names = [name for name, _ in model.named_parameters()]
-    if hasattr(model, "layers_with_head"):  # built without a classifier: a head of ours stands where that would
+    # built without a classifier: a head of ours stands where that would
+    if hasattr(model, "layers_with_head"):
         layer_of, last = model.layers_with_head
         return {name: layer_of[name] for name in names}, last
     if is_plain_vit(model):
@@ -59,8 +61,8 @@ def _exempt(model: torch.nn.Module) -> set[str]:
 def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups for an optimizer, one a layer and kind, of the parameters that are trained.
 
-    Each holds `params`, `weight_decay` (0 for 1-D parameters and what the model names in no_weight_decay()) and
-    `lr_scale`, which util/model/lr_schedule.py multiplies the rate with, and `names` for reading.
+    Each holds `params`, `weight_decay` (0 for 1-D parameters and what the model names in no_weight_decay())
+    and `lr_scale`, which util/model/lr_schedule.py multiplies the rate with, and `names` for reading.
     """
     layer_of, layers = layer_of_parameters(model)
     exempt = _exempt(model)
@@ -71,7 +73,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
         layer = layer_of[name]
         decay = 0.0 if parameter.ndim <= 1 or name in exempt else weight_decay
         group = groups.setdefault((layer, decay > 0), {
-            "params": [], "names": [], "weight_decay": decay, "lr_scale": layer_decay ** (layers - layer), "layer": layer})
+            "params": [], "names": [], "weight_decay": decay, "lr_scale": layer_decay ** (layers - layer),
+            "layer": layer})
         group["params"].append(parameter)
         group["names"].append(name)
     return [groups[key] for key in sorted(groups)]

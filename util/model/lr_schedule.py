@@ -10,9 +10,10 @@ def usable_warmup(warmup_epochs: float, epochs: int) -> float:
     return min(warmup_epochs, MOST_WARMUP * epochs)
 
 
-def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs: float, epochs: float) -> float:
-    """The rate at `position` (epochs done, a fraction within an epoch): linear from 0 to `peak`, then half a cosine
-    to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
+def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs: float,
+                     epochs: float) -> float:
+    """The rate at `position` (epochs done, a fraction within an epoch): linear from 0 to `peak`, then half a
+    cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
     if position < warmup_epochs:
         return peak * position / warmup_epochs
     if epochs <= warmup_epochs:

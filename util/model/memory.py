@@ -15,8 +15,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device. Activations are what the backward pass keeps of one batch; gathered: blocks of a sharded model
-    that are whole for the moment, and their gradients."""
+    """Bytes on one device. Activations are what the backward pass keeps of one batch; gathered: blocks of a
+    sharded model that are whole for the moment, and their gradients."""
 
     weights: int
     gradients: int
@@ -43,10 +43,12 @@ def gib(size: float) -> str:
 class Need:
     """What a model and a batch ask for, in bytes, before it is decided how they lie on devices.
 
-    trained: of the parameters, those with gradients. outside: tensors that autograd keeps outside the units (blocks);
-    inside: those of each unit; inputs: what goes into each, kept instead where a unit is computed again in the backward
-    pass. units, trained_units: parameters of each, and of those the trained ones; whole: parameters that every device
-    keeps even where the others are sharded.
+    trained: of the parameters, those with gradients. outside: tensors that autograd keeps outside the units
+    (blocks);
+    inside: those of each unit; inputs: what goes into each, kept instead where a unit is computed again in
+    the backward
+    pass. units, trained_units: parameters of each, and of those the trained ones; whole: parameters that
+    every device keeps even where the others are sharded.
     """
 
     parameters: int
@@ -60,8 +62,9 @@ class Need:
     whole: int = 0
 
     def on(self, devices: int = 1, parallel: str = "ddp", recomputed: bool = False) -> MemoryEstimate:
-        """One device's share under ddp or fsdp (fully sharded: two units at a time are whole, one computing and the next on
-        its way, and so are their gradients until they are dealt out); `recomputed`: with activation checkpointing.
+        """One device's share under ddp or fsdp (fully sharded: two units at a time are whole, one computing
+        and the next on its way, and so are their gradients until they are dealt out); `recomputed`: with
+        activation checkpointing.
 
         With one device there is nothing to shard.
         """
@@ -88,15 +91,18 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
             units: Sequence[torch.nn.Module] = (), whole: Collection[torch.nn.Parameter] = ()) -> Need:
     """Weights and gradients in fp32, AdamW's two moments, and the tensors that autograd saves for one batch.
 
-    The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and every
-    tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or fp16;
-    `num_covariates`: what the model reads beside each image; `units`: the model's parts that are sharded and computed
-    again one by one; `whole`: parameters that stay whole. What is trained is what requires a gradient.
+    The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and
+    every tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or
+    fp16;
+    `num_covariates`: what the model reads beside each image; `units`: the model's parts that are sharded and
+    computed again one by one; `whole`: parameters that stay whole. What is trained is what requires a
+    gradient.
     """
     outside, inside, inputs = _saved_bytes(model, batch_size, input_size, precision, num_covariates, units)
     parameters = list(model.parameters())
     in_units = [list(unit.parameters()) for unit in units]
-    return Need(_bytes(parameters), _bytes(p for p in parameters if p.requires_grad), _bytes(model.buffers()), outside, inside,
+    return Need(_bytes(parameters), _bytes(p for p in parameters if p.requires_grad), _bytes(model.buffers()),
+                outside, inside,
                 inputs, tuple(map(_bytes, in_units)),
                 tuple(_bytes(p for p in of_unit if p.requires_grad) for of_unit in in_units), _bytes(whole))
 
@@ -105,7 +111,8 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str, num_covariates: int,
+def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str,
+                 num_covariates: int,
                  units: Sequence[torch.nn.Module]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Bytes kept outside the units, inside each, and of the input of each."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -113,14 +120,16 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
     places = {id(unit): place for place, unit in enumerate(units)}
     names = {name: places[id(module)] for name, module in model.named_modules() if id(module) in places}
     shadow = copy.deepcopy(model).to("meta").train()
-    if hasattr(getattr(shadow, "backbone", shadow), "set_grad_checkpointing"):  # what is kept is counted without it
+    # what is kept is counted without it
+    if hasattr(getattr(shadow, "backbone", shadow), "set_grad_checkpointing"):
         getattr(shadow, "backbone", shadow).set_grad_checkpointing(False)
     kept, inputs, inside = {}, [0] * len(units), []
 
     def enter(place):
         def hook(_, arguments):
             inside.append(place)
-            inputs[place] = max(inputs[place], sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a)))
+            inputs[place] = max(inputs[place],
+                                sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a)))
         return hook
 
     def leave(*_):
@@ -135,7 +144,8 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
 
         def keep(tensor):
             if _storage(tensor) not in owned:
-                kept.setdefault(_storage(tensor), (tensor.untyped_storage().nbytes(), inside[-1] if inside else None))
+                kept.setdefault(_storage(tensor),
+                                (tensor.untyped_storage().nbytes(), inside[-1] if inside else None))
             return tensor
 
         half = torch.bfloat16  # fp16 is as large, and known to the CPU's kernels in fewer places
@@ -145,7 +155,8 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
             if num_covariates:
                 pictures += (torch.empty(batch_size, num_covariates),)
             shadow(*pictures).float().sum()
-    of = [sum(size for size, where in kept.values() if where == place) for place in [None, *range(len(units))]]
+    of = [sum(size for size, where in kept.values() if where == place)
+          for place in [None, *range(len(units))]]
     return of[0], tuple(of[1:]), tuple(inputs)
 
 

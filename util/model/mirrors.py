@@ -6,10 +6,11 @@ import torch
 
 
 class Mirrored(torch.nn.Module):
-    """(B, 3, S, S), and what else the model reads -> as the model, over each image and its left-right mirror image.
+    """(B, 3, S, S), and what else the model reads -> as the model, over each image and its left-right mirror
+    image.
 
-    Of a classifier the probabilities are averaged: it gives out the logarithms of their means, of which softmax makes the
-    means again. Of a regressor the outputs are averaged.
+    Of a classifier the probabilities are averaged: it gives out the logarithms of their means, of which
+    softmax makes the means again. Of a regressor the outputs are averaged.
     """
 
     def __init__(self, model: torch.nn.Module, classifies: bool):
@@ -17,12 +18,14 @@ class Mirrored(torch.nn.Module):
         self.model, self.classifies = model, classifies
 
     def forward(self, images: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
-        both = torch.stack([self.model(images, *beside).float(), self.model(images.flip(-1), *beside).float()])
+        both = torch.stack([self.model(images, *beside).float(),
+                            self.model(images.flip(-1), *beside).float()])
         if not self.classifies:
             return both.mean(dim=0)
         return torch.logsumexp(torch.log_softmax(both, dim=-1), dim=0) - math.log(2)
 
 
 def with_mirrors(model: torch.nn.Module, tta: str, kind: str) -> torch.nn.Module:
-    """The model that evaluation and predictions run. tta: off or mirror; kind: of the task, classification or regression."""
+    """The model that evaluation and predictions run. tta: off or mirror; kind: of the task, classification or
+    regression."""
     return Mirrored(model, kind == "classification") if tta == "mirror" else model

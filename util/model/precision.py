@@ -1,4 +1,5 @@
-"""In which number format the matrix products run, and what goes with it: the layout of weights, the kind of attention."""
+"""In which number format the matrix products run, and what goes with it: the layout of weights, the kind of
+attention."""
 
 import math
 from contextlib import nullcontext
@@ -8,7 +9,8 @@ import torch
 
 from util.core.errors import InputError
 
-# PyTorch's fused attention for CPUs does not use their bf16 instructions: up to so many patches plain products are faster
+# PyTorch's fused attention for CPUs does not use their bf16 instructions: up to so many patches plain
+# products are faster
 MOST_TOKENS = 600
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,7 +21,8 @@ class Precision:
 
     name: str
     device_type: str
-    keeps_casts: bool = True  # autocast's copies of weights stay until the forward pass ends; not of a sharded model's
+    # autocast's copies of weights stay until the forward pass ends; not of a sharded model's
+    keeps_casts: bool = True
 
     def autocast(self):
         """The context that a forward pass runs in."""
@@ -31,10 +34,11 @@ class Precision:
         torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
         torch.backends.cudnn.allow_tf32 = self.name != "fp32"
 
-    def place(self, model: torch.nn.Module, device: torch.device | None = None, lay_out: bool = True) -> torch.nn.Module:
-        """The model on its device, laid out for it: convolutions' weights with their channels last (1.1 to 1.7 times as fast
-        on CPUs, no difference for transformers; not without `lay_out`, for FSDP2 takes plain layouts alone), and in bf16 on
-        a CPU attention by plain matrix products."""
+    def place(self, model: torch.nn.Module, device: torch.device | None = None,
+              lay_out: bool = True) -> torch.nn.Module:
+        """The model on its device, laid out for it: convolutions' weights with their channels last (1.1 to
+        1.7 times as fast on CPUs, no difference for transformers; not without `lay_out`, for FSDP2 takes
+        plain layouts alone), and in bf16 on a CPU attention by plain matrix products."""
         model = model.to(device) if device is not None else model
         tokens = getattr(getattr(model, "patch_embed", None), "num_patches", math.inf)
         if self.device_type == "cpu" and self.name == "bf16" and tokens <= MOST_TOKENS:
@@ -42,8 +46,10 @@ class Precision:
                 if hasattr(module, "fused_attn"):  # timm's attention layers
                     module.fused_attn = False
         for parameter in model.parameters() if lay_out else ():
-            if parameter.ndim == 4:  # module.to(memory_format=...) fails where there is a Conv3d (timm's lambda layers)
-                # not contiguous(): it leaves kernels of one pixel as they are, and their convolutions take the other way
+            # module.to(memory_format=...) fails where there is a Conv3d (timm's lambda layers)
+            if parameter.ndim == 4:
+                # not contiguous(): it leaves kernels of one pixel as they are, and their convolutions take
+                # the other way
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return model
 
@@ -53,16 +59,18 @@ class Precision:
 
 
 def resolve_precision(wanted: str, device: torch.device, architecture: str) -> Precision:
-    """What `--precision` means on this device. auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32.
+    """What `--precision` means on this device. auto: bf16 where the hardware has it, else fp16 on a GPU, else
+    fp32.
 
     InputError for what can't work: fp16 with DINOv3, fp16 without a GPU.
     """
     is_dinov3 = "dinov3" in architecture
     if wanted == "fp16" and is_dinov3:
-        raise InputError("--precision fp16 can't be used with DINOv3: its activations go beyond 65504, fp16's largest "
-                         "number, and the loss becomes NaN; pass bf16 or fp32")
+        raise InputError("--precision fp16 can't be used with DINOv3: its activations go beyond 65504, "
+                         "fp16's largest number, and the loss becomes NaN; pass bf16 or fp32")
     if wanted == "fp16" and device.type != "cuda":
-        raise InputError(f"--precision fp16 needs a GPU (this run is on {device.type}): pass bf16, fp32 or auto")
+        raise InputError(f"--precision fp16 needs a GPU (this run is on {device.type}): pass bf16, fp32 or "
+                         "auto")
     if wanted != "auto":
         return Precision(wanted, device.type)
     if device.type == "cuda":

@@ -1,9 +1,10 @@
 """All candidate heads of a linear probe, trained together in one pass over stored features.
 
-A head is a linear classifier with its own learning rate and weight decay, on the features as they are or on normalised ones.
-The heads of a grid share every batch: their losses are summed, so that none feels the others (as DINOv2's evaluation does,
-Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is folded into the winner's weights,
-so that it reads the backbone's features like any other head.
+A head is a linear classifier with its own learning rate and weight decay, on the features as they are or on
+normalised ones.
+The heads of a grid share every batch: their losses are summed, so that none feels the others (as DINOv2's
+evaluation does, Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is
+folded into the winner's weights, so that it reads the backbone's features like any other head.
 
 G is the number of heads, K of classes, W the width of a feature, N of images.
 """
@@ -39,21 +40,26 @@ class HeadSetting:
 
 
 def grid(learning_rate: float, weight_decay: float) -> list[HeadSetting]:
-    """The candidates: the usual rates and the run's own, no decay, a strong one and the run's own, raw and normalised."""
+    """The candidates: the usual rates and the run's own, no decay, a strong one and the run's own, raw and
+    normalised."""
     rates, decays = sorted({*LEARNING_RATES, learning_rate}), sorted({*WEIGHT_DECAYS, weight_decay})
     return [HeadSetting(rate, decay, normalised)
             for normalised, rate, decay in itertools.product((False, True), rates, decays)]
 
 
 class Heads:
-    """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training features."""
+    """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training
+    features."""
 
-    def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor, deviation: torch.Tensor):
+    def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
+                 deviation: torch.Tensor):
         self.settings, self.mean = list(settings), mean
         # a feature that never changes tells nothing: it is not blown up
-        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
+        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
+                                     torch.ones_like(deviation))
         self.raw = sum(not setting.normalised for setting in settings)
-        if [setting.normalised for setting in settings] != [number >= self.raw for number in range(len(settings))]:
+        if [setting.normalised for setting in settings] != [number >= self.raw
+                                                            for number in range(len(settings))]:
             raise ValueError("heads on the features as they are come before those on normalised ones")
         self.weight = mean.new_zeros(len(settings), num_classes, len(mean)).requires_grad_()
         self.bias = mean.new_zeros(len(settings), num_classes).requires_grad_()
@@ -69,8 +75,8 @@ class Heads:
 
     @torch.no_grad()
     def step_back(self, features: torch.Tensor, gradient: torch.Tensor) -> None:
-        """The gradients of weights and biases from that of the logits (G, B, K): two products, which autograd would spread
-        over some ten small steps a batch."""
+        """The gradients of weights and biases from that of the logits (G, B, K): two products, which autograd
+        would spread over some ten small steps a batch."""
         heads, rows, classes = gradient.shape
         flat, cut = gradient.transpose(0, 1).reshape(rows, heads * classes), self.raw * classes
         parts = [flat[:, :cut].T @ features, flat[:, cut:].T @ self._normalised(features)]
@@ -79,7 +85,8 @@ class Heads:
     def _normalised(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) / self.deviation
 
-    def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def folded(self, head: int, weight: torch.Tensor,
+               bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One head's (K, W) weight and (K,) bias -> those that read the features as they are."""
         if not self.settings[head].normalised:
             return weight.clone(), bias.clone()
@@ -88,7 +95,8 @@ class Heads:
 
 
 class StackedAdamW:
-    """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of a stack."""
+    """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of
+    a stack."""
 
     def __init__(self, heads):
         self.parameters = heads.parameters
@@ -118,7 +126,8 @@ class StackedAdamW:
 
 @dataclass
 class Candidate:
-    """A head at an epoch: its setting's place in the grid, and its weights as trained (normalisation not folded in)."""
+    """A head at an epoch: its setting's place in the grid, and its weights as trained (normalisation not
+    folded in)."""
 
     head: int
     epoch: int
@@ -127,7 +136,8 @@ class Candidate:
 
 @dataclass
 class Trained:
-    """What a pass came to: losses (epochs, G) of train (as the heads ran) and of val, and the weights worth a score."""
+    """What a pass came to: losses (epochs, G) of train (as the heads ran) and of val, and the weights worth a
+    score."""
 
     heads: Heads  # or another stack of heads with settings, parameters and folded()
     train_loss: np.ndarray
@@ -141,7 +151,8 @@ class Trained:
         for head in range(len(self.heads.settings)):
             losses = self.val_loss[:, head]
             if np.isfinite(losses).any():
-                found.append(Candidate(head, int(np.nanargmin(losses)), tuple(values[head] for values in self.least)))
+                found.append(Candidate(head, int(np.nanargmin(losses)),
+                                       tuple(values[head] for values in self.least)))
             if np.isfinite(losses[end]) and (not found or (found[-1].head, found[-1].epoch) != (head, end)):
                 found.append(Candidate(head, end, tuple(values[head] for values in self.last)))
         return found
@@ -151,18 +162,25 @@ class Trained:
         return self.heads.folded(candidate.head, *candidate.values)
 
 
-def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor, val_labels: torch.Tensor,
-                settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable, epochs: int,
-                batch_size: int, rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor,
+                val_labels: torch.Tensor,
+                settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable,
+                epochs: int,
+                batch_size: int, rate_at: Callable[[float], float],
+                order_at: Callable[[int], np.ndarray]) -> Trained:
     """One pass of `epochs` epochs for all heads, all of them from zero.
 
-    views     (N, W) each: the training features, one view of the images after the other is taken, an epoch each
-    loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head is told by
-    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its order of rows
+    views     (N, W) each: the training features, one view of the images after the other is taken, an epoch
+              each
+    loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head
+              is told by
+    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its
+              order of rows
     """
     products = batch_size * len(settings) * num_classes * views[0].shape[1]
     with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
-        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
+        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs,
+                      batch_size, rate_at,
                       order_at)
 
 
@@ -218,14 +236,15 @@ def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> 
 
 @torch.no_grad()
 def _mean_loss(heads: Heads, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
-    total = sum(loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK], loss).sum(dim=1)
+    total = sum(loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK],
+                             loss).sum(dim=1)
                 for start in range(0, len(labels), CHUNK))
     return total / len(labels)
 
 
 def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list]:
-    """{name: fitted scikit-learn classifiers to choose from}: neighbours by the cosine, logistic regression of standardised
-    features. Above `MOST_ROWS` rows they see a random part of train."""
+    """{name: fitted scikit-learn classifiers to choose from}: neighbours by the cosine, logistic regression
+    of standardised features. Above `MOST_ROWS` rows they see a random part of train."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -235,10 +254,12 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dic
     if len(labels) > MOST_ROWS:
         rows = np.random.RandomState(seed % 2**32).choice(len(labels), MOST_ROWS, replace=False)
         train, labels = train[rows], labels[rows]
-    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine", algorithm="brute")
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine",
+                                      algorithm="brute")
     logistic = [make_pipeline(StandardScaler(), LogisticRegression(C=penalty, tol=1e-2, max_iter=1000))
                 for penalty in PENALTIES]
-    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and PyTorch in turn
+    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and
+    # PyTorch in turn
     with threadpool_limits(1):
         return {"k nearest neighbours": [neighbours.fit(train, labels)],
                 "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}

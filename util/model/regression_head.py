@@ -9,37 +9,42 @@ from torch import nn
 from util.core.errors import InputError
 from util.data.covariates import Covariate
 
-START_SD = 2e-5  # of the last layer's weights: a head that starts at the targets' means does not pull at the backbone
+# of the last layer's weights: a head that starts at the targets' means does not pull at the backbone
+START_SD = 2e-5
 
 
 class RegressionHead(nn.Module):
     """An image feature (B, W) and covariates (B, C) or None -> standardised targets (B, T).
 
-    The feature is projected to the head's width and a learned token a target is added to it; covariates are further
-    tokens; a pre-norm transformer encoder (GELU) mixes all of them, and one linear layer reads a number from each
-    target's token.
+    The feature is projected to the head's width and a learned token a target is added to it; covariates are
+    further tokens; a pre-norm transformer encoder (GELU) mixes all of them, and one linear layer reads a
+    number from each target's token.
 
     width       of the image feature
     embed_dim   the head's width; None: that of the image feature
     InputError where the number of attention heads does not divide the head's width.
     """
 
-    def __init__(self, width: int, num_targets: int, embed_dim: int | None = None, depth: int = 2, num_heads: int = 4,
+    def __init__(self, width: int, num_targets: int, embed_dim: int | None = None, depth: int = 2,
+                 num_heads: int = 4,
                  mlp_ratio: float = 2.0, dropout: float = 0.1, covariates: Sequence[Covariate] = ()):
         super().__init__()
         dim = embed_dim or width
         if dim % num_heads:
-            raise InputError(f"--head_num_heads {num_heads} does not divide the head's width {dim}: choose another, or a width "
-                             "with --head_embed_dim")
+            raise InputError(f"--head_num_heads {num_heads} does not divide the head's width {dim}: choose "
+                             "another, or a width with --head_embed_dim")
         self.dim = dim
         self.project = nn.Linear(width, dim)
-        # as large as the projected feature: small ones leave all tokens alike, and the head learns the targets' mean for
-        # hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) for every target)
+        # as large as the projected feature: small ones leave all tokens alike, and the head learns the
+        # targets' mean for hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) for
+        # every target)
         self.target_tokens = nn.Parameter(torch.randn(num_targets, dim))
         self.covariates = nn.ModuleList(CovariateToken(covariate, dim) for covariate in covariates)
-        # each layer made by itself: nn.TransformerEncoder copies one, so that all would start with the same weights
+        # each layer made by itself: nn.TransformerEncoder copies one, so that all would start with the same
+        # weights
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(dim, num_heads, max(1, round(dim * mlp_ratio)), dropout, "gelu", batch_first=True,
+            nn.TransformerEncoderLayer(dim, num_heads, max(1, round(dim * mlp_ratio)), dropout, "gelu",
+                                       batch_first=True,
                                        norm_first=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.read = nn.Linear(dim, 1)
@@ -62,7 +67,8 @@ class RegressionHead(nn.Module):
 
 
 class CovariateToken(nn.Module):
-    """A covariate (B,), NaN where missing -> its token (B, D): a line for a number, an embedding for a category."""
+    """A covariate (B,), NaN where missing -> its token (B, D): a line for a number, an embedding for a
+    category."""
 
     def __init__(self, covariate: Covariate, dim: int):
         super().__init__()

@@ -1,4 +1,5 @@
-"""What timm's registry and its models say of themselves: names, tags, the settings of a name, the input sizes that run."""
+"""What timm's registry and its models say of themselves: names, tags, the settings of a name, the input sizes
+that run."""
 
 import inspect
 import warnings
@@ -16,15 +17,16 @@ from util.options.groups import Options
 Build = Callable[[int], torch.nn.Module]  # an input size -> the model for it
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 def current_name(arch: str) -> str:
-    """The name that timm has today for `arch`, an old name mapped as timm maps it; InputError for a name or a tag that timm
-    does not know."""
+    """The name that timm has today for `arch`, an old name mapped as timm maps it; InputError for a name or a
+    tag that timm does not know."""
     asked = _without_owner(arch)
     name = get_deprecated_models().get(asked, asked)
     if name is None:
-        raise InputError(f"--model_arch {arch}: timm {timm.__version__} has removed this model and names no other in its place")
+        raise InputError(f"--model_arch {arch}: timm {timm.__version__} has removed this model and names no "
+                         "other in its place")
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
@@ -39,7 +41,8 @@ def current_name(arch: str) -> str:
 
 
 def with_current_name(options: Options) -> tuple[Options, list[str]]:
-    """The options with today's name in the place of an old one of timm's in --model_arch; a line that says so."""
+    """The options with today's name in the place of an old one of timm's in --model_arch; a line that says
+    so."""
     old = _without_owner(options.model.model_arch or "")
     if old not in get_deprecated_models():
         return options, []
@@ -52,11 +55,12 @@ def _without_owner(arch: str) -> str:
 
 
 def settings_of(name: str):
-    """timm's settings (input size, normalisation, hub file) of a name that is known; None where timm has none of it."""
+    """timm's settings (input size, normalisation, hub file) of a name that is known; None where timm has none
+    of it."""
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
-# ---- input sizes ----------------------------------------------------------------------------------------------------
+# ---- input sizes -------------------------------------------------------------------------------------------
 
 def own_size(name: str) -> int:
     settings = settings_of(name)
@@ -71,7 +75,8 @@ def is_fixed_size(name: str) -> bool:
 
 
 def patch_of(name: str) -> int:
-    """Side in pixels of a fixed-size model's patches (0 where it takes any size), asked of the model itself."""
+    """Side in pixels of a fixed-size model's patches (0 where it takes any size), asked of the model
+    itself."""
     if not is_fixed_size(name):
         return 0
     with torch.device("meta"):
@@ -82,8 +87,9 @@ def patch_of(name: str) -> int:
 
 
 def require_size(name: str, build: Build, size: int) -> None:
-    """InputError, naming sizes that work, unless the model can be trained with images of `size` pixels: architectures have
-    conditions of their own (windows, halos, levels), and many state them nowhere but in a failing step."""
+    """InputError, naming sizes that work, unless the model can be trained with images of `size` pixels:
+    architectures have conditions of their own (windows, halos, levels), and many state them nowhere but in a
+    failing step."""
     reason = _why_not(build, size)
     if reason is None:
         return
@@ -92,8 +98,8 @@ def require_size(name: str, build: Build, size: int) -> None:
     works = [str(other) for other in near if _why_not(build, other) is None]
     if not works:
         tried = ", ".join(map(str, [size, *near]))
-        raise InputError(f"--model_arch {name} can't be trained here ({reason}): tried --input_size {tried}; choose another "
-                         "architecture")
+        raise InputError(f"--model_arch {name} can't be trained here ({reason}): tried --input_size {tried}; "
+                         "choose another architecture")
     raise InputError(f"--model_arch {name} does not take --input_size {size} ({reason}): what works is "
                      f"{' or '.join(works)}")
 
@@ -101,8 +107,9 @@ def require_size(name: str, build: Build, size: int) -> None:
 def _why_not(build: Build, size: int) -> str | None:
     """What goes wrong in a training step; None where it works.
 
-    The step is first taken with shapes alone (meta), which costs no memory and little time whatever the model's size. Some
-    models can't do that, so what fails is tried once more with numbers, and only that failure counts.
+    The step is first taken with shapes alone (meta), which costs no memory and little time whatever the
+    model's size. Some models can't do that, so what fails is tried once more with numbers, and only that
+    failure counts.
     """
     for device in ("meta", "cpu"):
         try:
@@ -117,7 +124,8 @@ def _why_not(build: Build, size: int) -> str | None:
             continue
         if isinstance(outputs, torch.Tensor) and outputs.shape == (2, 2):
             return None
-        reason = f"for two images and two classes it gives out {list(getattr(outputs, 'shape', [type(outputs).__name__]))}"
+        shape = list(getattr(outputs, "shape", [type(outputs).__name__]))
+        reason = f"for two images and two classes it gives out {shape}"
     return reason
 
 

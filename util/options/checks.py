@@ -17,7 +17,8 @@ def one_run_a_ratio(options: Options) -> list[Options]:
     ratios = options.data.dataratio
     if len(ratios) == 1 or options.run.eval:
         return [options]
-    return [options.having(dataratio=[ratio], task=f"{options.run.task or 'run'}_ratio{ratio:g}") for ratio in ratios]
+    return [options.having(dataratio=[ratio], task=f"{options.run.task or 'run'}_ratio{ratio:g}")
+            for ratio in ratios]
 
 
 def without_effect(options: Options) -> list[str]:
@@ -42,7 +43,8 @@ def idle(options: Options) -> list[str]:
 
 def check_combinations(options: Options) -> Options:
     """Refuse what contradicts itself whatever the data -> the options with what follows from them."""
-    model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run, options.training)
+    model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run,
+                                            options.training)
     if options.program == FINETUNE and {"data_path", "csv_file"} <= options.typed:
         raise InputError("--data_path and --csv_file both name the images: pass one of them")
     if {"patient_col", "patient_regex"} <= options.typed:
@@ -52,21 +54,22 @@ def check_combinations(options: Options) -> Options:
         if pair and pair[0] > pair[1]:
             raise InputError(f"--{name} {pair[0]:g} {pair[1]:g}: the first may not be above the second")
     if images.crop_scale[1] > 1:
-        raise InputError(f"--crop_scale {images.crop_scale[0]:g} {images.crop_scale[1]:g}: a crop takes at most 1, the whole "
-                         "image")
+        raise InputError(f"--crop_scale {images.crop_scale[0]:g} {images.crop_scale[1]:g}: a crop takes at "
+                         "most 1, the whole image")
     if model.tta != "off" and model.adaptation == "lp" and not run.eval:
-        raise InputError("--tta with --adaptation lp: a probe's features are computed once, of each image as it is; leave it "
-                         "out, or pass it to --eval and predict.py")
+        raise InputError("--tta with --adaptation lp: a probe's features are computed once, of each image as "
+                         "it is; leave it out, or pass it to --eval and predict.py")
     if run.eval and not run.resume:
         raise InputError("--eval needs --resume: the checkpoint to score")
     if run.eval and run.resume in ("auto", "same") and not run.task:
         raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if training.compile and not run.eval and not any(map(shutil.which, compilers)):
-        raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out")
+        raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, "
+                         "or leave it out")
     if mixing.balanced_sampling and mixing.class_weights != "none":
-        raise InputError(f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
-                         "one of them")
+        raise InputError(f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the "
+                         "classes: pass one of them")
     check_part(options)
     if training.lr is not None and training.min_lr > training.lr:
         raise InputError(f"--min_lr {training.min_lr:g} is above --lr {training.lr:g}")
@@ -83,17 +86,18 @@ def check_combinations(options: Options) -> Options:
 def check_part(options: Options) -> None:
     """Refuse two answers to which part of the model is trained. Raises InputError."""
     if options.part.train_last_blocks and options.model.adaptation != "finetune":
-        raise InputError(f"--train_last_blocks and --adaptation {options.model.adaptation} each say which part is trained: "
-                         "pass one of them")
+        raise InputError(f"--train_last_blocks and --adaptation {options.model.adaptation} each say which "
+                         "part is trained: pass one of them")
     if options.model.adaptation == "lora" and options.model.allow_partial and not options.run.eval:
-        raise InputError("--allow_partial leaves some tensors at random, and --adaptation lora would never train them: pass "
-                         "weights that fit")
+        raise InputError("--allow_partial leaves some tensors at random, and --adaptation lora would never "
+                         "train them: pass weights that fit")
 
 
-# ---- a regression -----------------------------------------------------------------------------------------------------
+# ---- a regression ------------------------------------------------------------------------------------------
 
 def take_params(options: Options) -> tuple[Options, list[str]]:
-    """The options with the settings of --params, where they were not typed; lines that say so. Raises InputError."""
+    """The options with the settings of --params, where they were not typed; lines that say so. Raises
+    InputError."""
     file = options.head.params
     if not file:
         return options, []
@@ -115,12 +119,15 @@ def take_params(options: Options) -> tuple[Options, list[str]]:
             kept.append(name)
         else:
             taken[name] = value
-    lines = [f"settings of {file}: {', '.join(f'{name} {value:g}' for name, value in taken.items()) or 'none'}"]
-    return options.typing(**taken), lines + ([f"typed values win over {file}: {', '.join(kept)}"] if kept else [])
+    lines = [f"settings of {file}: "
+             f"{', '.join(f'{name} {value:g}' for name, value in taken.items()) or 'none'}"]
+    return options.typing(**taken), lines + ([f"typed values win over {file}: "
+                                              f"{', '.join(kept)}"] if kept else [])
 
 
 def check_search(options: Options) -> tuple[Options, list[str]]:
-    """Refuse what contradicts itself among the search's flags -> the options with what follows; lines about it. InputError."""
+    """Refuse what contradicts itself among the search's flags -> the options with what follows; lines about
+    it. InputError."""
     search, typed, lines = options.search, options.typed, []
     if not search.optuna_trials:
         names = [f"--{name}" for name in vars(search) if name in typed - {"optuna_trials"}]
@@ -128,21 +135,23 @@ def check_search(options: Options) -> tuple[Options, list[str]]:
     if options.run.eval:
         raise InputError("--eval scores a checkpoint and --optuna_trials starts a search: pass one of them")
     if options.processes.parallel == "fsdp":
-        raise InputError("--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one device")
+        raise InputError("--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one "
+                         "device")
     if options.run.resume not in ("", "same"):
         raise InputError("--resume goes on with a training; a search goes on with --optuna_resume")
     metric, direction = search.optuna_metric, search.optuna_direction
     if metric and "optuna_direction" in typed and METRICS[metric] != direction:
-        raise InputError(f"--optuna_metric {metric} is to be {METRICS[metric]}d: --optuna_direction {direction} contradicts "
-                         "it; leave one of the two out")
+        raise InputError(f"--optuna_metric {metric} is to be {METRICS[metric]}d: --optuna_direction "
+                         f"{direction} contradicts it; leave one of the two out")
     if not metric:
         metric = "r2" if direction == "maximize" else "loss"
         if direction == "minimize":
             lines.append("--optuna_direction minimize: the search minimizes the loss on val")
     if search.optuna_n_jobs > 1:
-        lines.append(f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; start several "
-                     "processes on one --optuna_storage instead")
+        lines.append(f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; "
+                     "start several processes on one --optuna_storage instead")
     searched = [name for name in SEARCHED if name in typed]
     if searched:
-        lines.append(f"the search proposes its own values instead of {', '.join(f'--{name}' for name in searched)}")
+        lines.append("the search proposes its own values instead of "
+                     f"{', '.join(f'--{name}' for name in searched)}")
     return options.having(optuna_metric=metric, optuna_direction=METRICS[metric]), lines

@@ -234,8 +234,8 @@ class ImageOptions:
         at={
             FEATURES: Change(
                 help=(
-                    "how much of a JPEG is decoded; not set: as the checkpoint was trained, full for a backbone's "
-                    "weights"
+                    "how much of a JPEG is decoded; not set: as the checkpoint was trained, full for a "
+                    "backbone's weights"
                 )
             )
         },

@@ -1,7 +1,8 @@
 """What is known of one flag: a row of the table of flags (util/options/table.py).
 
-A row is a field of one of the groups of options, `name: type = flag(default, help, …)`. The parsers of all programs, what is
-taken from a checkpoint and compared with it, docs/flags.md and the lines about flags that do nothing come from the rows.
+A row is a field of one of the groups of options, `name: type = flag(default, help, …)`. The parsers of all
+programs, what is taken from a checkpoint and compared with it, docs/flags.md and the lines about flags that
+do nothing come from the rows.
 """
 
 import argparse
@@ -12,7 +13,12 @@ from typing import Any
 
 from util.core.plain_numbers import number_of
 
-FINETUNE, REGRESSION, PREDICT, FEATURES = "main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py"
+FINETUNE, REGRESSION, PREDICT, FEATURES = (
+    "main_finetune.py",
+    "main_regression.py",
+    "predict.py",
+    "latent_feature.py",
+)
 TRAINING, USE = (FINETUNE, REGRESSION), (PREDICT, FEATURES)
 ALL = (*TRAINING, *USE)
 UNSET: Any = object()
@@ -43,14 +49,16 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """A row. read: of one word, an argparse type; words: how many, as argparse's nargs; off: the flag that turns a switch
-    off, and its help.
+    """A row. read: of one word, an argparse type; words: how many, as argparse's nargs; off: the flag that
+    turns a switch off, and its help.
 
-    of_launch      it belongs to a machine or a launch, not to the run: neither taken from a checkpoint nor compared with one
+    of_launch      it belongs to a machine or a launch, not to the run: neither taken from a checkpoint nor
+                   compared with one
     of_scoring     a checkpoint's metrics depend on it where it is only scored
     of_training    training alone reads it
     of_checkpoint  predict.py and latent_feature.py take a checkpoint's value where it was not typed
-    filled_in      the program finds a value where none was typed, so that a stored one says nothing against that
+    filled_in      the program finds a value where none was typed, so that a stored one says nothing against
+                   that
     before         what runs did before there was the flag
     """
 
@@ -97,19 +105,21 @@ class Flag:
         return change.idle if change and change.idle else self.idle
 
     def add_to(self, add_argument: Callable, program: str, defaults: bool = True) -> None:
-        """The flag in a program's parser, by its or a group's add_argument; without `defaults` it is absent where it was
-        not typed."""
+        """The flag in a program's parser, by its or a group's add_argument; without `defaults` it is absent
+        where it was not typed."""
         change, option = self.at.get(program, Change()), f"--{self.name}"
         words: dict[str, Any] = {"help": change.help or self.no_effect_of(program) or self.help}
         if defaults:
             words["default"] = self.default_of(program)
         if self.is_switch:
-            add_argument(option, action="store_true", **words | ({} if defaults else {"default": argparse.SUPPRESS}))
+            add_argument(option, action="store_true",
+                         **words | ({} if defaults else {"default": argparse.SUPPRESS}))
             if self.off:
                 add_argument(self.off[0], action="store_false", dest=self.name, help=self.off[1],
                                    default=words.get("default", argparse.SUPPRESS))
             return
-        for name, value in (("type", self.reader_of(program)), ("nargs", self.words), ("choices", self.choices or None),
+        for name, value in (("type", self.reader_of(program)), ("nargs", self.words),
+                            ("choices", self.choices or None),
                             ("metavar", change.metavar or self.metavar), ("const", self.const)):
             if value is not None:
                 words[name] = value
@@ -158,7 +168,7 @@ def _is_scalar(value: object) -> bool:
             and (not isinstance(value, int) or abs(value) < LARGEST_NUMBER))
 
 
-# ---- readers of one word ------------------------------------------------------------------------------------------------
+# ---- readers of one word -----------------------------------------------------------------------------------
 
 AUTO = "auto"
 
@@ -169,13 +179,15 @@ def _number(kind: type, low: float | None = None, high: float | None = None, ope
         try:
             value = number_of(text, kind)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is no "
+                                             f"{'whole ' if kind is int else ''}number") from None
         too_low = low is not None and (value < low or (open_low and value == low))
         too_high = high is not None and (value > high or (open_high and value == high))
         if value != value or too_low or too_high:
             left = "" if low is None else f"{'above' if open_low else 'at least'} {low:g}"
             right = "" if high is None else f"{'below' if open_high else 'at most'} {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {' and '.join(filter(None, (left, right)))}")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: "
+                                             f"{' and '.join(filter(None, (left, right)))}")
         return value
     return read
 
@@ -199,7 +211,8 @@ def count_or_auto(text: str) -> int | str:
 
 def normalisation(text: str) -> str:
     """`--norm` as it is stored: backbone, imagenet, half, or six numbers separated by commas."""
-    if text == "IMAGENET":  # the original's default, in its command lines and in checkpoints: it meant the backbone's own
+    # the original's default, in its command lines and in checkpoints: it meant the backbone's own
+    if text == "IMAGENET":
         return "backbone"
     if text.lower() in ("backbone", "imagenet", "half"):
         return text.lower()

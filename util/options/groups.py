@@ -1,4 +1,5 @@
-"""The options of one start, typed and by group: what was asked for, which nothing changes, and new ones with what was found."""
+"""The options of one start, typed and by group: what was asked for, which nothing changes, and new ones with
+what was found."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -14,7 +15,8 @@ from util.options.use import HeatmapOptions, UseOptions
 
 @dataclass(frozen=True)
 class Options:
-    """Groups of values, `options.data.csv_file`. A flag that the program does not have has the value of its row.
+    """Groups of values, `options.data.csv_file`. A flag that the program does not have has the value of its
+    row.
 
     program: whose command line it was; typed: names of the flags that stood on it, or came as if they had.
     """
@@ -55,7 +57,8 @@ class Options:
         changed: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             changed.setdefault(PLACES[name], {})[name] = value
-        return replace(self, **{place: replace(getattr(self, place), **of_group) for place, of_group in changed.items()})
+        return replace(self, **{place: replace(getattr(self, place), **of_group)
+                                for place, of_group in changed.items()})
 
     def typing(self, **values: Any) -> "Options":
         """These options, as if some flags had been typed so."""

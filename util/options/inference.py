@@ -13,10 +13,12 @@ def check_weights(options: Options) -> None:
     """InputError unless exactly one source of weights is named."""
     named = [name for name in ("finetune", "resume", "random_weights") if options.value(name)]
     if len(named) > 1:
-        raise InputError(f"{' and '.join(f'--{name}' for name in named)} each name the weights: pass one of them")
+        raise InputError(f"{' and '.join(f'--{name}' for name in named)} each name the weights: pass one of "
+                         "them")
     if not named:
-        raise InputError("no weights are named: pass --finetune (a backbone's, see docs/weights.md) or --resume (a trained "
-                         "checkpoint); features of random weights are made with --random_weights alone")
+        raise InputError("no weights are named: pass --finetune (a backbone's, see docs/weights.md) or "
+                         "--resume (a trained checkpoint); features of random weights are made with "
+                         "--random_weights alone")
 
 
 def check_output(output: str, suffixes: tuple[str, ...], source: str) -> None:
@@ -27,7 +29,8 @@ def check_output(output: str, suffixes: tuple[str, ...], source: str) -> None:
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise InputError(f"--output {output}: the file's name is too long: at most {LONGEST_NAME} bytes")
     if not os.path.isdir(path.parent):
-        raise InputError(f"--output {output}: there is no folder {path.parent}; make it first, or name another")
+        raise InputError(f"--output {output}: there is no folder {path.parent}; make it first, or name "
+                         "another")
     if os.path.isdir(path):
         raise InputError(f"--output {output} is a folder: name a file")
     if os.path.exists(source) and path.exists() and os.path.samefile(source, path):

@@ -1,4 +1,5 @@
-"""Rows of the table of flags: where a run lies, how it goes on, and the machine and processes that it runs on."""
+"""Rows of the table of flags: where a run lies, how it goes on, and the machine and processes that it runs
+on."""
 
 from dataclasses import dataclass
 

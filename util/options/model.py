@@ -61,8 +61,8 @@ class ModelOptions:
             REGRESSION: Change(default=DEFAULT_WEIGHTS),
             FEATURES: Change(
                 help=(
-                    "a backbone's weights, as in training: a file, its name under --weights_dir, a name of the "
-                    "hub, or hf:owner/repo/file; every tensor is accounted for on the screen"
+                    "a backbone's weights, as in training: a file, its name under --weights_dir, a name of "
+                    "the hub, or hf:owner/repo/file; every tensor is accounted for on the screen"
                 )
             ),
         },

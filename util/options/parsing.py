@@ -14,7 +14,8 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag's name for a misspelt one."""
 
     def __init__(self, **options):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **options})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
+                            **options})
 
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
@@ -29,11 +30,12 @@ class _LaunchLinesAsTheyAre(argparse.ArgumentDefaultsHelpFormatter, argparse.Raw
 
 
 def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLineParser:
-    """The parser of a program. documentation: of its module, whose first line begins its help, or all of it where the launch
-    lines belong there. Without `defaults` what is not typed is not among the options."""
+    """The parser of a program. documentation: of its module, whose first line begins its help, or all of it
+    where the launch lines belong there. Without `defaults` what is not typed is not among the options."""
     more = {} if defaults else {"argument_default": argparse.SUPPRESS}
     if program in USE:
-        parser = OneLineParser(prog=program, description=documentation, formatter_class=_LaunchLinesAsTheyAre, **more)
+        parser = OneLineParser(prog=program, description=documentation, formatter_class=_LaunchLinesAsTheyAre,
+                               **more)
     else:
         parser = OneLineParser(prog=program, description=documentation.split("\n")[0], **more)
     for heading, names in PROGRAMS[program]:
@@ -49,4 +51,5 @@ def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLin
 def parse(program: str, documentation: str, argv: list[str] | None) -> Options:
     """Read a command line; InputError for anything that the program does not understand."""
     values = vars(parser_of(program, documentation).parse_args(argv))
-    return Options.of(program, values, vars(parser_of(program, documentation, defaults=False).parse_args(argv)))
+    return Options.of(program, values, vars(parser_of(program, documentation,
+                                                      defaults=False).parse_args(argv)))

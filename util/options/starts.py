@@ -1,15 +1,16 @@
 """Defaults that belong to a kind of backbone and a kind of start: one small table, chosen by measurement.
 
-Layer-wise rates and small crops are made for pre-trained vision transformers. A convolutional network hardly moves with a
-layer decay of 0.65, since timm counts some twenty layers in it; random weights have nothing that a low rate would keep.
-What is typed wins, and what differs from the flags' own defaults is said at the start.
+Layer-wise rates and small crops are made for pre-trained vision transformers. A convolutional network hardly
+moves with a layer decay of 0.65, since timm counts some twenty layers in it; random weights have nothing that
+a low rate would keep. What is typed wins, and what differs from the flags' own defaults is said at the start.
 
-Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; not measured here, for want of weights.
-Other pre-trained models  IDRiD, EfficientNet-Lite0 with ImageNet weights, 12 epochs, means of 3 seeds. Score on val:
-                          0.534 with the flags' own defaults, 0.571 with layer_decay 1 alone, 0.532 with the crops
-                          alone, 0.586 with both.
-Random weights            the demo of a regression (test_resnet, 20 epochs, 1 seed): R2 on test 0.60 with the flags' own
-                          defaults, 0.91 with these.
+Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; not measured here, for want of
+                          weights.
+Other pre-trained models  IDRiD, EfficientNet-Lite0 with ImageNet weights, 12 epochs, means of 3 seeds. Score
+                          on val: 0.534 with the flags' own defaults, 0.571 with layer_decay 1 alone, 0.532
+                          with the crops alone, 0.586 with both.
+Random weights            the demo of a regression (test_resnet, 20 epochs, 1 seed): R2 on test 0.60 with the
+                          flags' own defaults, 0.91 with these.
 """
 
 from util.options.groups import Options
@@ -31,20 +32,23 @@ def settled(options: Options, plain_vit: bool, regression: bool) -> tuple[Option
     """The options with the table's values where nothing was typed; a line that says so."""
     pretrained = bool(options.model.finetune)
     # a linear probe has no such rates, and crops of random views alone
-    acting = NAMES if options.model.adaptation != "lp" else OF_CLASSIFICATION if options.probe.lp_views > 1 else ()
+    acting = (
+        NAMES if options.model.adaptation != "lp" else OF_CLASSIFICATION if options.probe.lp_views > 1 else ()
+    )
     acting = [name for name in acting if name != "blr" or options.training.lr is None]
     changed = {name: value for name, value in defaults(plain_vit, pretrained, regression).items()
                if name not in options.typed and name in acting and options.value(name) != value}
     if not changed:
         return options, []
     kind = "a pre-trained model that is no plain vision transformer" if pretrained else "random weights"
-    said = ", ".join(f"--{name} {_text(value)} instead of {_text(options.value(name))}" for name, value in changed.items())
+    said = ", ".join(f"--{name} {_text(value)} instead of "
+                     f"{_text(options.value(name))}" for name, value in changed.items())
     return options.having(**changed), [f"defaults   for {kind}: {said} (what you type wins)"]
 
 
 def as_stored(options: Options, stored: dict, rows: tuple[dict, ...] = (PRETRAINED_OTHER, RANDOM)) -> Options:
-    """The options with a stored run's values of what was not typed, where these are defaults: the flags' own, which runs of
-    before there was the table had, or those of `rows`."""
+    """The options with a stored run's values of what was not typed, where these are defaults: the flags' own,
+    which runs of before there was the table had, or those of `rows`."""
     return options.having(**{name: stored[name] for name in NAMES if name not in options.typed
                              and any(name in row and stored.get(name) == row[name] for row in rows)})
 

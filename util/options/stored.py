@@ -1,4 +1,5 @@
-"""The options of a run as they are stored in its checkpoint: compared with those of today, and taken from there."""
+"""The options of a run as they are stored in its checkpoint: compared with those of today, and taken from
+there."""
 
 import argparse
 import json
@@ -22,7 +23,8 @@ def differences(stored: dict, options: Options, typed_alone: bool = False) -> li
         names = [name for name in names if FLAGS[name].of_scoring]
     if typed_alone:
         names = [name for name in names if name in options.typed]
-    return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names if stored[name] != now[name]]
+    return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names
+            if stored[name] != now[name]]
 
 
 def with_stored(options: Options, stored: dict) -> Options:
@@ -32,8 +34,8 @@ def with_stored(options: Options, stored: dict) -> Options:
 
 
 def as_now(stored: dict) -> dict:
-    """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the backbone's own.
-    What a later flag says of an earlier run stands in its row."""
+    """A run's options in today's words. Before --norm had a meaning any word could stand there: it was the
+    backbone's own. What a later flag says of an earlier run stands in its row."""
     stored = BEFORE | stored
     try:
         return stored | {"norm": normalisation(str(stored.get("norm", "backbone")))}

@@ -1,6 +1,8 @@
-"""THE TABLE OF FLAGS: every flag is one row, a field of one of these groups; which program has which, in the order of --help.
+"""THE TABLE OF FLAGS: every flag is one row, a field of one of these groups; which program has which, in the
+order of --help.
 
-A group's docstring is its heading. Everything that is known of a flag stands in its row (util/options/flag.py says what).
+A group's docstring is its heading. Everything that is known of a flag stands in its row (util/options/flag.py
+says what).
 """
 
 from dataclasses import fields
@@ -15,7 +17,8 @@ from util.options.use import HeatmapOptions
 
 _IMAGES = ("input", "path_col", "path_suffix", "bad_images", "skip_file_check")
 _MACHINE = ("batch_size", "precision", "device", "num_workers", "dist_url", "dist_on_itp")
-# A program's headings, each with its flags: a group, or names where a program has them in an order of its own.
+# A program's headings, each with its flags: a group, or names where a program has them in an order of its
+# own.
 PROGRAMS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {}
 
 
@@ -39,17 +42,22 @@ def _sections(program: str, *parts: type | tuple[str, tuple[str, ...]]) -> None:
     PROGRAMS[program] = tuple((heading, names) for heading, names in found.items() if names)
 
 
-_sections(FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions, MetricOptions,
+_sections(FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
+          MetricOptions,
           OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions)
-_sections(REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions, MixingOptions,
+_sections(REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
+          MixingOptions,
           MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions, CompatibilityOptions)
-_OF_MODEL = ("model of a checkpoint that does not name its own (of the original scripts)", names_of(ModelOptions))
-_sections(PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")), HeatmapOptions,
+_OF_MODEL = ("model of a checkpoint that does not name its own (of the original "
+             "scripts)", names_of(ModelOptions))
+_sections(PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")),
+          HeatmapOptions,
           _OF_MODEL, ("run", _MACHINE))
 _sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
           ("weights (one of --finetune, --resume, --random_weights)",
            ("finetune", "resume", "random_weights", "seed", "weights_dir", "allow_partial")),
-          ("model", tuple(name for name in names_of(ModelOptions) if name not in ("finetune", "weights_dir", "allow_partial"))),
+          ("model", tuple(name for name in names_of(ModelOptions)
+                          if name not in ("finetune", "weights_dir", "allow_partial"))),
           ("run", _MACHINE))
 
 
@@ -59,5 +67,6 @@ def flags_of(program: str) -> list[Flag]:
 
 
 def own_values(options: Options) -> dict[str, object]:
-    """Of the flags that the options' program has, by name: what a checkpoint stores, compares and gives back."""
+    """Of the flags that the options' program has, by name: what a checkpoint stores, compares and gives
+    back."""
     return {flag.name: options.value(flag.name) for flag in flags_of(options.program)}

@@ -1,4 +1,5 @@
-"""Rows of the table of flags: what is optimised and how, what is chosen on val, and a search for good settings."""
+"""Rows of the table of flags: what is optimised and how, what is chosen on val, and a search for good
+settings."""
 
 from dataclasses import dataclass
 
@@ -49,8 +50,8 @@ class MetricOptions:
                 default="r2",
                 read=selection.reader(REGRESSION_KIND),
                 help=(
-                    "the metric on val whose best epoch is kept, or several joined by +, for their mean: r2 (the "
-                    "mean over the targets), pearson, mae, rmse, loss"
+                    "the metric on val whose best epoch is kept, or several joined by +, for their mean: r2 "
+                    "(the mean over the targets), pearson, mae, rmse, loss"
                 ),
             )
         },
@@ -152,8 +153,8 @@ class OptimisationOptions:
                 USE,
                 Change(
                     help=(
-                        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32; not "
-                        "typed: the checkpoint's"
+                        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else "
+                        "fp32; not typed: the checkpoint's"
                     )
                 ),
             )

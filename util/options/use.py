@@ -1,4 +1,5 @@
-"""Rows of the table of flags that the programs which use trained weights have alone: predict.py and latent_feature.py."""
+"""Rows of the table of flags that the programs which use trained weights have alone: predict.py and
+latent_feature.py."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Several processes on one job: the group in and out, what ranks tell each other, models and checkpoints in shards.
+"""Several processes on one job: the group in and out, what ranks tell each other, models and checkpoints in
+shards.
 
 One process is the same with a world of one.
 """

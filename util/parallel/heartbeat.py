@@ -1,13 +1,14 @@
 """A process that is gone is noticed by all others within two minutes, whatever they are waiting for.
 
-A collective waits for its peers as long as one of them may work alone, torchrun sees the processes of its own machine only,
-and a machine without power closes no connection. So each process counts in the store of the group, once a second, and
-reads the count of the next process. Where that stands still for SILENCE_S, that process is dead; where the store does not
-answer, the machine that holds it. Whoever sees it says so in the store, and all leave by `os._exit`, because a main thread
-inside a collective can't be interrupted. The same way they learn of an error that one process has met alone.
+A collective waits for its peers as long as one of them may work alone, torchrun sees the processes of its own
+machine only, and a machine without power closes no connection. So each process counts in the store of the
+group, once a second, and reads the count of the next process. Where that stands still for SILENCE_S, that
+process is dead; where the store does not answer, the machine that holds it. Whoever sees it says so in the
+store, and all leave by `os._exit`, because a main thread inside a collective can't be interrupted. The same
+way they learn of an error that one process has met alone.
 
-The counting is done by a thread: a long piece of work, in whatever process, kills nobody. A process that is stopped
-(SIGSTOP) for longer than SILENCE_S counts as dead.
+The counting is done by a thread: a long piece of work, in whatever process, kills nobody. A process that is
+stopped (SIGSTOP) for longer than SILENCE_S counts as dead.
 """
 
 import os
@@ -35,14 +36,17 @@ class Heartbeat:
 
     def __init__(self, store: dist.Store, rank: int, size: int, holds_store: bool):
         self.store, self.rank, self.size, self.holds_store = store, rank, size, holds_store
-        self.word = ""  # why all leave: "1 CODE LINE" after an error that one has reported, "0 1 LINE" after a death
+        # why all leave: "1 CODE LINE" after an error that one has reported, "0 1 LINE" after a death
+        self.word = ""
         self.heard, self.failed, self.closing = time.monotonic(), False, threading.Event()
-        self.threads = [threading.Thread(target=target, name="heartbeat", daemon=True) for target in (self._beat, self._watch)]
+        self.threads = [threading.Thread(target=target, name="heartbeat", daemon=True)
+                        for target in (self._beat, self._watch)]
         for thread in self.threads:
             thread.start()
 
     def _beat(self) -> None:
-        """Count, and read the count of the next process that has not left. Where the store's machine vanishes, this hangs."""
+        """Count, and read the count of the next process that has not left. Where the store's machine
+        vanishes, this hangs."""
         watched, before = (self.rank + 1) % self.size, None
         while not self.word and not self.closing.wait(INTERVAL_S):
             try:
@@ -55,8 +59,9 @@ class Heartbeat:
                 if beats != before:
                     before, self.heard = beats, time.monotonic()
                 elif time.monotonic() - self.heard > SILENCE_S:
-                    self.word = (f"0 1 process {watched} on {self.store.get(f'host/{watched}').decode()} has not been heard of "
-                                 f"for {SILENCE_S:g} s; what was saved stays: start again to go on")
+                    self.word = (f"0 1 process {watched} on {self.store.get(f'host/{watched}').decode()} has "
+                                 f"not been heard of for {SILENCE_S:g} s; what was saved stays: start again "
+                                 "to go on")
                     self.store.set("word", self.word)
             except dist.DistError:
                 self.word = self.word or self._store_lost("is gone")
@@ -66,7 +71,8 @@ class Heartbeat:
         before = time.monotonic()
         while not self.closing.wait(INTERVAL_S):
             now = time.monotonic()
-            if now - before > GRACE_S:  # this process itself was stopped; whether the others still wait, the store says
+            # this process itself was stopped; whether the others still wait, the store says
+            if now - before > GRACE_S:
                 self.heard = now
             before = now
             if not self.word and now - self.heard > SILENCE_S + GRACE_S:
@@ -75,8 +81,9 @@ class Heartbeat:
                 self._leave(*self.word.split(" ", 2))
 
     def _store_lost(self, how: str) -> str:
-        return (f"0 1 the store of the processes at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} {how}: the "
-                "first process or its machine ended; what was saved stays: start again to go on")
+        return ("0 1 the store of the processes at "
+                f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} {how}: the first process "
+                "or its machine ended; what was saved stays: start again to go on")
 
     def _leave(self, meant: str, code: str, line: str) -> None:
         ends_at = time.monotonic() + GRACE_S
@@ -92,12 +99,14 @@ class Heartbeat:
             os._exit(int(code))
 
     def wait_for_news(self) -> None:
-        """After a failed collective: where another process's end is known as the reason, this process ends here."""
+        """After a failed collective: where another process's end is known as the reason, this process ends
+        here."""
         self.failed = True
         time.sleep(3 * INTERVAL_S)
 
     def close(self, word: str | None) -> None:
-        """Leave; the others need this process no more. word: why they have to leave, too; None where all is done."""
+        """Leave; the others need this process no more. word: why they have to leave, too; None where all is
+        done."""
         names = [f"gone/{rank}" for rank in range(self.size) if rank != self.rank]
         if word is not None or not self.holds_store:
             self._stop()
@@ -106,7 +115,8 @@ class Heartbeat:
             if word:
                 self.store.set("word", word)
             self.store.set(f"gone/{self.rank}", "")
-            while self.holds_store and not self.store.check(names) and (word is None or time.monotonic() < ends_at):
+            while self.holds_store and not self.store.check(names) and (word is None
+                                                                        or time.monotonic() < ends_at):
                 time.sleep(0.05)
         except dist.DistError:
             self.holds_store = False  # it is gone already, and with it all who could read there
@@ -120,7 +130,8 @@ class Heartbeat:
 
 def death_of(rank: int, how: str) -> str:
     """The word of a process that ends by an error that a new start may not meet again."""
-    return f"0 1 process {rank} on {socket.gethostname()} ended {how}; what was saved stays: start again to go on"
+    return (f"0 1 process {rank} on {socket.gethostname()} ended {how}; what was saved stays: start again to "
+            "go on")
 
 
 def error_of(rank: int, code: int) -> str:

@@ -1,6 +1,7 @@
 """Processes: the group in and out, the device, what the ranks tell each other.
 
-One context manager makes the process group and takes it down, so that no way out leaves one behind. One process on one
+One context manager makes the process group and takes it down, so that no way out leaves one behind. One
+process on one
 device needs none: every method works there too.
 """
 
@@ -28,8 +29,10 @@ from util.parallel.heartbeat import SILENCE_S, Heartbeat, death_of, error_of
 
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes
 MEETING = timedelta(hours=2)  # for the others to be started
-PATIENCE = timedelta(days=1)  # for one process that works alone: it downloads weights, or checks a million files
-STEP_PATIENCE = timedelta(seconds=SILENCE_S)  # in a training step no process has work that the others have not
+# for one process that works alone: it downloads weights, or checks a million files
+PATIENCE = timedelta(days=1)
+# in a training step no process has work that the others have not
+STEP_PATIENCE = timedelta(seconds=SILENCE_S)
 
 
 @dataclass
@@ -74,7 +77,8 @@ class World:
         return values
 
     def sum_of_step(self, values: torch.Tensor) -> torch.Tensor:
-        """The same in a training step. Until its processes have met in that step's epoch (`barrier`), call `sum`."""
+        """The same in a training step. Until its processes have met in that step's epoch (`barrier`), call
+        `sum`."""
         if self.size > 1:
             dist.all_reduce(values, group=self.steps)
         return values
@@ -96,14 +100,15 @@ class World:
         return values
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """The main process's buffers (batch norm's running statistics) in every process: they are what is saved."""
+        """The main process's buffers (batch norm's running statistics) in every process: they are what is
+        saved."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def main_alone(self, work, *words):
-        """`work(*words)` in the main process, while the others wait -> its result there, None in them. An InputError or
-        RunError of it (a full disk) ends all, and only it is printed."""
+        """`work(*words)` in the main process, while the others wait -> its result there, None in them. An
+        InputError or RunError of it (a full disk) ends all, and only it is printed."""
         if self.size == 1:
             return work(*words)
         result = error = None
@@ -120,8 +125,9 @@ class World:
         return result
 
     def main_first(self, work):
-        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked file) the
-        others find. An InputError or RunError of the main process ends all, and only it is printed."""
+        """Run `work()` in the main process, then in the others: what the first stored (a download, a checked
+        file) the others find. An InputError or RunError of the main process ends all, and only it is
+        printed."""
         result = self.main_alone(work)
         return result if self.is_main else work()
 
@@ -129,8 +135,8 @@ class World:
 class Agreement:
     """Whether any process was asked to end, known to all of them at the same step.
 
-    The wish goes along with a step's losses. On a GPU it is read two steps later, so that the host need not wait for the
-    step that it has just begun.
+    The wish goes along with a step's losses. On a GPU it is read two steps later, so that the host need not
+    wait for the step that it has just begun.
     """
 
     def __init__(self, world: World):
@@ -165,11 +171,11 @@ class Agreement:
 
 @contextmanager
 def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
-    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends the others
-    (util/parallel/heartbeat.py).
+    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends
+    the others (util/parallel/heartbeat.py).
 
-    Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one process.
-    gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
+    Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one
+    process. gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
     """
     if BY_TORCHRUN in os.environ:
         signals.end_with_parent(signal.SIGKILL)
@@ -187,7 +193,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     except (InputError, RunError) as error:
         word = error_of(rank, 2 if isinstance(error, InputError) else 1)
         if rank > 0 and not getattr(error, "everywhere", False):
-            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
+            print(f"error (process {rank}): "
+                  f"{one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
         raise
     except RuntimeError as error:
         if heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
@@ -195,7 +202,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
         reason = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0][:160]
         word = death_of(rank, "without its peers")
         heartbeat.wait_for_news()
-        raise PeerLost(f"another process does not answer ({reason}); what was saved stays: start again to go on") from error
+        raise PeerLost(f"another process does not answer ({reason}); what was saved stays: start again to go "
+                       "on") from error
     except signals.StopRequested as stop:
         word = "" if stop.together else death_of(rank, "by a signal")
         raise
@@ -211,10 +219,11 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
 
 
 def _join(world: World, dist_url: str) -> Heartbeat:
-    """Meet the other processes. InputError where the environment does not say where, RunError where they don't come."""
+    """Meet the other processes. InputError where the environment does not say where, RunError where they
+    don't come."""
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
-        raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, or start with "
-                         "torchrun")
+        raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, "
+                         "or start with torchrun")
     # torchrun keeps its store over a restart: each start of the processes has a name of its own there
     attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     options = {"device_id": world.device} if world.device.type == "cuda" else {}
@@ -225,14 +234,20 @@ def _join(world: World, dist_url: str) -> Heartbeat:
         own.set(f"host/{world.rank}", socket.gethostname())
         while not own.check([f"host/{rank}" for rank in range(world.size)]):
             time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process
-        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=world.rank,
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store,
+                                rank=world.rank,
                                 world_size=world.size, timeout=PATIENCE, **options)
         world.steps = dist.new_group(timeout=STEP_PATIENCE)
     except dist.DistError as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if dist_url == "env://" else dist_url
-        raise PeerLost(f"the {world.size} processes did not all meet at {where}: one of them ended, or its machine cannot be "
-                       f"reached ({str(error).splitlines()[0][:160]})") from error
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # the store is the launcher's, and outlives us
+        where = (
+            f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+            if dist_url == "env://"
+            else dist_url
+        )
+        raise PeerLost(f"the {world.size} processes did not all meet at {where}: one of them ended, or its "
+                       f"machine cannot be reached ({str(error).splitlines()[0][:160]})") from error
+    # the store is the launcher's, and outlives us
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Heartbeat(own, world.rank, world.size, holds_store=world.rank == 0 and not by_agent)
 
 
@@ -241,7 +256,8 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
     if dist_on_itp:
         names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
         if names[0] not in os.environ:
-            raise InputError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
+            raise InputError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave "
+                             "the flag out")
         os.environ.setdefault("MASTER_PORT", "48766")
     if names[0] not in os.environ or names[1] not in os.environ:
         return 0, 1, 0, 1
@@ -249,11 +265,12 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
         rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
         local_rank, local_size = int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
     except ValueError as error:
-        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with torchrun, or unset "
-                         "them") from error
+        raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with "
+                         "torchrun, or unset them") from error
     if not (0 <= rank < size and 0 <= local_rank < local_size):
-        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} {names[3]}={local_size} in the "
-                         "environment contradict each other; start with torchrun, or unset them")
+        raise InputError(f"{names[0]}={rank} {names[1]}={size} {names[2]}={local_rank} "
+                         f"{names[3]}={local_size} in the environment contradict each other; start with "
+                         "torchrun, or unset them")
     return rank, size, local_rank, local_size
 
 
@@ -269,24 +286,26 @@ def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device
 
 
 def _cuda_device(local_rank: int, local_size: int) -> torch.device:
-    """What is special to CUDA stands here, in Precision.prepare and in `wrap`: a GPU a process of this machine."""
+    """What is special to CUDA stands here, in Precision.prepare and in `wrap`: a GPU a process of this
+    machine."""
     if local_size > torch.cuda.device_count():
-        raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs are visible: start "
-                         "at most as many processes as there are GPUs, or pass --device cpu")
+        raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs are "
+                         "visible: start at most as many processes as there are GPUs, or pass --device cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def _share_cores(local_size: int) -> None:
-    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says otherwise."""
+    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says
+    otherwise."""
     by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
         torch.set_num_threads(max(1, usable_cores() // local_size))
 
 
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
-    """The model for training: DistributedDataParallel where there is more than one process and it is not sharded already.
-    Freeze before this."""
+    """The model for training: DistributedDataParallel where there is more than one process and it is not
+    sharded already. Freeze before this."""
     if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None

@@ -1,8 +1,10 @@
 """A model in shards: PyTorch's FSDP2, one unit a block, every process with its share of each tensor.
 
-A model is built as shapes alone (meta), sharded, given memory for its shards and filled from a mapped file, tensor by
-tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the CPU while the shapes
-were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the whole.
+A model is built as shapes alone (meta), sharded, given memory for its shards and filled from a mapped file,
+tensor by
+tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the CPU while
+the shapes were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the
+whole.
 """
 
 import os
@@ -31,10 +33,12 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def units(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The parts that are gathered, one after the other: transformer blocks, those of a stage too; none: the whole at once."""
+    """The parts that are gathered, one after the other: transformer blocks, those of a stage too; none: the
+    whole at once."""
     found, inside = [], set()
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "blocks" and isinstance(module, torch.nn.Sequential | torch.nn.ModuleList) and not any(
+        if name.rpartition(".")[2] == "blocks" and isinstance(module, torch.nn.Sequential
+                                                              | torch.nn.ModuleList) and not any(
                 name.startswith(f"{outer}.") for outer in inside):
             inside.add(name)
             found += list(module)
@@ -44,8 +48,8 @@ def units(model: torch.nn.Module) -> list[torch.nn.Module]:
 def shard(model: torch.nn.Module, world: World, kept_whole: set[torch.nn.Parameter] = frozenset()) -> None:
     """Cut the model's parameters into one shard a process, in place; collective.
 
-    kept_whole: parameters that every process keeps (a probe's head: it is run without the rest; `average_gradients`).
-    A model's `backbone` is a unit of its own, so that it can be run alone.
+    kept_whole: parameters that every process keeps (a probe's head: it is run without the rest;
+    `average_gradients`). A model's `backbone` is a unit of its own, so that it can be run alone.
     """
     os.environ[THREADS_LEFT] = str(os.getpid())
     if world.device.type == "cpu":
@@ -62,13 +66,15 @@ def shard(model: torch.nn.Module, world: World, kept_whole: set[torch.nn.Paramet
 
 
 def fills_by_itself(model: torch.nn.Module, parts: Parts) -> bool:
-    """Whether `materialise` can give every tensor of a model of shapes its value: from the parts, drawn already, or a norm.
+    """Whether `materialise` can give every tensor of a model of shapes its value: from the parts, drawn
+    already, or a norm.
 
     Not where something else starts at random or a module sets buffers of its own that timm can't set again.
     """
     settable = all(hasattr(module, "init_non_persistent_buffers") for module in model.modules()
                    if module._non_persistent_buffers_set)
-    given = {id(tensor) for part, fitted in parts for name, tensor in _by_plain_name(part).items() if name in fitted.used}
+    given = {id(tensor) for part, fitted in parts for name, tensor in _by_plain_name(part).items()
+             if name in fitted.used}
     return settable and all(id(tensor) in given or not tensor.is_meta or _is_norm(model, name)
                             for name, tensor in model.state_dict(keep_vars=True).items())
 
@@ -86,7 +92,8 @@ def is_own(name: str) -> bool:
 
 def _by_plain_name(part: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a weight file may fill, under the names that they have there."""
-    return {plain_name(name): tensor for name, tensor in part.state_dict(keep_vars=True).items() if not is_own(name)}
+    return {plain_name(name): tensor for name, tensor in part.state_dict(keep_vars=True).items()
+            if not is_own(name)}
 
 
 def _is_norm(model: torch.nn.Module, name: str) -> bool:
@@ -97,9 +104,9 @@ def _is_norm(model: torch.nn.Module, name: str) -> bool:
 def materialise(model: torch.nn.Module, device: torch.device, parts: Parts = ()) -> None:
     """Give a sharded model of shapes its memory and its values.
 
-    Values that stand already (drawn on the CPU) stay, the parts' come from their files, and norms that no file holds
-    start at 1 and 0. Buffers that no file holds (rotary periods) are computed anew: fresh memory holds rubbish.
-    AssertionError where a tensor is left without a value: our own bug.
+    Values that stand already (drawn on the CPU) stay, the parts' come from their files, and norms that no
+    file holds start at 1 and 0. Buffers that no file holds (rotary periods) are computed anew: fresh memory
+    holds rubbish. AssertionError where a tensor is left without a value: our own bug.
     """
     drawn = {name: local(tensor).clone() for name, tensor in model.state_dict().items() if not tensor.is_meta}
     model.to_empty(device=device)
@@ -126,7 +133,8 @@ def materialise(model: torch.nn.Module, device: torch.device, parts: Parts = ())
 
 @torch.no_grad()
 def fill(wanted: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
-    """Copy this process's shard of each whole tensor (mapped from a file: the rest is never read), then read it back."""
+    """Copy this process's shard of each whole tensor (mapped from a file: the rest is never read), then read
+    it back."""
     for name, tensor in whole.items():
         mine, here = shard_of(tensor, wanted[name]), local(wanted[name])
         here.copy_(mine)
@@ -157,12 +165,14 @@ def whole_tensors(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch
 
 
 def without_gradients(model: torch.nn.Module) -> AbstractContextManager:
-    """What a forward pass for outputs alone runs in: gathered parameters made in inference mode could not be trained later."""
+    """What a forward pass for outputs alone runs in: gathered parameters made in inference mode could not be
+    trained later."""
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
 
 def compile_in_place(model: torch.nn.Module) -> None:
-    """Compile a model without changing its tensors' names; a sharded one unit by unit, between which it is gathered."""
+    """Compile a model without changing its tensors' names; a sharded one unit by unit, between which it is
+    gathered."""
     if not is_sharded(model):
         model.compile()
         return

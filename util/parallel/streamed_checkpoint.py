@@ -16,10 +16,11 @@ from util.weights.shard_files import reason_of
 
 
 def write_streamed(path: Path, content: dict, world: World) -> None:
-    """Write `content`, whose "model" is sharded, as an ordinary checkpoint; collective. RunError, in all processes.
+    """Write `content`, whose "model" is sharded, as an ordinary checkpoint; collective. RunError, in all
+    processes.
 
-    The main process writes the file with room for the tensors, then each of them as it comes: at most one is whole in
-    memory at a time. The name is given at the end, so a reader never sees half a file.
+    The main process writes the file with room for the tensors, then each of them as it comes: at most one is
+    whole in memory at a time. The name is given at the end, so a reader never sees half a file.
     """
     temporary, problem, places = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None, {}
     if world.is_main:
@@ -46,8 +47,8 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
         temporary.unlink(missing_ok=True)
     problem = world.from_main(problem)
     if problem:
-        raise RunError(f"{path} could not be written ({problem}): the checkpoint before it stays; make room and start again "
-                       "with --resume auto", everywhere=True)
+        raise RunError(f"{path} could not be written ({problem}): the checkpoint before it stays; make room "
+                       "and start again with --resume auto", everywhere=True)
 
 
 class _Place:
@@ -65,7 +66,8 @@ class _Place:
 
 
 def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
-    """The file with zeros in the place of the model's tensors -> {name: place}; its other tensors are written whole."""
+    """The file with zeros in the place of the model's tensors -> {name: place}; its other tensors are written
+    whole."""
     room, rest = {}, {name: value for name, value in content.items() if name != "model"}
     with FakeTensorMode():
         for name, tensor in content["model"].items():
@@ -79,7 +81,8 @@ def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
         place = _Place(stored.untyped_storage()._checkpoint_offset)
         place.write(path, real.detach().cpu())
         small.append(place)
-    places = {name: _Place(tensor.untyped_storage()._checkpoint_offset) for name, tensor in back["model"].items()}
+    places = {name: _Place(tensor.untyped_storage()._checkpoint_offset)
+              for name, tensor in back["model"].items()}
     return places | {f"\0{number}": place for number, place in enumerate(small)}
 
 
@@ -91,7 +94,8 @@ def _tensors_in(value) -> list[torch.Tensor]:
 
 
 def _write_sums(file, places: dict[str, _Place]) -> None:
-    """The checksums of what was written afterwards, into the archive's directory: unzip looks at them, PyTorch does not."""
+    """The checksums of what was written afterwards, into the archive's directory: unzip looks at them,
+    PyTorch does not."""
     sums = {place.offset: place.sum for place in places.values()}
     with zipfile.ZipFile(file) as archive:
         position, entries = archive.start_dir, archive.infolist()
@@ -101,7 +105,8 @@ def _write_sums(file, places: dict[str, _Place]) -> None:
         name, extra, comment = (int.from_bytes(head[at:at + 2], "little") for at in (28, 30, 32))
         file.seek(entry.header_offset + 26)
         lengths = file.read(4)
-        start = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        start = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:],
+                                                                                                  "little")
         if start in sums:
             file.seek(position + 16)
             file.write(sums[start].to_bytes(4, "little"))

@@ -2,14 +2,16 @@
 
     python util/parallel/torchrun.py [torchrun's arguments] PROGRAM [ARGUMENTS]
 
-The nodes meet, start their processes, restart them and wait for each other by torchrun's own rendezvous (c10d, or what
---rdzv-backend names). Added to it:
+The nodes meet, start their processes, restart them and wait for each other by torchrun's own rendezvous
+(c10d, or what --rdzv-backend names). Added to it:
 - It ends with the exit code of the program and one line; torchrun ends with 1 and a page.
-- A program that ended on its own (util/core/ending.py leaves a mark) is not started again: the error would be the same.
+- A program that ended on its own (util/core/ending.py leaves a mark) is not started again: the error would be
+  the same.
 - Nodes are ranked by --node-rank; torchrun ranks them by their names.
-- Each round has a name. The store outlives a round, and what an earlier one has left there would be taken for the new one's.
-- A node that fails for good ends the others at once, and a store whose machine vanished is given up after LOST_S. torchrun
-  lets the others wait until their processes fail.
+- Each round has a name. The store outlives a round, and what an earlier one has left there would be taken for
+  the new one's.
+- A node that fails for good ends the others at once, and a store whose machine vanished is given up after
+  LOST_S. torchrun lets the others wait until their processes fail.
 """
 
 import logging
@@ -48,17 +50,23 @@ class Nodes:
         if arguments.standalone:
             arguments.standalone, arguments.rdzv_id = False, uuid.uuid4().hex
             arguments.rdzv_backend, arguments.rdzv_endpoint = "c10d", "127.0.0.1:0"
-        self.backend, self.endpoint, arguments.rdzv_backend = arguments.rdzv_backend, arguments.rdzv_endpoint, "nodes"
+        self.backend, self.endpoint, arguments.rdzv_backend = (
+            arguments.rdzv_backend,
+            arguments.rdzv_endpoint,
+            "nodes",
+        )
         # sorted by this name they get their ranks; only the first one's is used as an address
         arguments.local_addr = arguments.master_addr if self.rank == 0 else f"~{self.rank:05}"
         self.store, self.wait = None, 0
         rendezvous.rendezvous_handler_registry.register("nodes", self.create)
 
     def create(self, parameters: rendezvous.RendezvousParameters) -> rendezvous.RendezvousHandler:
-        """torchrun's own, once the store is there. RendezvousConnectionError when the time to wait is over."""
+        """torchrun's own, once the store is there. RendezvousConnectionError when the time to wait is
+        over."""
         parameters.backend, self.wait = self.backend, parameters.get_as_int("join_timeout", 600)
         if self.size > 1:
-            print(f"node {self.rank}: meeting the other nodes at {self.endpoint}, waiting at most {self.wait} s", flush=True)
+            print(f"node {self.rank}: meeting the other nodes at {self.endpoint}, waiting at most "
+                  f"{self.wait} s", flush=True)
         ends_at = time.monotonic() + self.wait
         while True:
             try:
@@ -76,7 +84,8 @@ class Nodes:
         if self.marker.exists():
             raise rendezvous.RendezvousClosedError
         if self.store is not None:
-            print(f"node {self.rank}: a process or a node was lost; going on from the last checkpoint once all nodes are here",
+            print(f"node {self.rank}: a process or a node was lost; going on from the last checkpoint once "
+                  "all nodes are here",
                   flush=True)
         elif self.size > 1:
             threading.Thread(target=self.watch_store, daemon=True).start()
@@ -87,7 +96,8 @@ class Nodes:
         os.environ[ATTEMPT] = self.store.get("attempt").decode()
         # torchrun would take the address of an earlier round, whose node 0 may have been started anew since
         known = info.bootstrap_store_info
-        place = rendezvous.RendezvousStoreInfo.build(info.rank, info.store, known.master_addr, known.master_port)
+        place = rendezvous.RendezvousStoreInfo.build(info.rank, info.store, known.master_addr,
+                                                     known.master_port)
         return rendezvous.RendezvousInfo(info.store, info.rank, info.world_size, place)
 
     def nodes_waiting(self) -> int:
@@ -107,14 +117,16 @@ class Nodes:
                 seen = time.monotonic()
             except OSError as error:
                 if time.monotonic() - seen > LOST_S:
-                    say(f"error: the store of the nodes at {self.endpoint} has not answered for {LOST_S:g} s ({error}); what "
-                        "was saved stays: start again on all nodes to go on")
+                    say(f"error: the store of the nodes at {self.endpoint} has not answered for {LOST_S:g} s "
+                        f"({error}); what was saved stays: start again on all nodes to go on")
                     os._exit(1)
 
     def heard(self) -> int | None:
         """The exit code of the job, where another node has said that it is over."""
         try:
-            return int(self.store.get("over")) if self.store is not None and self.store.check(["over"]) else None
+            return (
+                int(self.store.get("over")) if self.store is not None and self.store.check(["over"]) else None
+            )
         except DistError:
             return None  # the store is gone
 
@@ -138,7 +150,8 @@ def main(words: list[str]) -> int:
         os.environ[ENDED_BY_ITSELF] = str(marker)
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
         for name in arguments.signals_to_handle.split(","):
-            signal.signal(signal.Signals[name], stop)  # until torchrun sets its own, at the start of the processes
+            # until torchrun sets its own, at the start of the processes
+            signal.signal(signal.Signals[name], stop)
         nodes = Nodes(arguments, marker)
         code, line = launched(arguments, nodes)
         if code and marker.exists():
@@ -164,11 +177,11 @@ def launched(arguments, nodes: Nodes) -> tuple[int, str]:
     except SignalException as signalled:
         return signals.code_of(signalled.sigval), f"stopped by {signalled.sigval.name}: {again}"
     except rendezvous.RendezvousTimeoutError:
-        return 1, (f"error: node {nodes.rank} waited {nodes.wait} s in vain for the other nodes: start the same command on "
-                   "every node; what was saved stays")
+        return 1, (f"error: node {nodes.rank} waited {nodes.wait} s in vain for the other nodes: start the "
+                   "same command on every node; what was saved stays")
     except (DistError, rendezvous.RendezvousError) as error:
-        return 1, (f"error: node {nodes.rank} can't reach the store of the nodes at {nodes.endpoint} ({type(error).__name__}); "
-                   "what was saved stays: start the same command on every node")
+        return 1, (f"error: node {nodes.rank} can't reach the store of the nodes at {nodes.endpoint} "
+                   f"({type(error).__name__}); what was saved stays: start the same command on every node")
     return 0, ""
 
 

@@ -157,8 +157,10 @@ def equality(axes: "Axes", low: float = 0, high: float = 1) -> None:
     axes.plot((low, high), (low, high), color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
 
 
-def write_lines(axes: "Axes", place: tuple[float, float], lines: list[str], size: float, **how: object) -> None:
-    """A text of several lines at a place of the axes, each a text of its own: so the page's font can't misalign them."""
+def write_lines(axes: "Axes", place: tuple[float, float], lines: list[str], size: float,
+                **how: object) -> None:
+    """A text of several lines at a place of the axes, each a text of its own: so the page's font can't
+    misalign them."""
     from matplotlib.transforms import ScaledTranslation
 
     angle, last = math.radians(how.get("rotation", 0)), len(lines) - 1

@@ -202,7 +202,8 @@ def spread_of_classes(scored: Scored) -> Chart | None:
         for box, (_, k), begin, end in zip(boxes, found, low, high, strict=True):
             box.set_gid(charts.hint(f"{names[k]}: half of the images between {begin:.2f} and {end:.2f}"))
     for place, lines in enumerate(texts):
-        charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED, ha="right",
+        charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED,
+                           ha="right",
                            va="center")
     axes.set(xticks=SHARES, yticks=[])
     own, others = groups
@@ -225,8 +226,8 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
 
     table_or_counts: a predictions table (columns true_class and predicted_class), or counts (K, K). Colour is
     the share of the row; each cell holds the count and that share, or the count alone where there are many
-    classes. Raises ValueError where the counts are not those of these K classes, InputError where the table is
-    not.
+    classes. Raises ValueError where the counts are not those of these K classes, InputError where the table
+    is not.
     """
     counts, num_classes = _counts(table_or_counts, names), len(names)
     is_dense, is_bare = num_classes > MAX_CLASSES_WITH_SHARES, num_classes > MAX_CLASSES_WITH_COUNTS

@@ -14,16 +14,19 @@ FILLED_IN = {"decode": ("scaled", "full"), "fc_norm_passes": (1,)}
 
 
 def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str, list[str]]:
-    """(the command that trains the run again, options of run.json that this program's command line does not know).
+    """(the command that trains the run again, options of run.json that this program's command line does not
+    know).
 
-    Only flags that differ from their defaults stand in it. options: run.json's; kind: "classification" or "regression".
+    Only flags that differ from their defaults stand in it. options: run.json's; kind: "classification" or
+    "regression".
     """
     program, words = PROGRAMS[kind], []
     known = {flag.name: flag for flag in flags_of(program)}
     for name, flag in known.items():
         default = flag.default_of(program)
         value = options.get(name, default)
-        if name not in NOT_REPEATED and value != default and not (default is None and value in FILLED_IN.get(name, ())):
+        if name not in NOT_REPEATED and value != default and not (default is None
+                                                                  and value in FILLED_IN.get(name, ())):
             words += _words(flag, value)
     unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
     launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
@@ -31,7 +34,8 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
 
 
 def evaluation_command(kind: str, options: dict, checkpoint: Path) -> str:
-    """The command that scores the run's best weights on test again; the folder and the images come from the checkpoint."""
+    """The command that scores the run's best weights on test again; the folder and the images come from the
+    checkpoint."""
     words = [["--eval"], ["--resume", str(checkpoint)]]
     for name, default in {"task": "", "output_dir": "./output_dir", "device": "cuda"}.items():
         if options.get(name) not in (None, "", default):
@@ -49,7 +53,8 @@ def _words(flag: Flag, value: object) -> list[list[str]]:
     if flag.is_switch:
         return [[option]] if value is True else [[flag.off[0]]] if value is False and flag.off else []
     if isinstance(value, list):
-        return [[option, *map(str, value)]] if flag.words is not None else [[option, ",".join(map(str, value))]]
+        return [[option, *map(str, value)]] if flag.words is not None else [[option,
+                                                                             ",".join(map(str, value))]]
     if value is None:
         return []
     return [[f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]]

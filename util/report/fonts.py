@@ -1,7 +1,9 @@
-"""Fonts for the text of the charts, chosen by its characters, so that a name in any script is drawn and none is boxes.
+"""Fonts for the text of the charts, chosen by its characters, so that a name in any script is drawn and none
+is boxes.
 
-matplotlib's own font has no Chinese; it draws a character with the first of a text's families that has it. Which families
-those are is chosen for each figure where it is saved (`fit_fonts`), on its own text objects: no setting of matplotlib changes.
+matplotlib's own font has no Chinese; it draws a character with the first of a text's families that has it.
+Which families those are is chosen for each figure where it is saved (`fit_fonts`), on its own text objects:
+no setting of matplotlib changes.
 """
 
 import functools
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
-# matplotlib before 3.11 knows only the first face of a collection: Debian's Noto Sans CJK by its Japanese name
-PREFERRED_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
-                   "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Hiragino Sans GB", "Heiti TC",
+# matplotlib before 3.11 knows only the first face of a collection: Debian's Noto Sans CJK by its Japanese
+# name
+PREFERRED_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang "
+                                                                                                   "SC",
+                   "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+                   "Hiragino Sans GB", "Heiti TC",
                    "Noto Sans CJK JP", "Source Han Sans", "Arial Unicode MS")
 # Stand-ins that claim to hold every character and draw boxes, and colour fonts, which matplotlib cannot draw.
 NO_TEXT_FONTS = ("Last Resort", "LastResort", "Adobe Blank", "Unicode BMP Fallback", "Color Emoji")
@@ -25,7 +30,8 @@ _told: list[str] = []  # the one line about a font that is not there
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
-    """Font families that together draw a text, matplotlib's own first, and the characters that none of them has."""
+    """Font families that together draw a text, matplotlib's own first, and the characters that none of them
+    has."""
     marks = {mark for mark in text if unicodedata.category(mark) != "Cc"}
     missing = frozenset(marks - _drawn_by(DEFAULT_FONT, marks))
     if not missing:  # nearly always: no other font is opened
@@ -62,7 +68,8 @@ def _installed() -> tuple[str, ...]:
 
 @functools.cache
 def add_new_fonts() -> bool:
-    """Tell matplotlib of fonts that were installed after it last listed the system's (its list lies in a cache for good)."""
+    """Tell matplotlib of fonts that were installed after it last listed the system's (its list lies in a
+    cache for good)."""
     from matplotlib import font_manager
 
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
@@ -81,11 +88,12 @@ def _drawn_by(family: str, marks: set[str] | frozenset[str]) -> set[str]:
 
 
 def shown_names(names: Iterable[str], kind: str = "class", most: int = MAX_NAME) -> list[str]:
-    """The names on one line each, shortened to `most` characters where they can still be told apart; an empty one becomes
-    "class 3" (its number in the model's order; kind: that word)."""
+    """The names on one line each, shortened to `most` characters where they can still be told apart; an empty
+    one becomes "class 3" (its number in the model's order; kind: that word)."""
     names = [one_line(name) for name in names]
     short = [_shortened(name, most) for name in names]
-    return [name or f"{kind} {k}" for k, name in enumerate(short if len(set(short)) == len(set(names)) else names)]
+    return [name or f"{kind} {k}" for k, name in enumerate(short
+                                                           if len(set(short)) == len(set(names)) else names)]
 
 
 def _shortened(name: str, most: int) -> str:
@@ -98,9 +106,11 @@ def _shortened(name: str, most: int) -> str:
 
 
 def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") -> list[str]:
-    """Give each text of a figure the families that draw all of them; once a run, a line where a font is missing.
+    """Give each text of a figure the families that draw all of them; once a run, a line where a font is
+    missing.
 
-    One of these names that cannot be drawn becomes "class 3", also where it is broken into lines; any other character "?".
+    One of these names that cannot be drawn becomes "class 3", also where it is broken into lines; any other
+    character "?".
     """
     from matplotlib.text import Text
 
@@ -124,15 +134,18 @@ def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") 
 
 
 def missing_line(missing: set[str], listed: str = "") -> list[str]:
-    """The line about characters that no font has, the first time in a process; later, or where there are none, nothing."""
+    """The line about characters that no font has, the first time in a process; later, or where there are
+    none, nothing."""
     if not missing or _told:
         return []
     east_asian = any(unicodedata.east_asian_width(mark) in "WF" for mark in missing)
-    font, package = ("Noto Sans CJK", "fonts-noto-cjk") if east_asian else ("one of the Noto fonts", "fonts-noto")
+    font, package = ("Noto Sans CJK", "fonts-noto-cjk") if east_asian else ("one of the Noto fonts",
+                                                                            "fonts-noto")
     _told.append(f"no installed font can draw {len(missing)} characters of the charts' text"
                  + (f" ({listed})" if listed else "")
-                 + f": install {font} (Debian and Ubuntu: apt-get install {package}; elsewhere, or without root: put its file, "
-                   "from notofonts.github.io, into the user's folder of fonts, such as ~/.local/share/fonts)")
+                 + f": install {font} (Debian and Ubuntu: apt-get install {package}; elsewhere, or without "
+                   "root: put its file, from notofonts.github.io, into the user's folder of fonts, such as "
+                   "~/.local/share/fonts)")
     return list(_told)
 
 

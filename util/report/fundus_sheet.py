@@ -1,4 +1,5 @@
-"""What `--fundus_crop auto` found, for a look: a table of all images, and a sheet of some with their circles drawn."""
+"""What `--fundus_crop auto` found, for a look: a table of all images, and a sheet of some with their circles
+drawn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,8 @@ CIRCLE, SQUARE, WHOLE = "#ffdc28", "#5ac8ff", "#ff5a46"
 
 
 def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path | None) -> list[str]:
-    """Write the table of these files (path, x, y, radius; empty where an image stays whole) and the sheet, where they have a
-    place -> lines. Raises OSError."""
+    """Write the table of these files (path, x, y, radius; empty where an image stays whole) and the sheet,
+    where they have a place -> lines. Raises OSError."""
     table = fields.table(list(dict.fromkeys(paths)))
     whole = list(table["path"][table["radius"].isna()])
     found = len(table) - len(whole)
@@ -36,17 +37,19 @@ def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path 
     if csv_file is not None and sheet is not None:
         write_whole(csv_file, table.to_csv(index=False, float_format="%.1f"))
         of_fonts = write_sheet(table, sheet, fields.reading)
-        lines.append(f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look at their circles")
+        lines.append(f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look "
+                     "at their circles")
         lines += of_fonts
     if found < len(table) / 2:
-        lines.append("warning: most of these images have no round field: --fundus_crop off, if they are no fundus photographs")
+        lines.append("warning: most of these images have no round field: --fundus_crop off, if they are no "
+                     "fundus photographs")
     return lines
 
 
 @own_style()
 def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) -> list[str]:
-    """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table; a line where no
-    font draws their names."""
+    """A PNG of up to 24 images, some of those that stay whole among them, spread evenly over the table; a
+    line where no font draws their names."""
     whole = table["radius"].isna().to_numpy()
     left = _spread(np.flatnonzero(whole), min(MOST_WHOLE, SHOWN))
     rows = _spread(np.flatnonzero(~whole), SHOWN - len(left))
@@ -67,7 +70,8 @@ def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) ->
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] if len(rows) and most else rows[:0]
+    return rows[np.linspace(0, len(rows) - 1,
+                            min(most, len(rows))).astype(int)] if len(rows) and most else rows[:0]
 
 
 def _draw(axes: "Axes", source: ImageSource, field: Field | None) -> None:

@@ -17,7 +17,8 @@ WORKERS = 4
 
 @dataclass
 class Mistake:
-    """An image to look at. thumbnail, heat_map: a data: URL and its width and height, or None; why: what was in the way."""
+    """An image to look at. thumbnail, heat_map: a data: URL and its width and height, or None; why: what was
+    in the way."""
 
     row: int  # in the split's table
     path: str
@@ -40,15 +41,15 @@ def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
     lost = [mistake for mistake in found if mistake.thumbnail is None]
     lines = []
     if lost:
-        lines.append(f"{len(lost)} of {len(found)} images of {split.name} cannot be shown as thumbnails (the first: "
-                     f"{lost[0].path}: {lost[0].why}); relative paths are looked for from the present folder and from those "
-                     "above the run's")
+        lines.append(f"{len(lost)} of {len(found)} images of {split.name} cannot be shown as thumbnails (the "
+                     f"first: {lost[0].path}: {lost[0].why}); relative paths are looked for from the present "
+                     "folder and from those above the run's")
     return found, total, lines
 
 
 def find_picture(path: str, folder: Path) -> Path:
-    """Where an image of the table is: as its path says, or, where that is relative, below a folder above the run's (the
-    program is mostly started in one of them). The path itself where it is nowhere."""
+    """Where an image of the table is: as its path says, or, where that is relative, below a folder above the
+    run's (the program is mostly started in one of them). The path itself where it is nowhere."""
     plain = Path(path)
     if plain.is_absolute() or plain.exists():
         return plain

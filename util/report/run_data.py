@@ -1,7 +1,7 @@
 """A run's folder, read for its report: whatever of it is there, and a line about what is not.
 
-Only files of the folder are read, and nothing in it is trusted to be whole: a report is also made of a run that was cut, of an
-older program's, or of one whose files were copied away.
+Only files of the folder are read, and nothing in it is trusted to be whole: a report is also made of a run
+that was cut, of an older program's, or of one whose files were copied away.
 """
 
 import csv
@@ -60,7 +60,8 @@ class Run:
     leakage: dict | None
     skipped: list[tuple[str, str]]  # path and reason of each image that was left out
     heat_maps: dict[str, Path]  # absolute path of an image -> its overlay
-    missing: list[str] = field(default_factory=list)  # what a reader may look for and does not find, with the reason
+    # what a reader may look for and does not find, with the reason
+    missing: list[str] = field(default_factory=list)
 
     @property
     def options(self) -> dict:
@@ -98,22 +99,23 @@ def read_run(folder: str | Path) -> Run:
         if table is not None or entries:
             splits[name] = Split(name, table, _without_nan(entries or {}))
     if not splits:
-        raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor figures: name a "
-                         "run's folder, OUTPUT_DIR/TASK")
+        raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor "
+                         "figures: name a run's folder, OUTPUT_DIR/TASK")
     for name, split in splits.items():
         if not split.entries:
-            missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its predictions, "
-                           "without intervals")
+            missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its "
+                           "predictions, without intervals")
             split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
     return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
                _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
-               _read_skipped(folder / "skipped_images.csv", missing), _heat_maps(folder / "heatmaps", missing), missing)
+               _read_skipped(folder / "skipped_images.csv", missing),
+               _heat_maps(folder / "heatmaps", missing), missing)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 def as_dict(value) -> dict:
     return value if isinstance(value, dict) else {}
@@ -194,7 +196,7 @@ def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
     return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
 
 
-# ---- what is computed from a table ------------------------------------------------------------------------------------
+# ---- what is computed from a table -------------------------------------------------------------------------
 
 def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
     """Of each class {metric: {"value", "lower", "upper"}}: the stored entries; values are computed where
@@ -207,8 +209,9 @@ def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, di
 
 
 def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
-    """Rows of the table to look at, and how many there are in all: the mistakes of highest probability, or, of a
-    regression, the images of the largest error (in standard deviations of the truth, the largest of an image's targets)."""
+    """Rows of the table to look at, and how many there are in all: the mistakes of highest probability, or,
+    of a regression, the images of the largest error (in standard deviations of the truth, the largest of an
+    image's targets)."""
     table = split.table
     if run.kind == "classification":
         wrong = np.flatnonzero((table["true_class"] != table["predicted_class"]).to_numpy())
@@ -220,8 +223,8 @@ def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
 
 
 def standardised_errors(table: pd.DataFrame, targets: list[str]) -> np.ndarray:
-    """(N,) the largest |predicted - true| of an image's targets, each over the standard deviation of its truth; NaN where
-    no truth is known."""
+    """(N,) the largest |predicted - true| of an image's targets, each over the standard deviation of its
+    truth; NaN where no truth is known."""
     worst = np.full(len(table), -np.inf)
     for name in targets:
         true, predicted = (table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred"))

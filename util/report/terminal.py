@@ -17,13 +17,18 @@ def describe(job) -> list[str]:
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in job.model.parameters())
     what = "all trained" if trained == total else f"{trained:,} of them trained"
-    reads = "mean of the patch tokens, then fc_norm" if backbone.family == "mae" and model.global_pool else "class token"
+    reads = (
+        "mean of the patch tokens, then fc_norm"
+        if backbone.family == "mae" and model.global_pool
+        else "class token"
+    )
     if backbone.family == "mae" and model.global_pool and model.fc_norm_passes == 2:
         reads += " twice"
     if job.task.reads is not None:
         reads = f"{KINDS[job.task.reads['kind']]} ({job.task.reads['kind']}: util/model/feature_kinds.py)"
     lines = [f"run        {'score' if options.run.eval else model.adaptation}, results in {job.folder.path}",
-             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input {model.input_size} pixels"
+             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input "
+             f"{model.input_size} pixels"
              + (f", reads the {reads}" if backbone.model != "timm" or job.task.reads is not None else "")]
     lines.append(f"weights    {_weights(job)}")
     lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
@@ -33,22 +38,26 @@ def describe(job) -> list[str]:
               f"reading    {reading(job.eval_transform, model.norm, job.norm_source)}", *mirrors(model.tta)]
     if job.plan is not None and not options.search.optuna_trials:
         plan = job.plan
-        lines.append(f"training   {training.epochs} epochs of {plan.steps} steps; batch {training.batch_size} x accumulation "
-                     f"{training.accum_iter} x {cores} = {plan.step_size}; learning rate {job.schedule.peak:.3g}"
+        lines.append(f"training   {training.epochs} epochs of {plan.steps} steps; batch "
+                     f"{training.batch_size} x accumulation {training.accum_iter} x {cores} = "
+                     f"{plan.step_size}; learning rate {job.schedule.peak:.3g}"
                      + ("" if training.lr is not None else f" (blr {training.blr:g})")
                      + f", warm-up {job.schedule.warmup_epochs:g} epochs; seed {options.run.seed}")
     return lines
 
 
 def reading(transform: dict, norm: str, source: str) -> str:
-    """How images are read, in a few words. source: where mean and standard deviation are from (jobs/normalisation.py)."""
-    field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop", "off") == "auto" else ""
-    return (f"{field}decoding {transform['decode']}; normalised by {mean_and_deviation(transform['mean'], transform['std'])} "
-            f"(--norm {norm}: {source})")
+    """How images are read, in a few words. source: where mean and standard deviation are from
+    (jobs/normalisation.py)."""
+    field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop",
+                                                                             "off") == "auto" else ""
+    return (f"{field}decoding {transform['decode']}; normalised by "
+            f"{mean_and_deviation(transform['mean'], transform['std'])} (--norm {norm}: {source})")
 
 
 def mirrors(tta: str) -> list[str]:
-    return ["           outputs are means over each image and its mirror image (--tta mirror)"] if tta == "mirror" else []
+    return ["           outputs are means over each image and its mirror image (--tta "
+            "mirror)"] if tta == "mirror" else []
 
 
 def _weights(job) -> str:
@@ -68,29 +77,34 @@ def classes(data, source: str) -> list[str]:
     lines = [f"data       {source}: {len(data.class_names)} classes; {totals}"]
     width = max(len(str(name)) for name in data.class_names)
     for name in data.class_names[:MOST_CLASSES_LISTED]:
-        lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table))
+        lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}"
+                                                                   for split in table))
     if len(data.class_names) > MOST_CLASSES_LISTED:
         rest = table.loc[data.class_names[MOST_CLASSES_LISTED:]]
-        lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to {rest.max().max():,} images a split "
-                     "(all in run.json)")
+        lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to "
+                     f"{rest.max().max():,} images a split (all in run.json)")
     return lines
 
 
-def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool, seconds: float) -> str:
+def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool,
+               seconds: float) -> str:
     shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
     if task.score not in [name for name, _ in task.shown[:4]]:
         shown.append(f"{task.options.metrics.select_metric} {_figure(metrics[task.score])}")
-    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss {metrics['loss']:.4f}  "
-            f"{'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
+    return (f"epoch {epoch} ({epoch + 1}/{epochs})  loss {training['train_loss']:.4f}  val loss "
+            f"{metrics['loss']:.4f}  {'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
 
 
 def figures(task, split: str, entries: dict[str, dict], folder) -> list[str]:
-    """A split's figures with their intervals, and where they are written. entries: from util/metrics/intervals.py."""
-    parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown if name in entries]
+    """A split's figures with their intervals, and where they are written. entries: from
+    util/metrics/intervals.py."""
+    parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown
+             if name in entries]
     width = max(map(len, parts))
     lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
              for start in range(0, len(parts), FIGURES_A_LINE)]
-    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines, *task.lines_below(entries),
+    return [f"{split} ({entries['n']['value']:,.0f} "
+            f"images{_how(entries)})", *lines, *task.lines_below(entries),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
 
@@ -100,8 +114,13 @@ def figure_with_interval(entry: dict, digits: str = ".4f") -> str:
     value, lower, upper = entry["value"], entry["lower"], entry["upper"]
     if math.isnan(value):
         return "undefined"
-    bounds = "" if lower is None or math.isnan(lower) else f" ({lower:.3f}-{upper:.3f})" if digits == ".4f" else (
-        f" ({lower:{digits}}-{upper:{digits}})")
+    bounds = (
+        ""
+        if lower is None or math.isnan(lower)
+        else f" ({lower:.3f}-{upper:.3f})"
+        if digits == ".4f"
+        else (f" ({lower:{digits}}-{upper:{digits}})")
+    )
     return f"{value:{digits}}{bounds}"
 
 
@@ -111,12 +130,14 @@ def _how(entries: dict[str, dict]) -> str:
     if not drawn:
         return ""
     first = drawn[0]
-    text = f"; 95 % intervals: {first['resamples']:,} resamples of {first['method'].split()[-1]}, seed {first['seed']}"
+    text = (f"; 95 % intervals: {first['resamples']:,} resamples of {first['method'].split()[-1]}, "
+            f"seed {first['seed']}")
     others = dict.fromkeys(entry["method"] for entry in entries.values()
                            if entry.get("method") and not entry.get("resamples"))
     text += f"; by {', '.join(others)} where these are better" if others else ""
     lacking = {name: entry["undefined"] for name, entry in entries.items() if entry.get("undefined")}
-    return text + (f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking.values())}"
+    return text + (f"; {len(lacking)} figures are undefined in some resamples, at most "
+                   f"{max(lacking.values())}"
                    if lacking else "")
 
 

@@ -10,7 +10,8 @@ from util.report.metric_tables import undefined, written
 from util.report.run_data import Run, as_dict
 
 EXAMPLES = 4  # of each kind of finding
-KINDS = {"same bytes": "the very same file", "same pixels": "the same image in another file", "near duplicate":
+KINDS = {"same bytes": "the very same file", "same pixels": "the same image in another file",
+         "near duplicate":
          "nearly the same image", "same patient": "images of one patient"}
 NOTES = "From reading the data:"
 FINETUNE = {"finetune": "all weights trained", "lp": "linear probe: the head alone trained",
@@ -30,25 +31,27 @@ def subtitle(run: Run) -> str:
              _adaptation(options), str(run.facts.get("started") or "")[:10]]
     said = ", ".join(part for part in parts if part)
     counted = "; ".join(f"{split.name}: {split.images:,} images"
-                        + (f" of {split.patients:,} patients" if split.patients else "") for split in run.splits.values())
+                        + (f" of {split.patients:,} patients" if split.patients else "")
+                        for split in run.splits.values())
     return ". ".join(part for part in (said, counted) if part)
 
 
-# ---- warnings -------------------------------------------------------------------------------------------------------
+# ---- warnings ----------------------------------------------------------------------------------------------
 
 def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     """[(what, examples)], the gravest first."""
     found = _leakage(run) + _weights(run) + _absent(run)
     if run.skipped:
         found.append((f"{_number_of_images(len(run.skipped))} could not be read and had to be left out.",
-                      [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]] + _more(len(run.skipped))))
+                      [f"{path}: {reason}" for path, reason in run.skipped[:EXAMPLES]]
+                      + _more(len(run.skipped))))
     notes = as_dict(run.facts.get("data")).get("notes")
     if isinstance(notes, list) and notes:
         found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
-        found.append(("Some metrics are undefined in some resamples, which their intervals leave out: too few images of a "
-                      "class.", lines))
+        found.append(("Some metrics are undefined in some resamples, which their intervals leave out: too "
+                      "few images of a class.", lines))
     return found
 
 
@@ -99,8 +102,8 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
         return [("Training started from random weights: no pre-trained ones were given (--finetune).", [])]
     used, expected = weights.get("used"), weights.get("expected")
     if isinstance(used, int) and isinstance(expected, int) and used < expected:
-        return [(f"Only {used:,} of the {expected:,} tensors of the backbone came from the pre-trained weights; the others "
-                 "started at random.", [str(weights.get("text") or "")])]
+        return [(f"Only {used:,} of the {expected:,} tensors of the backbone came from the pre-trained "
+                 "weights; the others started at random.", [str(weights.get("text") or "")])]
     return []
 
 
@@ -112,12 +115,12 @@ def _absent(run: Run) -> list[tuple[str, list[str]]]:
         absent = [name for name in run.names if not by_class.get(name)]
         if absent and len(absent) < len(run.names):
             listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-            found.append((f"{split} has no image of {len(absent)} of the {len(run.names)} classes ({listed}): means over the "
-                          "classes count them as 0 or leave them out.", []))
+            found.append((f"{split} has no image of {len(absent)} of the {len(run.names)} classes "
+                          f"({listed}): means over the classes count them as 0 or leave them out.", []))
     return found
 
 
-# ---- data -----------------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------------
 
 def _images(run: Run) -> dict[str, dict[str, int]]:
     """{split: {class: images}}: of run.json, and for val and test of the predictions where there are any."""
@@ -137,13 +140,16 @@ def _patients(run: Run) -> dict[str, dict[str, int]]:
     for split in run.splits.values():
         if split.patients and "true_class" in split.table:
             known = split.table[split.table["patient"] != ""]
-            counts[split.name] = known.groupby("true_class")["patient"].nunique().to_dict() | {"": split.patients}
+            counts[split.name] = known.groupby("true_class")["patient"].nunique().to_dict() | {
+                "": split.patients
+            }
     return counts
 
 
 @dataclass
 class DataTable:
-    """How many images each class or target has: rows and the last line are (name, [(number, what is below it)])."""
+    """How many images each class or target has: rows and the last line are (name, [(number, what is below
+    it)])."""
 
     caption: str
     first: str
@@ -185,7 +191,8 @@ def _targets(run: Run) -> DataTable:
     known = {split.name: split.patients for split in run.splits.values()}
     last = [(f"{counts[split]:,}", _of_patients(known.get(split))) for split in splits]
     return DataTable("Images with a known value, with its mean and standard deviation", "Target", splits,
-                     [*((name, [cell(split, name) for split in splits]) for name in run.names), ("All", last)])
+                     [*((name, [cell(split, name) for split in splits]) for name in run.names),
+                      ("All", last)])
 
 
 def _of_patients(number: int | None) -> str:
@@ -196,16 +203,18 @@ def _spread(values: pd.Series) -> str:
     return f"{written(float(values.mean()))} ± {written(float(values.std()))}" if len(values) > 1 else ""
 
 
-# ---- what was run -----------------------------------------------------------------------------------------------------
+# ---- what was run ------------------------------------------------------------------------------------------
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """[(term, text)] of run.json, as far as it says."""
     facts, options, model = run.facts, run.options, as_dict(run.facts.get("model"))
-    counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"), ("trained", "of them trained"))
+    counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"), ("trained", "of them "
+                                                                                                   "trained"))
               if isinstance(model.get(key), int)]
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
     weights = facts.get("weights")
-    rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""), str(model.get("arch") or ""), *counts, size)
+    rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""),
+                                                  str(model.get("arch") or ""), *counts, size)
                                 if part)),
             ("Weights", _weights_text(weights) if "weights" in facts else ""),
             ("Normalisation", _normalisation(as_dict(facts.get("normalisation")))),
@@ -213,11 +222,14 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
             ("Training", _training(run)),
             ("Chosen by", _chosen_by(str(options.get("select_metric") or ""))),
             ("Device", ", ".join(part for part in (
-                str(facts.get("device") or ""), f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else "",
+                str(facts.get("device") or ""),
+                f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else "",
                 f"precision {facts['precision']}" if facts.get("precision") else "") if part)),
             ("Started", _when(facts)),
-            ("Code", f"commit {facts['commit']}".replace("+", " with uncommitted changes") if facts.get("commit") else ""),
-            ("Versions", ", ".join(f"{name} {version}" for name, version in as_dict(facts.get("versions")).items())),
+            ("Code", f"commit {facts['commit']}".replace("+", " with uncommitted changes")
+             if facts.get("commit") else ""),
+            ("Versions", ", ".join(f"{name} {version}"
+                                   for name, version in as_dict(facts.get("versions")).items())),
             ("Data", f"fingerprint {as_dict(facts.get('data')).get('fingerprint')}"
              if as_dict(facts.get("data")).get("fingerprint") else "")]
     return [(term, text) for term, text in rows if text] or [("run.json", "is not there or says nothing")]
@@ -229,12 +241,14 @@ def _weights_text(weights) -> str:
     known = isinstance(weights.get("used"), int) and isinstance(weights.get("expected"), int)
     used = f"{weights['used']:,} of {weights['expected']:,} tensors used" if known else ""
     digest = f"sha256 {weights['sha256']}" if weights.get("sha256") else ""
-    return ", ".join(part for part in (str(weights.get("name") or weights.get("path") or ""), used, digest) if part)
+    return ", ".join(part for part in (str(weights.get("name") or weights.get("path") or ""), used, digest)
+                     if part)
 
 
 def _normalisation(said: dict) -> str:
     values = [said.get("mean"), said.get("std")]
-    if not all(isinstance(value, list) and all(isinstance(number, int | float) for number in value) for value in values):
+    if not all(isinstance(value, list) and all(isinstance(number, int | float) for number in value)
+               for value in values):
         return ""
     return f"{mean_and_deviation(*values)} ({said.get('source')})"
 
@@ -244,7 +258,8 @@ def _training(run: Run) -> str:
     parts = [f"{options['epochs']} epochs" if options.get("epochs") else "",
              f"{facts['steps_an_epoch']} steps each" if facts.get("steps_an_epoch") else "",
              f"effective batch {facts['effective_batch']}" if facts.get("effective_batch") else "",
-             f"learning rate {facts['learning_rate']:.3g}" if isinstance(facts.get("learning_rate"), float) else "",
+             f"learning rate {facts['learning_rate']:.3g}"
+             if isinstance(facts.get("learning_rate"), float) else "",
              f"seed {options['seed']}" if "seed" in options else "",
              f"best epoch {run.best_epoch}" if run.best_epoch is not None else ""]
     return ", ".join(part for part in parts if part)
@@ -254,7 +269,8 @@ def _chosen_by(metric: str) -> str:
     parts = metric.split("+")
     if len(parts) > 1:
         return f"the mean of {', '.join(parts)} on val" + (
-            " (those of which less is better with their sign turned)" if any(map(is_better_low, parts)) else "")
+            " (those of which less is better with their sign "
+            "turned)" if any(map(is_better_low, parts)) else "")
     return f"the {'lowest' if is_better_low(metric) else 'highest'} {metric} on val" if metric else ""
 
 

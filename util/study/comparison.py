@@ -1,10 +1,12 @@
-"""Models compared on the same images: figures of groups of runs with intervals, paired tests, Holm's correction.
+"""Models compared on the same images: figures of groups of runs with intervals, paired tests, Holm's
+correction.
 
-A group is one setting, trained once or with several seeds. Of several seeds the figure is the mean over them, never that of an
-ensemble of them, which is another, better model that nobody trained. What is random is the test set: resamples draw images (or
-patients), and each resample's figure is again the mean over the seeds, as the readers' mean is taken where fixed readers read
-random cases (Obuchowski and Rockette, 1995). Intervals and p therefore speak of these trained models on new patients. Whether a
-difference would also be there with other seeds is a second question: `with_seeds` answers it where both groups have several.
+A group is one setting, trained once or with several seeds. Of several seeds the figure is the mean over them,
+never that of an ensemble of them, which is another, better model that nobody trained. What is random is the
+test set: resamples draw images (or patients), and each resample's figure is again the mean over the seeds, as
+the readers' mean is taken where fixed readers read random cases (Obuchowski and Rockette, 1995). Intervals
+and p therefore speak of these trained models on new patients. Whether a difference would also be there with
+other seeds is a second question: `with_seeds` answers it where both groups have several.
 
 N is the number of images, B of resamples, S of seeds.
 """
@@ -82,7 +84,8 @@ class Test:
 
 @dataclass(frozen=True)
 class JointTest:
-    """Three or more groups on the same images: whether all have the same ROC AUC. chi_square and p NaN: not defined."""
+    """Three or more groups on the same images: whether all have the same ROC AUC. chi_square and p NaN: not
+    defined."""
 
     metric: str
     method: str
@@ -117,7 +120,7 @@ class Comparison:
         return [test for test in self.tests if test.method == DELONG or test.metric not in by_delong]
 
 
-# ---- one group ------------------------------------------------------------------------------------------------------
+# ---- one group ---------------------------------------------------------------------------------------------
 
 @dataclass
 class Figures:
@@ -128,19 +131,23 @@ class Figures:
     influences: dict[str, np.ndarray]  # (N,) of AUCs, the mean over the seeds
 
 
-def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = None, told: Callable = lambda: None) -> Figures:
+def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = None,
+               told: Callable = lambda: None) -> Figures:
     """Compute a group's figures; its runs are aligned (comparison_runs.align). told: called after each run.
 
     metrics: of which resamples are kept (None: of all).
     """
     parts = []
     for run in group.runs:
-        values, replicates = _of_classification(run, draws, seed) if run.kind == "classification" else _of_regression(
+        values, replicates = _of_classification(run, draws,
+                                                seed) if run.kind == "classification" else _of_regression(
             run, draws, seed)
-        kept = replicates if metrics is None else {name: replicates[name] for name in metrics if name in replicates}
+        kept = replicates if metrics is None else {name: replicates[name] for name in metrics
+                                                   if name in replicates}
         parts.append((values, kept, _influences(run, list(kept))))
         told()
-    values, replicates, influences = ({name: np.array([part[place][name] for part in parts]) for name in parts[0][place]}
+    values, replicates, influences = ({name: np.array([part[place][name] for part in parts])
+                                       for name in parts[0][place]}
                                       for place in range(3))
     return Figures(values, {name: each.mean(axis=0) for name, each in replicates.items()},
                    {name: each.mean(axis=0) for name, each in influences.items()})
@@ -153,16 +160,18 @@ def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float
 
 
 def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    return regression_figures(run.table, run.labels), regression_replicates(run.table, run.labels, draws, seed)
+    return regression_figures(run.table, run.labels), regression_replicates(run.table, run.labels, draws,
+                                                                            seed)
 
 
 def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
     if not any(name.startswith("roc_auc") for name in names):
         return {}
-    return {name: influence for name, influence in auc_influences(Images.of(run.table)).items() if name in names}
+    return {name: influence for name, influence in auc_influences(Images.of(run.table)).items()
+            if name in names}
 
 
-# ---- comparing ------------------------------------------------------------------------------------------------------
+# ---- comparing ---------------------------------------------------------------------------------------------
 
 def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: int, seed: int,
             told: Callable = lambda: None) -> Comparison:
@@ -179,11 +188,13 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     notes = []
     if used < draws:
         notes.append(f"{used} instead of {draws} resamples, for {len(first.table):,} images")
-    summaries = [_summary(group, metric, each, patients, notes) for group, each in zip(groups, figures, strict=True)
+    summaries = [_summary(group, metric, each, patients, notes)
+                 for group, each in zip(groups, figures, strict=True)
                  for metric in metrics]
     untested = [metric for metric in metrics if metric not in figures[0].replicates]
     if untested and len(groups) > 1:
-        notes.append(f"no paired test of {', '.join(untested)}: it is not computed from the predictions of {split} alone")
+        notes.append(f"no paired test of {', '.join(untested)}: it is not computed from the predictions of "
+                     f"{split} alone")
     tests = [test for metric in metrics if metric not in untested and len(groups) > 1
              for test in _tests(groups, figures, metric, patients, used, notes)]
     joint = [_joint_test(metric, groups, figures, patients, notes) for metric in metrics
@@ -196,11 +207,13 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
 def _require_known(metrics: list[str], groups: list[Group]) -> None:
     import difflib
 
-    known = dict.fromkeys(name for group in groups for run in group.runs for name in (*run.entries, *_computable(run)))
+    known = dict.fromkeys(name for group in groups for run in group.runs
+                          for name in (*run.entries, *_computable(run)))
     for metric in metrics:
         if metric not in known:
             near = difflib.get_close_matches(metric, known, 3)
-            raise InputError(f"--metric {metric}: no run has it; " + (f"did you mean {', '.join(near)}?" if near else
+            raise InputError(f"--metric {metric}: no run has it; " + (f"did you mean {', '.join(near)}?"
+                                                                      if near else
                              f"there are {', '.join(list(known)[:30])}"))
 
 
@@ -210,44 +223,52 @@ def _computable(run: Run) -> list[str]:
     return list(values)
 
 
-def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray | None, notes: list[str]) -> Summary:
-    """A figure's value a seed and its interval: the stored one of a single run, else that of the mean over the seeds."""
-    stored = [run.entries.get(metric, {"value": math.nan, "lower": math.nan, "upper": math.nan}) for run in group.runs]
+def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray | None,
+             notes: list[str]) -> Summary:
+    """A figure's value a seed and its interval: the stored one of a single run, else that of the mean over
+    the seeds."""
+    stored = [run.entries.get(metric, {"value": math.nan, "lower": math.nan, "upper": math.nan})
+              for run in group.runs]
     if metric not in figures.values:
         single = stored[0] if len(stored) == 1 else {}
         method = single.get("method") or "" if not math.isnan(single.get("lower", math.nan)) else ""
-        return Summary(group.name, metric, tuple(entry["value"] for entry in stored), single.get("lower", math.nan),
+        return Summary(group.name, metric, tuple(entry["value"] for entry in stored),
+                       single.get("lower", math.nan),
                        single.get("upper", math.nan), method)
     values = figures.values[metric]
     for run, entry, value in zip(group.runs, stored, values, strict=True):
         agrees = bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
         if not agrees and metric in run.entries:
-            notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored predictions give "
-                         f"{value:.4f}, shown here: the files are of two evaluations, or the classes' order is another one")
+            notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored "
+                         f"predictions give {value:.4f}, shown here: the files are of two evaluations, or "
+                         "the classes' order is another one")
     undefined = int(np.isnan(values).sum())
     if undefined:
         notes.append(f"{metric} is undefined for {undefined} of {len(values)} run(s) of {group.name}")
     single = group.runs[0]
     if len(values) == 1 and agrees and not single.patients_lent and not math.isnan(stored[0]["lower"]):
-        return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"], stored[0].get("method") or "")
+        return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"],
+                       stored[0].get("method") or "")
     lower, upper, method = _interval(metric, figures, single, patients)
     return Summary(group.name, metric, tuple(float(value) for value in values), lower, upper, method)
 
 
-def _interval(metric: str, figures: Figures, run: Run, patients: np.ndarray | None) -> tuple[float, float, str]:
+def _interval(metric: str, figures: Figures, run: Run,
+              patients: np.ndarray | None) -> tuple[float, float, str]:
     value, unknown = float(np.mean(figures.values[metric])), (math.nan, math.nan, "")
     if math.isnan(value) or metric not in figures.replicates:
         return unknown
     if metric in figures.influences:
         fewest = fewest_of(Images.of(run.table), metric)
-        lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients), fewest)
+        lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients),
+                                             fewest)
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
     return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
 
 
-# ---- tests ----------------------------------------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------------------
 
 def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: np.ndarray | None, used: int,
            notes: list[str]) -> list[Test]:
@@ -267,7 +288,8 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
         lower, upper, p, undefined = paired_bootstrap(apart, difference, is_shifted(metric))
         spread = math.nan if len(apart) - undefined < 2 else float(np.nanvar(apart, ddof=1))
         families.setdefault(BOOTSTRAP, []).append(
-            Test(*pair, BOOTSTRAP, difference, lower, upper, p, p_seeds=with_seeds(difference, spread, *values)))
+            Test(*pair, BOOTSTRAP, difference, lower, upper, p,
+                 p_seeds=with_seeds(difference, spread, *values)))
         if undefined:
             notes.append(f"{metric} is undefined in {undefined} of {len(apart)} resamples of {first.name} or "
                          f"{second.name}: the others are counted")
@@ -277,52 +299,62 @@ def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: n
                 setattr(test, corrected, value)
     lowest = len(families[BOOTSTRAP]) * 2 / (used + 1)
     if lowest >= LEVEL:
-        notes.append(f"with {used} resamples and {len(families[BOOTSTRAP])} pairs no bootstrap's p can be below {lowest:.2g} "
-                     f"after Holm's correction: raise --draws above {math.ceil(len(families[BOOTSTRAP]) * 2 / LEVEL)}")
+        notes.append(f"with {used} resamples and {len(families[BOOTSTRAP])} pairs no bootstrap's p can be "
+                     f"below {lowest:.2g} after Holm's correction: raise --draws above "
+                     f"{math.ceil(len(families[BOOTSTRAP]) * 2 / LEVEL)}")
     return [test for tests in families.values() for test in tests]
 
 
 def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patients: np.ndarray | None,
                 notes: list[str]) -> JointTest:
-    """All groups at once, by the covariance of their AUCs; what makes it say less than usual goes to the notes."""
+    """All groups at once, by the covariance of their AUCs; what makes it say less than usual goes to the
+    notes."""
     number, influences = len(figures), np.array([each.influences[metric] for each in figures])
-    found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences, patients)
+    found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences,
+                              patients)
     _, freedom, p = found
-    fewest, units = fewest_of(Images.of(groups[0].runs[0].table), metric), "images" if patients is None else "patients"
+    fewest, units = fewest_of(Images.of(groups[0].runs[0].table),
+                              metric), "images" if patients is None else "patients"
     if np.isnan(influences).any():
-        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of the rest")
+        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a "
+                     "class or of the rest")
     elif math.isnan(p):
-        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their difference no variance "
-                     f"(all pairs in order, or too few {units} for {number} groups)")
+        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their "
+                     f"difference no variance (all pairs in order, or too few {units} for {number} groups)")
     elif freedom == 0:
-        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no difference to test")
+        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no "
+                     "difference to test")
     elif freedom < number - 1:
-        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank the "
-                     "images as others do, or their AUCs follow from the others'")
+        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some "
+                     "groups rank the images as others do, or their AUCs follow from the others'")
     if freedom and fewest < ENOUGH * freedom:
-        notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for {freedom} degrees of "
-                     f"freedom, so its p may be too small; {ENOUGH} for each are enough")
+        notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for "
+                     f"{freedom} degrees of freedom, so its p may be too small; {ENOUGH} for each are enough")
     return JointTest(metric, JOINT, number, *found)
 
 
 def _subtracted(first: np.ndarray | float, second: np.ndarray | float):
-    """first - second, and 0 where what is left is rounding, so that models that predict alike do not differ."""
+    """first - second, and 0 where what is left is rounding, so that models that predict alike do not
+    differ."""
     difference = np.subtract(first, second)
     return np.where(np.abs(difference) < ROUNDING, 0.0, difference)
 
 
-def paired_bootstrap(differences: np.ndarray, difference: float, shifted: bool = False) -> tuple[float, float, float, int]:
+def paired_bootstrap(differences: np.ndarray, difference: float,
+                     shifted: bool = False) -> tuple[float, float, float, int]:
     """(lower, upper, p, undefined) of a difference from its values on B resamples.
 
-    The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the interval leaves out 0
-    (but for the last resample): twice the smaller share of differences on either side of 0, an equal one being on both, with 1
-    added above and below (Davison and Hinkley, 1997), so that no p is 0. NaN differences are left out and counted; p is NaN
-    where nothing is left.
+    The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the
+    interval leaves out 0
+    (but for the last resample): twice the smaller share of differences on either side of 0, an equal one
+    being on both, with 1 added above and below (Davison and Hinkley, 1997), so that no p is 0. NaN
+    differences are left out and counted; p is NaN where nothing is left.
 
-    shifted: of figures that resampling itself moves (ECE, which chance can only raise), differently for the two models, the
-    differences' spread around their own mean counts alone: the interval is the observed difference and what 95 % of them keep
-    within, p the share that lies further from their mean than the observed one from 0. Under no difference this calls 1 to 5 %
-    different where percentiles call 0 to 2 % and percentiles taken to the other side 6 to 9 % (300 images).
+    shifted: of figures that resampling itself moves (ECE, which chance can only raise), differently for the
+    two models, the differences' spread around their own mean counts alone: the interval is the observed
+    difference and what 95 % of them keep within, p the share that lies further from their mean than the
+    observed one from 0. Under no difference this calls 1 to 5 % different where percentiles call 0 to 2 % and
+    percentiles taken to the other side 6 to 9 % (300 images).
     """
     defined = differences[~np.isnan(differences)]
     undefined = len(differences) - len(defined)
@@ -339,12 +371,14 @@ def paired_bootstrap(differences: np.ndarray, difference: float, shifted: bool =
 
 
 def with_seeds(difference: float, of_images: float, first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of a difference of means over seeds where both images and seeds are random; NaN unless both have two seeds.
+    """Two-sided p of a difference of means over seeds where both images and seeds are random; NaN unless both
+    have two seeds.
 
-    of_images: the variance that the images give to the difference; first, second: the figure, a seed each (S,). The variances
-    of the two means over the seeds are added to it, and the statistic is compared with Student's t, with the degrees of freedom
-    of Welch and Satterthwaite (those of the images' part are many). The seeds' spread on these images holds a part of the
-    images' variance already, so this errs on the side of caution. A seed is no pairing: nothing but the number is shared.
+    of_images: the variance that the images give to the difference; first, second: the figure, a seed each
+    (S,). The variances of the two means over the seeds are added to it, and the statistic is compared with
+    Student's t, with the degrees of freedom of Welch and Satterthwaite (those of the images' part are many).
+    The seeds' spread on these images holds a part of the images' variance already, so this errs on the side
+    of caution. A seed is no pairing: nothing but the number is shared.
     """
     if min(len(first), len(second)) < 2 or math.isnan(difference) or math.isnan(of_images):
         return math.nan
@@ -360,19 +394,19 @@ def with_seeds(difference: float, of_images: float, first: np.ndarray, second: n
 
 
 def holm(p: list[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 1979): the chance of any false alarm among all tests
-    stays below the level. NaN stays NaN and does not count."""
+    """Holm's step-down correction (Scandinavian Journal of Statistics 1979): the chance of any false alarm
+    among all tests stays below the level. NaN stays NaN and does not count."""
     corrected = np.array(p, dtype=np.float64)
     order = np.argsort(corrected)[:np.count_nonzero(~np.isnan(corrected))]  # NaN is sorted to the end
     corrected[order] = np.maximum.accumulate(np.minimum(1.0, corrected[order] * np.arange(len(order), 0, -1)))
     return corrected.tolist()
 
 
-# ---- as tables ------------------------------------------------------------------------------------------------------
+# ---- as tables ---------------------------------------------------------------------------------------------
 
 def groups_table(comparison: Comparison) -> pd.DataFrame:
-    """A row a group: group, seeds, the options in which groups differ, then <metric>, _sd, _lower, _upper and _interval of each
-    metric, and the folders of its runs."""
+    """A row a group: group, seeds, the options in which groups differ, then <metric>, _sd, _lower, _upper and
+    _interval of each metric, and the folders of its runs."""
     rows = []
     for group in comparison.groups:
         settings = {f"option_{name}": value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -380,7 +414,8 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
         row = {"group": group.name, "seeds": len(group.runs), **settings}
         for metric in comparison.metrics:
             one = comparison.summary(group.name, metric)
-            row |= {metric: one.mean, f"{metric}_sd": one.sd, f"{metric}_lower": one.lower, f"{metric}_upper": one.upper,
+            row |= {metric: one.mean, f"{metric}_sd": one.sd, f"{metric}_lower": one.lower,
+                    f"{metric}_upper": one.upper,
                     f"{metric}_interval": one.method}
         rows.append(row | {"runs": ";".join(str(run.folder) for run in group.runs)})
     return pd.DataFrame(rows)

@@ -27,22 +27,26 @@ BLUE, GREY, RED = "#08519c", "0.55", "#a50f15"
 
 
 def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
-    """Draw point and interval of each group and metric, and of the differences, into a PNG, whole or not at all.
+    """Draw point and interval of each group and metric, and of the differences, into a PNG, whole or not at
+    all.
 
-    Grey dots are single seeds. A difference is filled where Holm's p is below 0.05; AUCs' are DeLong's. Returns lines for the
+    Grey dots are single seeds. A difference is filled where Holm's p is below 0.05; AUCs' are DeLong's.
+    Returns lines for the
     user: what was left out of the image, names that no installed font can draw.
     """
     from matplotlib import style
 
     metrics, notes = comparison.metrics[:MOST_METRICS], []
     if len(metrics) < len(comparison.metrics):
-        notes.append(f"the image shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}")
+        notes.append(f"the image shows the first {MOST_METRICS} metrics; the tables have all "
+                     f"{len(comparison.metrics)}")
     names = [group.name for group in comparison.groups]
     labels = shown_names(names, "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
     if len(pairs) > MOST_PAIRS:
-        notes.append(f"the image shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs")
+        notes.append(f"the image shows the differences from {names[0]} alone; the tables have all "
+                     f"{len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
         figure = _draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)))
@@ -72,8 +76,10 @@ def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], p
             rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
             axes.set_yticks(range(len(texts)), [])
-            for row, text in enumerate(texts if column == 0 else []):  # no tick labels, whose text can't be replaced
-                axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8,
+            # no tick labels, whose text can't be replaced
+            for row, text in enumerate(texts if column == 0 else []):
+                axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center",
+                          fontsize=8,
                           parse_math=False)
             axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
@@ -92,7 +98,8 @@ def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], p
 def _draw_groups(axes: "Axes", summaries: list[Summary]) -> None:
     for row, one in enumerate(summaries):
         if len(one.values) > 1 and not math.isnan(one.mean):
-            axes.plot(one.values, [row] * len(one.values), "o", color="none", markeredgecolor=GREY, markersize=4, zorder=3)
+            axes.plot(one.values, [row] * len(one.values), "o", color="none", markeredgecolor=GREY,
+                      markersize=4, zorder=3)
         _draw_row(axes, row, (one.mean, one.lower, one.upper), summary_text(one), BLUE, BLUE)
 
 
@@ -115,7 +122,8 @@ def _draw_row(axes: "Axes", row: int, estimate: tuple[float, float, float], text
     """A value with its interval and its text; a word in place of a value that is not defined."""
     value, lower, upper = estimate
     if math.isnan(value):
-        axes.text(0.02, row, text if text == "no test" else "undefined", transform=axes.get_yaxis_transform(), fontsize=7,
+        axes.text(0.02, row, text if text == "no test" else "undefined", transform=axes.get_yaxis_transform(),
+                  fontsize=7,
                   color=GREY, va="center")
         return
     if not math.isnan(lower):
@@ -140,6 +148,7 @@ def _caption(comparison: Comparison, metrics: list[str], tested: bool) -> str:
     if tested:
         parts.append("Filled (red): Holm-corrected p < 0.05.")
     parts += [f"Test that all {test.groups} have one {titled(test.metric)}: chi-square "
-              f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint DeLong)."
+              f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint "
+              "DeLong)."
               for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
     return " ".join(parts)

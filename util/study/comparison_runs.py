@@ -1,4 +1,5 @@
-"""Run folders to compare: read, put on the same images, and put into groups of runs that differ in their seed alone.
+"""Run folders to compare: read, put on the same images, and put into groups of runs that differ in their seed
+alone.
 
 N is the number of images of the split.
 """
@@ -18,7 +19,8 @@ from util.metrics.predictions import kind_and_names, read_predictions
 from util.options.stored import as_now
 from util.options.table import FLAGS
 
-FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune")  # what tells groups apart, where it does
+# what tells groups apart, where it does
+FIRST_NAMED = ("model_arch", "adaptation", "dataratio", "input_size", "finetune")
 SPEAKS_FOR_ITSELF = ("model_arch", "adaptation")  # in a group's name without the option's name
 
 
@@ -34,7 +36,8 @@ class Run:
     table: pd.DataFrame  # of predictions_SPLIT.csv
     fingerprint: str = ""  # of the images of all splits
     label: str = ""  # what its group is called, where that is known
-    patients_lent: bool = False  # whether its patients were another run's, so that its stored intervals know none
+    # whether its patients were another run's, so that its stored intervals know none
+    patients_lent: bool = False
 
     @property
     def name(self) -> str:
@@ -55,10 +58,11 @@ class Group:
     settings: dict = field(default_factory=dict)  # those in which the groups differ
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 def read_runs(folders: list[str], split: str) -> list[Run]:
-    """Read run folders. InputError for one that is named twice, is no run, or whose split was never scored."""
+    """Read run folders. InputError for one that is named twice, is no run, or whose split was never
+    scored."""
     seen: dict[Path, str] = {}
     for name in folders:
         real = Path(name).resolve()
@@ -71,18 +75,23 @@ def read_runs(folders: list[str], split: str) -> list[Run]:
 def read_run(folder: Path, split: str) -> Run:
     """One run folder. InputError: see read_runs."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder of a run, "
-                         "OUTPUT_DIR/TASK")
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder "
+                         "of a run, OUTPUT_DIR/TASK")
     if not (folder / "run.json").exists():
         raise InputError(f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
     facts = read_object(folder / "run.json", "options")
     options = facts["options"]
-    lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv") if not (folder / name).exists()]
+    lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv")
+               if not (folder / name).exists()]
     if lacking:
-        remedy = (f"score it: main_finetune.py (or main_regression.py) --eval --resume {folder}/checkpoint-best.pth "
-                  f"--task {folder.name} with the flags of its data" if split == "test" else "its training was cut before the "
-                  "first epoch's end")
-        raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never scored: {remedy}")
+        remedy = ("score it: main_finetune.py (or main_regression.py) --eval --resume "
+                  f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its "
+                  "data" if split == "test" else "its training "
+                                                                                             "was cut before "
+                                                                                             "the first "
+                                                                                             "epoch's end")
+        raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never "
+                         f"scored: {remedy}")
     path = folder / f"predictions_{split}.csv"
     table = read_predictions(path)
     if table.empty:
@@ -102,20 +111,22 @@ def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
     return kept | {"data": fingerprint[:12] or place, "effective_batch": facts.get("effective_batch")}
 
 
-# ---- the same images ------------------------------------------------------------------------------------------------
+# ---- the same images ---------------------------------------------------------------------------------------
 
 def align(runs: list[Run]) -> list[str]:
-    """Bring the tables of all runs into the order of the first one's (images, classes, patients); lines for the user.
+    """Bring the tables of all runs into the order of the first one's (images, classes, patients); lines for
+    the user.
 
-    Images are known by their paths as stored. Where these differ by the folder that all have in common (another mount
-    point), what stands below it counts, and a line says so. InputError where kinds, classes, targets, images, labels or
-    patients differ, with how many and an example.
+    Images are known by their paths as stored. Where these differ by the folder that all have in common
+    (another mount point), what stands below it counts, and a line says so. InputError where kinds, classes,
+    targets, images, labels or patients differ, with how many and an example.
     """
     first, notes = runs[0], []
     first.table = first.table.sort_values("index", ignore_index=True)
     for run in runs[1:]:
         if run.kind != first.kind:
-            raise InputError(f"{first.folder} is a {first.kind} and {run.folder} a {run.kind}: these do not compare")
+            raise InputError(f"{first.folder} is a {first.kind} and {run.folder} a {run.kind}: these do not "
+                             "compare")
         notes += _same_labels(first, run)
         order, moved = _matched(first, run)
         run.table = run.table.iloc[order].reset_index(drop=True)
@@ -132,7 +143,8 @@ def _same_labels(first: Run, run: Run) -> list[str]:
     mine, theirs = first.labels, run.labels
     what = "classes" if first.kind == "classification" else "targets"
     if set(mine) != set(theirs):
-        only = [f"{name!r} only in {holder.folder}" for holder, names, others in ((first, mine, theirs), (run, theirs, mine))
+        only = [f"{name!r} only in {holder.folder}"
+                for holder, names, others in ((first, mine, theirs), (run, theirs, mine))
                 for name in names if name not in others]
         raise InputError(f"{first.folder} and {run.folder} have different {what} ({'; '.join(only[:4])}"
                          f"{'; …' if len(only) > 4 else ''}): these do not compare")
@@ -142,7 +154,8 @@ def _same_labels(first: Run, run: Run) -> list[str]:
     kept = [name for name in run.table.columns if not name.startswith(tuple(f"{kind}_" for kind in kinds))]
     run.table = run.table[[*kept, *(f"{kind}_{name}" for kind in kinds for name in mine)]]
     return [f"{run.folder} has its {what} in another order than {first.folder}: they are matched by name"
-            + (", and figures of grades (qwk, mae_grades) take the order of the first" if what == "classes" else "")]
+            + (", and figures of grades (qwk, mae_grades) take the order of the "
+               "first" if what == "classes" else "")]
 
 
 def _matched(first: Run, run: Run) -> tuple[np.ndarray, list[str]]:
@@ -158,13 +171,15 @@ def _matched(first: Run, run: Run) -> tuple[np.ndarray, list[str]]:
     mine, theirs = min((whole, below), key=lambda pair: sum((Counter(pair[0]) - Counter(pair[1])).values()))
     lacking, added = (list((Counter(a) - Counter(b)).elements()) for a, b in ((mine, theirs), (theirs, mine)))
     holder, example = (first, lacking[0]) if lacking else (run, added[0])
-    raise InputError(f"{first.folder} and {run.folder} were not scored on the same images: {len(lacking)} of {len(mine)} of "
-                     f"the first are not among the {len(theirs)} of the second, {len(added)} the other way round (only in "
-                     f"{holder.folder}: {example}); paired tests need the same ones: score both on one test split with --eval")
+    raise InputError(f"{first.folder} and {run.folder} were not scored on the same images: {len(lacking)} of "
+                     f"{len(mine)} of the first are not among the {len(theirs)} of the second, {len(added)} "
+                     f"the other way round (only in {holder.folder}: {example}); paired tests need the same "
+                     "ones: score both on one test split with --eval")
 
 
 def _positions(mine: list[str], theirs: list[str]) -> np.ndarray | None:
-    """Where each of `mine` stands in `theirs`, an image that stands there twice by its occurrence; None unless all match."""
+    """Where each of `mine` stands in `theirs`, an image that stands there twice by its occurrence; None
+    unless all match."""
     place = {key: row for row, key in enumerate(_numbered(theirs))}
     found = [place.get(key, -1) for key in _numbered(mine)]
     return np.array(found) if len(mine) == len(theirs) and min(found) >= 0 else None
@@ -182,22 +197,26 @@ def _below_common_folder(paths: list[str]) -> list[str]:
 
 
 def _moved(first: Run, run: Run, order: np.ndarray) -> str:
-    """What is said of images whose folder has another place. InputError where the files tell that they are others."""
+    """What is said of images whose folder has another place. InputError where the files tell that they are
+    others."""
     line = f"{run.folder} names its images by another folder than {first.folder}"
     if first.fingerprint and first.fingerprint == run.fingerprint:
         return f"{line}; both runs' data have the same fingerprint (names, labels and file sizes)"
     mine, theirs = list(first.table["path"]), list(run.table["path"].iloc[order])
     if not all(map(os.path.isfile, (*mine, *theirs))):
-        return f"warning: {line}: their names and labels agree, and nothing else could be checked, for the files are not here"
-    other = [pair for pair in zip(mine, theirs, strict=True) if os.path.getsize(pair[0]) != os.path.getsize(pair[1])]
+        return (f"warning: {line}: their names and labels agree, and nothing else could be checked, for the "
+                "files are not here")
+    other = [pair for pair in zip(mine, theirs, strict=True)
+             if os.path.getsize(pair[0]) != os.path.getsize(pair[1])]
     if other:
-        raise InputError(f"{line}, and {len(other)} of {len(mine)} files of the same name differ in size ({other[0][0]} and "
-                         f"{other[0][1]}): paired tests need the same images")
+        raise InputError(f"{line}, and {len(other)} of {len(mine)} files of the same name differ in size "
+                         f"({other[0][0]} and {other[0][1]}): paired tests need the same images")
     return f"{line}; names, labels and file sizes agree"
 
 
 def _same_truth(first: Run, run: Run) -> None:
-    names = ["true_class"] if first.kind == "classification" else [f"true_{target}" for target in first.labels]
+    names = ["true_class"] if first.kind == "classification" else [f"true_{target}"
+                                                                   for target in first.labels]
     for name in names:
         mine, theirs = first.table[name].to_numpy(), run.table[name].to_numpy()
         if first.kind == "classification":
@@ -206,13 +225,15 @@ def _same_truth(first: Run, run: Run) -> None:
             differ = ~np.isclose(mine, theirs, rtol=1e-6, atol=0, equal_nan=True)
         if differ.any():
             row = int(np.argmax(differ))
-            raise InputError(f"{first.folder} and {run.folder} have different labels: {name} of {differ.sum()} of {len(mine)} "
-                             f"images (the first: {first.table['path'].iloc[row]}, {mine[row]} and {theirs[row]}); score both "
+            raise InputError(f"{first.folder} and {run.folder} have different labels: {name} of "
+                             f"{differ.sum()} of {len(mine)} images (the first: "
+                             f"{first.table['path'].iloc[row]}, {mine[row]} and {theirs[row]}); score both "
                              "against the same labels with --eval")
 
 
 def _share_patients(runs: list[Run]) -> list[str]:
-    """The patients of the runs that know them into those that know none, so that all are resampled together."""
+    """The patients of the runs that know them into those that know none, so that all are resampled
+    together."""
     knowing = [run for run in runs if (run.table["patient"] != "").any()]
     if not knowing:
         return []
@@ -221,25 +242,27 @@ def _share_patients(runs: list[Run]) -> list[str]:
         differ = known != run.table["patient"].to_numpy(dtype=object)
         if differ.any():
             row = int(np.argmax(differ))
-            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of {differ.sum()} of {len(known)} "
-                             f"images (the first: {run.table['path'].iloc[row]}, {known[row]!r} and "
+            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of "
+                             f"{differ.sum()} of {len(known)} images (the first: "
+                             f"{run.table['path'].iloc[row]}, {known[row]!r} and "
                              f"{run.table['patient'].iloc[row]!r}); score both with the same --patient_col")
     notes = []
     for run in runs:
         if run not in knowing:
             run.table["patient"], run.patients_lent = known, True
-            notes.append(f"{run.folder} does not say which images are of one patient: {knowing[0].folder}'s patients are taken")
+            notes.append(f"{run.folder} does not say which images are of one patient: {knowing[0].folder}'s "
+                         "patients are taken")
     return notes
 
 
-# ---- groups ---------------------------------------------------------------------------------------------------------
+# ---- groups ------------------------------------------------------------------------------------------------
 
 def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group], list[str]]:
     """Groups in the order of their first run, and lines for the user.
 
-    names: of the groups, in that order. Without them a group is called by its runs' label, else by its folder where all groups
-    are single runs, else by the options that tell the groups apart.
-    Runs of the same settings and the same seed (of two releases of the code, say) are no repetition: the second one begins
+    names: of the groups, in that order. Without them a group is called by its runs' label, else by its folder
+    where all groups are single runs, else by the options that tell the groups apart. Runs of the same
+    settings and the same seed (of two releases of the code, say) are no repetition: the second one begins
     another group. InputError where the number of names is another one.
     """
     members: dict[tuple, list[Run]] = {}
@@ -252,12 +275,15 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
         taken[settings, run.seed] += 1
         members.setdefault((settings, again), []).append(run)
         if again:
-            notes.append(f"{run.folder} has the options and the seed of another run: they are compared, not averaged")
+            notes.append(f"{run.folder} has the options and the seed of another run: they are compared, not "
+                         "averaged")
     lists = list(members.values())
     varying = _varying(lists, known)
     if names is not None and len(names) != len(lists):
         raise InputError(f"--names gives {len(names)} names to {len(lists)} groups ("
-                         + "; ".join(", ".join(run.name for run in runs) for runs in lists) + "): one a group, in this order")
+                         + "; ".join(", ".join(run.name for run in runs) for runs in lists) + "): one a "
+                                                                                              "group, in "
+                                                                                              "this order")
     if names is not None and len(set(names)) < len(names):
         raise InputError("--names gives a name twice")
     names = names or _names(lists, varying)
@@ -269,14 +295,17 @@ def _varying(lists: list[list[Run]], known: set[str]) -> list[str]:
     """The options in which the groups differ, those that make good names first."""
     options = [name for name in lists[0][0].settings if name in known]
     varying = [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
-    return sorted(varying, key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
+    return sorted(varying, key=lambda name: FIRST_NAMED.index(name)
+                  if name in FIRST_NAMED else len(FIRST_NAMED))
 
 
 def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:
     folders = [runs[0].name for runs in lists]
     known = [runs[0].label for runs in lists]
-    if all(known):  # of a study; where the number of processes changed in between, one of its groups has become two
-        return [name if known.count(name) == 1 else f"{name}, {folder}" for name, folder in zip(known, folders, strict=True)]
+    # of a study; where the number of processes changed in between, one of its groups has become two
+    if all(known):
+        return [name if known.count(name) == 1 else f"{name}, {folder}"
+                for name, folder in zip(known, folders, strict=True)]
     if all(len(runs) == 1 for runs in lists) and len(set(folders)) == len(folders):
         return folders
     names = [""] * len(lists)

@@ -29,8 +29,10 @@ def markdown(comparison: Comparison) -> str:
         parts += ["", "## Paired tests", "", *_piped(_tests_rows(comparison, comparison.tests))]
     if comparison.joint:
         parts += ["", "## All groups at once", "", *_piped(_joint_rows(comparison))]
-    parts += ["", *(f"- {line}" for line in explanations(comparison)), *(f"- Note: {note}" for note in comparison.notes)]
-    parts += ["", "Runs:", "", *(f"- {_escaped(group.name)}: {', '.join(f'`{run.folder}`' for run in group.runs)}"
+    parts += ["", *(f"- {line}" for line in explanations(comparison)),
+              *(f"- Note: {note}" for note in comparison.notes)]
+    parts += ["", "Runs:", "", *(f"- {_escaped(group.name)}: "
+                                 f"{', '.join(f'`{run.folder}`' for run in group.runs)}"
                                  for group in comparison.groups)]
     return "\n".join(parts) + "\n"
 
@@ -40,25 +42,27 @@ def explanations(comparison: Comparison) -> list[str]:
     lines = []
     several = any(len(group.runs) > 1 for group in comparison.groups)
     if several:
-        lines.append("± is the standard deviation over seeds; the interval is that of the mean over the seeds, for these "
-                     "trained models on new images")
+        lines.append("± is the standard deviation over seeds; the interval is that of the mean over the "
+                     "seeds, for these trained models on new images")
     methods = dict.fromkeys(one.method for one in comparison.summaries if one.method)
     of = "images" if comparison.patients is None else "patients"
     lines.append(f"[ ] are 95 % intervals ({', '.join(methods) or 'none stored'})")
     if comparison.tests:
         pairs = len({(test.first, test.second) for test in comparison.tests})
-        lines.append(f"differences are first - second, on the same images; {comparison.draws} resamples of {of}, seed "
-                     f"{comparison.seed}; p two-sided" + (f", Holm's correction over the {pairs} pairs of a metric and method"
+        lines.append(f"differences are first - second, on the same images; {comparison.draws} resamples of "
+                     f"{of}, seed {comparison.seed}; p two-sided"
+                     + (f", Holm's correction over the {pairs} pairs of a "
+                                                          "metric and method"
                                                           if pairs > 1 else ""))
     if comparison.joint:
-        lines.append("joint DeLong: one test of whether all groups have the same ROC AUC, for these trained models on new "
-                     "images; which of them differ, the pairs say")
+        lines.append("joint DeLong: one test of whether all groups have the same ROC AUC, for these trained "
+                     "models on new images; which of them differ, the pairs say")
     if any(not math.isnan(test.p_seeds) for test in comparison.tests):
-        lines.append("p holds for these trained models; p (new seeds) counts the spread over seeds too: it says whether the "
-                     "same would be found after training again")
+        lines.append("p holds for these trained models; p (new seeds) counts the spread over seeds too: it "
+                     "says whether the same would be found after training again")
     elif comparison.tests and not several:
-        lines.append("each group is one training: whether the difference would be there with another seed, no test of these "
-                     "runs can say")
+        lines.append("each group is one training: whether the difference would be there with another seed, "
+                     "no test of these runs can say")
     low = [metric for metric in comparison.metrics if is_better_low(metric)]
     if low:
         lines.append(f"lower is better for {', '.join(low)}")
@@ -67,7 +71,7 @@ def explanations(comparison: Comparison) -> list[str]:
     return lines
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------
+# ---- cells -------------------------------------------------------------------------------------------------
 
 def figure_text(value: float) -> str:
     """Three decimals, or three digits where the figure is in units of its own; – where it is undefined."""
@@ -98,7 +102,8 @@ def difference_text(test: Test) -> str:
     if math.isnan(test.difference):
         return "–"
     text = ("+" if test.difference >= 0.0005 else "") + figure_text(test.difference)
-    return text + ("" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, {figure_text(test.upper)}]")
+    return text + ("" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, "
+                                                     f"{figure_text(test.upper)}]")
 
 
 def _what(comparison: Comparison) -> str:
@@ -110,7 +115,8 @@ def _groups_rows(comparison: Comparison) -> list[list[str]]:
     rows = [["group", "seeds", *comparison.metrics]]
     for group in comparison.groups:
         rows.append([group.name, str(len(group.runs)),
-                     *(summary_text(comparison.summary(group.name, metric)) for metric in comparison.metrics)])
+                     *(summary_text(comparison.summary(group.name, metric))
+                       for metric in comparison.metrics)])
     return rows
 
 
@@ -118,11 +124,13 @@ def _tests_rows(comparison: Comparison, tests: list[Test]) -> list[list[str]]:
     corrected = len({(test.first, test.second) for test in comparison.tests}) > 1
     seeds = any(not math.isnan(test.p_seeds) for test in comparison.tests)
     header = ["first", "second", "metric", "test", "difference", "p", *(["p (Holm)"] if corrected else []),
-              *(["p (new seeds)"] if seeds else []), *(["p (new seeds, Holm)"] if seeds and corrected else [])]
+              *(["p (new seeds)"] if seeds else []),
+              *(["p (new seeds, Holm)"] if seeds and corrected else [])]
     rows = [header]
     for test in tests:
         rows.append([test.first, test.second, test.metric, test.method, difference_text(test), p_text(test.p),
-                     *([p_text(test.p_holm)] if corrected else []), *([p_text(test.p_seeds)] if seeds else []),
+                     *([p_text(test.p_holm)] if corrected else []),
+                     *([p_text(test.p_seeds)] if seeds else []),
                      *([p_text(test.p_seeds_holm)] if seeds and corrected else [])])
     return rows
 
@@ -130,17 +138,20 @@ def _tests_rows(comparison: Comparison, tests: list[Test]) -> list[list[str]]:
 def _joint_rows(comparison: Comparison) -> list[list[str]]:
     return [["metric", "test", "groups", "chi-square", "df", "p"],
             *([test.metric, test.method, str(test.groups), figure_text(test.chi_square),
-               "–" if math.isnan(test.p) else str(test.degrees_of_freedom), p_text(test.p)] for test in comparison.joint)]
+               "–" if math.isnan(test.p) else str(test.degrees_of_freedom), p_text(test.p)]
+              for test in comparison.joint)]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+    return ["  ".join(cell + " " * (width - _width(cell))
+                      for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows]
 
 
 def _width(text: str) -> int:
-    return sum(0 if unicodedata.combining(mark) else 2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in text)
+    return sum(0 if unicodedata.combining(mark) else 2 if unicodedata.east_asian_width(mark) in "WF" else 1
+               for mark in text)
 
 
 def _piped(rows: list[list[str]]) -> list[str]:

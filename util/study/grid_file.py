@@ -10,8 +10,8 @@
     dataratios: [0.1, 1]
     seeds: [0, 1, 2]
 
-The file is read as nodes, not as Python values: every error then has its line, a key that stands twice is seen, and 1e-3 stays
-what was typed (YAML 1.1 takes it for text, and "no" for false).
+The file is read as nodes, not as Python values: every error then has its line, a key that stands twice is
+seen, and 1e-3 stays what was typed (YAML 1.1 takes it for text, and "no" for false).
 """
 
 import difflib
@@ -32,7 +32,8 @@ from util.options.table import FLAGS, flags_of, own_values
 
 KEYS = ("name", "program", "output_dir", "flags", "backbones", "adaptations", "dataratios", "seeds")
 # Flags that the grid itself gives to a run, with the key that says them.
-OF_THE_GRID = {"task": "name", "output_dir": "output_dir", "dataratio": "dataratios", "seed": "seeds", "resume": None,
+OF_THE_GRID = {"task": "name", "output_dir": "output_dir", "dataratio": "dataratios", "seed": "seeds",
+               "resume": None,
                "eval": None, "dry_run": None, "help": None}
 OF_A_SEARCH = "optuna_trials"
 
@@ -89,7 +90,8 @@ class _Reader:
         name = self.checked_name(self.text(nodes["name"], "name"), nodes["name"], "name")
         program = self.text(nodes["program"], "program") if "program" in nodes else TRAINING[0]
         if program not in TRAINING:
-            raise self.error(_line(nodes["program"]), "program", f"{program} is none of {', '.join(TRAINING)}")
+            raise self.error(_line(nodes["program"]), "program", f"{program} is none of "
+                                                                 f"{', '.join(TRAINING)}")
         self.program = program
         self.off = {flag.off[0].lstrip("-"): flag for flag in flags_of(program) if flag.off}
         output_dir = self.text(nodes["output_dir"], "output_dir") if "output_dir" in nodes else "./output_dir"
@@ -111,7 +113,8 @@ class _Reader:
         for chosen in itertools.product(*axes.values()):
             *without_seed, _ = (setting.name for setting in chosen)
             cell = "_".join(setting.name for setting in chosen)
-            varied = [setting for setting, of_axis in zip(chosen[:3], list(axes.values())[:3], strict=True) if len(of_axis) > 1]
+            varied = [setting for setting, of_axis in zip(chosen[:3], list(axes.values())[:3], strict=True)
+                      if len(of_axis) > 1]
             group = " ".join(setting.name for setting in varied) or "_".join(without_seed)
             given = dict(common)
             for setting in chosen:
@@ -121,9 +124,10 @@ class _Reader:
             arguments += ["--output_dir", output_dir, "--task", f"{name}/{cell}"]
             same = repr(sorted(own_values(options).items()))
             if same in asked:
-                raise self.error(chosen[0].line, "backbones", f"{cell} and {asked[same].name} are the same run: their flags "
-                                 "don't differ")
-            one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments), options)
+                raise self.error(chosen[0].line, "backbones", f"{cell} and {asked[same].name} are the same "
+                                                              "run: their flags don't differ")
+            one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments),
+                       options)
             asked[same] = one
             cells.append(one)
         return cells
@@ -133,11 +137,13 @@ class _Reader:
         try:
             options = check_combinations(parse(self.program, "", arguments))
         except InputError as error:
-            line, key = next(((line, name) for name, (_, line) in given.items() if re.search(rf"--{name}\b", str(error))),
+            line, key = next(((line, name) for name, (_, line) in given.items()
+                              if re.search(rf"--{name}\b", str(error))),
                              (chosen[0].line, chosen[0].name))
             raise self.error(line, key, str(error)) from error
         if options.value(OF_A_SEARCH):
-            raise self.error(given[OF_A_SEARCH][1], OF_A_SEARCH, "a study trains given settings; search first, and pass params")
+            raise self.error(given[OF_A_SEARCH][1], OF_A_SEARCH, "a study trains given settings; search "
+                                                                 "first, and pass params")
         return options
 
     # ---- axes
@@ -147,7 +153,8 @@ class _Reader:
         for name, value, at in self.named(node, "backbones"):
             given = self.flags(value, "backbones")
             if name is None:
-                named_by = next((given[flag][0][-1] for flag in ("model_arch", "model") if flag in given), None)
+                named_by = next((given[flag][0][-1] for flag in ("model_arch", "model") if flag in given),
+                                None)
                 if named_by is None:
                     raise self.error(_line(at), "backbones", "neither model nor model_arch is given")
                 name = re.sub(r"[^\w.-]", "-", named_by)
@@ -160,32 +167,37 @@ class _Reader:
         settings = []
         for name, value, at in self.named(node, "adaptations", scalars=True):
             if name is None:
-                raise self.error(_line(at), "adaptations", "an entry is finetune, lp, or a name with flags: lp: {epochs: 100}")
+                raise self.error(_line(at), "adaptations", "an entry is finetune, lp, or a name with flags: "
+                                                           "lp: {epochs: 100}")
             given = {} if value is None else self.flags(value, "adaptations")
             if "adaptation" not in given:
                 choices = FLAGS["adaptation"].choices
                 if name not in choices:
-                    raise self.error(_line(at), "adaptations", f"{name} is none of {', '.join(choices)}; a name of your own "
-                                     "needs the flag adaptation beside it")
+                    raise self.error(_line(at), "adaptations", f"{name} is none of {', '.join(choices)}; a "
+                                                               "name of your own needs the flag adaptation "
+                                                               "beside it")
                 given["adaptation"] = (["--adaptation", name], _line(at))
             settings.append(Setting(self.checked_name(name, at, "adaptations"), given, _line(at)))
         return settings
 
     def numbers(self, node, key: str, flag: str, kind: type, otherwise: str) -> list[Setting]:
-        items = [(otherwise, 0)] if node is None else [(self.text(item, key), _line(item)) for item in self.sequence(node, key)]
+        items = [(otherwise, 0)] if node is None else [(self.text(item, key), _line(item))
+                                                       for item in self.sequence(node, key)]
         settings = []
         for text, line in items:
             try:
                 value = kind(text)
             except ValueError:
-                raise self.error(line, key, f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+                raise self.error(line, key, f"{text!r} is no "
+                                            f"{'whole ' if kind is int else ''}number") from None
             name = f"ratio{value:g}" if kind is float else f"{flag}{value}"
             settings.append(Setting(name, {flag: ([f"--{flag}", text], line)}, line))
         return settings
 
     def named(self, node, key: str, scalars: bool = False):
-        """(name or None, flags' node or None, its own node) of each entry: a mapping's, or a list's of one-key mappings (a name
-        and its flags), of flags (as a mapping or as typed), of plain words where `scalars`."""
+        """(name or None, flags' node or None, its own node) of each entry: a mapping's, or a list's of
+        one-key mappings (a name and its flags), of flags (as a mapping or as typed), of plain words where
+        `scalars`."""
         if isinstance(node, yaml.MappingNode):
             self.mapping(node, key)
             for name, value in node.value:
@@ -199,7 +211,8 @@ class _Reader:
             elif isinstance(item, yaml.MappingNode):
                 self.mapping(item, key)
                 only = item.value[0] if len(item.value) == 1 else None
-                if only and (isinstance(only[1], yaml.MappingNode) or self.flag(self.text(only[0], key)) is None):
+                if only and (isinstance(only[1], yaml.MappingNode)
+                             or self.flag(self.text(only[0], key)) is None):
                     yield self.text(only[0], key), only[1], only[0]
                 else:
                     yield None, item, item
@@ -210,22 +223,27 @@ class _Reader:
         seen: dict[str, int] = {}
         for setting in settings:
             if setting.name in seen:
-                raise self.error(setting.line, key, f"{setting.name} stands there twice (line {seen[setting.name]}): its runs "
-                                 "would be one folder; give one another name or value")
+                raise self.error(setting.line, key, f"{setting.name} stands there twice (line "
+                                                    f"{seen[setting.name]}): its runs would be one folder; "
+                                                    "give one another name or value")
             seen[setting.name] = setting.line
 
     # ---- flags
 
     def flags(self, node, key: str) -> dict[str, tuple[list[str], int]]:
-        """{flag: (its words on the command line, its line)} of a mapping, or of a text such as "--model timm --lr 1e-3"."""
+        """{flag: (its words on the command line, its line)} of a mapping, or of a text such as "--model timm
+        --lr 1e-3"."""
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
             found = self.of_words(node, key)
         else:
-            found = {name: (self.words(name, value), line) for name, (value, line) in self.mapping(node, key).items()}
+            found = {name: (self.words(name, value), line)
+                     for name, (value, line) in self.mapping(node, key).items()}
         for name, (_, line) in found.items():
             if name in OF_THE_GRID:
                 said = OF_THE_GRID[name]
-                raise self.error(line, name, f"the grid's own key {said} says it" if said else "the study decides it itself")
+                raise self.error(line, name, f"the grid's own key {said} says it" if said else "the study "
+                                                                                               "decides it "
+                                                                                               "itself")
         return found
 
     def of_words(self, node, key: str) -> dict[str, tuple[list[str], int]]:
@@ -240,7 +258,8 @@ class _Reader:
                 flag, equals, value = word.partition("=")
                 row = self.flag(flag.lstrip("-"))
                 if row is None:
-                    raise self.error(line, key, f"unknown flag {flag}; {_near(flag.lstrip('-'), self.names())}")
+                    raise self.error(line, key, f"unknown flag {flag}; "
+                                                f"{_near(flag.lstrip('-'), self.names())}")
                 name = row.name
                 if name in found:
                     raise self.error(line, key, f"{flag} stands there twice")
@@ -271,7 +290,8 @@ class _Reader:
         return [f"--{name}", self.text(node, name)]
 
     def switch(self, name: str, flag: Flag, wanted: bool, line: int) -> list[str]:
-        """`savemodel: false` is --no_savemodel; a switch that is off by default and has no opposite is left out."""
+        """`savemodel: false` is --no_savemodel; a switch that is off by default and has no opposite is left
+        out."""
         if wanted:
             return [f"--{name}"]
         if name in self.off:
@@ -296,17 +316,20 @@ class _Reader:
         try:
             text = Path(self.path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--run {self.path}: can't be read ({getattr(error, 'strerror', None) or error})") from error
+            raise InputError(f"--run {self.path}: can't be read "
+                             f"({getattr(error, 'strerror', None) or error})") from error
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{self.path}{where}: no YAML ({getattr(error, 'problem', None) or error})") from error
+            raise InputError(f"{self.path}{where}: no YAML "
+                             f"({getattr(error, 'problem', None) or error})") from error
         except RecursionError as error:
             raise InputError(f"{self.path}: no grid but brackets in brackets without end") from error
         if root is None:
-            raise InputError(f"{self.path} is empty: a grid needs name and backbones (see examples/grid.yaml)")
+            raise InputError(f"{self.path} is empty: a grid needs name and backbones (see "
+                             "examples/grid.yaml)")
         return root
 
     def mapping(self, node, key: str) -> dict[str, tuple[object, int]]:
@@ -337,7 +360,8 @@ class _Reader:
 
     def checked_name(self, name: str, node, key: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise self.error(_line(node), key, f"{name!r} is no name for a folder: letters, digits, _ . - alone")
+            raise self.error(_line(node), key, f"{name!r} is no name for a folder: letters, digits, _ . - "
+                                               "alone")
         return name
 
     def error(self, line: int, key: str, problem: str) -> InputError:
@@ -350,4 +374,8 @@ def _line(node) -> int:
 
 def _near(name: str, known) -> str:
     near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
+    return (
+        f"did you mean {near[0]}?"
+        if near
+        else f"known are {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
+    )

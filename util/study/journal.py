@@ -1,7 +1,7 @@
 """Optuna's journal file (a JSON object a line), whose lines are added whole or not at all.
 
-Optuna's own writer leaves half a line where the disk gets full, the next line is added to it, and the study can't be read
-any more.
+Optuna's own writer leaves half a line where the disk gets full, the next line is added to it, and the study
+can't be read any more.
 """
 
 import json

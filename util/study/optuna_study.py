@@ -2,8 +2,9 @@
 
 The main process alone talks to the storage. What a trial runs is handed in by the caller (jobs/search.py).
 
-A trial's lease: Optuna's own heartbeat knows databases only, so the process that runs a trial writes into it until when
-it may be believed to live, and renews that every epoch. A trial whose lease is over, or whose process on this very
+A trial's lease: Optuna's own heartbeat knows databases only, so the process that runs a trial writes into it
+until when it may be believed to live, and renews that every epoch. A trial whose lease is over, or whose
+process on this very
 machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
 """
 
@@ -56,14 +57,15 @@ class Parameter:
 HEADS = (2, 4, 8)
 
 
-def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> list[Parameter]:
-    """What is searched. width: the head's; numbers of attention heads that don't divide it are never proposed.
-    A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay. InputError where no number
-    of heads divides the width."""
+def space(width: int, frozen: bool = False, stochastic_depth: bool = True,
+          adapters: bool = False) -> list[Parameter]:
+    """What is searched. width: the head's; numbers of attention heads that don't divide it are never
+    proposed. A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay.
+    InputError where no number of heads divides the width."""
     heads = tuple(number for number in HEADS if width % number == 0)
     if not heads:
-        raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention heads "
-                         f"{', '.join(map(str, HEADS))}: pass another --head_embed_dim")
+        raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention "
+                         f"heads {', '.join(map(str, HEADS))}: pass another --head_embed_dim")
     found = [Parameter("lr", 5e-5, 5e-3, log=True), Parameter("weight_decay", 1e-6, 0.1, log=True)]
     if not frozen:
         if not adapters:
@@ -80,10 +82,11 @@ def number_from(*parts) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
-# ---- the study ------------------------------------------------------------------------------------------------------
+# ---- the study ---------------------------------------------------------------------------------------------
 
 def open_storage(place: str):
-    """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal file. InputError."""
+    """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal
+    file. InputError."""
     if "://" not in place:
         from util.study.journal import WholeJournal
 
@@ -98,7 +101,8 @@ def open_storage(place: str):
     try:
         url = make_url(place)
     except ArgumentError as error:
-        raise InputError("--optuna_storage is no address of a database: write sqlite:///FILE or postgresql://USER@HOST/NAME"
+        raise InputError("--optuna_storage is no address of a database: write sqlite:///FILE or "
+                         "postgresql://USER@HOST/NAME"
                          ) from error
     shown = url.render_as_string(hide_password=True)
     if url.drivername == "postgresql":
@@ -106,7 +110,9 @@ def open_storage(place: str):
     if url.drivername.startswith("sqlite") and url.database:
         _make_folder(place, Path(url.database).parent)
     # sqlite waits for another process's writing instead of failing at once
-    engine = {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
+    engine = (
+        {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
+    )
     for left in reversed(range(OPENING_TRIES)):
         try:
             return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
@@ -132,34 +138,35 @@ def _postgres_driver(shown: str) -> str:
     for driver in ("psycopg", "psycopg2"):
         if find_spec(driver):
             return driver
-    raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install 'psycopg[binary]'")
+    raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install "
+                     "'psycopg[binary]'")
 
 
 def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
-    """The study of that name, made where it is not there. job: what its values depend on, plain; a study made for
-    another is refused. InputError also where it is there and `resume` was not asked for."""
+    """The study of that name, made where it is not there. job: what its values depend on, plain; a study made
+    for another is refused. InputError also where it is there and `resume` was not asked for."""
     there = name in optuna.get_all_study_names(storage)
     if there and not resume:
-        raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, or name another "
-                         "with --optuna_study_name")
+        raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, "
+                         "or name another with --optuna_study_name")
     pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
     study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True,
                                 pruner=pruners[pruner]())
     if study.direction.name.lower() != direction:
-        raise InputError(f"the study {name} is to be {study.direction.name.lower()}d, not {direction}d: name another with "
-                         "--optuna_study_name")
+        raise InputError(f"the study {name} is to be {study.direction.name.lower()}d, not {direction}d: name "
+                         "another with --optuna_study_name")
     made_for = study.user_attrs.get("job")
     if made_for is None:
         study.set_user_attr("job", job)
         return study
     changed = [f"{key} {made_for.get(key)} -> {job[key]}" for key in job if made_for.get(key) != job[key]]
     if changed:
-        raise InputError(f"the study {name} was made for another job ({'; '.join(changed)}): its values don't compare; name "
-                         "another with --optuna_study_name")
+        raise InputError(f"the study {name} was made for another job ({'; '.join(changed)}): its values "
+                         "don't compare; name another with --optuna_study_name")
     return study
 
 
-# ---- trials ---------------------------------------------------------------------------------------------------------
+# ---- trials ------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Settings:
@@ -173,7 +180,8 @@ class Settings:
 
 
 def process_start(pid: int) -> str:
-    """When a process of this machine began, in the kernel's ticks: tells it from a later one of the same number."""
+    """When a process of this machine began, in the kernel's ticks: tells it from a later one of the same
+    number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
@@ -181,7 +189,8 @@ def process_start(pid: int) -> str:
 
 
 def lease(seconds: float) -> dict:
-    return {"host": platform.node(), "pid": os.getpid(), "started": process_start(os.getpid()), "until": time.time() + seconds}
+    return {"host": platform.node(), "pid": os.getpid(), "started": process_start(os.getpid()),
+            "until": time.time() + seconds}
 
 
 def lease_length(longest_epoch: float) -> float:
@@ -192,7 +201,9 @@ def is_alive(trial: FrozenTrial) -> bool:
     """Whether a running trial's process can still be believed to live."""
     held = trial.user_attrs.get("lease")
     if held is None:
-        return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < NO_LEASE_S
+        return (
+            trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < NO_LEASE_S
+        )
     if held["host"] == platform.node() and Path("/proc").is_dir():
         return bool(held["started"]) and process_start(held["pid"]) == held["started"]
     return time.time() < held["until"]
@@ -208,13 +219,15 @@ def counts(trial: FrozenTrial) -> bool:
 def reason_of(trial: FrozenTrial) -> str:
     """Why a trial is marked failed for good; '' for any other, also one whose parameters are queued again."""
     starts = trial.user_attrs.get("starts", 1)
-    was_killed = trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
+    was_killed = (
+        trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
+    )
     return trial.user_attrs.get("reason", f"its process was killed {starts} times" if was_killed else "")
 
 
 def take_back_killed(study: optuna.Study) -> list[str]:
-    """Put the parameters of killed trials in the queue again; lines for the user. Of several processes that see the same
-    one, only that which marks it failed queues it."""
+    """Put the parameters of killed trials in the queue again; lines for the user. Of several processes that
+    see the same one, only that which marks it failed queues it."""
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_alive(trial):
@@ -225,18 +238,20 @@ def take_back_killed(study: optuna.Study) -> list[str]:
         except (ValueError, RuntimeError):  # another process was quicker
             continue
         if starts >= MOST_STARTS:
-            lines.append(f"trial {trial.number} was killed {starts} times: it is marked failed and not tried again")
+            lines.append(f"trial {trial.number} was killed {starts} times: it is marked failed and not tried "
+                         "again")
             continue
         if trial.params:
             origin = trial.user_attrs.get("origin", trial.number)
             study.enqueue_trial(trial.params, user_attrs={"origin": origin, "starts": starts + 1})
-        lines.append(f"trial {trial.number} was left running by a process that is gone: its parameters are in the queue again")
+        lines.append(f"trial {trial.number} was left running by a process that is gone: its parameters are "
+                     "in the queue again")
     return lines
 
 
 def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Trial, dict] | None:
-    """The next trial and its parameters; None where the total is reached or the time is over. Waits while other
-    processes run the last ones, since one of them may be killed."""
+    """The next trial and its parameters; None where the total is reached or the time is over. Waits while
+    other processes run the last ones, since one of them may be killed."""
     said = False
     while True:
         for line in take_back_killed(study):
@@ -255,19 +270,21 @@ def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Tri
             continue
         trial = study.ask()
         trial.set_user_attr("lease", lease(LEASE_S))
-        before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number and counts(other)]
+        before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number
+                  and counts(other)]
         if len(before) >= settings.total:  # two processes asked for the last one together
             trial.set_user_attr("surplus", True)
             study.tell(trial, state=TrialState.FAIL)
             continue
         study.sampler = sampler_of(settings, trial.number)
-        # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the first time
+        # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the
+        # first time
         return trial, {parameter.name: parameter.propose(trial) for parameter in settings.parameters}
 
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one trial: what it proposes depends on the study's seed, the trial's number and the trials before,
-    not on which process asks or on how often a search was started."""
+    """A sampler for one trial: what it proposes depends on the study's seed, the trial's number and the
+    trials before, not on which process asks or on how often a search was started."""
     seed = number_from("sampler", settings.seed, number)
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -280,17 +297,19 @@ def trial_seed(settings: Settings, trial: optuna.Trial) -> int:
     return number_from("trial", settings.seed, trial.user_attrs.get("origin", trial.number))
 
 
-# ---- what comes out -------------------------------------------------------------------------------------------------
+# ---- what comes out ----------------------------------------------------------------------------------------
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done:
         return None
-    return max(done, key=lambda trial: (trial.value if study.direction.name == "MAXIMIZE" else -trial.value, -trial.number))
+    return max(done, key=lambda trial: (trial.value if study.direction.name == "MAXIMIZE" else -trial.value,
+                                        -trial.number))
 
 
 def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -> None:
-    """optuna_best.json, in a form that --params takes back, and optuna_trials.csv. RunError where the disk is full."""
+    """optuna_best.json, in a form that --params takes back, and optuna_trials.csv. RunError where the disk is
+    full."""
     best = best_of(study)
     try:
         if best is not None:
@@ -298,25 +317,29 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
                        "direction": study.direction.name.lower(), "trial": best.number, "epochs": epochs,
                        "study": study.study_name}
             write_whole(folder / "optuna_best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        write_whole(folder / "optuna_trials.csv", trials_table(study).to_csv(index=False, lineterminator="\n"))
+        write_whole(folder / "optuna_trials.csv",
+                    trials_table(study).to_csv(index=False, lineterminator="\n"))
     except OSError as error:
-        raise RunError(f"{folder} can't be written ({reason(error)}): the trials are safe in the storage; make room and go on "
-                       "with --optuna_resume") from error
+        raise RunError(f"{folder} can't be written ({reason(error)}): the trials are safe in the storage; "
+                       "make room and go on with --optuna_resume") from error
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures of test."""
+    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures
+    of test."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
         seconds = trial.duration.total_seconds() if trial.duration else None
-        rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, "seconds": seconds,
+        rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+                     "seconds": seconds,
                      "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
                      **trial.params, **trial.user_attrs.get("test", {})})
     return pd.DataFrame(rows)
 
 
 def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
-    """optuna_history.png, optuna_importances.png, optuna_slices.png by Optuna's own plots; lines about what lacks."""
+    """optuna_history.png, optuna_importances.png, optuna_slices.png by Optuna's own plots; lines about what
+    lacks."""
     import matplotlib
     from matplotlib.ticker import NullFormatter
 
@@ -330,11 +353,13 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
     notes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, plot in (("history", plots.plot_optimization_history), ("importances", plots.plot_param_importances),
+        for name, plot in (("history", plots.plot_optimization_history),
+                           ("importances", plots.plot_param_importances),
                            ("slices", plots.plot_slice)):
             try:
                 axes = plot(study, target=lambda trial: trial.value, target_name=f"{metric} on val")
-            except (ValueError, RuntimeError) as error:  # importances of trials that all came to the same value
+            # importances of trials that all came to the same value
+            except (ValueError, RuntimeError) as error:
                 notes.append(f"no image of the {name}: {str(error).splitlines()[0]}")
                 continue
             figure = axes.flat[0].figure if hasattr(axes, "flat") else axes.figure

@@ -1,9 +1,9 @@
 """Running a study: its cells one after the other, each a job of its own; what is done is not done again.
 
-A cell is its folder. It is finished where test is scored and its options are those of the grid, begun where its options are
-written, else new. A finished one is skipped, a begun one goes on with --resume auto, one that fails is said and the rest go on.
-Several starts of one study may run beside each other: a lock, which lives as long as the process that trains, keeps each cell
-to one of them.
+A cell is its folder. It is finished where test is scored and its options are those of the grid, begun where
+its options are written, else new. A finished one is skipped, a begun one goes on with --resume auto, one that
+fails is said and the rest go on. Several starts of one study may run beside each other: a lock, which lives
+as long as the process that trains, keeps each cell to one of them.
 """
 
 import contextlib
@@ -51,12 +51,14 @@ class Outcome:
         return 1 if self.failed else 0
 
 
-# ---- states ---------------------------------------------------------------------------------------------------------
+# ---- states ------------------------------------------------------------------------------------------------
 
 def states(grid: Grid, canonical: Callable[[Options], Options]) -> dict[str, str]:
-    """{cell: finished, begun or new}. InputError where a folder holds a run of other options: nothing was begun by then.
+    """{cell: finished, begun or new}. InputError where a folder holds a run of other options: nothing was
+    begun by then.
 
-    canonical: writes another spelling of a model's name as the program itself would store it; called where one is met.
+    canonical: writes another spelling of a model's name as the program itself would store it; called where
+    one is met.
     """
     return {cell.name: state_of(cell, canonical) for cell in grid.cells}
 
@@ -68,8 +70,8 @@ def state_of(cell: Cell, canonical: Callable[[Options], Options]) -> str:
         return NEW
     changed = _differences(stored["options"], cell, canonical)
     if changed:
-        raise InputError(f"{cell.folder} holds a run of other options ({'; '.join(changed)}): give the study another name, or "
-                         "remove that folder")
+        raise InputError(f"{cell.folder} holds a run of other options ({'; '.join(changed)}): give the study "
+                         "another name, or remove that folder")
     return FINISHED if _is_scored(cell) else BEGUN
 
 
@@ -80,7 +82,8 @@ def _facts(cell: Cell) -> dict | None:
     try:
         facts = read_object(path, "options")
     except InputError as error:
-        raise InputError(f"{path} can't be read ({error.__cause__ or error}): remove {cell.folder}, and its run begins anew"
+        raise InputError(f"{path} can't be read ({error.__cause__ or error}): remove {cell.folder}, and its "
+                         "run begins anew"
                          ) from error
     return facts | {"options": as_now(facts["options"])}
 
@@ -101,15 +104,18 @@ def _differences(stored: dict, cell: Cell, canonical: Callable[[Options], Option
     return differences(stored, now)
 
 
-# ---- commands -------------------------------------------------------------------------------------------------------
+# ---- commands ----------------------------------------------------------------------------------------------
 
 def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
-    """The words that start a cell: plain Python for one process, the launcher for several, as the shell scripts do."""
+    """The words that start a cell: plain Python for one process, the launcher for several, as the shell
+    scripts do."""
     program = [str(ROOT / grid.program), *cell.arguments, "--resume", "auto"]
     if processes == 1:
         return [sys.executable, *program]
-    return [sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nnodes", "1", "--nproc_per_node",
-            str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", *program]
+    return [sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nnodes", "1",
+            "--nproc_per_node",
+            str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1",
+            *program]
 
 
 def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
@@ -127,31 +133,36 @@ def overview(grid: Grid, found: dict[str, str]) -> str:
                                                                      for state in (FINISHED, BEGUN, NEW))
 
 
-# ---- running --------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> Outcome:
     """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
     found, outcome = states(grid, canonical), Outcome()
     _say(overview(grid, found))
-    others = [cell.name for cell in grid.cells if found[cell.name] == FINISHED and _processes(cell) not in (None, processes)]
+    others = [cell.name for cell in grid.cells if found[cell.name] == FINISHED
+              and _processes(cell) not in (None, processes)]
     if others:
-        _say(f"note: {len(others)} finished runs had another number of processes than {processes} ({others[0]}: "
-             f"{_processes(next(cell for cell in grid.cells if cell.name == others[0]))}), so another effective batch")
+        _say(f"note: {len(others)} finished runs had another number of processes than {processes} "
+             f"({others[0]}: {_processes(next(cell for cell in grid.cells if cell.name == others[0]))}), so "
+             "another effective batch")
     with Children() as children:
         for number, cell in enumerate(grid.cells, 1):
             if found[cell.name] == FINISHED:
                 continue
-            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", children)
+            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: "
+                                                               f"{cell.name}", children)
             if code == signals.EXIT_CODE or children.asked:  # or a scheduler has told the run alone
                 outcome.stopped_by = children.asked or signal.SIGTERM
-                print(f"stopped in {cell.name} by {signal.Signals(outcome.stopped_by).name}: what was saved stays; the same "
-                      "command goes on with the study", file=sys.stderr, flush=True)
+                print(f"stopped in {cell.name} by {signal.Signals(outcome.stopped_by).name}: what was saved "
+                      "stays; the same command goes on with the study", file=sys.stderr, flush=True)
                 return outcome
             if code:
                 outcome.failed[cell.name] = code
     for name, code in outcome.failed.items():
-        print(f"{name} " + ("is trained by another process: start again once that is done" if code == ELSEWHERE else
-                            f"failed (exit code {code}): its error stands above; the same command tries it again"),
+        print(f"{name} " + ("is trained by another process: start again once that is "
+                            "done" if code == ELSEWHERE else
+                            f"failed (exit code {code}): its error stands above; the same command tries it "
+                            "again"),
               file=sys.stderr, flush=True)
     return outcome
 
@@ -173,7 +184,8 @@ def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Optio
         if code == 0 and not _is_scored(cell):
             _say(f"{cell.name} ended without scoring test: nothing stands in {cell.folder}")
             code = 1
-        _say(f"{cell.name} {'done' if code == 0 else f'ended with {code}'} after {duration(time.monotonic() - began)}")
+        _say(f"{cell.name} {'done' if code == 0 else f'ended with {code}'} after "
+             f"{duration(time.monotonic() - began)}")
         return code
 
 
@@ -190,7 +202,8 @@ def locked(folder: Path) -> Iterator[int | None]:
     except OSError as error:
         raise InputError(f"{folder} can't be written ({error.strerror}): name another output_dir") from error
     try:
-        is_ours = run_lock.try_lock(file, fcntl.flock)  # the process that trains inherits it, so that it outlives this one
+        # the process that trains inherits it, so that it outlives this one
+        is_ours = run_lock.try_lock(file, fcntl.flock)
     except OSError as error:  # a file system without locks
         _say(f"note: {folder} can't be locked ({error.strerror}): don't start the study twice at a time")
         is_ours = True

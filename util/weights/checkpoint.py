@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, read without running anything, resumed exactly.
 
-A checkpoint holds plain tensors, numbers, strings, lists and dicts alone. Its "model" keeps timm's own names, so timm
-loads the file as it is. What a reader needs to use it stands beside: class names in order, the transforms, the
-options, the versions, where the weights came from.
+A checkpoint holds plain tensors, numbers, strings, lists and dicts alone. Its "model" keeps timm's own names,
+so timm loads the file as it is. What a reader needs to use it stands beside: class names in order, the
+transforms, the options, the versions, where the weights came from.
 """
 
 import random
@@ -19,12 +19,14 @@ from util.weights.checkpoint_schema import TAKE_ANOTHER, check_arguments, check_
 from util.weights.fitting import WeightFile, read_weights
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
-ADAPTER = "checkpoint-adapter.pth"  # the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
+# the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
+ADAPTER = "checkpoint-adapter.pth"
 FORMAT = 1
 
 
 def write(path: str | Path, content: dict) -> None:
-    """Write `content` under a temporary name, flush it to the disk, then rename: a reader never sees half a file.
+    """Write `content` under a temporary name, flush it to the disk, then rename: a reader never sees half a
+    file.
 
     RunError where the disk is full or can't be written; what stood there before stays.
     """
@@ -43,7 +45,8 @@ def write(path: str | Path, content: dict) -> None:
 
 
 class _Remembering:
-    """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in the file."""
+    """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in
+    the file."""
 
     def __init__(self, file):
         self._file, self.error = file, None
@@ -68,12 +71,14 @@ def remove_torn(folder: Path) -> None:
 
 
 def random_states(device: torch.device) -> dict:
-    """This process's random generators. (Draws are functions of seed, epoch and sample or step; these are for the rest.)"""
+    """This process's random generators. (Draws are functions of seed, epoch and sample or step; these are for
+    the rest.)"""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     states = {
         "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss),
+                  float(cached)],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -92,35 +97,41 @@ def set_random_states(states: dict, device: torch.device) -> None:
         if device.type == "cuda" and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"the checkpoint's random_states are no generators' states ({type(error).__name__}): {TAKE_ANOTHER}"
+        raise InputError("the checkpoint's random_states are no generators' states "
+                         f"({type(error).__name__}): {TAKE_ANOTHER}"
                          ) from error
 
 
 def read(path: str | Path, whole: bool = True) -> WeightFile:
-    """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than data.
+    """A checkpoint of ours or of the original scripts; InputError where it can't be read or holds more than
+    data.
 
     A sharded one comes with all its tensors, or, without `whole`, with their shapes alone.
     """
     file = read_weights(path)
     if is_ours(file):
         if isinstance(file.rest["format"], int) and file.rest["format"] > FORMAT:
-            raise InputError(f"{path} was written by a newer version of this program (format {file.rest['format']})")
+            raise InputError(f"{path} was written by a newer version of this program (format "
+                             f"{file.rest['format']})")
         _settle_reading(file.rest)
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
-        file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
+        file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"),
+                                                                int | float | str) else {}
         check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file
-    from util.weights import shard_files  # what it needs takes long to import, and few checkpoints are sharded
+    # what it needs takes long to import, and few checkpoints are sharded
+    from util.weights import shard_files
 
     shard_files.read_index(shard_files.folder_of(file))
     return shard_files.whole(file) if whole else file
 
 
 def _settle_reading(rest: dict) -> None:
-    """What a checkpoint's options say of reading in today's words. Before --norm had a meaning any word stood for the
-    backbone's own normalisation; such a checkpoint's transform has none of the entries that came with that meaning."""
+    """What a checkpoint's options say of reading in today's words. Before --norm had a meaning any word stood
+    for the backbone's own normalisation; such a checkpoint's transform has none of the entries that came with
+    that meaning."""
     options, transform = rest["options"], rest.get("transform")
     settings = transform.get("eval") if isinstance(transform, dict) else None
     if not isinstance(options, dict):
@@ -137,15 +148,16 @@ def is_ours(file: WeightFile) -> bool:
 def require_resumable(file: WeightFile) -> None:
     """InputError unless training can go on from the file."""
     if not is_ours(file):
-        raise InputError(f"{file.path} was not written by this program, so training can't go on from it: score it with "
-                         "--eval, or start from its weights with --finetune")
+        raise InputError(f"{file.path} was not written by this program, so training can't go on from it: "
+                         "score it with --eval, or start from its weights with --finetune")
     if "optimizer" not in file.rest:
-        raise InputError(f"{file.path} holds the model alone (the best epoch's): go on from {LAST} beside it, or start "
-                         "anew from its weights with --finetune")
+        raise InputError(f"{file.path} holds the model alone (the best epoch's): go on from {LAST} beside "
+                         "it, or start anew from its weights with --finetune")
 
 
 def plain(value):
-    """A value as what a checkpoint may hold; TypeError for anything else (our own bug, found at the first save)."""
+    """A value as what a checkpoint may hold; TypeError for anything else (our own bug, found at the first
+    save)."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,9 @@
-"""What stands beside the tensors of a checkpoint, held to what this program writes there, before anything is made of it.
+"""What stands beside the tensors of a checkpoint, held to what this program writes there, before anything is
+made of it.
 
-A checkpoint may come from a stranger, or from an editor: epoch = "x", an image size of a million, a list that contains itself
-ten times over. Options are held to the flags of the program that wrote them, so that a new flag is covered as it is.
+A checkpoint may come from a stranger, or from an editor: epoch = "x", an image size of a million, a list that
+contains itself ten times over. Options are held to the flags of the program that wrote them, so that a new
+flag is covered as it is.
 """
 
 import math
@@ -40,7 +42,8 @@ def check_stored(path, rest: dict) -> None:
     for flag in flags_of(program):
         value = rest["options"].get(flag.name)
         if flag.name in rest["options"] and not flag.accepts(value, program):
-            what = "what that flag takes" + (f" ({', '.join(map(str, flag.choices))})" if flag.choices else "")
+            what = "what that flag takes" + (" "
+                                             f"({', '.join(map(str, flag.choices))})" if flag.choices else "")
             raise _wrong(path, f"option {flag.name!r}", value, what)
 
 
@@ -66,17 +69,19 @@ def _wrong(path, entry: str, value, what: str) -> InputError:
 
 
 def _shown(value) -> str:
-    """A value in a few words; containers by their size alone, since one may contain itself many times over."""
+    """A value in a few words; containers by their size alone, since one may contain itself many times
+    over."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:60] + "…")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
         return "a number of more than 18 digits"
     if isinstance(value, SCALARS):
         return repr(value)
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple | dict) else "")
+    return f"a {type(value).__name__}" + (f" of {len(value)}"
+                                          if isinstance(value, list | tuple | dict) else "")
 
 
-# ---- the other entries ----------------------------------------------------------------------------------------------
+# ---- the other entries -------------------------------------------------------------------------------------
 
 
 def _whole(least: int, most: int = 2**40) -> Callable:
@@ -88,7 +93,8 @@ def _finite(value) -> bool:
 
 
 def _texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in value)
+    return isinstance(value, list) and all(isinstance(text, str) and len(text) <= LONGEST_TEXT
+                                           for text in value)
 
 
 def _names(value) -> bool:
@@ -112,18 +118,21 @@ def _best(value) -> bool:
         and (isinstance(value["figures"], dict))
         and (value.get("temperature") is None or (_finite(value["temperature"]) and value["temperature"] > 0))
         and isinstance(value.get("thresholds") or {}, dict)
-        and all(_finite(threshold) or isinstance(threshold, float) for threshold in (value.get("thresholds") or {}).values())
+        and all(_finite(threshold) or isinstance(threshold, float)
+                for threshold in (value.get("thresholds") or {}).values())
     )
 
 
 def _targets(value) -> bool:
     keys = ("names", "transforms", "means", "sds")
-    if not (isinstance(value, dict) and set(value) == set(keys) and all(isinstance(value[key], list) for key in keys)):
+    if not (isinstance(value, dict) and set(value) == set(keys)
+            and all(isinstance(value[key], list) for key in keys)):
         return False
     return (
         _names(value["names"])
         and len({len(value[key]) for key in keys}) == 1
-        and all(transform in ("none", "log") for transform in value["transforms"] if isinstance(transform, str))
+        and all(transform in ("none", "log") for transform in value["transforms"]
+                if isinstance(transform, str))
         and _texts(value["transforms"])
         and all(map(_finite, value["means"]))
         and all(_finite(sd) and sd > 0 for sd in value["sds"])
@@ -167,7 +176,8 @@ def _transform(value) -> bool:
 
 
 def _optimizer(value) -> bool:
-    if not (isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)):
+    if not (isinstance(value, dict) and isinstance(value.get("state"), dict)
+            and isinstance(value.get("param_groups"), list)):
         return False
     return all(
         isinstance(group, dict)
@@ -177,7 +187,8 @@ def _optimizer(value) -> bool:
         and len(group["names"]) == len(group["params"])
         for group in value["param_groups"]
     ) and all(
-        isinstance(state, dict) and all(isinstance(state.get(name), torch.Tensor) for name in ("exp_avg", "exp_avg_sq", "step"))
+        isinstance(state, dict) and all(isinstance(state.get(name), torch.Tensor)
+                                        for name in ("exp_avg", "exp_avg_sq", "step"))
         for state in value["state"].values()
     )
 
@@ -224,18 +235,26 @@ ENTRIES: dict[str, tuple[Callable, str]] = {
     "epoch": (_whole(-1), "a whole number from 0 (-1 inside the first epoch)"),
     "progress": (_progress, "a place in an epoch"),
     "adapter": (_plain_table, "an adapter's settings"),
-    "options": (lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value), "a table of options"),
+    "options": (
+        lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value),
+        "a table of options",
+    ),
     "class_names": (_names, "a list of different names"),
     "targets": (_targets, "names, transforms, means and sds of the targets"),
     "covariates": (_covariates, "a list of covariates"),
     "best": (_best, "the best epoch with its score and figures"),
     "backbone": (
-        lambda value: _plain_table(value, 0) and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm")),
+        lambda value: (
+            _plain_table(value, 0)
+            and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm"))
+        ),
         "the names of a backbone",
     ),
     "transform": (_transform, "the settings by which images are read"),
     "buffers": (
-        lambda value: isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values()),
+        lambda value: (
+            isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        ),
         "a table of tensors",
     ),
     "reads": (_reads, "a kind of feature that a head reads, and its width"),

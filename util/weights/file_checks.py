@@ -1,4 +1,5 @@
-"""What a weight file may be and hold, checked before its numbers are used: no program, no bomb, nothing but plain tensors."""
+"""What a weight file may be and hold, checked before its numbers are used: no program, no bomb, nothing but
+plain tensors."""
 
 import zipfile
 from pathlib import Path
@@ -7,18 +8,21 @@ import torch
 
 from util.core.errors import InputError
 
-# torch.save stores tensors as they are, so that an archive holds no more than its file has; headers are far below this.
+# torch.save stores tensors as they are, so that an archive holds no more than its file has; headers are far
+# below this.
 SPARE_BYTES = 2**20
 ASK = "ask its author for a file of tensors alone (or a .safetensors file)"
 
 
 def is_safetensors(start: bytes, size: int) -> bool:
-    """Whether a file of that size begins as the format does: eight bytes for the length of a header, and its bracket."""
+    """Whether a file of that size begins as the format does: eight bytes for the length of a header, and its
+    bracket."""
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
 def refuse_archive(path: Path) -> None:
-    """InputError for an archive of torch that is a program, or that unpacks to more than it is (a zip bomb)."""
+    """InputError for an archive of torch that is a program, or that unpacks to more than it is (a zip
+    bomb)."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -31,8 +35,8 @@ def refuse_archive(path: Path) -> None:
         raise InputError(f"{path} holds {program}: refused, and nothing in it was run; {ASK}")
     unpacked, size = sum(member.file_size for member in members), path.stat().st_size
     if unpacked > size + SPARE_BYTES:
-        raise InputError(f"{path} claims {unpacked:,} bytes in a file of {size:,}: refused, it is no file of torch.save but "
-                         "may be a zip bomb")
+        raise InputError(f"{path} claims {unpacked:,} bytes in a file of {size:,}: refused, it is no file of "
+                         "torch.save but may be a zip bomb")
 
 
 def refuse_odd(path: Path, name: str, value: object) -> None:
@@ -41,11 +45,12 @@ def refuse_odd(path: Path, name: str, value: object) -> None:
         "sparse tensor" if value.layout != torch.strided else "tensor without numbers" if value.is_meta else
         "quantized tensor" if value.is_quantized else "complex tensor" if value.is_complex() else "")
     if kind:
-        raise InputError(f"{path} is no weight file: its entry {name!r} is a {kind}, not a tensor of plain numbers")
+        raise InputError(f"{path} is no weight file: its entry {name!r} is a {kind}, not a tensor of plain "
+                         "numbers")
     claimed, there = value.numel() * value.element_size(), value.untyped_storage().nbytes()
     if claimed > there + SPARE_BYTES:  # repeated by a step of 0: small ones are made by `expand`
-        raise InputError(f"{path}: its entry {name!r} claims {claimed:,} bytes of {there:,}: refused, it may be made to fill "
-                         "the memory")
+        raise InputError(f"{path}: its entry {name!r} claims {claimed:,} bytes of {there:,}: refused, it may "
+                         "be made to fill the memory")
 
 
 def refuse_not_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -54,5 +59,5 @@ def refuse_not_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         tensor if tensor.element_size() > 1 else tensor.float()).all()]
     if wrong:
         raise InputError(f"{path} holds NaN or infinite numbers in {len(wrong)} of {len(tensors)} tensors "
-                         f"({', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}): its training diverged or it is damaged; "
-                         "take another file")
+                         f"({', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}): its training diverged "
+                         "or it is damaged; take another file")

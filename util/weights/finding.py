@@ -1,8 +1,8 @@
 """From a name or a path to a weight file on this disk.
 
-`--finetune` names, in this order: a local file; a file of that name under `--weights_dir`; one of the hub's names of
-the backbone table; `hf:owner/repo/file`, or `hf:timm/NAME.TAG` alone. Everything works offline once a file is on disk (or
-in the hub's own cache).
+`--finetune` names, in this order: a local file; a file of that name under `--weights_dir`; one of the hub's
+names of the backbone table; `hf:owner/repo/file`, or `hf:timm/NAME.TAG` alone. Everything works offline once
+a file is on disk (or in the hub's own cache).
 """
 
 import hashlib
@@ -19,16 +19,19 @@ from util.core.secrets import hide_in_logs
 SUFFIXES = ("", ".pth", ".pt", ".safetensors")
 SHA256_PREFIX = re.compile(r"-([0-9a-f]{8})\.pth$")
 TIMM_FILE = "model.safetensors"  # what timm names the weights in each of its repositories
-HUB_SILENCE_S = 90.0  # a hub that sends nothing for so long is given up; RETINA_HUB_SILENCE_S says another time
+# a hub that sends nothing for so long is given up; RETINA_HUB_SILENCE_S says another time
+HUB_SILENCE_S = 90.0
 
 
 def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, str]], how_to_get: str) -> Path:
-    """Path of the weights that `name` stands for, downloaded where it is a hub name that is not in the cache yet.
+    """Path of the weights that `name` stands for, downloaded where it is a hub name that is not in the cache
+    yet.
 
-    `hub_files` maps a hub name to (repository, file). InputError where nothing of that name can be had; `how_to_get`
-    ends that message.
+    `hub_files` maps a hub name to (repository, file). InputError where nothing of that name can be had;
+    `how_to_get` ends that message.
     """
-    direct = Path(os.path.expanduser(name))  # pathlib's own raises for a user that is not there, and for long names below
+    # pathlib's own raises for a user that is not there, and for long names below
+    direct = Path(os.path.expanduser(name))
     if os.path.isfile(direct):
         return direct
     if os.path.isdir(direct):
@@ -38,7 +41,8 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
         if len(parts) == 2 and parts[0] == "timm":
             parts.append(TIMM_FILE)
         if len(parts) < 3 or not all(parts):
-            raise InputError(f"--finetune {name}: write it as hf:owner/repo/file (hf:timm/NAME.TAG for timm's)")
+            raise InputError(f"--finetune {name}: write it as hf:owner/repo/file (hf:timm/NAME.TAG for "
+                             "timm's)")
         return download("/".join(parts[:2]), "/".join(parts[2:]))
     for suffix in SUFFIXES:
         stored = Path(os.path.expanduser(weights_dir)) / f"{name}{suffix}"
@@ -47,15 +51,17 @@ def find_weights(name: str, weights_dir: str, hub_files: dict[str, tuple[str, st
     hub_name = name.removesuffix(".pth")
     if hub_name in hub_files:
         return download(*hub_files[hub_name])
-    raise InputError(f"--finetune {name}: no such file here or in --weights_dir {weights_dir}, and no name of the hub "
-                     f"({', '.join(hub_files)}): pass the path of the file; {how_to_get}")
+    raise InputError(f"--finetune {name}: no such file here or in --weights_dir {weights_dir}, and no name "
+                     f"of the hub ({', '.join(hub_files)}): pass the path of the file; {how_to_get}")
 
 
 def download(repository: str, file: str) -> Path:
-    """A file of the Hugging Face hub, from its cache where it is there already, else downloaded by huggingface_hub.
+    """A file of the Hugging Face hub, from its cache where it is there already, else downloaded by
+    huggingface_hub.
 
-    `HF_ENDPOINT` (a mirror), `HF_TOKEN` or `hf auth login`, `HF_HOME` and `HF_HUB_OFFLINE` work as that library
-    documents. InputError with what to do where it can't be had, or where it is not what the hub says it is.
+    `HF_ENDPOINT` (a mirror), `HF_TOKEN` or `hf auth login`, `HF_HOME` and `HF_HUB_OFFLINE` work as that
+    library documents. InputError with what to do where it can't be had, or where it is not what the hub says
+    it is.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -70,8 +76,8 @@ def download(repository: str, file: str) -> Path:
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
         blob.unlink()
         path.unlink(missing_ok=True)
-        raise InputError(f"{repository}/{file} arrived changed (its sha256 is not the hub's {blob.name[:8]}…): the copy "
-                         "was removed; start again")
+        raise InputError(f"{repository}/{file} arrived changed (its sha256 is not the hub's "
+                         f"{blob.name[:8]}…): the copy was removed; start again")
     return path
 
 
@@ -108,8 +114,9 @@ def _download_watched(repository: str, file: str) -> str:
     while thread.is_alive():
         thread.join(0.2)
         if time.monotonic() - last_sign[0] > patience:
-            raise InputError(f"{repository}/{file}: the hub has sent nothing for {patience:.0f} s; try again, set "
-                             "HF_ENDPOINT to a mirror, or fetch the file elsewhere and pass its path with --finetune")
+            raise InputError(f"{repository}/{file}: the hub has sent nothing for {patience:.0f} s; try "
+                             "again, set HF_ENDPOINT to a mirror, or fetch the file elsewhere and pass its "
+                             "path with --finetune")
     if "error" in outcome:
         raise _explain(outcome["error"], repository, file) from outcome["error"]
     return outcome["path"]
@@ -150,11 +157,11 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
         (isinstance(error, GatedRepoError),
          f"{what} is gated: ask for access on huggingface.co/{repository}, then {login}, {elsewhere}"),
         (isinstance(error, RepositoryNotFoundError) or status in (401, 403),
-         f"{what}: the hub refuses ({status or 'not found'}): check the name, ask for access on huggingface.co/{repository}, "
-         f"{login}, {elsewhere}"),
+         f"{what}: the hub refuses ({status or 'not found'}): check the name, ask for access on "
+         f"huggingface.co/{repository}, {login}, {elsewhere}"),
         (isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled),
-         f"{what} is not on this disk and the hub can't be reached: check the network (HF_HUB_OFFLINE, proxy), set "
-         f"HF_ENDPOINT to a mirror, {elsewhere}"),
+         f"{what} is not on this disk and the hub can't be reached: check the network (HF_HUB_OFFLINE, "
+         f"proxy), set HF_ENDPOINT to a mirror, {elsewhere}"),
         (isinstance(error, EntryNotFoundError) or status == 404,
          f"{what}: the hub has no such file; look at huggingface.co/{repository} for its name"),
         (isinstance(error, HfHubHTTPError),
@@ -164,7 +171,8 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
          f"{elsewhere}"),
         # the client's HTTP library is httpx in huggingface_hub 1 and httpx2 in 2; its errors are no OSError
         (isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2"),
-         f"{what}: the download broke off ({first[:160]}): start again (it goes on where it stopped), {elsewhere}"),
+         f"{what}: the download broke off ({first[:160]}): start again (it goes on where it stopped), "
+         f"{elsewhere}"),
     )
     return next((InputError(text) for fits, text in known if fits), error)
 

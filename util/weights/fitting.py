@@ -1,8 +1,8 @@
 """From a weight file's tensors to a model's: names converted, every tensor accounted for.
 
-A file is read into plain tensors (`read_weights`), its names are turned into timm's (`convert`), and what fits is
-compared with what the model expects (`fit`). Nothing is dropped without being listed; nothing is loaded that the model
-does not take; code in a file is never run (`weights_only=True`).
+A file is read into plain tensors (`read_weights`), its names are turned into timm's (`convert`), and what
+fits is compared with what the model expects (`fit`). Nothing is dropped without being listed; nothing is
+loaded that the model does not take; code in a file is never run (`weights_only=True`).
 """
 
 import argparse
@@ -44,8 +44,8 @@ MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm
 
 RENAMES = {
     "mae": [],
-    # DINOv2's training saves its blocks in chunks (blocks.<chunk>.<i>., i counting through). Meta's vit_giant fuses its
-    # gate: w12 is timm's fc1 (both halves in the same order), w3 the way out.
+    # DINOv2's training saves its blocks in chunks (blocks.<chunk>.<i>., i counting through). Meta's vit_giant
+    # fuses its gate: w12 is timm's fc1 (both halves in the same order), w3 the way out.
     "dinov2": [
         (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
         (r"\.mlp\.w12\.", ".mlp.fc1."),
@@ -71,7 +71,8 @@ class WeightFile:
     path: Path
     tensors: dict[str, torch.Tensor]
     arguments: dict = field(default_factory=dict)  # the original scripts' argparse.Namespace, as a dict
-    rest: dict = field(default_factory=dict)  # the other entries of a checkpoint (epoch, class_names, options ...)
+    # the other entries of a checkpoint (epoch, class_names, options ...)
+    rest: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -91,7 +92,8 @@ class Fit:
     def together_with(self, other: "Fit") -> "Fit":
         """What two parts of one model come to."""
         return Fit(self.used | other.used, self.expected + other.expected, self.missing + other.missing,
-                   self.misshapen + other.misshapen, self.unexpected + other.unexpected, self.left_over | other.left_over,
+                   self.misshapen + other.misshapen, self.unexpected + other.unexpected,
+                   self.left_over | other.left_over,
                    self.new + other.new, self.buffers | other.buffers, self.parameters + other.parameters)
 
     @property
@@ -125,15 +127,17 @@ def _looks_like_text(start: bytes) -> str | None:
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not weights: the download was answered with a page (log in or ask for access first)"
+        return (
+            "a web page, not weights: the download was answered with a page (log in or ask for access first)"
+        )
     return None
 
 
 def load_file(path: str | Path):
     """Whatever a `.pth`/`.pt` or `.safetensors` file holds, on the CPU, memory-mapped where that is possible.
 
-    Only tensors, numbers, strings, lists, dicts and argparse.Namespace are read; a file with any other object is
-    refused and nothing in it is run. InputError where the file is absent, damaged or refused.
+    Only tensors, numbers, strings, lists, dicts and argparse.Namespace are read; a file with any other object
+    is refused and nothing in it is run. InputError where the file is absent, damaged or refused.
     """
     path = Path(path)
     if os.path.isdir(path):  # pathlib's would raise for a name that is too long
@@ -166,12 +170,17 @@ def load_file(path: str | Path):
             raise _damaged(path, error) from error
         raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again ({error})") from error
+        raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again "
+                         f"({error})") from error
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
             raise _damaged(path, error) from error
         kind = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"an object of type {kind.group(1)}" if kind else "something other than tensors and plain values (or is damaged)"
+        what = (
+            f"an object of type {kind.group(1)}"
+            if kind
+            else "something other than tensors and plain values (or is damaged)"
+        )
         if "magic number" in str(error) or "invalid load key" in str(error) or "Invalid" in str(error):
             raise _damaged(path, error) from error
         raise InputError(f"{path} holds {what}: refused, and nothing in it was run; {ASK}") from error
@@ -181,18 +190,20 @@ def load_file(path: str | Path):
 
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = (str(error).splitlines() or [""])[0][:120]
-    return InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again ({type(error).__name__}: {reason})")
+    return InputError(f"{path} is damaged or no PyTorch file: fetch or copy it again "
+                      f"({type(error).__name__}: {reason})")
 
 
-# What stands before a model's own names: DataParallel, torch.compile, Lightning and other trainers, DINO's teacher.
+# What stands before a model's own names: DataParallel, torch.compile, Lightning and other trainers, DINO's
+# teacher.
 WRAPPERS = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
 
 
 def read_weights(path: str | Path) -> WeightFile:
     """A weight file or checkpoint as tensors under its own flat names.
 
-    Unwraps `{"model": …}` (MAE, the original scripts, ours), `{"teacher": {"backbone.…"}}` (DINOv2's training),
-    `{"state_dict": …}`; drops the prefixes of `WRAPPERS`. InputError for a file without tensors.
+    Unwraps `{"model": …}` (MAE, the original scripts, ours), `{"teacher": {"backbone.…"}}` (DINOv2's
+    training), `{"state_dict": …}`; drops the prefixes of `WRAPPERS`. InputError for a file without tensors.
     """
     content = load_file(path)
     rest, arguments = {}, {}
@@ -207,7 +218,8 @@ def read_weights(path: str | Path) -> WeightFile:
         arguments = vars(rest.pop("args"))
     tensors = {}
     for name, value in content.items():
-        if not ("shards" in rest and isinstance(value, torch.Tensor) and value.is_meta):  # its numbers lie in the shards
+        # its numbers lie in the shards
+        if not ("shards" in rest and isinstance(value, torch.Tensor) and value.is_meta):
             refuse_odd(path, name, value)
         flat = WRAPPERS.sub("", str(name))
         if flat in tensors:
@@ -221,8 +233,9 @@ def read_weights(path: str | Path) -> WeightFile:
 def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, list[str]]:
     """A family's tensors under timm's names -> (tensors, rotary buffers, names that the conversion refused).
 
-    DINOv3: `qkv.bias` times its `bias_mask` becomes q_bias and v_bias (the k third has to be zero: timm's attention
-    has none); Meta's published files hold an all-zero mask, so there the biases vanish, as they do in Meta's code.
+    DINOv3: `qkv.bias` times its `bias_mask` becomes q_bias and v_bias (the k third has to be zero: timm's
+    attention has none); Meta's published files hold an all-zero mask, so there the biases vanish, as they do
+    in Meta's code.
     """
     converted, buffers, refused = {}, {}, []
     for name, tensor in tensors.items():
@@ -250,9 +263,9 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
         with_head: bool) -> Fit:
     """Compare a file's tensors with what `model` expects; nothing is changed yet (see `put_in`).
 
-    `model` may live on the meta device. `heads` are the prefixes of its classifiers' names. With `with_head` (a trained
-    checkpoint) the head belongs to what is expected; without (a backbone's weights) it is new and any head of the
-    file is left over.
+    `model` may live on the meta device. `heads` are the prefixes of its classifiers' names. With `with_head`
+    (a trained checkpoint) the head belongs to what is expected; without (a backbone's weights) it is new and
+    any head of the file is left over.
     """
     converted, buffers, refused = convert(tensors, family)
     wanted = model.state_dict()
@@ -272,7 +285,8 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
             if name == "pos_embed" and tensor.ndim == 3 and tensor.shape != wanted[name].shape:
                 tensor = _fit_position_embedding(tensor, model, family)
             if tensor.is_floating_point() != wanted[name].is_floating_point():
-                misshapen.append(f"{name} (file {tensor.dtype}, model {wanted[name].dtype})".replace("torch.", ""))
+                misshapen.append(f"{name} (file {tensor.dtype}, model "
+                                 f"{wanted[name].dtype})".replace("torch.", ""))
             elif tensor.shape == wanted[name].shape:
                 used[name] = tensor
             else:
@@ -286,12 +300,14 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
 
     shapes_off = {entry.split(" ")[0] for entry in misshapen}
     missing = [name for name in expected if name not in used and name not in shapes_off]
-    new = [] if with_head else sorted({name.split(".")[0] for name in missing if re.fullmatch(MAY_BE_NEW[family], name)})
+    new = [] if with_head else sorted({name.split(".")[0] for name in missing
+                                       if re.fullmatch(MAY_BE_NEW[family], name)})
     if not with_head:
         missing = [name for name in missing if not re.fullmatch(MAY_BE_NEW[family], name)]
     # timm's own DINOv3 files leave out q and v biases that are all zero: zeros are exactly what they mean
     biases = [name for name in missing if re.fullmatch(r"blocks\.\d+\.attn\.[qv]_bias", name)]
-    if family == "dinov3" and biases and not any(name.endswith(("q_bias", "v_bias", "qkv.bias")) for name in converted):
+    if family == "dinov3" and biases and not any(name.endswith(("q_bias", "v_bias", "qkv.bias"))
+                                                 for name in converted):
         used |= {name: torch.zeros(wanted[name].shape) for name in biases}
         new.append("q and v biases (zero, as the file has none)")
         missing = [name for name in missing if name not in biases]
@@ -318,9 +334,11 @@ def _shape(tensor: torch.Tensor) -> str:
 
 @torch.no_grad()
 def put_in(model: torch.nn.Module, fitted: Fit) -> None:
-    """Copy what fits into the model, then read it back: a tensor that did not arrive is our own bug, and said."""
+    """Copy what fits into the model, then read it back: a tensor that did not arrive is our own bug, and
+    said."""
     wanted = model.state_dict()
-    used = {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta}  # the rest comes from shards
+    # the rest comes from shards
+    used = {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta}
     for name, tensor in used.items():
         wanted[name].copy_(tensor)
     for name, tensor in used.items():
@@ -334,17 +352,21 @@ def put_in(model: torch.nn.Module, fitted: Fit) -> None:
 def set_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
     """Put rotary periods into the model, and renew what it caches of them for a fixed grid.
 
-    Meta rounds the published periods to bfloat16; timm computes its own in fp32 and forgets them at every cast, so call
-    this again after one.
+    Meta rounds the published periods to bfloat16; timm computes its own in fp32 and forgets them at every
+    cast, so call this again after one.
     """
-    if not isinstance(buffers, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in buffers.values()):
-        raise InputError("the file's entry 'buffers' is no table of tensors: it was changed after it was written; take another")
+    if not isinstance(buffers, dict) or not all(isinstance(tensor, torch.Tensor)
+                                                for tensor in buffers.values()):
+        raise InputError("the file's entry 'buffers' is no table of tensors: it was changed after it was "
+                         "written; take another")
     for name, tensor in buffers.items():
         rope = dict(model.named_modules()).get(str(name).rpartition(".")[0])
         if not hasattr(rope, "periods"):
-            raise InputError(f"the file has a buffer {name}, which the model has not: check --model and --model_arch")
+            raise InputError(f"the file has a buffer {name}, which the model has not: check --model and "
+                             "--model_arch")
         if rope.periods.shape != tensor.shape:
-            raise InputError(f"rotary periods: the file has {_shape(tensor)}, the model {_shape(rope.periods)}")
+            raise InputError(f"rotary periods: the file has {_shape(tensor)}, the model "
+                             f"{_shape(rope.periods)}")
         rope.periods.copy_(tensor)
         if getattr(rope, "pos_embed_cached", None) is not None:
             side, rope.feat_shape = rope.feat_shape, []  # what is cached is renewed for another grid alone

@@ -1,7 +1,7 @@
 """Position embeddings resized to another grid, each family in the way of its authors.
 
-The differences are not cosmetic: with an antialiased resize, or without DINOv2's offset, the features of a DINOv2
-backbone move by 0.01 to 0.5 (tests/test_models_vit.py compares with the authors' own numbers).
+The differences are not cosmetic: with an antialiased resize, or without DINOv2's offset, the features of a
+DINOv2 backbone move by 0.01 to 0.5 (tests/test_models_vit.py compares with the authors' own numbers).
 """
 
 import math
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 
 # DINOv2's own code scales by (new grid + 0.1) / old grid, to keep a rounding error from losing a row
-# (facebookresearch/dinov2, interpolate_pos_encoding). It moves every sampling point, so it is part of the weights.
+# (facebookresearch/dinov2, interpolate_pos_encoding). It moves every sampling point, so it is part of the
+# weights.
 DINOV2_OFFSET = 0.1
 
 
 def resize_position_embedding(pos_embed: torch.Tensor, side: int, prefix: int, rule: str) -> torch.Tensor:
-    """Position embeddings (1, prefix + n*n, D) for a grid of `side` x `side` patches: (1, prefix + side*side, D).
+    """Position embeddings (1, prefix + n*n, D) for a grid of `side` x `side` patches: (1, prefix + side*side,
+    D).
 
     `prefix` tokens (class, registers) stay as they are. `rule` names the authors:
     "mae"     bicubic to the size, no antialias (He et al., util/pos_embed.py)

@@ -11,12 +11,14 @@ from util.data.images import affine
 from util.data.images.transforms import TrainTransform, _augment_operations, train_settings
 
 FILL = (124, 116, 104)
-OPERATIONS = ("shear_x", "shear_y", "translate_x_abs", "translate_y_abs", "translate_x_rel", "translate_y_rel")
+OPERATIONS = ("shear_x", "shear_y", "translate_x_abs", "translate_y_abs", "translate_x_rel",
+              "translate_y_rel")
 HOW = {"resample": Image.Resampling.BICUBIC, "fillcolor": FILL}
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """Where a wrong weight or place shows most; flat on the left, where rounding down must not take a level away."""
+    """Where a wrong weight or place shows most; flat on the left, where rounding down must not take a level
+    away."""
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pixels[:, :width // 3] = 77
     return Image.fromarray(pixels)
@@ -33,8 +35,8 @@ def test_an_operation_gives_what_pillow_gives(name, size):
         found = getattr(affine, name)(picture, amount, **HOW)
         assert found.mode == "RGB" and found.size == size
         difference = np.abs(np.asarray(found) - theirs)
-        # a cubic that is a whole number but for its last digits is rounded down by one and not by the other: by thirds of
-        # a pixel one number of a hundred
+        # a cubic that is a whole number but for its last digits is rounded down by one and not by the other:
+        # by thirds of a pixel one number of a hundred
         assert difference.max() <= 1 and (difference > 0).mean() <= 0.02, amount
 
 
@@ -49,7 +51,8 @@ def test_what_comes_from_outside_is_filled():
 def test_scaled_training_shears_so_and_full_as_timm_does(aa):
     for decode in ("scaled", "full"):
         transform = TrainTransform(train_settings(32, (0.5,) * 3, (0.5,) * 3, decode, aa=aa))
-        moved = [op for op in _augment_operations(transform._augment) if op.name.startswith(("Shear", "Translate"))]
+        moved = [op for op in _augment_operations(transform._augment)
+                 if op.name.startswith(("Shear", "Translate"))]
         home = affine if decode == "scaled" else auto_augment
         assert moved and {op.aug_fn.__module__ for op in moved} == {home.__name__}
 

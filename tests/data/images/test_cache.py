@@ -1,4 +1,5 @@
-"""Images decoded once: the same samples, shared, made anew where anything changed, done without where there is no room."""
+"""Images decoded once: the same samples, shared, made anew where anything changed, done without where there
+is no room."""
 
 import os
 import pickle
@@ -30,7 +31,8 @@ def photographs(tmp_path):
     for number in range(6):
         coarse = Image.fromarray(rng.integers(40, 210, (6, 9, 3), dtype=np.uint8))
         size = (900 + 60 * number, 600 + 50 * number)
-        fine = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 6, (size[1], size[0], 3))
+        fine = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 6,
+                                                                                      (size[1], size[0], 3))
         path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.{'jpg' if number < 4 else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(path, quality=92)
@@ -38,12 +40,14 @@ def photographs(tmp_path):
 
 
 def cached(table, folder, side, lines=None, decode="scaled"):
-    return open_cache(folder, list(table["path"]), Kept(side, decode), 2, (lines if lines is not None else []).append)
+    return open_cache(folder, list(table["path"]), Kept(side, decode), 2,
+                      (lines if lines is not None else []).append)
 
 
 def test_the_side_that_pictures_are_kept_at():
     ratio = (3 / 4, 4 / 3)
-    assert lossless_side(224, (0.8, 1.0), ratio) == default_side(224, (0.8, 1.0), ratio) == 392  # evaluation wants more
+    # evaluation wants more
+    assert lossless_side(224, (0.8, 1.0), ratio) == default_side(224, (0.8, 1.0), ratio) == 392
     assert lossless_side(224, (0.08, 1.0), ratio) == 915  # 224 / sqrt(0.08 * 0.75)
     assert default_side(224, (0.08, 1.0), ratio) == 512
 
@@ -53,7 +57,8 @@ def test_the_side_that_pictures_are_kept_at():
 def test_the_cache_changes_no_bit(photographs, tmp_path, decode, side):
     """An image that the cache lacks is brought to the same size, to the same numbers, whenever it is read."""
     cache = cached(photographs, tmp_path / "c", side, decode=decode)
-    settings = train_settings(64, MEAN, STD, decode, kept=side), eval_settings(64, MEAN, STD, decode, kept=side)
+    settings = train_settings(64, MEAN, STD, decode, kept=side), eval_settings(64, MEAN, STD, decode,
+                                                                               kept=side)
     for transform in (TrainTransform(settings[0]), EvalTransform(settings[1])):
         samples = [ImageDataset(photographs, photographs["target"].to_numpy(), transform, 0, source=source)
                    for source in (None, cache)]
@@ -67,7 +72,8 @@ def grey_levels(one, other):
 
 @pytest.mark.parametrize("scale", [(0.8, 1.0), (0.08, 1.0)])
 def test_pictures_kept_smaller_differ_by_less_than_one_can_see(photographs, tmp_path, scale):
-    """Evaluation, and the smallest crops that training can draw, from kept images and from the files themselves."""
+    """Evaluation, and the smallest crops that training can draw, from kept images and from the files
+    themselves."""
     cache = cached(photographs, tmp_path / "c", lossless_side(96, scale, (3 / 4, 4 / 3)))
     evaluate = EvalTransform(eval_settings(96, MEAN, STD, "full"))
     for path in photographs["path"]:
@@ -79,7 +85,8 @@ def test_pictures_kept_smaller_differ_by_less_than_one_can_see(photographs, tmp_
         for image in (whole, kept):
             edge = share * min(image.size)
             left, top = 0.2 * image.width, 0.1 * image.height
-            crops.append(image.resize((96, 96), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge)))
+            crops.append(image.resize((96, 96), Image.Resampling.BICUBIC,
+                                      box=(left, top, left + edge, top + edge)))
         assert grey_levels(*crops) <= 2.0
 
 
@@ -104,19 +111,23 @@ def test_a_second_start_finds_it_and_adds_what_is_new(photographs, tmp_path):
 
 def test_a_damaged_segment_is_made_anew(photographs, tmp_path):
     lines, folder = [], tmp_path / "c" / "300-scaled-2-colour-shown"
-    for damage in (lambda pixels, index: pixels.write_bytes(pixels.read_bytes()[:-1]), lambda pixels, index: index.unlink(),
-                   lambda pixels, index: index.write_bytes(b"no index"), lambda pixels, index: pixels.unlink()):
+    for damage in (lambda pixels, index: pixels.write_bytes(pixels.read_bytes()[:-1]), lambda pixels,
+                   index: index.unlink(),
+                   lambda pixels, index: index.write_bytes(b"no index"), lambda pixels,
+                   index: pixels.unlink()):
         cached(photographs, tmp_path / "c", 300, lines)
         damage(next(folder.glob("*.pixels")), next(folder.glob("*.npy")))
         (folder / ".abc.partial").write_bytes(b"left by a start that was killed")
         cache = cached(photographs, tmp_path / "c", 300, lines)
         assert "6 decoded once" in lines.pop() and cache.has.all() and len(list(folder.glob("*.pixels"))) == 1
         assert not (folder / ".abc.partial").exists()
-        assert np.array_equal(cache(photographs["path"][1]).part(), Kept(300, "scaled").pixels(photographs["path"][1]))
+        assert np.array_equal(cache(photographs["path"][1]).part(),
+                              Kept(300, "scaled").pixels(photographs["path"][1]))
 
 
 def test_segments(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "SEGMENT_BYTES", 2 * 3 * 150 * 216)  # two of the larger ones, or somewhat more
+    # two of the larger ones, or somewhat more
+    monkeypatch.setattr(image_cache, "SEGMENT_BYTES", 2 * 3 * 150 * 216)
     cache = cached(photographs, tmp_path / "c", 150)
     assert len(list((tmp_path / "c").glob("*/*.pixels"))) == 3
     for path in photographs["path"]:
@@ -147,7 +158,8 @@ def test_without_room_pictures_are_read_from_their_files(photographs, tmp_path, 
     assert "No space left" in lines[2] and "4 of 6 images" in lines[2] and cache.has.sum() == 2
     assert not list((tmp_path / "c").glob("*/.*.partial"))
     (tmp_path / "file").write_text("")
-    assert not cached(photographs, tmp_path / "file", 300, lines).has.any() and "directory" in lines[3].lower()
+    assert not cached(photographs, tmp_path / "file", 300,
+                      lines).has.any() and "directory" in lines[3].lower()
 
 
 FILLER = """
@@ -168,7 +180,8 @@ image_cache.open_cache(Path(sys.argv[1]), sys.argv[4:], image_cache.Kept(int(sys
 
 
 def filler(folder, seconds, paths):
-    return subprocess.Popen([sys.executable, "-c", FILLER, str(folder), "300", str(seconds), *paths], text=True,
+    return subprocess.Popen([sys.executable, "-c", FILLER, str(folder), "300", str(seconds), *paths],
+                            text=True,
                             stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
 
 
@@ -183,7 +196,11 @@ def test_two_starts_fill_it_once_and_a_killed_one_leaves_nothing_behind(photogra
     first.wait()
     rest = second.communicate(timeout=60)[0].splitlines()
     assert rest.count("decoding") == 6 and "6 decoded once" in rest[-1] and second.returncode == 0
-    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2-colour-shown").iterdir()) == ["", ".npy", ".pixels"]
+    assert sorted(file.suffix for file in (tmp_path / "c" / "300-scaled-2-colour-shown").iterdir()) == [
+        "",
+        ".npy",
+        ".pixels",
+    ]
 
 
 def test_a_picture_that_is_gone_is_named(photographs, tmp_path):

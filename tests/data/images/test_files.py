@@ -1,4 +1,5 @@
-"""util/data/images/files.py: every kind of file is read as it looks, and every damaged one is found and named."""
+"""util/data/images/files.py: every kind of file is read as it looks, and every damaged one is found and
+named."""
 import io
 import struct
 import warnings
@@ -36,12 +37,15 @@ def smooth(width, height):
 
 
 def write_tiff(path, values, sample_format, photometric=1):
-    """A grey, uncompressed, little-endian TIFF of one strip, written by hand: Pillow writes only some kinds."""
+    """A grey, uncompressed, little-endian TIFF of one strip, written by hand: Pillow writes only some
+    kinds."""
     height, width = values.shape
     data = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    tags = [(256, 3, width), (257, 3, height), (258, 3, values.dtype.itemsize * 8), (259, 3, 1), (262, 3, photometric)]
+    tags = [(256, 3, width), (257, 3, height), (258, 3, values.dtype.itemsize * 8), (259, 3, 1),
+            (262, 3, photometric)]
     tags += [(273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(data)), (339, 3, sample_format)]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in tags)
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, v)
+                                                        for tag, kind, v in tags)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + b"\0\0\0\0")
 
 
@@ -64,8 +68,10 @@ def test_16_bit_colours_keep_their_high_byte(tmp_path):
     # Written by hand, as Pillow cannot: PNG with bit depth 16 and colour type 2.
     rows = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=-1).astype(">u2")
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)),
+              (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c))
+                    for t, c in chunks)
     (tmp_path / "rgb16.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     assert np.abs(pixels(tmp_path / "rgb16.png") - rows.astype(int) / 257).max() <= 1
 
@@ -76,7 +82,8 @@ def test_16_bit_colours_keep_their_high_byte(tmp_path):
         (RAMP.astype(np.int32), 2, RAMP / 257),  # 16 bits kept in 32
         (RAMP.astype(np.int32) * 32768, 2, RAMP.astype(float) * 32768 * 255 / (2**31 - 1)),
         (RAMP.astype(np.uint32) * 65537, 1, RAMP / 257),  # uses the highest bit
-        ((RAMP.astype(np.int32) - 32768).astype(np.int16), 2, (RAMP.astype(float) - 32768).clip(0) * 255 / 32767),
+        ((RAMP.astype(np.int32) - 32768).astype(np.int16), 2,
+         (RAMP.astype(float) - 32768).clip(0) * 255 / 32767),
         ((RAMP / 65535).astype(np.float32), 3, RAMP / 257),
         ((RAMP / 257).astype(np.float32), 3, RAMP / 257),
         (RAMP.astype(np.float32), 3, RAMP / 257),
@@ -153,7 +160,8 @@ def test_exif_orientation_is_ignored_as_stored(tmp_path):
 def test_jpegs_are_decoded_at_the_coarsest_scale_that_is_enough(tmp_path):
     path = tmp_path / "a.jpg"
     smooth(801, 603).save(path, quality=95)
-    for minimum, size in ((1, (101, 76)), (75, (101, 76)), (76, (201, 151)), (150, (201, 151)), (151, (401, 302))):
+    for minimum, size in ((1, (101, 76)), (75, (101, 76)), (76, (201, 151)), (150, (201, 151)),
+                          (151, (401, 302))):
         assert read_image(str(path), minimum_size=minimum).size == size
     assert read_image(str(path), minimum_size=302).size == (801, 603)
     assert read_image(str(path), minimum_size=9999).size == (801, 603)
@@ -177,12 +185,14 @@ def test_dct_denominator_agrees_with_what_pillow_decodes(tmp_path):
 def test_a_part_is_what_pillow_decodes_at_the_coarsest_scale_that_is_enough(tmp_path):
     smooth(800, 600).save(tmp_path / "a.jpg", quality=95)
     path = str(tmp_path / "a.jpg")
-    for resolution, factor in ((None, 1), ((800, 600), 1), ((400, 300), 2), ((401, 20), 1), ((200, 150), 4), ((1, 1), 8)):
+    for resolution, factor in ((None, 1), ((800, 600), 1), ((400, 300), 2), ((401, 20), 1), ((200, 150), 4),
+                               ((1, 1), 8)):
         whole, denominator = ImageSource(path).decode_scaled((800 // factor, 600 // factor))
         found = ImageSource(path).part(None, resolution)
         assert denominator == factor and found.flags.writeable and np.array_equal(found, np.asarray(whole))
     crop = ImageSource(path).part((10, 20, 210, 220), (50, 50))
-    assert np.array_equal(crop, ImageSource(path).part(None, (200, 150))[5:55, 2:52])  # 2.5 to the even number
+    # 2.5 to the even number
+    assert np.array_equal(crop, ImageSource(path).part(None, (200, 150))[5:55, 2:52])
 
 
 def test_parts_of_other_formats_are_averaged_over_squares_for_checkpoints_of_before(tmp_path):
@@ -231,10 +241,13 @@ def test_resizing_agrees_with_pillow():
     assert np.abs(found - np.asarray(picture.resize((100, 90), Image.Resampling.BICUBIC))).max() <= 2
 
 
-@pytest.mark.parametrize(("pixels", "size"), [((512, 512), (256, 256)), ((536, 356), (385, 256)), ((281, 257), (279, 256)),
-                                              ((120, 100), (307, 256)), ((256, 256), (256, 256)), ((224, 224), (224, 224))])
+@pytest.mark.parametrize(("pixels", "size"),
+                         [((512, 512), (256, 256)), ((536, 356), (385, 256)), ((281, 257), (279, 256)),
+                                              ((120, 100), (307, 256)), ((256, 256), (256, 256)),
+                                              ((224, 224), (224, 224))])
 def test_a_part_of_a_resized_picture_is_that_of_the_whole_one(pixels, size):
-    noise = np.random.RandomState(0).randint(0, 256, (*pixels[::-1], 3), dtype=np.uint8)  # where a shift would show most
+    # where a shift would show most
+    noise = np.random.RandomState(0).randint(0, 256, (*pixels[::-1], 3), dtype=np.uint8)
     left, top = ((side - 224) // 2 for side in size)
     box = (left, top, left + 224, top + 224)
     found = images.resized(noise, size, box).astype(int)
@@ -249,7 +262,8 @@ def test_size_is_known_without_decoding_and_decode_works_twice(tmp_path):
     smooth(200, 100).save(path)
     source = ImageSource(str(path))
     assert source.size == (200, 100) and source.size == (200, 100)
-    assert source.decode(10).size == (25, 13) and source.decode().size == (200, 100) and source.size == (200, 100)
+    assert source.decode(10).size == (25, 13) and source.decode().size == (200, 100) and source.size == (200,
+                                                                                                         100)
     cut = path.read_bytes()[:700]
     path.write_bytes(cut)
     source = ImageSource(str(path))
@@ -279,8 +293,11 @@ def damaged_files(folder):
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("this is no image")
     (folder / "folder.png").mkdir()
-    (folder / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto\n")
-    files |= {"empty.jpg": "empty", "text.jpg": "not an image", "script.jpg": "not an image", "folder.png": ""}
+    (folder / "script.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto\n"
+    )
+    files |= {"empty.jpg": "empty", "text.jpg": "not an image", "script.jpg": "not an image",
+              "folder.png": ""}
     files["absent.jpg"] = "no such file"
     return {str(folder / name): words for name, words in files.items()}
 
@@ -290,7 +307,11 @@ def test_every_damaged_file_raises_and_is_named(tmp_path):
         for minimum_size in (None, 1):
             with pytest.raises(ImageError, match=words or None) as caught:
                 read_image(path, minimum_size)
-            assert caught.value.path == path and "\n" not in str(caught.value) and str(caught.value).startswith(path)
+            assert (
+                caught.value.path == path
+                and "\n" not in str(caught.value)
+                and str(caught.value).startswith(path)
+            )
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""util/data/images/fundus.py: fields that were drawn, fields that were marked by hand, and images that have none."""
+"""util/data/images/fundus.py: fields that were drawn, fields that were marked by hand, and images that have
+none."""
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ from util.data.images.as_shown import Reading
 from util.data.images.files import ImageSource
 from util.data.images.fundus import Field, find_field, small_image
 
-# Of IDRiD's test photographs, 4288 x 2848: number, centre and radius in pixels, marked by hand on the rim at 1/4 of the size.
-MARKS = {1: (1980, 1419, 1705), 2: (1996, 1413, 1704), 5: (1990, 1412, 1705), 8: (1981, 1420, 1704), 13: (1981, 1423, 1704),
-         17: (1979, 1421, 1704), 21: (1979, 1421, 1705), 29: (1980, 1420, 1705), 33: (1980, 1420, 1705), 38: (1979, 1421, 1704),
-         42: (1981, 1423, 1704), 47: (1967, 1418, 1704), 55: (1977, 1425, 1705), 58: (1976, 1422, 1704), 64: (1976, 1422, 1704),
-         70: (1989, 1417, 1705), 77: (1978, 1422, 1705), 84: (1978, 1422, 1704), 90: (1991, 1413, 1705), 95: (1979, 1424, 1704)}
+# Of IDRiD's test photographs, 4288 x 2848: number, centre and radius in pixels, marked by hand on the rim at
+# 1/4 of the size.
+MARKS = {1: (1980, 1419, 1705), 2: (1996, 1413, 1704), 5: (1990, 1412, 1705), 8: (1981, 1420, 1704),
+         13: (1981, 1423, 1704),
+         17: (1979, 1421, 1704), 21: (1979, 1421, 1705), 29: (1980, 1420, 1705), 33: (1980, 1420, 1705),
+         38: (1979, 1421, 1704),
+         42: (1981, 1423, 1704), 47: (1967, 1418, 1704), 55: (1977, 1425, 1705), 58: (1976, 1422, 1704),
+         64: (1976, 1422, 1704),
+         70: (1989, 1417, 1705), 77: (1978, 1422, 1705), 84: (1978, 1422, 1704), 90: (1991, 1413, 1705),
+         95: (1979, 1424, 1704)}
 
 
 def circle(field):
@@ -25,7 +31,8 @@ def circle(field):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_fields(kind):
-    """benchmarks/fundus.py looks at more of them; all of these had an intersection over union of 0.985 or more."""
+    """benchmarks/fundus.py looks at more of them; all of these had an intersection over union of 0.985 or
+    more."""
     for seed in range(100, 108):
         pixels, drawn = draw_field(seed, kind)
         field = find_field(pixels)
@@ -62,7 +69,8 @@ def crops(image, number, rng):
 
 @pytest.mark.long
 def test_images_without_a_field_have_none():
-    digits = [np.asarray(Image.fromarray((values * 255 / 16).astype(np.uint8)).convert("RGB").resize((size, size), how))
+    digits = [np.asarray(Image.fromarray((values * 255
+                                          / 16).astype(np.uint8)).convert("RGB").resize((size, size), how))
               for values in load_digits().images[::6]
               for size, how in ((64, Image.Resampling.BICUBIC), (280, Image.Resampling.NEAREST))]
     scans = [draw_scan(seed) for seed in range(150)]
@@ -97,7 +105,11 @@ def test_a_moved_and_enlarged_image_has_its_field_moved_and_enlarged():
 def test_square(field, square):
     assert field.square == square
     left, top, side = square
-    assert abs(left + side / 2 - field.x) <= 4.5 and abs(top + side / 2 - field.y) <= 4.5 and abs(side / 2 - field.radius) <= 4
+    assert (
+        abs(left + side / 2 - field.x) <= 4.5
+        and abs(top + side / 2 - field.y) <= 4.5
+        and abs(side / 2 - field.radius) <= 4
+    )
 
 
 def test_small_image_is_the_same_for_every_way_of_decoding(tmp_path):

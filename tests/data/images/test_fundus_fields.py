@@ -1,4 +1,5 @@
-"""--fundus_crop: the square that is read, what is remembered of fields, and every program that reads images."""
+"""--fundus_crop: the square that is read, what is remembered of fields, and every program that reads
+images."""
 
 import random
 
@@ -23,7 +24,8 @@ HALF = (0.5, 0.5, 0.5)
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Two drawn photographs, 1000 pixels high, whose field is cut above and below, as JPEG and PNG; an OCT-like scan."""
+    """Two drawn photographs, 1000 pixels high, whose field is cut above and below, as JPEG and PNG; an
+    OCT-like scan."""
     folder = tmp_path_factory.mktemp("photographs")
     for number in range(2):
         drawn = Image.fromarray(draw_field(number + 20, "cut top and bottom")[0])
@@ -41,7 +43,8 @@ def square_by_hand(pixels, field):
     return padded[top + far:top + far + side, left + far:left + far + side]
 
 
-@pytest.mark.parametrize("field", [Field(750, 500, 300), Field(750, 480, 560), Field(0, 1000, 200), Field(760, 500, 900)])
+@pytest.mark.parametrize("field", [Field(750, 500, 300), Field(750, 480, 560), Field(0, 1000, 200),
+                                   Field(760, 500, 900)])
 def test_the_square_is_that_of_the_padded_image(photographs, field):
     path = str(photographs / "f0.png")
     by_hand = square_by_hand(np.asarray(Image.open(path)), field)
@@ -166,7 +169,7 @@ def test_a_cache_keeps_squares_apart_from_whole_images(photographs, tmp_path):
     assert torch.equal(EvalTransform(settings)(path), EvalTransform(settings)(caches[0](path)))
 
 
-# ---- the programs ---------------------------------------------------------------------------------------------------
+# ---- the programs ------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -177,21 +180,24 @@ def folder(tmp_path_factory):
         for name in ("a", "b"):
             (place / split / name).mkdir(parents=True)
             for _ in range(count):
-                Image.fromarray(draw_field(number, "plain")[0]).save(place / split / name / f"{number}.jpg", quality=90)
+                Image.fromarray(draw_field(number, "plain")[0]).save(place / split / name / f"{number}.jpg",
+                                                                     quality=90)
                 number += 1
     Image.fromarray(draw_scan(1)).save(place / "test" / "a" / "scan.png")
     return place
 
 
 def test_the_whole_way(folder, start, tmp_path, capsys):
-    words = ("--nb_classes", 2, "--epochs", 1, "--task", "run", "--image_cache", "cache", "--fundus_crop", "auto")
+    words = ("--nb_classes", 2, "--epochs", 1, "--task", "run", "--image_cache", "cache", "--fundus_crop",
+             "auto")
     code, out, err = start(*words, data=folder)
     assert code == 0, err
     assert "the round field was found in 28 of 29 images; 1 stay whole:" in out and "scan.png" in out
     assert "cut to the round field (--fundus_crop auto)" in out and "-fundus1 (short side" in out
     run = tmp_path / "output_dir" / "run"
     table = pd.read_csv(run / "fundus_crop.csv")
-    assert len(table) == 29 and list(table["path"][table["radius"].isna()]) == [str(folder / "test" / "a" / "scan.png")]
+    assert len(table) == 29 and list(table["path"][table["radius"].isna()]) == [str(folder / "test" / "a"
+                                                                                    / "scan.png")]
     assert Image.open(run / "fundus_crop.png").width == 1440
     stored = torch.load(run / "checkpoint-best.pth", weights_only=True)["transform"]["eval"]
     assert stored["fundus_crop"] == "auto"
@@ -199,14 +205,17 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
 
     # without a cache, and what is remembered deleted: the same figures, read as the checkpoint says
     (tmp_path / "output_dir" / ".fundus_fields.npy").unlink()
-    code, out, err = start("--nb_classes", 2, "--task", "again", "--eval", "--resume", run / "checkpoint-best.pth", data=folder)
+    code, out, err = start("--nb_classes", 2, "--task", "again", "--eval", "--resume",
+                           run / "checkpoint-best.pth", data=folder)
     assert code == 0, err
-    assert "found in 8 of 9 images" in out and (tmp_path / "output_dir" / "again" / "fundus_crop_test.csv").exists()
+    assert "found in 8 of 9 images" in out and (tmp_path / "output_dir" / "again"
+                                                / "fundus_crop_test.csv").exists()
     again = pd.read_csv(tmp_path / "output_dir" / "again" / "predictions_test.csv")
     pd.testing.assert_frame_equal(predicted, again)
 
     # typed, it changes the reading
-    code, out, err = start("--nb_classes", 2, "--task", "off", "--eval", "--resume", run / "checkpoint-best.pth",
+    code, out, err = start("--nb_classes", 2, "--task", "off", "--eval", "--resume",
+                           run / "checkpoint-best.pth",
                            "--fundus_crop", "off", data=folder)
     assert code == 0 and "--fundus_crop auto -> off" in out and "round field" not in out
     other = pd.read_csv(tmp_path / "output_dir" / "off" / "predictions_test.csv")
@@ -217,15 +226,18 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     import predict
     from util.core.ending import exit_code_of
 
-    assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
+    assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input",
+                                       str(folder / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0
     assert "found in 8 of 9 images" in capsys.readouterr().out
     rows = pd.read_csv("p.csv").assign(name=lambda t: t["path"]).set_index("name")["prob_a"]
     np.testing.assert_allclose(rows[predicted["path"]].to_numpy(), predicted["prob_a"], atol=1e-6)
     assert len(pd.read_csv("p.fundus_crop.csv")) == 9 and Image.open("p.fundus_crop.png").width == 1440
     assert not list(tmp_path.glob(".p.csv*"))
-    assert exit_code_of(latent_feature.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
-                                              "--output", "f.npz", "--device", "cpu", "--num_workers", "0"]) == 0
+    assert exit_code_of(latent_feature.main,
+                        ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
+                                              "--output", "f.npz", "--device", "cpu", "--num_workers",
+                                              "0"]) == 0
     assert len(pd.read_csv("f.npz.fundus_crop.csv")) == 9
 
 
@@ -239,14 +251,16 @@ def test_a_run_of_before_goes_on_uncut_and_refuses_another_reading(folder, start
         torch.save(content, path)
     code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "old", "--resume", "same", data=folder)
     assert code == 0 and "round field" not in out, err
-    code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "old", "--resume", "same", "--fundus_crop", "auto",
+    code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "old", "--resume", "same",
+                           "--fundus_crop", "auto",
                            data=folder)
     assert code == 2 and "--fundus_crop off -> auto" in err
 
 
 def test_scans_alone_are_warned_of(start, tmp_path):
     place = tmp_path / "scans"
-    for number, (split, name) in enumerate((split, name) for split in ("train", "val", "test") for name in "ab"):
+    for number, (split, name) in enumerate((split, name) for split in ("train", "val", "test")
+                                           for name in "ab"):
         (place / split / name).mkdir(parents=True)
         for seed in range(3):
             Image.fromarray(draw_scan(10 * number + seed)).save(place / split / name / f"{seed}.png")

@@ -1,5 +1,5 @@
-"""util/data/images/reading_pass.py: a launch opens each file once and decodes it as rarely as is right; the next one not at
-all; what comes out is what each reader finds alone."""
+"""util/data/images/reading_pass.py: a launch opens each file once and decodes it as rarely as is right; the
+next one not at all; what comes out is what each reader finds alone."""
 
 import threading
 from collections import Counter
@@ -34,7 +34,8 @@ def folder(tmp_path_factory):
         for name in ("a", "b"):
             (place / split / name).mkdir(parents=True)
             for ending in ("jpg", "jpg", "png", "tif"):
-                Image.fromarray(draw_field(number, "plain")[0]).save(place / split / name / f"{number}.{ending}")
+                Image.fromarray(draw_field(number,
+                                           "plain")[0]).save(place / split / name / f"{number}.{ending}")
                 number += 1
     return place
 
@@ -43,7 +44,11 @@ def folder(tmp_path_factory):
 def count(monkeypatch):
     """Files that were opened and decoded from here on, by name: Counter of each."""
     opened, decoded, lock = Counter(), Counter(), threading.Lock()
-    plain_content, plain_decode, plain_load = files._content, files.simplejpeg.decode_jpeg, ImageFile.ImageFile.load
+    plain_content, plain_decode, plain_load = (
+        files._content,
+        files.simplejpeg.decode_jpeg,
+        ImageFile.ImageFile.load,
+    )
     now = threading.local()  # which file a thread has opened
 
     def content(path):
@@ -59,7 +64,8 @@ def count(monkeypatch):
 
     def load(image):
         with lock:
-            decoded[getattr(now, "path", "what the test draws")] += bool(image.tile)  # empty once it is loaded
+            # empty once it is loaded
+            decoded[getattr(now, "path", "what the test draws")] += bool(image.tile)
         return plain_load(image)
     monkeypatch.setattr(files, "_content", content)
     monkeypatch.setattr(files.simplejpeg, "decode_jpeg", decode)
@@ -69,11 +75,13 @@ def count(monkeypatch):
 
 @pytest.mark.parametrize("crop", ["off", "auto"])
 def test_a_launch_reads_every_file_once_and_the_next_one_none(folder, start, count, monkeypatch, crop):
-    """With the check, the cache, the fingerprints and (auto) the fields, until the first epoch would begin."""
+    """With the check, the cache, the fingerprints and (auto) the fields, until the first epoch would
+    begin."""
     monkeypatch.setattr(jobs.train, "_train", lambda job: None)
     monkeypatch.setattr(fundus_sheet, "report", lambda *arguments: [])  # a sheet of 24 images, for people
     opened, decoded = count
-    words = ("--nb_classes", 2, "--image_cache", "cache", "--cache_size", SIDE, "--fundus_crop", crop, "--epochs", 1)
+    words = ("--nb_classes", 2, "--image_cache", "cache", "--cache_size", SIDE, "--fundus_crop", crop,
+             "--epochs", 1)
     code, out, err = start(*words, "--task", "one", data=folder)
     assert code == 0, err
     assert "24 decoded once" in out and "(24 images, " in out
@@ -87,7 +95,8 @@ def test_a_launch_reads_every_file_once_and_the_next_one_none(folder, start, cou
     code, out, err = start(*words, "--task", "two", data=folder)
     assert code == 0 and "24 found decoded" in out and "(24 images, " in out, err
     assert not opened
-    code, out, err = start(*words[:-2], "--epochs", 1, "--task", "three", "--leakage", "off", "--cache_size", 150, data=folder)
+    code, out, err = start(*words[:-2], "--epochs", 1, "--task", "three", "--leakage", "off", "--cache_size",
+                           150, data=folder)
     assert code == 0 and "24 decoded once" in out and opened == dict.fromkeys(paths, 1), err
 
 
@@ -111,7 +120,8 @@ def test_what_the_readers_find_is_what_each_finds_alone(folder, tmp_path):
         assert np.array_equal(facts.of(paths), alone.of(paths)) and len(facts.of(paths)) == len(paths)
         for path, found, entry in zip(paths, prints.of(paths), facts.of(paths), strict=True):
             assert fields(path) == Fields(None, shown)(path)
-            assert np.array_equal(cache(path).part(), Kept(SIDE, "scaled", Reading(shown=shown), "auto").pixels(path))
+            assert np.array_equal(cache(path).part(),
+                                  Kept(SIDE, "scaled", Reading(shown=shown), "auto").pixels(path))
             plain = fingerprint(path)
             assert np.abs(plain["thumbnail"].astype(int) - found["thumbnail"]).mean() <= 1
             assert path != paths[-3] or np.array_equal(plain, found)  # the flat one is compared by equality
@@ -131,10 +141,12 @@ def test_deep_files_are_added_once_the_range_of_all_is_known(tmp_path, count):
     settled = Kept(SIDE, "scaled", Reading(bits=12))
     cache = open_cache(tmp_path / "c", paths, settled, 1, lines.append, filled=filling)
     assert opened == {path: 2 if path.endswith("tif") else 1 for path in paths} and cache.has.all()
-    assert "6 decoded once" in lines[0] and lines[0].endswith("; 3 of more than 8 bits were read again, over the range of all")
+    assert "6 decoded once" in lines[0] and lines[0].endswith("; 3 of more than 8 bits were read again, over "
+                                                              "the range of all")
     for path in paths:
         assert np.array_equal(cache(path).part(), settled.pixels(path))
-    assert cache(str(tmp_path / "deep1.tif")).part().max() == 64  # of 12 bits: over its own 10 it would be white
+    # of 12 bits: over its own 10 it would be white
+    assert cache(str(tmp_path / "deep1.tif")).part().max() == 64
 
 
 def test_an_interrupted_pass_keeps_what_was_learnt(folder, tmp_path, monkeypatch, count):
@@ -157,7 +169,8 @@ def test_an_interrupted_pass_keeps_what_was_learnt(folder, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         read_images(readers(), 1)
     assert len(opened) <= 2 * (reading_pass.IN_FLIGHT + 1)
-    assert all(list(reader.lacks(paths)) == [False] * 2 + [True] * 22 for reader, _ in readers()[:1] + readers()[2:])
+    assert all(list(reader.lacks(paths)) == [False] * 2 + [True] * 22
+               for reader, _ in readers()[:1] + readers()[2:])
     assert sum(readers()[1][0].lacks(paths)) == 22
     monkeypatch.undo()
     read_images(readers(), 1)
@@ -169,7 +182,8 @@ def test_bad_files_reach_no_reader(folder, tmp_path):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(next(path for path in folder.glob("test/a/*.jpg")).read_bytes()[:-2000])
     paths = [good[0], str(cut), *good[1:], str(tmp_path / "absent.png")]
-    prints, facts, filling = Fingerprints(None), ImageFacts(None), Filling(tmp_path / "c", Kept(SIDE, "scaled"), print)
+    prints, facts, filling = Fingerprints(None), ImageFacts(None), Filling(tmp_path / "c",
+                                                                           Kept(SIDE, "scaled"), print)
     bad = read_images([(filling, paths), (prints, paths), (facts, paths)], 2)
     assert [path for path, _ in bad] == [str(cut), paths[-1]] and "truncated" in bad[0][1]
     assert len(facts.of(paths)) == filling.count == 4 and (prints.of(paths)["width"] > 0).sum() == 4

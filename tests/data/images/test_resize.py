@@ -11,7 +11,14 @@ from PIL import Image
 from util.data.images import seen_area
 from util.data.images.cache import Kept, open_cache
 from util.data.images.scan import NO_FACTS
-from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, resized_side, seen_share, train_settings
+from util.data.images.transforms import (
+    EvalTransform,
+    TrainTransform,
+    eval_settings,
+    resized_side,
+    seen_share,
+    train_settings,
+)
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -19,7 +26,8 @@ HALF = (0.5, 0.5, 0.5)
 def wide(seed, width=1536, height=496):
     y, x = np.mgrid[:height, :width]
     rng = np.random.default_rng(seed)
-    waves = sum(np.sin(x / rng.uniform(20, 90) + y / rng.uniform(20, 90) + c)[..., None] * rng.normal(size=3) for c in range(4))
+    waves = sum(np.sin(x / rng.uniform(20, 90) + y / rng.uniform(20, 90) + c)[..., None] * rng.normal(size=3)
+                for c in range(4))
     return (127 + 40 * waves).clip(0, 255).astype(np.uint8)
 
 
@@ -81,7 +89,8 @@ def test_the_fundus_crop_comes_before(tmp_path):
 
 @pytest.mark.parametrize("decode", ["full", "scaled"])
 def test_training_draws_its_crops_from_the_same_square(scans, decode, tmp_path):
-    """squash: what timm draws from the squashed image, to the rounding of a crop to whole pixels; pad: from the padded one."""
+    """squash: what timm draws from the squashed image, to the rounding of a crop to whole pixels; pad: from
+    the padded one."""
     image = Image.open(scans / "one.png")
     image.resize((1536, 1536), Image.Resampling.BICUBIC).save(tmp_path / "squash.png")
     square = Image.new("RGB", (1536, 1536))
@@ -123,7 +132,8 @@ def test_lines(scans):
     lines = seen_area.describe(paths, eval_settings(224, HALF, HALF, "full"), None, NO_FACTS)
     assert "evaluation sees 25% of an image's area (median of 2; --resize crop)" in lines[0]
     assert lines[1].startswith("warning: what lies outside the centre") and len(lines) == 2
-    assert len(seen_area.describe(paths, eval_settings(224, HALF, HALF, "full", fit="pad"), None, NO_FACTS)) == 1
+    assert len(seen_area.describe(paths, eval_settings(224, HALF, HALF, "full", fit="pad"), None,
+                                  NO_FACTS)) == 1
     assert seen_area.describe([], eval_settings(224, HALF, HALF, "full"), None, NO_FACTS) == []
 
 
@@ -135,7 +145,8 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
             for _ in range(count):
                 Image.fromarray(wide(number, 160, 60)).save(place / split / name / f"{number}.png")
                 number += 1
-    code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "run", "--resize", "squash", "--image_cache", "c",
+    code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "run", "--resize", "squash",
+                           "--image_cache", "c",
                            data=place)
     assert code == 0 and "evaluation sees 100% of an image's area (median of 16; --resize squash)" in out, err
     run = tmp_path / "output_dir" / "run"
@@ -145,13 +156,17 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
     import predict
     from util.core.ending import exit_code_of
 
-    assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input", str(place / "test"),
+    assert exit_code_of(predict.main, ["--resume", str(run / "checkpoint-best.pth"), "--input",
+                                       str(place / "test"),
                                        "--output", "p.csv", "--device", "cpu", "--num_workers", "0"]) == 0
     assert "--resize squash" in capsys.readouterr().out
     rows = pd.read_csv("p.csv").set_index("path")["prob_a"]
     np.testing.assert_allclose(rows[predicted["path"]].to_numpy(), predicted["prob_a"], atol=1e-6)
-    code, out, err = start("--nb_classes", 2, "--task", "c", "--eval", "--resume", run / "checkpoint-best.pth", "--resize",
+    code, out, err = start("--nb_classes", 2, "--task", "c", "--eval", "--resume",
+                           run / "checkpoint-best.pth", "--resize",
                            "crop", data=place)
-    assert code == 0 and "--resize squash -> crop" in out and "warning: what lies outside the centre" in out, err
+    assert (
+        code == 0 and "--resize squash -> crop" in out and "warning: what lies outside the centre" in out
+    ), err
     other = pd.read_csv(tmp_path / "output_dir/c/predictions_test.csv")
     assert (other["prob_a"] - predicted["prob_a"]).abs().max() > 1e-5

@@ -1,4 +1,5 @@
-"""util/data/images/scan.py: what the check of all files finds, and how the files of a data set are read together."""
+"""util/data/images/scan.py: what the check of all files finds, and how the files of a data set are read
+together."""
 
 import os
 
@@ -55,7 +56,8 @@ def test_only_new_and_changed_files_are_checked_again(tmp_path, monkeypatch):
     assert known.lacks([str(tmp_path / "absent too.png")])[0]
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00", None], ids=["empty", "junk", "cut", "floats"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00", None],
+                         ids=["empty", "junk", "cut", "floats"])
 def test_an_unusable_memory_is_said_and_written_anew(tmp_path, content):
     known_file, picture = tmp_path / "known.npy", str(tmp_path / "a.png")
     smooth(20, 20).save(picture)

@@ -1,5 +1,5 @@
-"""util/data/images/transforms.py: timm's training recipe and torchvision's evaluation, bit for bit; scaled decoding comes
-close."""
+"""util/data/images/transforms.py: timm's training recipe and torchvision's evaluation, bit for bit; scaled
+decoding comes close."""
 import json
 import pickle
 import random
@@ -147,7 +147,8 @@ def parts(monkeypatch):
 def test_scaled_decoding_leaves_the_crop_its_resolution(jpeg, monkeypatch, parts):
     scaled = TrainTransform(train_settings(40, MEAN, STD, "scaled", aa="none", reprob=0))
     monkeypatch.setattr(scaled, "_draw_crop", lambda image, scale, ratio: (10, 20, *crop))
-    for crop, size in (((79, 200), (200, 79)), ((80, 80), (40, 40)), ((159, 200), (100, 79)), ((160, 160), (40, 40))):
+    for crop, size in (((79, 200), (200, 79)), ((80, 80), (40, 40)), ((159, 200), (100, 79)),
+                       ((160, 160), (40, 40))):
         scaled(jpeg)
         assert parts.pop() == size, crop
 
@@ -172,13 +173,15 @@ def test_full_decoding_evaluates_exactly_as_torchvision(jpeg, large_jpeg, tmp_pa
 
 
 def test_scaled_evaluation_is_close(large_jpeg):
-    full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(large_jpeg) for decode in ("full", "scaled"))
+    full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(large_jpeg)
+                    for decode in ("full", "scaled"))
     assert 0 < grey_levels(full, scaled) <= 2
 
 
 def test_scaled_evaluation_decodes_no_finer_than_the_resized_picture(tmp_path, parts):
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled"))
-    for edge, denominator in ((511, 1), (512, 2), (1023, 2), (1024, 4), (2047, 4), (2048, 8)):  # 256 · denominator
+    # 256 · denominator
+    for edge, denominator in ((511, 1), (512, 2), (1023, 2), (1024, 4), (2047, 4), (2048, 8)):
         Image.new("RGB", (edge, edge + 100), (200, 100, 50)).save(tmp_path / "a.jpg")
         scaled(str(tmp_path / "a.jpg"))
         assert parts.pop() == (-(-edge // denominator), -(-(edge + 100) // denominator))
@@ -186,13 +189,16 @@ def test_scaled_evaluation_decodes_no_finer_than_the_resized_picture(tmp_path, p
 
 @pytest.mark.parametrize("size", [(1153, 1033), (1150, 1085), (2303, 2309), (520, 777)])
 def test_a_scaled_picture_is_not_stretched_by_its_last_partial_pixel(tmp_path, size):
-    """At 1/8 libjpeg gives 288 x 289 pixels of 2303 x 2309, that is of 287.875 x 288.625; stripes show where they are."""
+    """At 1/8 libjpeg gives 288 x 289 pixels of 2303 x 2309, that is of 287.875 x 288.625; stripes show where
+    they are."""
     across, down = np.meshgrid(*(np.arange(side) / side for side in size))
-    stripes = 127 + 100 * np.stack([np.sin(60 * across), np.sin(60 * down), np.sin(40 * (across + down))], axis=-1)
+    stripes = 127 + 100 * np.stack([np.sin(60 * across), np.sin(60 * down), np.sin(40 * (across + down))],
+                                   axis=-1)
     for suffix, options in ((".jpg", {"quality": 95, "subsampling": 0}), (".png", {"compress_level": 1})):
         path = str(tmp_path / f"a{suffix}")
         Image.fromarray(np.uint8(stripes)).save(path, **options)
-        full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(path) for decode in ("full", "scaled"))
+        full, scaled = (EvalTransform(eval_settings(224, MEAN, STD, decode))(path)
+                        for decode in ("full", "scaled"))
         assert grey_levels(full, scaled) < 1  # half a pixel beside its place it is 5 to 10
         kept, whole = (Kept(256, decode).pixels(path).astype(int) for decode in ("scaled", "full"))
         assert kept.shape == whole.shape and np.abs(kept - whole).mean() < 1
@@ -233,9 +239,11 @@ def test_posterize_to_no_bits_is_black_as_it_used_to_be(jpeg, monkeypatch):
     picture = drawn(32, 32, noise=50)
     assert not np.asarray(_posterize(picture, 0)).any()
     for bits in range(1, 10):
-        assert (np.asarray(_posterize(picture, bits)) == np.asarray(auto_augment.posterize(picture, bits))).all()
+        assert (np.asarray(_posterize(picture, bits))
+                == np.asarray(auto_augment.posterize(picture, bits))).all()
 
-    transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full", aa="rand-m10-n1-inc1-p1", reprob=0))
+    transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full", aa="rand-m10-n1-inc1-p1",
+                                              reprob=0))
     augmenting = next(step for step in transform._augment.transforms if hasattr(step, "ops"))
     posterizes = [op for op in augmenting.ops if op.name == "PosterizeIncreasing"]
     assert len(posterizes) == 1
@@ -256,7 +264,8 @@ def test_every_operation_runs_at_every_magnitude(name):
         assert result.size == picture.size and result.mode == "RGB"
 
 
-@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original", "v0r", "originalr", "3a"])
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original", "v0r", "originalr",
+                                "3a"])
 def test_posterize_is_replaced_wherever_timm_puts_it(aa):
     settings = train_settings(32, MEAN, STD, "full", aa=aa)
     operations = list(_augment_operations(TrainTransform(settings)._augment))
@@ -312,7 +321,8 @@ def test_wrong_settings_are_refused_by_the_flags_name(flag, wrong):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "rand", "rand-m7-n3-p0.5-mmax20-tweights", "augmix-m5-w4-d2"])
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "rand", "rand-m7-n3-p0.5-mmax20-tweights",
+                                "augmix-m5-w4-d2"])
 def test_strings_that_timm_takes_are_taken(aa):
     assert train_settings(32, MEAN, STD, "full", aa=aa)["aa"] == aa
     TrainTransform(train_settings(32, MEAN, STD, "full", aa=aa))
@@ -340,7 +350,8 @@ def test_a_strip_costs_no_more_than_what_is_looked_at(tmp_path, decode):
 # what comes of the full decode: speckle, noise, checkerboards
 
 def speckle(height, width):
-    """A grey B-scan: layers, each pixel times a number of its own, as the interference of light makes them."""
+    """A grey B-scan: layers, each pixel times a number of its own, as the interference of light makes
+    them."""
     generator, down = np.random.default_rng(0), np.arange(height)[:, None] / height
     layers = 40 + 120 * np.exp(-(((down - 0.5 - 0.1 * np.sin(3 * np.arange(width) / width)) / 0.08) ** 2))
     return np.clip(layers * generator.gamma(1.5, 1 / 1.5, (height, width)), 0, 255).astype(np.uint8)
@@ -368,7 +379,8 @@ def test_what_is_no_jpeg_is_read_to_a_level_of_the_full_decode(tmp_path, size, d
 
 @pytest.mark.parametrize("quality", [75, 85, 95])
 def test_a_jpeg_of_speckle_is_decoded_whole(tmp_path, quality):
-    """At half its size its speckle would differ by 7 levels; so it does in checkpoints that were trained that way."""
+    """At half its size its speckle would differ by 7 levels; so it does in checkpoints that were trained that
+    way."""
     scan, path = Image.fromarray(speckle(512, 1000)), str(tmp_path / "a.jpg")
     marked = scan.convert("RGB")
     marked.paste((0, 255, 0), (700, 0, 702, 512))  # the line that says where the scan was taken
@@ -388,5 +400,6 @@ def test_settings_of_before_there_was_an_entry_read_as_they_did(tmp_path):
     assert settings.pop("reduced") == "colour"
     halved = Image.open(path).convert("RGB").reduce(2)
     expected = torch.from_numpy(np.array(halved)).permute(2, 0, 1)[None]
-    expected = torch.nn.functional.interpolate(expected, (256, 500), mode="bicubic", antialias=True)[0, :, 16:240, 138:362]
+    expected = torch.nn.functional.interpolate(expected, (256, 500), mode="bicubic",
+                                               antialias=True)[0, :, 16:240, 138:362]
     assert (EvalTransform(settings)(path) * 255 - expected).abs().max() < 0.01

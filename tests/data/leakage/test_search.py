@@ -67,7 +67,8 @@ def prints(images) -> np.ndarray:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", COPIES)
 def test_nearly_all_copies_are_found_whichever_split_has_the_original(retinas, kind):
-    """The goal is 95 %. Every tenth image is planted among the others; the most similar one is its own original."""
+    """The goal is 95 %. Every tenth image is planted among the others; the most similar one is its own
+    original."""
     originals = prints(retinas)
     planted = np.arange(0, RETINAS, 5)
     copies = prints([COPIES[kind](retinas[number]) for number in planted])
@@ -101,7 +102,8 @@ def table_of(rows) -> pd.DataFrame:
 
 @pytest.fixture
 def planted(tmp_path, retinas):
-    """An image of each kind of finding in train, its copy in val or test; within train, a copy that is no leakage."""
+    """An image of each kind of finding in train, its copy in val or test; within train, a copy that is no
+    leakage."""
     rows = []
 
     def add(image, split, name, **options):
@@ -135,7 +137,11 @@ def test_every_kind_is_found_as_what_it_is(planted, tmp_path):
         ("03.png", "mirror.png"): ("near duplicate", ["train", "test"])}
     assert found["counts"] == {"same bytes": 1, "same pixels": 2, "near duplicate": 2, "same patient": 0}
     assert found["within splits"] == 1 and found["checked"] == found["pictures"] == len(planted)
-    assert all(0.9 < finding["similarity"] <= 1 for finding in found["findings"] if finding["kind"] == "near duplicate")
+    assert all(
+        0.9 < finding["similarity"] <= 1
+        for finding in found["findings"]
+        if finding["kind"] == "near duplicate"
+    )
     search.write(found, tmp_path / "leakage.json")
     assert json.loads((tmp_path / "leakage.json").read_text()) == found
     lines = search.describe(found, "leakage.json")
@@ -175,7 +181,8 @@ def test_nothing_shared_is_one_calm_line(retinas, tmp_path):
 
 def test_unreadable_pictures_are_counted(planted, tmp_path):
     (tmp_path / "torn.png").write_bytes((tmp_path / "00.png").read_bytes()[:300])
-    rows = [*planted[["path", "split"]].itertuples(index=False), (tmp_path / "torn.png", "val"), (tmp_path / "no.png", "val")]
+    rows = [*planted[["path", "split"]].itertuples(index=False), (tmp_path / "torn.png", "val"),
+            (tmp_path / "no.png", "val")]
     found = check(table_of(rows))
     assert found["unreadable"] == [str(tmp_path / "torn.png"), str(tmp_path / "no.png")]
     assert found["counts"]["near duplicate"] == 2 and found["checked"] == len(planted)
@@ -183,7 +190,8 @@ def test_unreadable_pictures_are_counted(planted, tmp_path):
 
 
 def test_patients_of_a_column(tmp_path):
-    rows = [("a", "train", "p1"), ("b", "train", "p1"), ("c", "test", "p1"), ("d", "train", "p2"), ("e", "val", "p2"),
+    rows = [("a", "train", "p1"), ("b", "train", "p1"), ("c", "test", "p1"), ("d", "train", "p2"),
+            ("e", "val", "p2"),
             ("f", "test", "p3"), ("g", "train", ""), ("h", "test", "")]
     found = check(table_of(rows), decode=False)
     assert [(f["patient"], f["splits"], f["counts"]) for f in found["findings"]] == [
@@ -197,8 +205,12 @@ def test_patients_of_file_names():
     assert list(named["patient"]) == ["p01", "p01", ""] and list(table["patient"]) == [""] * 3
     assert "1 of 3 file names say no patient, such as other.jpg" in lines[0]
     assert check(named, decode=False)["counts"]["same patient"] == 1
-    for expression, says in ((r"(p\d+", "no regular expression"), (r"p\d+", "0 groups"), (r"(p)(\d)", "2 groups"),
-                             (r"(x\d)", "found in none of 3")):  # the folder's name is not the file's
+    for expression, says in (
+        (r"(p\d+", "no regular expression"),
+        (r"p\d+", "0 groups"),
+        (r"(p)(\d)", "2 groups"),
+        (r"(x\d)", "found in none of 3"),
+    ):  # the folder's name is not the file's
         with pytest.raises(InputError, match=says):
             name_patients(table, expression)
     assert name_patients(table, r"(x\d)", must_match=False)[1]
@@ -255,15 +267,17 @@ def test_command(planted, tmp_path, capsys):
 def test_benchmark_reaches_its_goals_on_a_few(tmp_path):
     from benchmarks import leakage as benchmark
 
-    assert benchmark.main(["--pictures", "40", "--files", "12", "--quick", "--json", str(tmp_path / "rows.json")]) == 0
+    assert benchmark.main(["--pictures", "40", "--files", "12", "--quick", "--json",
+                           str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     goals = [row for row in rows if row.get("goal", "").startswith((">=", "100"))]
-    assert len(goals) == 12 and all(min(row["found"], row["found the other way round"]) >= 0.95 for row in goals)
+    assert len(goals) == 12 and all(min(row["found"], row["found the other way round"]) >= 0.95
+                                    for row in goals)
     assert [row["share"] for row in rows if "share" in row] == [0, 0]
     assert len([row for row in rows if "seconds" in row]) == 3
 
 
-# ---- in a run -------------------------------------------------------------------------------------------------------
+# ---- in a run ----------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def leaky(pictures, tmp_path):
@@ -316,18 +330,22 @@ def test_patients_of_names_stand_in_the_predictions(start, tmp_path, pictures):
 def test_several_processes_look_once(leaky, tmp_path):
     from tests.conftest import SMALL
 
-    run = start_process(*SMALL, "--data_path", leaky, "--task", "two", "--leakage", "stop", folder=tmp_path, processes=2)
+    run = start_process(*SMALL, "--data_path", leaky, "--task", "two", "--leakage", "stop", folder=tmp_path,
+                        processes=2)
     assert run.returncode != 0 and run.stderr.count("--leakage stop: the splits share") == 1
 
 
 @pytest.mark.parametrize(("names", "number"), [
-    (["train/10_left.jpeg", "val/10_right.jpeg"], 2), (["train/p1_OD.png", "test/p1_OS.png", "val/p2_OD.png"], 2),
+    (["train/10_left.jpeg", "val/10_right.jpeg"], 2),
+    (["train/p1_OD.png", "test/p1_OS.png", "val/p2_OD.png"], 2),
     (["train/p0001_L.png", "test/p0001_R.png"], 2), (["train/IM0001L.jpg", "val/IM0001R.jpg"], 2),
-    (["train/a-OS-1.png", "val/a-OD-1.png", "test/a-OI-1.png"], 3), (["train/12left.png", "val/12right.png"], 2),
+    (["train/a-OS-1.png", "val/a-OD-1.png", "test/a-OI-1.png"], 3),
+    (["train/12left.png", "val/12right.png"], 2),
     (["train/10_left.jpeg", "train/10_right.jpeg"], 0),  # one split
     (["train/10_left.jpeg", "val/11_right.jpeg"], 0), (["train/left.png", "val/right.png"], 0),
     (["train/10_left.jpeg", "val/10_left.jpeg"], 0),  # the same eye: another name for it, or another image
-    (["train/color.png", "val/colod.png"], 0), (["train/1.png", "val/2.png"], 0), (["train/girl.png", "val/girr.png"], 0),
+    (["train/color.png", "val/colod.png"], 0), (["train/1.png", "val/2.png"], 0),
+    (["train/girl.png", "val/girr.png"], 0),
 ])
 def test_names_that_look_like_the_eyes_of_one_patient(names, number):
     splits = np.array([name.split("/")[0] for name in names])
@@ -343,10 +361,18 @@ def test_the_hint_of_eyes_and_that_patients_are_not_known(tmp_path):
     for path in paths:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / path)
-    table = pd.DataFrame({"path": [str(tmp_path / path) for path in paths], "split": [path.split("/")[0] for path in paths],
+    table = pd.DataFrame({"path": [str(tmp_path / path) for path in paths],
+                          "split": [path.split("/")[0] for path in paths],
                           "patient": ""})
     lines = search.describe(search.check(table, progress=False))
     assert "none seen between the splits" in lines[0] and "patients not known" in lines[0]
-    assert "2 images look by their names as if the other eye were in another split" in lines[1] and "1_left" in lines[1]
+    assert (
+        "2 images look by their names as if the other eye were in another split" in lines[1]
+        and "1_left" in lines[1]
+    )
     lines = search.describe(search.check(table.assign(patient=["a", "b", "a", "c"]), progress=False))
-    assert "same patient" in " ".join(lines) and "by their names" not in " ".join(lines) and "not known" not in lines[0]
+    assert (
+        "same patient" in " ".join(lines)
+        and "by their names" not in " ".join(lines)
+        and "not known" not in lines[0]
+    )

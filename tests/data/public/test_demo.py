@@ -32,7 +32,8 @@ def field_offsets(size):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")
+            if path.is_file()}
 
 
 def table_of(folder):
@@ -42,7 +43,8 @@ def table_of(folder):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    return demo_data.make_demo(tmp_path_factory.mktemp("demo") / "pictures", pictures=60, size=48, seed=3, workers=1)
+    return demo_data.make_demo(tmp_path_factory.mktemp("demo") / "pictures", pictures=60, size=48, seed=3,
+                               workers=1)
 
 
 def test_same_seed_and_index_give_the_same_bytes_in_any_order():
@@ -86,7 +88,8 @@ def test_lesion_area_and_count_are_what_the_picture_shows():
 
 
 def spots(mask):
-    """Connected regions of a boolean mask: every pixel takes the least label around it until nothing changes."""
+    """Connected regions of a boolean mask: every pixel takes the least label around it until nothing
+    changes."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.where(np.pad(mask, 1), np.pad(labels, 1), mask.size + 1)
@@ -123,7 +126,8 @@ def test_disc_is_bright_where_the_facts_say_and_on_the_nasal_side():
         image, facts = demo_data.draw(4, index, SIZE, grade=0)
         assert (facts["disc_x"] > 0) == (index % 2 == 0)  # right eyes first
         blue = pixels(image)[..., 2] / (pixels(image)[..., 0] + 1)
-        from_disc = np.hypot(x - facts["disc_x"] / 100, y - facts["disc_y"] / 100) / (facts["disc_radius"] / 100)
+        from_disc = np.hypot(x - facts["disc_x"] / 100,
+                             y - facts["disc_y"] / 100) / (facts["disc_radius"] / 100)
         rim = (from_disc > 0.6) & (from_disc < 0.85)
         outside = (from_disc > 1.3) & (from_disc < 1.8) & (np.hypot(x, y) < 0.9)
         assert np.median(blue[rim]) > 1.3 * np.median(blue[outside])
@@ -137,7 +141,8 @@ def test_vessels_widen_and_the_field_brightens_with_the_facts():
         covered.append(sum(mask.sum() for mask in masks))
     assert covered[1] > 1.5 * covered[0]
     drawn = [demo_data.plan(0, index, grade=0) for index in range(30)]
-    levels = [pixels(demo_data.render(one, 0, index, 64).convert("L")).mean() for index, one in enumerate(drawn)]
+    levels = [pixels(demo_data.render(one, 0, index, 64).convert("L")).mean()
+              for index, one in enumerate(drawn)]
     assert np.corrcoef(levels, [one.brightness for one in drawn])[0, 1] > 0.95
 
 
@@ -162,7 +167,8 @@ def test_folder_is_read_by_image_folder_with_classes_in_grade_order(demo):
 def test_table_names_every_picture_with_its_facts(demo):
     rows = table_of(demo)
     assert list(rows[0]) == ["path", "label", "split", "patient", "eye", *demo_data.FACT_NAMES]
-    assert {row["path"] for row in rows} == {path.relative_to(demo).as_posix() for path in demo.rglob("*.jpg")}
+    assert {row["path"] for row in rows} == {path.relative_to(demo).as_posix()
+                                             for path in demo.rglob("*.jpg")}
     for index, row in enumerate(rows):
         split, label, name = row["path"].split("/")
         assert (split, label) == (row["split"], row["label"]) and name == f"{row['patient']}_{row['eye']}.jpg"
@@ -201,7 +207,8 @@ def test_interrupted_folder_is_completed_with_the_same_bytes(tmp_path, monkeypat
         drawn.append(index)
         return draw(seed, index, size)
 
-    demo_data.make_demo(tmp_path / "cut", pictures=30, size=32, seed=9)  # its table must not vouch for the next ones
+    # its table must not vouch for the next ones
+    demo_data.make_demo(tmp_path / "cut", pictures=30, size=32, seed=9)
     monkeypatch.setattr(demo_data, "draw", draw_until_cut)
     with pytest.raises(KeyboardInterrupt):
         demo_data.make_demo(tmp_path / "cut", pictures=30, size=32)
@@ -234,7 +241,8 @@ def test_script_without_a_main_guard_falls_back_to_one_process(tmp_path):
     """Spawned processes cannot import a program that came from a pipe."""
     program = f"from util.data.public.demo import make_demo; make_demo({str(tmp_path / 'demo')!r}, 30, 32, workers=2)"
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, "-"], input=program, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-"], input=program, env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0 and "30 of 30 drawn" in done.stdout
     assert len(table_of(tmp_path / "demo")) == 30
 

@@ -1,4 +1,5 @@
-"""Public data sets become split folders: whole ones, with a split that is the pictures' and the seed's alone."""
+"""Public data sets become split folders: whole ones, with a split that is the pictures' and the seed's
+alone."""
 
 import re
 import shutil
@@ -31,7 +32,12 @@ def test_published_files_become_split_folders(name, tmp_path):
     # what training reads, as a folder and as a CSV: the same classes in the order of the table
     folder = read_folder(str(out))
     table = read_csv(str(out / "split_list.csv"), label_col="class", patient_col="patient")
-    assert tuple(folder.class_names) == tuple(table.class_names) == SETS[name].classes == tuple(sorted(SETS[name].classes))
+    assert (
+        tuple(folder.class_names)
+        == tuple(table.class_names)
+        == SETS[name].classes
+        == tuple(sorted(SETS[name].classes))
+    )
     assert len(folder.table) == len(table.table) == expected
     assert sorted(folder.table["path"]) == sorted(table.table["path"])
     for row in rows:
@@ -59,7 +65,7 @@ def test_shares_are_kept_in_every_class(name, tmp_path):
             assert part[label] > 0
 
 
-# ---- the split -------------------------------------------------------------------------------------------------------
+# ---- the split ---------------------------------------------------------------------------------------------
 
 
 def test_split_is_the_pictures_and_the_seeds_alone(tmp_path):
@@ -84,14 +90,17 @@ def items_of(groups: list[tuple[str, list[str]]]) -> list[Item]:
 
 def test_order_of_the_pictures_does_not_matter():
     items = items_of([(f"p{number}", ["0_a", "1_b"][:1 + number % 2]) for number in range(40)])
-    forth = dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
+    forth = dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1),
+                     strict=True))
     items = items[::-1]
-    assert forth == dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
+    assert forth == dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1),
+                             strict=True))
 
 
 def test_a_patient_counts_as_the_worse_eye():
     """Ten patients with one severe eye: they are stratified as severe, whatever the other eye is."""
-    mild, severe = [(f"m{n}", ["0_a", "0_a"]) for n in range(20)], [(f"s{n}", ["0_a", "1_b"]) for n in range(10)]
+    mild, severe = [(f"m{n}", ["0_a", "0_a"]) for n in range(20)], [(f"s{n}", ["0_a", "1_b"])
+                                                                    for n in range(10)]
     splits = draw_split(items := items_of(mild + severe), ("0_a", "1_b"), 0.1, 0.3, 0)
     count = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
     assert count["1_b", "test"] == 3 and count["1_b", "val"] == 1 and count["1_b", "train"] == 6
@@ -128,7 +137,7 @@ def test_a_published_split_that_shares_a_picture_is_kept_and_said(tmp_path):
     assert sum(row["split"] == "test" for row in rows_of(tmp_path / "out")) == 12
 
 
-# ---- split lists -----------------------------------------------------------------------------------------------------
+# ---- split lists -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -143,16 +152,19 @@ def test_a_split_list_makes_the_same_folders(name, tmp_path):
 
 
 def test_a_colleagues_list_of_names(tmp_path):
-    """path and split alone, other endings, other folders, other words for the splits, other class names; what differs
-    is counted and said."""
+    """path and split alone, other endings, other folders, other words for the splits, other class names; what
+    differs is counted and said."""
     raw = make("Retina", tmp_path)
-    names = [f"{word}_{number:03d}" for word in ("NL", "cataract", "Glaucoma", "Retina") for number in range(1, 10)]
+    names = [f"{word}_{number:03d}" for word in ("NL", "cataract", "Glaucoma", "Retina")
+             for number in range(1, 10)]
     splits = ["iv" if name.endswith("1") else "EV" if name.endswith("2") else "train" for name in names]
     rows = [f"their/{split}/{name}.jpg,{split},aname" for name, split in zip(names, splits, strict=True)]
-    listed = put(tmp_path / "lists" / "theirs.csv", "\n".join(["path,split,class", *rows, "gone_1.png,test,aname"]) + "\n")
+    listed = put(tmp_path / "lists" / "theirs.csv",
+                 "\n".join(["path,split,class", *rows, "gone_1.png,test,aname"]) + "\n")
     lines = prepare("Retina", str(raw), str(tmp_path / "out"), split_list=str(listed))
     got = {Path(row["path"]).stem: row["split"] for row in rows_of(tmp_path / "out")}
-    assert got == {name: {"iv": "val", "EV": "test"}.get(split, split) for name, split in zip(names, splits, strict=True)}
+    assert got == {name: {"iv": "val", "EV": "test"}.get(split, split)
+                   for name, split in zip(names, splits, strict=True)}
     assert f"  note: named in {listed}, but not in RAW_DIR: 1 (gone_1.png)" in lines
     assert any(f"not named in {listed}, left out: 4 (" in line for line in lines)
 
@@ -163,13 +175,16 @@ def test_a_given_split_that_parts_patients_is_taken_and_said(tmp_path):
     rows = [f"{name},{SPLITS[number % 3]}" for number, name in enumerate(names)]
     listed = put(tmp_path / "lists" / "list.csv", "path,split\n" + "\n".join(rows))
     lines = prepare("PAPILA", str(raw), str(tmp_path / "out"), split_list=str(listed))
-    assert any(f"WARNING: patients in two splits, as given: {len(papila_patients())};" in line for line in lines)
+    assert any("WARNING: patients in two splits, as given: "
+               f"{len(papila_patients())};" in line for line in lines)
 
 
 def test_names_that_two_pictures_have_are_told_apart_or_refused(tmp_path):
     raw = make("IDRID", tmp_path)
-    listed = put(tmp_path / "lists" / "list.csv", "path,split\ntest/x/IDRiD_001.jpg,test\ntrain/x/IDRiD_001.jpg,val\n")
-    prepare("IDRID", str(raw), str(tmp_path / "out"), split_list=str(listed))  # the published test tells them apart
+    listed = put(tmp_path / "lists" / "list.csv",
+                 "path,split\ntest/x/IDRiD_001.jpg,test\ntrain/x/IDRiD_001.jpg,val\n")
+    # the published test tells them apart
+    prepare("IDRID", str(raw), str(tmp_path / "out"), split_list=str(listed))
     got = {row["split"]: row["source"] for row in rows_of(tmp_path / "out")}
     assert "b. Testing Set" in got["test"] and "a. Training Set" in got["val"]
     raw = make("Glaucoma_fundus", tmp_path)
@@ -181,7 +196,8 @@ def test_names_that_two_pictures_have_are_told_apart_or_refused(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("path,split\nNL_001.png,holdout\n", "column split takes train, val, test"),
     ("path,split\nNL_001.png,train\nNL_001.png,test\n", "NL_001.png is in train and in test"),
-    ("path,split,class\nNL_001.png,train,1_cataract\n", "has class 1_cataract, by the owner's labels it is 0_normal"),
+    ("path,split,class\nNL_001.png,train,1_cataract\n", "has class 1_cataract, by the owner's labels it is "
+                                                        "0_normal"),
     ("path,split\nother_1.png,train\n", "none of its 1 images is among the 40"),
     ("name,split\nNL_001.png,train\n", r"no column path \(--split_list\)"),
     ("path,split\n,train\n", "column path is empty"),
@@ -202,26 +218,29 @@ def test_a_list_is_missing_or_an_empty_folder(tmp_path):
             prepare("Retina", str(raw), str(tmp_path / "out"), split_list=str(place))
 
 
-# ---- the folders -----------------------------------------------------------------------------------------------------
+# ---- the folders -------------------------------------------------------------------------------------------
 
 def test_links(tmp_path):
     raw = make("Retina", tmp_path)
     assert module.main(["Retina", str(raw), str(tmp_path / "out"), "--link"]) == 0
     pictures = list((tmp_path / "out").rglob("*.png"))
-    assert len(pictures) == 40 and all(path.is_symlink() and path.resolve().is_relative_to(raw) for path in pictures)
+    assert len(pictures) == 40 and all(path.is_symlink() and path.resolve().is_relative_to(raw)
+                                       for path in pictures)
     assert len(read_folder(str(tmp_path / "out")).table) == 40
 
 
 def test_names_that_collide_in_a_class_stay_apart(tmp_path):
     raw = tmp_path / "raw"
     fake_folders(raw, {f"{place}/{name}": [f"{number}.png" for number in range(5)]
-                       for place in ("one", "two") for name in ("normal_control", "early_glaucoma", "advanced_glaucoma")})
+                       for place in ("one", "two")
+                       for name in ("normal_control", "early_glaucoma", "advanced_glaucoma")})
     prepare("Glaucoma_fundus", str(raw), str(tmp_path / "out"), split_list=str(put(
         tmp_path / "lists" / "l.csv", "path,split\n" + "".join(
             f"{path.relative_to(raw)},train\n" for path in sorted(raw.rglob("*.png"))))))
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 30 == len({row["path"] for row in rows}) == len(files_of(tmp_path / "out")) - 1
-    assert all((tmp_path / "out" / row["path"]).read_bytes() == (raw / row["source"]).read_bytes() for row in rows)
+    assert all((tmp_path / "out" / row["path"]).read_bytes() == (raw / row["source"]).read_bytes()
+               for row in rows)
 
 
 def test_a_second_run_says_complete_or_refuses(tmp_path):
@@ -270,7 +289,7 @@ def test_an_end_in_the_middle_leaves_nothing(error, code, message, tmp_path, mon
     assert len(rows_of(tmp_path / "out")) == 40
 
 
-# ---- wrong input -----------------------------------------------------------------------------------------------------
+# ---- wrong input -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--val", "0"], "both above 0, together below 1"),
@@ -297,7 +316,8 @@ def test_an_unknown_set_is_told_the_known_ones(capsys):
 
 def test_wrong_folders(tmp_path):
     raw = make("Retina", tmp_path)
-    for raw_dir, out, message in ((raw, raw / "out", "one lies in the other"), (raw, tmp_path, "one lies in the other"),
+    for raw_dir, out, message in ((raw, raw / "out", "one lies in the other"), (raw, tmp_path, "one lies in "
+                                                                                               "the other"),
                                   (tmp_path / "gone", tmp_path / "out", "is not there: it must hold"),
                                   (raw / "README.md", tmp_path / "out", "is not a folder")):
         with pytest.raises(InputError, match=message):

@@ -1,4 +1,5 @@
-"""The owners' files are understood: labels, patients, variants of a layout; what is missing or wrong is one line."""
+"""The owners' files are understood: labels, patients, variants of a layout; what is missing or wrong is one
+line."""
 
 import re
 import shutil
@@ -33,8 +34,10 @@ def test_labels_are_the_owners(tmp_path):
         "MESSIDOR2": {"IM000002.JPG": "1_mild", "20051011_40011_0100_PP.png": "0_no_dr"},
         "PAPILA": {"RET002OD.jpg": "0_normal", "RET002OS.jpg": "1_suspect", "RET005OD.jpg": "2_glaucoma",
                    "RET006OS.jpg": "1_suspect"},
-        "Retina": {"NL_001.png": "0_normal", "Glaucoma_001.png": "2_glaucoma", "Retina_010.png": "3_retina_disease"},
-        "OCTID": {"NORMAL1.jpeg": "0_normal", "DR12.jpeg": "3_dr", "AMRD3.jpeg": "1_amrd", "CSR1.jpeg": "2_csr"},
+        "Retina": {"NL_001.png": "0_normal", "Glaucoma_001.png": "2_glaucoma",
+                   "Retina_010.png": "3_retina_disease"},
+        "OCTID": {"NORMAL1.jpeg": "0_normal", "DR12.jpeg": "3_dr", "AMRD3.jpeg": "1_amrd",
+                  "CSR1.jpeg": "2_csr"},
     }
     for name, pictures in expected.items():
         prepare(name, str(make(name, tmp_path)), str(tmp_path / name))
@@ -48,15 +51,17 @@ def test_idrid_keeps_its_test_and_draws_val_of_its_training(tmp_path):
     rows = rows_of(tmp_path / "out")
     test = {row["source"] for row in rows if "b. Testing Set" in row["source"]}
     assert {row["source"] for row in rows if row["split"] == "test"} == test and len(test) == 12
-    assert Counter(row["split"] for row in rows) == {"train": 38, "val": 12, "test": 12}  # of 12 or 13 a class: 2 or 3
+    # of 12 or 13 a class: 2 or 3
+    assert Counter(row["split"] for row in rows) == {"train": 38, "val": 12, "test": 12}
     assert any("test as the owner publishes it" in line for line in lines)
-    assert not any("without a label" in line for line in lines)  # the part for segmentation is no part of this
+    # the part for segmentation is no part of this
+    assert not any("without a label" in line for line in lines)
     grades = {row["source"]: row["class"] for row in rows}  # one name, two images
     assert grades["B. Disease Grading/1. Original Images/a. Training Set/IDRiD_003.jpg"] == "3_severe"
     assert not any("Segmentation" in row["source"] for row in rows)
 
 
-# ---- variants and what is said ---------------------------------------------------------------------------------------
+# ---- variants and what is said -----------------------------------------------------------------------------
 
 
 def test_variants_of_layouts(tmp_path):
@@ -69,7 +74,8 @@ def test_variants_of_layouts(tmp_path):
     fake_folders(raw, {"pictures": [f"{name}{number}.jpeg" for name in ("NORMAL", "AMRD", "CSR", "DR", "MH")
                                     for number in range(9)]})
     prepare("OCTID", str(raw), str(tmp_path / "out2"))
-    assert Counter(row["class"] for row in rows_of(tmp_path / "out2")) == dict.fromkeys(SETS["OCTID"].classes, 9)
+    assert Counter(row["class"] for row in rows_of(tmp_path / "out2")) == dict.fromkeys(SETS["OCTID"].classes,
+                                                                                        9)
     raw = tmp_path / "idrid"
     fake_idrid(raw)
     (raw / "B. Disease Grading").rename(raw / "B.%20Disease%20Grading")
@@ -100,7 +106,8 @@ def test_what_is_left_out_is_counted_and_said(tmp_path):
 
 def test_extensions_are_those_of_training(tmp_path):
     raw = tmp_path / "raw"
-    fake_folders(raw, {f"{name}_x": [f"{number}{extension}" for number in range(2) for extension in EXTENSIONS] + ["a.dcm"]
+    fake_folders(raw, {f"{name}_x": [f"{number}{extension}" for number in range(2)
+                                     for extension in EXTENSIONS] + ["a.dcm"]
                        for name in ("normal", "cataract", "glaucoma", "retina disease")})
     for folder in list(raw.iterdir()):
         folder.rename(folder.with_name(folder.name.removesuffix("_x")))
@@ -108,7 +115,7 @@ def test_extensions_are_those_of_training(tmp_path):
     assert len(rows_of(tmp_path / "out")) == 4 * 2 * len(EXTENSIONS)
 
 
-# ---- wrong input -----------------------------------------------------------------------------------------------------
+# ---- wrong input -------------------------------------------------------------------------------------------
 
 
 def remove(raw: Path, name: str) -> None:
@@ -157,7 +164,8 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, messa
     ("APTOS2019", "train.csv", "diagnosis", "grade", "no column diagnosis"),
     ("MESSIDOR2", "messidor_data.csv", ",,,0", ",,,1", "adjudicated_dr_grade is ''"),
     ("MESSIDOR2", "messidor-2.csv", "IM000004.JPG", "IM000002.JPG", "IM000002.JPG stands there twice"),
-    ("IDRID", "Disease Grading_Training Labels.csv", "IDRiD_002,2", "IDRiD_001,2", "Image name IDRiD_001 stands there twice"),
+    ("IDRID", "Disease Grading_Training Labels.csv", "IDRiD_002,2", "IDRiD_001,2", "Image name IDRiD_001 "
+                                                                                   "stands there twice"),
 ])
 def test_wrong_labels(name, file, old, new, message, tmp_path):
     raw = make(name, tmp_path)
@@ -186,7 +194,8 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path):
     text = (raw / "train.csv").read_text()
     (raw / "train.csv").write_text(re.sub(r",(\d)\n", r",\1.0\n", text), encoding="utf-8-sig")
     prepare("APTOS2019", str(raw), str(tmp_path / "out"))
-    assert Counter(row["class"] for row in rows_of(tmp_path / "out")) == dict.fromkeys(SETS["APTOS2019"].classes, 12)
+    assert Counter(row["class"] for row in rows_of(tmp_path
+                                                   / "out")) == dict.fromkeys(SETS["APTOS2019"].classes, 12)
 
 
 def test_two_pictures_for_one_label_and_two_lists(tmp_path):
@@ -206,25 +215,27 @@ def test_workbooks(tmp_path):
     """What openpyxl wrote: shared texts, empty cells within and at the end of rows, numbers as they are."""
     rows = read_first_sheet(WORKBOOKS / "patient_data_od.xlsx")
     assert rows[0][:5] == ["", "Age", "Gender", "Diagnosis", "Refractive Defect"] and rows[2] == ["ID"]
-    assert rows[3][:5] == ["#002", "50", "0", "0", ""] and rows[4][:6] == ["#003", "51", "1", "0", "-0.5", "0.25"]
+    assert rows[3][:5] == ["#002", "50", "0", "0", ""] and rows[4][:6] == ["#003", "51", "1", "0", "-0.5",
+                                                                           "0.25"]
     for text in ("no zip", ""):
         with pytest.raises(InputError, match="not a workbook"):
             read_first_sheet(put(tmp_path / "a" / "b.xlsx", text or "PK"))
 
 
 def test_workbooks_of_other_programs(tmp_path):
-    """Places relative to xl/, texts within the cells and in several runs, rows and cells that are left out."""
+    """Places relative to xl/, texts within the cells and in several runs, rows and cells that are left
+    out."""
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     files = {
         "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{links}"><sheets><sheet name="b" sheetId="9" r:id="rId2"/>'
-                           '<sheet name="a" sheetId="1" r:id="rId1"/></sheets></workbook>',
+        '<sheet name="a" sheetId="1" r:id="rId1"/></sheets></workbook>',
         "xl/_rels/workbook.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
-                                      '<Relationship Id="rId1" Target="worksheets/a.xml"/>'
-                                      '<Relationship Id="rId2" Target="worksheets/b.xml"/></Relationships>',
+        '<Relationship Id="rId1" Target="worksheets/a.xml"/>'
+        '<Relationship Id="rId2" Target="worksheets/b.xml"/></Relationships>',
         "xl/worksheets/b.xml": f'<worksheet xmlns="{main}"><sheetData><row r="2"><c r="B2" t="inlineStr"><is><r><t>Diag</t></r>'
-                               '<r><t>nosis</t></r><rPh sb="0" eb="1"><t>x</t></rPh></is></c><c r="AB2" t="str"><f>1</f>'
-                               '<v>f</v></c></row><row r="4"><c r="A4"><v>1.5</v></c></row></sheetData></worksheet>',
+        '<r><t>nosis</t></r><rPh sb="0" eb="1"><t>x</t></rPh></is></c><c r="AB2" t="str"><f>1</f>'
+        '<v>f</v></c></row><row r="4"><c r="A4"><v>1.5</v></c></row></sheetData></worksheet>',
     }
     with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
         for name, text in files.items():

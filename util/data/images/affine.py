@@ -1,8 +1,9 @@
 """Shears and translations of an image, as Pillow computes them with its bicubic filter, in half of the time.
 
-Pillow weighs 4 x 4 pixels for every pixel of the result, at a place that it computes anew for each. A shear or a translation
-along x moves every row by one number of pixels, so that all pixels of a row have the same four weights, and those of the
-rows above and below are zero. What is left is one cubic a channel (Keys 1981, a = -1, as in Pillow), over whole arrays.
+Pillow weighs 4 x 4 pixels for every pixel of the result, at a place that it computes anew for each. A shear
+or a translation along x moves every row by one number of pixels, so that all pixels of a row have the same
+four weights, and those of the rows above and below are zero. What is left is one cubic a channel (Keys 1981,
+a = -1, as in Pillow), over whole arrays.
 """
 
 import numpy as np
@@ -13,8 +14,8 @@ CHANNELS = 3
 
 
 def shear_x(image, factor, resample, fillcolor):
-    """PIL RGB -> PIL RGB, like timm's operation of that name with the bicubic filter; one number of some hundreds is a grey
-    level off."""
+    """PIL RGB -> PIL RGB, like timm's operation of that name with the bicubic filter; one number of some
+    hundreds is a grey level off."""
     return _along_x(image, factor * (np.arange(image.height) + 0.5), fillcolor)
 
 
@@ -66,7 +67,8 @@ def _along_x(image, shifts, fill):
     whole = np.floor(shifts).astype(int)
     between = (shifts - whole).astype(np.float32)[:, None]
 
-    # Every row starts where its first four neighbours do. Past two pixels beside the edge nothing is looked at: it is filled.
+    # Every row starts where its first four neighbours do. Past two pixels beside the edge nothing is looked
+    # at: it is filled.
     before, after = 1 + max(1, -whole.min()), 2 + max(0, whole.max())
     wide = np.zeros((height, before + width + after, CHANNELS), np.uint8)
     wide[:, before:before + width] = pixels
@@ -74,7 +76,8 @@ def _along_x(image, shifts, fill):
     wide[:, before + width:before + width + 2] = pixels[:, -1:]
     starts = np.arange(height) * wide.shape[1] + before + whole - 1
     row = CHANNELS * (width + 3)
-    windows = np.ndarray((wide[..., 0].size - width - 2, row), np.uint8, wide, strides=(CHANNELS, 1))  # one for every start
+    # one for every start
+    windows = np.ndarray((wide[..., 0].size - width - 2, row), np.uint8, wide, strides=(CHANNELS, 1))
     values = windows[starts].astype(np.float32)  # the neighbours of a number lie 0, 3, 6 and 9 numbers on
 
     steps = values[:, CHANNELS:] - values[:, :-CHANNELS]

@@ -1,8 +1,8 @@
 """A PIL image of any kind -> 8-bit RGB as a viewer shows it, and what kind it was.
 
-Three things change how a file comes out, and a loader that is not told passes over them in silence: values of 10, 12 or 14
-bits in a type of 16 (nearly black over the type's range), colours that are hidden under transparency, and an orientation that
-stands in the file's EXIF block. `Reading` says what is done about them.
+Three things change how a file comes out, and a loader that is not told passes over them in silence: values of
+10, 12 or 14 bits in a type of 16 (nearly black over the type's range), colours that are hidden under
+transparency, and an orientation that stands in the file's EXIF block. `Reading` says what is done about them.
 """
 
 import struct
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE, _SAMPLE_FORMAT = 258, 262, 274, 281, 339  # TIFF 6.0; EXIF has 274
+# TIFF 6.0; EXIF has 274
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE, _SAMPLE_FORMAT = 258, 262, 274, 281, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the photometric tag and of the sample format
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # an orientation -> what brings the image upright
 SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
@@ -26,16 +28,19 @@ _FLOAT_WHITES = (1, 255, 1023, 4095, 16383, 65535)
 class Reading:
     """How a file becomes 8-bit RGB; the transform's settings say it (`Reading.of`).
 
-    reduced: which files may come with fewer pixels where these are enough. "colour": JPEGs that show colour, to a level
-    of what the whole image gives. Without colour they are OCT scans or angiograms, whose speckle would change (by 7
-    levels, measured), and other kinds are decoded whole in any case, so that nothing is saved. "any": as checkpoints of
-    before were trained, every JPEG, and every other file averaged over squares.
+    reduced: which files may come with fewer pixels where these are enough. "colour": JPEGs that show colour,
+    to a level of what the whole image gives. Without colour they are OCT scans or angiograms, whose speckle
+    would change (by 7 levels, measured), and other kinds are decoded whole in any case, so that nothing is
+    saved. "any": as checkpoints of before were trained, every JPEG, and every other file averaged over
+    squares.
 
-    shown: as an image viewer shows it: turned as its EXIF orientation says, transparent parts over black, and values of more
-    than 8 bits over the range that is used. Off, as the original project's loader: the orientation of TIFF files alone (Pillow
-    applies it), the colours under transparency, the full range of the file's type.
-    bits, floats: that range, of whole numbers and of floats; None: the file's own largest value says it (`bits_of`,
-    `white_of`). A file that says its range itself is read by that: a TIFF of 12 bits a sample, or a MaxSampleValue of 4095.
+    shown: as an image viewer shows it: turned as its EXIF orientation says, transparent parts over black, and
+    values of more than 8 bits over the range that is used. Off, as the original project's loader: the
+    orientation of TIFF files alone (Pillow applies it), the colours under transparency, the full range of the
+    file's type.
+    bits, floats: that range, of whole numbers and of floats; None: the file's own largest value says it
+    (`bits_of`, `white_of`). A file that says its range itself is read by that: a TIFF of 12 bits a sample, or
+    a MaxSampleValue of 4095.
     """
 
     reduced: str = "colour"
@@ -46,7 +51,8 @@ class Reading:
     @classmethod
     def of(cls, settings: dict) -> "Reading":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings.get("reduced", "any"), settings.get("read_images") == "as_shown", settings.get("bits"),
+        return cls(settings.get("reduced", "any"), settings.get("read_images") == "as_shown",
+                   settings.get("bits"),
                    settings.get("floats"))
 
 
@@ -64,8 +70,10 @@ class Facts(NamedTuple):
 
 
 PNG_HEADER = 25  # bytes: the signature, then of IHDR length, name, width, height and, last, the bits
-EIGHT_BITS, WHOLE_NUMBERS, FLOATS, DEEP_COLOURS = range(4)  # kinds; the second and third do not say their range themselves
-TRANSPARENT, PAGES, TURNED, TURNED_TIFF, TURNED_LATE = 1, 2, 4, 8, 16  # flags; late: a PNG says so after its pixels
+# kinds; the second and third do not say their range themselves
+EIGHT_BITS, WHOLE_NUMBERS, FLOATS, DEEP_COLOURS = range(4)
+# flags; late: a PNG says so after its pixels
+TRANSPARENT, PAGES, TURNED, TURNED_TIFF, TURNED_LATE = 1, 2, 4, 8, 16
 
 
 def bits_of(largest: float) -> int:
@@ -74,8 +82,8 @@ def bits_of(largest: float) -> int:
 
 
 def white_of(largest: float) -> float:
-    """The value of white where floats go up to `largest`: 1, 255 or the largest of 10 to 16 bits, where they fill at least an
-    eighth of that; else `largest` itself."""
+    """The value of white where floats go up to `largest`: 1, 255 or the largest of 10 to 16 bits, where they
+    fill at least an eighth of that; else `largest` itself."""
     white = next((white for white in _FLOAT_WHITES if largest <= white), largest)
     return white if largest >= white / 8 else largest or 1.0
 
@@ -104,14 +112,16 @@ def _is_deep(image):
 def _scaled_to_8_bits(image, reading):
     """Grey PIL image of mode I;16*, I or F -> (H, W) uint8. Negative values and NaN are black.
 
-    Shown: from the range that the file says, else `reading`, else the file's largest value; what is above is white.
-    Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16 bits: from 32767), 32-bit
-    integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to 1 as 0…1, up to 255 as 0…255, up to
-    65535 as 16 bits, above as 0…maximum.
+    Shown: from the range that the file says, else `reading`, else the file's largest value; what is above is
+    white.
+    Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16 bits: from
+    32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to 1 as 0…1,
+    up to 255 as 0…255, up to 65535 as 16 bits, above as 0…maximum.
     """
     tags, values = getattr(image, "tag_v2", {}), _values_of(image)
     largest, said = values.max(), _range_said(image, reading.shown)
-    of_16 = 32767 if (_sample(tags, _BITS_PER_SAMPLE, 16), _sample(tags, _SAMPLE_FORMAT, 1)) == (16, _SIGNED) else 65535
+    of_16 = 32767 if (_sample(tags, _BITS_PER_SAMPLE, 16),
+                      _sample(tags, _SAMPLE_FORMAT, 1)) == (16, _SIGNED) else 65535
     if image.mode == "F":
         white = next((white for white in (1, 255, 65535) if largest <= white), largest)
         if reading.shown:
@@ -142,8 +152,9 @@ def _values_of(image):
 
 
 def _range_said(image, shown=True):
-    """The value of white that a TIFF says itself, or None: by fewer bits a sample than 16; shown: also by the largest sample
-    where that is all of a number of bits (what it is otherwise is only the largest value of this image)."""
+    """The value of white that a TIFF says itself, or None: by fewer bits a sample than 16; shown: also by the
+    largest sample where that is all of a number of bits (what it is otherwise is only the largest value of
+    this image)."""
     tags = getattr(image, "tag_v2", {})
     bits, most = _sample(tags, _BITS_PER_SAMPLE, 16), _sample(tags, _MAX_SAMPLE, 0)
     if bits < 16:
@@ -157,7 +168,7 @@ def _sample(tags, number, default):
     return value[0] if isinstance(value, tuple) else value
 
 
-# ---- what a file is besides its pixels ---------------------------------------------------------------------------------
+# ---- what a file is besides its pixels ---------------------------------------------------------------------
 
 def flags_before(image):
     """Flags that are known before the pixels are loaded; a TIFF forgets its orientation then."""
@@ -168,7 +179,8 @@ def flags_before(image):
 
 
 def facts_of(image, start, flags):
-    """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its file."""
+    """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its
+    file."""
     if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
             orientation_of(image.info.get("exif")) in TURNS):
         flags |= TURNED_LATE
@@ -211,7 +223,8 @@ def exif_of(jpeg):
 
 
 def orientation_of(exif):
-    """The orientation in an EXIF block, 1 where it has none or can't be read: the pixels are whole all the same."""
+    """The orientation in an EXIF block, 1 where it has none or can't be read: the pixels are whole all the
+    same."""
     if not exif:
         return 1
     block = Image.Exif()

@@ -1,15 +1,17 @@
-"""Decode once, read many times: every image is brought to a size that its crops need, and kept there as pixels.
+"""Decode once, read many times: every image is brought to a size that its crops need, and kept there as
+pixels.
 
-What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`, `fundus_crop`, `fit`), not
-by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends with the same
-figures, only later.
+What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`,
+`fundus_crop`, `fit`), not
+by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends
+with the same figures, only later.
 
-A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that reading a
-crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it was made of (place, size
-and time of change of its file). Segments are mapped into memory, so that all processes of a machine share what they read.
-A segment is written under another name and renamed when it is whole; a launch that is killed loses at most the one that it
-was writing. Images that no segment has are added in a new one, by one process at a time, when a launch reads them for
-whatever else it lacks (`Filling`).
+A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that
+reading a crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it
+was made of (place, size and time of change of its file). Segments are mapped into memory, so that all
+processes of a machine share what they read. A segment is written under another name and renamed when it is
+whole; a launch that is killed loses at most the one that it was writing. Images that no segment has are added
+in a new one, by one process at a time, when a launch reads them for whatever else it lacks (`Filling`).
 """
 
 import contextlib
@@ -33,33 +35,39 @@ from util.data.images.fundus_fields import Fields, SquareSource, source_of
 from util.data.images.reading_pass import read_images
 
 VERSION = 2  # raise it when other pixels are kept
-LEAST_SPARE = 1.75  # kept pixels for each pixel of the input: evaluation resizes to 1.14, and twice resized it wants a margin
+# kept pixels for each pixel of the input: evaluation resizes to 1.14, and twice resized it wants a margin
+LEAST_SPARE = 1.75
 MOST_SPARE = 16 / 7  # 512 at an input of 224
 ROOM_TO_SPARE = 1.1  # free space for each byte that is expected
 JUDGED_BY = 100  # images, or all where there are fewer, say how much room the others need
 SEGMENT_BYTES = 4 * 2**30
-ENTRY = np.dtype([("identity", "<u8"), ("check", "<u8"), ("offset", "<i8"), ("width", "<i4"), ("height", "<i4")])
+ENTRY = np.dtype([("identity", "<u8"), ("check", "<u8"), ("offset", "<i8"), ("width", "<i4"),
+                  ("height", "<i4")])
 
 
 def lossless_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: tuple[float, float]) -> int:
-    """Pixels of a kept image's short side at which the smallest crop of a square image still has `input_size` of its
-    own."""
+    """Pixels of a kept image's short side at which the smallest crop of a square image still has `input_size`
+    of its own."""
     narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
-    smallest_crop = math.sqrt(crop_scale[0] * narrowest)  # the shorter side of the smallest crop, of the image's side
+    # the shorter side of the smallest crop, of the image's side
+    smallest_crop = math.sqrt(crop_scale[0] * narrowest)
     return math.ceil(input_size * max(LEAST_SPARE, 1 / smallest_crop))
 
 
 def default_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: tuple[float, float]) -> int:
-    """The short side that images are kept at: `lossless_side`, but at most 16/7 of the input, 512 pixels at 224.
+    """The short side that images are kept at: `lossless_side`, but at most 16/7 of the input, 512 pixels at
+    224.
 
-    There a crop of a fifth of the image's area still has a pixel for each of the input's; smaller ones, an eighth of
-    those that timm's recipe draws, are magnified. Beyond it the cache grows faster than the crops sharpen.
+    There a crop of a fifth of the image's area still has a pixel for each of the input's; smaller ones, an
+    eighth of those that timm's recipe draws, are magnified. Beyond it the cache grows faster than the crops
+    sharpen.
     """
     return min(lossless_side(input_size, crop_scale, crop_ratio), math.ceil(MOST_SPARE * input_size))
 
 
 def kept_pixels(source: ImageSource | SquareSource, side: int, decode: str) -> np.ndarray:
-    """The image that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises ImageError."""
+    """The image that a source reads with a short side of at most `side` pixels, (H, W, 3) uint8. Raises
+    ImageError."""
     width, height = source.size
     scale = min(1.0, side / min(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -71,7 +79,8 @@ def kept_pixels(source: ImageSource | SquareSource, side: int, decode: str) -> n
 
 
 class KeptSource:
-    """A kept image, in the place of util/data/images/files.py's ImageSource: its size is that at which it is kept."""
+    """A kept image, in the place of util/data/images/files.py's ImageSource: its size is that at which it is
+    kept."""
 
     def __init__(self, pixels: np.ndarray):
         self._pixels = pixels
@@ -92,7 +101,8 @@ class KeptSource:
 
 
 class ImageCache:
-    """Kept images by path: a `KeptSource` for those that a segment has, the path itself for others. Made by `open_cache`."""
+    """Kept images by path: a `KeptSource` for those that a segment has, the path itself for others. Made by
+    `open_cache`."""
 
     def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: list[str], identities: np.ndarray):
         self._files = [file for file, _ in segments]
@@ -103,8 +113,10 @@ class ImageCache:
         places = np.minimum(np.searchsorted(entries["identity"], identities[:, 0]), max(0, len(entries) - 1))
         self.has = np.zeros(len(paths), bool)  # which of `paths` are kept
         if len(entries):
-            self.has = (entries["identity"][places] == identities[:, 0]) & (entries["check"][places] == identities[:, 1])
-        # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it is counted
+            self.has = (entries["identity"][places] == identities[:, 0]) & (entries["check"][places]
+                                                                            == identities[:, 1])
+        # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it
+        # is counted
         hashes = np.fromiter((_path_hash(path) for path in paths), np.uint64, len(paths))[self.has]
         order = np.argsort(hashes)
         self._hashes = hashes[order]
@@ -147,16 +159,20 @@ class Kept:
     @classmethod
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings["kept"], settings["decode"], Reading.of(settings), settings.get("fundus_crop", "off"),
+        return cls(settings["kept"], settings["decode"], Reading.of(settings),
+                   settings.get("fundus_crop", "off"),
                    settings.get("fit", "crop") == "pad", fields)
 
     @property
     def folder(self) -> str:
         reading = self.reading
-        ranges = "".join(f"-{value:g}{kind}" for value, kind in ((reading.bits, "bits"), (reading.floats, "white")) if value)
-        return (f"{self.side}-{self.decode}-{VERSION}" + ("" if reading.reduced == "any" else f"-{reading.reduced}")
+        ranges = "".join(f"-{value:g}{kind}"
+                         for value, kind in ((reading.bits, "bits"), (reading.floats, "white")) if value)
+        return (f"{self.side}-{self.decode}-{VERSION}"
+                + ("" if reading.reduced == "any" else f"-{reading.reduced}")
                 + (f"-shown{ranges}" if reading.shown else "")
-                + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}") + ("-padded" if self.padded else ""))
+                + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}")
+                + ("-padded" if self.padded else ""))
 
     def pixels(self, file: str | ImageFile) -> np.ndarray:
         """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
@@ -166,15 +182,17 @@ class Kept:
     def hangs_on_range(self, file: ImageFile) -> bool:
         """Whether a file's pixels depend on a range of values that is not known yet. Raises ImageError."""
         reading, kind = self.reading, file.kind()
-        return reading.shown and ((kind == WHOLE_NUMBERS and not reading.bits) or (kind == FLOATS and not reading.floats))
+        return reading.shown and ((kind == WHOLE_NUMBERS and not reading.bits)
+                                  or (kind == FLOATS and not reading.floats))
 
 
 class Filling:
-    """The images that a cache lacks, brought into it by whoever reads them: a `Reader` of util/data/images/reading_pass.py.
+    """The images that a cache lacks, brought into it by whoever reads them: a `Reader` of
+    util/data/images/reading_pass.py.
 
     final: off where files of more than 8 bits are left out, because their pixels depend on the range of all
-    (util/data/images/scan.py), which is known once all are read; `open_cache` adds them. `count` images were added, `left`
-    were left out; `error`: what ended it early. What was written by then is kept.
+    (util/data/images/scan.py), which is known once all are read; `open_cache` adds them. `count` images were
+    added, `left` were left out; `error`: what ended it early. What was written by then is kept.
     """
 
     def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None], final: bool = True):
@@ -227,7 +245,8 @@ class Filling:
         self._lock.close()
 
     def adopt(self, other: "Filling") -> None:
-        """Count what another one has written of these pixels; of a folder that is named otherwise, link it here."""
+        """Count what another one has written of these pixels; of a folder that is named otherwise, link it
+        here."""
         self.count, self.left = other.count, other.left
         if other.folder == self.folder or not other.segments:
             return
@@ -239,11 +258,13 @@ class Filling:
                         with contextlib.suppress(FileExistsError):
                             os.link(segment.with_suffix(ending), self.folder / (segment.name + ending))
         except OSError as error:
-            self._say(f"image cache: {self.folder}: {error.strerror or error}; what was decoded is decoded again")
+            self._say(f"image cache: {self.folder}: {error.strerror or error}; what was decoded is decoded "
+                      "again")
             self.count = 0
 
     def _require_room(self, sizes: list[int]) -> None:
-        """OSError where the disk has no room for what is still to be added, judged by a hundred images or more."""
+        """OSError where the disk has no room for what is still to be added, judged by a hundred images or
+        more."""
         count = self.count + len(sizes)
         if not sizes or count < min(JUDGED_BY, self._todo - self.left):
             return
@@ -259,7 +280,8 @@ class Filling:
                 self._segment = self.folder / identity.tobytes().hex()
                 self._stream = open(_partial(self._segment), "wb")  # noqa: SIM115  # over several calls
             self._stream.write(pixels.data)
-            self._index.append((*identity, self._stream.tell() - pixels.size, pixels.shape[1], pixels.shape[0]))
+            self._index.append((*identity, self._stream.tell() - pixels.size, pixels.shape[1],
+                                pixels.shape[0]))
             self.count, self._bytes = self.count + 1, self._bytes + pixels.size
             if self._stream.tell() >= SEGMENT_BYTES:
                 self._finish()
@@ -289,13 +311,14 @@ class Filling:
             self._stream, self._index = None, []
 
 
-def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers: int, say: Callable[[str], None],
+def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers: int,
+               say: Callable[[str], None],
                fill: bool = True, filled: Filling | None = None) -> ImageCache:
     """The cache of these images, filled with those that it lacks (unless `fill` is off).
 
-    filled: what this launch has added already, which is said here. Where there is no room, or the folder can't be written,
-    a line says so and the images are decoded whenever they are read, to the same numbers. RunError for an image that can't
-    be read.
+    filled: what this launch has added already, which is said here. Where there is no room, or the folder
+    can't be written, a line says so and the images are decoded whenever they are read, to the same numbers.
+    RunError for an image that can't be read.
     """
     paths = list(dict.fromkeys(paths))
     filling = Filling(folder, kept, say)
@@ -304,14 +327,20 @@ def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers:
             filling.adopt(filled)
         bad = read_images([(filling, paths)], workers)
         if bad:
-            raise RunError(f"an image that was there at the start cannot be read any more: {': '.join(bad[0])}")
+            raise RunError("an image that was there at the start cannot be read any more: "
+                           f"{': '.join(bad[0])}")
     cache = ImageCache(_read_segments(filling.folder), paths, _identities(paths))
     if fill and filling.error is not None:
-        say(f"image cache: {filling.folder}: {filling.error.strerror or filling.error}; {(~cache.has).sum():,} of "
-            f"{len(paths):,} images are decoded whenever they are read, which is slower and gives the same figures")
+        say(f"image cache: {filling.folder}: {filling.error.strerror or filling.error}; "
+            f"{(~cache.has).sum():,} of {len(paths):,} images are decoded whenever they are read, which is "
+            "slower and gives the same figures")
     elif filling.count:
         size = sum(file.stat().st_size for file in cache._files)
-        again = f"; {filling.left:,} of more than 8 bits were read again, over the range of all" if filling.left else ""
+        again = (
+            f"; {filling.left:,} of more than 8 bits were read again, over the range of all"
+            if filling.left
+            else ""
+        )
         say(f"images     {filling.count:,} decoded once to {filling.folder} (short side at most {kept.side}, "
             f"{size / 2**20:,.0f} MiB in all){again}")
     elif fill:

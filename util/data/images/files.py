@@ -1,7 +1,8 @@
 """One image file, read right: 8-bit RGB whatever the file holds.
 
-Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips 16-bit
-values to white, so that an OCT volume trains as blank images without a word; here they are scaled. A file that is
+Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips
+16-bit values to white, so that an OCT volume trains as blank images without a word; here they are scaled. A
+file that is
 cut short always raises: half an image padded with grey would be a sample like any other to the model.
 """
 import errno
@@ -33,13 +34,16 @@ from util.data.images.as_shown import (
     to_rgb,
 )
 
-# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside program.
+# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside
+# program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-MOST_SCANS = 500  # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
-# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here, and the rest is noise.
+# of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
+MOST_SCANS = 500
+# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here, and the
+# rest is noise.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _START_OF_SCAN = b"\xff\xda"
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
@@ -59,8 +63,8 @@ class ImageError(ValueError):
 class ImageFile:
     """An image file that is read once, whatever its `ImageSource`s ask for, and decoded once at each scale.
 
-    A JPEG is read as bytes; of any other file Pillow reads what its first page or frame needs. What was decoded is kept as
-    long as this object is.
+    A JPEG is read as bytes; of any other file Pillow reads what its first page or frame needs. What was
+    decoded is kept as long as this object is.
     look: whether decoding finds what `facts` needs, too, which costs a look at every page.
     """
 
@@ -86,7 +90,8 @@ class ImageFile:
 
     @functools.cached_property
     def plain_jpeg(self) -> tuple[tuple[int, int], str] | None:
-        """((width, height), colours) of a JPEG that libjpeg-turbo decodes as Pillow does; None: that is Pillow's work."""
+        """((width, height), colours) of a JPEG that libjpeg-turbo decodes as Pillow does; None: that is
+        Pillow's work."""
         if not self.is_jpeg or self.content.count(_START_OF_SCAN) > MOST_SCANS:
             return None
         try:
@@ -97,8 +102,8 @@ class ImageFile:
         return ((width, height), colours) if small_enough and colours in _JPEG_COLOURS else None
 
     def reduced(self, factor: int) -> np.ndarray | None:
-        """A plain JPEG at 1/`factor`, (h, w, 3) uint8; None where it is Pillow that has to decode it, or to say in its words
-        what is wrong."""
+        """A plain JPEG at 1/`factor`, (h, w, 3) uint8; None where it is Pillow that has to decode it, or to
+        say in its words what is wrong."""
         if factor not in self._reduced:
             width, height = (-(-edge // factor) for edge in self.plain_jpeg[0])
             try:
@@ -109,13 +114,14 @@ class ImageFile:
         return self._reduced[factor]
 
     def at_hand(self, factor: int) -> Image.Image | None:
-        """A plain JPEG at 1/`factor`, averaged from the coarsest finer scale that is decoded already; None where none is."""
+        """A plain JPEG at 1/`factor`, averaged from the coarsest finer scale that is decoded already; None
+        where none is."""
         known = [one for one, pixels in self._reduced.items() if one <= factor and pixels is not None]
         return Image.fromarray(self._reduced[max(known)]).reduce(factor // max(known)) if known else None
 
     def stored(self) -> tuple[tuple[int, int], int]:
-        """(width, height) as the pixels are stored, and the orientation that Pillow does not apply itself. Raises
-        ImageError."""
+        """(width, height) as the pixels are stored, and the orientation that Pillow does not apply itself.
+        Raises ImageError."""
         if self._stored is None:
             self._opened = self._open()
         return self._stored
@@ -133,14 +139,16 @@ class ImageFile:
                     image.load()
             except (ImageError, MemoryError):
                 raise
-            except Exception as error:  # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+            # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
+            except Exception as error:
                 raise ImageError(self.path, reason_of(error)) from error
             self._loaded[denominator] = image
         return self._loaded[denominator]
 
     def facts(self) -> Facts:
-        """What the file is besides its pixels. Raises ImageError, also for a file that is damaged anywhere: what nobody has
-        decoded is decoded, a JPEG at 1/8 of its size, which still reads every bit but computes little."""
+        """What the file is besides its pixels. Raises ImageError, also for a file that is damaged anywhere:
+        what nobody has decoded is decoded, a JPEG at 1/8 of its size, which still reads every bit but
+        computes little."""
         (width, height), orientation = self.stored()
         if not self._loaded and self.plain_jpeg and (
                 any(pixels is not None for pixels in self._reduced.values())
@@ -175,7 +183,8 @@ class ImageFile:
         return image
 
     def _refuse_many_scans(self, image: Image.Image) -> None:
-        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few kilobytes."""
+        """ImageError for a progressive JPEG of so many scans that decoding it is a trap: minutes for a few
+        kilobytes."""
         if image.info.get("progressive") and isinstance(image, JpegImagePlugin.JpegImageFile):
             scans = self.content.count(_START_OF_SCAN)
             if scans > MOST_SCANS:
@@ -209,10 +218,11 @@ class ImageSource:
     def part(self, box=None, resolution=None):
         """The pixels in a box, decoded no finer than is needed: (h, w, 3) uint8, writable.
 
-        box: (left, top, right, bottom) in pixels of the file; None: all. resolution: (width, height) that the part has
-        at least, unless the file has less; None: the file's own. The box is rounded to the pixels that are decoded.
-        JPEGs are decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 (the same numbers as Pillow's draft, sooner), where
-        `reduced` allows it; others are decoded whole. Raises ImageError, as `decode_scaled`.
+        box: (left, top, right, bottom) in pixels of the file; None: all. resolution: (width, height) that the
+        part has at least, unless the file has less; None: the file's own. The box is rounded to the pixels
+        that are decoded. JPEGs are decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 (the same numbers as Pillow's
+        draft, sooner), where `reduced` allows it; others are decoded whole. Raises ImageError, as
+        `decode_scaled`.
         """
         width, height = self.size
         left, top, right, bottom = box or (0, 0, width, height)
@@ -230,9 +240,11 @@ class ImageSource:
         return np.array(image)
 
     def whole(self, resolution):
-        """All of the image, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it covers).
+        """All of the image, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it
+        covers).
 
-        Where a pixel is the mean of 8 x 8 of the file, an image of 2300 pixels covers 287.5, and the last of its 288 is
+        Where a pixel is the mean of 8 x 8 of the file, an image of 2300 pixels covers 287.5, and the last of
+        its 288 is
         half empty: `resized` wants to know, or the image would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
@@ -243,8 +255,8 @@ class ImageSource:
         return pixels, (self.size[0] / factor, self.size[1] / factor)
 
     def at_least(self, resolution):
-        """All of the image as PIL RGB, with at least `resolution` (width, height) unless the file has less, as by `part`; a
-        JPEG averaged from what is decoded already, where that is finer. Raises ImageError."""
+        """All of the image as PIL RGB, with at least `resolution` (width, height) unless the file has less,
+        as by `part`; a JPEG averaged from what is decoded already, where that is finer. Raises ImageError."""
         factor = dct_denominator(self.size, resolution)
         decoded = self.file.at_hand(factor) if self._plain else None
         if decoded is None:
@@ -252,8 +264,8 @@ class ImageSource:
         return decoded.crop((0, 0, *(max(1, round(edge / factor)) for edge in self.size)))  # as `part` rounds
 
     def coarse(self, least):
-        """All of the image, of a JPEG at the coarsest of libjpeg's scales that leaves `least` pixels a side, in full of
-        another -> ((h, w, 3) uint8, the scale's denominator). Raises ImageError."""
+        """All of the image, of a JPEG at the coarsest of libjpeg's scales that leaves `least` pixels a side,
+        in full of another -> ((h, w, 3) uint8, the scale's denominator). Raises ImageError."""
         denominator = dct_denominator(self.size, least)
         pixels = self.file.reduced(denominator) if self._plain else None
         if pixels is not None:
@@ -269,7 +281,12 @@ class ImageSource:
         if self.file.plain_jpeg[1] == "Gray" and self.reading.reduced == "colour":
             factor = 1
         pixels = self.file.reduced(factor)
-        if pixels is not None and factor > 1 and self.reading.reduced == "colour" and not shows_colour(pixels):
+        if (
+            pixels is not None
+            and factor > 1
+            and self.reading.reduced == "colour"
+            and not shows_colour(pixels)
+        ):
             pixels, factor = self.file.reduced(1), 1
         return None if pixels is None else (pixels, factor)
 
@@ -280,14 +297,16 @@ class ImageSource:
     def decode_scaled(self, minimum_size=None):
         """Decode, a JPEG at a reduced scale where that is enough.
 
-        minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only JPEGs
-        are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full image.
+        minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only
+        JPEGs are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full
+        image.
         Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
         Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
         _, orientation = self.file.stored()
         turn = TURNS.get(orientation) if self.reading.shown else None
-        denominator = dct_denominator(self.size, minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
+        denominator = dct_denominator(self.size,
+                                      minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
         image = self.file.loaded(denominator)
         try:
             rgb = to_rgb(image, self.reading)
@@ -301,16 +320,17 @@ class ImageSource:
 def shows_colour(pixels):
     """Whether a tenth of the (h, w, 3) pixels differs by more than 16 levels between red and blue.
 
-    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the image); a scan saved as RGB does
-    not, also with a coloured mark or two.
+    A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the image); a scan
+    saved as RGB does not, also with a coloured mark or two.
     """
     some = pixels[::2, ::2].astype(np.int16)
     return np.count_nonzero(np.abs(some[..., 0] - some[..., 2]) > 16) > some.shape[0] * some.shape[1] / 10
 
 
 def _content(path):
-    """The bytes of a file that begins as a JPEG does, the first of another. OSError, also for a pipe, which would wait for
-    its writer, or a device. By the system's own calls: python's file objects take twice as long."""
+    """The bytes of a file that begins as a JPEG does, the first of another. OSError, also for a pipe, which
+    would wait for its writer, or a device. By the system's own calls: python's file objects take twice as
+    long."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -327,12 +347,14 @@ def _content(path):
 
 
 def _coarsest(size, resolution):
-    """By how much a part of `size` may be reduced so that `resolution` (None: its own) is left of it; (width, height)."""
+    """By how much a part of `size` may be reduced so that `resolution` (None: its own) is left of it; (width,
+    height)."""
     return 1 if resolution is None else max(1, min(size[0] // resolution[0], size[1] // resolution[1]))
 
 
 def file_status(path):
-    """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder) or nothing."""
+    """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder)
+    or nothing."""
     try:
         status = os.stat(path)
         _refuse_no_file(status)
@@ -343,7 +365,8 @@ def file_status(path):
 
 def _refuse_no_file(status):
     if not stat.S_ISREG(status.st_mode):
-        kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO), ("socket", stat.S_ISSOCK))
+        kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO),
+                                              ("socket", stat.S_ISSOCK))
                      if holds(status.st_mode)), "device")
         raise OSError(errno.EINVAL, f"no file but a {kind}")
 
@@ -351,10 +374,11 @@ def _refuse_no_file(status):
 def resized(pixels, size, box=None, covers=None, within=1 / 512):
     """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
 
-    Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left, top, right,
-    bottom) in pixels of the result; no more pixels are read than it needs. within: the part of a pixel by which its place
-    may be missed (1/64 changes noise by a level and more where an image nearly keeps its size). covers: (width, height) of
-    the image in `pixels`, whose last row and column it may fill in part; None: all.
+    Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left,
+    top, right, bottom) in pixels of the result; no more pixels are read than it needs. within: the part of a
+    pixel by which its place may be missed (1/64 changes noise by a level and more where an image nearly keeps
+    its size). covers: (width, height) of the image in `pixels`, whose last row and column it may fill in
+    part; None: all.
     """
     covers = pixels.shape[1::-1] if covers is None else covers
     if tuple(covers) == tuple(size):
@@ -365,27 +389,32 @@ def resized(pixels, size, box=None, covers=None, within=1 / 512):
         return result.permute(1, 2, 0).contiguous().numpy()
     left, top, right, bottom = box or (0, 0, *size)
     (rows, above, up), (columns, before, along) = (
-        _needed(*one, within) for one in ((covers[1], size[1], top, bottom), (covers[0], size[0], left, right)))
+        _needed(*one, within) for one in ((covers[1], size[1], top, bottom),
+                                          (covers[0], size[0], left, right)))
     part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-    result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic", antialias=True)[0]
+    result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic",
+                                             antialias=True)[0]
     return result[:, above:above + bottom - top, before:before + right - left].permute(1, 2, 0).numpy()
 
 
 @functools.lru_cache(maxsize=256)  # images of one camera are of one size
 def _needed(have, want, first, last, within):
-    """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice to resize,
-    where `first` stands in its result, and the factor."""
+    """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice
+    to resize, where `first` stands in its result, and the factor."""
     pixels = have / want
     margin = math.ceil(2 * max(pixels, 1) / pixels) + 1  # bicubic looks at two pixels of the coarser grid
     # the part starts where pixels of both grids begin together
-    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within), 0)
+    start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within),
+                 0)
     # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
     factor = (want + 1e-6) / have
-    return slice(round(start * pixels), min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
+    return slice(round(start * pixels),
+                 min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
 
 
 def dct_denominator(size, minimum_size):
-    """The largest of 1, 2, 4, 8 by which a JPEG of `size` (width, height) may be divided, see `decode_scaled`."""
+    """The largest of 1, 2, 4, 8 by which a JPEG of `size` (width, height) may be divided, see
+    `decode_scaled`."""
     if not isinstance(minimum_size, (tuple, list)):
         minimum_size = (minimum_size, minimum_size)
     width, height = minimum_size

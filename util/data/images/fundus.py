@@ -1,17 +1,18 @@
 """The round field of a fundus photograph: where it is, in a copy of the image at a few hundred pixels.
 
-A fundus camera images a disc on a dark ground; how much ground it adds, and what of the disc it cuts off, differs from
-camera to camera. `find_field` looks for the disc in four steps:
-    1. the ground is what the two darkest corners show; levels above it are compared as logarithms, because a dark
-       periphery differs from the ground by a factor and only by a few grey levels;
-    2. along some rows and columns, the first pixels from outside that stay above a low and above a middle threshold are rim
-       points, except those of letters, flares and dark peripheries;
-    3. of the circles through three of these points each, the one that most points agree with (a fixed list of triples in
-       the place of RANSAC's random ones: Fischler and Bolles, Commun. ACM 24:381, 1981) is moved to the steepest steps
-       along rays from its centre, by least squares without the rays that disagree;
-    4. the circle is a field if the rim is seen as a step on most rays and on opposite sides, the outside is dark and the
-       inside is not.
-An OCT scan, a digit or an ordinary photograph fails step 4, and so does a disc of which hardly any rim is in the image.
+A fundus camera images a disc on a dark ground; how much ground it adds, and what of the disc it cuts off,
+differs from camera to camera. `find_field` looks for the disc in four steps:
+    1. the ground is what the two darkest corners show; levels above it are compared as logarithms, because a
+       dark periphery differs from the ground by a factor and only by a few grey levels;
+    2. along some rows and columns, the first pixels from outside that stay above a low and above a middle
+       threshold are rim points, except those of letters, flares and dark peripheries;
+    3. of the circles through three of these points each, the one that most points agree with (a fixed list of
+       triples in the place of RANSAC's random ones: Fischler and Bolles, Commun. ACM 24:381, 1981) is moved
+       to the steepest steps along rays from its centre, by least squares without the rays that disagree;
+    4. the circle is a field if the rim is seen as a step on most rays and on opposite sides, the outside is
+       dark and the inside is not.
+An OCT scan, a digit or an ordinary photograph fails step 4, and so does a disc of which hardly any rim is in
+the image.
 """
 
 import functools
@@ -46,7 +47,8 @@ LARGEST_GAP = 0.5  # of the circle, between two pieces of rim that are seen
 
 @dataclass(frozen=True)
 class Field:
-    """Centre and radius in pixels of the image; (0, 0) is the outer corner of the first pixel, whose centre is (½, ½)."""
+    """Centre and radius in pixels of the image; (0, 0) is the outer corner of the first pixel, whose centre
+    is (½, ½)."""
 
     x: float
     y: float
@@ -60,13 +62,15 @@ class Field:
 
     @property
     def square(self) -> tuple[int, int, int]:
-        """(left, top, side) in whole pixels of the square around the circle; it may reach beyond the image. In a large image
-        they are multiples of 8, the blocks of a JPEG, so that it is the same square at whatever scale that is decoded.
+        """(left, top, side) in whole pixels of the square around the circle; it may reach beyond the image.
+        In a large image they are multiples of 8, the blocks of a JPEG, so that it is the same square at
+        whatever scale that is decoded.
 
-        Where the camera cut the disc off, the square is not cut: what lies outside the image is black when it is read.
-        So a pixel has the same scale in x and y, a disc is as large in every image, cut or not, and the model sees the
-        same black as in the margins. AutoMorph, which RETFound's authors use before training, likewise cuts out the
-        disc's bounding box and adds black until it is square (Zhou et al., TVST 11(7):12, 2022).
+        Where the camera cut the disc off, the square is not cut: what lies outside the image is black when it
+        is read. So a pixel has the same scale in x and y, a disc is as large in every image, cut or not, and
+        the model sees the same black as in the margins. AutoMorph, which RETFound's authors use before
+        training, likewise cuts out the disc's bounding box and adds black until it is square (Zhou et al.,
+        TVST 11(7):12, 2022).
         """
         grid = next(g for g in DCT_DENOMINATORS if self.radius >= 64 * g or g == 1)
         side = grid * max(1, round(2 * self.radius / grid))
@@ -74,10 +78,12 @@ class Field:
 
 
 def small_image(source: ImageSource) -> tuple[np.ndarray, float]:
-    """-> ((h, w, 3) uint8; how many pixels of the file one of them is wide): the same for every way of decoding.
+    """-> ((h, w, 3) uint8; how many pixels of the file one of them is wide): the same for every way of
+    decoding.
 
-    The short side has 250 to 499 pixels, unless the file has fewer: a JPEG is decoded at the coarsest of libjpeg's scales
-    that leaves 250, any other file whole; what is still larger is averaged over squares. Raises ImageError.
+    The short side has 250 to 499 pixels, unless the file has fewer: a JPEG is decoded at the coarsest of
+    libjpeg's scales that leaves 250, any other file whole; what is still larger is averaged over squares.
+    Raises ImageError.
     """
     pixels, factor = source.coarse(LEAST_SIDE)
     squares = min(pixels.shape[:2]) // LEAST_SIDE
@@ -117,8 +123,10 @@ class _Image:
         ground = np.sort(darkest, 0)[len(darkest) // 2]
         if ground.max() > BRIGHTEST_GROUND:
             return None
-        image = cls(_above(pixels, ground), np.sort((np.maximum(darkest, ground) - ground).max(1))[-len(darkest) // 50])
-        return image if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE * image.bright) else None
+        image = cls(_above(pixels, ground),
+                    np.sort((np.maximum(darkest, ground) - ground).max(1))[-len(darkest) // 50])
+        return image if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE
+                                                                           * image.bright) else None
 
     def __init__(self, levels: np.ndarray, noise: int):
         self.levels, self.noise = levels, int(noise)
@@ -130,11 +138,13 @@ class _Image:
         self.logarithms = np.log1p(np.arange(256) / self._softness).astype(np.float32)
 
     def level(self, part: float) -> int:
-        """That lies, by logarithms, `part` of the way from the ground to the bright pixels, but out of the noise."""
+        """That lies, by logarithms, `part` of the way from the ground to the bright pixels, but out of the
+        noise."""
         return int(max(self._softness * math.expm1(part * self.logarithms[self.bright]), self.noise + 1))
 
     def rim_points(self) -> np.ndarray:
-        """(2, N) x and y where a row or a column first rises above a low, and above a middle threshold, from either end."""
+        """(2, N) x and y where a row or a column first rises above a low, and above a middle threshold, from
+        either end."""
         found, parts = [], np.array([[[self.level(0.25)]], [[self.level(0.6)]]], np.uint8)
         for across in (True, False):
             levels = self.levels if across else self.levels.T
@@ -153,19 +163,23 @@ class _Image:
         return np.concatenate(found, 1)
 
     def is_dark_around(self, circle: Field) -> bool:
-        """Whether hardly any pixel outside the circle is as bright as those inside, and hardly any inside as dark."""
+        """Whether hardly any pixel outside the circle is as bright as those inside, and hardly any inside as
+        dark."""
         width, height = self.size
         step = max(1, min(self.size) // 40)
         start = step // 2
-        x, y = np.arange(start, width, step) + (0.5 - circle.x), np.arange(start, height, step) + (0.5 - circle.y)
+        x, y = np.arange(start, width, step) + (0.5 - circle.x), np.arange(start, height,
+                                                                           step) + (0.5 - circle.y)
         distance = (x * x + (y * y)[:, None]) / circle.radius**2
         levels = self.levels[start::step, start::step]
         inside, outside = levels[distance < 0.9**2], levels[distance > 1.04**2]
         if not len(outside) or not len(inside):
             return False
         return (np.count_nonzero(outside > max(12, 0.1 * self.bright)) < MOST_LIT * len(outside)
-                and np.count_nonzero(outside > max(2 * self.noise, 0.4 * self.bright)) < MOST_BRIGHT * len(outside)
-                and np.count_nonzero(inside <= max(2 * self.noise, 0.08 * self.bright)) < MOST_DARK * len(inside))
+                and np.count_nonzero(outside > max(2 * self.noise, 0.4 * self.bright)) < MOST_BRIGHT
+                * len(outside)
+                and np.count_nonzero(inside <= max(2 * self.noise, 0.08 * self.bright)) < MOST_DARK
+                * len(inside))
 
 
 _LITTLE = 1e-6 * np.eye(3)  # so that three equations that are nearly one have an answer
@@ -174,8 +188,9 @@ _LITTLE = 1e-6 * np.eye(3)  # so that three equations that are nearly one have a
 class _Rim:
     """Where the levels fall most along rays from a circle's centre, within `reach` radii of the circle.
 
-    offset: (RAYS,) pixels by which the steepest step lies outside the circle. step: (RAYS,) its height. seen: (RAYS,)
-    whether the image holds the ray's piece of the circle. error: (RAYS,) pixels from the fitted circle.
+    offset: (RAYS,) pixels by which the steepest step lies outside the circle. step: (RAYS,) its height. seen:
+    (RAYS,) whether the image holds the ray's piece of the circle. error: (RAYS,) pixels from the fitted
+    circle.
     """
 
     def __init__(self, image: _Image, circle: Field, reach: float):
@@ -184,7 +199,8 @@ class _Rim:
         half = math.ceil(reach * circle.radius) + wide
         distances = circle.radius + np.arange(-half, half + 1, dtype=np.float32)
         width, height = image.size
-        at = (_directions() * distances + np.array([[[circle.x]], [[circle.y]]], np.float32)).astype(np.int32)  # (2, RAYS, …)
+        # (2, RAYS, …)
+        at = (_directions() * distances + np.array([[[circle.x]], [[circle.y]]], np.float32)).astype(np.int32)
         inside = np.minimum(np.maximum(at, 0), np.array([[[width - 1]], [[height - 1]]], np.int32))
         self.seen = (inside[:, :, half + wide] == at[:, :, half + wide]).all(0)
         places = inside[1] * width + inside[0]
@@ -196,8 +212,8 @@ class _Rim:
         self.offset = best + (wide - half - 0.5)
 
     def fitted(self, share: float) -> Field | None:
-        """The circle moved to the steps, without the rays that disagree by this share of its radius; None where too few
-        agree."""
+        """The circle moved to the steps, without the rays that disagree by this share of its radius; None
+        where too few agree."""
         used = self.seen & (self.step > STEP)
         if np.count_nonzero(used) < LEAST_RIM / 2 * RAYS:
             return None
@@ -208,10 +224,12 @@ class _Rim:
         moved = np.linalg.solve(some @ some.T + _LITTLE, some @ self.offset[near])
         self.error = np.abs(self.offset - moved @ _design())
         radius = float(self.circle.radius + moved[2])
-        return Field(float(self.circle.x + moved[0]), float(self.circle.y + moved[1]), radius) if radius > 1 else None
+        return Field(float(self.circle.x + moved[0]), float(self.circle.y + moved[1]),
+                     radius) if radius > 1 else None
 
     def is_seen(self) -> bool:
-        """Whether most rays that the image holds have their step on the circle, and some on opposite sides."""
+        """Whether most rays that the image holds have their step on the circle, and some on opposite
+        sides."""
         near = self.error <= max(1.2, ON_RIM * self.circle.radius)
         at = np.flatnonzero(self.seen & near & (self.step > STEP))
         if len(at) < max(LEAST_RIM * RAYS, LEAST_SEEN * np.count_nonzero(self.seen)):
@@ -224,7 +242,8 @@ def _above(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
     result = None
     for channel in range(3):
         levels = np.ascontiguousarray(pixels[..., channel])
-        np.maximum(levels, np.full_like(levels, ground[channel]), out=levels)  # NumPy takes 15 times as long with a scalar
+        # NumPy takes 15 times as long with a scalar
+        np.maximum(levels, np.full_like(levels, ground[channel]), out=levels)
         levels -= ground[channel]
         result = levels if result is None else np.maximum(result, levels, out=result)
     return result
@@ -244,7 +263,8 @@ def _directions() -> np.ndarray:
 
 
 def _agreed(points: np.ndarray, width: int, height: int) -> Field | None:
-    """The circle through three of the (2, N) rim points that most of the points agree with; None where there is none."""
+    """The circle through three of the (2, N) rim points that most of the points agree with; None where there
+    is none."""
     if points.shape[1] < 12:
         return None
     from_centre = points - points.mean(1, keepdims=True)
@@ -257,7 +277,8 @@ def _agreed(points: np.ndarray, width: int, height: int) -> Field | None:
     x, y = (by * a - ay * b) / area, (ax * b - bx * a) / area
     radius = np.sqrt(x * x + y * y)
     x, y = x + first[0], y + first[1]
-    fit = ((2 * radius > SMALLEST_DIAMETER * min(width, height)) & (radius < LARGEST_RADIUS * max(width, height))
+    fit = ((2 * radius > SMALLEST_DIAMETER * min(width, height))
+           & (radius < LARGEST_RADIUS * max(width, height))
            & (x > 0) & (x < width) & (y > 0) & (y < height))
     if not fit.any():
         return None
@@ -270,7 +291,8 @@ def _agreed(points: np.ndarray, width: int, height: int) -> Field | None:
 
 @functools.lru_cache(maxsize=256)
 def _triples(count: int) -> np.ndarray:
-    """(3, TRIPLES) numbers of points in the order of their angle, which lie far from each other, in several patterns."""
+    """(3, TRIPLES) numbers of points in the order of their angle, which lie far from each other, in several
+    patterns."""
     starts = np.arange(TRIPLES) * count // TRIPLES
     patterns = ((0.33, 0.66), (0.25, 0.5), (0.1, 0.5), (0.2, 0.35))
     steps = np.array([patterns[number % len(patterns)] for number in range(TRIPLES)]).T * count

@@ -1,7 +1,10 @@
-"""Which image has which round field, found once and remembered; and an image cut to the square around its field.
+"""Which image has which round field, found once and remembered; and an image cut to the square around its
+field.
 
-`--fundus_crop auto` is an entry of the stored transform, and the field is found on the same small copy of the image
-whatever else that says: a file has the same field in training, evaluation, features and predictions, with and without a
+`--fundus_crop auto` is an entry of the stored transform, and the field is found on the same small copy of the
+image
+whatever else that says: a file has the same field in training, evaluation, features and predictions, with and
+without a
 cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
 """
 
@@ -18,22 +21,25 @@ from util.data.images.fundus import Field, find_field, small_image
 from util.data.images.remembered import Remembered
 
 FUNDUS_CROPS = ("off", "auto")
-VERSION = 1  # raise it when another field is found in the same file; then also READING in util/data/images/transforms.py
+# raise it when another field is found in the same file; then also READING in util/data/images/transforms.py
+VERSION = 1
 
 
 class Fields(Remembered):
-    """The fields of image files: path -> Field in pixels of the file, or None where it has none. Each is looked for once a
-    file as it is now, and remembered by `save`.
+    """The fields of image files: path -> Field in pixels of the file, or None where it has none. Each is
+    looked for once a file as it is now, and remembered by `save`.
 
-    shown: whether images are read as they are shown (`Reading`): a turned image has its field in another place. Deep images
-    are looked at over their own range, whatever that of the run.
+    shown: whether images are read as they are shown (`Reading`): a turned image has its field in another
+    place. Deep images are looked at over their own range, whatever that of the run.
     """
 
-    dtype = np.dtype([("identity", "<u8"), ("x", "<f4"), ("y", "<f4"), ("radius", "<f4")])  # radius 0: no field
+    # radius 0: no field
+    dtype = np.dtype([("identity", "<u8"), ("x", "<f4"), ("y", "<f4"), ("radius", "<f4")])
     again = "fields are looked for again in all images"
 
     def __init__(self, file: Path | None, shown: bool = True):
-        """file: None keeps them in this process alone; images as they are stored have a file of their own beside it."""
+        """file: None keeps them in this process alone; images as they are stored have a file of their own
+        beside it."""
         self.reading = Reading(shown=shown)
         self._fresh: dict[str, Field | None] = {}  # of the files that the pass is reading
         super().__init__(file if shown or file is None else file.with_stem(f"{file.stem}_as_stored"))
@@ -54,11 +60,12 @@ class Fields(Remembered):
         """path, x, y, radius of what is remembered of these files; NaN where they have no field."""
         entries, known = self._entries(paths)
         has = known & (entries["radius"] > 0)
-        return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan) for name in ("x", "y", "radius")})
+        return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan)
+                                               for name in ("x", "y", "radius")})
 
     def __call__(self, file: str | ImageFile) -> Field | None:
-        """The field of a file, or of that at a path. Raises ImageError where it is not remembered and the file can't be
-        read."""
+        """The field of a file, or of that at a path. Raises ImageError where it is not remembered and the
+        file can't be read."""
         path = file.path if isinstance(file, ImageFile) else file
         if path in self._fresh:
             return self._fresh[path]
@@ -75,12 +82,13 @@ def _found(source: ImageSource) -> Field | None:
     if field is None:
         return None
     field = field.times(factor)
-    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))  # as it is remembered
+    # as it is remembered
+    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))
 
 
 class SquareSource:
-    """A square of an image, (left, top, side) in its pixels, in the place of the image that `source` is; black where it
-    reaches beyond that."""
+    """A square of an image, (left, top, side) in its pixels, in the place of the image that `source` is;
+    black where it reaches beyond that."""
 
     def __init__(self, source: ImageSource, square: tuple[int, int, int]):
         self._source = source
@@ -103,7 +111,8 @@ class SquareSource:
         if inside == (left, top, right, bottom):
             return self._source.part(inside, resolution)
         if resolution is not None:
-            resolution = -(-resolution[0] * across // (right - left)), -(-resolution[1] * down // (bottom - top))
+            resolution = -(-resolution[0] * across // (right - left)), -(-resolution[1]
+                                                                         * down // (bottom - top))
         pixels = self._source.part(inside, resolution)
         factor = max(1, round(across / pixels.shape[1]))
         canvas = np.zeros((-(-(bottom - top) // factor), -(-(right - left) // factor), 3), np.uint8)
@@ -120,13 +129,14 @@ class SquareSource:
 
     def decode(self) -> Image.Image:
         """As ImageSource.decode, at full resolution: Pillow fills with black what lies outside."""
-        return self._source.decode().crop((self._left, self._top, self._left + self._side, self._top + self._side))
+        return self._source.decode().crop((self._left, self._top, self._left + self._side,
+                                           self._top + self._side))
 
 
 def source_of(file: str | ImageFile, reading: Reading, fundus_crop: str, padded: bool,
               fields: Fields | None = None) -> ImageSource | SquareSource:
-    """What the transforms read of a file: all of it; with "auto" the square around its field, where it has one; padded: an
-    image that is no square gets black beside its longer sides until it is one.
+    """What the transforms read of a file: all of it; with "auto" the square around its field, where it has
+    one; padded: an image that is no square gets black beside its longer sides until it is one.
 
     fields: that are known already; None: the field is looked for here. Raises ImageError.
     """

@@ -1,11 +1,14 @@
 """The one pass over the image files of a launch: each file is opened once for all that lack something of it.
 
-The check of all files, their facts, the round fields, the fingerprints and the cache are `Reader`s. A file is read once
-(`ImageFile`), and what one reader has decoded of it the next one takes. One of these kinds is decoded again, and why:
-    a JPEG whose field is looked for and which is cached, at two scales: the field is defined on a small copy, so that it is
+The check of all files, their facts, the round fields, the fingerprints and the cache are `Reader`s. A file is
+read once (`ImageFile`), and what one reader has decoded of it the next one takes. One of these kinds is
+decoded again, and why:
+    a JPEG whose field is looked for and which is cached, at two scales: the field is defined on a small copy,
+    so that it is
         the same with and without a cache, and the cache's pixels are those that are read without one
     a JPEG without colour that is cached, at a small scale and in full, as whenever it is read
-    an image without contrast, whose fingerprint is always made of the same scale (util/data/leakage/near_duplicates.py)
+    an image without contrast, whose fingerprint is always made of the same scale
+    (util/data/leakage/near_duplicates.py)
 """
 
 import sys
@@ -42,11 +45,12 @@ class Reader(Protocol):
 
 def read_images(wanted: Sequence[tuple[Reader, Sequence[str]]], workers: int,
                 progress: bool = True) -> list[tuple[str, str]]:
-    """Read every file that a reader lacks, in `workers` threads (the decoders work outside the interpreter's lock).
+    """Read every file that a reader lacks, in `workers` threads (the decoders work outside the interpreter's
+    lock).
 
     wanted: readers in the order in which they look at a file, each with the paths that it is asked about.
-    progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the files that can't be read, in order; of these
-    no reader takes anything.
+    progress: a bar, if stderr is a terminal. Returns [(path, reason)] of the files that can't be read, in
+    order; of these no reader takes anything.
     """
     lacking: dict[str, list[Reader]] = {}
     for reader, paths in wanted:
@@ -57,7 +61,8 @@ def read_images(wanted: Sequence[tuple[Reader, Sequence[str]]], workers: int,
     Image.init()  # plugins loaded once, here, and not by several threads at a time
     bad = []
     pool = ThreadPoolExecutor(max(1, workers))
-    bar = tqdm(total=len(todo), desc="reading images", disable=not (progress and sys.stderr.isatty()), leave=False)
+    bar = tqdm(total=len(todo), desc="reading images", disable=not (progress and sys.stderr.isatty()),
+               leave=False)
     try:
         with bar:
             for group, results in _in_order(pool, todo, lacking, IN_FLIGHT * max(1, workers)):
@@ -82,7 +87,8 @@ def read_images(wanted: Sequence[tuple[Reader, Sequence[str]]], workers: int,
 
 def _in_order(pool: ThreadPoolExecutor, todo: list[str], lacking: dict[str, list[Reader]],
               most: int) -> Iterator[tuple[list[str], list]]:
-    """(paths, what `_look_at` gives of each), a group after the other, of which at most `most` are begun at a time."""
+    """(paths, what `_look_at` gives of each), a group after the other, of which at most `most` are begun at a
+    time."""
     begun = deque()
     for start in range(0, len(todo), GROUP):
         group = todo[start:start + GROUP]

@@ -13,15 +13,17 @@ from util.data.images.files import ImageFile, reason_of
 class Remembered:
     """What was found of files before, kept in a file, so that a second launch looks at new ones alone.
 
-    A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries are sorted by
-    them. `note` says so (else it is "") when the file was not usable; it is then written anew. A `Reader`
-    (util/data/images/reading_pass.py): a kind of memory says by `look` and `values` what it finds and keeps of a file.
+    A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries
+    are sorted by them. `note` says so (else it is "") when the file was not usable; it is then written anew.
+    A `Reader` (util/data/images/reading_pass.py): a kind of memory says by `look` and `values` what it finds
+    and keeps of a file.
     """
 
     dtype = np.dtype([("identity", "<u8")])  # and what a kind of memory adds
     again = ""  # what the next launch does where it can't be kept
     mapped = False  # read from the disk where it is needed: large, and of one process alone
-    most: int | None = None  # entries in the file; beyond, those that no call of this process asked for are dropped
+    # entries in the file; beyond, those that no call of this process asked for are dropped
+    most: int | None = None
 
     def __init__(self, file: str | os.PathLike | None):
         """file: None keeps it in this process alone."""
@@ -36,7 +38,8 @@ class Remembered:
             self._known = known
         except FileNotFoundError:
             pass  # the first launch
-        except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: np.load gave an archive
+        # AttributeError: np.load gave an archive
+        except (OSError, ValueError, EOFError, AttributeError) as error:
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
     def look(self, file: ImageFile) -> Any:
@@ -55,7 +58,8 @@ class Remembered:
 
     def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
         """Remember what `look` found; `save` makes it last."""
-        entries = [(identity, *self.values(one)) for identity, one in zip(identities(paths), found, strict=True) if identity]
+        entries = [(identity, *self.values(one))
+                   for identity, one in zip(identities(paths), found, strict=True) if identity]
         self._new.append(np.array(entries, self.dtype))
 
     def save(self) -> None:
@@ -83,7 +87,8 @@ class Remembered:
                 os.remove(partial)
 
     def _entries(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others mean nothing)."""
+        """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others
+        mean nothing)."""
         return entries_of(self._known, paths)
 
 

@@ -1,8 +1,8 @@
 """What the check of all files finds of them: whether they decode, and what decides how they are read.
 
-No single file of a data set tells how many bits are used in it, so the range of values of more than 8 bits is decided over
-all files (`depth`) and stored with the transform. What else a viewer does and a plain loader does not (turning, transparency,
-pages) is counted in one note (`describe`).
+No single file of a data set tells how many bits are used in it, so the range of values of more than 8 bits is
+decided over all files (`depth`) and stored with the transform. What else a viewer does and a plain loader
+does not (turning, transparency, pages) is counted in one note (`describe`).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ NEARLY_BLACK = 64  # of 256, the upper 8 bits of 16: what 14 bits fill
 class ImageFacts(Remembered):
     """Files that have decoded, with `as_shown.Facts` of each."""
 
-    dtype = np.dtype([("identity", "<u8"), ("kind", "u1"), ("largest", "<f8"), ("flags", "u1"), ("width", "<i4"),
+    dtype = np.dtype([("identity", "<u8"), ("kind", "u1"), ("largest", "<f8"), ("flags", "u1"),
+                      ("width", "<i4"),
                       ("height", "<i4")])
     again = "all images are checked again"
 
@@ -43,16 +44,26 @@ NO_FACTS = np.empty(0, ImageFacts.dtype)
 
 
 def some_to_look_at(paths: Sequence[str]) -> tuple[list[str], str]:
-    """Where not all files are checked: some of those that may be of more than 8 bits, turned or transparent, and a note."""
+    """Where not all files are checked: some of those that may be of more than 8 bits, turned or transparent,
+    and a note."""
     others = [path for path in dict.fromkeys(paths) if not path.lower().endswith(JPEG_ENDINGS)]
     others = others[::-(-len(others) // LOOKED_AT) or 1]
-    return others, f"{len(others):,} files that are no JPEG were looked at, not all (--skip_file_check)" if others else ""
+    return (
+        others,
+        f"{len(others):,} files that are no JPEG were looked at, not all (--skip_file_check)"
+        if others
+        else "",
+    )
 
 
 def depth(facts: np.ndarray) -> tuple[int | None, float | None]:
-    """(bits of whole numbers, white of floats) over all files, as `Reading` has them; None where no file has any."""
-    whole, floats = (facts["largest"][facts["kind"] == kind] for kind in (as_shown.WHOLE_NUMBERS, as_shown.FLOATS))
-    return bits_of(whole.max()) if len(whole) else None, float(white_of(floats.max())) if len(floats) else None
+    """(bits of whole numbers, white of floats) over all files, as `Reading` has them; None where no file has
+    any."""
+    whole, floats = (facts["largest"][facts["kind"] == kind]
+                     for kind in (as_shown.WHOLE_NUMBERS, as_shown.FLOATS))
+    return bits_of(whole.max()) if len(whole) else None, float(white_of(floats.max())) if len(
+        floats
+    ) else None
 
 
 def describe(facts: np.ndarray, settings: dict) -> tuple[list[str], list[str]]:
@@ -87,19 +98,20 @@ def _ranges(facts: np.ndarray, reading: Reading) -> tuple[list[str], list[str]]:
         if not reading.shown:
             notes.append(f"{text}, read over the full range of their type")
             if kind == as_shown.WHOLE_NUMBERS and bits_of(largest.max()) < 16:
-                warnings.append(f"warning: they fill {bits_of(largest.max())} bits and come out nearly black; --read_images "
-                                "as_shown reads them over the range that they use")
+                warnings.append(f"warning: they fill {bits_of(largest.max())} bits and come out nearly "
+                                "black; --read_images as_shown reads them over the range that they use")
             continue
         white = stored if kind == as_shown.FLOATS else 2**stored - 1
-        notes.append(f"{text}, read from 0 to {white:,.6g}" + (f" ({stored} bits)" if kind == as_shown.WHOLE_NUMBERS else ""))
+        notes.append(f"{text}, read from 0 to {white:,.6g}" + (f" ({stored} bits)"
+                                                               if kind == as_shown.WHOLE_NUMBERS else ""))
         beyond = int(np.count_nonzero(largest > white))
         if beyond:
-            warnings.append(f"warning: {beyond:,} of them go beyond {white:,.6g}, which the checkpoint reads as white: so does "
-                            "what is above")
+            warnings.append(f"warning: {beyond:,} of them go beyond {white:,.6g}, which the checkpoint reads "
+                            "as white: so does what is above")
     colours = facts["largest"][facts["kind"] == as_shown.DEEP_COLOURS]
     if len(colours):
         notes.append(f"{len(colours):,} images of 16 bits a colour, of which the upper 8 are read")
         if colours.max() < NEARLY_BLACK:
-            warnings.append("warning: their colours don't fill 16 bits and come out nearly black: save them over the full "
-                            "range, or with 8 bits")
+            warnings.append("warning: their colours don't fill 16 bits and come out nearly black: save them "
+                            "over the full range, or with 8 bits")
     return notes, warnings

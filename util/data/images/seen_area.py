@@ -15,7 +15,8 @@ ENOUGH = 2 / 3
 
 
 def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts: np.ndarray) -> list[str]:
-    """Lines about the images of a run, read by the settings of an evaluation's transform. fields: with --fundus_crop auto.
+    """Lines about the images of a run, read by the settings of an evaluation's transform. fields: with
+    --fundus_crop auto.
     facts: `ImageFacts.of` these images; the headers of those that it lacks are read."""
     paths = paths[::max(1, len(paths) // LOOKED_AT)]
     entries, known = entries_of(np.sort(facts, order="identity"), paths)
@@ -26,11 +27,13 @@ def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts:
     if not shares:
         return []
     share = statistics.median(shares)
-    lines = [f"           evaluation sees {share:.0%} of an image's area (median of {len(shares):,}; --resize "
-             f"{settings.get('fit', 'crop')})"]
+    lines = [f"           evaluation sees {share:.0%} of an image's area (median of {len(shares):,}; "
+             f"--resize {settings.get('fit', 'crop')})"]
     if share < ENOUGH:
-        lines.append("warning: what lies outside the centre of these images is not looked at: --resize pad or --resize squash "
-                     "shows all of it" + ("" if fields is not None else ", --fundus_crop auto cuts photographs to their field"))
+        lines.append("warning: what lies outside the centre of these images is not looked at: --resize pad "
+                     "or --resize squash shows all of it"
+                     + ("" if fields is not None else ", --fundus_crop auto cuts "
+                                                                        "photographs to their field"))
     return lines
 
 

@@ -1,13 +1,15 @@
 """From an image to the (3, S, S) tensor that a model takes, for training and for evaluation.
 
-Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by timm.
-Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that the
-decoder may compute the image no finer than the crop needs (`decode="scaled"`); the part is then resized as 8-bit
-pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts out the centre.
-With `decode="full"` both equal timm's and torchvision's own results bit for bit.
+Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by
+timm.
+Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that
+the decoder may compute the image no finer than the crop needs (`decode="scaled"`); the part is then resized
+as 8-bit pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts
+out the centre. With `decode="full"` both equal timm's and torchvision's own results bit for bit.
 
-Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint. What came to be said of the
-reading of an image after the first version has an entry of its own; where it is absent, images are read as they were.
+Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint. What came to be
+said of the reading of an image after the first version has an entry of its own; where it is absent, images
+are read as they were.
 """
 import math
 import os
@@ -32,13 +34,15 @@ from util.data.images.fundus_fields import FUNDUS_CROPS, source_of
 DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
 READ_IMAGES = ("as_shown", "as_stored")
-READING = 2  # raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
-# Pixels of an image resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it, for the 224 x 224
-# in its middle: beyond this only these are computed, equal to a level or two.
+# raise it when the same file and settings give other numbers: what was kept of the old ones is computed anew
+READING = 2
+# Pixels of an image resized whole. A strip of 1 x 60,000 would become one of 256 x 15,360,000, 12 GB of it,
+# for the 224 x 224 in its middle: beyond this only these are computed, equal to a level or two.
 MOST_RESIZED = 2**28
 ERASE_MODES = ("const", "rand", "pixel")
 # Entries that decide which pixels a transform gets, the same in training and evaluation.
-OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit", "read_images", "bits", "floats")
+OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit", "read_images", "bits",
+              "floats")
 OFF = ("", "none", "off")
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
@@ -50,16 +54,21 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop", read_images="as_shown"):
-    """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or scaled.
+def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop",
+                  read_images="as_shown"):
+    """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or
+    scaled.
 
-    kept: the short side in pixels that an image is first brought to, so that it can be kept in a cache; None: its own.
-    fundus_crop: "auto" cuts a photograph to the square around its round field first (util/data/images/fundus_fields.py).
-    fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad" adds black beside
-    its longer sides, "squash" resizes width and height alike to input_size.
+    kept: the short side in pixels that an image is first brought to, so that it can be kept in a cache; None:
+    its own.
+    fundus_crop: "auto" cuts a photograph to the square around its round field first
+    (util/data/images/fundus_fields.py).
+    fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad"
+    adds black beside its longer sides, "squash" resizes width and height alike to input_size.
     read_images: as_shown or as_stored (`Reading`); the range of deep images is told by `with_depth`.
 
-    With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond. Raises InputError.
+    With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond.
+    Raises InputError.
     """
     settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
     if read_images not in READ_IMAGES:
@@ -79,7 +88,8 @@ def resized_side(input_size, fit="crop"):
 
 
 def seen_share(size, settings):
-    """Of the area of an image of `size` (width, height), the share that evaluation looks at; after the fundus crop."""
+    """Of the area of an image of `size` (width, height), the share that evaluation looks at; after the fundus
+    crop."""
     if settings.get("fit", "crop") != "crop":
         return 1.0
     shares = (min(1.0, settings["input_size"] * min(size) / (settings["resize"] * side)) for side in size)
@@ -104,20 +114,22 @@ def train_settings(
     fundus_crop="off",
     fit="crop",
 ):
-    """Settings of `TrainTransform`; input_size, mean, std, decode, kept, fundus_crop and fit as in `eval_settings`.
+    """Settings of `TrainTransform`; input_size, mean, std, decode, kept, fundus_crop and fit as in
+    `eval_settings`.
 
     A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash).
 
     crop_scale: (least, most) share of the image's area in a crop; crop_ratio: (least, most) width / height.
-    hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength, or one
-    each for brightness, contrast, saturation (and hue); None is off, and timm applies it only where aa is off or is
-    its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and most boxes of random
-    erasing. Raises InputError naming the flag.
+    hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength,
+    or one each for brightness, contrast, saturation (and hue); None is off, and timm applies it only where aa
+    is off or is its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and
+    most boxes of random erasing. Raises InputError naming the flag.
     """
     settings = _common_settings("train", input_size, mean, std, decode, kept, fundus_crop, fit)
     for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
-            raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= MAX{' <= 1' * (most == 1)}")
+            raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= "
+                             f"MAX{' <= 1' * (most == 1)}")
     for flag, value in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
         if not 0 <= value <= 1:
             raise InputError(f"{flag} {value}: a probability is between 0 and 1")
@@ -146,8 +158,8 @@ def train_settings(
 
 
 def read_alike(settings, other):
-    """The settings, with what decides how an image is read as the other has it: a run that began before an entry was
-    there goes on as it began."""
+    """The settings, with what decides how an image is read as the other has it: a run that began before an
+    entry was there goes on as it began."""
     kept = {name: value for name, value in settings.items() if name not in OF_READING}
     return kept | {name: other[name] for name in OF_READING if name in other}
 
@@ -158,8 +170,8 @@ def color_jitter_applies(settings):
 
 
 class EvalTransform:
-    """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`; fields: `Fields` that
-    are known already, or None."""
+    """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`; fields:
+    `Fields` that are known already, or None."""
 
     def __init__(self, settings, fields=None):
         self.settings, self._fields = settings, fields
@@ -178,7 +190,8 @@ class EvalTransform:
             return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
-        within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512  # as checkpoints of before were scored
+        # as checkpoints of before were scored
+        within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512
         return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
 
     def __reduce__(self):
@@ -186,8 +199,8 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """timm's training recipe. settings: from `train_settings`; fields: `Fields` that are known already, or None. Draws from
-    python's, numpy's and torch's generators."""
+    """timm's training recipe. settings: from `train_settings`; fields: `Fields` that are known already, or
+    None. Draws from python's, numpy's and torch's generators."""
 
     def __init__(self, settings, fields=None):
         self.settings, self._fields = settings, fields
@@ -226,16 +239,19 @@ class TrainTransform:
         if squashes := settings.get("fit", "crop") == "squash":  # a crop of the square that the image becomes
             side = max(width, height)
             across, down, (width, height) = width / side, height / side, (side, side)
-        shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element in memory
+        # timm asks for its size alone; one element in memory
+        shape_only = torch.empty(1).expand(3, height, width)
         top, left, crop_height, crop_width = self._draw_crop(
             shape_only, settings["crop_scale"], settings["crop_ratio"]
         )
         box, size = (left, top, left + crop_width, top + crop_height), (settings["input_size"],) * 2
         if squashes:
             left, top = int(left * across), int(top * down)
-            box = left, top, left + max(1, round(crop_width * across)), top + max(1, round(crop_height * down))
+            box = left, top, left + max(1, round(crop_width * across)), top + max(1,
+                                                                                  round(crop_height * down))
         if settings["decode"] == "full":
-            # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's does not.
+            # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's
+            # does not.
             crop = _resized_exactly(source.decode().crop(box), size)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
@@ -266,7 +282,8 @@ def _as_source(source, settings, fields):
         return source
     if settings.get("kept"):  # checkpoints of before there was a cache have none
         return KeptSource(Kept.of(settings, fields).pixels(source))
-    return source_of(source, Reading.of(settings), fundus_crop(settings), settings.get("fit", "crop") == "pad", fields)
+    return source_of(source, Reading.of(settings), fundus_crop(settings),
+                     settings.get("fit", "crop") == "pad", fields)
 
 
 def fundus_crop(settings):
@@ -275,14 +292,16 @@ def fundus_crop(settings):
 
 
 def _augment_operations(augmenting):
-    """timm's AugmentOp objects inside its second stage: RandAugment and AugMix have a list, AutoAugment lists."""
+    """timm's AugmentOp objects inside its second stage: RandAugment and AugMix have a list, AutoAugment
+    lists."""
     for step in augmenting.transforms:
         for item in getattr(step, "ops", None) or getattr(step, "policy", None) or []:
             yield from [item] if isinstance(item, AugmentOp) else item
 
 
 def _posterize(image, bits_to_keep, **_):
-    """timm's posterize, also for 0 bits: black. Pillow 13 raises there, at magnitude 10 of RandAugment's scale."""
+    """timm's posterize, also for 0 bits: black. Pillow 13 raises there, at magnitude 10 of RandAugment's
+    scale."""
     if bits_to_keep >= 8:
         return image
     if bits_to_keep < 1:
@@ -320,7 +339,8 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
 def _color_jitter(strength):
     if strength is None:
         return None
-    values = [float(value) for value in strength] if isinstance(strength, (list, tuple)) else [float(strength)]
+    values = [float(value) for value in strength] if isinstance(strength,
+                                                                (list, tuple)) else [float(strength)]
     if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
         raise InputError(
             f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "

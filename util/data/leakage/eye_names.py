@@ -1,4 +1,5 @@
-"""File names that are alike but for the eye: a hint that two images are of one patient, where nobody told which."""
+"""File names that are alike but for the eye: a hint that two images are of one patient, where nobody told
+which."""
 
 import os
 import re
@@ -6,12 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# left and right in full, also beside a number; short ones alone between other signs, or behind a number at the end
-_EYE = re.compile(r"(?<![a-z])(left|right)(?![a-z])|(?<![a-z0-9])(od|os|oi|re|le|l|r)(?![a-z0-9])|(?<=\d)(od|os|l|r)$")
+# left and right in full, also beside a number; short ones alone between other signs, or behind a number at
+# the end
+_EYE = re.compile(
+    r"(?<![a-z])(left|right)(?![a-z])|(?<![a-z0-9])(od|os|oi|re|le|l|r)(?![a-z0-9])|(?<=\d)(od|os|l|r)$"
+)
 
 
 def pairs_across(paths: Sequence[str], splits: np.ndarray) -> tuple[int, tuple[str, str] | None]:
-    """How many images of one split have, by their names alone, the other eye in another split, and the first such pair."""
+    """How many images of one split have, by their names alone, the other eye in another split, and the first
+    such pair."""
     by_rest: dict[str, list[tuple[str, int]]] = {}
     for row, path in enumerate(paths):
         stem = os.path.splitext(os.path.basename(path))[0].lower()

@@ -9,7 +9,8 @@ from util.data.images.files import ImageFile
 from util.data.images.remembered import Remembered
 from util.data.leakage.near_duplicates import FINGERPRINT, VERSION, fingerprint
 
-VALUE = f"fingerprint of version {VERSION}"  # the field's name: a file of another version is then of another type
+# the field's name: a file of another version is then of another type
+VALUE = f"fingerprint of version {VERSION}"
 
 
 class Fingerprints(Remembered):

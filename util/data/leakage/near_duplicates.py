@@ -2,18 +2,19 @@
 
 Two stages, because neither does the job alone on retinas, which all look alike.
 
-1. A sieve: dHash (signs of the differences of neighbouring pixels of a copy of 17 x 16) of several views of each
-   image: the whole, centre crops, the part within black margins; each also mirrored. All images of one split are
-   compared with all of another by a matrix product. Distinct retinas differ in 25 of the 256 bits or more, cropped copies
-   in up to 35: no threshold on bits alone parts them. dHash and pHash of 8 x 8 bits part them worse still.
-2. A confirmation of the pairs that pass: the correlation of the two views once local mean and contrast are divided out
-   and black is masked, so that vessels and lesions are compared and not the field, its shading or the camera's colours.
-   Among half a million pairs distinct images reached 0.56 at most, and copies had 0.66 or more. Alone it would cost
-   nine times the sieve's products.
+1. A sieve: dHash (signs of the differences of neighbouring pixels of a copy of 17 x 16) of several views of
+   each image: the whole, centre crops, the part within black margins; each also mirrored. All images of one
+   split are compared with all of another by a matrix product. Distinct retinas differ in 25 of the 256 bits
+   or more, cropped copies in up to 35: no threshold on bits alone parts them. dHash and pHash of 8 x 8 bits
+   part them worse still.
+2. A confirmation of the pairs that pass: the correlation of the two views once local mean and contrast are
+   divided out and black is masked, so that vessels and lesions are compared and not the field, its shading or
+   the camera's colours. Among half a million pairs distinct images reached 0.56 at most, and copies had 0.66
+   or more. Alone it would cost nine times the sieve's products.
 
-benchmarks/leakage.py measures both kinds of error: on 3000 images all copies are found, and none of 1000 distinct ones is
-taken for a copy. The thresholds were chosen on the images of util/data/public/demo.py, also with all discs, maculas and
-lights at one place, as one camera and one protocol make them.
+benchmarks/leakage.py measures both kinds of error: on 3000 images all copies are found, and none of 1000
+distinct ones is taken for a copy. The thresholds were chosen on the images of util/data/public/demo.py, also
+with all discs, maculas and lights at one place, as one camera and one protocol make them.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from util.data.images.as_shown import Reading
 from util.data.images.files import ImageFile, ImageSource
 
 DECODED = 128  # pixels that the shorter side is decoded to at least
-THUMBNAIL, VIEW = 64, 48  # pixels a side of what is kept of an image, whatever its shape, and of what is compared
+# pixels a side of what is kept of an image, whatever its shape, and of what is compared
+THUMBNAIL, VIEW = 64, 48
 HASH_SIZE = 16  # bits a side
 CROPS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the side; those in between are recognised by the nearest
 TRIMMED = len(CROPS)  # the number of the view without black margins
@@ -51,9 +53,10 @@ FINGERPRINT = np.dtype([("width", "<i4"), ("height", "<i4"), ("contrast", "<f4")
 def fingerprint(file: str | ImageFile) -> np.ndarray:
     """What is compared of an image, by its path or its file: () of FINGERPRINT. Raises ImageError.
 
-    What is decoded of the file already is taken, else no more than is needed. A finer scale changes a thumbnail by a grey
-    level or two, which similarity does not notice (`benchmarks/leakage.py`). Images without contrast are looked up by equal
-    thumbnails (util/data/leakage/search.py), so that theirs are always made of the same scale.
+    What is decoded of the file already is taken, else no more than is needed. A finer scale changes a
+    thumbnail by a grey level or two, which similarity does not notice (`benchmarks/leakage.py`). Images
+    without contrast are looked up by equal thumbnails (util/data/leakage/search.py), so that theirs are
+    always made of the same scale.
     """
     source, least = ImageSource(file, Reading("any")), (DECODED, DECODED)  # it needs no more than a fast look
     found = fingerprint_of(source.at_least(least), source.size)
@@ -112,10 +115,12 @@ def _local(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(uniform_filter(views * views, window) - mean * mean, 0))
 
 
-def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """(K, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of the images at K places, light and colour taken
-    out. What is asked for several times is computed once."""
-    (places, numbers, mirrored), again = np.unique(np.stack([places, numbers, mirrored]), axis=1, return_inverse=True)
+def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray,
+              mirrored: np.ndarray) -> np.ndarray:
+    """(K, VIEW * VIEW) float32 of length 1: vessels and lesions of a view of the images at K places, light
+    and colour taken out. What is asked for several times is computed once."""
+    (places, numbers, mirrored), again = np.unique(np.stack([places, numbers, mirrored]), axis=1,
+                                                   return_inverse=True)
     mirrored = mirrored.astype(bool)
     views = np.stack([np.asarray(_view(Image.fromarray(pictures["thumbnail"][place]), number), np.float32)
                       for place, number in zip(places, numbers, strict=True)])
@@ -124,7 +129,8 @@ def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray, mir
     bright = np.percentile(views, 99, axis=(1, 2), keepdims=True)
     inside = minimum_filter(views >= DARK * bright, (1, 5, 5))  # without the rim, which all images share
     patterns = np.where(inside, (views - mean) / (deviation + NOISE), 0)
-    patterns -= patterns.sum(axis=(1, 2), keepdims=True) / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
+    patterns -= patterns.sum(axis=(1, 2), keepdims=True) / np.maximum(inside.sum(axis=(1, 2), keepdims=True),
+                                                                      1)
     patterns = np.where(inside, patterns, 0).reshape(len(views), -1)
     patterns /= np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-6)
     return patterns[again.reshape(-1)]
@@ -144,7 +150,8 @@ def nearest(pictures: np.ndarray, others: np.ndarray, tick=lambda number: None) 
 
     tick: told how many images are done, again and again. Time grows with N * M, memory with N + M.
     """
-    found = Matches(np.full(len(pictures), -1), np.zeros(len(pictures), np.float32), np.zeros(len(pictures), bool))
+    found = Matches(np.full(len(pictures), -1), np.zeros(len(pictures), np.float32),
+                    np.zeros(len(pictures), bool))
     usable = np.flatnonzero(others["contrast"] >= LEAST_CONTRAST)
     for start in range(0, len(pictures), BLOCK):
         block = start + np.flatnonzero(pictures["contrast"][start:start + BLOCK] >= LEAST_CONTRAST)
@@ -183,12 +190,14 @@ def _signs(bits: np.ndarray) -> np.ndarray:
 
 
 def _sieve(ours: np.ndarray, theirs: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Pairs that differ in few bits: (our row, the other's place, bits, number in PAIRS, mirrored), each (K,)."""
+    """Pairs that differ in few bits: (our row, the other's place, bits, number in PAIRS, mirrored), each
+    (K,)."""
     best = np.full((len(ours), len(theirs)), -np.inf, np.float32)
     which = np.zeros(best.shape, np.int8)
     for number, (other, own) in enumerate(PAIRS):
         for mirrored in (0, 1):
-            agreement = ours[:, mirrored, own] @ theirs[:, 0, other].T  # bits that agree minus bits that differ
+            # bits that agree minus bits that differ
+            agreement = ours[:, mirrored, own] @ theirs[:, 0, other].T
             better = agreement > best
             best[better] = agreement[better]
             which[better] = 2 * number + mirrored

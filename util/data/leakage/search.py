@@ -1,11 +1,12 @@
 """The same image, or the same patient, in two splits: then the metrics on val and test are too good.
 
-    python -m util.leakage demo_data                                       # a folder with train, val, test
+    python -m util.leakage demo_data                                # a folder with train, val, test
     python -m util.leakage data.csv --patient_col patient --json found.json
-    python -m util.leakage demo_data --patient_regex '(p\\d+)_'            # patients by the names of the files
-    python -m util.leakage demo_data --leakage stop                        # exit code 2 where something is found
+    python -m util.leakage demo_data --patient_regex '(p\\d+)_'     # patients by the names of the files
+    python -m util.leakage demo_data --leakage stop                 # exit code 2 where something is found
 
-Every image of a later split is looked up in every earlier one (train, val, test), and its best match is a finding:
+Every image of a later split is looked up in every earlier one (train, val, test), and its best match is a
+finding:
     same bytes        files of the same content (sizes first, then the last bytes, then a hash of all)
     same pixels       other files that decode to the same image (judged on the full decode of near duplicates)
     near duplicate    resized, recompressed, mirrored, cropped: near_duplicates.py says how, and how surely
@@ -37,31 +38,37 @@ if TYPE_CHECKING:
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
 SPLITS = ("train", "val", "test")
-CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, rotations of more than "
-              "3 degrees, upside-down copies, strongly retouched ones, another photograph of the same eye, and an image with "
-              "next to no contrast unless its pixels are the same; patients are seen only where a column or --patient_regex "
-              "names them. A near duplicate may be a mistake: look at the pair")
-NOT_DECODED = "images were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
-TOO_MANY = ("images were not decoded: above {:,} comparing each with each takes hours; python -m util.leakage does it all "
-            "the same; ")
+CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, "
+              "rotations of more than 3 degrees, upside-down copies, strongly retouched ones, another "
+              "photograph of the same eye, and an image with next to no contrast unless its pixels are the "
+              "same; patients are seen only where a column or --patient_regex names them. A near duplicate "
+              "may be a mistake: look at the pair")
+NOT_DECODED = (
+    "images were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
+)
+TOO_MANY = ("images were not decoded: above {:,} comparing each with each takes hours; python -m "
+            "util.leakage does it all the same; ")
 MOST_COMPARED = 100_000  # images that a training compares with each other
 MOST_LISTED = 10_000  # findings of a kind in leakage.json
 TAIL = 4096  # bytes at a file's end that are read before all of it is
-SAME_SIMILARITY = 0.95  # near duplicates above it, of the same size, are decoded in full: are their pixels the same?
+# near duplicates above it, of the same size, are decoded in full: are their pixels the same?
+SAME_SIMILARITY = 0.95
 MOST_PLAIN = 10  # images without contrast that one of the same look is compared with, pixel by pixel
 
 
-def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: bool = True, workers: int | None = None,
+def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: bool = True,
+          workers: int | None = None,
           progress: bool = True, most_compared: int | None = MOST_COMPARED) -> dict:
-    """What the splits of a table of images (path, split, patient: util/data/tables.py) have in common -> plain values.
+    """What the splits of a table of images (path, split, patient: util/data/tables.py) have in common ->
+    plain values.
 
-    prints: fingerprints that are known already; those that it lacks are computed. decode: off looks for the same bytes and
-    patients alone, as with more than `most_compared` images (None: no bound). workers: threads; None takes one a core.
-    Returns {"pictures": N, "patients": those whose patient is known, "checked": those that could be read, "seconds",
-    "unreadable": [path], "findings": [{"kind",
-    "splits", "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files with
-    the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings beyond 10,000 are
-    counted alone.
+    prints: fingerprints that are known already; those that it lacks are computed. decode: off looks for the
+    same bytes and patients alone, as with more than `most_compared` images (None: no bound). workers:
+    threads; None takes one a core. Returns {"pictures": N, "patients": those whose patient is known,
+    "checked": those that could be read, "seconds", "unreadable": [path], "findings": [{"kind", "splits",
+    "paths" or "patient" and "counts", "similarity"}], "counts": {kind: all there are}, "within splits": files
+    with the bytes of another one of their split, "cannot see": text, "notes": [text]}. Of a kind, findings
+    beyond 10,000 are counted alone.
     """
     begun, workers = time.monotonic(), workers or usable_cores()
     paths, splits = list(table["path"]), table["split"].to_numpy()
@@ -85,17 +92,22 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
         if values is not None:
             left = np.setdiff1d(rows[later], [row for _, _, row, _ in pairs])
             pairs += _alike(paths, values, rows[earlier], left, workers)
-        findings += [{"kind": kind, "splits": [earlier, later], "paths": [paths[one], paths[other]], "similarity": similarity}
+        findings += [{"kind": kind, "splits": [earlier, later], "paths": [paths[one], paths[other]],
+                      "similarity": similarity}
                      for kind, one, other, similarity in pairs]
     findings += _patients(table)
     notes += _eyes(table)
     by_kind = {kind: [finding for finding in findings if finding["kind"] == kind] for kind in KINDS}
-    cannot = "" if compared or len(rows) < 2 else NOT_DECODED if not decode else TOO_MANY.format(most_compared)
-    return {"pictures": len(paths), "checked": len(paths) - len(unreadable), "seconds": round(time.monotonic() - begun, 2),
+    cannot = (
+        "" if compared or len(rows) < 2 else NOT_DECODED if not decode else TOO_MANY.format(most_compared)
+    )
+    return {"pictures": len(paths), "checked": len(paths) - len(unreadable),
+            "seconds": round(time.monotonic() - begun, 2),
             "unreadable": [path for path in paths if path in unreadable], "within splits": within,
             "counts": {kind: len(found) for kind, found in by_kind.items()},
             "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
-            "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE, "notes": notes}
+            "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE,
+            "notes": notes}
 
 
 def is_compared(table: pd.DataFrame, most_compared: int | None = MOST_COMPARED) -> bool:
@@ -103,10 +115,11 @@ def is_compared(table: pd.DataFrame, most_compared: int | None = MOST_COMPARED) 
     return (most_compared is None or len(table) <= most_compared) and table["split"].nunique() > 1
 
 
-# ---- the same bytes -------------------------------------------------------------------------------------------------
+# ---- the same bytes ----------------------------------------------------------------------------------------
 
 def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str, str]]:
-    """(N,) numbers, the same for files of the same bytes, -1 for one that is like no other; {path: why it can't be read}."""
+    """(N,) numbers, the same for files of the same bytes, -1 for one that is like no other; {path: why it
+    can't be read}."""
     numbers, unreadable = np.full(len(paths), -1), {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         groups = [np.arange(len(paths))]
@@ -156,9 +169,10 @@ def _copies(content: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list
     return [("same bytes", first[content[row]], row, None) for row in later.tolist() if content[row] in first]
 
 
-# ---- the same image -----------------------------------------------------------------------------------------------
+# ---- the same image ----------------------------------------------------------------------------------------
 
-def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray, workers: int) -> list[Pair]:
+def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray,
+           workers: int) -> list[Pair]:
     """For each image of the later split the most similar one of the earlier split, where there is one."""
     from util.data.leakage.near_duplicates import nearest
 
@@ -166,7 +180,8 @@ def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later:
     hits = np.flatnonzero(matches.place >= 0)
     pairs = [(earlier[matches.place[hit]], later[hit], float(matches.similarity[hit])) for hit in hits]
     shape = np.stack([prints["width"], prints["height"]], axis=1)
-    maybe = [not matches.mirrored[hit] and similarity >= SAME_SIMILARITY and (shape[one] == shape[other]).all()
+    maybe = [not matches.mirrored[hit] and similarity >= SAME_SIMILARITY
+             and (shape[one] == shape[other]).all()
              for hit, (one, other, similarity) in zip(hits, pairs, strict=True)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         same = list(pool.map(lambda pair: pair[0] and _same_pixels(paths[pair[1][0]], paths[pair[1][1]]),
@@ -176,18 +191,21 @@ def _alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later:
     return found + _plain_alike(paths, prints, earlier, later)
 
 
-def _plain_alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> list[Pair]:
+def _plain_alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray,
+                 later: np.ndarray) -> list[Pair]:
     """The same pixels among images without contrast, which have no pattern to compare."""
     from util.data.leakage.near_duplicates import LEAST_CONTRAST
 
-    plain = (prints["contrast"] < LEAST_CONTRAST) & (prints["width"] > 0)  # a width of 0: it could not be read
+    # a width of 0: it could not be read
+    plain = (prints["contrast"] < LEAST_CONTRAST) & (prints["width"] > 0)
     look = {row: (*prints[["width", "height"]][row].tolist(), prints["thumbnail"][row].tobytes())
             for row in [*earlier[plain[earlier]].tolist(), *later[plain[later]].tolist()]}
     first, pairs = {}, []
     for row in earlier[plain[earlier]].tolist():
         first.setdefault(look[row], []).append(row)
     for row in later[plain[later]].tolist():
-        twin = next((one for one in first.get(look[row], [])[:MOST_PLAIN] if _same_pixels(paths[one], paths[row])), None)
+        twin = next((one for one in first.get(look[row], [])[:MOST_PLAIN]
+                     if _same_pixels(paths[one], paths[row])), None)
         pairs += [("same pixels", twin, row, 1.0)] if twin is not None else []
     return pairs
 
@@ -201,14 +219,15 @@ def _same_pixels(one: str, other: str) -> bool:
         return False  # gone or changed since its fingerprint was made: similar is all that is known
 
 
-# ---- the same patient -----------------------------------------------------------------------------------------------
+# ---- the same patient --------------------------------------------------------------------------------------
 
 def _patients(table: pd.DataFrame) -> list[dict]:
     known = table[table["patient"] != ""]
     counts = known.groupby(["patient", "split"], sort=False).size().unstack(fill_value=0)
     counts = counts[[split for split in SPLITS if split in counts]]
     found = counts[(counts > 0).sum(axis=1) > 1]
-    return [{"kind": "same patient", "splits": [split for split, number in row.items() if number], "patient": str(patient),
+    return [{"kind": "same patient", "splits": [split for split, number in row.items() if number],
+             "patient": str(patient),
              "counts": {split: int(number) for split, number in row.items() if number}, "similarity": None}
             for patient, row in zip(found.index, found.to_dict("records"), strict=True)]
 
@@ -217,36 +236,40 @@ def _eyes(table: pd.DataFrame) -> list[str]:
     """A note where names of images whose patient nobody told look like the two eyes of one."""
     unknown = table[table["patient"] == ""]
     number, first = pairs_across(list(unknown["path"]), unknown["split"].to_numpy())
-    return [f"nobody told which patient, and {number:,} images look by their names as if the other eye were in another split, "
-            f"such as {first[0]} and {first[1]}: name the patients (--patient_col, --patient_regex)"] if first else []
+    return [f"nobody told which patient, and {number:,} images look by their names as if the other eye were "
+            f"in another split, such as {first[0]} and {first[1]}: name the patients (--patient_col, "
+            "--patient_regex)"] if first else []
 
 
-def name_patients(table: pd.DataFrame, expression: str, must_match: bool = True) -> tuple[pd.DataFrame, list[str]]:
+def name_patients(table: pd.DataFrame, expression: str,
+                  must_match: bool = True) -> tuple[pd.DataFrame, list[str]]:
     """The table with the column `patient` read from the files' names, and lines about names that say none.
 
-    expression: a regular expression with one group, searched in each file's name. Raises InputError where it is none, has
-    another number of groups, or (with must_match) is found in no name.
+    expression: a regular expression with one group, searched in each file's name. Raises InputError where it
+    is none, has another number of groups, or (with must_match) is found in no name.
     """
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise InputError(f"--patient_regex {expression}: no regular expression ({error}); such as '(p\\d+)_'") from error
+        raise InputError(f"--patient_regex {expression}: no regular expression ({error}); such as "
+                         "'(p\\d+)_'") from error
     if pattern.groups != 1:
-        raise InputError(f"--patient_regex {expression}: has {pattern.groups} groups, and one says the patient: put it into "
-                         "(), and other brackets as (?:)")
+        raise InputError(f"--patient_regex {expression}: has {pattern.groups} groups, and one says the "
+                         "patient: put it into (), and other brackets as (?:)")
     names = [os.path.basename(path) for path in table["path"]]
     found = [pattern.search(name) for name in names]
     patients = [(match[1] or "") if match else "" for match in found]
     lacking = [name for name, patient in zip(names, patients, strict=True) if not patient]
     if len(lacking) == len(names) and must_match:
-        raise InputError(f"--patient_regex {expression}: found in none of {len(names):,} file names, such as {names[0]}: "
-                         "correct it, or leave it out")
-    lines = [f"--patient_regex: {len(lacking):,} of {len(names):,} file names say no patient, such as {lacking[0]}"
+        raise InputError(f"--patient_regex {expression}: found in none of {len(names):,} file names, such as "
+                         f"{names[0]}: correct it, or leave it out")
+    lines = [f"--patient_regex: {len(lacking):,} of {len(names):,} file names say no patient, such as "
+             f"{lacking[0]}"
              ] if lacking else []
     return table.assign(patient=patients), lines
 
 
-# ---- what is said and kept ------------------------------------------------------------------------------------------
+# ---- what is said and kept ---------------------------------------------------------------------------------
 
 def summary(found: dict) -> str:
     """The counts in a few words: 3 same bytes, 1 same patient; '' where nothing was found."""
@@ -255,8 +278,8 @@ def summary(found: dict) -> str:
 
 
 def describe(found: dict, where: str = "") -> list[str]:
-    """Lines for the terminal, at most six and one for each note: one where nothing was found. where: the file that lists
-    everything."""
+    """Lines for the terminal, at most six and one for each note: one where nothing was found. where: the file
+    that lists everything."""
     parts = [f"{found['checked']:,} images, {found['seconds']:.1f} s"]
     if found["unreadable"]:
         parts.append(f"{len(found['unreadable']):,} more can't be read")
@@ -271,7 +294,8 @@ def describe(found: dict, where: str = "") -> list[str]:
         return [f"leakage    none seen between the splits ({'; '.join(parts)})", *notes]
     lines = [f"leakage    warning: the splits share {summary(found)} ({'; '.join(parts)})"]
     lines += [f"           {first_of(found, kind)}" for kind in KINDS if found["counts"][kind]]
-    lines.append("           figures of val and test will be too good: keep one of each pair, and each patient in one split"
+    lines.append("           figures of val and test will be too good: keep one of each pair, and each "
+                 "patient in one split"
                  + (f"; all are listed in {where}" if where else ""))
     return [*lines, *notes]
 
@@ -289,8 +313,9 @@ def first_of(found: dict, kind: str) -> str:
 def refusal(found: dict, where: str = "") -> InputError:
     """What `--leakage stop` ends with."""
     kind = next(kind for kind in KINDS if found["counts"][kind])
-    return InputError(f"--leakage stop: the splits share {summary(found)}; the first: {first_of(found, kind)}: keep one of "
-                      "each pair, and each patient in one split" + (f" ({where} lists them)" if where else ""))
+    return InputError(f"--leakage stop: the splits share {summary(found)}; the first: "
+                      f"{first_of(found, kind)}: keep one of each pair, and each patient in one "
+                      "split" + (f" ({where} lists them)" if where else ""))
 
 
 def write(found: dict, path: str | os.PathLike) -> None:
@@ -300,10 +325,12 @@ def write(found: dict, path: str | os.PathLike) -> None:
     write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-# ---- on its own -----------------------------------------------------------------------------------------------------
+# ---- on its own --------------------------------------------------------------------------------------------
 
-def read_table(data: str, path_col: str = "path", split_col: str = "split", patient_col: str | None = None) -> pd.DataFrame:
-    """A folder with at least two of train, val and test, or a CSV with paths and splits -> the table. Raises InputError."""
+def read_table(data: str, path_col: str = "path", split_col: str = "split",
+               patient_col: str | None = None) -> pd.DataFrame:
+    """A folder with at least two of train, val and test, or a CSV with paths and splits -> the table. Raises
+    InputError."""
     from util.data import csv_columns, tables
 
     if os.path.isdir(data):
@@ -318,10 +345,12 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split", pati
         csv_columns.refuse_unknown(data, split_col, cells[1], lines, tables.SPLIT_NAMES)
         paths = csv_columns.joined(os.path.dirname(data), cells[0])
         csv_columns.refuse_absent(data, paths, lines)
-        table = tables.picture_table(paths, [""] * len(paths), [tables.SPLIT_NAMES[cell.lower()] for cell in cells[1]],
+        table = tables.picture_table(paths, [""] * len(paths),
+                                     [tables.SPLIT_NAMES[cell.lower()] for cell in cells[1]],
                                      cells[2] if patient_col else [""] * len(paths))
     if table["split"].nunique() < 2:
-        raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: name two or more")
+        raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: "
+                         "name two or more")
     return table
 
 
@@ -332,20 +361,24 @@ def make_parser():
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
     parser.add_argument("--path_col", default="path",
                         help="the CSV's column of paths (relative ones from the CSV's folder)")
-    parser.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)")
-    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the predictions table")
+    parser.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, "
+                                                             "ev)")
+    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the "
+                                                            "predictions table")
     parser.add_argument("--patient_regex", default=None, metavar="RE",
-                        help="where no column names the patients: a regular expression whose one group is the patient "
-                             "in an image's file name, such as '(p[0-9]+)_'")
+                        help="where no column names the patients: a regular expression whose one group is "
+                             "the patient in an image's file name, such as '(p[0-9]+)_'")
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
                         help="stop: exit code 2 where anything is found")
     parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")
-    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next start")
+    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next "
+                                                                      "start")
     return parser
 
 
 def main(argv: Iterable[str] | None = None) -> int:
-    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong input, or findings with --leakage stop."""
+    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong input, or findings with --leakage
+    stop."""
     options = make_parser().parse_args(argv)
     if options.patient_col and options.patient_regex:
         raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")

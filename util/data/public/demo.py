@@ -1,12 +1,13 @@
 """Fundus-like images drawn by the program: for the first run, the tests, the benchmarks.
 
-    python -m util.demo_data demo_data                                # 2000 images in train, val and test folders
+    python -m util.demo_data demo_data               # 2000 images in train, val and test folders
     python -m util.demo_data demo_data --pictures 600 --size 160 --seed 1
 
-An image shows a round field on black, a bright optic disc on the nasal side, vessels that leave it in arcades round a
-darker macula, and lesions (dark red haemorrhages, yellowish exudates). The NUMBER of lesions makes the grade, their
-sizes and kinds do not, so that a model has to find and count them. What the drawing decided comes with the image as
-facts, true targets for regression. The same (seed, index) gives the same image, whoever else draws.
+An image shows a round field on black, a bright optic disc on the nasal side, vessels that leave it in arcades
+round a darker macula, and lesions (dark red haemorrhages, yellowish exudates). The NUMBER of lesions makes
+the grade, their sizes and kinds do not, so that a model has to find and count them. What the drawing decided
+comes with the image as facts, true targets for regression. The same (seed, index) gives the same image,
+whoever else draws.
 """
 
 import argparse
@@ -31,11 +32,14 @@ from util.core.errors import InputError, RunError
 from util.core.machine import usable_cores
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
-LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))  # fewest and most lesions of a grade, both included
-FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y", "brightness")
+# fewest and most lesions of a grade, both included
+LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))
+FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y",
+              "brightness")
 SPLIT_NAMES = ("train", "val", "test")
 FIELD_RADIUS = 0.485  # of the image's side; every other length here is in units of this radius
-LESION_REACH = 0.80  # a lesion's centre lies within this radius, so that a centre crop of 0.875 cuts none away
+# a lesion's centre lies within this radius, so that a centre crop of 0.875 cuts none away
+LESION_REACH = 0.80
 DRAWING_VERSION = 1  # raise it when images change, so that folders drawn earlier are drawn again
 SETTINGS_FILE = "demo.json"
 TABLE_FILE = "demo.csv"
@@ -62,7 +66,8 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an image will show, at any size. Lengths in field radii, origin at the field's centre, x right, y down."""
+    """What an image will show, at any size. Lengths in field radii, origin at the field's centre, x right, y
+    down."""
 
     grade: int
     lesions: tuple
@@ -78,8 +83,9 @@ class Plan:
         """The numbers behind the image, by FACT_NAMES.
 
         lesion_area: percent of the field's area. vessel_width (the veins' calibre where they leave the disc),
-        disc_radius, disc_x and disc_y: percent of the field's radius; disc_x > 0 is the image's right side, where a
-        right eye has its disc, so a mirrored image changes its sign. brightness: percent of full illumination.
+        disc_radius, disc_x and disc_y: percent of the field's radius; disc_x > 0 is the image's right side,
+        where a right eye has its disc, so a mirrored image changes its sign. brightness: percent of full
+        illumination.
         """
         lesion_area = 100 * sum(lesion.area() for lesion in self.lesions) / math.pi
         shares = (self.vessel_width, self.disc_radius, self.disc_x, self.disc_y, self.brightness)
@@ -88,15 +94,18 @@ class Plan:
 
 
 def grade_of(index):
-    """The grade of image `index`: each grade twice in ten images, and a patient's eyes differ by 1 at most."""
+    """The grade of image `index`: each grade twice in ten images, and a patient's eyes differ by 1 at
+    most."""
     patient, left = divmod(index, 2)
     return ((0, 1, 2, 3, 4), (1, 0, 2, 4, 3))[left][patient % 5]
 
 
 def plan(seed, index, grade=None):
-    """Decide what image `index` shows: even indices are right eyes, odd ones left eyes, two in a row one patient.
+    """Decide what image `index` shows: even indices are right eyes, odd ones left eyes, two in a row one
+    patient.
 
-    grade 0-4, or None for `grade_of(index)`. Raises ValueError for a negative seed or index and for another grade.
+    grade 0-4, or None for `grade_of(index)`. Raises ValueError for a negative seed or index and for another
+    grade.
     """
     grade = grade_of(index) if grade is None else grade
     if grade not in range(len(GRADE_NAMES)):
@@ -113,7 +122,8 @@ def plan(seed, index, grade=None):
 
 
 def _place_lesions(rng, count, disc):
-    """`count` lesions that touch neither each other nor the disc (x, y, radius): what can't be counted is no target."""
+    """`count` lesions that touch neither each other nor the disc (x, y, radius): what can't be counted is no
+    target."""
     lesions, taken = [], [disc]
     while len(lesions) < count:
         radius = rng.uniform(0.030, 0.070)
@@ -121,7 +131,8 @@ def _place_lesions(rng, count, disc):
         x, y = distance * math.cos(angle), distance * math.sin(angle)
         lobes, phase, exudate = int(rng.integers(2, 5)), rng.uniform(0, 2 * math.pi), rng.uniform() < 0.45
         depth = rng.uniform(0.1, 0.45) / lobes
-        if all(math.hypot(x - other_x, y - other_y) > 1.3 * (radius + reach) for other_x, other_y, reach in taken):
+        if all(math.hypot(x - other_x, y - other_y) > 1.3 * (radius + reach)
+               for other_x, other_y, reach in taken):
             lesions.append(Lesion(x, y, radius, lobes, depth, phase, exudate))
             taken.append((x, y, radius))
     return tuple(lesions)
@@ -130,22 +141,24 @@ def _place_lesions(rng, count, disc):
 def draw(seed, index, size, grade=None):
     """Image `index` of `seed` and its facts.
 
-    Returns an RGB PIL.Image of (size, size) pixels and a dict by FACT_NAMES (units: `Plan.facts`). Raises ValueError
-    for a negative seed or index, another grade than 0-4, or a size below 32 pixels.
+    Returns an RGB PIL.Image of (size, size) pixels and a dict by FACT_NAMES (units: `Plan.facts`). Raises
+    ValueError for a negative seed or index, another grade than 0-4, or a size below 32 pixels.
     """
     drawn = plan(seed, index, grade)
     return render(drawn, seed, index, size), drawn.facts()
 
 
 def render(drawn, seed, index, size):
-    """The image of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed, index)."""
+    """The image of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed,
+    index)."""
     if size < 32:
         raise ValueError(f"size {size} is below 32 pixels: the lesions would vanish")
     look, tree, grain = (np.random.default_rng((seed, index, stream)) for stream in (1, 2, 3))
     axis = (((np.arange(size) + 0.5) / size - 0.5) / FIELD_RADIUS).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     radius = np.sqrt(x * x + y * y)
-    picture = _background(look, drawn, x, y)  # (3, size, size): planes are several times faster here than pixels
+    # (3, size, size): planes are several times faster here than pixels
+    picture = _background(look, drawn, x, y)
     _paint_disc(look, picture, drawn, x, y)
     arteries, veins = _vessel_masks(tree, drawn, size)
     picture *= (1 - arteries * _colour(0.16, 0.46, 0.44)) * (1 - veins * _colour(0.32, 0.64, 0.60))
@@ -163,15 +176,18 @@ def _colour(red, green, blue):
 
 
 def _texture(rng, cells, size):
-    """Smooth noise (size, size) with mean about 0 and deviation about 1, from a grid of cells x cells values."""
+    """Smooth noise (size, size) with mean about 0 and deviation about 1, from a grid of cells x cells
+    values."""
     grid = Image.fromarray(rng.normal(0, 1.5, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _background(rng, drawn, x, y):
-    """The retina without disc, vessels and lesions: (3, size, size) float32. Hue varies, luminance is kept."""
+    """The retina without disc, vessels and lesions: (3, size, size) float32. Hue varies, luminance is
+    kept."""
     hue = _colour(rng.uniform(0.80, 0.92), rng.uniform(0.38, 0.48), rng.uniform(0.16, 0.26))
-    hue *= 0.52 / float((hue * _colour(0.299, 0.587, 0.114)).sum())  # so that `brightness` alone sets the level
+    # so that `brightness` alone sets the level
+    hue *= 0.52 / float((hue * _colour(0.299, 0.587, 0.114)).sum())
     shade = 1 + rng.uniform(-0.06, 0.06) * x + rng.uniform(-0.06, 0.06) * y
     shade += 0.020 * _texture(rng, 6, len(x)) + 0.020 * _texture(rng, 24, len(x))
     distance2 = (x - drawn.macula_x) ** 2 + (y - drawn.macula_y) ** 2
@@ -183,8 +199,10 @@ def _background(rng, drawn, x, y):
 
 def _paint_disc(rng, picture, drawn, x, y):
     """The optic disc with its cup and a faint halo, onto `picture` in place."""
-    stretch = rng.uniform(1.0, 1.10)  # discs are a little taller than wide; the area stays that of disc_radius
-    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch + (y - drawn.disc_y) ** 2 / stretch) / drawn.disc_radius
+    # discs are a little taller than wide; the area stays that of disc_radius
+    stretch = rng.uniform(1.0, 1.10)
+    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch + (y - drawn.disc_y) ** 2
+                        / stretch) / drawn.disc_radius
     disc = np.clip((1 - from_disc) / 0.14 + 0.5, 0, 1)
     cup = np.clip((rng.uniform(0.30, 0.55) - from_disc) / 0.25 + 0.5, 0, 1)
     picture *= 1 + 0.16 * np.exp(-((from_disc / 1.6) ** 2))
@@ -213,17 +231,20 @@ def _vessel_masks(rng, drawn, size):
     for up in (-1, 1):
         for sheet, calibre, lead in zip(sheets, (0.75, 1.0), rng.permutation((-7.0, 7.0)), strict=True):
             pen, width = ImageDraw.Draw(sheet), calibre * drawn.vessel_width
-            # Angles in degrees from the temporal direction; an arcade leaves steeply and bends round the macula.
+            # Angles in degrees from the temporal direction; an arcade leaves steeply and bends round the
+            # macula.
             arcade = (rng.uniform(82, 100) + lead, rng.uniform(-12, 4) + lead / 2, rng.uniform(0.38, 0.48))
             nasal = (rng.uniform(115, 135) + 2 * lead, rng.uniform(140, 165) + lead, rng.uniform(0.3, 0.6))
             start = (drawn.disc_x + rng.uniform(-0.02, 0.02), drawn.disc_y + rng.uniform(-0.02, 0.02))
             for (leave, end, bend), share in ((arcade, 1.0), (nasal, 0.7)):
-                _grow(rng, pen, drawn, size * fine, start, (leave, end, bend), share * width, (temporal, up), 0)
+                _grow(rng, pen, drawn, size * fine, start, (leave, end, bend), share * width, (temporal, up),
+                      0)
     return [np.asarray(sheet.reduce(fine), np.float32) / 255 for sheet in sheets]
 
 
 def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
-    """Draw one vessel and its branches (orders 0-2). course: first angle, last angle (degrees), bending length."""
+    """Draw one vessel and its branches (orders 0-2). course: first angle, last angle (degrees), bending
+    length."""
     step, (leave, end, bend) = 0.04, course
     length = (2.2, 0.7, 0.35)[order] * rng.uniform(0.8, 1.1)
     steps = int(length / step)
@@ -246,25 +267,30 @@ def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
     away, at = rng.choice((-1, 1)), rng.integers(4, 8)
     while at < len(path) - 2:
         x, y, angle, width_here = path[at]
-        branch = (angle + away * rng.uniform(30, 55), angle + away * rng.uniform(0, 35), rng.uniform(0.2, 0.5))
+        branch = (angle + away * rng.uniform(30, 55), angle + away * rng.uniform(0, 35),
+                  rng.uniform(0.2, 0.5))
         _grow(rng, pen, drawn, side, (x, y), branch, 0.6 * width_here, mirror, order + 1)
         away, at = -away, at + rng.integers(5, 11)
 
 
 def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.225), workers=None):
-    """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are there.
+    """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are
+    there.
 
-    images: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels, 32-4096;
-    splits: the shares of train, val and test, which are rounded to fives of patients, so that grades stay balanced;
-    workers: processes that draw (default: one a core). demo.csv has the columns path, label, split, patient, eye and
-    FACT_NAMES. demo.json, written first, says what is being drawn; demo.csv, written last, that all of it is there. An
-    interrupted call is completed by the next, other settings are drawn anew. Returns the folder as a Path.
-    Raises InputError for settings out of range and for a folder that holds files this program did not make or may not
-    be written, RunError for a full disk.
+    images: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels,
+    32-4096;
+    splits: the shares of train, val and test, which are rounded to fives of patients, so that grades stay
+    balanced;
+    workers: processes that draw (default: one a core). demo.csv has the columns path, label, split, patient,
+    eye and FACT_NAMES. demo.json, written first, says what is being drawn; demo.csv, written last, that all
+    of it is there. An interrupted call is completed by the next, other settings are drawn anew. Returns the
+    folder as a Path. Raises InputError for settings out of range and for a folder that holds files this
+    program did not make or may not be written, RunError for a full disk.
     """
     started, folder = time.monotonic(), Path(folder)
     _check_settings(pictures, size, seed, splits)
-    settings = {"drawing": DRAWING_VERSION, "pictures": pictures, "size": size, "seed": seed, "splits": list(splits)}
+    settings = {"drawing": DRAWING_VERSION, "pictures": pictures, "size": size, "seed": seed,
+                "splits": list(splits)}
     paths = _paths(pictures, splits)
     same = _read_settings(folder) == settings
     missing = [(index, path) for index, path in enumerate(paths) if not same or not (folder / path).exists()]
@@ -273,7 +299,8 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TABLE_FILE).unlink(missing_ok=True)  # first, so that no reader takes a half-changed folder for whole
+        # first, so that no reader takes a half-changed folder for whole
+        (folder / TABLE_FILE).unlink(missing_ok=True)
         if not same:
             _remove_pictures(folder)
             _write_atomically(folder / SETTINGS_FILE, (json.dumps(settings) + "\n").encode())
@@ -282,25 +309,30 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
         _draw_all(partial(_draw_to_file, folder, seed, size), missing, workers)
         _write_table(folder / TABLE_FILE, seed, paths)
     except PermissionError as error:
-        raise InputError(f"demo images: no right to write to {folder}: name another folder ({error})") from error
+        raise InputError(f"demo images: no right to write to {folder}: name another folder "
+                         f"({error})") from error
     except OSError as error:
         raise RunError(f"demo images: writing to {folder} failed: {error}") from error
-    print(f"demo images: {len(missing)} of {pictures} drawn to {folder} in {time.monotonic() - started:.0f} s")
+    print(f"demo images: {len(missing)} of {pictures} drawn to {folder} in {time.monotonic() - started:.0f} "
+          "s")
     return folder
 
 
 def _check_settings(pictures, size, seed, splits):
     fewest = 2 * FEWEST_PATIENTS * len(SPLIT_NAMES)
     if pictures % 2 or pictures < fewest:
-        raise InputError(f"--pictures {pictures}: must be an even number (two eyes a patient), {fewest} or more")
+        raise InputError(f"--pictures {pictures}: must be an even number (two eyes a patient), {fewest} or "
+                         "more")
     if not 32 <= size <= 4096 or seed < 0:
         raise InputError(f"--size {size} --seed {seed}: size must be 32-4096 pixels, seed 0 or more")
     if len(splits) != len(SPLIT_NAMES) or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
-        raise InputError(f"splits {tuple(splits)}: must be three positive shares (train, val, test) that add up to 1")
+        raise InputError(f"splits {tuple(splits)}: must be three positive shares (train, val, test) that add "
+                         "up to 1")
 
 
 def _paths(pictures, splits):
-    """The path of every image by its index, relative to the folder. Patients in order: none is in two splits."""
+    """The path of every image by its index, relative to the folder. Patients in order: none is in two
+    splits."""
     patients = pictures // 2
     val, test = (FEWEST_PATIENTS * max(1, round(share * patients / FEWEST_PATIENTS)) for share in splits[1:])
     train = patients - val - test
@@ -312,7 +344,8 @@ def _paths(pictures, splits):
 
 
 def _read_settings(folder):
-    """What the folder was drawn with; None where nothing was drawn. InputError where other files lie there."""
+    """What the folder was drawn with; None where nothing was drawn. InputError where other files lie
+    there."""
     if not folder.exists():
         return None
     if not folder.is_dir():
@@ -322,7 +355,8 @@ def _read_settings(folder):
         try:
             return json.loads(marker.read_text())
         except ValueError as error:
-            raise InputError(f"{marker} is not what this program wrote: remove it, or name another folder") from error
+            raise InputError(f"{marker} is not what this program wrote: remove it, or name another "
+                             "folder") from error
     if any(folder.iterdir()):
         raise InputError(f"{folder} holds other files: name a new or an empty folder for the demo images")
     return None
@@ -372,7 +406,8 @@ def _draw_all(draw_one, missing, workers):
                 list(pool.map(draw_one, missing, chunksize=8))
             return
         except (BrokenProcessPool, ImportError, NotImplementedError, OSError) as error:
-            # No semaphores here, or a main program that cannot be imported again. A full disk will be met again below.
+            # No semaphores here, or a main program that cannot be imported again. A full disk will be met
+            # again below.
             print(f"demo images: going on in one process ({error})")
     for picture in missing:
         draw_one(picture)
@@ -392,7 +427,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv=None):
-    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong settings, 1 a failure (one line each)."""
+    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong settings, 1 a failure (one line
+    each)."""
     parser = make_parser()
     options = parser.parse_args(argv)
     try:

@@ -1,9 +1,11 @@
-"""The public data sets of BENCHMARK.md: one table, and for each a reader of the files as their owner publishes them.
+"""The public data sets of BENCHMARK.md: one table, and for each a reader of the files as their owner
+publishes them.
 
-A reader gets all files below RAW_DIR and looks for names, not for fixed places: an archive may have been unpacked one
-level deeper, in a folder of its own name, with other capitals or with %20 for blanks. The layouts are known from what
-public code says of its own copies, not from the archives themselves; for Glaucoma_fundus the names of the class folders
-are known so and the name of the archive is not, for OCTID the names of the images are and those of the folders are not.
+A reader gets all files below RAW_DIR and looks for names, not for fixed places: an archive may have been
+unpacked one level deeper, in a folder of its own name, with other capitals or with %20 for blanks. The
+layouts are known from what public code says of its own copies, not from the archives themselves; for
+Glaucoma_fundus the names of the class folders are known so and the name of the archive is not, for OCTID the
+names of the images are and those of the folders are not.
 """
 
 import os
@@ -19,25 +21,30 @@ from util.data.csv_columns import read_columns, some
 from util.data.public.spreadsheet import read_first_sheet
 
 DR_GRADES = ("0_no_dr", "1_mild", "2_moderate", "3_severe", "4_proliferative")
-SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                 "test": "test",
                  "testing": "test"}
 # The names of JSIEC's own folders: their order as text is also that of the authors' checkpoints.
 JSIEC_CLASSES = (
     "0.0.Normal", "0.1.Tessellated fundus", "0.2.Large optic cup", "0.3.DR1", "1.0.DR2", "1.1.DR3",
     "10.0.Possible glaucoma", "10.1.Optic atrophy", "11.Severe hypertensive retinopathy",
-    "12.Disc swelling and elevation", "13.Dragged Disc", "14.Congenital disc abnormality", "15.0.Retinitis pigmentosa",
-    "15.1.Bietti crystalline dystrophy", "16.Peripheral retinal degeneration and break", "17.Myelinated nerve fiber",
+    "12.Disc swelling and elevation", "13.Dragged Disc", "14.Congenital disc abnormality", "15.0.Retinitis "
+                                                                                           "pigmentosa",
+    "15.1.Bietti crystalline dystrophy", "16.Peripheral retinal degeneration and break", "17.Myelinated "
+                                                                                         "nerve fiber",
     "18.Vitreous particles", "19.Fundus neoplasm", "2.0.BRVO", "2.1.CRVO", "20.Massive hard exudates",
     "21.Yellow-white spots-flecks", "22.Cotton-wool spots", "23.Vessel tortuosity",
     "24.Chorioretinal atrophy-coloboma", "25.Preretinal hemorrhage", "26.Fibrosis", "27.Laser Spots",
     "28.Silicon oil in eye", "29.0.Blur fundus without PDR", "29.1.Blur fundus with suspected PDR", "3.RAO",
-    "4.Rhegmatogenous RD", "5.0.CSCR", "5.1.VKH disease", "6.Maculopathy", "7.ERM", "8.MH", "9.Pathological myopia",
+    "4.Rhegmatogenous RD", "5.0.CSCR", "5.1.VKH disease", "6.Maculopathy", "7.ERM", "8.MH", "9.Pathological "
+                                                                                            "myopia",
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's or ""."""
+    """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's
+    or ""."""
 
     path: Path
     label: str
@@ -47,7 +54,8 @@ class Picture:
 
 @dataclass
 class Found:
-    """What a reader found; notes are lines worth telling. no_patients: why patients that are published are not known."""
+    """What a reader found; notes are lines worth telling. no_patients: why patients that are published are
+    not known."""
 
     pictures: list[Picture]
     notes: list[str] = field(default_factory=list)
@@ -56,7 +64,8 @@ class Found:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A row of the table. images: how many the whole set has with a label; published: the splits its owner makes."""
+    """A row of the table. images: how many the whole set has with a label; published: the splits its owner
+    makes."""
 
     name: str
     url: str
@@ -72,14 +81,16 @@ class PublicSet:
 
 
 class RawFolder:
-    """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed over."""
+    """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed
+    over."""
 
     def __init__(self, folder, public_set: PublicSet):
         from util.data.image_endings import EXTENSIONS  # brings pandas, which --help does not need
 
         if not os.path.isdir(folder):
             problem = "is not a folder" if os.path.exists(folder) else "is not there"
-            raise InputError(f"RAW_DIR {folder} {problem}: it must hold {public_set.files}, from {public_set.url}")
+            raise InputError(f"RAW_DIR {folder} {problem}: it must hold {public_set.files}, from "
+                             f"{public_set.url}")
         self.folder, self.set, self._extensions = Path(folder), public_set, EXTENSIONS
         self.pictures, self.others, seen = [], [], set()
         for place, folders, files in os.walk(folder, followlinks=True):
@@ -88,22 +99,27 @@ class RawFolder:
                                 and os.path.realpath(os.path.join(place, name)) not in seen)
             for name in sorted(files):
                 if not name.startswith("."):
-                    (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(Path(place, name))
+                    (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(Path(place,
+                                                                                                      name))
 
     def stem(self, name: str) -> str:
-        """What names an image in lists and on disk alike: without folder, the ending of an image, and capitals."""
+        """What names an image in lists and on disk alike: without folder, the ending of an image, and
+        capitals."""
         name = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
         return name.rsplit(".", 1)[0] if name.endswith(self._extensions) else name
 
     def missing(self, what: str) -> InputError:
-        return InputError(f"{self.set.name}: {what} below {self.folder}; needed are {self.set.files}, from {self.set.url}")
+        return InputError(f"{self.set.name}: {what} below {self.folder}; needed are {self.set.files}, from "
+                          f"{self.set.url}")
 
     def file(self, *names: str) -> Path | None:
-        """The file whose name ends with one of `names`, however it is punctuated; None where there is none."""
+        """The file whose name ends with one of `names`, however it is punctuated; None where there is
+        none."""
         found = [path for path in self.others if plain(path.name).endswith(tuple(map(plain, names)))]
         contents = {path.read_bytes() for path in found} if len(found) > 1 else set()
         if len(contents) > 1:
-            raise InputError(f"{self.set.name}: two different files could be {names[0]}: {some(found)}; keep one of them")
+            raise InputError(f"{self.set.name}: two different files could be {names[0]}: {some(found)}; keep "
+                             "one of them")
         return found[0] if found else None
 
     def needed(self, *names: str) -> Path:
@@ -116,17 +132,21 @@ class RawFolder:
         """The names of the folders between RAW_DIR and a file, the nearest first."""
         return list(path.relative_to(self.folder).parts[-2::-1])
 
-    def matched(self, pictures, label_of: dict[str, str], what: str) -> tuple[list[tuple[Path, str]], list[str]]:
-        """Images and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the others)."""
+    def matched(self, pictures, label_of: dict[str, str],
+                what: str) -> tuple[list[tuple[Path, str]], list[str]]:
+        """Images and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the
+        others)."""
         by_stem = {}
         for path in pictures:
             by_stem.setdefault(self.stem(path.name), []).append(path)
         twice = next((stem for stem in label_of if len(by_stem.get(stem, ())) > 1), None)
         if twice is not None:
-            raise InputError(f"{self.set.name}: two images for {twice}: {some(by_stem[twice])}; keep one of them")
+            raise InputError(f"{self.set.name}: two images for {twice}: {some(by_stem[twice])}; keep one of "
+                             "them")
         pairs = [(by_stem[stem][0], stem) for stem in label_of if stem in by_stem]
         if not pairs:
-            raise self.missing(f"none of the {len(label_of)} images that {what} names, such as {next(iter(label_of))},")
+            raise self.missing(f"none of the {len(label_of)} images that {what} names, such as "
+                               f"{next(iter(label_of))},")
         absent = [stem for stem in label_of if stem not in by_stem]
         unlabelled = [path.name for stem, paths in by_stem.items() if stem not in label_of for path in paths]
         return pairs, [*counted(f"named in {what}, but not there", absent),
@@ -164,15 +184,16 @@ def _by_stem(raw: RawFolder, where, column: str, names: list[str], values: list,
 
 
 def _grade(where, line: int, column: str, text: str, classes: tuple[str, ...], order=None) -> str:
-    """The class that a cell's number stands for ("2" and "2.0" are 2). order: the class of each number, where another."""
+    """The class that a cell's number stands for ("2" and "2.0" are 2). order: the class of each number, where
+    another."""
     order = order or range(len(classes))
     try:
         number = number_of(text)
         if number != int(number) or not 0 <= number < len(classes):
             raise ValueError(number)
     except (ValueError, OverflowError):
-        raise InputError(f"{where}, line {line}: {column} is {text!r}, not a whole number from 0 to {len(classes) - 1}; "
-                         "mend that cell or remove the row") from None
+        raise InputError(f"{where}, line {line}: {column} is {text!r}, not a whole number from 0 to "
+                         f"{len(classes) - 1}; mend that cell or remove the row") from None
     return classes[order[int(number)]]
 
 
@@ -180,17 +201,19 @@ def _read_aptos(raw: RawFolder) -> Found:
     """train.csv (id_code, diagnosis) and train_images/ID.png; test_images/ has no published labels."""
     csv_file = raw.needed("train.csv")
     (names, grades), lines = _columns(csv_file, ["id_code", "diagnosis"])
-    grades = [_grade(csv_file, line, "diagnosis", grade, DR_GRADES) for line, grade in zip(lines, grades, strict=True)]
+    grades = [_grade(csv_file, line, "diagnosis", grade, DR_GRADES)
+              for line, grade in zip(lines, grades, strict=True)]
     labels = _by_stem(raw, csv_file, "id_code", names, grades, lines)
     pairs, notes = raw.matched(raw.pictures, labels, csv_file.name)
     return Found([Picture(path, labels[stem]) for path, stem in pairs], notes)
 
 
 def _read_messidor2(raw: RawFolder) -> Found:
-    """IMAGES/ and messidor-2.csv (left;right) of the owner, messidor_data.csv (grades) of those who graded them.
+    """IMAGES/ and messidor-2.csv (left;right) of the owner, messidor_data.csv (grades) of those who graded
+    them.
 
-    The grades name some images .jpg that are .JPG on disk, and go round with two headers. Rows with adjudicated_gradable 0
-    are left out.
+    The grades name some images .jpg that are .JPG on disk, and go round with two headers. Rows with
+    adjudicated_gradable 0 are left out.
     """
     csv_file, asked = raw.needed("messidor_data.csv"), []
 
@@ -213,9 +236,11 @@ def _read_messidor2(raw: RawFolder) -> Found:
         no_patients = "no file messidor-2.csv (which two images are one patient's eyes)"
     else:
         (left, right), lines = _columns(pairs_file, ["left", "right"])
-        eyes = [(name, raw.stem(pair[0] or pair[1]), line) for *pair, line in zip(left, right, lines, strict=True)
+        eyes = [(name, raw.stem(pair[0] or pair[1]), line)
+                for *pair, line in zip(left, right, lines, strict=True)
                 for name in pair if name]
-        patients = _by_stem(raw, pairs_file, "left or right", *map(list, zip(*eyes, strict=True))) if eyes else {}
+        patients = _by_stem(raw, pairs_file, "left or right",
+                            *map(list, zip(*eyes, strict=True))) if eyes else {}
         alone = [path.name for path, stem in pairs if labels[stem] and stem not in patients]
         notes += counted(f"in no pair of {pairs_file.name}, each taken as a patient", alone)
     pictures = [Picture(path, labels[stem], patients.get(stem, "" if no_patients else stem))
@@ -224,7 +249,8 @@ def _read_messidor2(raw: RawFolder) -> Found:
 
 
 def _read_idrid(raw: RawFolder) -> Found:
-    """B. Disease Grading: {a. Training Set, b. Testing Set}/IDRiD_001.jpg, the same names in both, and a CSV for each."""
+    """B. Disease Grading: {a. Training Set, b. Testing Set}/IDRiD_001.jpg, the same names in both, and a CSV
+    for each."""
     found = Found([])
     for word, split in (("Training", "train"), ("Testing", "test")):
         csv_file = raw.needed(f"IDRiD_Disease Grading_{word} Labels.csv")
@@ -235,7 +261,8 @@ def _read_idrid(raw: RawFolder) -> Found:
         pictures = []
         for path in raw.pictures:
             above = [plain(name) for name in raw.folders_of(path)]
-            other_part = any(name.endswith(("segmentation", "localization")) for name in above)  # parts A and C
+            # parts A and C
+            other_part = any(name.endswith(("segmentation", "localization")) for name in above)
             if not other_part and any(name.endswith(f"{word.lower()}set") for name in above):
                 pictures.append(path)
         pairs, notes = raw.matched(pictures, labels, csv_file.name)
@@ -245,13 +272,16 @@ def _read_idrid(raw: RawFolder) -> Found:
 
 
 PAPILA_CLASSES = ("0_normal", "1_suspect", "2_glaucoma")
-PAPILA_ORDER = (0, 2, 1)  # the workbooks' 0 healthy, 1 glaucoma, 2 suspect as positions in the order of severity
+# the workbooks' 0 healthy, 1 glaucoma, 2 suspect as positions in the order of severity
+PAPILA_ORDER = (0, 2, 1)
 
 
 def _read_papila(raw: RawFolder) -> Found:
-    """FundusImages/RET001OD.jpg and ClinicalData/patient_data_{od,os}.xlsx: patients "#001", and their Diagnosis.
+    """FundusImages/RET001OD.jpg and ClinicalData/patient_data_{od,os}.xlsx: patients "#001", and their
+    Diagnosis.
 
-    The sheet's headers take two or three rows: Diagnosis is looked for in the first five, patients in the first column.
+    The sheet's headers take two or three rows: Diagnosis is looked for in the first five, patients in the
+    first column.
     """
     labels, patients = {}, {}
     for eye in ("od", "os"):
@@ -260,7 +290,8 @@ def _read_papila(raw: RawFolder) -> Found:
         column = next((number for row in rows[:5] for number, cell in enumerate(row)
                        if cell.strip().lower() == "diagnosis"), None)
         if column is None:
-            raise InputError(f"{workbook}: no column Diagnosis in the first five rows; take the file as published")
+            raise InputError(f"{workbook}: no column Diagnosis in the first five rows; take the file as "
+                             "published")
         for line, row in enumerate(rows, 1):
             patient = re.fullmatch(r"#?\s*(\d+)(\.0)?", row[0].strip() if row else "")
             if not patient:
@@ -268,7 +299,8 @@ def _read_papila(raw: RawFolder) -> Found:
             number = f"{int(patient[1]):03d}"
             stem = f"ret{number}{eye}"
             if stem in labels:
-                raise InputError(f"{workbook}, line {line}: patient {row[0]} stands there twice; keep one row a patient")
+                raise InputError(f"{workbook}, line {line}: patient {row[0]} stands there twice; keep one "
+                                 "row a patient")
             cell = row[column] if column < len(row) else ""
             labels[stem] = _grade(workbook, line, "Diagnosis", cell, PAPILA_CLASSES, PAPILA_ORDER)
             patients[stem] = number
@@ -281,8 +313,10 @@ def _read_papila(raw: RawFolder) -> Found:
 # Labels in folders
 
 
-def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_for: str, by_name: bool = False) -> Found:
-    """Every image's class from the nearest folder above it that says one (class_of(name)); a split folder counts too.
+def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_for: str,
+                by_name: bool = False) -> Found:
+    """Every image's class from the nearest folder above it that says one (class_of(name)); a split folder
+    counts too.
 
     by_name: where no folder says one, the image's own name may.
     """
@@ -308,8 +342,10 @@ def _letters(name: str) -> str:
 
 
 def _read_glaucoma_fundus(raw: RawFolder) -> Found:
-    """advanced_glaucoma/, early_glaucoma/ and normal_control/ with 1.png, 2.png… each, whole or in split folders."""
-    names = {"normal": 0, "normalcontrol": 0, "early": 1, "earlyglaucoma": 1, "advanced": 2, "advancedglaucoma": 2}
+    """advanced_glaucoma/, early_glaucoma/ and normal_control/ with 1.png, 2.png… each, whole or in split
+    folders."""
+    names = {"normal": 0, "normalcontrol": 0, "early": 1, "earlyglaucoma": 1, "advanced": 2,
+             "advancedglaucoma": 2}
     classes = raw.set.classes
     return _by_folders(raw, lambda name: classes[names[_letters(name)]] if _letters(name) in names else None,
                        "the folders normal_control, early_glaucoma, advanced_glaucoma")
@@ -318,7 +354,8 @@ def _read_glaucoma_fundus(raw: RawFolder) -> Found:
 def _read_jsiec(raw: RawFolder) -> Found:
     """1000images/0.0.Normal/*.JPG…: 39 folders, known by the number that their names begin with."""
     of_number = {_number(name): name for name in raw.set.classes}
-    return _by_folders(raw, lambda name: of_number.get(_number(name)), "folders such as 1000images/0.0.Normal")
+    return _by_folders(raw, lambda name: of_number.get(_number(name)),
+                       "folders such as 1000images/0.0.Normal")
 
 
 def _number(name: str) -> str:
@@ -328,7 +365,8 @@ def _number(name: str) -> str:
 
 
 def _read_retina(raw: RawFolder) -> Found:
-    """dataset/{1_normal, 2_cataract, 2_glaucoma, 3_retina_disease}/*.png; copies number the folders otherwise."""
+    """dataset/{1_normal, 2_cataract, 2_glaucoma, 3_retina_disease}/*.png; copies number the folders
+    otherwise."""
     names = {"normal": 0, "cataract": 1, "glaucoma": 2, "retinadisease": 3}
     classes = raw.set.classes
     return _by_folders(raw, lambda name: classes[names[_letters(name)]] if _letters(name) in names else None,
@@ -336,16 +374,20 @@ def _read_retina(raw: RawFolder) -> Found:
 
 
 def _read_octid(raw: RawFolder) -> Found:
-    """One archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…: the folder or the name tells."""
+    """One archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…: the folder or the
+    name tells."""
     short = {"normal": 0, "amrd": 1, "amd": 1, "csr": 2, "csc": 2, "dr": 3, "mh": 4}
-    long = {"normal": 0, "agerelatedmaculardegeneration": 1, "centralserous": 2, "diabeticretinopathy": 3, "macularhole": 4}
+    long = {"normal": 0, "agerelatedmaculardegeneration": 1, "centralserous": 2, "diabeticretinopathy": 3,
+            "macularhole": 4}
 
     def class_of(name):
         letters = _letters(name)
-        number = short.get(letters, next((number for word, number in long.items() if letters.startswith(word)), None))
+        number = short.get(letters, next((number for word, number in long.items()
+                                          if letters.startswith(word)), None))
         return None if number is None else raw.set.classes[number]
 
-    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, AMRD1.jpeg…",
+    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
+                                      "AMRD1.jpeg…",
                        by_name=True)
 
 
@@ -356,24 +398,33 @@ _SETS = (
     PublicSet("MESSIDOR2", "https://www.adcis.net/en/third-party/messidor2/",
               "IMAGES/, messidor-2.csv (the pairs of eyes) and messidor_data.csv (the grades, from "
               "https://www.kaggle.com/datasets/google-brain/messidor2-dr-grades)",
-              "research, after registration", "fundus", "grade of diabetic retinopathy", DR_GRADES, 1744, _read_messidor2,
+              "research, after registration", "fundus", "grade of diabetic retinopathy", DR_GRADES, 1744,
+              _read_messidor2,
               patients="pairs of eyes"),
-    PublicSet("IDRID", "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",
-              "B. Disease Grading/ with its two folders 1. Original Images and 2. Groundtruths", "CC BY 4.0", "fundus",
+    PublicSet("IDRID",
+              "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",
+              "B. Disease Grading/ with its two folders 1. Original Images and 2. "
+              "Groundtruths", "CC BY 4.0", "fundus",
               "grade of diabetic retinopathy", DR_GRADES, 516, _read_idrid, published=("train", "test")),
     PublicSet("PAPILA", "https://doi.org/10.6084/m9.figshare.14798004",
-              "FundusImages/ and ClinicalData/ with patient_data_od.xlsx and patient_data_os.xlsx", "CC BY 4.0", "fundus",
-              "glaucoma: none, suspected, present", PAPILA_CLASSES, 488, _read_papila, patients="both eyes of each"),
+              "FundusImages/ and ClinicalData/ with patient_data_od.xlsx and patient_data_os.xlsx", "CC BY "
+                                                                                                    "4.0",
+              "fundus",
+              "glaucoma: none, suspected, present", PAPILA_CLASSES, 488, _read_papila, patients="both eyes "
+                                                                                                "of each"),
     PublicSet("Glaucoma_fundus", "https://doi.org/10.7910/DVN/1YRRAC",
               "the folders normal_control/, early_glaucoma/, advanced_glaucoma/", "CC0 1.0", "fundus",
-              "glaucoma: none, early, advanced", ("0_normal", "1_early", "2_advanced"), 1544, _read_glaucoma_fundus),
+              "glaucoma: none, early, advanced", ("0_normal", "1_early", "2_advanced"), 1544,
+              _read_glaucoma_fundus),
     PublicSet("JSIEC", "https://zenodo.org/records/3477553", "1000images/ with its 39 folders",
               "open on Zenodo; see the record", "fundus", "39 conditions", JSIEC_CLASSES, 1000, _read_jsiec),
     PublicSet("Retina", "https://www.kaggle.com/datasets/jr2ngb/cataractdataset",
-              "dataset/ with 1_normal/, 2_cataract/, 2_glaucoma/, 3_retina_disease/", "not stated; see the page", "fundus",
+              "dataset/ with 1_normal/, 2_cataract/, 2_glaucoma/, 3_retina_disease/", "not stated; see the "
+                                                                                      "page", "fundus",
               "normal, cataract, glaucoma, other retinal disease",
               ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"), 601, _read_retina),
-    PublicSet("OCTID", "https://borealisdata.ca/dataverse/OCTID", "the images of NORMAL, AMRD, CSR, DR and MH, a folder each",
+    PublicSet("OCTID", "https://borealisdata.ca/dataverse/OCTID", "the images of NORMAL, AMRD, CSR, DR and "
+                                                                  "MH, a folder each",
               "CC0 1.0", "OCT", "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
               ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"), 572, _read_octid),
 )

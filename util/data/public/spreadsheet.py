@@ -1,7 +1,8 @@
 """The first sheet of an .xlsx workbook as rows of text, read with the standard library.
 
-One public data set keeps its labels in such workbooks; a package for that alone would have to be installed by everybody.
-The format is ECMA-376 part 1 (SpreadsheetML): a zip of XML files, texts shared in one of them, cells named "B7".
+One public data set keeps its labels in such workbooks; a package for that alone would have to be installed by
+everybody. The format is ECMA-376 part 1 (SpreadsheetML): a zip of XML files, texts shared in one of them,
+cells named "B7".
 """
 
 import re
@@ -16,10 +17,11 @@ _LINK = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id
 
 
 def read_first_sheet(path) -> list[list[str]]:
-    """A workbook -> its first sheet's rows from row 1, each as long as its last filled cell; empty cells are "".
+    """A workbook -> its first sheet's rows from row 1, each as long as its last filled cell; empty cells are
+    "".
 
-    Numbers stay as the file writes them ("0", "1.5"), formulas give the value that was stored with them. Raises
-    InputError for a file that is no such workbook.
+    Numbers stay as the file writes them ("0", "1.5"), formulas give the value that was stored with them.
+    Raises InputError for a file that is no such workbook.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,7 +39,8 @@ def _shared_texts(archive) -> list[str]:
 
 
 def _first_sheet(archive) -> str:
-    """The first sheet's place in the archive: workbook.xml gives the order, a second file says where each one lies."""
+    """The first sheet's place in the archive: workbook.xml gives the order, a second file says where each one
+    lies."""
     workbook = ElementTree.fromstring(archive.read("xl/workbook.xml"))
     key = workbook.find(f"{_MAIN}sheets")[0].get(_LINK)
     places = {link.get("Id"): link.get("Target")
