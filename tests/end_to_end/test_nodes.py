@@ -120,6 +120,7 @@ def nodes(network, tmp_path, pictures):
             process.communicate()
 
 
+@pytest.mark.slow
 def test_a_process_then_a_node_is_lost_and_comes_back(nodes, tmp_path, pictures):
     """Two nodes that lost each other twice end with the bits of two processes of one launcher."""
     job = [*FLAGS, "--batch_size", 4, "--epochs", 10]
@@ -227,6 +228,7 @@ def test_a_node_that_does_not_come_back(nodes, program):
     assert "Traceback" not in err and "going on from the last checkpoint" in out
 
 
+@pytest.mark.slow
 def test_node_0_may_be_lost_where_the_store_is_elsewhere(nodes, program):
     if nodes.address != "127.0.0.1":
         # the store is here, outside of the namespaces
@@ -245,6 +247,7 @@ def test_node_0_may_be_lost_where_the_store_is_elsewhere(nodes, program):
                                               0] and "going on from the last checkpoint" in found[1][1], found
 
 
+@pytest.mark.slow
 def test_the_store_is_lost_with_node_0(nodes, program):
     launched(nodes, "wait", 3)
     wait_for(nodes.folder / "ready")
@@ -270,6 +273,7 @@ def test_wrong_input_on_one_node_ends_both_with_2(nodes, program):
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_before_all_are_connected_ends_both(nodes, program):
     """Nothing but the nodes' own meeting place tells the other one, which waits to be connected."""
     launched(nodes, "broken", 0)

@@ -64,6 +64,7 @@ def goes_on(cluster, job: str, run: Path, whole: Path, log: Path) -> None:
     assert differences(whole, run) == []
 
 
+@pytest.mark.slow
 def test_a_job_of_two_tasks_is_queued_again_by_its_code(cluster, pictures, whole, tmp_path):
     job = submit(cluster, tmp_path, "tasks.sh", *SMALL, *EPOCHS, "--data_path", pictures, "--task", "cut",
                  options=("--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"))
