@@ -147,7 +147,7 @@ class ImageCache:
 @dataclass(frozen=True)
 class Kept:
     """What the kept pixels of an image depend on, besides its file; fields: that are known already
-        (util/data/images/fundus_fields.py)."""
+    (util/data/images/fundus_fields.py)."""
 
     side: int
     decode: str

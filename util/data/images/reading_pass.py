@@ -1,14 +1,13 @@
 """The one pass over the image files of a launch: each file is opened once for all that lack something of it.
 
 The check of all files, their facts, the round fields, the fingerprints and the cache are `Reader`s. A file is
-read once (`ImageFile`), and what one reader has decoded of it the next one takes. One of these kinds is
-decoded again, and why:
-    a JPEG whose field is looked for and which is cached, at two scales: the field is defined on a small copy,
-    so that it is
-        the same with and without a cache, and the cache's pixels are those that are read without one
-    a JPEG without colour that is cached, at a small scale and in full, as whenever it is read
-    an image without contrast, whose fingerprint is always made of the same scale
-    (util/data/leakage/near_duplicates.py)
+read once (`ImageFile`), and what one reader has decoded of it the next one takes. Three kinds are decoded
+again, and why:
+- a JPEG whose field is looked for and which is cached, at two scales: the field is defined on a small copy,
+  so that it is the same with and without a cache, and the cache's pixels are those that are read without one
+- a JPEG without colour that is cached, at a small scale and in full, as whenever it is read
+- an image without contrast, whose fingerprint is always made of the same scale
+  (util/data/leakage/near_duplicates.py)
 """
 
 import sys
