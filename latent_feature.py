@@ -1,5 +1,4 @@
-"""One feature vector an image, of a backbone's weights or of a trained checkpoint: for one's own statistics
-and plots.
+"""One feature vector an image, of a backbone or a trained checkpoint: for one's own statistics and plots.
 
 A folder with images at any depth, RETFound's weights, on one GPU or a CPU:
     python latent_feature.py --model RETFound_mae --finetune RETFound_mae_natureCFP --input DIR \

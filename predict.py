@@ -1,5 +1,4 @@
-"""Apply a trained checkpoint to images without labels: classes with probabilities, or numbers; heat maps
-where asked for.
+"""Apply a trained checkpoint to images without labels: classes with probabilities, numbers, heat maps.
 
 A folder with images at any depth, on a laptop's CPU as on a GPU:
     python predict.py --resume output_dir/NAME/checkpoint-best.pth --input DIR --output predictions.csv

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.data.images.test_fundus import MARKS, circle, crops  # noqa: E402
 from tests.drawn_fields import KINDS, draw_field, draw_scan, overlap  # noqa: E402
-from util.data.images.files import ImageSource  # noqa: E402
+from util.data.images.files import ImageFile, ImageSource  # noqa: E402
 from util.data.images.fundus import find_field, small_image  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
@@ -117,7 +117,7 @@ def timed() -> None:
     original = next((DATA / "idrid_original").rglob("*.jpg"), None)
     if original is not None:
         small = best_of_five(lambda: small_image(ImageSource(str(original))))
-        check = best_of_five(lambda: ImageSource(str(original)).decode(1))
+        check = best_of_five(lambda: ImageFile(str(original), look=True).facts())
         print(f"time, an original     decoding for the search {small:.1f} ms, for the check of all files "
               f"alone {check:.1f} ms")
 

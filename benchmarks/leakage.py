@@ -34,6 +34,7 @@ from PIL import Image, ImageOps  # noqa: E402
 from benchmarks.pictures import photographs  # noqa: E402
 from util.core.machine import usable_cores  # noqa: E402
 from util.data.leakage import near_duplicates  # noqa: E402
+from util.data.leakage.fingerprints import Fingerprints  # noqa: E402
 from util.data.leakage.near_duplicates import FINGERPRINT, fingerprint_of, nearest  # noqa: E402
 from util.data.leakage.search import check  # noqa: E402
 from util.data.public.demo import plan, render  # noqa: E402
@@ -153,7 +154,7 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
     found = []
     for start in ("first", "second"):
         begun, used = time.perf_counter(), time.process_time()
-        check(table, known, progress=False)
+        check(table, Fingerprints(known), progress=False)
         found.append({"what": f"{start} start, {pictures:,} JPEGs of {size} x "
                               f"{size}", "seconds": time.perf_counter() - begun,
                       "core seconds": time.process_time() - used})

@@ -59,7 +59,7 @@ FAULTS = (
         "An image vanishes in mid-run",
         "`an image that was there at the start cannot be read any more: …` (exit code 1)",
         "put it back, start again",
-        "data/test_tables.py::test_a_picture_that_is_gone_in_mid_run_is_named",
+        "data/test_dataset.py::test_a_picture_that_is_gone_in_mid_run_is_named",
     ),
     Fault(
         "The hub is silent",
