@@ -24,7 +24,7 @@ import engine_finetune
 from util.core import partial_rows
 import {program}
 
-engine_finetune.CHUNK_SECONDS, written, append = 0, [], partial_rows._append
+engine_finetune.CHUNK_SECONDS, written, append = 0, [], partial_rows.append_whole
 
 def die(path, content):
     written.append(path)
@@ -33,7 +33,7 @@ def die(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
     append(path, content)
 
-partial_rows._append = die
+partial_rows.append_whole = die
 sys.exit({program}.main(sys.argv[1:]))
 """
 

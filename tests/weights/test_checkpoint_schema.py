@@ -6,6 +6,7 @@ import pytest
 from util.core.errors import InputError
 from util.options.flag import FINETUNE, REGRESSION
 from util.options.parsing import parse
+from util.options.table import own_values
 from util.weights.checkpoint_schema import check_arguments, check_stored
 
 CLASSES = {"format": 1, "class_names": ["a", "b"]}
@@ -45,7 +46,7 @@ def test_options_of_any_start_are_taken(program, rest):
         "(a)",
     ]
     for line in ([], words):
-        check_stored("c.pth", rest | {"options": vars(parse(program, "", line).options)})
+        check_stored("c.pth", rest | {"options": own_values(parse(program, "", line))})
 
 
 @pytest.mark.parametrize(
