@@ -153,7 +153,7 @@ def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor 
         partial = PartialRows(options.use.output, depends_on | {
             "transform": transform, "reading": transforms.READING, "precision": precision.name,
             "batch size": size,
-            "device": world.device.type, "pictures": pictures_digest(list(data.table["path"])),
+            "device": world.device.type, "images": pictures_digest(list(data.table["path"])),
             "covariates": beside,
             "versions": versions()})
         line = partial.open()
