@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from util.data.images.files import ImageFile, reason_of
 
 
-class Remembered:
+class Remembered(ABC):
     """What was found of files before, kept in a file, so that a second launch looks at new ones alone.
 
     A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries
@@ -42,13 +43,13 @@ class Remembered:
         except (OSError, ValueError, EOFError, AttributeError) as error:
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
+    @abstractmethod
     def look(self, file: ImageFile) -> Any:
         """What there is to find of a file. Raises ImageError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, found: Any) -> tuple:
         """The entry's fields behind the identity."""
-        raise NotImplementedError
 
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
