@@ -7,6 +7,7 @@ import pytest
 
 import models_vit
 from jobs.data import evaluation_settings
+from jobs.tasks.classification import Classification
 from util.data.images.as_shown import FLOATS, WHOLE_NUMBERS
 from util.data.images.scan import ImageFacts
 from util.data.images.transforms import eval_settings, read_alike, train_settings
@@ -73,3 +74,12 @@ def test_training_reads_as_the_run_began():
     assert read_alike(now, eval_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled")) == now
     deep = {"read_images": "as_shown", "bits": 12, "floats": 255.0}
     assert read_alike(now, STORED | deep).items() >= deep.items()
+
+
+def test_the_data_decide_the_number_of_classes_where_it_was_not_typed(pictures):
+    """The task then has new options; what was asked for stays what it was."""
+    asked = parse(FINETUNE, "", ["--data_path", str(pictures)])
+    task = Classification(asked)
+    task.read(None, ("train", "val", "test"))
+    assert (task.options.data.nb_classes, asked.data.nb_classes) == (3, 8)
+    assert task.options.typed == asked.typed == {"data_path"}
