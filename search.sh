@@ -1,5 +1,5 @@
 #!/bin/sh
-# Searches settings of a regression, then trains with what it found. With nothing set it is a demo on drawn pictures;
+# Searches settings of a regression, then trains with what it found. With nothing set it is a demo on drawn images;
 # for your own:
 #
 #   CSV_FILE=/data/retina.csv TARGETS="tc ldl hdl" sh search.sh                 all GPUs of this machine, or its CPU
@@ -34,7 +34,7 @@ CSV_FILE=$(value_of --csv_file --csv_file "$CSV_FILE" "$@")
 demo=no
 if [ -z "$CSV_FILE" ]; then
     demo=yes
-    echo "This is a demo: drawn pictures whose drawing decides six numbers, and a small model trained from scratch."
+    echo "This is a demo: drawn images whose drawing decides six numbers, and a small model trained from scratch."
     echo "For your own set two variables: CSV_FILE=/path/to/retina.csv TARGETS=\"tc ldl hdl\" sh search.sh"
     GPUS=${GPUS:-1} # a small job whose recipe is made for one process
 fi

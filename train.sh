@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains a classifier of retinal images. With nothing set it is a demo on drawn pictures; for your own images:
+# Trains a classifier of retinal images. With nothing set it is a demo on drawn images; for your own images:
 #
 #   DATA_PATH=/data/APTOS2019 NUM_CLASS=5 sh train.sh                  all GPUs of this machine, or its CPU
 #   DATA_PATH=/data/APTOS2019 NUM_CLASS=5 sh train.sh --epochs 5       flags of main_finetune.py may follow and win
@@ -36,7 +36,7 @@ check_data "$@"
 demo=no
 if [ -z "$DATA_PATH$CSV_FILE" ]; then
     demo=yes
-    echo "This is a demo: drawn pictures in 5 grades and a small model of its own, trained from scratch."
+    echo "This is a demo: drawn images in 5 grades and a small model of its own, trained from scratch."
     echo "For your own images set two variables: DATA_PATH=/path/to/images NUM_CLASS=5 sh train.sh"
     GPUS=${GPUS:-1} # a small job whose recipe is made for one process
 else

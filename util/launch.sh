@@ -164,7 +164,7 @@ with socket.socket() as listener:
         sys.exit(1)' "$MASTER_PORT"
 }
 
-# The demos: their pictures, the model that train.sh trains and eval.sh scores, and the one that search.sh searches with.
+# The demos: their images, the model that train.sh trains and eval.sh scores, and the one that search.sh searches with.
 DEMO_DATA=$ROOT/demo_data
 DEMO_MODEL="--model timm --model_arch efficientvit_m0 --input_size 128 --nb_classes 5"
 DEMO_TARGETS="vessel_width disc_radius lesion_area lesion_count disc_x brightness"
