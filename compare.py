@@ -55,8 +55,9 @@ def make_parser() -> OneLineParser:
     group.add_argument("--slurm", nargs="+", default=None, metavar="KEY=VALUE",
                        help="submit the study's runs to Slurm, one job each, and wait for them; parameters "
                             "of submitit, such as time=1440 (minutes) partition=gpu gpus_per_node=4")
-    group.add_argument("--dry_run", action="store_true", help="list the study's runs and their commands, "
-                                                              "then stop")
+    group.add_argument(
+        "--dry_run", action="store_true", help="list the study's runs and their commands, then stop"
+    )
     return parser
 
 

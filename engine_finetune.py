@@ -77,8 +77,9 @@ class RegressionLoss(torch.nn.Module):
 
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         known = ~targets.isnan()
-        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta,
-                                                    reduction="none")
+        losses = torch.nn.functional.smooth_l1_loss(
+            outputs.float(), targets.nan_to_num(), beta=self.beta, reduction="none"
+        )
         return (losses * known).sum(dim=1) / self.known_a_picture
 
 
@@ -282,8 +283,9 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
-                                                                    first):
+    for micro_step, ((images, labels, positions), bar) in enumerate(
+        loaded(loader, f"epoch {epoch}", t.world), first
+    ):
         step = micro_step // plan.of_a_step
         if micro_step % plan.of_a_step == 0:
             # the middle of the step: at its start the first step of a warm-up would have no rate at all
@@ -328,8 +330,9 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
                                             "last checkpoint",
                                             together=True)
     losses.read()
-    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(epoch, plan.steps,
-                                                                                 losses.total)
+    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(
+        epoch, plan.steps, losses.total
+    )
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -52,8 +52,9 @@ DINOV2_FILES = ("RETFound_dinov2_meh", "RETFound_dinov2_shanghai")
 
 
 def _dinov3(arch: str, timm_name: str, parameters: int) -> Backbone:
-    return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 "
-                                                                                                    "License")
+    return Backbone(
+        "Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 License"
+    )
 
 
 def _dinov2(arch: str, timm_name: str, parameters: int) -> Backbone:
@@ -108,8 +109,9 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
         if row.arch.lower() == arch.lower():
             return row
     other = next((row for row in BACKBONES if row.arch.lower() == arch.lower()), None)
-    hint = f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch
-                                                                                      for row in rows)
+    hint = (
+        f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch for row in rows)
+    )
     raise InputError(f"--model_arch {arch} is not an architecture of --model {rows[0].model}: {hint}")
 
 
@@ -277,12 +279,14 @@ def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | N
         return None
     reader, was_training = FeatureReader(model, layer), model.training
     model.eval()
-    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(2, 3, input_size,
-                                                                                           input_size)
+    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(
+        2, 3, input_size, input_size
+    )
     features, logits = reader.with_outputs(images)
     model.train(was_training)
-    agrees = features.shape == (2, layer.in_features) and torch.allclose(layer(features), logits, rtol=1e-3,
-                                                                         atol=1e-7)
+    agrees = features.shape == (2, layer.in_features) and torch.allclose(
+        layer(features), logits, rtol=1e-3, atol=1e-7
+    )
     return reader if agrees else None
 
 

@@ -151,8 +151,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES.split(), help="architectures of timm; all of NAMES")
-    parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"), help="where it writes, "
-                                                                                          "and goes on")
+    parser.add_argument(
+        "--results", type=Path, default=Path("architectures.jsonl"), help="where it writes, and goes on"
+    )
     parser.add_argument("--seconds", type=float, default=600, help="the longest that one may take")
     parser.add_argument("--table", action="store_true", help="print what is known and run nothing")
     options = parser.parse_args()

@@ -78,10 +78,14 @@ class Training:
         words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path",
                  str(self.pictures)]
         with open(self.folder / "out.txt", "a") as out, open(self.folder / "err.txt", "a") as err:
-            self.process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=err,
-                                            start_new_session=True,
-                                            env=os.environ | {"OMP_NUM_THREADS": "1",
-                                                              "PYTHONPATH": str(ROOT)})
+            self.process = subprocess.Popen(
+                words,
+                cwd=self.folder,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            )
 
     def ranks(self) -> list[int]:
         """The processes that train: what was started itself, or the launcher's children."""
@@ -186,8 +190,11 @@ def same(one, other) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key])
-                                                                              for key in one)
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(same(one[key], other[key]) for key in one)
+        )
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
     return one == other

@@ -43,9 +43,11 @@ class Setting:
     images_a_patient: int = 1
 
 
-SETTINGS = (Setting("3 classes", 3), Setting("2 classes, 50 positives", 2, 50), Setting("3 classes, 150 "
-                                                                                        "patients", 3, None,
-                                                                                        2))
+SETTINGS = (
+    Setting("3 classes", 3),
+    Setting("2 classes, 50 positives", 2, 50),
+    Setting("3 classes, 150 patients", 3, None, 2),
+)
 
 JOINT_SETTINGS = ((3, 300, 150), (3, 300, 50), (3, 60, 30), (3, 43, 12), (5, 300, 150), (5, 200, 80),
                   (5, 80, 40), (5, 60, 30),

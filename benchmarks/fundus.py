@@ -86,8 +86,11 @@ def photographs() -> Iterator[np.ndarray]:
     print(f"ordinary photographs: {len(images)}, each whole and in {PARTS} random parts")
     rng = np.random.default_rng(0)
     for image in images:
-        yield np.asarray(Image.fromarray(image).resize([max(1, round(side * 300 / min(image.shape[:2])))
-                                                        for side in image.shape[1::-1]]))
+        yield np.asarray(
+            Image.fromarray(image).resize(
+                [max(1, round(side * 300 / min(image.shape[:2]))) for side in image.shape[1::-1]]
+            )
+        )
         yield from crops(image, PARTS, rng)
 
 

@@ -64,9 +64,11 @@ def rows(folder: Path, quick: bool) -> list[Row]:
              Row(f"read a folder of {many:,} files", None,
                  measured("read_folder", make_folders(folder, many))["seconds"], "s",
                  goal="<= 5 s")]
-    for what, work in (("read a CSV", "read_csv"), ("an epoch's order and paths", "walk"), ("figures and "
-                                                                                            "tables",
-                                                                                            "results")):
+    for what, work in (
+        ("read a CSV", "read_csv"),
+        ("an epoch's order and paths", "walk"),
+        ("figures and tables", "results"),
+    ):
         figures = [measured(work, make_csv(folder, paths[:size])) for size in sizes]
         for figure, kind, unit, scale in (("seconds", "time", "us", 1e6), ("MB", "memory", "bytes", 2**20)):
             values = ", ".join(f"{scale * values[figure] / size:,.1f}"

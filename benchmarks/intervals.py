@@ -28,8 +28,9 @@ from util.metrics.intervals import classification_intervals
 def table_of(images: int, classes: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     true = rng.integers(classes, size=images)
-    logits = rng.normal(size=(images, classes)).astype(np.float32) + 1.5 * np.eye(classes,
-                                                                                  dtype=np.float32)[true]
+    logits = (
+        rng.normal(size=(images, classes)).astype(np.float32) + 1.5 * np.eye(classes, dtype=np.float32)[true]
+    )
     rows = pd.DataFrame({"index": np.arange(images), "path": "p.jpg", "patient": "", "split": "test",
                          "target": true})
     return predictions_table(rows, logits, [f"grade {k}" for k in range(classes)])
@@ -48,8 +49,9 @@ def main(argv=None) -> int:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
-    sizes = ((1000, 5, "", ""),) if options.quick else ((10_000, 5, "<= 20", ""),
-                                                        (10**6, 5, "<= 120", "<= 2"))
+    sizes = (
+        ((1000, 5, "", ""),) if options.quick else ((10_000, 5, "<= 20", ""), (10**6, 5, "<= 120", "<= 2"))
+    )
     print(f"{'predictions':>12} {'classes':>8} {'resamples':>10} {'figures':>8} {'seconds':>8} {'goal':>8} "
           f"{'peak GB':>8} {'goal':>6}")
     for images, classes, seconds, memory in sizes:

@@ -53,8 +53,10 @@ def jpeg(image: Image.Image, quality: int = 90) -> Image.Image:
 
 def crop(image: Image.Image, share: float, right: float = 0.0, down: float = 0.0) -> Image.Image:
     width, height = (round(share * edge) for edge in image.size)
-    left, top = round((image.width - width) / 2 + right * image.width), round((image.height - height) / 2
-                                                                              + down * image.height)
+    left, top = (
+        round((image.width - width) / 2 + right * image.width),
+        round((image.height - height) / 2 + down * image.height),
+    )
     return jpeg(image.crop((left, top, left + width, top + height)))
 
 
@@ -168,8 +170,10 @@ def search_time(pictures: int, distinct: int) -> dict:
         made = list(pool.map(partial(prints_of, True), range(distinct), [False] * distinct, chunksize=20))
     some = np.array([one for one, _ in made], FINGERPRINT)
     cut = 2 * distinct // 3
-    train, test = np.resize(some[:cut], 2 * pictures // 3), np.resize(some[cut:],
-                                                                      pictures - 2 * pictures // 3)
+    train, test = (
+        np.resize(some[:cut], 2 * pictures // 3),
+        np.resize(some[cut:], pictures - 2 * pictures // 3),
+    )
     begun, used = time.perf_counter(), time.process_time()
     nearest(test, train)
     return {"what": f"comparison alone, {len(test):,} x {len(train):,} "

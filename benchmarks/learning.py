@@ -135,8 +135,10 @@ def choose(only: list[str] | None) -> dict[str, list[str]]:
     kinds = {"images": list(SETS), "starts": list(STARTS), "ways": list(WAYS)}
     unknown = [word for word in only or () if not any(word in names for names in kinds.values())]
     if unknown:
-        raise InputError(f"--only {unknown[0]}: there are " + "; ".join(f"{kind} {', '.join(names)}"
-                                                                        for kind, names in kinds.items()))
+        raise InputError(
+            f"--only {unknown[0]}: there are "
+            + "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items())
+        )
     return {kind: [name for name in names if name in (only or ())] or names for kind, names in kinds.items()}
 
 
@@ -199,8 +201,12 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
             if children.asked or code == signals.EXIT_CODE:
                 return failed, children.asked or signal.SIGTERM
             if code:
-                lines = (cell.folder / "output.txt").read_text(encoding="utf-8",
-                                                               errors="replace").strip().splitlines()
+                lines = (
+                    (cell.folder / "output.txt")
+                    .read_text(encoding="utf-8", errors="replace")
+                    .strip()
+                    .splitlines()
+                )
                 print(f"{cell.name} failed (exit code {code}): "
                       f"{lines[-1] if lines else ''}", file=sys.stderr, flush=True)
                 failed.append(cell.name)
@@ -213,19 +219,28 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="images, starts and ways to run; all where "
-                                                                  "none is named")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="images, starts and ways to run; all where none is named"
+    )
     parser.add_argument("--seeds", type=int, default=None, help="runs of each, seeds 0, 1, … (5; --quick: 1)")
     parser.add_argument("--epochs", type=int, default=None, help="of all that is trained (12; --quick: 1)")
-    parser.add_argument("--idrid", type=Path, default=IDRID, metavar="DIR", help="IDRiD, folders train and "
-                                                                                 "test of five grades")
-    parser.add_argument("--work", type=Path, default=None, metavar="DIR", help="where the runs go; "
-                                                                               "output_dir/learning")
-    parser.add_argument("--quick", action="store_true", help="tiny digits and demo, one epoch: for its "
-                                                             "correctness")
+    parser.add_argument(
+        "--idrid",
+        type=Path,
+        default=IDRID,
+        metavar="DIR",
+        help="IDRiD, folders train and test of five grades",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=None, metavar="DIR", help="where the runs go; output_dir/learning"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny digits and demo, one epoch: for its correctness"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, then stop")
-    parser.add_argument("--write", action="store_true", help="write docs/learning.json and the tables of "
-                                                             "docs/**/speed.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/learning.json and the tables of docs/**/speed.md"
+    )
     return parser
 
 
@@ -243,8 +258,13 @@ def main(argv: list[str] | None = None) -> int:
         chosen["images"] = [name for name in chosen["images"] if name not in leave_out]
     work = (options.work or ROOT / "output_dir" / ("learning_quick"
                                                    if options.quick else "learning")).resolve()
-    seeds, epochs = (given or default for given, default in ((options.seeds, 1 if options.quick else 5),
-                                                             (options.epochs, 1 if options.quick else 12)))
+    seeds, epochs = (
+        given or default
+        for given, default in (
+            (options.seeds, 1 if options.quick else 5),
+            (options.epochs, 1 if options.quick else 12),
+        )
+    )
     planned = cells(chosen, seeds, epochs, work)
     for cell in planned:
         if cell.is_done:

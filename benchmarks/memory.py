@@ -115,8 +115,9 @@ def started(processes: int, words: list[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="a small model, to see that it runs")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone "
-                                                                              "beside it")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone beside it"
+    )
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -35,8 +35,11 @@ STRENGTHS = np.logspace(-4, 1, 11)
 def features_of(options: argparse.Namespace, paths: pd.Series) -> np.ndarray:
     """(N, D) the features of images, by latent_feature.py."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = ("--finetune", options.finetune) if options.finetune else ("--random_weights", "--seed",
-                                                                             options.seed)
+        weights = (
+            ("--finetune", options.finetune)
+            if options.finetune
+            else ("--random_weights", "--seed", options.seed)
+        )
         words = ("--model", "timm", "--model_arch", options.model_arch, *weights, "--input_size",
                  options.input_size,
                  "--input", options.data_path, "--output", Path(folder) / "features.npz",
@@ -85,8 +88,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--model_arch", required=True)
-    parser.add_argument("--finetune", default="", help="weights under timm's names; empty: random ones of "
-                                                       "--seed")
+    parser.add_argument(
+        "--finetune", default="", help="weights under timm's names; empty: random ones of --seed"
+    )
     parser.add_argument("--input_size", type=int, default=224)
     parser.add_argument("--fundus_crop", choices=("off", "auto"), default=None)
     parser.add_argument("--seed", type=int, default=0)

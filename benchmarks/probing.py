@@ -105,8 +105,9 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     counts, of_part = (t["split"].value_counts()
                        for t in (table, table.groupby(["split", "target"]).head(a_class)))
     # an epoch on a few images of train and val stands for one on all of them
-    seen = sum(counts[split] for split in ("train", "val")) / sum(of_part[split]
-                                                                  for split in ("train", "val"))
+    seen = sum(counts[split] for split in ("train", "val")) / sum(
+        of_part[split] for split in ("train", "val")
+    )
     name = "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
     whole, timing = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} images", {"unit": "s", "scale": 1}
     at_equal, in_fp32 = ((epoch_through_the_backbone, data, a_class, precision, size)
@@ -159,10 +160,13 @@ def single_head(data: Path, folder: Path, *more: str) -> float:
     for epoch in range(EPOCHS):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(epoch + (step + 0.5) / steps,
-                                                               job.schedule.peak,
-                                                               job.schedule.minimum,
-                                                               job.schedule.warmup_epochs, EPOCHS)
+            optimizer.param_groups[0]["lr"] = learning_rate_at(
+                epoch + (step + 0.5) / steps,
+                job.schedule.peak,
+                job.schedule.minimum,
+                job.schedule.warmup_epochs,
+                EPOCHS,
+            )
             rows_of_step = order[step * BATCH:(step + 1) * BATCH]
             loss(layer(features["train"][rows_of_step]), labels[rows_of_step]).mean().backward()
             optimizer.step()

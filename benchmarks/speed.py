@@ -30,8 +30,9 @@ PARTS = {"reading": reading, "step": stepping, "probe": probing, "start": starti
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
-    parser.add_argument("--quick", action="store_true", help="run every measure once, on little: for its "
-                                                             "correctness")
+    parser.add_argument(
+        "--quick", action="store_true", help="run every measure once, on little: for its correctness"
+    )
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts of the table")
     options = parser.parse_args(argv)
     rows = []

@@ -63,8 +63,9 @@ def apart(make: Callable[..., Callable[[], object]], *arguments, threads: int | 
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     start_method = multiprocessing.get_start_method()  # loaders' workers start as they would from a shell
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, threads, start_method,
-                                                                                make, arguments))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, threads, start_method, make, arguments)
+    )
     process.start()
     there.close()
 

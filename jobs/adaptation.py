@@ -45,9 +45,12 @@ def shapes_adapted(task: Task, model: torch.nn.Module, backbone: models_vit.Back
     shapes = copy.deepcopy(model)
     lora.merge(shapes)
     shapes.requires_grad_(True)
-    choose_part(task, shapes, backbone,
-                options=task.options.having(adaptation=adaptation, train_last_blocks=None,
-                                                                    allow_partial=False))
+    choose_part(
+        task,
+        shapes,
+        backbone,
+        options=task.options.having(adaptation=adaptation, train_last_blocks=None, allow_partial=False),
+    )
     return shapes
 
 
@@ -58,8 +61,9 @@ def _inject(model: torch.nn.Module, body: torch.nn.Module, backbone: models_vit.
     lora.inject(body, settings, models_vit.head_names(body), backbone.arch)
     prefixes = models_vit.head_prefixes(model)
     for name, parameter in model.named_parameters():
-        if name.startswith(prefixes) or re.fullmatch(MAY_BE_NEW[backbone.family],
-                                                     name.removeprefix("backbone.")):
+        if name.startswith(prefixes) or re.fullmatch(
+            MAY_BE_NEW[backbone.family], name.removeprefix("backbone.")
+        ):
             parameter.requires_grad_(True)
 
 
@@ -127,8 +131,9 @@ def _find_base(file: WeightFile, weights: dict, place: str, weights_dir: str | N
     folder = weights_dir or stored.get("weights_dir") or "./weights"
     for name in [place] if place else [weights.get("path"), weights.get("name")]:
         try:
-            return str(find_weights(str(name), folder, models_vit.HUB_FILES, "it is what the adapter was "
-                                                                             "trained on"))
+            return str(
+                find_weights(str(name), folder, models_vit.HUB_FILES, "it is what the adapter was trained on")
+            )
         except InputError as error:
             problem = error
     raise InputError(f"{file.path} is an adapter to {weights.get('name')}, which is not at "

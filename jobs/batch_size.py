@@ -42,8 +42,9 @@ def choose(job: Job) -> tuple[int, str]:
     processes = max(options.compatibility.world_size, world.size) if options.run.dry_run else world.size
     sizes = [size for size in SIZES if size == 1 or size * processes <= len(job.rows("train"))]
     tried = world.device.type == "cuda" and not options.run.dry_run
-    found = _largest(sizes, lambda size: fits(job, size, for_training=True)) if tried else _estimated(job,
-                                                                                                      sizes)
+    found = (
+        _largest(sizes, lambda size: fits(job, size, for_training=True)) if tried else _estimated(job, sizes)
+    )
     found = min(world.gather(found))
     if found == 0:
         raise RunError(f"--batch_size auto: not one image of {options.model.input_size} pixels fits into the "

@@ -67,8 +67,9 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     looks_for_leakage = (
         world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
     )
-    compared = looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed,
-                                                                                      folder)
+    compared = (
+        looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder)
+    )
     prints = _prints(options) if compared else None
     others = [(filled,
                list(used["path"][used["split"].isin(cached_splits(options))]))] if filled is not None else []

@@ -29,9 +29,11 @@ from util.weights import checkpoint
 from util.weights.finding import sha256
 from util.weights.fitting import WeightFile
 
-WHAT = {"cls": "class token after the model's last norm", "patch_mean": "mean of the patch tokens or of the "
-                                                                        "last feature map",
-        "pooled": "what a classifier's head reads"}
+WHAT = {
+    "cls": "class token after the model's last norm",
+    "patch_mean": "mean of the patch tokens or of the last feature map",
+    "pooled": "what a classifier's head reads",
+}
 
 
 class FeatureParts(torch.nn.Module):
@@ -56,8 +58,9 @@ class FeatureParts(torch.nn.Module):
         with torch.inference_mode():
             images = torch.linspace(-2, 2, 2 * 3 * input_size**2).view(2, 3, input_size, input_size)
             parts, whole = self.parts(images), model(images)
-        if parts["pooled"].shape != whole.shape or not torch.allclose(parts["pooled"], whole, rtol=1e-3,
-                                                                      atol=1e-5):
+        if parts["pooled"].shape != whole.shape or not torch.allclose(
+            parts["pooled"], whole, rtol=1e-3, atol=1e-5
+        ):
             raise InputError(f"{type(model).__name__} does more than pool its last features: choose another "
                              "--model_arch")
         model.train(was_training)
@@ -172,10 +175,15 @@ def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Option
         _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
         lora.merge(model)
         return {"name": options.run.resume, "sha256": sha256(file.path), "text": line}, line
-    loaded = world.main_first(lambda: models_vit.load_backbone(model, backbone,
-                                                               options.model.finetune or options.run.resume,
-                                                               options.model.weights_dir,
-                                                               options.model.allow_partial))
+    loaded = world.main_first(
+        lambda: models_vit.load_backbone(
+            model,
+            backbone,
+            options.model.finetune or options.run.resume,
+            options.model.weights_dir,
+            options.model.allow_partial,
+        )
+    )
     facts = asdict(loaded)
     return {name: facts[name] for name in ("name", "sha256", "used", "expected",
                                            "text")}, loaded.text.removeprefix("weights: ")

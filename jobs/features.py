@@ -45,8 +45,11 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         world.say(f"{job.backbone.arch} has no single linear classifier: its head is trained through the "
                   "frozen backbone, which runs in every epoch")
         return None
-    head, wanted, kinds = job.task.head_of(job.model), _wanted(options.probe.lp_views
-                                                               if job.task.head_is_linear else 1), {}
+    head, wanted, kinds = (
+        job.task.head_of(job.model),
+        _wanted(options.probe.lp_views if job.task.head_is_linear else 1),
+        {},
+    )
     if job.task.head_is_linear:
         reader = KindsReader(job.model, head, options.model.input_size)
         job.kinds, job.tokens = reader.kinds, {}
@@ -109,6 +112,9 @@ def _has_room(job: Job, reader: KindsReader, wanted: list[tuple[str, str, int | 
 
 def _wanted(views: int) -> list[tuple[str, str, int | None]]:
     """(name, split, random view or None for the evaluation's)."""
-    train = [("train", "train", None)] if views == 1 else [(f"train {view}", "train", view)
-                                                           for view in range(views)]
+    train = (
+        [("train", "train", None)]
+        if views == 1
+        else [(f"train {view}", "train", view) for view in range(views)]
+    )
     return train + [(split, split, None) for split in tables.SPLITS[1:]]

@@ -90,6 +90,7 @@ def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor,
     if asked is not None:
         return torch.full((number,), job.names.index(asked)), asked
     if isinstance(job.task, Classification):
-        return torch.from_numpy(job.world.from_main(None if outputs is None
-                                                    else outputs.argmax(axis=1))), "the predicted class"
+        return torch.from_numpy(
+            job.world.from_main(None if outputs is None else outputs.argmax(axis=1))
+        ), "the predicted class"
     return torch.zeros(number, dtype=torch.int64), job.names[0]

@@ -121,12 +121,15 @@ def _train_and_choose(job: Job) -> dict | None:
                 epoch_order(len(targets), options.run.seed, epoch))
 
     epochs = options.training.epochs
-    common = (len(task.class_names), task.loss(job.rows("train")).to(device),
-              lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
-              epochs,
-              job.plan.step_size, lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0,
-                                                                                job.schedule.warmup_epochs,
-                                                                                epochs), order)
+    common = (
+        len(task.class_names),
+        task.loss(job.rows("train")).to(device),
+        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+        epochs,
+        job.plan.step_size,
+        lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs, epochs),
+        order,
+    )
     job.world.say(*_announced(job, settings))
     trained = {}
     for kind, columns in job.kinds.items():
@@ -143,8 +146,9 @@ def _train_and_choose(job: Job) -> dict | None:
     if not scored:
         return None
     chosen = choose(scored)
-    job.world.say(*selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least "
-                                                                                    "loss"))
+    job.world.say(
+        *selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least loss")
+    )
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
         f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: "

@@ -46,9 +46,13 @@ def new_model(backbone: models_vit.Backbone, world: World, task: Task, device: s
     return start(0.0)  # the options say what was asked, so that the same start again is the same
 
 
-def build(backbone: models_vit.Backbone, resumed: WeightFile | None, world: World, task: Task,
-          parts: sharding.Parts | None = None) -> tuple[torch.nn.Module, models_vit.LoadedWeights | dict
-                                                        | None, str]:
+def build(
+    backbone: models_vit.Backbone,
+    resumed: WeightFile | None,
+    world: World,
+    task: Task,
+    parts: sharding.Parts | None = None,
+) -> tuple[torch.nn.Module, models_vit.LoadedWeights | dict | None, str]:
     """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has
     shapes alone; so it has with `parts`, which takes what of a file goes into which part of it."""
     options, loaded = task.options, ""
@@ -59,15 +63,17 @@ def build(backbone: models_vit.Backbone, resumed: WeightFile | None, world: Worl
     elif options.model.finetune:
         try:
             asked = options.model
-            started_from = models_vit.load_backbone(task.backbone_of(model), backbone, asked.finetune,
-                                                    asked.weights_dir,
-                                                    asked.allow_partial, put)
+            started_from = models_vit.load_backbone(
+                task.backbone_of(model), backbone, asked.finetune, asked.weights_dir, asked.allow_partial, put
+            )
         except InputError as error:
             if "finetune" in options.typed or options.head.pretrained:
                 raise
-            raise InputError(f"{error}; {options.model.finetune} is only the default: another model does as "
-                             "well, such as --model efficientnet_b4 (--pretrained takes timm's weights of "
-                             "it)") from error
+            raise InputError(
+                f"{error}; {options.model.finetune} is only the default: another model does as "
+                "well, such as --model efficientnet_b4 (--pretrained takes timm's weights of "
+                "it)"
+            ) from error
     else:
         started_from = None
     if not options.run.eval and not lora.adapted_layers(model):

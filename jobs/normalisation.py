@@ -42,8 +42,9 @@ def _timms(backbone: Backbone, finetune: str) -> Normalisation:
         return Normalisation(tuple(settings.mean), tuple(settings.std), f"timm's constants of {named[1]}")
     settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
     if settings is None:
-        return Normalisation(backbone.mean, backbone.std, "ImageNet's: timm has no constants of "
-                                                          f"{backbone.timm_name}")
+        return Normalisation(
+            backbone.mean, backbone.std, f"ImageNet's: timm has no constants of {backbone.timm_name}"
+        )
     full = f"{backbone.timm_name.split('.')[0]}.{settings.tag}" if settings.tag else backbone.timm_name
     default = "" if full == backbone.timm_name else ", its default tag"
     return Normalisation(backbone.mean, backbone.std, f"timm's constants of {full}{default}")

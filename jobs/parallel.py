@@ -94,8 +94,9 @@ def table(options: Options, task: Task, model: torch.nn.Module, others: dict[str
              + "".join(f"{number:>9}" for number in DEVICES) + "  devices"]
     for kind, found in needs.items():
         ways = [("ddp", False), ("ddp", True), ("fsdp", False), ("fsdp", True)]
-        for parallel, recomputed in ways if kind != "lp" and units(model) else [way for way in ways
-                                                                                if not way[1]]:
+        for parallel, recomputed in (
+            ways if kind != "lp" and units(model) else [way for way in ways if not way[1]]
+        ):
             name = f"{kind}, {parallel}{', checkpointed' if recomputed else ''}"
             sizes = (found.on(number, parallel, recomputed).total for number in DEVICES)
             lines.append(f"           {name:<33}" + "".join(f"{size / GIB:>9.2f}" for size in sizes))

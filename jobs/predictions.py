@@ -71,8 +71,9 @@ def prepare(options: Options, world: World) -> Prediction:
         task.class_names, lines = class_names(options, backbone, file)
         world.say(*lines)
     _check_heatmap_of(options, task, file)
-    names = () if isinstance(task, Classification) else tuple(entry["name"]
-                                                              for entry in file.rest["covariates"])
+    names = (
+        () if isinstance(task, Classification) else tuple(entry["name"] for entry in file.rest["covariates"])
+    )
     data = read_pictures(options, world, names)
     task.settle(data, file)
     model = task.build(backbone, 0.0)

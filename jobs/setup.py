@@ -64,8 +64,9 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
         world.say(*lines)
     images = options.images
     if images.image_cache and not images.cache_size and not options.run.eval:
-        options = options.having(cache_size=default_side(options.model.input_size, images.crop_scale,
-                                                         images.crop_ratio))
+        options = options.having(
+            cache_size=default_side(options.model.input_size, images.crop_scale, images.crop_ratio)
+        )
     task = kind(options)
     precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
     if not options.run.dry_run:
@@ -82,8 +83,11 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     shapes = new_model(backbone, world, task, "meta") if world.size > 1 and not options.run.dry_run else None
     if shapes is not None and not options.run.eval:
         choose_part(task, shapes, backbone)
-    way, line = parallel.choose(options, world, lambda: parallel.need(options, task, shapes, precision.name,
-                                                                      task.num_covariates(data.table)))
+    way, line = parallel.choose(
+        options,
+        world,
+        lambda: parallel.need(options, task, shapes, precision.name, task.num_covariates(data.table)),
+    )
     if resumed is not None and (way == "ddp" or lora.is_adapter(resumed)):  # an adapter is small
         resumed = world.main_first(lambda: shard_files.whole(resumed, with_moments=not options.run.eval))
     with_weights = functools.partial(build, backbone, resumed, world, task)

@@ -173,8 +173,11 @@ def is_better(score: float, best: float | None) -> bool:
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    done, best, best_weights = Progress(options.run.start_epoch), {"epoch": None, "score": None,
-                                                                   "figures": {}}, None
+    done, best, best_weights = (
+        Progress(options.run.start_epoch),
+        {"epoch": None, "score": None, "figures": {}},
+        None,
+    )
     if job.resumed is not None:
         done, best, best_weights = resume(job, trainer)
     else:

@@ -97,8 +97,11 @@ class Browser:
         path.write_bytes(base64.b64decode(data["data"]))
 
     def print_to(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True,
-                                                    preferCSSPageSize=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"]
+            )
+        )
 
     def close(self) -> None:
         self._process.terminate()

@@ -28,8 +28,10 @@ def images(labels, patients=None, place="/data/test", classes=CLASSES) -> pd.Dat
 
 def guesses(labels, skill: float, seed: int, num_classes: int = 3) -> np.ndarray:
     """(N, K) logits of a model that knows this much."""
-    return np.random.default_rng(seed).normal(size=(len(labels),
-                                                    num_classes)) + skill * np.eye(num_classes)[labels]
+    return (
+        np.random.default_rng(seed).normal(size=(len(labels), num_classes))
+        + skill * np.eye(num_classes)[labels]
+    )
 
 
 def write_run(folder: Path, samples: pd.DataFrame, logits: np.ndarray, seed: int = 0, classes=CLASSES,

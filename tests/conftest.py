@@ -90,8 +90,10 @@ def start_process(*words, folder: Path, processes: int = 1, timeout: float = 300
     real: as a user does, by Python itself, and under torchrun for several; else by a fork, which saves the
     imports.
     """
-    words, found = list(map(str, words)), os.pathsep.join(filter(None,
-                                                                 [str(ROOT), os.environ.get("PYTHONPATH")]))
+    words, found = (
+        list(map(str, words)),
+        os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    )
     environment = os.environ | {"PYTHONPATH": found, **environment}  # beside us: the tests' own packages
     if not real:
         return forks.run(ROOT / program, words, folder, environment, processes, timeout)

@@ -65,8 +65,11 @@ def draw_field(seed: int, kind: str) -> tuple[np.ndarray, tuple[float, float, fl
         place, wide = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 1.2)
         strength = np.exp(-((distance - 1) / rng.uniform(0.03, 0.15)) ** 2
                           - (np.sin((angle - place) / 2) * 2 / wide) ** 2)
-        field += strength[..., None] * rng.uniform(60, 180) * np.array([1, rng.uniform(0.7, 1),
-                                                                        rng.uniform(0.5, 1)])
+        field += (
+            strength[..., None]
+            * rng.uniform(60, 180)
+            * np.array([1, rng.uniform(0.7, 1), rng.uniform(0.5, 1)])
+        )
     ground = np.zeros((height, width, 3))
     if has["noisy ground"]:
         ground += rng.uniform(4, 20, 3) if rng.random() < 0.5 else rng.uniform(4, 20)

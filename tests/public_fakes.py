@@ -23,8 +23,10 @@ def put(path: Path, text: str = "") -> Path:
 
 def fake_aptos(raw: Path) -> int:
     grades = {f"{number:012x}": number % 5 for number in range(60)}
-    put(raw / "train.csv", "id_code,diagnosis\n" + "".join(f"{name},{grade}\n"
-                                                           for name, grade in grades.items()))
+    put(
+        raw / "train.csv",
+        "id_code,diagnosis\n" + "".join(f"{name},{grade}\n" for name, grade in grades.items()),
+    )
     put(raw / "test.csv", "id_code\n" + "".join(f"ffff{number:08x}\n" for number in range(4)))
     put(raw / "sample_submission.csv", "id_code,diagnosis\nffff00000000,0\n")
     for name in grades:
@@ -94,9 +96,13 @@ def fake_glaucoma(raw: Path) -> int:
 
 
 def fake_jsiec(raw: Path) -> int:
-    return fake_folders(raw, {f"1000images/{name}": [f"{code:08x}-{number}-11e8-9daf-6045cb817f5b..JPG"
-                                                     for number in range(4)]
-                              for code, name in enumerate(JSIEC_CLASSES)})
+    return fake_folders(
+        raw,
+        {
+            f"1000images/{name}": [f"{code:08x}-{number}-11e8-9daf-6045cb817f5b..JPG" for number in range(4)]
+            for code, name in enumerate(JSIEC_CLASSES)
+        },
+    )
 
 
 def fake_retina(raw: Path) -> int:

@@ -57,8 +57,11 @@ def entries_of(table, intervals=True):
             figures |= {f"sensitivity_{name}": 0.5, f"roc_auc_{name}": 0.75}
 
     def entry(value):
-        bounds = {"lower": value - 0.05, "upper": value + 0.05, **METHOD} if intervals else {"lower": None,
-                                                                                             "upper": None}
+        bounds = (
+            {"lower": value - 0.05, "upper": value + 0.05, **METHOD}
+            if intervals
+            else {"lower": None, "upper": None}
+        )
         return {"value": value, **bounds}
 
     return {name: entry(value) for name, value in figures.items()}
@@ -87,14 +90,30 @@ def regression_run(folder, targets, number=60, splits=("val", "test"), **facts):
 
 def write_rest(folder, facts):
     """run.json and log.txt."""
-    usual = {"started": "2026-01-02T03:04:05+0000",
-             "options": {"task": folder.name, "model": "timm", "model_arch": "vit_x",
-                                                               "epochs": 3, "adaptation": "finetune"},
-             "versions": {"torch": "2.9.0"}, "commit": "abc123+", "processes": 1, "device": "cpu",
-             "precision": "fp32",
-             "model": {"arch": "vit_x", "parameters": 1000, "trained": 1000},
-             "weights": {"name": "RETFound", "used": 294, "expected": 294, "text": "", "sha256": "0" * 64,
-                         "path": "x"}}
+    usual = {
+        "started": "2026-01-02T03:04:05+0000",
+        "options": {
+            "task": folder.name,
+            "model": "timm",
+            "model_arch": "vit_x",
+            "epochs": 3,
+            "adaptation": "finetune",
+        },
+        "versions": {"torch": "2.9.0"},
+        "commit": "abc123+",
+        "processes": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "model": {"arch": "vit_x", "parameters": 1000, "trained": 1000},
+        "weights": {
+            "name": "RETFound",
+            "used": 294,
+            "expected": 294,
+            "text": "",
+            "sha256": "0" * 64,
+            "path": "x",
+        },
+    }
     (folder / "run.json").write_text(json.dumps(usual | facts))
     rows = [{"epoch": e, "train_loss": 1 / (e + 1), "lr": 1e-4, "val_loss": 1.2 / (e + 1),
              "val_roc_auc": 0.6 + e / 10}

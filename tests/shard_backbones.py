@@ -40,8 +40,10 @@ def check(row: models_vit.Backbone, folder: Path, world) -> None:
     materialise(model, world.device, parts)
     wanted = whole.state_dict()
     for name, tensor in model.state_dict().items():
-        assert isinstance(tensor, DTensor) and torch.equal(local(tensor),
-                                                           shard_of(wanted[name], tensor)), (row.arch, name)
+        assert isinstance(tensor, DTensor) and torch.equal(local(tensor), shard_of(wanted[name], tensor)), (
+            row.arch,
+            name,
+        )
     for name, buffer in whole.named_buffers():
         assert torch.equal(buffer, model.get_buffer(name)), (row.arch, name)
 

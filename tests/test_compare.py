@@ -163,8 +163,9 @@ def test_names_of_groups(start, tmp_path):
         make(tmp_path / name, **options)
     code, out, _ = start("s0", "s1", "x", "--names", "眼底 | ours", "theirs", "--output", "o")
     assert code == 0 and "眼底 \\| ours" in (tmp_path / "o/comparison.md").read_text()
-    assert "gives 3 names to 2 groups (s0, s1; x)" in refused(start("s0", "s1", "x", "--names", "a", "b",
-                                                                    "c"))
+    assert "gives 3 names to 2 groups (s0, s1; x)" in refused(
+        start("s0", "s1", "x", "--names", "a", "b", "c")
+    )
     assert "gives a name twice" in refused(start("s0", "s1", "x", "--names", "a", "a"))
 
 
@@ -272,20 +273,35 @@ def change_predictions(folder, edit):
     write_predictions(edit(table), folder / "predictions_test.csv")
 
 
-@pytest.mark.parametrize("edit, said", [
-    (lambda table: table.iloc[:-3], "not scored on the same images: 3 of 120 of the first are not among the "
-                                    "117 of the second, 0 the other way round (only in A: /data/test/"),
-    (lambda table: table.assign(path=[*table["path"][:-1], "/data/test/mild/other.png"]),
-     "1 of 120 of the first are not among the 120 of the second, 1 the other way"),
-    (lambda table: table.assign(true_class=["severe" if name == "mild" else name
-                                            for name in table["true_class"]]),
-     f"true_class of {(LABELS == 1).sum()} of 120 images (the first: /data/test/mild/"),
-    (lambda table: table.rename(columns=lambda name: name.replace("mild", "moderate")).replace("mild",
-                                                                                               "moderate"),
-     "different classes ('mild' only in A; 'moderate' only in B)"),
-    (lambda table: table.assign(index=0), "holds an index twice"),
-    (lambda table: table.iloc[:0], "holds no image"),
-], ids=["fewer", "another", "labels", "classes", "index", "empty"])
+@pytest.mark.parametrize(
+    "edit, said",
+    [
+        (
+            lambda table: table.iloc[:-3],
+            "not scored on the same images: 3 of 120 of the first are not among the "
+            "117 of the second, 0 the other way round (only in A: /data/test/",
+        ),
+        (
+            lambda table: table.assign(path=[*table["path"][:-1], "/data/test/mild/other.png"]),
+            "1 of 120 of the first are not among the 120 of the second, 1 the other way",
+        ),
+        (
+            lambda table: table.assign(
+                true_class=["severe" if name == "mild" else name for name in table["true_class"]]
+            ),
+            f"true_class of {(LABELS == 1).sum()} of 120 images (the first: /data/test/mild/",
+        ),
+        (
+            lambda table: table.rename(columns=lambda name: name.replace("mild", "moderate")).replace(
+                "mild", "moderate"
+            ),
+            "different classes ('mild' only in A; 'moderate' only in B)",
+        ),
+        (lambda table: table.assign(index=0), "holds an index twice"),
+        (lambda table: table.iloc[:0], "holds no image"),
+    ],
+    ids=["fewer", "another", "labels", "classes", "index", "empty"],
+)
 def test_other_images_are_refused(start, tmp_path, edit, said):
     make(tmp_path / "A")
     make(tmp_path / "B", epochs=20)

@@ -89,8 +89,9 @@ def test_mae_with_its_mean_and_fc_norm(run, tmp_path, two_blocks):
         tokens = model.forward_features(images_by_hand(file["paths"], 64))
         pooled = model.fc_norm(tokens[:, 1:].mean(1)).numpy()
         classes = model.fc_norm(tokens[:, 0]).numpy()
-    assert np.allclose(file["pooled"], pooled, atol=1e-4) and np.allclose(file["patch_mean"], pooled,
-                                                                          atol=1e-4)
+    assert np.allclose(file["pooled"], pooled, atol=1e-4) and np.allclose(
+        file["patch_mean"], pooled, atol=1e-4
+    )
     assert np.allclose(file["cls"], classes, atol=1e-4) and not np.allclose(classes, pooled, atol=0.1)
 
 
@@ -101,13 +102,15 @@ def test_mae_with_its_class_token(run, tmp_path, two_blocks):
     file, model = np.load("f.npz"), plain("vit_large_patch16_224", tmp_path / "w.pth", 64, **options)
     with torch.no_grad():
         tokens = model.forward_features(images_by_hand(file["paths"], 64)).numpy()  # behind the norm
-    assert np.allclose(file["pooled"], tokens[:, 0], atol=1e-4) and np.array_equal(file["cls"],
-                                                                                   file["pooled"])
+    assert np.allclose(file["pooled"], tokens[:, 0], atol=1e-4) and np.array_equal(
+        file["cls"], file["pooled"]
+    )
     assert np.allclose(file["patch_mean"], tokens[:, 1:].mean(axis=1), atol=1e-4)
 
 
-@pytest.mark.parametrize("model, arch, size, registers", [("Dinov2", "dinov2_vits14", 56, 0),
-                                                          ("Dinov3", "dinov3_vits16", 64, 4)])
+@pytest.mark.parametrize(
+    "model, arch, size, registers", [("Dinov2", "dinov2_vits14", 56, 0), ("Dinov3", "dinov3_vits16", 64, 4)]
+)
 def test_dino_without_its_registers(run, tmp_path, two_blocks, model, arch, size, registers):
     name = parity.row(arch).timm_name
     options = {"depth": 2, "global_pool": "token"}
@@ -162,11 +165,14 @@ def test_channels_last_and_other_kinds_of_models():
     with torch.no_grad():
         images = torch.randn(3, 3, 32, 32)
         found, tokens = deit.split(deit(images).numpy()), deit.model.forward_features(images).numpy()
-    assert tokens.shape[1] == 2 + 4 and np.allclose(found["patch_mean"], tokens[:, 2:].mean(axis=1),
-                                                    atol=1e-6)
+    assert tokens.shape[1] == 2 + 4 and np.allclose(
+        found["patch_mean"], tokens[:, 2:].mean(axis=1), atol=1e-6
+    )
     assert np.allclose(found["cls"], tokens[:, 0], atol=1e-6)
-    assert FeatureParts(timm.create_model("pit_ti_224", num_classes=0), 224).widths == {"cls": 256,
-                                                                                        "pooled": 256}
+    assert FeatureParts(timm.create_model("pit_ti_224", num_classes=0), 224).widths == {
+        "cls": 256,
+        "pooled": 256,
+    }
     late = FeatureParts(timm.create_model("mobilenetv3_small_050", num_classes=0), 64)
     assert late.widths["pooled"] == 1024 != late.widths["patch_mean"]
 
@@ -216,8 +222,10 @@ def test_weights_are_named_or_refused(run, tmp_path):
         assert all(text in err for text in says), err
 
     wrong(run(*words), "no weights are named", "--random_weights")
-    wrong(run(*words, "--finetune", "w.pth", "--random_weights"), "--finetune and --random_weights each name "
-                                                                  "the weights")
+    wrong(
+        run(*words, "--finetune", "w.pth", "--random_weights"),
+        "--finetune and --random_weights each name the weights",
+    )
     wrong(run(*words, "--finetune", "none.pth"), "no such file here")
     torch.save({name: tensor for name, tensor in timm.create_model("test_vit").state_dict().items()
                 if "blocks.0" not in name},
@@ -249,8 +257,9 @@ def test_parquet(run, tmp_path, monkeypatch):
     write_features(tmp_path / "g.parquet", list("abcdefghij"),
                    {"x": np.arange(30, dtype=np.float32).reshape(10, 3)}, "{}")
     again = parquet.ParquetFile(tmp_path / "g.parquet")
-    assert again.num_row_groups == 3 and np.array_equal(np.stack(again.read().column("x").to_numpy()).ravel(),
-                                                        np.arange(30))
+    assert again.num_row_groups == 3 and np.array_equal(
+        np.stack(again.read().column("x").to_numpy()).ravel(), np.arange(30)
+    )
 
 
 def test_without_pyarrow_one_line_says_how_to_get_it(monkeypatch):

@@ -46,8 +46,9 @@ def test_a_package_is_small_and_says_its_job(package):
 
 def is_private(name: str) -> bool:
     """Named tuples have public methods with an underscore."""
-    return name.startswith("_") and not name.startswith("__") and name not in ("_replace", "_asdict",
-                                                                               "_fields")
+    return (
+        name.startswith("_") and not name.startswith("__") and name not in ("_replace", "_asdict", "_fields")
+    )
 
 
 def private_names(file: Path) -> set[str]:

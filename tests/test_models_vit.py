@@ -74,13 +74,18 @@ def test_timm_file_without_biases_means_zero_biases(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("spoil, says", [
-    (lambda t: t.pop("blocks.1.mlp.fc1.weight"), "1 missing: blocks.1.mlp.fc1.weight"),
-    (lambda t: t.update({"blocks.99.norm1.weight": torch.ones(384)}), "1 taken by nothing: "
-                                                                      "blocks.99.norm1.weight"),
-    (lambda t: t.update({"blocks.0.norm1.weight": torch.ones(7)}), "file 7, model 384"),
-    (lambda t: t.update({"pos_embed": torch.ones(1, 99, 384)}), "pos_embed (file 1 x 99 x 384"),
-])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda t: t.pop("blocks.1.mlp.fc1.weight"), "1 missing: blocks.1.mlp.fc1.weight"),
+        (
+            lambda t: t.update({"blocks.99.norm1.weight": torch.ones(384)}),
+            "1 taken by nothing: blocks.99.norm1.weight",
+        ),
+        (lambda t: t.update({"blocks.0.norm1.weight": torch.ones(7)}), "file 7, model 384"),
+        (lambda t: t.update({"pos_embed": torch.ones(1, 99, 384)}), "pos_embed (file 1 x 99 x 384"),
+    ],
+)
 def test_every_tensor_is_accounted_for(tmp_path, spoil, says):
     path = parity.weight_file(tmp_path / "w.pth", "dinov2_vits14")
     tensors = torch.load(path, weights_only=True)

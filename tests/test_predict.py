@@ -116,8 +116,9 @@ def test_a_model_without_heat_maps_is_refused_before_anything_is_predicted(run, 
                          "--input_size", 32,
                          "--input", pictures / "test", "--output", "p.csv", "--heatmaps")
     assert code == 2 and "heat maps of MlpMixer can't be made" in err and err.count("\n") == 1
-    assert "predicted " not in out and not (tmp_path / "p.csv").exists() and not (tmp_path
-                                                                                  / "heatmaps").exists()
+    assert (
+        "predicted " not in out and not (tmp_path / "p.csv").exists() and not (tmp_path / "heatmaps").exists()
+    )
 
 
 def test_two_classes_are_called_at_the_thresholds_of_val(run, trained):
@@ -132,8 +133,9 @@ def test_two_classes_are_called_at_the_thresholds_of_val(run, trained):
     assert code == 0 and "1 where the probability of yes, before calibration, reaches the threshold" in out, (
         err
     )
-    assert list(pd.read_csv("p.csv")["called_at_90_specificity"]) == list((levels
-                                                                           >= np.median(levels)).astype(int))
+    assert list(pd.read_csv("p.csv")["called_at_90_specificity"]) == list(
+        (levels >= np.median(levels)).astype(int)
+    )
 
 
 def test_a_checkpoint_of_the_original_scripts(run, trained, tmp_path, start):
@@ -188,10 +190,16 @@ def test_what_a_user_gets_wrong(run, trained, tmp_path):
     wrong(run(*words(input="l.csv", output="l.csv")), "is the --input itself")
     wrong(run(*words(model_arch="resnet10t")), "resnet10t contradicts it")
     wrong(run(*words(class_names="x")), "names its classes itself (healthy, mild, severe)")
-    wrong(run(*words(heatmap_of="moderate"), "--heatmaps"), "--heatmap_of moderate", "predicts healthy, "
-                                                                                     "mild, severe")
-    wrong(run(*words(heatmap_method="gradcam"), "--heatmaps"), "gradcam does not fit test_vit", "gradient or "
-                                                                                                "rollout")
+    wrong(
+        run(*words(heatmap_of="moderate"), "--heatmaps"),
+        "--heatmap_of moderate",
+        "predicts healthy, mild, severe",
+    )
+    wrong(
+        run(*words(heatmap_method="gradcam"), "--heatmaps"),
+        "gradcam does not fit test_vit",
+        "gradient or rollout",
+    )
     wrong(run("--input", data, "--output", "p.csv"), "--resume")
     wrong(run(*words(), "--imput", "x"), "did you mean --input?")
     assert not list(tmp_path.glob("p.*"))
@@ -243,8 +251,10 @@ def test_a_start_that_died_goes_on(run, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs_trained.PartialRows, "append", lambda self,
                         rows: (seen.append(len(rows)), append(self, rows)))
     code, out, err = run(*words)
-    assert code == 0 and "8 are there from an earlier start (p.csv.partial)" in out and seen == [8], (out,
-                                                                                                      err)
+    assert code == 0 and "8 are there from an earlier start (p.csv.partial)" in out and seen == [8], (
+        out,
+        err,
+    )
     pd.testing.assert_frame_equal(pd.read_csv("p.csv"),
                                   expected[list(pd.read_csv("p.csv").columns)], check_dtype=False,
                                   check_exact=True)

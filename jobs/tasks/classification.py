@@ -82,8 +82,11 @@ class Classification(Task):
         if options.data.class_order:
             class_order.require_same(self.class_names, options.data.class_order)
         asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
-        if options.run.eval or not asked or class_order.ranks(self.class_names,
-                                                              options.data.class_order) is not None:
+        if (
+            options.run.eval
+            or not asked
+            or class_order.ranks(self.class_names, options.data.class_order) is not None
+        ):
             return
         if resumed is None:
             raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which "
@@ -151,8 +154,9 @@ class Classification(Task):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
         if self.options.mixing.class_weights == "balanced":
-            weights = balanced_class_weights(np.bincount(train_rows["target"],
-                                                         minlength=len(self.class_names)))
+            weights = balanced_class_weights(
+                np.bincount(train_rows["target"], minlength=len(self.class_names))
+            )
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
     def mixing(self):
@@ -268,8 +272,9 @@ class Classification(Task):
         options = options.having(**{name: said[name]
                                     for name in ("model", "model_arch", "input_size", "global_pool")
                                     if name not in typed and said.get(name) not in (None, "")})
-        if "model_arch" not in typed and not models_vit.belongs(options.model.model,
-                                                                options.model.model_arch):
+        if "model_arch" not in typed and not models_vit.belongs(
+            options.model.model, options.model.model_arch
+        ):
             # the original's parser stores its default for every model, which it then ignores
             options = options.having(model_arch=None)
         if options.model.fc_norm_passes is None:

@@ -15,8 +15,10 @@ def resolve_names(options: Options) -> Options:
     """The options with what stands for --model NAME of timm, --pretrained, the weights that belong to another
     model, the task's own name. InputError."""
     asked = options.model
-    families = {row.model.lower() for row in models_vit.BACKBONES} | {models_vit.TIMM,
-                                                                      *models_vit.MODEL_ALIASES}
+    families = {row.model.lower() for row in models_vit.BACKBONES} | {
+        models_vit.TIMM,
+        *models_vit.MODEL_ALIASES,
+    }
     name = asked.model.removeprefix("timm/")
     if asked.model.lower() not in families and timm.is_model(name):
         if asked.model_arch not in (None, name):

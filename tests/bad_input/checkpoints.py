@@ -22,8 +22,9 @@ ABSENT = Row(
     "pass the path of the file itself",
     does="one line that says what stands there instead",
 )
-EMPTY = Row(KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it "
-                                                                                         "again")
+EMPTY = Row(
+    KIND, "The file is empty", "weight file … is empty: fetch or copy it again", "fetch or copy it again"
+)
 POINTER = Row(
     KIND,
     "The file is a Git LFS pointer",
@@ -81,8 +82,11 @@ NOT_FINITE = Row(
     "the file's training diverged or the file is damaged: take another",
 )
 DIVERGED = Row(
-    KIND, "A trained checkpoint holds NaN", "…NaN…", "its training diverged: train again with a lower "
-                                                     "`--lr`", FAILED
+    KIND,
+    "A trained checkpoint holds NaN",
+    "…NaN…",
+    "its training diverged: train again with a lower `--lr`",
+    FAILED,
 )
 CONTRADICTS = Row(
     KIND,
@@ -299,8 +303,14 @@ def kits(which: str, *words, task=CONTRADICTS, name: str, says=(), program="main
     TABLE.add(task, name, make, *says, program=program)
 
 
-kits("best", "--eval", "--model_arch", "resnet10t", name="another architecture", says=("resnet10t "
-                                                                                       "contradicts it",))
+kits(
+    "best",
+    "--eval",
+    "--model_arch",
+    "resnet10t",
+    name="another architecture",
+    says=("resnet10t contradicts it",),
+)
 kits("best", "--eval", "--nb_classes", 5, name="another number of classes", says=("pass --nb_classes 2",))
 kits("best", "--eval", "--input_size", 33, name="a size that can't be cut", says=("nearest sizes",))
 kits("numbers", "--eval", name="a regression's in classification", says=("start the other program",))
@@ -394,10 +404,16 @@ start_from(
     lambda place: saved({"state_dict": {f"module.{name}": tensor for name, tensor in weights(place).items()},
                          "epoch": 3}),
 )
-start_from(WORKS, "with a namespace", lambda place: saved({"model": weights(place),
-                                                           "args": argparse.Namespace(lr=1, seed=2)}))
-start_from(WORKS, "in half precision", lambda place: saved({name: tensor.half()
-                                                            for name, tensor in weights(place).items()}))
+start_from(
+    WORKS,
+    "with a namespace",
+    lambda place: saved({"model": weights(place), "args": argparse.Namespace(lr=1, seed=2)}),
+)
+start_from(
+    WORKS,
+    "in half precision",
+    lambda place: saved({name: tensor.half() for name, tensor in weights(place).items()}),
+)
 start_from(WORKS, "old format", lambda place: old_format(weights(place)))
 start_from(WORKS, "safetensors", as_safetensors, file="w.safetensors")
 start_from(WORKS, "safetensors called pth", as_safetensors)

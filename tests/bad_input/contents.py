@@ -91,8 +91,10 @@ start_from(
     words=("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--input_size", 28),
 )
 start_from(
-    MISFIT, "positions of no square", lambda place: saved(weights(place)
-                                                          | {"pos_embed": torch.ones(1, 8, 64)}), "pos_embed"
+    MISFIT,
+    "positions of no square",
+    lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 8, 64)}),
+    "pos_embed",
 )
 start_from(MISFIT, "positions of none",
            lambda place: saved(weights(place) | {"pos_embed": torch.ones(1, 1, 64)}), "pos_embed")

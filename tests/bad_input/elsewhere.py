@@ -46,8 +46,10 @@ RANKS = Row(
     "`unset RANK WORLD_SIZE LOCAL_RANK`, or start with torchrun",
 )
 ENVIRONMENT = Row(
-    KIND, "Another variable of the environment holds what it can't", "… in the environment: …", "correct or "
-                                                                                                "unset it"
+    KIND,
+    "Another variable of the environment holds what it can't",
+    "… in the environment: …",
+    "correct or unset it",
 )
 
 TEXTS = {

@@ -38,8 +38,9 @@ NO_VALUE = Row(
     "give it as many as the help shows (`--help`)",
     does="one line that names the flag and how many values it takes",
 )
-UNKNOWN = Row(KIND, "A flag is misspelt or unknown", "unrecognized arguments: …", "the line names the "
-                                                                                  "nearest one")
+UNKNOWN = Row(
+    KIND, "A flag is misspelt or unknown", "unrecognized arguments: …", "the line names the nearest one"
+)
 CONTRADICTION = Row(
     KIND,
     "Two flags contradict each other",
@@ -63,8 +64,11 @@ JOBS = Row(
     does="one line that names the word and shows an example",
 )
 MISSING = Row(
-    KIND, "What a program needs is not given", "…", "add the flag that the line names", does="one line that "
-                                                                                             "names the flag"
+    KIND,
+    "What a program needs is not given",
+    "…",
+    "add the flag that the line names",
+    does="one line that names the flag",
 )
 OUTPUT = Row(
     KIND,
@@ -214,8 +218,9 @@ def contradicts(row: Row, *words, says=(), program="main_finetune.py", **more) -
 BEST = "BEST"
 REGRESSION, PREDICT, LATENT, COMPARE = "main_regression.py", "predict.py", "latent_feature.py", "compare.py"
 contradicts(CONTRADICTION, "--csv_file", "d.csv", says=("--data_path and --csv_file",))
-contradicts(CONTRADICTION, "--patient_col", "p", "--patient_regex", "(a)", says=("--patient_col and "
-                                                                                 "--patient_regex",))
+contradicts(
+    CONTRADICTION, "--patient_col", "p", "--patient_regex", "(a)", says=("--patient_col and --patient_regex",)
+)
 contradicts(CONTRADICTION, "--tta", "--adaptation", "lp", says=("--tta with --adaptation lp",))
 contradicts(CONTRADICTION, "--min_lr", 1, says=("--min_lr 1 is above",))
 contradicts(CONTRADICTION, "--crop_scale", 0.9, 0.1, says=("--crop_scale 0.9 0.1",))
@@ -225,8 +230,9 @@ contradicts(CONTRADICTION, "--cutmix_minmax", 0.5, 0.1, says=("--cutmix_minmax",
 contradicts(CONTRADICTION, "--start_epoch", 5, says=("--start_epoch 5 leaves nothing",))
 contradicts(CONTRADICTION, "--resume", "auto", "--eval", says=("needs --task",))
 contradicts(CONTRADICTION, "--dataratio", "0.5,0.5", says=("names a share twice",))
-contradicts(CONTRADICTION, "--model", "Dinov2", "--model_arch", "dinov3_vits16", says=("belongs to --model "
-                                                                                       "Dinov3",))
+contradicts(
+    CONTRADICTION, "--model", "Dinov2", "--model_arch", "dinov3_vits16", says=("belongs to --model Dinov3",)
+)
 contradicts(CONTRADICTION, "--precision", "fp16", says=("needs a GPU",))
 contradicts(
     CONTRADICTION,
@@ -251,16 +257,26 @@ contradicts(
     program=REGRESSION,
     says=("contradicts it",),
 )
-contradicts(CONTRADICTION, "--target_transform", "log", "none", program=REGRESSION,
-            says=("--target_transform "
-                                                                                          "log none",))
-contradicts(CONTRADICTION, "--head_num_heads", 7, program=REGRESSION, says=("--head_num_heads 7 does not "
-                                                                            "divide",))
+contradicts(
+    CONTRADICTION,
+    "--target_transform",
+    "log",
+    "none",
+    program=REGRESSION,
+    says=("--target_transform log none",),
+)
+contradicts(
+    CONTRADICTION, "--head_num_heads", 7, program=REGRESSION, says=("--head_num_heads 7 does not divide",)
+)
 contradicts(CONTRADICTION, "--pretrained", "--finetune", "x", program=REGRESSION, says=("--pretrained",))
 contradicts(
-    CONTRADICTION, "--model", "resnet10t", "--model_arch", "test_vit", program=REGRESSION, says=("pass one "
-                                                                                                 "of the "
-                                                                                                 "two",)
+    CONTRADICTION,
+    "--model",
+    "resnet10t",
+    "--model_arch",
+    "test_vit",
+    program=REGRESSION,
+    says=("pass one of the two",),
 )
 contradicts(CONTRADICTION, "--class_names", "a", "a", program=PREDICT, says=("--class_names",))
 contradicts(CONTRADICTION, "--heatmap_of", "moist", program=PREDICT, says=("--heatmap_of moist",))
@@ -268,14 +284,25 @@ contradicts(CONTRADICTION, "--resume", BEST, program=LATENT, says=("pass one of 
 contradicts(CONTRADICTION, "--run", "x.yaml", "folder", program=COMPARE, says=("pass one of the two",))
 contradicts(CONTRADICTION, "folder", "--nproc", 2, program=COMPARE, says=("--nproc",))
 contradicts(JOBS, "--run", "x.yaml", "--slurm", "gpu", program=COMPARE, says=("--slurm gpu: not KEY=VALUE",))
-contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=9", "time=8", program=COMPARE, says=("--slurm gives "
-                                                                                           "time twice",))
-contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=1-00:00", program=COMPARE, says=("--slurm needs "
-                                                                                       "time=NUMBER",))
-contradicts(JOBS, "--run", "x.yaml", "--slurm", "partition=gpu", program=COMPARE, says=("--slurm needs "
-                                                                                        "time=NUMBER",))
-contradicts(JOBS, "--run", "x.yaml", "--slurm", "time=9", "nodes=2", program=COMPARE, says=("nodes can't be "
-                                                                                            "set",))
+contradicts(
+    JOBS,
+    "--run",
+    "x.yaml",
+    "--slurm",
+    "time=9",
+    "time=8",
+    program=COMPARE,
+    says=("--slurm gives time twice",),
+)
+contradicts(
+    JOBS, "--run", "x.yaml", "--slurm", "time=1-00:00", program=COMPARE, says=("--slurm needs time=NUMBER",)
+)
+contradicts(
+    JOBS, "--run", "x.yaml", "--slurm", "partition=gpu", program=COMPARE, says=("--slurm needs time=NUMBER",)
+)
+contradicts(
+    JOBS, "--run", "x.yaml", "--slurm", "time=9", "nodes=2", program=COMPARE, says=("nodes can't be set",)
+)
 contradicts(CONTRADICTION, "folder", "--slurm", "time=9", program=COMPARE,
             says=("--slurm belong to a study",))
 contradicts(MODEL_FLAGS, "--model", "RETFound_big", says=("RETFound_big",))
@@ -292,16 +319,27 @@ contradicts(MODEL_FLAGS, "--model_arch", "resnet10t.a1_in1k", says=("no tag a1_i
 contradicts(MODEL_FLAGS, "--model_arch", "vit_tiny_patch16_224_in21k.augreg", says=("no tag augreg",))
 contradicts(MODEL_FLAGS, "--model_arch", "crossvit_9_240", says=("--input_size 32", "what works is 240"))
 contradicts(MODEL_FLAGS, "--model_arch", "halonet26t", "--input_size", 100, says=("what works is 256",))
-contradicts(MODEL_FLAGS, "--model_arch", "maxvit_tiny_tf_224", "--input_size", 100, says=("what works is 96 "
-                                                                                          "or 128 or 224",))
+contradicts(
+    MODEL_FLAGS,
+    "--model_arch",
+    "maxvit_tiny_tf_224",
+    "--input_size",
+    100,
+    says=("what works is 96 or 128 or 224",),
+)
 contradicts(MODEL_FLAGS, "--model_arch", "resnet10t.a1_in1k", program=REGRESSION, says=("resnet10t.c3_in1k",))
 contradicts(MODEL_FLAGS, "--input_size", 33, says=("nearest sizes are 32 and 48",))
 contradicts(MODEL_FLAGS, "--input_size", 1)
 contradicts(MODEL_FLAGS, "--input_size", 10**7, says=("--input_size",))
 contradicts(MODEL_FLAGS, "--aa", "rand-m9-oops", says=("--aa rand-m9-oops",))
 contradicts(MODEL_FLAGS, "--aa", "x" * 999, says=("--aa",))
-for wrong in ("ImageNet1k", "0.5,0.5,0.5", "0.5,0.5,0.5,0.5,0.5,0", "0.5,0.5,0.5,0.5,0.5,nan", "0.5 0.5 0.5 "
-                                                                                               "0.5 0.5 0.5"):
+for wrong in (
+    "ImageNet1k",
+    "0.5,0.5,0.5",
+    "0.5,0.5,0.5,0.5,0.5,0",
+    "0.5,0.5,0.5,0.5,0.5,nan",
+    "0.5 0.5 0.5 0.5 0.5 0.5",
+):
     contradicts(MODEL_FLAGS, "--norm", wrong, says=("--norm", "six numbers"))
 contradicts(MODEL_FLAGS, "--select_metric", "luck", says=("luck",))
 contradicts(MODEL_FLAGS, "--fc_norm_passes", 3, says=("--fc_norm_passes",))

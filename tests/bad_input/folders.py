@@ -41,8 +41,10 @@ EMPTY = Row(
     "add images, or remove the class from every split",
 )
 ONE_CLASS = Row(
-    KIND, "There is one class alone", "found 1 class (…): at least 2 are needed", "two classes or more can "
-                                                                                  "be learned"
+    KIND,
+    "There is one class alone",
+    "found 1 class (…): at least 2 are needed",
+    "two classes or more can be learned",
 )
 WRONG_NUMBER = Row(
     KIND,
@@ -95,8 +97,9 @@ def changed(row: Row, name: str, change, *names: str, words=(), **more) -> None:
 
 TABLE.add(NO_FOLDER, "not there", lambda place: train(place, "--data_path", "nowhere"), "nowhere", real=True)
 TABLE.add(NO_FOLDER, "the default", lambda place: train(place), "./data/")
-TABLE.add(NO_FOLDER, "a file", lambda place: train(place, "--data_path", place.write("file", b"x")), "not a "
-                                                                                                     "folder")
+TABLE.add(
+    NO_FOLDER, "a file", lambda place: train(place, "--data_path", place.write("file", b"x")), "not a folder"
+)
 TABLE.add(
     NO_FOLDER,
     "a broken link",
@@ -113,8 +116,12 @@ for split in ("train", "val", "test"):
     changed(NO_SPLIT, f"no {split}", lambda data, split=split: shutil.rmtree(data / split), split)
 changed(NO_SPLIT, "validation", lambda data: (data / "val").rename(data / "validation"), "validation")
 changed(NO_SPLIT, "upper case", lambda data: (data / "train").rename(data / "Train"), "Train")
-changed(NO_SPLIT, "a file called val", lambda data: [shutil.rmtree(data / "val"),
-                                                     (data / "val").write_text("x")], "val")
+changed(
+    NO_SPLIT,
+    "a file called val",
+    lambda data: [shutil.rmtree(data / "val"), (data / "val").write_text("x")],
+    "val",
+)
 TABLE.add(NO_SPLIT, "one level too high", lambda place: [place.data()] and train(place, "--data_path", "."),
           "data")
 TABLE.add(NO_SPLIT, "one level too low",

@@ -62,11 +62,15 @@ PLACES = {
     "the whole file": lambda attack, tensors: attack,
     "beside the model": lambda attack, tensors: {"model": tensors, "args": attack},
     "in the args": lambda attack, tensors: {"model": tensors, "args": argparse.Namespace(lr=attack)},
-    "in the options": lambda attack, tensors: {"model": tensors, "format": 1,
-                                               "options": {"epochs": [attack]}},
+    "in the options": lambda attack, tensors: {
+        "model": tensors,
+        "format": 1,
+        "options": {"epochs": [attack]},
+    },
     "as a key": lambda attack, tensors: (
-        {"model": tensors, attack: 1} if not isinstance(attack, Call) else {"model": tensors,
-                                                                            "deep": [[[[attack]]]]}
+        {"model": tensors, attack: 1}
+        if not isinstance(attack, Call)
+        else {"model": tensors, "deep": [[[[attack]]]]}
     ),
 }
 for name, attack in ATTACKS.items():
@@ -85,18 +89,27 @@ score(
     lambda place: saved({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}),
     program="main_finetune.py",
 )
-start_from(HOSTILE, "old format", lambda place: old_format({"model": weights(place),
-                                                            "x": ATTACKS["os.system"](place.mark())}))
+start_from(
+    HOSTILE,
+    "old format",
+    lambda place: old_format({"model": weights(place), "x": ATTACKS["os.system"](place.mark())}),
+)
 start_from(HOSTILE, "plain pickle", lambda place: pickle.dumps(ATTACKS["os.system"](place.mark())))
 start_from(DAMAGED, "plain pickle of protocol 0",
            lambda place: pickle.dumps(ATTACKS["os.system"](place.mark()), protocol=0))
-start_from(DAMAGED, "old pickle written by hand", lambda place: "cos\nsystem\n(S'touch "
-                                                                f"{place.mark()}'\ntR.".encode())
+start_from(
+    DAMAGED,
+    "old pickle written by hand",
+    lambda place: f"cos\nsystem\n(S'touch {place.mark()}'\ntR.".encode(),
+)
 start_from(DAMAGED, "instance opcode", lambda place: f"(S'touch {place.mark()}'\nios\nsystem\n.".encode())
 start_from(HOSTILE, "called safetensors", lambda place: saved({"x": ATTACKS["os.system"](place.mark())}),
            file="w.safetensors")
-start_from(HOSTILE, "numpy objects", lambda place: saved({"w": np.array([ATTACKS["os.system"](place.mark())],
-                                                                        dtype=object)}))
+start_from(
+    HOSTILE,
+    "numpy objects",
+    lambda place: saved({"w": np.array([ATTACKS["os.system"](place.mark())], dtype=object)}),
+)
 start_from(HOSTILE, "a whole model", lambda place: saved(torch.nn.Linear(2, 2)),
            "torch.nn.modules.linear.Linear")
 start_from(HOSTILE, "a class of its author",

@@ -71,12 +71,11 @@ def page() -> str:
             if row.kind == kind
         ]
         lines.append("")
-    lines += [f"## {FAULTS_KIND}", "", "| What happens | What the program says or does | What to do |", "| "
-                                                                                                        "--- "
-                                                                                                        "| "
-                                                                                                        "--- "
-                                                                                                        "| "
-                                                                                                        "--- "
-                                                                                                        "|"]
+    lines += [
+        f"## {FAULTS_KIND}",
+        "",
+        "| What happens | What the program says or does | What to do |",
+        "| --- | --- | --- |",
+    ]
     lines += [f"| {_cell(fault.what)} | {_cell(fault.says)} | {_cell(fault.remedy)} |" for fault in FAULTS]
     return "\n".join(lines) + "\n"

@@ -46,8 +46,13 @@ def chunk(name: bytes, content: bytes, crc: int | None = None) -> bytes:
 def png_of(width: int, height: int, body: bytes, *before: bytes) -> bytes:
     """A PNG with a header that says any size, and any body."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(before) + chunk(b"IDAT",
-                                                                                  body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(before)
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
 
 
 def bad_crc() -> bytes:

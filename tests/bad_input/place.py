@@ -165,16 +165,19 @@ class Place:
     def write(self, name: str, content: bytes | str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8",
-                                                                                   "surrogateescape"))
+        path.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+        )
         return path
 
     def some_pictures(self, name="pictures") -> Path:
         """A folder with three good images."""
         place = self.folder / name
         place.mkdir()
-        for path in sorted((self.kit.data / "test/dry").iterdir()) + sorted((self.kit.data
-                                                                             / "test/wet").iterdir())[:1]:
+        for path in (
+            sorted((self.kit.data / "test/dry").iterdir())
+            + sorted((self.kit.data / "test/wet").iterdir())[:1]
+        ):
             shutil.copy(path, place / f"{path.parent.name}{path.name}")
         return place
 

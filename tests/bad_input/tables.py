@@ -35,8 +35,10 @@ NO_COLUMN = Row(
     "rename it, or name it: `--path_col`, `--label_col`, `--split_col`, `--patient_col`, `--targets`",
 )
 TWICE_COLUMN = Row(
-    KIND, "Two columns have one name", "…, line 1: columns … are both named …; rename one", "rename one of "
-                                                                                            "the two"
+    KIND,
+    "Two columns have one name",
+    "…, line 1: columns … are both named …; rename one",
+    "rename one of the two",
 )
 UNEVEN = Row(
     KIND,
@@ -51,8 +53,10 @@ QUOTES = Row(
     "close the quote; a quote within a cell is written twice",
 )
 EMPTY_CELL = Row(
-    KIND, "A path, label or split is empty", "…: column … is empty in … rows: line …", "fill the cells, or "
-                                                                                       "remove the rows"
+    KIND,
+    "A path, label or split is empty",
+    "…: column … is empty in … rows: line …",
+    "fill the cells, or remove the rows",
 )
 SPLIT = Row(
     KIND,
@@ -60,9 +64,12 @@ SPLIT = Row(
     "…: column … takes …; other values in … rows: line …",
     "write train, val and test (or iv, ev)",
 )
-LACKS_SPLIT = Row(KIND, "No row belongs to train, val or test", "…: no row with … …; there is …", "give each "
-                                                                                                  "split "
-                                                                                                  "some rows")
+LACKS_SPLIT = Row(
+    KIND,
+    "No row belongs to train, val or test",
+    "…: no row with … …; there is …",
+    "give each split some rows",
+)
 UNSEEN = Row(
     KIND,
     "val or test has a class that train has not",
@@ -89,8 +96,10 @@ ABSENT = Row(
     "correct the paths; relative ones start at the CSV's folder",
 )
 ONE_CLASS = Row(
-    KIND, "All labels are the same", "found 1 class (…): at least 2 are needed", "two classes or more can be "
-                                                                                 "learned"
+    KIND,
+    "All labels are the same",
+    "found 1 class (…): at least 2 are needed",
+    "two classes or more can be learned",
 )
 NULS = Row(
     KIND,
@@ -122,8 +131,9 @@ LOGARITHM = Row(
     "…: --target_transform log, but column … is not above 0 in … rows: …",
     "pass `none`, or correct the cells",
 )
-ROLES = Row(KIND, "One column is asked for in two roles, or a target is named twice", "--…", "name each "
-                                                                                             "column once")
+ROLES = Row(
+    KIND, "One column is asked for in two roles, or a target is named twice", "--…", "name each column once"
+)
 COVARIATE = Row(
     KIND,
     "A covariate has one value alone, is infinite, or is text where train has numbers",
@@ -202,8 +212,9 @@ def with_cell(line: int, column: int, text: str):
 
 # ---- the file ----------------------------------------------------------------------------------------------
 
-TABLE.add(NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such "
-                                                                                                   "file")
+TABLE.add(
+    NOT_THERE, "not there", lambda place: words_for(place, CLASSES, "none.csv"), "none.csv", "no such file"
+)
 TABLE.add(NOT_THERE, "a folder", lambda place: words_for(place, CLASSES, place.folder), "is a directory")
 TABLE.add(NOT_THERE, "a pipe", lambda place: [os.mkfifo(place.folder / "p")]
           and words_for(place, CLASSES, "p"), "pipe")
@@ -293,8 +304,10 @@ file(
     program=PREDICTED,
 )
 file(
-    UNEVEN, "a cell too many", lambda rows: [*rows[:4], [*rows[4], "x"], *rows[5:]], "line 5: 5 columns "
-                                                                                     "where the header has 4"
+    UNEVEN,
+    "a cell too many",
+    lambda rows: [*rows[:4], [*rows[4], "x"], *rows[5:]],
+    "line 5: 5 columns where the header has 4",
 )
 file(UNEVEN, "a cell too few", lambda rows: [*rows[:4], rows[4][:2], *rows[5:]], "line 5: 2 columns")
 file(UNEVEN, "a comma in a path", with_cell(4, 0, "a,b.png"), "line 4: 5 columns", program=NUMBERS)
@@ -311,10 +324,12 @@ file(EMPTY_CELL, "prediction", with_cell(6, 0, ""), "column path is empty", prog
 for name in ("holdout", "training", "0", "train;val"):
     file(SPLIT, name, with_cell(7, 2, name), "column split takes train, val, test, iv, ev", f"line 7 {name}")
 for split in ("train", "val", "test"):
-    file(LACKS_SPLIT, split, lambda rows, split=split: [row for row in rows if row[2] != split], "no row "
-                                                                                                 "with "
-                                                                                                 "split "
-                                                                                                 f"{split}")
+    file(
+        LACKS_SPLIT,
+        split,
+        lambda rows, split=split: [row for row in rows if row[2] != split],
+        f"no row with split {split}",
+    )
 file(
     LACKS_SPLIT,
     "numbers, test",
@@ -363,9 +378,13 @@ file(
     "Dry and dry",
 )
 file(ONE_CLASS, "dry", lambda rows: [rows[0], *([row[0], "dry", *row[2:]] for row in rows[1:])], "dry")
-file(TWICE, "in two splits", lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]], "in two splits", "lines "
-                                                                                                      "2 and "
-                                                                                                      "16")
+file(
+    TWICE,
+    "in two splits",
+    lambda rows: [*rows, [rows[1][0], "dry", "test", "1"]],
+    "in two splits",
+    "lines 2 and 16",
+)
 file(TWICE, "with two labels", lambda rows: [*rows, [rows[1][0], "wet", "train", "1"]], "with two labels")
 file(TWICE, "twice", lambda rows: [*rows, rows[1]], "twice", "lines 2 and 16")
 file(

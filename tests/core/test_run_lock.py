@@ -122,8 +122,9 @@ def children(pid):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the loader's processes in "
-                                                                 "Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="looks for the loader's processes in Linux's /proc"
+)
 def test_two_runs_of_one_task(start, tmp_path, pictures):
     words = [*SMALL, "--epochs", 2000, "--num_workers", 2, "--data_path", pictures, "--task", "t"]
     first = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)], cwd=tmp_path,

@@ -80,8 +80,9 @@ def test_a_process_for_real():
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(together, tmp_path, monkeypatch,
-                                                                            capsys):
+def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(
+    together, tmp_path, monkeypatch, capsys
+):
     """A launcher ends the others by SIGTERM when one has died, and then starts all of them again."""
     def main(argv):
         raise signals.StopRequested("epoch 1 stands at step 2", together)

@@ -56,8 +56,11 @@ def test_one_column_and_unnamed_columns(tmp_path):
 
 
 def test_headers_that_do_not_fit(tmp_path):
-    refused(lambda: read_columns(write(tmp_path, "image,label\na,b\n"), ["path"]), "no column path", "image, "
-                                                                                                     "label")
+    refused(
+        lambda: read_columns(write(tmp_path, "image,label\na,b\n"), ["path"]),
+        "no column path",
+        "image, label",
+    )
     refused(lambda: read_columns(write(tmp_path, "path,x,path\na,b,c\n"), ["path"]), "columns 1 and 3",
             "named path")
     assert read_columns(write(tmp_path, "path,x,x\na,b,c\n"), ["path"])[0] == [["a"]]  # nobody asks for x
@@ -67,8 +70,9 @@ def test_headers_that_do_not_fit(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    refused(lambda: read_columns(str(tmp_path / "none.csv"), ["path"]), "--csv_file", "none.csv", "no such "
-                                                                                                  "file")
+    refused(
+        lambda: read_columns(str(tmp_path / "none.csv"), ["path"]), "--csv_file", "none.csv", "no such file"
+    )
     refused(lambda: read_columns(str(tmp_path), ["path"]), "directory")
     latin = "path,label\na.png,x\nb.png,größer\n".encode("latin-1")
     refused(lambda: read_columns(write(tmp_path, latin), ["path"]), "line 3", "UTF-8")
@@ -81,13 +85,16 @@ def test_empty_and_unknown_cells():
     lines = list(range(2, 10))
     refuse_empty("t.csv", "label", ["x"] * 8, lines)
     cells = [""] * 7 + ["x"]
-    refused(lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 "
-                                                                                     "more")
+    refused(
+        lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 more"
+    )
     known = ["train", "iv"]
     refuse_unknown("t.csv", "split", ["Train", "IV"], [2, 3], known)
-    refused(lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known), "train, iv", "line "
-                                                                                                      "3 "
-                                                                                                      "trian")
+    refused(
+        lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known),
+        "train, iv",
+        "line 3 trian",
+    )
 
 
 def test_one_number_in_two_spellings():
@@ -124,9 +131,12 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     for line, path in enumerate(wrong, 2):
         refused(lambda line=line, path=path: refuse_absent("t.csv", [path], [line]), f"line {line} {path}",
                 "1 of 1")
-    refused(lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)), "6 of 11", "line 7 b.png", "and "
-                                                                                                       "1 "
-                                                                                                       "more")
+    refused(
+        lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)),
+        "6 of 11",
+        "line 7 b.png",
+        "and 1 more",
+    )
 
 
 def test_joined_is_join_and_some_is_short():
@@ -185,8 +195,10 @@ def test_a_table_of_predictions_is_read_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "project/data/test").mkdir(parents=True)
     (tmp_path / "project/output_dir/run").mkdir(parents=True)
     (tmp_path / "project/data/test/a.png").touch()
-    table, paths = tmp_path / "project/output_dir/run/predictions_test.csv", ["data/test/a.png",
-                                                                              "data/test/b.png"]
+    table, paths = (
+        tmp_path / "project/output_dir/run/predictions_test.csv",
+        ["data/test/a.png", "data/test/b.png"],
+    )
     for folder in (tmp_path / "project", tmp_path / "project/output_dir/run", tmp_path):
         monkeypatch.chdir(folder)
         for name in (str(table), os.path.relpath(table)):

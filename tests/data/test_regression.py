@@ -30,8 +30,12 @@ def test_rows_splits_and_missing_cells(csv, tmp_path):
     table = data.table
     assert list(table["split"]) == ["train", "train", "val",
                                     "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
-    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == ["50", "60",
-                                                                                                  "NA", "44"]
+    assert table["true_tc"].tolist() == [5.1, 4.2, 6.0, 5.5] and list(table["covariate_age"]) == [
+        "50",
+        "60",
+        "NA",
+        "44",
+    ]
     assert np.isnan(table["true_ldl"]).tolist() == [False, True, False, True]
     text = " ".join(data.notes)
     assert "ldl is missing in some rows (train 1 of 2, test 1 of 1)" in text and "age is missing" in text
@@ -42,12 +46,15 @@ def test_one_set_of_words_means_missing_in_every_column(csv, word):
     rows = [f"0.png,train,{word},{word},{word},1", "1.png,train,p1,50,2,1", "2.png,train,p2,60,3,2",
             "3.png,val,p3,55,4,1", "4.png,test,p4,52,2,3"]
     data = read_regression_csv(csv(*rows), ["tc", "ldl"], patient_col="patient", covariates=["age"])
-    assert np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False,
-                                                        False] and data.table["patient"][0] == ""
+    assert (
+        np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False, False]
+        and data.table["patient"][0] == ""
+    )
     age = Covariate.learn("age", list(data.table["covariate_age"][:3]))
-    assert (age.is_category, age.mean) == (False, 55.0) and np.isnan(age.encode([word,
-                                                                                 "50"])).tolist() == [True,
-                                                                                                      False]
+    assert (age.is_category, age.mean) == (False, 55.0) and np.isnan(age.encode([word, "50"])).tolist() == [
+        True,
+        False,
+    ]
     text = " ".join(data.notes)
     assert all(f"{name} is missing in some rows (train 1 of 3)" in text for name in ("tc", "age"))
     assert "1 of 5 rows name no patient" in text
@@ -64,15 +71,21 @@ WRONG = {
     "absent column": (ROWS, {"targets": ["tc", "hdl"]}, r"line 1: no column hdl \(--targets\); there is"),
     "absent covariate": (ROWS, {"covariates": ["sex"]}, r"no column sex \(--covariates\)"),
     "text": (("0.png,train,p,1,high,1", *ROWS[1:]), {}, "column tc has text in 1 of 4 rows: line 2 'high'"),
-    "decimal comma": (("0.png,train,p,1,\"5,1\",1", *ROWS[1:]), {}, "write decimals with a point"),
+    "decimal comma": (('0.png,train,p,1,"5,1",1', *ROWS[1:]), {}, "write decimals with a point"),
     "infinite": (("0.png,train,p,1,inf,1", *ROWS[1:]), {}, "column tc is infinite in 1 rows: line 2 'inf'"),
     "no val": ((ROWS[0], ROWS[3]), {}, "no row with split val; there is EV, train"),
     "unknown split": (("0.png,holdout,p,1,1,1", *ROWS[1:]), {}, "line 2 holdout"),
     "absent file": (("9.png,train,p,1,1,1", *ROWS[1:]), {}, "1 of 4 files are not there: line 2"),
-    "two splits": ((*ROWS, "0.png,test,p,1,1,1"), {}, "1 images stand there in two splits, the first on "
-                                                      "lines 2 and 6"),
-    "logarithm": (("0.png,train,p,1,0,1", *ROWS[1:]), {"transforms": ["log"]}, "tc is not above 0 in 1 rows: "
-                                                                               "line 2 0"),
+    "two splits": (
+        (*ROWS, "0.png,test,p,1,1,1"),
+        {},
+        "1 images stand there in two splits, the first on lines 2 and 6",
+    ),
+    "logarithm": (
+        ("0.png,train,p,1,0,1", *ROWS[1:]),
+        {"transforms": ["log"]},
+        "tc is not above 0 in 1 rows: line 2 0",
+    ),
     "twice": (ROWS, {"targets": ["tc", "tc"]}, "--targets names tc twice"),
     "two roles": (ROWS, {"covariates": ["tc"]}, "--covariates tc: already a target"),
     "path as target": (ROWS, {"targets": ["path"]}, "that column is the path"),
@@ -93,9 +106,10 @@ def test_only_the_first_five_of_many_are_listed(csv):
 
 
 def test_transforms():
-    assert parse_transforms(["log"], ["a", "b"]) == ["log", "log"] and parse_transforms(["none", "log"],
-                                                                                        ["a",
-                                                                                         "b"])[1] == "log"
+    assert (
+        parse_transforms(["log"], ["a", "b"]) == ["log", "log"]
+        and parse_transforms(["none", "log"], ["a", "b"])[1] == "log"
+    )
     with pytest.raises(InputError, match="each of the 3"):
         parse_transforms(["log", "none"], ["a", "b", "c"])
 

@@ -100,8 +100,9 @@ def test_every_ending_of_the_formats_that_are_read_is_taken_and_other_images_are
     assert endings == set(EXTENSIONS) and not set(EXTENSIONS) & set(NOT_READ)
     root = make_folder(tmp_path)
     for ending in endings - {".pfm"}:  # floats
-        Image.new("RGB", (12, 10), (9, 90, 200)).save(f"{root}/train/mild/same{ending.upper()}",
-                                                      format=Image.EXTENSION[ending])
+        Image.new("RGB", (12, 10), (9, 90, 200)).save(
+            f"{root}/train/mild/same{ending.upper()}", format=Image.EXTENSION[ending]
+        )
     data = check_files(read_folder(root), "stop", progress=False)
     assert len(data.table) == 27 + len(endings) - 1 and data.notes == []
     for name in ("a.dcm", "b.DCM", "c.nii.gz", "._d.dcm"):
@@ -151,8 +152,9 @@ def test_missing_folders_are_named(tmp_path):
 def test_classes_that_differ_or_are_empty_are_named(tmp_path):
     root = make_folder(tmp_path)
     os.rename(f"{root}/val/mild", f"{root}/val/Mild")
-    message = refused(lambda: read_folder(root), "differ", "train lacks Mild", "val lacks mild", "test lacks "
-                                                                                                 "Mild")
+    message = refused(
+        lambda: read_folder(root), "differ", "train lacks Mild", "val lacks mild", "test lacks Mild"
+    )
     assert "severe" not in message
     os.rename(f"{root}/val/Mild", f"{root}/val/mild")
     for split in ("test", "train"):
@@ -256,9 +258,11 @@ def test_classes_that_train_does_not_have(tmp_path):
 def test_the_number_of_classes(tmp_path):
     data = read_folder(make_folder(tmp_path))
     assert check_classes(data, 3, explicit=True) is data
-    refused(lambda: check_classes(data, 5, explicit=True), "found 3 classes (healthy, mild, "
-                                                           "severe)", "--nb_classes "
-                                                                                                      "3")
+    refused(
+        lambda: check_classes(data, 5, explicit=True),
+        "found 3 classes (healthy, mild, severe)",
+        "--nb_classes 3",
+    )
     assert "3 classes" in check_classes(data, 8, explicit=False).notes[-1] and data.notes == []
     one = Data(data.table, ["mild"], [])
     refused(lambda: check_classes(one, 1, explicit=True), "at least 2", "mild")
@@ -274,8 +278,9 @@ def test_classes_are_matched_to_a_checkpoint_by_name(tmp_path):
     assert matched.notes[1:] == ["val has no image of moderate", "test has no image of moderate"]
     assert list(data.table["target"][:3]) == [0, 0, 0]  # what was read is left as it was
     assert match_classes(data, data.class_names).notes == []
-    refused(lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, "
-                                                                                         "Mild")
+    refused(
+        lambda: match_classes(data, ["healthy", "severe", "Mild"]), "no class mild", "healthy, severe, Mild"
+    )
 
 
 def test_bad_files_stop_the_run_or_are_skipped(tmp_path):

@@ -28,8 +28,12 @@ def write(path, text):
 
 def test_a_folder_at_any_depth(folder):
     data = read_unlabelled(str(folder))
-    assert [path.removeprefix(f"{folder}/") for path in data.table["path"]] == ["a.PNG", "b.png",
-                                                                                "deep/d.jpg", "deep/er/c.tif"]
+    assert [path.removeprefix(f"{folder}/") for path in data.table["path"]] == [
+        "a.PNG",
+        "b.png",
+        "deep/d.jpg",
+        "deep/er/c.tif",
+    ]
     assert set(data.table["split"]) == {"input"} and list(data.table["index"]) == [0, 1, 2, 3]
     assert len(data.notes) == 1 and "left out 2 files" in data.notes[0] and "notes.txt" in data.notes[0]
 
@@ -77,11 +81,12 @@ def test_a_wrong_csv(folder, tmp_path, text, covariates, says):
 def test_a_wrong_input(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").write_text("x")
-    for source, covariates, says in ((tmp_path / "empty", (), "no image .*left out 1 files"),
-                                     (tmp_path / "none", (), "not there"),
-                                     (folder / "b.png", (), "is an image: name its folder"),
-                                     (folder, ("eye", "age"), "reads eye, age beside each image: pass a "
-                                                              "CSV")):
+    for source, covariates, says in (
+        (tmp_path / "empty", (), "no image .*left out 1 files"),
+        (tmp_path / "none", (), "not there"),
+        (folder / "b.png", (), "is an image: name its folder"),
+        (folder, ("eye", "age"), "reads eye, age beside each image: pass a CSV"),
+    ):
         with pytest.raises(InputError, match=says):
             read_unlabelled(str(source), "path", covariates)
 
@@ -107,10 +112,9 @@ def test_thresholds_are_of_the_second_class_before_the_temperature():
         4.0,
         {"sensitivity_at_90_specificity": 0.6, "specificity_at_95_sensitivity": 0.25},
     )
-    assert list(table["called_at_90_specificity"]) == [1, 0,
-                                                       0] and list(table["called_at_95_sensitivity"]) == [1,
-                                                                                                          1,
-                                                                                                          1]
+    assert list(table["called_at_90_specificity"]) == [1, 0, 0] and list(
+        table["called_at_95_sensitivity"]
+    ) == [1, 1, 1]
     assert table["prob_yes"].round(2).tolist() == [0.56, 0.51, 0.44]
 
 

@@ -126,8 +126,9 @@ def page(language: str) -> str:
     introduction = "\n\n".join(texts["introduction"]) if texts else INTRODUCTION
     lines = [f"# {words['title']}", "", introduction, "", *_header(words["programs"])]
     for program, make_parser in PROGRAMS.items():
-        description = texts["programs"][program] if texts else _marked((make_parser().description
-                                                                        or "").split("\n")[0])
+        description = (
+            texts["programs"][program] if texts else _marked((make_parser().description or "").split("\n")[0])
+        )
         titles = dict.fromkeys(_heading(row.group, texts) for row in all_rows if program in row.actions)
         links = words["comma"].join(f"[{title}](#{anchor(title)})" for title in titles)
         lines.append(f"| `{program}` | {description} | {links} |")

@@ -66,8 +66,10 @@ def hanley_mcneil(auc: float, inside: int, outside: int) -> float:
 
 def drawn_macro_aucs(counts: list[int], advantage: float, sets: int) -> np.ndarray:
     """(sets,) macro AUCs of standard normal scores (N, K) with an advantage for an image's own class."""
-    rng, one_hot = np.random.default_rng(0), np.eye(len(counts),
-                                                    dtype=bool)[np.repeat(np.arange(len(counts)), counts)]
+    rng, one_hot = (
+        np.random.default_rng(0),
+        np.eye(len(counts), dtype=bool)[np.repeat(np.arange(len(counts)), counts)],
+    )
     return np.array([macro_auc_influence(one_hot, rng.normal(size=one_hot.shape) + advantage * one_hot)[0]
                      for _ in range(sets)])
 
@@ -129,8 +131,9 @@ def test_the_pages_commands_are_understood():
             name = data.rsplit("/", 1)[-1]
             assert int(values.get("NUM_CLASS") or values["--nb_classes"]) == len(SETS[name].classes), words
             if "--csv_file" in values:  # the columns of the list, and the patients that are the reason for it
-                assert (values["--label_col"], values["--patient_col"]) == ("class",
-                                                                            "patient") and SETS[name].patients
+                assert (values["--label_col"], values["--patient_col"]) == ("class", "patient") and SETS[
+                    name
+                ].patients
                 assert {"class", "patient"} < set(module.LIST_COLUMNS)
             scored.add(name)
     assert prepared == scored == set(SETS)

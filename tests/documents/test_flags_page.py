@@ -103,8 +103,9 @@ def test_flags_of_a_program(program, language):
             assert [float(word) for word in said.split()] == pytest.approx(expected, rel=1e-3), flag
         else:
             assert said == expected, flag
-        assert choices == WORDS[language]["comma"].join(f"`{choice}`" for choice in action.choices
-                                                        or ()), flag
+        assert choices == WORDS[language]["comma"].join(f"`{choice}`" for choice in action.choices or ()), (
+            flag
+        )
         if language == "en":  # markup aside, the flag's own help
             plain = re.sub(r"\[(\w+\.md)\]\(\1\)", r"docs/\1", meaning).replace("`", "")
             assert plain == action.help.replace("|", "/"), flag

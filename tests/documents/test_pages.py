@@ -78,10 +78,15 @@ def test_table_of_weights(page, heading):
     *rows, timm_row = table_rows(section(heading, read(page)))
     expected = [(row, name) for row in models_vit.BACKBONES for name in row.weights]
     assert len(expected) == len(rows) == 16
-    for (backbone, name), (model, arch, finetune, parameters, source, licence) in zip(expected, rows,
-                                                                                      strict=True):
-        assert (bare(model), bare(arch), bare(finetune), licence) == (backbone.model, backbone.arch, name,
-                                                                      backbone.licence)
+    for (backbone, name), (model, arch, finetune, parameters, source, licence) in zip(
+        expected, rows, strict=True
+    ):
+        assert (bare(model), bare(arch), bare(finetune), licence) == (
+            backbone.model,
+            backbone.arch,
+            name,
+            backbone.licence,
+        )
         number = re.fullmatch(r"(\d+(?:\.(\d+))?) M", parameters)
         assert round(backbone.parameters / 1e6, len(number[2] or "")) == float(number[1]), name
         assert (
@@ -117,8 +122,11 @@ def test_pages_that_the_code_names_exist():
     folders = [".", "benchmarks", "examples", "jobs/**", "tests/**", "util/**"]
     sources = [path for folder in folders for ending in ("py", "sh", "ipynb", "toml", "yaml")
                for path in ROOT.glob(f"{folder}/*.{ending}")]
-    named = {name for path in sources for name in re.findall(r"docs/[\w/]+\.(?:md|json|png)",
-                                                             path.read_text(encoding="utf-8"))}
+    named = {
+        name
+        for path in sources
+        for name in re.findall(r"docs/[\w/]+\.(?:md|json|png)", path.read_text(encoding="utf-8"))
+    }
     assert len(named) >= 10
     assert not [name for name in named if not (ROOT / name).is_file()]
 
@@ -211,8 +219,10 @@ def test_commands_are_understood(page):
 
 def test_there_are_commands_of_every_program():
     lines = [line for page in PAGES for line in shell_lines(read(page))]
-    assert sum("main_finetune.py" in line for line in lines) >= 5 and sum("train.sh" in line
-                                                                          for line in lines) >= 5
+    assert (
+        sum("main_finetune.py" in line for line in lines) >= 5
+        and sum("train.sh" in line for line in lines) >= 5
+    )
     started = {check_command(line) for line in lines if not line.startswith(OTHERS)}
     assert {*PROGRAMS, *SCRIPTS} - started <= {"python -m util.demo_data"}
 

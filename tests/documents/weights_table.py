@@ -12,13 +12,26 @@ PUBLISHERS = {
     "Dinov2": "[Meta, DINOv2](https://github.com/facebookresearch/dinov2)",
 }
 WORDS = {
-    "en": {"header": ("Parameters", "Weights come from", "Licence of the weights"), "hub": "hub: ",
-           "file": "a file that you fetch: ", "same": "as above", "any": "any name that timm knows",
-           "or nothing": "a file, or nothing", "own page": "that model's own page", "card": "see timm's "
-                                                                                            "model card"},
-    "zh": {"header": ("参数量", "权重来源", "权重的许可"), "hub": "hub：", "file": "自行获取的文件：", "same": "同上",
-           "any": "timm 认识的任何名称", "or nothing": "一个文件，或不给", "own page": "该模型自己的页面",
-           "card": "见 timm 的模型卡"},
+    "en": {
+        "header": ("Parameters", "Weights come from", "Licence of the weights"),
+        "hub": "hub: ",
+        "file": "a file that you fetch: ",
+        "same": "as above",
+        "any": "any name that timm knows",
+        "or nothing": "a file, or nothing",
+        "own page": "that model's own page",
+        "card": "see timm's model card",
+    },
+    "zh": {
+        "header": ("参数量", "权重来源", "权重的许可"),
+        "hub": "hub：",
+        "file": "自行获取的文件：",
+        "same": "同上",
+        "any": "timm 认识的任何名称",
+        "or nothing": "一个文件，或不给",
+        "own page": "该模型自己的页面",
+        "card": "见 timm 的模型卡",
+    },
 }
 
 

@@ -68,8 +68,9 @@ LONG, ODD = "x" * 3000, "\udcff\n\x1b[31m"  # no file, no name of anything
 
 def odd_words(program: str):
     """(flag, words) of a program's flags, each with values that its parser may take and nobody means."""
-    known = set() if program == "main_finetune.py" else {flag
-                                                         for flag, _ in flags.flags_of("main_finetune.py")}
+    known = (
+        set() if program == "main_finetune.py" else {flag for flag, _ in flags.flags_of("main_finetune.py")}
+    )
     for flag, action in flags.flags_of(program):
         if flag in known or flag in ("--finetune", "--device", "--dist_url"):
             continue
@@ -92,5 +93,7 @@ def test_no_value_of_a_flag_ends_in_a_traceback(program, kit, place, bounded, mo
     for flag, words in odd_words(program):
         ended = started(program, [*ends[program], flag, *words])
         assert ended.code in (0, 1, 2) and "Traceback" not in ended.err, (flag, words[0][:40], ended)
-        assert ended.code == 0 or ended.err.startswith("error: ") and ended.err.count("\n") == 1, (flag,
-                                                                                                   ended.err)
+        assert ended.code == 0 or ended.err.startswith("error: ") and ended.err.count("\n") == 1, (
+            flag,
+            ended.err,
+        )

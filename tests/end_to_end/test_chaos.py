@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.chaos import Tally, Training, differences, one_round, torn, undisturbed, write_pictures
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the processes in "
-                                                                             "Linux's /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="looks for the processes in Linux's /proc"
+)
 
 
 @pytest.mark.slow

@@ -177,8 +177,9 @@ def test_in_the_order_that_was_assumed_figures_of_grades_are_as_then():
         table = read_predictions(FIXTURES / "output_dir" / task / "predictions_test.csv")
         figures, _ = classification_metrics(table, ["fine", "middle", "rough"])
         then = json.loads((FIXTURES / "output_dir" / task / "metrics_test.json").read_text())
-        assert {name: figures[name] for name in LEFT_OUT} == pytest.approx({name: then[name]["value"]
-                                                                            for name in LEFT_OUT})
+        assert {name: figures[name] for name in LEFT_OUT} == pytest.approx(
+            {name: then[name]["value"] for name in LEFT_OUT}
+        )
 
 
 def test_images_are_as_large_as_they_were_recorded(earlier):

@@ -47,8 +47,9 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the loader's processes in "
-                                                                 "Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="looks for the loader's processes in Linux's /proc"
+)
 def test_a_loader_process_killed_for_memory(tmp_path, pictures):
     words = [*SMALL, "--num_workers", 1, "--epochs", 500, "--data_path", pictures, "--task", "x"]
     process = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)],
@@ -189,9 +190,10 @@ def test_known_messages(text, part):
 
 def test_other_errors_stay_what_they_are():
     assert machine_faults.explain(MemoryError()) == machine_faults.MEMORY
-    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FileNotFoundError(2, "No such "
-                                                                                                  "file",
-                                                                                               "x.png")):
+    for error in (
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        FileNotFoundError(2, "No such file", "x.png"),
+    ):
         assert machine_faults.explain(error) is None
         with pytest.raises(type(error)), machine_faults.explained():
             raise error

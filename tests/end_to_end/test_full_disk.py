@@ -80,8 +80,8 @@ def assert_like(folder, uncut):
     log = [[{**json.loads(line), "seconds": 0} for line in (place / "out/t/log.txt").read_text().splitlines()]
            for place in (folder, uncut)]
     assert log[0] == log[1] and len(log[0]) == EPOCHS
-    assert {path.name for path in (uncut / "out/t").iterdir()} <= {path.name
-                                                                   for path in (folder / "out/t").iterdir()}
+    names, whole = ({path.name for path in (place / "out/t").iterdir()} for place in (folder, uncut))
+    assert whole <= names
     events = [EventAccumulator(str(place / "logs/t")).Reload() for place in (folder, uncut)]
     for tag in events[1].Tags()["scalars"]:
         a, b = ([(event.step, event.value) for event in one.Scalars(tag)] for one in events)
@@ -138,17 +138,17 @@ def test_a_quota(start, tmp_path, uncut, monkeypatch):
         and "log.txt can't be written (Disk quota exceeded)" in err
         and "make room" in err
     )
-    assert [json.loads(line)["epoch"] for line in (tmp_path
-                                                   / "out/t/log.txt").read_text().splitlines()] == [0]
+    log = (tmp_path / "out/t/log.txt").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [0]
     code, _, err = start(*words, "--resume", "auto")
     assert code == 0, err
     assert_like(tmp_path, uncut)
 
 
-@pytest.mark.parametrize("fault, says", [("make_read_only", "Read-only file system.*make the folder "
-                                                            "writable"),
-                                         ("cover", "is gone .another folder stands in its place.: bring it "
-                                                   "back")])
+@pytest.mark.parametrize("fault, says", [
+    ("make_read_only", "Read-only file system.*make the folder writable"),
+    ("cover", "is gone .another folder stands in its place.: bring it back"),
+])
 def test_a_folder_that_can_no_more_be_written(start, small_disk, uncut,  # noqa: F811
                                               monkeypatch, fault, says):
     there = small_disk(ROOM)

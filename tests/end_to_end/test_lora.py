@@ -70,8 +70,10 @@ def test_adapters_are_small_resume_to_the_bit_and_end_as_a_whole_model(start, tm
     whole, best = tmp_path / "output_dir/whole", tmp_path / "output_dir/whole/checkpoint-best.pth"
     assert (whole / "checkpoint-adapter.pth").stat().st_size < 0.07 * best.stat().st_size
     assert (whole / "checkpoint-last.pth").stat().st_size < 0.2 * best.stat().st_size
-    assert {path.name for path in (whole / "adapter").iterdir()} == {"adapter_config.json",
-                                                                     "adapter_model.safetensors"}
+    assert {path.name for path in (whole / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
     # cut in the second epoch: what is there is scored as it is, and goes on to the same bits
     cut(1)
@@ -150,14 +152,19 @@ def test_base_weights_are_held_to_their_sha256(start, tmp_path, base, cut, pictu
 def test_what_can_not_be_adapted_is_refused_in_one_line(start, base, monkeypatch):
     needs_package("peft")
     for words, says in (
-            (["--finetune", base, "--train_last_blocks", 2], "--train_last_blocks and --adaptation lora each "
-                                                             "say"),
-            (["--finetune", base, "--allow_partial"], "would never train them"),
-            ([], "adapts pre-trained weights and there are none: name them with --finetune"),
-            (["--finetune", base, "--lora_rank", 100], "--lora_rank 100 is above 64"),
-            (["--finetune", base, "--lora_targets", "("], "argument --lora_targets: '(' is no regular "
-                                                          "expression"),
-            (["--finetune", base, "--lora_targets", "nothing"], "test_vit has no such layers")):
+        (
+            ["--finetune", base, "--train_last_blocks", 2],
+            "--train_last_blocks and --adaptation lora each say",
+        ),
+        (["--finetune", base, "--allow_partial"], "would never train them"),
+        ([], "adapts pre-trained weights and there are none: name them with --finetune"),
+        (["--finetune", base, "--lora_rank", 100], "--lora_rank 100 is above 64"),
+        (
+            ["--finetune", base, "--lora_targets", "("],
+            "argument --lora_targets: '(' is no regular expression",
+        ),
+        (["--finetune", base, "--lora_targets", "nothing"], "test_vit has no such layers"),
+    ):
         code, _, err = start("--task", "x", *LORA, *words)
         assert code == 2 and err.count("\n") == 1 and says in err, (words, err)
     code, out, _ = start("--task", "x", "--lora_rank", 3, "--dry_run")

@@ -35,8 +35,9 @@ def free_port() -> int:
 
 
 def run_quietly(*command: str) -> bool:
-    return shutil.which(command[0]) is not None and subprocess.run(command,
-                                                                   capture_output=True).returncode == 0
+    return (
+        shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +224,9 @@ def test_a_node_that_does_not_come_back(nodes, program):
     wait_for(nodes.folder / "ready")
     nodes.lose(1)
     ((code, out, err),) = nodes.ends()
-    assert code == 1 and err.splitlines()[-1].startswith("error: node 0 waited 6 s in vain for the other "
-                                                         "nodes:"), err
+    assert code == 1 and err.splitlines()[-1].startswith(
+        "error: node 0 waited 6 s in vain for the other nodes:"
+    ), err
     assert "Traceback" not in err and "going on from the last checkpoint" in out
 
 
@@ -253,8 +255,9 @@ def test_the_store_is_lost_with_node_0(nodes, program):
     wait_for(nodes.folder / "ready")
     nodes.lose(0)
     ((code, _, err),) = nodes.ends()
-    assert code == 1 and err.splitlines()[-1].startswith("error: node 1 can't reach the store of the nodes "
-                                                         "at "), err
+    assert code == 1 and err.splitlines()[-1].startswith(
+        "error: node 1 can't reach the store of the nodes at "
+    ), err
     assert "Traceback" not in err
 
 

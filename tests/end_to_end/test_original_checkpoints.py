@@ -20,8 +20,9 @@ def photographs(tmp_path_factory):
     """A small test set of JPEGs whose full and scaled decoding differ."""
     folder = write_pictures(tmp_path_factory.mktemp("photographs"), numbers=(1, 1, 1))
     for path in list(folder.rglob("*.png")):
-        Image.open(path).resize((1500, 1200), Image.Resampling.NEAREST).save(path.with_suffix(".jpg"),
-                                                                             quality=92)
+        Image.open(path).resize((1500, 1200), Image.Resampling.NEAREST).save(
+            path.with_suffix(".jpg"), quality=92
+        )
         path.unlink()
     return folder
 

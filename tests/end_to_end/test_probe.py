@@ -85,8 +85,9 @@ def test_random_views(start, tmp_path):
     code, out, err = start(*views, "--seed", 0)
     assert "0 images computed" in out
     code, out, err = start(*PROBE, "--hflip", 0.5, "--mixup", 0.5)
-    assert "with --adaptation lp these do nothing: --mixup, --hflip" in out.replace("--mixup, --aa",
-                                                                                    "--mixup")
+    assert "with --adaptation lp these do nothing: --mixup, --hflip" in out.replace(
+        "--mixup, --aa", "--mixup"
+    )
     code, out, err = start("--epochs", 1, "--lp_views", 2)
     assert "--lp_views does nothing without --adaptation lp" in out
 

@@ -56,8 +56,10 @@ def test_every_program_reads_it(probed, start, pictures, tmp_path, kind, capsys)
                if name.startswith("head.")}
     query = {"head.query": (64,)} if kind == ATTENTIVE else {}
     assert of_head == {"head.weight": (3, WIDTHS[kind]), "head.bias": (3,)} | query
-    assert stored["model"].keys() - query.keys() == timm.create_model("test_vit",
-                                                                      num_classes=3).state_dict().keys()
+    assert (
+        stored["model"].keys() - query.keys()
+        == timm.create_model("test_vit", num_classes=3).state_dict().keys()
+    )
 
     # the whole model on images says what the head said on stored features (tokens are stored in float16)
     scored = read_predictions(folder / "predictions_test.csv")

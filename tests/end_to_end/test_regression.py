@@ -142,9 +142,12 @@ def test_mistakes(predict, tmp_path, demo, monkeypatch):
     wrong(predict(csv=None), "--csv_file is not given")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    wrong(predict("--targets", "brightness", "--device", "cpu", "--num_workers", 0, small=False),
-          "RETFound_dinov2_meh.pth is not on this disk", "--finetune", "is only the default: another model "
-                                                                       "does as well")
+    wrong(
+        predict("--targets", "brightness", "--device", "cpu", "--num_workers", 0, small=False),
+        "RETFound_dinov2_meh.pth is not on this disk",
+        "--finetune",
+        "is only the default: another model does as well",
+    )
     wrong(predict("--targets", "hdl"), "no column hdl (--targets)")
     wrong(predict("--head_num_heads", 3), "--head_num_heads 3 does not divide")
     wrong(predict("--target_transform", "log"), "lesion_area is not above 0")

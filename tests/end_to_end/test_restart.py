@@ -89,8 +89,10 @@ def test_asked_to_end_it_writes_a_checkpoint_and_ends_with_99(tmp_path, pictures
     lines = [line for line in err.splitlines() if line.startswith("stopped by ")]
     assert len(lines) == 1 and lines[0].startswith(f"stopped by {signal.Signals(number).name}: epoch ")
     assert "in the last checkpoint" in lines[0]
-    epochs, last = epochs_logged(tmp_path), torch.load(tmp_path / "output_dir/r/checkpoint-last.pth",
-                                                       weights_only=True)
+    epochs, last = (
+        epochs_logged(tmp_path),
+        torch.load(tmp_path / "output_dir/r/checkpoint-last.pth", weights_only=True),
+    )
     assert last["progress"]["epoch"] == epochs and last["epoch"] == epochs - 1
 
 

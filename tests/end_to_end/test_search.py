@@ -37,8 +37,11 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     table = trials(tmp_path)
     assert best["value"] == table["value"].max() and best["trial"] == table["value"].idxmax()
     assert table["test_r2"].notna().all() and best["metric"] == "r2" and best["epochs"] == 2
-    assert {path.name for path in (tmp_path / "output_logs/s").iterdir()} == {"trial_0000", "trial_0001",
-                                                                              "trial_0002"}
+    assert {path.name for path in (tmp_path / "output_logs/s").iterdir()} == {
+        "trial_0000",
+        "trial_0001",
+        "trial_0002",
+    }
     assert (folder / "optuna_history.png").exists()
     # a second start without --optuna_resume is refused, with it there is nothing to do
     code, _, err = predict(*SEARCH, "--optuna_trials", 3)
@@ -234,8 +237,15 @@ def postgres():
                        stdout=subprocess.DEVNULL)
 
     control("initdb", "-U", "optuna", "--auth=trust")
-    control("pg_ctl", "-w", "-l", str(data / "log"), "-o", f"-p {port} -k {data} -c "
-                                                           "listen_addresses=127.0.0.1", "start")
+    control(
+        "pg_ctl",
+        "-w",
+        "-l",
+        str(data / "log"),
+        "-o",
+        f"-p {port} -k {data} -c listen_addresses=127.0.0.1",
+        "start",
+    )
     yield f"postgresql://optuna@127.0.0.1:{port}/postgres"
     control("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(data)

@@ -101,9 +101,9 @@ def test_it_goes_on_with_two_processes_with_one_and_without_shards(trained, pict
     moments = [file.rest["optimizer"]["state"] for file in last]
     assert all(torch.allclose(moments[0][n]["exp_avg"], moments[1][n]["exp_avg"], atol=1e-6)
                for n in moments[0])
-    assert log_of(tmp_path, "again")[-1]["train_loss"] == pytest.approx(log_of(tmp_path,
-                                                                               "ddp")[-1]["train_loss"],
-                                                                        rel=1e-6)
+    assert log_of(tmp_path, "again")[-1]["train_loss"] == pytest.approx(
+        log_of(tmp_path, "ddp")[-1]["train_loss"], rel=1e-6
+    )
 
     still = [*words, "--drop_path", 0, "--accum_iter", 2]  # nothing is drawn by process
     for task, start, processes in (("one", "fsdp", 1), ("two", "fsdp", 2)):
@@ -244,7 +244,7 @@ def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
         assert moved and not {key for key in moved if name == "last"
                               and key.startswith(("blocks.0.", "blocks.3.", "patch"))}
         if name == "lora":
-            assert moved == {"head.weight",
-                             "head.bias"} | {f"blocks.{n}.attn.{layer}.weight" for n in range(6)
-                                                            for layer in ("qkv", "proj")}
+            assert moved == {"head.weight", "head.bias"} | {
+                f"blocks.{n}.attn.{layer}.weight" for n in range(6) for layer in ("qkv", "proj")
+            }
             assert (tmp_path / "output_dir/lora_fsdp/adapter/adapter_model.safetensors").exists()

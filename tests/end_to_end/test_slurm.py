@@ -108,7 +108,7 @@ def test_a_study_is_jobs_that_are_queued_again(cluster, pictures, tmp_path):
     flags = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | dict([EPOCHS])
     lines = "\n".join(f"  {name.removeprefix('--')}: {value}" for name, value in flags.items()
                       if "model" not in name)
-    (tmp_path / "grid.yaml").write_text(GRID.format(pictures=pictures, flags=lines))
+    (tmp_path / "grid.yaml").write_text(GRID.format(images=pictures, flags=lines))
     runs = [tmp_path / f"output_dir/study/vit_finetune_ratio1_seed{seed}" for seed in (0, 1)]
     first = begin_study(cluster, tmp_path)
     said = first.stdout.readline() + first.stdout.readline()

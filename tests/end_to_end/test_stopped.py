@@ -37,14 +37,18 @@ def last(folder):
     return torch.load(folder / "checkpoint-last.pth", weights_only=True)
 
 
-@pytest.mark.parametrize("place, calls, says, progress", [
-    ("_optimizer_step", 2, "epoch 0 stands at step 2 of 6 in the last checkpoint", (0, 2)),
-    ("_optimizer_step", EPOCH + 6, "epoch 1 stands at step 6 of 6", (1, 6)),
-    ("_rows", 2, "epoch 1 is trained and in the last checkpoint, not yet evaluated", (1, 6)),
-    ("_gathered", 3, "all epochs are trained, the test split is not scored yet", (3, 0)),
-])
-def test_it_ends_at_once_and_goes_on_with_the_same_bits(start, tmp_path, stop, monkeypatch, place, calls,
-                                                        says, progress):
+@pytest.mark.parametrize(
+    "place, calls, says, progress",
+    [
+        ("_optimizer_step", 2, "epoch 0 stands at step 2 of 6 in the last checkpoint", (0, 2)),
+        ("_optimizer_step", EPOCH + 6, "epoch 1 stands at step 6 of 6", (1, 6)),
+        ("_rows", 2, "epoch 1 is trained and in the last checkpoint, not yet evaluated", (1, 6)),
+        ("_gathered", 3, "all epochs are trained, the test split is not scored yet", (3, 0)),
+    ],
+)
+def test_it_ends_at_once_and_goes_on_with_the_same_bits(
+    start, tmp_path, stop, monkeypatch, place, calls, says, progress
+):
     assert start("--task", "whole", *OPTIONS)[0] == 0
     stop(calls, place)
     code, out, err = start("--task", "cut", *OPTIONS)

@@ -37,7 +37,7 @@ def begin(folder, *words):
 def test_a_study_is_gone_on_with(tmp_path, pictures):
     flags = "\n".join(f"  {name}: {value}" for name, value in FLAGS.items()
                       if name not in ("model", "model_arch", "epochs"))
-    (tmp_path / "grid.yaml").write_text(GRID.format(pictures=pictures, flags=flags))
+    (tmp_path / "grid.yaml").write_text(GRID.format(images=pictures, flags=flags))
     study = tmp_path / "output_dir/study"
     first, second, third, _ = (study / name for name in NAMES)
     process = begin(tmp_path)
@@ -66,5 +66,7 @@ def test_a_study_is_gone_on_with(tmp_path, pictures):
     # what trainings stored is what the grid asks for: nothing is left to do
     process = begin(tmp_path, "--draws", "200")
     out, err = process.communicate(timeout=100)
-    assert process.returncode == 0 and "4 finished, 0 begun, 0 new" in out and " of 4: " not in out, (out,
-                                                                                                      err)
+    assert process.returncode == 0 and "4 finished, 0 begun, 0 new" in out and " of 4: " not in out, (
+        out,
+        err,
+    )

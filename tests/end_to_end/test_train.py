@@ -226,11 +226,17 @@ def test_stored_options_come_back(start, tmp_path):
 
 
 def test_csv_is_the_same_as_the_folder(start, tmp_path, pictures):
-    rows = [{"path": os.path.relpath(path, tmp_path), "label": path.parent.name,
-             "split": path.parent.parent.name,
-             "patient": path.stem} for path in sorted(pictures.rglob("*.png"),
-                                                      key=lambda p: (["train", "val",
-                                                                      "test"].index(p.parts[-3]), p))]
+    rows = [
+        {
+            "path": os.path.relpath(path, tmp_path),
+            "label": path.parent.name,
+            "split": path.parent.parent.name,
+            "patient": path.stem,
+        }
+        for path in sorted(
+            pictures.rglob("*.png"), key=lambda p: (["train", "val", "test"].index(p.parts[-3]), p)
+        )
+    ]
     pd.DataFrame(rows).to_csv(tmp_path / "data.csv", index=False)
     assert start("--task", "folder", "--epochs", 1)[0] == 0
     code, _, err = start("--task", "csv", "--epochs", 1, "--csv_file", tmp_path / "data.csv", "--patient_col",
@@ -319,8 +325,9 @@ def test_no_savemodel(start, tmp_path):
     assert (tmp_path / "output_dir/n/metrics_test.csv").exists()
 
 
-@pytest.mark.parametrize(("adaptation", "kept"), [("finetune", "the last epoch"), ("lp", "the head of the "
-                                                                                         "least loss")])
+@pytest.mark.parametrize(
+    ("adaptation", "kept"), [("finetune", "the last epoch"), ("lp", "the head of the least loss")]
+)
 def test_a_metric_that_is_undefined_on_val_is_said_at_the_first_epoch(start, tmp_path, adaptation, kept):
     """val of one class has no AUC: every epoch would be the best one."""
     data = write_pictures(tmp_path / "data", numbers=(4, 2, 4), classes=("healthy", "ill"))

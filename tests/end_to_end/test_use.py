@@ -90,12 +90,16 @@ def test_two_processes_write_the_same(trained):
 
 def test_two_processes_say_an_error_once(trained):
     run = start_process(*words("nowhere/p.csv"), folder=trained, processes=2, program="predict.py", **ALONE)
-    assert run.returncode != 0 and run.stderr.count("error: --output nowhere/p.csv: there is no folder "
-                                                    "nowhere") == 1
+    assert (
+        run.returncode != 0
+        and run.stderr.count("error: --output nowhere/p.csv: there is no folder nowhere") == 1
+    )
 
 
-@pytest.mark.parametrize("program, output, times", [("predict", "p.csv", 5), ("predict", "p.csv", 6),
-                                                    ("latent_feature", "f.npz", 3)])
+@pytest.mark.parametrize(
+    "program, output, times",
+    [("predict", "p.csv", 5), ("predict", "p.csv", 6), ("latent_feature", "f.npz", 3)],
+)
 def test_killed_and_started_again(trained, tmp_path, program, output, times):
     """The kill falls into the writing of rows (odd times) or of their line (even ones): half of it stands on
     the disk."""
@@ -104,8 +108,10 @@ def test_killed_and_started_again(trained, tmp_path, program, output, times):
     assert not (trained / again).exists() and (trained / f"{again}.partial").stat().st_size
     run = start_process(*words(again), folder=trained, program=f"{program}.py", **ALONE)
     whole = 4 * ((times - 1) // 2)
-    assert run.returncode == 0 and f"{whole} are there from an earlier start" in run.stdout, (run.stdout,
-                                                                                              run.stderr)
+    assert run.returncode == 0 and f"{whole} are there from an earlier start" in run.stdout, (
+        run.stdout,
+        run.stderr,
+    )
     if program == "predict":
         assert (trained / again).read_bytes() == (trained / output).read_bytes()
     else:

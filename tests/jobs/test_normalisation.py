@@ -25,32 +25,63 @@ def both(*words, model="vit_base_patch16_224", rest=None):
     options = parse(FINETUNE, "", [str(word) for word in words]).having(input_size=64, decode="full")
     backbone = models_vit.find_backbone("timm" if "dino" not in model else "Dinov2", model)
     file = types.SimpleNamespace(rest=rest) if rest else None
-    return evaluation_settings(options, backbone, file, DEEP[:0])["mean"][0], source(options, backbone,
-                                                                                     rest or {})
+    return evaluation_settings(options, backbone, file, DEEP[:0])["mean"][0], source(
+        options, backbone, rest or {}
+    )
 
 
-@pytest.mark.parametrize(("words", "model", "mean", "of"), [
-    (("--finetune", f"hf:{TAG}/model.safetensors"), "vit_base_patch16_224", 0.485,
-     "timm's constants of vit_base_patch16_224.mae"),
-    (("--finetune", f"hf:{TAG}"), "vit_base_patch16_224", 0.485, "timm's constants of "
-                                                                 "vit_base_patch16_224.mae"),
-    (("--finetune", "hf:timm/vit_base_patch16_224.augreg_in1k/model.safetensors"), "vit_base_patch16_224.mae",
-     0.5,
-     "timm's constants of vit_base_patch16_224.augreg_in1k"),  # the weights' tag, not the architecture's
-    ((), "vit_base_patch16_224.mae", 0.485, "timm's constants of vit_base_patch16_224.mae"),
-    ((), "vit_base_patch16_224", 0.5, "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its "
-                                      "default tag"),
-    (("--finetune", "weights/vit_base_patch16_224.mae.safetensors"), "vit_base_patch16_224", 0.5,
-     "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag"),
-    (("--finetune", "hf:timm/vit_base_patch16_224.unheard/x"), "vit_base_patch16_224", 0.5,
-     "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag"),
-    (("--finetune", "hf:someone/vit_base_patch16_224.mae/x"), "vit_base_patch16_224", 0.5,
-     "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag"),
-    (("--finetune", f"hf:{TAG}", "--norm", "half"), "vit_base_patch16_224", 0.5, "0.5 throughout"),
-    (("--norm", "imagenet"), "vit_base_patch16_224", 0.485, "ImageNet's"),
-    (("--norm", "0.25,0,0,1,1,2"), "vit_base_patch16_224", 0.25, "typed"),
-    ((), "dinov2_vits14", 0.485, "ImageNet's, by which dinov2_vits14 was trained"),
-])
+@pytest.mark.parametrize(
+    ("words", "model", "mean", "of"),
+    [
+        (
+            ("--finetune", f"hf:{TAG}/model.safetensors"),
+            "vit_base_patch16_224",
+            0.485,
+            "timm's constants of vit_base_patch16_224.mae",
+        ),
+        (
+            ("--finetune", f"hf:{TAG}"),
+            "vit_base_patch16_224",
+            0.485,
+            "timm's constants of vit_base_patch16_224.mae",
+        ),
+        (
+            ("--finetune", "hf:timm/vit_base_patch16_224.augreg_in1k/model.safetensors"),
+            "vit_base_patch16_224.mae",
+            0.5,
+            "timm's constants of vit_base_patch16_224.augreg_in1k",
+        ),  # the weights' tag, not the architecture's
+        ((), "vit_base_patch16_224.mae", 0.485, "timm's constants of vit_base_patch16_224.mae"),
+        (
+            (),
+            "vit_base_patch16_224",
+            0.5,
+            "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag",
+        ),
+        (
+            ("--finetune", "weights/vit_base_patch16_224.mae.safetensors"),
+            "vit_base_patch16_224",
+            0.5,
+            "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag",
+        ),
+        (
+            ("--finetune", "hf:timm/vit_base_patch16_224.unheard/x"),
+            "vit_base_patch16_224",
+            0.5,
+            "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag",
+        ),
+        (
+            ("--finetune", "hf:someone/vit_base_patch16_224.mae/x"),
+            "vit_base_patch16_224",
+            0.5,
+            "timm's constants of vit_base_patch16_224.augreg2_in21k_ft_in1k, its default tag",
+        ),
+        (("--finetune", f"hf:{TAG}", "--norm", "half"), "vit_base_patch16_224", 0.5, "0.5 throughout"),
+        (("--norm", "imagenet"), "vit_base_patch16_224", 0.485, "ImageNet's"),
+        (("--norm", "0.25,0,0,1,1,2"), "vit_base_patch16_224", 0.25, "typed"),
+        ((), "dinov2_vits14", 0.485, "ImageNet's, by which dinov2_vits14 was trained"),
+    ],
+)
 def test_the_weights_tag_decides_and_the_source_is_said(words, model, mean, of):
     assert both(*words, model=model) == (mean, of)
 

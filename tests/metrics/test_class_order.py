@@ -112,8 +112,11 @@ def test_the_whole_way(start, tmp_path):
     code, out, err = start("--epochs", 1, "--task", "typed", "--select_metric", "qwk", *typed, data=data)
     assert code == 0 and "nothing says" not in out, err
     table = pd.read_csv(tmp_path / "output_dir/typed/predictions_test.csv")
-    assert [name for name in table if name.startswith("prob_")] == ["prob_normal", "prob_glaucoma",
-                                                                    "prob_cataract"]
+    assert [name for name in table if name.startswith("prob_")] == [
+        "prob_normal",
+        "prob_glaucoma",
+        "prob_cataract",
+    ]
     place = {name: number for number, name in enumerate(typed[1:])}
     expected = cohen_kappa_score(table["true_class"].map(place), table["predicted_class"].map(place),
                                  weights="quadratic")

@@ -37,8 +37,10 @@ def sklearn_figures(table):
         table["true_class"].map(numbers).to_numpy(),
         table["predicted_class"].map(numbers).to_numpy(),
     )
-    true_one_hot, predicted_one_hot = np.eye(len(names), dtype=int)[true], np.eye(len(names),
-                                                                                  dtype=int)[predicted]
+    true_one_hot, predicted_one_hot = (
+        np.eye(len(names), dtype=int)[true],
+        np.eye(len(names), dtype=int)[predicted],
+    )
     probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
     present = np.flatnonzero(true_one_hot.any(axis=0))
     macro = {"average": "macro", "zero_division": 0}
@@ -99,8 +101,9 @@ def test_auc_and_average_precision_equal_scikit_learn_with_ties_and_weights(leve
             if len(np.unique(is_class[weights > 0])) == 2:
                 how = {"sample_weight": weights}
                 assert auc == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores, **how), abs=1e-6)
-                assert precision == pytest.approx(sklearn_metrics.average_precision_score(is_class, scores,
-                                                                                          **how), abs=1e-6)
+                assert precision == pytest.approx(
+                    sklearn_metrics.average_precision_score(is_class, scores, **how), abs=1e-6
+                )
         exact, _ = weighted.Ranks.of(is_class, scores).figures(np.ones((1, 40)))
         assert exact[0] == pytest.approx(sklearn_metrics.roc_auc_score(is_class, scores), abs=1e-12)
         assert exact[0] == pytest.approx(delong.auc_influence(is_class, scores)[0], abs=1e-12)
@@ -172,8 +175,9 @@ def test_one_class_alone_has_no_auc_and_the_score_says_what_it_is_made_of():
         figures, notes = classification.classification_metrics(table)
     assert math.isnan(figures["roc_auc"]) and figures["kappa"] == 0 and figures["average_precision"] == 1
     assert figures["score"] == pytest.approx((figures["f1"] + 0) / 2) and figures["f1"] == pytest.approx(0.4)
-    assert any("roc_auc is undefined" in note for note in notes) and any("f1 and kappa alone" in note
-                                                                         for note in notes)
+    assert any("roc_auc is undefined" in note for note in notes) and any(
+        "f1 and kappa alone" in note for note in notes
+    )
 
     figures, notes = classification.classification_metrics(table[2:])  # one image, predicted right
     assert math.isnan(figures["kappa"]) and figures["accuracy"] == 1 and figures["n"] == 1
@@ -274,24 +278,35 @@ def test_probabilities_are_softmax_and_names_follow_their_numbers():
     table = make_table([1, 0, 2], [[0.0, 1.0, 2.0], [5.0, 4.0, 3.0], [0.0, 0.0, 0.0]], ["b", "a", "c"])
     assert list(table.columns) == ["index", "path", "patient", "split", "true_class", "predicted_class",
                                    "prob_b", "prob_a", "prob_c", "logit_b", "logit_a", "logit_c"]
-    assert table["true_class"].tolist() == ["a", "b", "c"] and table["predicted_class"].tolist() == ["c", "b",
-                                                                                                     "b"]
+    assert table["true_class"].tolist() == ["a", "b", "c"] and table["predicted_class"].tolist() == [
+        "c",
+        "b",
+        "b",
+    ]
     total = math.exp(0) + math.exp(1) + math.exp(2)
     assert table.loc[0, ["prob_b", "prob_a", "prob_c"]].tolist() == pytest.approx(
         [1 / total, math.e / total, math.e ** 2 / total], abs=1e-15)
 
 
-@pytest.mark.parametrize("text, problem", [
-    ("a,b\n1,2\n", "no columns of predictions"),
-    ("", "no columns of predictions"),
-    ("index,path,patient,split,true_class,predicted_class\n", "no columns of predictions"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a\n", "lacks the columns logit_a"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a,prob_a,logit_a\n", "twice"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,high,1\n", "high"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,0.5\n", "not a table"),
-    ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,1,1\n1,x\n", "not a "
-                                                                                                    "table"),
-])
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("a,b\n1,2\n", "no columns of predictions"),
+        ("", "no columns of predictions"),
+        ("index,path,patient,split,true_class,predicted_class\n", "no columns of predictions"),
+        ("index,path,patient,split,true_class,predicted_class,prob_a\n", "lacks the columns logit_a"),
+        ("index,path,patient,split,true_class,predicted_class,prob_a,prob_a,logit_a\n", "twice"),
+        ("index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,high,1\n", "high"),
+        (
+            "index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,0.5\n",
+            "not a table",
+        ),
+        (
+            "index,path,patient,split,true_class,predicted_class,prob_a,logit_a\n0,x,,val,a,a,1,1\n1,x\n",
+            "not a table",
+        ),
+    ],
+)
 def test_file_that_is_no_table_is_one_line(tmp_path, text, problem):
     path = tmp_path / "predictions.csv"
     path.write_text(text)

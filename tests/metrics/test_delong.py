@@ -43,8 +43,9 @@ def test_auc_and_variance_are_those_of_all_pairs(example):
     is_class, scores, _ = example
     auc, influence = delong.auc_influence(is_class, scores)
     expected, variance = by_pairs(is_class, scores)
-    assert auc == pytest.approx(expected, abs=1e-12) == pytest.approx(roc_auc_score(is_class, scores),
-                                                                      abs=1e-12)
+    assert (
+        auc == pytest.approx(expected, abs=1e-12) == pytest.approx(roc_auc_score(is_class, scores), abs=1e-12)
+    )
     assert delong.variance(influence) == pytest.approx(variance, rel=1e-12)
 
 
@@ -130,16 +131,19 @@ def test_the_joint_test_is_that_of_all_pairs(ties):
 def test_of_two_models_it_is_the_test_of_the_pair(example, patients):
     aucs, influences = influences_of(example[0], np.array(example[1:]))
     p = delong.difference_test(*influences, aucs[0] - aucs[1], patients)[2]
-    assert delong.joint_test(aucs, influences, patients) == pytest.approx((norm.isf(p / 2) ** 2, 1, p),
-                                                                          rel=1e-9)
+    assert delong.joint_test(aucs, influences, patients) == pytest.approx(
+        (norm.isf(p / 2) ** 2, 1, p), rel=1e-9
+    )
 
 
 def test_models_that_rank_alike_add_no_degree_of_freedom():
     is_class, scores = several(np.random.default_rng(7), 3)
     expected = delong.joint_test(*influences_of(is_class, scores))
     more = np.array([*scores, np.exp(scores[0]), 5 * scores[2] - 1])
-    assert delong.joint_test(*influences_of(is_class, more)) == pytest.approx(expected,
-                                                                              rel=1e-9) and expected[1] == 2
+    assert (
+        delong.joint_test(*influences_of(is_class, more)) == pytest.approx(expected, rel=1e-9)
+        and expected[1] == 2
+    )
     assert delong.joint_test(*influences_of(is_class, more[[0, 3, 0]])) == (0.0, 0, 1.0)
 
 
@@ -148,8 +152,9 @@ def test_a_joint_test_that_nobody_can_make():
     knows it."""
     is_class = np.arange(12) < 5
     perfect = is_class + np.linspace(0, 0.1, 12)
-    chi_square, freedom, p = delong.joint_test(*influences_of(is_class,
-                                                              np.array([perfect, -perfect, perfect])))
+    chi_square, freedom, p = delong.joint_test(
+        *influences_of(is_class, np.array([perfect, -perfect, perfect]))
+    )
     assert math.isnan(chi_square) and math.isnan(p) and freedom == 0
     single = np.arange(12) < 1
     assert math.isnan(delong.joint_test(*influences_of(single, np.array([perfect, -perfect])))[2])

@@ -55,10 +55,12 @@ def test_figures_of_classes_are_scikit_learns():
         true, predicted = images.true == k, images.predicted == k
         assert found[f"sensitivity_{name}"] == pytest.approx(sklearn_metrics.recall_score(true, predicted),
                                                              abs=1e-12)
-        assert found[f"specificity_{name}"] == pytest.approx(sklearn_metrics.recall_score(~true, ~predicted),
-                                                             abs=1e-12)
-        assert found[f"precision_{name}"] == pytest.approx(sklearn_metrics.precision_score(true, predicted),
-                                                           abs=1e-12)
+        assert found[f"specificity_{name}"] == pytest.approx(
+            sklearn_metrics.recall_score(~true, ~predicted), abs=1e-12
+        )
+        assert found[f"precision_{name}"] == pytest.approx(
+            sklearn_metrics.precision_score(true, predicted), abs=1e-12
+        )
         assert found[f"f1_{name}"] == pytest.approx(sklearn_metrics.f1_score(true, predicted), abs=1e-12)
         assert found[f"roc_auc_{name}"] == pytest.approx(
             sklearn_metrics.roc_auc_score(true, images.probabilities[:, k]), abs=1e-12)
@@ -70,8 +72,9 @@ def test_operating_points_are_those_of_the_roc_curve():
     images = Images.of(table)
     thresholds = operating_thresholds(images)
     found = ones(table, thresholds=thresholds)
-    false_positives, sensitivity, _ = sklearn_metrics.roc_curve(images.true, images.probabilities[:, 1],
-                                                                drop_intermediate=False)
+    false_positives, sensitivity, _ = sklearn_metrics.roc_curve(
+        images.true, images.probabilities[:, 1], drop_intermediate=False
+    )
     for point in (90, 95):
         best = sensitivity[1 - false_positives >= point / 100 - 1e-12].max()
         assert found[f"sensitivity_at_{point}_specificity"] == pytest.approx(best)
@@ -165,16 +168,19 @@ def test_degenerate_resamples_are_counted():
 def test_average_precision_loses_the_bias_of_its_resamples():
     # of a value at 1.0 on the logit scale
     replicates = 1 / (1 + np.exp(-np.random.default_rng(0).normal(1.2, 0.3, 4000)))
-    lower, upper, undefined = bootstrap.corrected_interval(np.append(replicates, math.nan),
-                                                           1 / (1 + math.exp(-1.0)))
+    lower, upper, undefined = bootstrap.corrected_interval(
+        np.append(replicates, math.nan), 1 / (1 + math.exp(-1.0))
+    )
     half = 1.96 * math.hypot(0.3, 0.2)
-    assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx([0.8 - half, 0.8 + half],
-                                                                               abs=0.03)
+    assert np.log([lower / (1 - lower), upper / (1 - upper)]) == pytest.approx(
+        [0.8 - half, 0.8 + half], abs=0.03
+    )
     assert undefined == 1 and np.isnan(bootstrap.corrected_interval(np.full(3, math.nan), 0.5)[:2]).all()
     entry = intervals.classification_intervals(random_table(3, seed=3), draws=300)["average_precision"]
     drawn = intervals.classification_replicates(random_table(3, seed=3), draws=300)["average_precision"]
-    assert (entry["lower"], entry["upper"]) == pytest.approx(bootstrap.corrected_interval(drawn,
-                                                                                          entry["value"])[:2])
+    assert (entry["lower"], entry["upper"]) == pytest.approx(
+        bootstrap.corrected_interval(drawn, entry["value"])[:2]
+    )
     assert entry["lower"] < np.quantile(drawn, 0.025)
 
 
@@ -186,10 +192,9 @@ def test_without_a_right_image_of_a_class_its_figures_reach_further():
             "1 grade"
         ], name
     assert found["kappa"]["value"] < 0 < found["kappa"]["upper"]
-    one_right = intervals.classification_intervals(make_table(true,
-                                                              3
-                                                              * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]),
-                                                   draws=100)
+    one_right = intervals.classification_intervals(
+        make_table(true, 3 * np.eye(2)[np.repeat([0, 1, 0], [39, 2, 9])]), draws=100
+    )
     assert all("without_hits" not in entry for entry in one_right.values())
     absent = intervals.classification_intervals(make_table([0, 1] * 9, 3 * np.eye(3)[[0, 1, 1] * 6]),
                                                 draws=100)
@@ -198,8 +203,9 @@ def test_without_a_right_image_of_a_class_its_figures_reach_further():
 
 
 def test_resamples_that_are_all_alike_claim_no_certainty():
-    entries = intervals.classification_intervals(make_table([0, 0, 1, 1] * 5,
-                                                            9 * np.eye(2)[[0, 0, 1, 1] * 5]), draws=50)
+    entries = intervals.classification_intervals(
+        make_table([0, 0, 1, 1] * 5, 9 * np.eye(2)[[0, 0, 1, 1] * 5]), draws=50
+    )
     assert (
         entries["f1"]["value"] == 1
         and math.isnan(entries["f1"]["lower"])
@@ -238,8 +244,9 @@ def test_regression_resamples_are_figures_of_the_rows():
                      for name in "ab"]
         for figure in ("r2", "pearson", "mae", "rmse"):
             assert replicates[f"{figure}_b"][draw] == pytest.approx(by_target[1][figure], rel=1e-6)
-            assert replicates[figure][draw] == pytest.approx(np.mean([entry[figure] for entry in by_target]),
-                                                             rel=1e-6)
+            assert replicates[figure][draw] == pytest.approx(
+                np.mean([entry[figure] for entry in by_target]), rel=1e-6
+            )
     scale = TargetScale.learn(["a", "b"], ("none", "none"), table[["true_a", "true_b"]].to_numpy())
     figures, _ = regression_metrics(table, scale, 1.0)
     entries = intervals.regression_intervals(table, figures, ["a", "b"])

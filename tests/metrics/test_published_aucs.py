@@ -84,8 +84,9 @@ def test_compare_has_the_papers_joint_comparison(ovarian):
         table = predictions_table(images(labels, classes=("no", "yes")), logits, ["no", "yes"])
         groups.append(Group(f"score {number}", [Run(None, "classification", {}, 0, {}, table)]))
     found = compare(groups, ["roc_auc"], "test", 100, 0)
-    assert joint_table(found).round(4).to_numpy().tolist() == [["roc_auc", "joint DeLong", 3, 2.5340, 2,
-                                                                0.2817]]
+    assert joint_table(found).round(4).to_numpy().tolist() == [
+        ["roc_auc", "joint DeLong", 3, 2.5340, 2, 0.2817]
+    ]
     assert any("2.534" in line and line.endswith("0.282") for line in terminal(found))
     assert "| roc_auc | joint DeLong | 3 | 2.534 | 2 | 0.282 |" in markdown(found)
 
@@ -93,7 +94,8 @@ def test_compare_has_the_papers_joint_comparison(ovarian):
 # ---- where the data are not --------------------------------------------------------------------------------
 
 def test_absent_data_leave_a_test_out_with_a_line():
-    with pytest.raises(pytest.skip.Exception, match="real data not here: ../shared/data/nowhere does not lie "
-                                                    "beside"):
+    with pytest.raises(
+        pytest.skip.Exception, match="real data not here: ../shared/data/nowhere does not lie beside"
+    ):
         shared_data("nowhere")
     assert FOLDER.parts[-2:] == ("shared", "data")

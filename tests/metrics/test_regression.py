@@ -39,11 +39,12 @@ def test_figures_are_scikit_learns(table):
         known = table[f"true_{name}"].notna()
         true, predicted = table[f"true_{name}"][known], table[f"pred_{name}"][known]
         assert figures[f"r2_{name}"] == pytest.approx(sklearn_metrics.r2_score(true, predicted), abs=1e-12)
-        assert figures[f"mae_{name}"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, predicted),
-                                                       abs=1e-12)
-        assert figures[f"rmse_{name}"] == pytest.approx(sklearn_metrics.root_mean_squared_error(true,
-                                                                                                predicted),
-                                                        abs=1e-12)
+        assert figures[f"mae_{name}"] == pytest.approx(
+            sklearn_metrics.mean_absolute_error(true, predicted), abs=1e-12
+        )
+        assert figures[f"rmse_{name}"] == pytest.approx(
+            sklearn_metrics.root_mean_squared_error(true, predicted), abs=1e-12
+        )
         assert figures[f"pearson_{name}"] == pytest.approx(pearsonr(true, predicted)[0], abs=1e-12)
         assert figures[f"n_{name}"] == known.sum()
     assert figures["r2"] == pytest.approx((figures["r2_tc"] + figures["r2_血脂"])

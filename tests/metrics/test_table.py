@@ -56,8 +56,10 @@ def test_better_is_as_the_row_says(metric):
         place = table["true_class"].map(names.index).to_numpy()
         logits = 6.0 * np.eye(3)[(place + shift) % 3]
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        each[[f"logit_{name}" for name in names]], each[[f"prob_{name}"
-                                                         for name in names]] = logits, probabilities
+        each[[f"logit_{name}" for name in names]], each[[f"prob_{name}" for name in names]] = (
+            logits,
+            probabilities,
+        )
         each["predicted_class"] = [names[k] for k in logits.argmax(axis=1)]
     good, bad = (classification_metrics(each, names)[0][metric.name] for each in (right, wrong))
     assert (good < bad) == metric.is_better_low and good != bad

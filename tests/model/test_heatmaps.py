@@ -258,8 +258,10 @@ def test_regression(monkeypatch):
 
 
 def test_a_regression_that_reads_covariates():
-    model, missing = tiny_regressor([Covariate("age"), Covariate("eye", ("L", "R"))]), torch.full((2, 2),
-                                                                                                  torch.nan)
+    model, missing = (
+        tiny_regressor([Covariate("age"), Covariate("eye", ("L", "R"))]),
+        torch.full((2, 2), torch.nan),
+    )
     images, known = images_for(model), torch.tensor([[1.5, 1.0], [-2.0, 0.0]])
     assert np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=missing))
     assert not np.array_equal(heat_maps(model, images), heat_maps(model, images, covariates=known))
@@ -349,8 +351,11 @@ def test_gradcam_equals_its_formula(name, changes, size):
     ("xcit_nano_12_p16_224", "auto", "heat maps of Xcit can't be made"),
 ])
 def test_methods_that_do_not_fit(name, method, says):
-    model = tiny() if name == "vit" else timm.create_model(name, num_classes=2,
-                                                           **({"depth": 1} if "cait" in name else {}))
+    model = (
+        tiny()
+        if name == "vit"
+        else timm.create_model(name, num_classes=2, **({"depth": 1} if "cait" in name else {}))
+    )
     with pytest.raises(InputError, match=says):
         heat_maps(model, torch.zeros(1, 3, *((16, 16) if name == "vit" else (224, 224))), method=method)
 
@@ -415,8 +420,12 @@ def test_overlays_are_written_and_listed(tmp_path, monkeypatch):
     again = write_overlays(paths[:1], maps[:1], folder, pictures[:1])
     assert again.items() <= names.items()
     assert read_index(folder) == names | more
-    assert {path.name for path in folder.iterdir()} == {*names.values(), *more.values(), "heatmaps.json",
-                                                        ".lock"}
+    assert {path.name for path in folder.iterdir()} == {
+        *names.values(),
+        *more.values(),
+        "heatmaps.json",
+        ".lock",
+    }
 
 
 def test_many_writers_lose_nothing(tmp_path):

@@ -140,8 +140,10 @@ def test_layers_that_are_named_and_those_that_are_not_there():
     model = timm.create_model("test_vit", num_classes=3)
     named = {targets: lora.layers_to_adapt(model, targets, ("head",), "test_vit")
              for targets in ("attention", "attn.qkv,fc2", r"blocks\.[45]\.mlp\.fc1", ".*", "proj")}
-    assert len(named["attention"]) == 12 and named[r"blocks\.[45]\.mlp\.fc1"] == ["blocks.4.mlp.fc1",
-                                                                                  "blocks.5.mlp.fc1"]
+    assert len(named["attention"]) == 12 and named[r"blocks\.[45]\.mlp\.fc1"] == [
+        "blocks.4.mlp.fc1",
+        "blocks.5.mlp.fc1",
+    ]
     assert named["attn.qkv,fc2"][:2] == ["blocks.0.attn.qkv",
                                          "blocks.0.mlp.fc2"] and len(named["attn.qkv,fc2"]) == 12
     assert "patch_embed.proj" in named[".*"] and "head" not in named[".*"]
@@ -175,8 +177,10 @@ def test_pefts_own_format(tmp_path):
     adapted(model, models_vit.find_backbone("timm", "test_vit"))
     disturb(model)
     lora.write_peft(tmp_path / "adapter", model, ["head"], lora.tensors_of_peft(model, ["head"]), "base.pth")
-    assert {path.name for path in tmp_path.glob("adapter/*")} == {"adapter_config.json",
-                                                                  "adapter_model.safetensors"}
+    assert {path.name for path in tmp_path.glob("adapter/*")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     images = torch.randn(2, 3, 32, 32)
     outputs = model(images)
     again = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
@@ -213,8 +217,11 @@ def test_last_blocks_of_every_backbone(arch):
         choose_part((Regression if regression else Classification)(options), model, row(arch))
         trained = {name.removeprefix("backbone.") for name, p in model.named_parameters() if p.requires_grad}
         norms = {"fc_norm"} if arch == "retfound_mae" else {"norm"}
-        assert {name.split(".")[0] for name in trained} == {"blocks", *norms,
-                                                            "regression_head" if regression else "head"}
+        assert {name.split(".")[0] for name in trained} == {
+            "blocks",
+            *norms,
+            "regression_head" if regression else "head",
+        }
         assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"1"}
         assert "the last 1 blocks" in describe(options, model)[0]
 

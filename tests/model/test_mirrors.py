@@ -10,8 +10,10 @@ from util.model.mirrors import Mirrored, with_mirrors
 
 def test_probabilities_of_a_classifier_and_outputs_of_a_regressor_are_averaged():
     torch.manual_seed(0)
-    model, images = timm.create_model("test_vit", num_classes=3, img_size=32).eval(), torch.randn(4, 3, 32,
-                                                                                                  32)
+    model, images = (
+        timm.create_model("test_vit", num_classes=3, img_size=32).eval(),
+        torch.randn(4, 3, 32, 32),
+    )
     plain, other = model(images), model(torch.flip(images, [3]))
     assert not torch.allclose(plain, other, atol=1e-3)
     by_hand = (plain.softmax(1) + other.softmax(1)) / 2
@@ -55,8 +57,11 @@ def test_evaluation_and_predictions_take_the_same_means(start, pictures, tmp_pat
     assert "mirror image" in out and np.abs(with_stored
                                             - probabilities(run / "predictions_test.csv")).max() < 1e-6
     plain, out = predicted("plain.csv", "--tta", "off")
-    assert "--tta mirror -> off" in out and "mirror image" not in out and np.abs(plain
-                                                                                 - with_stored).max() > 1e-4
+    assert (
+        "--tta mirror -> off" in out
+        and "mirror image" not in out
+        and np.abs(plain - with_stored).max() > 1e-4
+    )
     code, out, err = start("--task", "b", "--eval", "--resume", best, "--tta", "off")
     assert (
         code == 0

@@ -73,8 +73,9 @@ def test_every_head_is_what_pytorch_trains_alone(place, views):
     torch.testing.assert_close(trained.last[0][place], layer.weight.detach(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(trained.last[1][place], layer.bias.detach(), rtol=1e-3, atol=1e-4)
     chances = torch.softmax(layer((val - mean) / deviation), dim=1).detach().double().numpy()
-    assert trained.val_loss[5, place] == pytest.approx(log_loss(val_labels, chances
-                                                                / chances.sum(1, keepdims=True)), abs=1e-4)
+    assert trained.val_loss[5, place] == pytest.approx(
+        log_loss(val_labels, chances / chances.sum(1, keepdims=True)), abs=1e-4
+    )
 
 
 def test_the_normalisation_is_folded_in():

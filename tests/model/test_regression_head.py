@@ -88,8 +88,9 @@ def test_rates_of_the_groups_over_a_run(arch, first, block):
                   for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
 
     def rates(position):
-        set_learning_rate(optimizer, learning_rate_at(position, peak=1e-3, minimum=1e-6, warmup_epochs=2,
-                                                      epochs=10))
+        set_learning_rate(
+            optimizer, learning_rate_at(position, peak=1e-3, minimum=1e-6, warmup_epochs=2, epochs=10)
+        )
         return {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
 
     warm, peak, half, end = rates(1.0), rates(2.0), rates(6.0), rates(10.0)

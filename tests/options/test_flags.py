@@ -100,10 +100,14 @@ def test_normalisation_is_a_name_or_six_numbers():
         with pytest.raises(InputError):
             parse(flag, text)
     for before in ("IMAGENET", "anything", ""):  # did nothing, whatever it was
-        assert stored.as_now({"norm": before, "epochs": 3}) == stored.BEFORE | {"norm": "backbone",
-                                                                                "epochs": 3}
-    assert stored.as_now({"norm": "half", "fundus_crop": "auto"}) == stored.BEFORE | {"norm": "half",
-                                                                                      "fundus_crop": "auto"}
+        assert stored.as_now({"norm": before, "epochs": 3}) == stored.BEFORE | {
+            "norm": "backbone",
+            "epochs": 3,
+        }
+    assert stored.as_now({"norm": "half", "fundus_crop": "auto"}) == stored.BEFORE | {
+        "norm": "half",
+        "fundus_crop": "auto",
+    }
     assert stored.as_now({}) == stored.BEFORE | {"norm": "backbone"}
 
 

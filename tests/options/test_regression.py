@@ -51,15 +51,20 @@ def test_documented_command_line():
     assert lines == [] and options.search.optuna_metric == "r2"
 
 
-@pytest.mark.parametrize("text, says", [
-    ("--optuna_trials -1", "at least 0"), ("--optuna_trials two", "whole number"), ("--huber_beta 0", "above "
-                                                                                                      "0"),
-    ("--optuna_pruner hyperband", "invalid choice"), ("--target_transform sqrt", "invalid"),
-    ("--optuna_trial 3", "did you mean --optuna_trials"),
-    ("--optuna_trials 3 --resume auto", "--optuna_resume"),
-    ("--optuna_trials 3 --eval --resume x.pth", "pass one of them"),
-    ("--optuna_trials 3 --optuna_metric r2 --optuna_direction minimize", "contradicts it"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("--optuna_trials -1", "at least 0"),
+        ("--optuna_trials two", "whole number"),
+        ("--huber_beta 0", "above 0"),
+        ("--optuna_pruner hyperband", "invalid choice"),
+        ("--target_transform sqrt", "invalid"),
+        ("--optuna_trial 3", "did you mean --optuna_trials"),
+        ("--optuna_trials 3 --resume auto", "--optuna_resume"),
+        ("--optuna_trials 3 --eval --resume x.pth", "pass one of them"),
+        ("--optuna_trials 3 --optuna_metric r2 --optuna_direction minimize", "contradicts it"),
+    ],
+)
 def test_wrong_command_lines(text, says):
     with pytest.raises(InputError, match=says):
         checks.check_search(checks.check_combinations(parse(text)))

@@ -24,8 +24,10 @@ def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_win
     options, (line,) = starts.settled(asked(), plain_vit=False, regression=False)
     assert options == asked(layer_decay=1.0, crop_scale=[0.3, 1.0]) and options.model.drop_path == 0.2
     assert "--layer_decay 1 instead of 0.65" in line and "--crop_scale 0.3 1 instead of 0.08 1" in line
-    assert starts.settled(asked("layer_decay"), plain_vit=False, regression=True) == (asked("layer_decay"),
-                                                                                      [])
+    assert starts.settled(asked("layer_decay"), plain_vit=False, regression=True) == (
+        asked("layer_decay"),
+        [],
+    )
     options, (line,) = starts.settled(asked("crop_scale", finetune="", blr=5e-3), plain_vit=True,
                                       regression=False)
     assert options == asked("crop_scale", finetune="", blr=5e-3, layer_decay=1.0,

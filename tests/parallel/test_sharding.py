@@ -248,8 +248,10 @@ def test_auto_takes_fsdp_where_only_that_fits():
 
 def test_one_process_holds_the_whole_model():
     options = Options.of(FINETUNE, {"parallel": "fsdp"})
-    assert parallel.choose(options, World(), None) == ("ddp", "--parallel fsdp: one process alone holds the "
-                                                              "whole model")
+    assert parallel.choose(options, World(), None) == (
+        "ddp",
+        "--parallel fsdp: one process alone holds the whole model",
+    )
 
 
 def test_a_dry_run_tells_every_number_of_devices(start):

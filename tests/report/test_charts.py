@@ -102,8 +102,9 @@ def test_rows_are_true_classes_from_the_top_and_columns_predicted_ones():
     )
     assert place["a (8)"][1] == place["6"][1] and place["b (4)"][1] == place["1"][1]
     shades = {0.75: (0, 0), 0.25: (0, 1)}
-    assert [patch.get_alpha() for patch in axes.patches] == [pytest.approx(class_charts.CELL_ALPHA * s)
-                                                             for s in sorted(shades)]
+    assert [patch.get_alpha() for patch in axes.patches] == [
+        pytest.approx(class_charts.CELL_ALPHA * s) for s in sorted(shades)
+    ]
     for patch, cells in zip(axes.patches, ([(1, 0), (0, 1)], [(0, 0), (1, 1)]), strict=True):
         corners = patch.get_path().vertices.reshape(-1, 5, 2)[:, 0]  # x, y of each square
         assert {(y, x) for x, y in corners.tolist()} == set(cells)

@@ -37,8 +37,10 @@ def test_only_what_differs_from_the_defaults_is_listed():
     options = own_values(parse(FINETUNE, "", ["--epochs", "7"]))
     resolved = options | {"decode": "scaled", "fc_norm_passes": 1, "resume": "auto", "eval": True,
                           "new_flag": [1]}
-    assert training_command("classification", resolved) == ("python main_finetune.py --epochs 7", ["new_flag "
-                                                                                                   "= [1]"])
+    assert training_command("classification", resolved) == (
+        "python main_finetune.py --epochs 7",
+        ["new_flag = [1]"],
+    )
     assert training_command("classification", {},
                             processes=4)[0] == "torchrun --nproc_per_node=4 main_finetune.py"
 

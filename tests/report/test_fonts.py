@@ -98,9 +98,9 @@ def draw_all(folder: Path) -> list[str]:
     files = [folder / "左眼.png", folder / "b.png"]
     for file in files:
         Image.new("RGB", (60, 60), "grey").save(file)
-    lines += fundus_sheet.write_sheet(pd.DataFrame({"path": map(str, files), "x": 30.0, "y": 30.0,
-                                                    "radius": 25.0}),
-                                      folder / "sheet.png")
+    lines += fundus_sheet.write_sheet(
+        pd.DataFrame({"path": map(str, files), "x": 30.0, "y": 30.0, "radius": 25.0}), folder / "sheet.png"
+    )
     return lines
 
 
@@ -121,8 +121,9 @@ def texts_of(monkeypatch):
     return seen
 
 
-def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(tmp_path, no_other_font,
-                                                                               monkeypatch, capfd):
+def test_without_a_font_every_chart_is_drawn_with_numbers_and_one_line_says_so(
+    tmp_path, no_other_font, monkeypatch, capfd
+):
     texts = texts_of(monkeypatch)
     lines = draw_all(tmp_path)
     assert (

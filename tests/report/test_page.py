@@ -80,13 +80,22 @@ def test_classification(tmp_path, number, drawing):
     folder = classification_run(tmp_path / "run", names, number=4 * number + 40)
     page, lines = page_of(folder)
     assert lines[0].startswith(f"report     {folder}/report.html") and not lines[1:]
-    for part in ("Classification report", "vit_x", "294 of 294 tensors used", "all weights trained",
-                 "Learning "
-                                                                                                     "curves",
-                 "bootstrap of patients", "2,000 resamples, seed 0", "a note <b>", "Reliability diagram",
-                 "Score distribution",
-                 "abc123", "python -m util.report", f"{(4 * number + 40) // 2} patients", "Most confident "
-                                                                                          "mistakes"):
+    for part in (
+        "Classification report",
+        "vit_x",
+        "294 of 294 tensors used",
+        "all weights trained",
+        "Learning curves",
+        "bootstrap of patients",
+        "2,000 resamples, seed 0",
+        "a note <b>",
+        "Reliability diagram",
+        "Score distribution",
+        "abc123",
+        "python -m util.report",
+        f"{(4 * number + 40) // 2} patients",
+        "Most confident mistakes",
+    ):
         assert part in page.text, part
     assert (folder / "report.html").stat().st_size < 2_000_000
     assert all((folder / f"{key}_test.png").stat().st_size > 5000
@@ -117,8 +126,9 @@ def test_figures_stand_with_their_intervals(tmp_path):
             count = ((table.true_class == true) & (table.predicted_class == said)).sum()
             assert str(count) in cells and (f"{count} predicted {said}" in svg or not count)
         assert f"{true} ({(table.true_class == true).sum()})" in cells and true in cells
-    precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (table.predicted_class
-                                                                                      == "a").sum()
+    precision = ((table.true_class == "a") & (table.predicted_class == "a")).sum() / (
+        table.predicted_class == "a"
+    ).sum()
     row = re.search(r'<th scope="row">a</th>(.*?)</tr>', page.source, re.DOTALL)[1]
     # computed, and stored with an interval
     assert f"{precision:.3f}" in row and "0.500<small>0.450 to 0.550" in row
@@ -141,11 +151,18 @@ def test_hostile_names_stay_text(tmp_path):
     folder = classification_run(tmp_path / "<b>run</b>", HOSTILE, leakage=None,
                                 options={"task": "<img src=x onerror=alert(1)>", "data_path": "<i>&",
                                          "odd": "<script>"})
-    (folder / "leakage.json").write_text(json.dumps({"pictures": 9, "checked": 9, "unreadable": ["<u>"],
-                                                     "findings": [
-        {"kind": "<kind>", "splits": ["<s>"], "paths": ["<p>", "b"], "similarity": 0.9}],
-                                                     "counts": {"<kind>": 1},
-        "cannot see": "<blind>"}))
+    (folder / "leakage.json").write_text(
+        json.dumps(
+            {
+                "pictures": 9,
+                "checked": 9,
+                "unreadable": ["<u>"],
+                "findings": [{"kind": "<kind>", "splits": ["<s>"], "paths": ["<p>", "b"], "similarity": 0.9}],
+                "counts": {"<kind>": 1},
+                "cannot see": "<blind>",
+            }
+        )
+    )
     (folder / "skipped_images.csv").write_text('path,reason\n"<q>.jpg",cut\n')
     page, lines = page_of(folder)
     assert not page.all("script") and all(set(image) == {"src", "width", "height", "alt"}
@@ -192,8 +209,9 @@ def test_templates_lie_as_files_and_escape_by_themselves(tmp_path):
     sources = {path: path.read_text() for path in page.TEMPLATES.glob("*.html")}
     assert {path.name for path in sources} == {"report.html", "metrics.html", "mistakes.html", "parts.html"}
     safe = [found for text in sources.values() for found in re.findall(r"{{[^}]*\| *safe[^}]*}}", text)]
-    assert set(safe) == {"{{ panel.svg | safe }}"} and not any("autoescape" in text
-                                                               for text in sources.values())
+    assert set(safe) == {"{{ panel.svg | safe }}"} and not any(
+        "autoescape" in text for text in sources.values()
+    )
     for module in page.TEMPLATES.parent.glob("*.py"):
         assert not re.search(r"<(div|p|td|th|li|ul|h\d|span|table|small)\b|Markup",
                              module.read_text()), module.name
@@ -279,14 +297,18 @@ def test_warnings_stand_at_the_top(tmp_path):
         + [{"kind": "same patient", "patient": "p1", "counts": {"train": 2, "test": 1},
             "splits": ["train", "test"]}],
         "counts": {"same bytes": 7, "same patient": 1, "near duplicate": 0}}))
-    (folder / "skipped_images.csv").write_text("path,reason\n" + "".join(f"bad{k}.jpg,cut short\n"
-                                                                         for k in range(6)))
+    (folder / "skipped_images.csv").write_text(
+        "path,reason\n" + "".join(f"bad{k}.jpg,cut short\n" for k in range(6))
+    )
     stored = json.loads((folder / "metrics_test.json").read_text())
     stored["kappa"]["undefined"] = 12
     (folder / "metrics_test.json").write_text(json.dumps(stored))
     page, _ = page_of(folder)
-    top = page.text[page.text.index("Before these metrics"):page.text.index("Metrics of test",
-                                                                            page.text.index("Before these"))]
+    top = page.text[
+        page.text.index("Before these metrics") : page.text.index(
+            "Metrics of test", page.text.index("Before these")
+        )
+    ]
     for part in (
         "in two splits, 7 times",
         "x3 and y3",
@@ -354,9 +376,12 @@ def test_damaged_files_are_said(tmp_path):
         file.write('{"epoch": 3, "tra')
     page, lines = page_of(folder)
     said = "\n".join(lines)
-    for part in ("run.json is no JSON", "leakage.json holds no JSON object", "predictions_val.csv",
-                 "log.txt: "
-                                                                                                    "1 line"):
+    for part in (
+        "run.json is no JSON",
+        "leakage.json holds no JSON object",
+        "predictions_val.csv",
+        "log.txt: 1 line",
+    ):
         assert part in said and part in page.text, part
 
 
@@ -433,8 +458,9 @@ def test_heat_maps_stand_beside_their_pictures(tmp_path):
     first = run.main.table["path"].iloc[worst_first(run, run.main, 1)[0][0]]
     (folder / "heatmaps").mkdir()
     Image.new("RGB", (30, 20), "red").save(folder / "heatmaps/0.png")
-    (folder / "heatmaps/heatmaps.json").write_text(json.dumps({first: "0.png",
-                                                               "/elsewhere": "../../../etc/passwd"}))
+    (folder / "heatmaps/heatmaps.json").write_text(
+        json.dumps({first: "0.png", "/elsewhere": "../../../etc/passwd"})
+    )
     page, _ = page_of(folder)
     assert any(image["alt"].startswith("Heat map of") for image in page.all("img"))
     assert all(path.parent == folder / "heatmaps" for path in read_run(folder).heat_maps.values())

@@ -196,8 +196,11 @@ def test_no_name_is_broken_inside_a_word(names):
 
 
 def test_lines_of_names_are_broken_after_spaces_underscores_and_hyphens():
-    assert charts.wrapped("moderate_npdr, non-proliferative", 7) == ["moderate_", "npdr, non-",
-                                                                     "proliferative"]
+    assert charts.wrapped("moderate_npdr, non-proliferative", 7) == [
+        "moderate_",
+        "npdr, non-",
+        "proliferative",
+    ]
     assert charts.wrapped("重度非增殖性", 3) == ["重度非", "增殖性"]
     assert charts.wrapped("x" * 30, 5) == ["x" * 15 + "…" + "x" * 10] and charts.wrapped("", 5) == [""]
 

@@ -139,8 +139,11 @@ def test_the_venv_from_a_cut_start_to_the_last(clone, bin_folder):
     (packages / "pip" / "__main__.py").rename(packages / "away")
     (bin_folder / "python3").rename(bin_folder / "hidden")
     again = start(clone, bin_folder)
-    assert (again.returncode, again.stdout, again.stderr) == (0, f"{STARTED}{python}\n",
-                                                              f"Python: {python}\n")
+    assert (again.returncode, again.stdout, again.stderr) == (
+        0,
+        f"{STARTED}{python}\n",
+        f"Python: {python}\n",
+    )
     (bin_folder / "hidden").rename(bin_folder / "python3")
     (packages / "away").rename(packages / "pip" / "__main__.py")
 

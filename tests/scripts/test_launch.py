@@ -52,8 +52,9 @@ class Run:
         self.stdout, self.stderr = process.communicate()
         self.returncode, self.process = process.returncode, str(process.pid)
         blocks = record.read_text().split("call\n")[1:] if record.exists() else []
-        self.processes, self.folders, self.devices = [[block.split("\n")[at] for block in blocks]
-                                                      for at in range(3)]
+        self.processes, self.folders, self.devices = [
+            [block.split("\n")[at] for block in blocks] for at in range(3)
+        ]
         calls = [block.split("\n")[3:-1] for block in blocks]
         # what restarts one process is called with the number of restarts, the program and its arguments
         self.restarts = [int(call[1]) if call[0] == str(clone / "util/core/restarting.py") else 0
@@ -224,9 +225,11 @@ def test_several_nodes(clone, stub):
     assert first["--rdzv-conf"] == ["join_timeout=900,is_host=true"], "node 0 holds the store"
     elsewhere = {"RDZV_ENDPOINT": "store:2379", "RDZV_BACKEND": "etcd-v2", "RDZV_ID": "job 7"}
     first = launcher_options(Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="5", **nodes, **elsewhere))
-    assert (first["--rdzv-backend"], first["--rdzv-endpoint"], first["--rdzv-id"]) == (["etcd-v2"],
-                                                                                       ["store:2379"], ["job "
-                                                                                                        "7"])
+    assert (first["--rdzv-backend"], first["--rdzv-endpoint"], first["--rdzv-id"]) == (
+        ["etcd-v2"],
+        ["store:2379"],
+        ["job 7"],
+    )
     assert first["--rdzv-conf"] == ["join_timeout=900,is_host=false"]
 
 

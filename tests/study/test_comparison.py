@@ -68,10 +68,10 @@ def test_macro_auc_over_seeds_has_the_jackknifes_error():
     time."""
     rng = np.random.default_rng(4)
     labels, samples = (found := rng.integers(0, 3, 150)), images(found)
-    logits = {name: [guesses(labels, skill, seed) for seed in seeds]
-              for name, skill, seeds in (("A", 1.2, (1, 2)),
-                                                                                               ("B", 0.8,
-                                                                                                (3, 4)))}
+    logits = {
+        name: [guesses(labels, skill, seed) for seed in seeds]
+        for name, skill, seeds in (("A", 1.2, (1, 2)), ("B", 0.8, (3, 4)))
+    }
     tests, _ = compared(*([run_of(samples, each) for each in logits[name]] for name in "AB"), "roc_auc")
 
     def difference(kept):
@@ -268,10 +268,10 @@ def test_the_joint_test_takes_the_means_over_seeds():
     found = compare([Group("A", runs[:2]), Group("B", runs[2:3]), Group("C", runs[3:])],
                     ["roc_auc", "f1", "roc_auc_mild"],
                     "test", 100, 0)
-    assert [(test.metric, test.groups, test.degrees_of_freedom)
-            for test in found.joint] == [("roc_auc", 3, 2),
-                                                                                            ("roc_auc_mild",
-                                                                                             3, 2)]
+    assert [(test.metric, test.groups, test.degrees_of_freedom) for test in found.joint] == [
+        ("roc_auc", 3, 2),
+        ("roc_auc_mild", 3, 2),
+    ]
     pairs = [delong.auc_influence(labels == 1, run.table["prob_mild"].to_numpy()) for run in runs]
     aucs, influences = np.array([auc for auc, _ in pairs]), np.array([each for _, each in pairs])
     contrasts = np.array([[0.5, 0.5, -1, 0], [0.5, 0.5, 0, -1]])
@@ -285,8 +285,9 @@ def test_the_joint_test_takes_the_means_over_seeds():
 def test_two_groups_and_regressions_have_no_joint_test():
     labels = np.random.default_rng(0).integers(0, 3, 60)
     logits = [guesses(labels, 1.0, seed) for seed in range(3)]
-    assert not all_compared(labels, logits[:2], "roc_auc").joint and not all_compared(labels, logits,
-                                                                                      "f1").joint
+    assert (
+        not all_compared(labels, logits[:2], "roc_auc").joint and not all_compared(labels, logits, "f1").joint
+    )
 
 
 def test_what_weakens_a_joint_test_is_said():
@@ -348,8 +349,9 @@ def test_regression(tmp_path):
     apart = (errors[0] - errors[1])[7:]  # the mean error's interval is that of a paired mean
     half = norm.ppf(0.975) * apart.std(ddof=1) / math.sqrt(93)
     assert by_metric["mae_ldl"].upper - by_metric["mae_ldl"].lower == pytest.approx(2 * half, rel=0.1)
-    assert found.summary("A", "loss").mean == 0.25 and any("no paired test of loss" in note
-                                                           for note in found.notes)
+    assert found.summary("A", "loss").mean == 0.25 and any(
+        "no paired test of loss" in note for note in found.notes
+    )
 
 
 def test_an_undefined_figure_stays_undefined():
@@ -359,8 +361,9 @@ def test_an_undefined_figure_stays_undefined():
     tests, found = compared(*([run_of(images(labels), guesses(labels, 1.0, seed))] for seed in (1, 2)),
                             "roc_auc", "accuracy",
                             draws=100)
-    assert math.isnan(tests["roc_auc", "paired DeLong"].p) and math.isnan(tests["roc_auc",
-                                                                                "paired bootstrap"].p_holm)
+    assert math.isnan(tests["roc_auc", "paired DeLong"].p) and math.isnan(
+        tests["roc_auc", "paired bootstrap"].p_holm
+    )
     assert math.isnan(found.summary("A", "roc_auc").mean) and tests["accuracy", "paired bootstrap"].p > 0
     assert any("roc_auc is undefined for 1 of 1" in note for note in found.notes)
 

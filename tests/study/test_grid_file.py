@@ -91,39 +91,49 @@ def test_the_example_is_understood():
     assert models == {"RETFound_dinov2", "RETFound_mae", "dinov3_vitl16"}
 
 
-@pytest.mark.parametrize("change, line, said", [
-    (("seeds: [0]", "seed: [0]"), 6, "(seed): unknown; did you mean seeds?"),
-    (("lr: 1e-3", "learn_rate: 1e-3"), 2, "(learn_rate): unknown flag"),
-    (("lr: 1e-3", "batchsize: 4"), 2, "did you mean batch_size?"),
-    (("lr: 1e-3", "lr: fast"), 2, "(lr): argument --lr: 'fast' is no number"),
-    (("lr: 1e-3", "epochs: 2.5"), 2, "(epochs): argument --epochs: '2.5' is no whole number"),
-    (("lr: 1e-3", "lr:"), 2, "(lr): has no value"),
-    (("lr: 1e-3", "lr: [1e-3, 1e-4]"), 2, "(lr): takes one value, not a list"),
-    (("lr: 1e-3", "lr: true"), 2, "(lr): takes a value, not true"),
-    (("lr: 1e-3", "lr: 1e-3, lr: 1e-4"), 2, "(lr): stands there twice"),
-    (("lr: 1e-3", "stratified: 3"), 2, "(stratified): is a switch: true or false"),
-    (("lr: 1e-3", "seed: 3"), 2, "(seed): the grid's own key seeds says it"),
-    (("lr: 1e-3", "resume: x.pth"), 2, "(resume): the study decides it itself"),
-    (("lr: 1e-3", "csv_file: x.csv"), 2, "--data_path and --csv_file both name the images"),
-    (("test_resnet", "test_resnet --lrr 3"), 5, "unknown flag --lrr; did you mean lr?"),
-    (("test_resnet", "test_resnet --task x"), 5, "(task): the grid's own key name says it"),
-    (("- --model timm --model_arch test_resnet", "- {model: timm, model_arch: test_vit}"), 5, "are the same "
-                                                                                              "run"),
-    (("- --model timm", "- small: --model timm"), 5, "small stands there twice"),
-    (("seeds: [0]", "seeds: [0, 1, 0]"), 6, "(seeds): seed0 stands there twice"),
-    (("seeds: [0]", "seeds: 3"), 6, "(seeds): needs a list"),
-    (("seeds: [0]", "seeds: []"), 6, "(seeds): is an empty list"),
-    (("seeds: [0]", "seeds: [a]"), 6, "(seeds): 'a' is no whole number"),
-    (("seeds: [0]", "seeds: [-1]"), 6, "(seed): argument --seed: -1 is out of range"),
-    (("seeds: [0]", "dataratios: [1, 1.0]"), 6, "(dataratios): ratio1 stands there twice"),
-    (("seeds: [0]", "dataratios: [1.5]"), 6, "is out of range"),
-    (("seeds: [0]", "adaptations: [lpp]"), 6, "(adaptations): lpp is none of finetune, lp"),
-    (("seeds: [0]", "program: train.py"), 6, "(program): train.py is none of"),
-    (("seeds: [0]", "seeds: [0"), 7, "no YAML"),
-    (("name: study", "name: a/b"), 1, "(name): 'a/b' is no name for a folder"),
-    (("  - small: {model: timm, model_arch: test_vit}\n", "  - {epochs: 3}\n"), 4, "neither model nor "
-                                                                                   "model_arch is given"),
-], ids=lambda value: value[1] if isinstance(value, tuple) else None)
+@pytest.mark.parametrize(
+    "change, line, said",
+    [
+        (("seeds: [0]", "seed: [0]"), 6, "(seed): unknown; did you mean seeds?"),
+        (("lr: 1e-3", "learn_rate: 1e-3"), 2, "(learn_rate): unknown flag"),
+        (("lr: 1e-3", "batchsize: 4"), 2, "did you mean batch_size?"),
+        (("lr: 1e-3", "lr: fast"), 2, "(lr): argument --lr: 'fast' is no number"),
+        (("lr: 1e-3", "epochs: 2.5"), 2, "(epochs): argument --epochs: '2.5' is no whole number"),
+        (("lr: 1e-3", "lr:"), 2, "(lr): has no value"),
+        (("lr: 1e-3", "lr: [1e-3, 1e-4]"), 2, "(lr): takes one value, not a list"),
+        (("lr: 1e-3", "lr: true"), 2, "(lr): takes a value, not true"),
+        (("lr: 1e-3", "lr: 1e-3, lr: 1e-4"), 2, "(lr): stands there twice"),
+        (("lr: 1e-3", "stratified: 3"), 2, "(stratified): is a switch: true or false"),
+        (("lr: 1e-3", "seed: 3"), 2, "(seed): the grid's own key seeds says it"),
+        (("lr: 1e-3", "resume: x.pth"), 2, "(resume): the study decides it itself"),
+        (("lr: 1e-3", "csv_file: x.csv"), 2, "--data_path and --csv_file both name the images"),
+        (("test_resnet", "test_resnet --lrr 3"), 5, "unknown flag --lrr; did you mean lr?"),
+        (("test_resnet", "test_resnet --task x"), 5, "(task): the grid's own key name says it"),
+        (
+            ("- --model timm --model_arch test_resnet", "- {model: timm, model_arch: test_vit}"),
+            5,
+            "are the same run",
+        ),
+        (("- --model timm", "- small: --model timm"), 5, "small stands there twice"),
+        (("seeds: [0]", "seeds: [0, 1, 0]"), 6, "(seeds): seed0 stands there twice"),
+        (("seeds: [0]", "seeds: 3"), 6, "(seeds): needs a list"),
+        (("seeds: [0]", "seeds: []"), 6, "(seeds): is an empty list"),
+        (("seeds: [0]", "seeds: [a]"), 6, "(seeds): 'a' is no whole number"),
+        (("seeds: [0]", "seeds: [-1]"), 6, "(seed): argument --seed: -1 is out of range"),
+        (("seeds: [0]", "dataratios: [1, 1.0]"), 6, "(dataratios): ratio1 stands there twice"),
+        (("seeds: [0]", "dataratios: [1.5]"), 6, "is out of range"),
+        (("seeds: [0]", "adaptations: [lpp]"), 6, "(adaptations): lpp is none of finetune, lp"),
+        (("seeds: [0]", "program: train.py"), 6, "(program): train.py is none of"),
+        (("seeds: [0]", "seeds: [0"), 7, "no YAML"),
+        (("name: study", "name: a/b"), 1, "(name): 'a/b' is no name for a folder"),
+        (
+            ("  - small: {model: timm, model_arch: test_vit}\n", "  - {epochs: 3}\n"),
+            4,
+            "neither model nor model_arch is given",
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else None,
+)
 def test_what_is_refused(grid, change, line, said):
     text = GRID + "seeds: [0]\n"
     assert change[0] in text

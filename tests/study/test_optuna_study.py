@@ -124,8 +124,10 @@ def test_what_kills_its_process_every_time_is_given_up(place):
     assert sum(map(optuna_study.counts,
                    study.trials)) == 1 and not study.get_trials(states=(TrialState.WAITING,))
     reasons = optuna_study.trials_table(study)["reason"].tolist()
-    assert reasons == [*[""] * (optuna_study.MOST_STARTS - 1), "its process was killed "
-                                                               f"{optuna_study.MOST_STARTS} times"]
+    assert reasons == [
+        *[""] * (optuna_study.MOST_STARTS - 1),
+        f"its process was killed {optuna_study.MOST_STARTS} times",
+    ]
 
 
 def test_own_running_trial_is_alive():
@@ -167,10 +169,15 @@ def test_results(place, tmp_path):
         assert (tmp_path / f"optuna_{name}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("place, says", [
-    ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"), ("nonsense://", "no address of a "
-                                                                                "database|can't be opened"),
-    ("/proc/nothing/j.log", "can't be written"), ("sqlite:////proc/nothing/o.db", "can't be")])
+@pytest.mark.parametrize(
+    "place, says",
+    [
+        ("postgresql://u:secret@127.0.0.1:1/x", "can't be opened"),
+        ("nonsense://", "no address of a database|can't be opened"),
+        ("/proc/nothing/j.log", "can't be written"),
+        ("sqlite:////proc/nothing/o.db", "can't be"),
+    ],
+)
 def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, says, monkeypatch):
     needs_package("psycopg") if place.startswith("postgresql") else None
     monkeypatch.setattr(optuna_study, "OPENING_TRIES", 1)

@@ -75,7 +75,9 @@ def test_norm_said_nothing_before_it_had_a_meaning(tmp_path, word):
 
 
 def test_only_data_goes_in():
-    assert checkpoint.plain({"a": (1, np.float64(2.5), None), 3: np.int64(4)}) == {"a": [1, 2.5, None],
-                                                                                   "3": 4}
+    assert checkpoint.plain({"a": (1, np.float64(2.5), None), 3: np.int64(4)}) == {
+        "a": [1, 2.5, None],
+        "3": 4,
+    }
     with pytest.raises(TypeError):
         checkpoint.plain({"a": object()})

@@ -103,11 +103,16 @@ def test_places_that_are_no_files(tmp_path):
     assert "damaged" in refused(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("content, says", [
-    ([1, 2], "holds a list"), ({}, "holds no tensors"), ({"model": {}}, "no tensors"), ({"a": 1}, "'a' is a "
-                                                                                                  "int"),
-    ({"module.w": torch.ones(1), "w": torch.ones(1)}, "two tensors for w"),
-])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ([1, 2], "holds a list"),
+        ({}, "holds no tensors"),
+        ({"model": {}}, "no tensors"),
+        ({"a": 1}, "'a' is a int"),
+        ({"module.w": torch.ones(1), "w": torch.ones(1)}, "two tensors for w"),
+    ],
+)
 def test_files_without_weights(tmp_path, content, says):
     torch.save(content, tmp_path / "x.pth")
     assert says in refused(tmp_path / "x.pth")

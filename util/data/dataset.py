@@ -53,8 +53,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def path(self, position: int) -> str:
         """The path in row `position`."""
-        return os.fsdecode(self._path_bytes[self._path_ends[position] : self._path_ends[position
-                                                                                        + 1]].tobytes())
+        return os.fsdecode(
+            self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes()
+        )
 
     def __getitem__(self, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third

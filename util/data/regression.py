@@ -97,8 +97,9 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
             notes += _extreme(name, np.array(list(map(number_of, present))))
         except ValueError:  # a category
             refuse_two_spellings(csv_file, name, present)
-    return Data(table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates,
-                                                                                "covariate_"))
+    return Data(
+        table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_")
+    )
 
 
 def _refuse_two_roles(csv_file, path_col, split_col, targets, covariates):
@@ -126,10 +127,11 @@ def _numbers(csv_file, name, cells, lines):
     if wrong:
         first = "; ".join(f"line {lines[row]} {cells[row]!r}" for row in wrong[:5])
         comma = any(re.fullmatch(r"-?\d+,\d+", cells[row]) for row in wrong[:5])
-        raise InputError(f"{csv_file}: column {name} has text in {len(wrong)} of {len(cells)} rows: {first}"
-                         f"{' and more' if len(wrong) > 5 else ''}; "
-                         + ("write decimals with a point" if comma else "correct them, or leave the cells "
-                                                                        "empty (missing)"))
+        raise InputError(
+            f"{csv_file}: column {name} has text in {len(wrong)} of {len(cells)} rows: {first}"
+            f"{' and more' if len(wrong) > 5 else ''}; "
+            + ("write decimals with a point" if comma else "correct them, or leave the cells empty (missing)")
+        )
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
         first = "; ".join(f"line {lines[row]} {cells[row]!r}" for row in infinite[:5])

@@ -54,8 +54,11 @@ class StepPlan:
 
     @property
     def micro_steps(self) -> int:
-        return self.steps * self.of_a_step if self.even else math.ceil(self.num_samples
-                                                                       / (self.batch_size * self.world_size))
+        return (
+            self.steps * self.of_a_step
+            if self.even
+            else math.ceil(self.num_samples / (self.batch_size * self.world_size))
+        )
 
     def of_step(self, step: int) -> tuple[int, int]:
         """First and end, in the epoch's order, of the images of optimizer step `step`."""

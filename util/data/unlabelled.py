@@ -143,8 +143,11 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
     rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "",
                          "split": SPLIT, "target": 0})
     plain = predictions_table(rows, logits, class_names)
-    table = plain if not temperature else predictions_table(rows, np.asarray(logits, np.float64)
-                                                            / temperature, class_names)
+    table = (
+        plain
+        if not temperature
+        else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
+    )
     columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
     columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
     for name, threshold in (thresholds or {}).items():

@@ -48,8 +48,11 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     columns = {
         "index": samples["index"].to_numpy(dtype=np.int64),
         "path": samples["path"].astype(str).to_numpy(dtype=object),
-        "patient": samples["patient"].astype(object).where(samples["patient"].notna(),
-                                                           "").map(str).to_numpy(),
+        "patient": samples["patient"]
+        .astype(object)
+        .where(samples["patient"].notna(), "")
+        .map(str)
+        .to_numpy(),
         "split": samples["split"].astype(str).to_numpy(dtype=object),
         "true_class": names[target],
         "predicted_class": names[logits.argmax(axis=1)],
@@ -99,8 +102,9 @@ def _notes(images: Images, figures: dict[str, float]) -> list[str]:
                      "(--class_order, or names that begin with whole numbers)")
     absent = [name for name, is_of in zip(names, images.one_hot.T, strict=True) if not is_of.any()]
     if absent:
-        listed = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more"
-                                                      if len(absent) > 10 else "")
+        listed = ", ".join(map(repr, absent[:10])) + (
+            f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        )
         notes.append(f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 "
                      "in f1, jaccard, precision and recall; roc_auc and average_precision are means over "
                      "the others")

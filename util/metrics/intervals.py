@@ -147,8 +147,9 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     if not without.any():
         return
     chances = confusion + np.diag(0.5 * without)
-    drawn = np.random.default_rng(seed).multinomial(len(images.true), chances.ravel() / chances.sum(),
-                                                    size=draws)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(images.true), chances.ravel() / chances.sum(), size=draws
+    )
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
     figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"

@@ -250,10 +250,12 @@ def operating_thresholds(images: Images) -> dict[str, float]:
     specificity = np.searchsorted(np.sort(scores[~positive]), levels) / (~positive).sum()
     found = {}
     for point in OPERATING_POINTS:
-        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(levels[specificity >= point
-                                                                                         - 1e-12].min())
-        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(levels[sensitivity >= point
-                                                                                         - 1e-12].max())
+        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(
+            levels[specificity >= point - 1e-12].min()
+        )
+        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(
+            levels[sensitivity >= point - 1e-12].max()
+        )
     return found
 
 
@@ -276,6 +278,7 @@ def _gaps(probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
     """(N, BINS): being right minus the confidence, in the column of the image's bin; see calibration."""
     confidence = probabilities.max(axis=1)
     gaps = np.zeros((len(true), BINS))
-    gaps[np.arange(len(true)), confidence_bins(confidence)] = (probabilities.argmax(axis=1)
-                                                               == true) - confidence
+    gaps[np.arange(len(true)), confidence_bins(confidence)] = (
+        probabilities.argmax(axis=1) == true
+    ) - confidence
     return gaps

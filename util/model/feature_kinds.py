@@ -92,8 +92,9 @@ def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> Read:
     norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
     middle = []
     if blocks > 1:
-        features, middle = model.forward_intermediates(images, indices=blocks, norm=True, output_fmt="NLC",
-                                                       return_prefix_tokens=True)
+        features, middle = model.forward_intermediates(
+            images, indices=blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True
+        )
     else:
         features = model.forward_features(images)
     if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
@@ -123,8 +124,9 @@ def _blocks(model: torch.nn.Module) -> int:
     """How many of the last blocks can be read: at most four, one where timm does not give out the class
     tokens of others."""
     blocks = getattr(model, "blocks", None)
-    if getattr(model, "cls_token", None) is None or not isinstance(blocks,
-                                                                   torch.nn.Sequential | torch.nn.ModuleList):
+    if getattr(model, "cls_token", None) is None or not isinstance(
+        blocks, torch.nn.Sequential | torch.nn.ModuleList
+    ):
         return 1
     taken = inspect.signature(getattr(model, "forward_intermediates", len)).parameters
     return min(BLOCKS, len(blocks)) if {"indices", "norm", "output_fmt",
@@ -224,8 +226,9 @@ class KindsReader(torch.nn.Module):
         if self.parts == ("pooled",) and not self.with_tokens:
             return self._read_by_layer(lambda: self.own_forward(images)).float()
         found = self._all_parts(images)
-        parts = [found[name] for name in self.parts] + ([found["tokens"].flatten(1)]
-                                                        if self.with_tokens else [])
+        parts = [found[name] for name in self.parts] + (
+            [found["tokens"].flatten(1)] if self.with_tokens else []
+        )
         return torch.cat([part.float() for part in parts], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,10 @@ from util.parallel.sharding import whole_tensors
 def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
     """A hash of a model's tensors, buffers included, by name; those of its part `without` left out.
     Collective where the model is sharded."""
-    digest, left_out = hashlib.blake2b(digest_size=16), {id(tensor) for tensor in [*without.parameters(),
-                                                                                   *without.buffers()]}
+    digest, left_out = (
+        hashlib.blake2b(digest_size=16),
+        {id(tensor) for tensor in [*without.parameters(), *without.buffers()]},
+    )
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     tensors = {name: tensor for name, tensor in tensors.items() if id(tensor) not in left_out}
     for name, tensor in whole_tensors(tensors):

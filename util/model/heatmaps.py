@@ -327,8 +327,9 @@ def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]
         for handle in handles:
             handle.remove()
     tokens = _num_tokens(model, inputs[0])
-    if len(attention) != len(_attention_layers(model)) or any(weights.shape[-2:] != (tokens, tokens)
-                                                              for weights in attention):
+    if len(attention) != len(_attention_layers(model)) or any(
+        weights.shape[-2:] != (tokens, tokens) for weights in attention
+    ):
         raise InputError(f"heat maps of {type(_backbone(model)).__name__} can't be made: its blocks don't "
                          f"attend from each of {tokens} tokens to each")
     return outputs, attention, shares
@@ -376,8 +377,9 @@ def _row_to_grid(backbone: torch.nn.Module, row: torch.Tensor, images: torch.Ten
 def _rollout(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
     with torch.no_grad():
         _, attention, shares = _attended(model, inputs)
-        row, *earlier = [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model),
-                                                                                  attention[0])
+        row, *earlier = (
+            [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model), attention[0])
+        )
         for weights, of_block in itertools.zip_longest(reversed(attention), earlier):
             row = (row @ weights.mean(dim=1) + row) / 2
             row = row if of_block is None else row + of_block
@@ -398,8 +400,9 @@ def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sc
         gradients.append(of_last)
         pooled, *earlier = _rows_read(_backbone(model), attention[0])
         added = torch.zeros_like(pooled)
-    for weights, gradient, of_block in itertools.zip_longest(reversed(attention), reversed(gradients),
-                                                             earlier):
+    for weights, gradient, of_block in itertools.zip_longest(
+        reversed(attention), reversed(gradients), earlier
+    ):
         added = added + (pooled + added) @ (weights.detach() * gradient).relu().mean(dim=1)
         pooled = pooled if of_block is None else pooled + of_block
     return _row_to_grid(_backbone(model), added, inputs[0])

@@ -158,9 +158,9 @@ def draw(model: torch.nn.Module, seed: int) -> None:
         first, second = layer.lora_A["default"], layer.lora_B["default"]
         digest = hashlib.blake2b(f"{seed},{name}".encode(), digest_size=7).digest()
         values = torch.empty(first.weight.shape)
-        torch.nn.init.kaiming_uniform_(values, a=math.sqrt(5),
-                                       generator=torch.Generator().manual_seed(int.from_bytes(digest,
-                                                                                              "little")))
+        torch.nn.init.kaiming_uniform_(
+            values, a=math.sqrt(5), generator=torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        )
         first.weight = torch.nn.Parameter(values)
         second.weight = torch.nn.Parameter(torch.zeros(second.weight.shape))
 
@@ -227,8 +227,9 @@ def put_in(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: str |
     of it fits."""
     wanted = {_flat(name): tensor for name, tensor in trained_state(model).items()}
     found = {_flat(name): tensor for name, tensor in tensors.items()}
-    misfits = sorted(wanted.keys() ^ found.keys()) or [name for name in wanted
-                                                       if wanted[name].shape != found[name].shape]
+    misfits = sorted(wanted.keys() ^ found.keys()) or [
+        name for name in wanted if wanted[name].shape != found[name].shape
+    ]
     if misfits:
         raise InputError(
             f"{path} holds an adapter that does not fit this model "

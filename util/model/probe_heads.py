@@ -58,8 +58,9 @@ class Heads:
         self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
                                      torch.ones_like(deviation))
         self.raw = sum(not setting.normalised for setting in settings)
-        if [setting.normalised for setting in settings] != [number >= self.raw
-                                                            for number in range(len(settings))]:
+        if [setting.normalised for setting in settings] != [
+            number >= self.raw for number in range(len(settings))
+        ]:
             raise ValueError("heads on the features as they are come before those on normalised ones")
         self.weight = mean.new_zeros(len(settings), num_classes, len(mean)).requires_grad_()
         self.bias = mean.new_zeros(len(settings), num_classes).requires_grad_()

@@ -5,10 +5,13 @@ import re
 
 # what a probe's head may read of a frozen backbone (util/model/feature_kinds.py)
 POOLED, ATTENTIVE = "pooled", "attentive"
-KINDS = {POOLED: "what the model's own head reads", "cls": "class token", "cls_mean": "class token and mean "
-                                                                                      "patch token",
-         "last4": "class tokens of the last 4 blocks and mean patch token", ATTENTIVE: "patch tokens by a "
-                                                                                       "learned query"}
+KINDS = {
+    POOLED: "what the model's own head reads",
+    "cls": "class token",
+    "cls_mean": "class token and mean patch token",
+    "last4": "class tokens of the last 4 blocks and mean patch token",
+    ATTENTIVE: "patch tokens by a learned query",
+}
 
 
 def layers(text: str) -> str:

@@ -51,5 +51,6 @@ def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLin
 def parse(program: str, documentation: str, argv: list[str] | None) -> Options:
     """Read a command line; InputError for anything that the program does not understand."""
     values = vars(parser_of(program, documentation).parse_args(argv))
-    return Options.of(program, values, vars(parser_of(program, documentation,
-                                                      defaults=False).parse_args(argv)))
+    return Options.of(
+        program, values, vars(parser_of(program, documentation, defaults=False).parse_args(argv))
+    )

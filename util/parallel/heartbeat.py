@@ -115,8 +115,11 @@ class Heartbeat:
             if word:
                 self.store.set("word", word)
             self.store.set(f"gone/{self.rank}", "")
-            while self.holds_store and not self.store.check(names) and (word is None
-                                                                        or time.monotonic() < ends_at):
+            while (
+                self.holds_store
+                and not self.store.check(names)
+                and (word is None or time.monotonic() < ends_at)
+            ):
                 time.sleep(0.05)
         except dist.DistError:
             self.holds_store = False  # it is gone already, and with it all who could read there

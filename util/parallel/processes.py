@@ -309,5 +309,6 @@ def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
-                                                     process_group=world.steps)
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, gradient_as_bucket_view=True, process_group=world.steps
+    )

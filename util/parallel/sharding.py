@@ -37,9 +37,11 @@ def units(model: torch.nn.Module) -> list[torch.nn.Module]:
     whole at once."""
     found, inside = [], set()
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "blocks" and isinstance(module, torch.nn.Sequential
-                                                              | torch.nn.ModuleList) and not any(
-                name.startswith(f"{outer}.") for outer in inside):
+        if (
+            name.rpartition(".")[2] == "blocks"
+            and isinstance(module, torch.nn.Sequential | torch.nn.ModuleList)
+            and not any(name.startswith(f"{outer}.") for outer in inside)
+        ):
             inside.add(name)
             found += list(module)
     return found

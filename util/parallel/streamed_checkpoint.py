@@ -105,8 +105,12 @@ def _write_sums(file, places: dict[str, _Place]) -> None:
         name, extra, comment = (int.from_bytes(head[at:at + 2], "little") for at in (28, 30, 32))
         file.seek(entry.header_offset + 26)
         lengths = file.read(4)
-        start = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:],
-                                                                                                  "little")
+        start = (
+            entry.header_offset
+            + 30
+            + int.from_bytes(lengths[:2], "little")
+            + int.from_bytes(lengths[2:], "little")
+        )
         if start in sums:
             file.seek(position + 16)
             file.write(sums[start].to_bytes(4, "little"))

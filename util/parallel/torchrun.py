@@ -96,8 +96,9 @@ class Nodes:
         os.environ[ATTEMPT] = self.store.get("attempt").decode()
         # torchrun would take the address of an earlier round, whose node 0 may have been started anew since
         known = info.bootstrap_store_info
-        place = rendezvous.RendezvousStoreInfo.build(info.rank, info.store, known.master_addr,
-                                                     known.master_port)
+        place = rendezvous.RendezvousStoreInfo.build(
+            info.rank, info.store, known.master_addr, known.master_port
+        )
         return rendezvous.RendezvousInfo(info.store, info.rank, info.world_size, place)
 
     def nodes_waiting(self) -> int:

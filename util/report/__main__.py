@@ -8,8 +8,9 @@ from util.options.parsing import OneLineParser
 
 
 def make_parser() -> OneLineParser:
-    parser = OneLineParser(prog="python -m util.report", description="Write report.html and the charts of "
-                                                                     "runs again.")
+    parser = OneLineParser(
+        prog="python -m util.report", description="Write report.html and the charts of runs again."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, OUTPUT_DIR/TASK")
     return parser
 

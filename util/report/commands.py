@@ -25,8 +25,11 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
     for name, flag in known.items():
         default = flag.default_of(program)
         value = options.get(name, default)
-        if name not in NOT_REPEATED and value != default and not (default is None
-                                                                  and value in FILLED_IN.get(name, ())):
+        if (
+            name not in NOT_REPEATED
+            and value != default
+            and not (default is None and value in FILLED_IN.get(name, ()))
+        ):
             words += _words(flag, value)
     unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
     launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
@@ -53,8 +56,9 @@ def _words(flag: Flag, value: object) -> list[list[str]]:
     if flag.is_switch:
         return [[option]] if value is True else [[flag.off[0]]] if value is False and flag.off else []
     if isinstance(value, list):
-        return [[option, *map(str, value)]] if flag.words is not None else [[option,
-                                                                             ",".join(map(str, value))]]
+        return (
+            [[option, *map(str, value)]] if flag.words is not None else [[option, ",".join(map(str, value))]]
+        )
     if value is None:
         return []
     return [[f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]]

@@ -176,8 +176,9 @@ def _again(run: Run) -> dict[str, object]:
              "report": report_command(run.folder)}
     if run.options:
         checkpoint = run.folder / "checkpoint-best.pth"
-        again["train"], again["unknown"] = training_command(run.kind, run.options,
-                                                            processes if isinstance(processes, int) else 1)
+        again["train"], again["unknown"] = training_command(
+            run.kind, run.options, processes if isinstance(processes, int) else 1
+        )
         again["evaluate"] = ""
         if checkpoint.exists():
             again["evaluate"] = evaluation_command(run.kind, run.options, checkpoint)

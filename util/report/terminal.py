@@ -49,8 +49,11 @@ def describe(job) -> list[str]:
 def reading(transform: dict, norm: str, source: str) -> str:
     """How images are read, in a few words. source: where mean and standard deviation are from
     (jobs/normalisation.py)."""
-    field = "cut to the round field (--fundus_crop auto); " if transform.get("fundus_crop",
-                                                                             "off") == "auto" else ""
+    field = (
+        "cut to the round field (--fundus_crop auto); "
+        if transform.get("fundus_crop", "off") == "auto"
+        else ""
+    )
     return (f"{field}decoding {transform['decode']}; normalised by "
             f"{mean_and_deviation(transform['mean'], transform['std'])} (--norm {norm}: {source})")
 
@@ -77,8 +80,10 @@ def classes(data, source: str) -> list[str]:
     lines = [f"data       {source}: {len(data.class_names)} classes; {totals}"]
     width = max(len(str(name)) for name in data.class_names)
     for name in data.class_names[:MOST_CLASSES_LISTED]:
-        lines.append(f"           {name!s:<{width}}  " + "  ".join(f"{split} {table.loc[name, split]:>6,}"
-                                                                   for split in table))
+        lines.append(
+            f"           {name!s:<{width}}  "
+            + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table)
+        )
     if len(data.class_names) > MOST_CLASSES_LISTED:
         rest = table.loc[data.class_names[MOST_CLASSES_LISTED:]]
         lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to "

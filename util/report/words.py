@@ -208,9 +208,11 @@ def _spread(values: pd.Series) -> str:
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """[(term, text)] of run.json, as far as it says."""
     facts, options, model = run.facts, run.options, as_dict(run.facts.get("model"))
-    counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"), ("trained", "of them "
-                                                                                                   "trained"))
-              if isinstance(model.get(key), int)]
+    counts = [
+        f"{model[key]:,} {word}"
+        for key, word in (("parameters", "parameters"), ("trained", "of them trained"))
+        if isinstance(model.get(key), int)
+    ]
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
     weights = facts.get("weights")
     rows = [("Model", ", ".join(part for part in (str(options.get("model") or ""),

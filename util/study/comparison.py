@@ -160,8 +160,9 @@ def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float
 
 
 def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    return regression_figures(run.table, run.labels), regression_replicates(run.table, run.labels, draws,
-                                                                            seed)
+    return regression_figures(run.table, run.labels), regression_replicates(
+        run.table, run.labels, draws, seed
+    )
 
 
 def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
@@ -212,9 +213,10 @@ def _require_known(metrics: list[str], groups: list[Group]) -> None:
     for metric in metrics:
         if metric not in known:
             near = difflib.get_close_matches(metric, known, 3)
-            raise InputError(f"--metric {metric}: no run has it; " + (f"did you mean {', '.join(near)}?"
-                                                                      if near else
-                             f"there are {', '.join(list(known)[:30])}"))
+            raise InputError(
+                f"--metric {metric}: no run has it; "
+                + (f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(known)[:30])}")
+            )
 
 
 def _computable(run: Run) -> list[str]:

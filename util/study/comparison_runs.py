@@ -84,12 +84,13 @@ def read_run(folder: Path, split: str) -> Run:
     lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv")
                if not (folder / name).exists()]
     if lacking:
-        remedy = ("score it: main_finetune.py (or main_regression.py) --eval --resume "
-                  f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its "
-                  "data" if split == "test" else "its training "
-                                                                                             "was cut before "
-                                                                                             "the first "
-                                                                                             "epoch's end")
+        remedy = (
+            "score it: main_finetune.py (or main_regression.py) --eval --resume "
+            f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its "
+            "data"
+            if split == "test"
+            else "its training was cut before the first epoch's end"
+        )
         raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never "
                          f"scored: {remedy}")
     path = folder / f"predictions_{split}.csv"
@@ -215,8 +216,9 @@ def _moved(first: Run, run: Run, order: np.ndarray) -> str:
 
 
 def _same_truth(first: Run, run: Run) -> None:
-    names = ["true_class"] if first.kind == "classification" else [f"true_{target}"
-                                                                   for target in first.labels]
+    names = (
+        ["true_class"] if first.kind == "classification" else [f"true_{target}" for target in first.labels]
+    )
     for name in names:
         mine, theirs = first.table[name].to_numpy(), run.table[name].to_numpy()
         if first.kind == "classification":
@@ -280,10 +282,13 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
     lists = list(members.values())
     varying = _varying(lists, known)
     if names is not None and len(names) != len(lists):
-        raise InputError(f"--names gives {len(names)} names to {len(lists)} groups ("
-                         + "; ".join(", ".join(run.name for run in runs) for runs in lists) + "): one a "
-                                                                                              "group, in "
-                                                                                              "this order")
+        raise InputError(
+            f"--names gives {len(names)} names to {len(lists)} groups ("
+            + "; ".join(", ".join(run.name for run in runs) for runs in lists)
+            + "): one a "
+            "group, in "
+            "this order"
+        )
     if names is not None and len(set(names)) < len(names):
         raise InputError("--names gives a name twice")
     names = names or _names(lists, varying)

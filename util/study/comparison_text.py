@@ -49,11 +49,11 @@ def explanations(comparison: Comparison) -> list[str]:
     lines.append(f"[ ] are 95 % intervals ({', '.join(methods) or 'none stored'})")
     if comparison.tests:
         pairs = len({(test.first, test.second) for test in comparison.tests})
-        lines.append(f"differences are first - second, on the same images; {comparison.draws} resamples of "
-                     f"{of}, seed {comparison.seed}; p two-sided"
-                     + (f", Holm's correction over the {pairs} pairs of a "
-                                                          "metric and method"
-                                                          if pairs > 1 else ""))
+        lines.append(
+            f"differences are first - second, on the same images; {comparison.draws} resamples of "
+            f"{of}, seed {comparison.seed}; p two-sided"
+            + (f", Holm's correction over the {pairs} pairs of a metric and method" if pairs > 1 else "")
+        )
     if comparison.joint:
         lines.append("joint DeLong: one test of whether all groups have the same ROC AUC, for these trained "
                      "models on new images; which of them differ, the pairs say")
@@ -102,8 +102,9 @@ def difference_text(test: Test) -> str:
     if math.isnan(test.difference):
         return "–"
     text = ("+" if test.difference >= 0.0005 else "") + figure_text(test.difference)
-    return text + ("" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, "
-                                                     f"{figure_text(test.upper)}]")
+    return text + (
+        "" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, {figure_text(test.upper)}]"
+    )
 
 
 def _what(comparison: Comparison) -> str:

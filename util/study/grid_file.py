@@ -90,8 +90,9 @@ class _Reader:
         name = self.checked_name(self.text(nodes["name"], "name"), nodes["name"], "name")
         program = self.text(nodes["program"], "program") if "program" in nodes else TRAINING[0]
         if program not in TRAINING:
-            raise self.error(_line(nodes["program"]), "program", f"{program} is none of "
-                                                                 f"{', '.join(TRAINING)}")
+            raise self.error(
+                _line(nodes["program"]), "program", f"{program} is none of {', '.join(TRAINING)}"
+            )
         self.program = program
         self.off = {flag.off[0].lstrip("-"): flag for flag in flags_of(program) if flag.off}
         output_dir = self.text(nodes["output_dir"], "output_dir") if "output_dir" in nodes else "./output_dir"
@@ -124,8 +125,11 @@ class _Reader:
             arguments += ["--output_dir", output_dir, "--task", f"{name}/{cell}"]
             same = repr(sorted(own_values(options).items()))
             if same in asked:
-                raise self.error(chosen[0].line, "backbones", f"{cell} and {asked[same].name} are the same "
-                                                              "run: their flags don't differ")
+                raise self.error(
+                    chosen[0].line,
+                    "backbones",
+                    f"{cell} and {asked[same].name} are the same run: their flags don't differ",
+                )
             one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments),
                        options)
             asked[same] = one
@@ -142,8 +146,11 @@ class _Reader:
                              (chosen[0].line, chosen[0].name))
             raise self.error(line, key, str(error)) from error
         if options.value(OF_A_SEARCH):
-            raise self.error(given[OF_A_SEARCH][1], OF_A_SEARCH, "a study trains given settings; search "
-                                                                 "first, and pass params")
+            raise self.error(
+                given[OF_A_SEARCH][1],
+                OF_A_SEARCH,
+                "a study trains given settings; search first, and pass params",
+            )
         return options
 
     # ---- axes
@@ -167,22 +174,32 @@ class _Reader:
         settings = []
         for name, value, at in self.named(node, "adaptations", scalars=True):
             if name is None:
-                raise self.error(_line(at), "adaptations", "an entry is finetune, lp, or a name with flags: "
-                                                           "lp: {epochs: 100}")
+                raise self.error(
+                    _line(at),
+                    "adaptations",
+                    "an entry is finetune, lp, or a name with flags: lp: {epochs: 100}",
+                )
             given = {} if value is None else self.flags(value, "adaptations")
             if "adaptation" not in given:
                 choices = FLAGS["adaptation"].choices
                 if name not in choices:
-                    raise self.error(_line(at), "adaptations", f"{name} is none of {', '.join(choices)}; a "
-                                                               "name of your own needs the flag adaptation "
-                                                               "beside it")
+                    raise self.error(
+                        _line(at),
+                        "adaptations",
+                        f"{name} is none of {', '.join(choices)}; a "
+                        "name of your own needs the flag adaptation "
+                        "beside it",
+                    )
                 given["adaptation"] = (["--adaptation", name], _line(at))
             settings.append(Setting(self.checked_name(name, at, "adaptations"), given, _line(at)))
         return settings
 
     def numbers(self, node, key: str, flag: str, kind: type, otherwise: str) -> list[Setting]:
-        items = [(otherwise, 0)] if node is None else [(self.text(item, key), _line(item))
-                                                       for item in self.sequence(node, key)]
+        items = (
+            [(otherwise, 0)]
+            if node is None
+            else [(self.text(item, key), _line(item)) for item in self.sequence(node, key)]
+        )
         settings = []
         for text, line in items:
             try:
@@ -223,9 +240,13 @@ class _Reader:
         seen: dict[str, int] = {}
         for setting in settings:
             if setting.name in seen:
-                raise self.error(setting.line, key, f"{setting.name} stands there twice (line "
-                                                    f"{seen[setting.name]}): its runs would be one folder; "
-                                                    "give one another name or value")
+                raise self.error(
+                    setting.line,
+                    key,
+                    f"{setting.name} stands there twice (line "
+                    f"{seen[setting.name]}): its runs would be one folder; "
+                    "give one another name or value",
+                )
             seen[setting.name] = setting.line
 
     # ---- flags
@@ -241,9 +262,11 @@ class _Reader:
         for name, (_, line) in found.items():
             if name in OF_THE_GRID:
                 said = OF_THE_GRID[name]
-                raise self.error(line, name, f"the grid's own key {said} says it" if said else "the study "
-                                                                                               "decides it "
-                                                                                               "itself")
+                raise self.error(
+                    line,
+                    name,
+                    f"the grid's own key {said} says it" if said else "the study decides it itself",
+                )
         return found
 
     def of_words(self, node, key: str) -> dict[str, tuple[list[str], int]]:

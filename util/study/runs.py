@@ -129,8 +129,9 @@ def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
 def overview(grid: Grid, found: dict[str, str]) -> str:
     """How many of the runs are finished, begun and new."""
     counted = Counter(found.values())
-    return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(f"{counted[state]} {state}"
-                                                                     for state in (FINISHED, BEGUN, NEW))
+    return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(
+        f"{counted[state]} {state}" for state in (FINISHED, BEGUN, NEW)
+    )
 
 
 # ---- running -----------------------------------------------------------------------------------------------
@@ -149,8 +150,9 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
         for number, cell in enumerate(grid.cells, 1):
             if found[cell.name] == FINISHED:
                 continue
-            code = _run_cell(grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: "
-                                                               f"{cell.name}", children)
+            code = _run_cell(
+                grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", children
+            )
             if code == signals.EXIT_CODE or children.asked:  # or a scheduler has told the run alone
                 outcome.stopped_by = children.asked or signal.SIGTERM
                 print(f"stopped in {cell.name} by {signal.Signals(outcome.stopped_by).name}: what was saved "

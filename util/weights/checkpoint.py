@@ -116,8 +116,9 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
         _settle_reading(file.rest)
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
-        file.rest = {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"),
-                                                                int | float | str) else {}
+        file.rest = (
+            {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
+        )
         check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file

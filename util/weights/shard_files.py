@@ -33,15 +33,34 @@ DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
 LARGEST_INDEX = 2**28  # bytes of a .metadata; that of the 6.7B model takes 1 MB
 _CHECKPOINT = "torch.distributed.checkpoint."
 ALLOWED = {
-    *((f"{_CHECKPOINT}metadata", name) for name in (
-        "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING")),
-    (f"{_CHECKPOINT}filesystem", "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout"),
-    *(("torch", str(dtype).removeprefix("torch."))
-      for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16,
-                                                                 torch.int64, torch.int32, torch.uint8,
-                                                                 torch.bool)),
+    *(
+        (f"{_CHECKPOINT}metadata", name)
+        for name in (
+            "Metadata",
+            "TensorStorageMetadata",
+            "TensorProperties",
+            "ChunkStorageMetadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    (f"{_CHECKPOINT}filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(
+        ("torch", str(dtype).removeprefix("torch."))
+        for dtype in (
+            torch.float32,
+            torch.float64,
+            torch.bfloat16,
+            torch.float16,
+            torch.int64,
+            torch.int32,
+            torch.uint8,
+            torch.bool,
+        )
+    ),
 }
 
 

@@ -144,8 +144,11 @@ def transparent_images(folder):
     alpha = RNG.integers(0, 256, (24, 32)).astype(np.uint8)
     alpha[:12] = 0
     for number in range(2):
-        colours = RNG.integers(0, 256, (24, 32, 4)).astype(np.uint8) if number else np.full((24, 32, 4), 90,
-                                                                                            np.uint8)
+        colours = (
+            RNG.integers(0, 256, (24, 32, 4)).astype(np.uint8)
+            if number
+            else np.full((24, 32, 4), 90, np.uint8)
+        )
         colours[12:] = np.random.default_rng(5).integers(0, 256, (12, 32, 4))
         colours[..., 3] = alpha
         image = Image.fromarray(colours)

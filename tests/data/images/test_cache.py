@@ -31,8 +31,9 @@ def photographs(tmp_path):
     for number in range(6):
         coarse = Image.fromarray(rng.integers(40, 210, (6, 9, 3), dtype=np.uint8))
         size = (900 + 60 * number, 600 + 50 * number)
-        fine = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 6,
-                                                                                      (size[1], size[0], 3))
+        fine = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + rng.normal(
+            0, 6, (size[1], size[0], 3)
+        )
         path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.{'jpg' if number < 4 else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(path, quality=92)
@@ -57,8 +58,10 @@ def test_the_side_that_pictures_are_kept_at():
 def test_the_cache_changes_no_bit(photographs, tmp_path, decode, side):
     """An image that the cache lacks is brought to the same size, to the same numbers, whenever it is read."""
     cache = cached(photographs, tmp_path / "c", side, decode=decode)
-    settings = train_settings(64, MEAN, STD, decode, kept=side), eval_settings(64, MEAN, STD, decode,
-                                                                               kept=side)
+    settings = (
+        train_settings(64, MEAN, STD, decode, kept=side),
+        eval_settings(64, MEAN, STD, decode, kept=side),
+    )
     for transform in (TrainTransform(settings[0]), EvalTransform(settings[1])):
         samples = [ImageDataset(photographs, photographs["target"].to_numpy(), transform, 0, source=source)
                    for source in (None, cache)]

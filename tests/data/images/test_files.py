@@ -44,8 +44,9 @@ def write_tiff(path, values, sample_format, photometric=1):
     tags = [(256, 3, width), (257, 3, height), (258, 3, values.dtype.itemsize * 8), (259, 3, 1),
             (262, 3, photometric)]
     tags += [(273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(data)), (339, 3, sample_format)]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, v)
-                                                        for tag, kind, v in tags)
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in tags
+    )
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + b"\0\0\0\0")
 
 
@@ -262,8 +263,11 @@ def test_size_is_known_without_decoding_and_decode_works_twice(tmp_path):
     smooth(200, 100).save(path)
     source = ImageSource(str(path))
     assert source.size == (200, 100) and source.size == (200, 100)
-    assert source.decode(10).size == (25, 13) and source.decode().size == (200, 100) and source.size == (200,
-                                                                                                         100)
+    assert (
+        source.decode(10).size == (25, 13)
+        and source.decode().size == (200, 100)
+        and source.size == (200, 100)
+    )
     cut = path.read_bytes()[:700]
     path.write_bytes(cut)
     source = ImageSource(str(path))

@@ -180,8 +180,9 @@ def folder(tmp_path_factory):
         for name in ("a", "b"):
             (place / split / name).mkdir(parents=True)
             for _ in range(count):
-                Image.fromarray(draw_field(number, "plain")[0]).save(place / split / name / f"{number}.jpg",
-                                                                     quality=90)
+                Image.fromarray(draw_field(number, "plain")[0]).save(
+                    place / split / name / f"{number}.jpg", quality=90
+                )
                 number += 1
     Image.fromarray(draw_scan(1)).save(place / "test" / "a" / "scan.png")
     return place
@@ -196,8 +197,9 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     assert "cut to the round field (--fundus_crop auto)" in out and "-fundus1 (short side" in out
     run = tmp_path / "output_dir" / "run"
     table = pd.read_csv(run / "fundus_crop.csv")
-    assert len(table) == 29 and list(table["path"][table["radius"].isna()]) == [str(folder / "test" / "a"
-                                                                                    / "scan.png")]
+    assert len(table) == 29 and list(table["path"][table["radius"].isna()]) == [
+        str(folder / "test" / "a" / "scan.png")
+    ]
     assert Image.open(run / "fundus_crop.png").width == 1440
     stored = torch.load(run / "checkpoint-best.pth", weights_only=True)["transform"]["eval"]
     assert stored["fundus_crop"] == "auto"

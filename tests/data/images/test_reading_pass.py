@@ -141,8 +141,9 @@ def test_deep_files_are_added_once_the_range_of_all_is_known(tmp_path, count):
     settled = Kept(SIDE, "scaled", Reading(bits=12))
     cache = open_cache(tmp_path / "c", paths, settled, 1, lines.append, filled=filling)
     assert opened == {path: 2 if path.endswith("tif") else 1 for path in paths} and cache.has.all()
-    assert "6 decoded once" in lines[0] and lines[0].endswith("; 3 of more than 8 bits were read again, over "
-                                                              "the range of all")
+    assert "6 decoded once" in lines[0] and lines[0].endswith(
+        "; 3 of more than 8 bits were read again, over the range of all"
+    )
     for path in paths:
         assert np.array_equal(cache(path).part(), settled.pixels(path))
     # of 12 bits: over its own 10 it would be white
@@ -182,8 +183,11 @@ def test_bad_files_reach_no_reader(folder, tmp_path):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(next(path for path in folder.glob("test/a/*.jpg")).read_bytes()[:-2000])
     paths = [good[0], str(cut), *good[1:], str(tmp_path / "absent.png")]
-    prints, facts, filling = Fingerprints(None), ImageFacts(None), Filling(tmp_path / "c",
-                                                                           Kept(SIDE, "scaled"), print)
+    prints, facts, filling = (
+        Fingerprints(None),
+        ImageFacts(None),
+        Filling(tmp_path / "c", Kept(SIDE, "scaled"), print),
+    )
     bad = read_images([(filling, paths), (prints, paths), (facts, paths)], 2)
     assert [path for path, _ in bad] == [str(cut), paths[-1]] and "truncated" in bad[0][1]
     assert len(facts.of(paths)) == filling.count == 4 and (prints.of(paths)["width"] > 0).sum() == 4

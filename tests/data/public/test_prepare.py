@@ -99,8 +99,10 @@ def test_order_of_the_pictures_does_not_matter():
 
 def test_a_patient_counts_as_the_worse_eye():
     """Ten patients with one severe eye: they are stratified as severe, whatever the other eye is."""
-    mild, severe = [(f"m{n}", ["0_a", "0_a"]) for n in range(20)], [(f"s{n}", ["0_a", "1_b"])
-                                                                    for n in range(10)]
+    mild, severe = (
+        [(f"m{n}", ["0_a", "0_a"]) for n in range(20)],
+        [(f"s{n}", ["0_a", "1_b"]) for n in range(10)],
+    )
     splits = draw_split(items := items_of(mild + severe), ("0_a", "1_b"), 0.1, 0.3, 0)
     count = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
     assert count["1_b", "test"] == 3 and count["1_b", "val"] == 1 and count["1_b", "train"] == 6
@@ -193,15 +195,20 @@ def test_names_that_two_pictures_have_are_told_apart_or_refused(tmp_path):
         prepare("Glaucoma_fundus", str(raw), str(tmp_path / "out2"), split_list=str(listed))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("path,split\nNL_001.png,holdout\n", "column split takes train, val, test"),
-    ("path,split\nNL_001.png,train\nNL_001.png,test\n", "NL_001.png is in train and in test"),
-    ("path,split,class\nNL_001.png,train,1_cataract\n", "has class 1_cataract, by the owner's labels it is "
-                                                        "0_normal"),
-    ("path,split\nother_1.png,train\n", "none of its 1 images is among the 40"),
-    ("name,split\nNL_001.png,train\n", r"no column path \(--split_list\)"),
-    ("path,split\n,train\n", "column path is empty"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,split\nNL_001.png,holdout\n", "column split takes train, val, test"),
+        ("path,split\nNL_001.png,train\nNL_001.png,test\n", "NL_001.png is in train and in test"),
+        (
+            "path,split,class\nNL_001.png,train,1_cataract\n",
+            "has class 1_cataract, by the owner's labels it is 0_normal",
+        ),
+        ("path,split\nother_1.png,train\n", "none of its 1 images is among the 40"),
+        ("name,split\nNL_001.png,train\n", r"no column path \(--split_list\)"),
+        ("path,split\n,train\n", "column path is empty"),
+    ],
+)
 def test_wrong_lists(text, message, tmp_path):
     raw = make("Retina", tmp_path)
     listed = put(tmp_path / "lists" / "list.csv", text)
@@ -316,9 +323,11 @@ def test_an_unknown_set_is_told_the_known_ones(capsys):
 
 def test_wrong_folders(tmp_path):
     raw = make("Retina", tmp_path)
-    for raw_dir, out, message in ((raw, raw / "out", "one lies in the other"), (raw, tmp_path, "one lies in "
-                                                                                               "the other"),
-                                  (tmp_path / "gone", tmp_path / "out", "is not there: it must hold"),
-                                  (raw / "README.md", tmp_path / "out", "is not a folder")):
+    for raw_dir, out, message in (
+        (raw, raw / "out", "one lies in the other"),
+        (raw, tmp_path, "one lies in the other"),
+        (tmp_path / "gone", tmp_path / "out", "is not there: it must hold"),
+        (raw / "README.md", tmp_path / "out", "is not a folder"),
+    ):
         with pytest.raises(InputError, match=message):
             prepare("Retina", str(raw_dir), str(out))

@@ -74,8 +74,9 @@ def test_variants_of_layouts(tmp_path):
     fake_folders(raw, {"pictures": [f"{name}{number}.jpeg" for name in ("NORMAL", "AMRD", "CSR", "DR", "MH")
                                     for number in range(9)]})
     prepare("OCTID", str(raw), str(tmp_path / "out2"))
-    assert Counter(row["class"] for row in rows_of(tmp_path / "out2")) == dict.fromkeys(SETS["OCTID"].classes,
-                                                                                        9)
+    assert Counter(row["class"] for row in rows_of(tmp_path / "out2")) == dict.fromkeys(
+        SETS["OCTID"].classes, 9
+    )
     raw = tmp_path / "idrid"
     fake_idrid(raw)
     (raw / "B. Disease Grading").rename(raw / "B.%20Disease%20Grading")
@@ -152,21 +153,39 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, messa
     assert not (tmp_path / "out").exists() and hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize(("name", "file", "old", "new", "message"), [
-    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,bad",
-     "line 6: diagnosis is 'bad', not a whole number from 0 to 4"),
-    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,", "line 6: diagnosis is ''"),
-    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,5", "line 6: diagnosis is '5'"),
-    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,nan", "line 6: diagnosis is 'nan'"),
-    ("APTOS2019", "train.csv", "000000000004,4", "000000000004,1.5", "line 6: diagnosis is '1.5'"),
-    ("APTOS2019", "train.csv", "000000000004,", "000000000003,",
-     "line 6: id_code 000000000003 stands there twice, also on line 5"),
-    ("APTOS2019", "train.csv", "diagnosis", "grade", "no column diagnosis"),
-    ("MESSIDOR2", "messidor_data.csv", ",,,0", ",,,1", "adjudicated_dr_grade is ''"),
-    ("MESSIDOR2", "messidor-2.csv", "IM000004.JPG", "IM000002.JPG", "IM000002.JPG stands there twice"),
-    ("IDRID", "Disease Grading_Training Labels.csv", "IDRiD_002,2", "IDRiD_001,2", "Image name IDRiD_001 "
-                                                                                   "stands there twice"),
-])
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        (
+            "APTOS2019",
+            "train.csv",
+            "000000000004,4",
+            "000000000004,bad",
+            "line 6: diagnosis is 'bad', not a whole number from 0 to 4",
+        ),
+        ("APTOS2019", "train.csv", "000000000004,4", "000000000004,", "line 6: diagnosis is ''"),
+        ("APTOS2019", "train.csv", "000000000004,4", "000000000004,5", "line 6: diagnosis is '5'"),
+        ("APTOS2019", "train.csv", "000000000004,4", "000000000004,nan", "line 6: diagnosis is 'nan'"),
+        ("APTOS2019", "train.csv", "000000000004,4", "000000000004,1.5", "line 6: diagnosis is '1.5'"),
+        (
+            "APTOS2019",
+            "train.csv",
+            "000000000004,",
+            "000000000003,",
+            "line 6: id_code 000000000003 stands there twice, also on line 5",
+        ),
+        ("APTOS2019", "train.csv", "diagnosis", "grade", "no column diagnosis"),
+        ("MESSIDOR2", "messidor_data.csv", ",,,0", ",,,1", "adjudicated_dr_grade is ''"),
+        ("MESSIDOR2", "messidor-2.csv", "IM000004.JPG", "IM000002.JPG", "IM000002.JPG stands there twice"),
+        (
+            "IDRID",
+            "Disease Grading_Training Labels.csv",
+            "IDRiD_002,2",
+            "IDRiD_001,2",
+            "Image name IDRiD_001 stands there twice",
+        ),
+    ],
+)
 def test_wrong_labels(name, file, old, new, message, tmp_path):
     raw = make(name, tmp_path)
     path = next(raw.rglob(f"*{file}"))
@@ -215,8 +234,14 @@ def test_workbooks(tmp_path):
     """What openpyxl wrote: shared texts, empty cells within and at the end of rows, numbers as they are."""
     rows = read_first_sheet(WORKBOOKS / "patient_data_od.xlsx")
     assert rows[0][:5] == ["", "Age", "Gender", "Diagnosis", "Refractive Defect"] and rows[2] == ["ID"]
-    assert rows[3][:5] == ["#002", "50", "0", "0", ""] and rows[4][:6] == ["#003", "51", "1", "0", "-0.5",
-                                                                           "0.25"]
+    assert rows[3][:5] == ["#002", "50", "0", "0", ""] and rows[4][:6] == [
+        "#003",
+        "51",
+        "1",
+        "0",
+        "-0.5",
+        "0.25",
+    ]
     for text in ("no zip", ""):
         with pytest.raises(InputError, match="not a workbook"):
             read_first_sheet(put(tmp_path / "a" / "b.xlsx", text or "PK"))

@@ -113,8 +113,9 @@ class ImageCache:
         places = np.minimum(np.searchsorted(entries["identity"], identities[:, 0]), max(0, len(entries) - 1))
         self.has = np.zeros(len(paths), bool)  # which of `paths` are kept
         if len(entries):
-            self.has = (entries["identity"][places] == identities[:, 0]) & (entries["check"][places]
-                                                                            == identities[:, 1])
+            self.has = (entries["identity"][places] == identities[:, 0]) & (
+                entries["check"][places] == identities[:, 1]
+            )
         # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it
         # is counted
         hashes = np.fromiter((_path_hash(path) for path in paths), np.uint64, len(paths))[self.has]

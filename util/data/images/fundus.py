@@ -125,8 +125,11 @@ class _Image:
             return None
         image = cls(_above(pixels, ground),
                     np.sort((np.maximum(darkest, ground) - ground).max(1))[-len(darkest) // 50])
-        return image if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE
-                                                                           * image.bright) else None
+        return (
+            image
+            if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE * image.bright)
+            else None
+        )
 
     def __init__(self, levels: np.ndarray, noise: int):
         self.levels, self.noise = levels, int(noise)
@@ -168,8 +171,10 @@ class _Image:
         width, height = self.size
         step = max(1, min(self.size) // 40)
         start = step // 2
-        x, y = np.arange(start, width, step) + (0.5 - circle.x), np.arange(start, height,
-                                                                           step) + (0.5 - circle.y)
+        x, y = (
+            np.arange(start, width, step) + (0.5 - circle.x),
+            np.arange(start, height, step) + (0.5 - circle.y),
+        )
         distance = (x * x + (y * y)[:, None]) / circle.radius**2
         levels = self.levels[start::step, start::step]
         inside, outside = levels[distance < 0.9**2], levels[distance > 1.04**2]

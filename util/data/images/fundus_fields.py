@@ -111,8 +111,10 @@ class SquareSource:
         if inside == (left, top, right, bottom):
             return self._source.part(inside, resolution)
         if resolution is not None:
-            resolution = -(-resolution[0] * across // (right - left)), -(-resolution[1]
-                                                                         * down // (bottom - top))
+            resolution = (
+                -(-resolution[0] * across // (right - left)),
+                -(-resolution[1] * down // (bottom - top)),
+            )
         pixels = self._source.part(inside, resolution)
         factor = max(1, round(across / pixels.shape[1]))
         canvas = np.zeros((-(-(bottom - top) // factor), -(-(right - left) // factor), 3), np.uint8)

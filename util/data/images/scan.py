@@ -102,8 +102,10 @@ def _ranges(facts: np.ndarray, reading: Reading) -> tuple[list[str], list[str]]:
                                 "black; --read_images as_shown reads them over the range that they use")
             continue
         white = stored if kind == as_shown.FLOATS else 2**stored - 1
-        notes.append(f"{text}, read from 0 to {white:,.6g}" + (f" ({stored} bits)"
-                                                               if kind == as_shown.WHOLE_NUMBERS else ""))
+        notes.append(
+            f"{text}, read from 0 to {white:,.6g}"
+            + (f" ({stored} bits)" if kind == as_shown.WHOLE_NUMBERS else "")
+        )
         beyond = int(np.count_nonzero(largest > white))
         if beyond:
             warnings.append(f"warning: {beyond:,} of them go beyond {white:,.6g}, which the checkpoint reads "

@@ -30,10 +30,11 @@ def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts:
     lines = [f"           evaluation sees {share:.0%} of an image's area (median of {len(shares):,}; "
              f"--resize {settings.get('fit', 'crop')})"]
     if share < ENOUGH:
-        lines.append("warning: what lies outside the centre of these images is not looked at: --resize pad "
-                     "or --resize squash shows all of it"
-                     + ("" if fields is not None else ", --fundus_crop auto cuts "
-                                                                        "photographs to their field"))
+        lines.append(
+            "warning: what lies outside the centre of these images is not looked at: --resize pad "
+            "or --resize squash shows all of it"
+            + ("" if fields is not None else ", --fundus_crop auto cuts photographs to their field")
+        )
     return lines
 
 

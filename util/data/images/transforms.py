@@ -247,8 +247,12 @@ class TrainTransform:
         box, size = (left, top, left + crop_width, top + crop_height), (settings["input_size"],) * 2
         if squashes:
             left, top = int(left * across), int(top * down)
-            box = left, top, left + max(1, round(crop_width * across)), top + max(1,
-                                                                                  round(crop_height * down))
+            box = (
+                left,
+                top,
+                left + max(1, round(crop_width * across)),
+                top + max(1, round(crop_height * down)),
+            )
         if settings["decode"] == "full":
             # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's
             # does not.
@@ -339,8 +343,9 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
 def _color_jitter(strength):
     if strength is None:
         return None
-    values = [float(value) for value in strength] if isinstance(strength,
-                                                                (list, tuple)) else [float(strength)]
+    values = (
+        [float(value) for value in strength] if isinstance(strength, (list, tuple)) else [float(strength)]
+    )
     if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
         raise InputError(
             f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "

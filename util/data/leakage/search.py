@@ -361,18 +361,21 @@ def make_parser():
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
     parser.add_argument("--path_col", default="path",
                         help="the CSV's column of paths (relative ones from the CSV's folder)")
-    parser.add_argument("--split_col", default="split", help="the CSV's column of train, val, test (or iv, "
-                                                             "ev)")
-    parser.add_argument("--patient_col", default=None, help="the CSV's column of patients, for the "
-                                                            "predictions table")
+    parser.add_argument(
+        "--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)"
+    )
+    parser.add_argument(
+        "--patient_col", default=None, help="the CSV's column of patients, for the predictions table"
+    )
     parser.add_argument("--patient_regex", default=None, metavar="RE",
                         help="where no column names the patients: a regular expression whose one group is "
                              "the patient in an image's file name, such as '(p[0-9]+)_'")
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
                         help="stop: exit code 2 where anything is found")
     parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")
-    parser.add_argument("--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next "
-                                                                      "start")
+    parser.add_argument(
+        "--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next start"
+    )
     return parser
 
 

@@ -137,10 +137,15 @@ def read_split_list(place: str) -> list[dict[str, str]]:
     for column, texts in (("path", paths), ("split", splits)):
         refuse_empty(place, column, texts, lines)
     refuse_unknown(place, "split", splits, lines, SPLIT_NAMES)
-    return [{"path": source or path, "split": SPLIT_NAMES[split.lower()], "class": label,
-             "sha256": digest.lower()}
-            for path, split, label, digest, source in zip(paths, splits, labels, digests, sources,
-                                                          strict=True)]
+    return [
+        {
+            "path": source or path,
+            "split": SPLIT_NAMES[split.lower()],
+            "class": label,
+            "sha256": digest.lower(),
+        }
+        for path, split, label, digest, source in zip(paths, splits, labels, digests, sources, strict=True)
+    ]
 
 
 def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, place: str):
@@ -191,8 +196,10 @@ def apply_split_list(items: list[Item], entries: list[dict[str, str]], classes, 
         raise InputError(f"--split_list {place}: none of its {len(entries)} images is among the {len(items)} "
                          f"of RAW_DIR, such as {entries[0]['path']}; is it a list of another data set?")
     left = [item.source for row, item in enumerate(items) if row not in split_of]
-    notes = [*counted(f"named in {place}, but not in RAW_DIR", absent), *counted(f"not named in {place}, "
-                                                                                 "left out", left)]
+    notes = [
+        *counted(f"named in {place}, but not in RAW_DIR", absent),
+        *counted(f"not named in {place}, left out", left),
+    ]
     for row, split in split_of.items():
         items[row].split = split
     kept = [item for row, item in enumerate(items) if row in split_of]
@@ -383,8 +390,9 @@ def _counts(items: list[Item], classes) -> list[str]:
 def _patients(items: list[Item]) -> list[str]:
     """What is known of patients, and a warning where the splits part what belongs together."""
     patients = len({item.patient for item in items} - {""})
-    lines = [f"  patients: {patients}" if patients else "  patients: not published, the split is one of "
-                                                        "images"]
+    lines = [
+        f"  patients: {patients}" if patients else "  patients: not published, the split is one of images"
+    ]
     lines += [f"  WARNING: {kind} in two splits, as given: {count}; figures on test will flatter"
               for kind, count in parted(items).items() if count]
     return lines
@@ -396,21 +404,25 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m util.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", choices=SETS, help=f"the data set: {', '.join(SETS)}")
     parser.add_argument("raw_dir", metavar="RAW_DIR", help="the files as downloaded, archives unpacked")
-    parser.add_argument("out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so "
-                                                           "before")
+    parser.add_argument(
+        "out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so before"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another split")
-    parser.add_argument("--val", type=float, default=0.15, help="share of all patients, or images, of a "
-                                                                "class that val gets")
+    parser.add_argument(
+        "--val", type=float, default=0.15, help="share of all patients, or images, of a class that val gets"
+    )
     parser.add_argument("--test", type=float, default=0.3,
                         help="share that test gets; no effect where the owner publishes a test split (IDRID)")
     parser.add_argument("--split_list", default=None, metavar="FILE",
                         help="take this split, draw none: a CSV with path and split, or a folder with "
                              "train/, val/, test/")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--copy", action="store_true", help="copy the images; this is what happens without "
-                                                         "--link")
-    how.add_argument("--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay "
-                                                         "where it is")
+    how.add_argument(
+        "--copy", action="store_true", help="copy the images; this is what happens without --link"
+    )
+    how.add_argument(
+        "--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay where it is"
+    )
     return parser
 
 

@@ -26,18 +26,45 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "
                  "testing": "test"}
 # The names of JSIEC's own folders: their order as text is also that of the authors' checkpoints.
 JSIEC_CLASSES = (
-    "0.0.Normal", "0.1.Tessellated fundus", "0.2.Large optic cup", "0.3.DR1", "1.0.DR2", "1.1.DR3",
-    "10.0.Possible glaucoma", "10.1.Optic atrophy", "11.Severe hypertensive retinopathy",
-    "12.Disc swelling and elevation", "13.Dragged Disc", "14.Congenital disc abnormality", "15.0.Retinitis "
-                                                                                           "pigmentosa",
-    "15.1.Bietti crystalline dystrophy", "16.Peripheral retinal degeneration and break", "17.Myelinated "
-                                                                                         "nerve fiber",
-    "18.Vitreous particles", "19.Fundus neoplasm", "2.0.BRVO", "2.1.CRVO", "20.Massive hard exudates",
-    "21.Yellow-white spots-flecks", "22.Cotton-wool spots", "23.Vessel tortuosity",
-    "24.Chorioretinal atrophy-coloboma", "25.Preretinal hemorrhage", "26.Fibrosis", "27.Laser Spots",
-    "28.Silicon oil in eye", "29.0.Blur fundus without PDR", "29.1.Blur fundus with suspected PDR", "3.RAO",
-    "4.Rhegmatogenous RD", "5.0.CSCR", "5.1.VKH disease", "6.Maculopathy", "7.ERM", "8.MH", "9.Pathological "
-                                                                                            "myopia",
+    "0.0.Normal",
+    "0.1.Tessellated fundus",
+    "0.2.Large optic cup",
+    "0.3.DR1",
+    "1.0.DR2",
+    "1.1.DR3",
+    "10.0.Possible glaucoma",
+    "10.1.Optic atrophy",
+    "11.Severe hypertensive retinopathy",
+    "12.Disc swelling and elevation",
+    "13.Dragged Disc",
+    "14.Congenital disc abnormality",
+    "15.0.Retinitis pigmentosa",
+    "15.1.Bietti crystalline dystrophy",
+    "16.Peripheral retinal degeneration and break",
+    "17.Myelinated nerve fiber",
+    "18.Vitreous particles",
+    "19.Fundus neoplasm",
+    "2.0.BRVO",
+    "2.1.CRVO",
+    "20.Massive hard exudates",
+    "21.Yellow-white spots-flecks",
+    "22.Cotton-wool spots",
+    "23.Vessel tortuosity",
+    "24.Chorioretinal atrophy-coloboma",
+    "25.Preretinal hemorrhage",
+    "26.Fibrosis",
+    "27.Laser Spots",
+    "28.Silicon oil in eye",
+    "29.0.Blur fundus without PDR",
+    "29.1.Blur fundus with suspected PDR",
+    "3.RAO",
+    "4.Rhegmatogenous RD",
+    "5.0.CSCR",
+    "5.1.VKH disease",
+    "6.Maculopathy",
+    "7.ERM",
+    "8.MH",
+    "9.Pathological myopia",
 )
 
 
@@ -99,8 +126,9 @@ class RawFolder:
                                 and os.path.realpath(os.path.join(place, name)) not in seen)
             for name in sorted(files):
                 if not name.startswith("."):
-                    (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(Path(place,
-                                                                                                      name))
+                    (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(
+                        Path(place, name)
+                    )
 
     def stem(self, name: str) -> str:
         """What names an image in lists and on disk alike: without folder, the ending of an image, and
@@ -392,40 +420,97 @@ def _read_octid(raw: RawFolder) -> Found:
 
 
 _SETS = (
-    PublicSet("APTOS2019", "https://www.kaggle.com/competitions/aptos2019-blindness-detection",
-              "train.csv and train_images/", "the competition's rules, to be accepted on its page", "fundus",
-              "grade of diabetic retinopathy", DR_GRADES, 3662, _read_aptos),
-    PublicSet("MESSIDOR2", "https://www.adcis.net/en/third-party/messidor2/",
-              "IMAGES/, messidor-2.csv (the pairs of eyes) and messidor_data.csv (the grades, from "
-              "https://www.kaggle.com/datasets/google-brain/messidor2-dr-grades)",
-              "research, after registration", "fundus", "grade of diabetic retinopathy", DR_GRADES, 1744,
-              _read_messidor2,
-              patients="pairs of eyes"),
-    PublicSet("IDRID",
-              "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",
-              "B. Disease Grading/ with its two folders 1. Original Images and 2. "
-              "Groundtruths", "CC BY 4.0", "fundus",
-              "grade of diabetic retinopathy", DR_GRADES, 516, _read_idrid, published=("train", "test")),
-    PublicSet("PAPILA", "https://doi.org/10.6084/m9.figshare.14798004",
-              "FundusImages/ and ClinicalData/ with patient_data_od.xlsx and patient_data_os.xlsx", "CC BY "
-                                                                                                    "4.0",
-              "fundus",
-              "glaucoma: none, suspected, present", PAPILA_CLASSES, 488, _read_papila, patients="both eyes "
-                                                                                                "of each"),
-    PublicSet("Glaucoma_fundus", "https://doi.org/10.7910/DVN/1YRRAC",
-              "the folders normal_control/, early_glaucoma/, advanced_glaucoma/", "CC0 1.0", "fundus",
-              "glaucoma: none, early, advanced", ("0_normal", "1_early", "2_advanced"), 1544,
-              _read_glaucoma_fundus),
-    PublicSet("JSIEC", "https://zenodo.org/records/3477553", "1000images/ with its 39 folders",
-              "open on Zenodo; see the record", "fundus", "39 conditions", JSIEC_CLASSES, 1000, _read_jsiec),
-    PublicSet("Retina", "https://www.kaggle.com/datasets/jr2ngb/cataractdataset",
-              "dataset/ with 1_normal/, 2_cataract/, 2_glaucoma/, 3_retina_disease/", "not stated; see the "
-                                                                                      "page", "fundus",
-              "normal, cataract, glaucoma, other retinal disease",
-              ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"), 601, _read_retina),
-    PublicSet("OCTID", "https://borealisdata.ca/dataverse/OCTID", "the images of NORMAL, AMRD, CSR, DR and "
-                                                                  "MH, a folder each",
-              "CC0 1.0", "OCT", "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
-              ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"), 572, _read_octid),
+    PublicSet(
+        "APTOS2019",
+        "https://www.kaggle.com/competitions/aptos2019-blindness-detection",
+        "train.csv and train_images/",
+        "the competition's rules, to be accepted on its page",
+        "fundus",
+        "grade of diabetic retinopathy",
+        DR_GRADES,
+        3662,
+        _read_aptos,
+    ),
+    PublicSet(
+        "MESSIDOR2",
+        "https://www.adcis.net/en/third-party/messidor2/",
+        "IMAGES/, messidor-2.csv (the pairs of eyes) and messidor_data.csv (the grades, from "
+        "https://www.kaggle.com/datasets/google-brain/messidor2-dr-grades)",
+        "research, after registration",
+        "fundus",
+        "grade of diabetic retinopathy",
+        DR_GRADES,
+        1744,
+        _read_messidor2,
+        patients="pairs of eyes",
+    ),
+    PublicSet(
+        "IDRID",
+        "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",
+        "B. Disease Grading/ with its two folders 1. Original Images and 2. Groundtruths",
+        "CC BY 4.0",
+        "fundus",
+        "grade of diabetic retinopathy",
+        DR_GRADES,
+        516,
+        _read_idrid,
+        published=("train", "test"),
+    ),
+    PublicSet(
+        "PAPILA",
+        "https://doi.org/10.6084/m9.figshare.14798004",
+        "FundusImages/ and ClinicalData/ with patient_data_od.xlsx and patient_data_os.xlsx",
+        "CC BY 4.0",
+        "fundus",
+        "glaucoma: none, suspected, present",
+        PAPILA_CLASSES,
+        488,
+        _read_papila,
+        patients="both eyes of each",
+    ),
+    PublicSet(
+        "Glaucoma_fundus",
+        "https://doi.org/10.7910/DVN/1YRRAC",
+        "the folders normal_control/, early_glaucoma/, advanced_glaucoma/",
+        "CC0 1.0",
+        "fundus",
+        "glaucoma: none, early, advanced",
+        ("0_normal", "1_early", "2_advanced"),
+        1544,
+        _read_glaucoma_fundus,
+    ),
+    PublicSet(
+        "JSIEC",
+        "https://zenodo.org/records/3477553",
+        "1000images/ with its 39 folders",
+        "open on Zenodo; see the record",
+        "fundus",
+        "39 conditions",
+        JSIEC_CLASSES,
+        1000,
+        _read_jsiec,
+    ),
+    PublicSet(
+        "Retina",
+        "https://www.kaggle.com/datasets/jr2ngb/cataractdataset",
+        "dataset/ with 1_normal/, 2_cataract/, 2_glaucoma/, 3_retina_disease/",
+        "not stated; see the page",
+        "fundus",
+        "normal, cataract, glaucoma, other retinal disease",
+        ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"),
+        601,
+        _read_retina,
+    ),
+    PublicSet(
+        "OCTID",
+        "https://borealisdata.ca/dataverse/OCTID",
+        "the images of NORMAL, AMRD, CSR, DR and MH, a folder each",
+        "CC0 1.0",
+        "OCT",
+        "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
+        ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"),
+        572,
+        _read_octid,
+    ),
 )
 SETS = {public_set.name: public_set for public_set in _SETS}
