@@ -327,8 +327,7 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
                 keep(Progress(epoch, step + 1, losses.total))
             if keep and ends:  # without, the signal itself ends it
                 raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the "
-                                            "last checkpoint",
-                                            together=True)
+                                            "last checkpoint", together=True)
     losses.read()
     return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(
         epoch, plan.steps, losses.total

@@ -107,8 +107,7 @@ def table_of(kinds, sets: int, processes: int) -> list[dict]:
             known = true, _ = truth(kind)
             step = max(1, sets // (4 * processes))
             parts = list(pool.map(holds, *zip(*((kind, known, at, min(sets, at + step))
-                                                for at in range(0, sets, step)),
-                                              strict=True)))
+                                                for at in range(0, sets, step)), strict=True)))
             for name in dict.fromkeys(name for part in parts for name in part):
                 number, below, above, widths = (sum(part[name][place] for part in parts if name in part)
                                                 for place in range(4))

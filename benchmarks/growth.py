@@ -48,8 +48,7 @@ def make_folders(folder: Path, count: int) -> Path:
 def measured(work: str, *arguments) -> dict[str, float]:
     """`work` of this file in a process of its own -> its seconds, and the memory that it added, in MB."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.growth", work, *map(str, arguments)], cwd=ROOT,
-                          check=True,
-                          capture_output=True, text=True)
+                          check=True, capture_output=True, text=True)
     took, before, peak = map(float, done.stdout.split()[-3:])
     return {"seconds": took, "MB": peak - before, "peak": peak}
 
@@ -62,8 +61,7 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     found = [Row(f"read and check a CSV of {largest:,} rows", None, csv["seconds"], "s", goal="<= 10 s"),
              Row("its peak memory, PyTorch included", None, csv["peak"], "MB", goal="<= 1 GB"),
              Row(f"read a folder of {many:,} files", None,
-                 measured("read_folder", make_folders(folder, many))["seconds"], "s",
-                 goal="<= 5 s")]
+                 measured("read_folder", make_folders(folder, many))["seconds"], "s", goal="<= 5 s")]
     for what, work in (
         ("read a CSV", "read_csv"),
         ("an epoch's order and paths", "walk"),

@@ -173,8 +173,7 @@ def run(cell: Cell, children: Children) -> int:
     began = time.monotonic()
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
         code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output,
-                            stderr=output,
-                            cwd=ROOT)
+                            stderr=output, cwd=ROOT)
     if code:
         return code
     seconds = None if cut else round(time.monotonic() - began, 1)

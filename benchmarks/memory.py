@@ -106,8 +106,7 @@ def started(processes: int, words: list[str]) -> dict:
                f"--nproc_per_node={processes}"] if (
         processes > 1) else [sys.executable]
     run = subprocess.run([*command, "-m" if processes == 1 else "--module", "benchmarks.memory", *words],
-                         cwd=ROOT,
-                         stdout=subprocess.PIPE, text=True, check=True,
+                         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
 

@@ -17,8 +17,7 @@ def read(path: str) -> Image.Image:
 def train_transform(input_size: int):
     """The usual recipe: random resized crop, flip, RandAugment, random erasing."""
     return create_transform(input_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1",
-                            interpolation="bicubic",
-                            re_prob=0.25, re_mode="pixel", mean=MEAN, std=STD)
+                            interpolation="bicubic", re_prob=0.25, re_mode="pixel", mean=MEAN, std=STD)
 
 
 def eval_transform(input_size: int):

@@ -92,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     model = build(options, len(data.class_names)).to(DEVICE)
     config = resolve_data_config({"input_size": (3, options.input_size, options.input_size)}, model=model)
     augmented = create_transform(**config, is_training=True, scale=tuple(options.crop_scale),
-                                 hflip=options.hflip,
-                                 color_jitter=options.color_jitter)
+                                 hflip=options.hflip, color_jitter=options.color_jitter)
     rows = {split: data.table[data.table["split"] == split] for split in ("train", "val", "test")}
     loaders = {split: torch.utils.data.DataLoader(
         Images(rows[split], augmented if split == "train" else create_transform(**config)),

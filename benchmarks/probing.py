@@ -58,8 +58,7 @@ def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     options = {"batch_size": BATCH, "num_workers": 2, "persistent_workers": True}
     train, val = (torch.utils.data.DataLoader(Pictures(table[table["split"] == split], transform),
-                                              shuffle=split == "train",
-                                              **options)
+                                              shuffle=split == "train", **options)
                   for split, transform in (("train", plain.train_transform(size)),
                                            ("val", plain.eval_transform(size))))
 
@@ -118,8 +117,7 @@ def rows(folder: Path, quick: bool) -> list[Row]:
              compare_apart(f"{whole}: against fp32", in_fp32, fresh, pairs, ">= 60x", of_plain=EPOCHS * seen,
                            **timing),
              compare_apart(f"{whole}: a second one, features stored", at_equal, again, pairs, ">= 500x",
-                           of_plain=EPOCHS * seen,
-                           **timing)]
+                           of_plain=EPOCHS * seen, **timing)]
     digits = write_digits(folder / "digits", 300 if quick else 1797)
     for what, place in (("demo", data), ("digits", digits)):
         mine = probe(place, folder, f"score-{what}", "--input_size", 56, "--precision", "fp32")

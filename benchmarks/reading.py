@@ -84,8 +84,7 @@ def _files(folder: Path, quick: bool) -> list[Row]:
         for what, goal in zip(("train", "eval"), goals, strict=True):
             found.append(compare_apart(f"{name}, {what}, an image", (plain_way, what, paths, number),
                                        (our_way, what, paths, number), pairs, goal, limit,
-                                       of_plain=1 / number,
-                                       of_ours=1 / number, threads=1))
+                                       of_plain=1 / number, of_ours=1 / number, threads=1))
         if goals[0]:
             found.append(_difference(name, paths, number))
     return found
@@ -138,8 +137,7 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
     found = []
     for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):
         found.append(compare_apart(f"image cache at {side}, {what}, an image of 2048x2048 from the second "
-                                   "epoch on",
-                                   (plain_way, what, paths, number),
+                                   "epoch on", (plain_way, what, paths, number),
                                    (our_way, what, paths, many, side, folder / "cache"),
                                    pairs, goal, of_plain=1 / number, of_ours=1 / many, threads=1))
     found.append(_kept_difference(paths, side, 3 if quick else 60))
@@ -162,5 +160,4 @@ def _kept_difference(paths: list[str], side: int, number: int) -> Row:
         exact = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         differences.append(np.abs(ours.astype(int) - exact).mean())
     return Row(f"image cache at {side}, crops against the same part of the whole "
-               "image", None, float(np.mean(differences)),
-               "grey levels", goal="<= 2")
+               "image", None, float(np.mean(differences)), "grey levels", goal="<= 2")

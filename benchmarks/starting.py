@@ -78,8 +78,7 @@ def one_pass(folder: Path, quick: bool, crop: str) -> Row:
         read_images([(reader, paths) for reader in readers()], 1)
     return compare(f"first launch, {count} photographs of {3 * side // 2}x{side}, --fundus_crop {crop}: a "
                    "pass for each of check, cache and fingerprints, and one for "
-                   "all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s",
-                   scale=1, clock=cpu_seconds)
+                   "all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s", scale=1, clock=cpu_seconds)
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

@@ -57,8 +57,7 @@ def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.d
     groups = parameter_groups(model, 0.05, 0.65)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if fused else Unfused(groups, lr=1e-4)
     trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(),
-                      Schedule(1e-4, 1e-6, 0, 1000), plan,
-                      precision, World(device=device), 0)
+                      Schedule(1e-4, 1e-6, 0, 1000), plan, precision, World(device=device), 0)
     loader = Batches(plan, images, labels)
     return lambda: train_one_epoch(trainer, loader, Progress(0))
 
@@ -94,8 +93,7 @@ def rows(folder: Path, quick: bool) -> list[Row]:
 
     def against(what, other, mine, goal="", limit=""):
         return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal, limit,
-                       of_plain=share,
-                       of_ours=share)
+                       of_plain=share, of_ours=share)
     found = [against("fp32 as it comes, ours", plain(vit(size), images, labels, device),
                      ours(vit(size), name, images, labels, device), ">= 1.7x, aim 2.3x" if bf16 else "")]
     whole = found[0]
@@ -199,5 +197,4 @@ def _threads(size: int, name: str, images, labels, pairs: int) -> Row:
         work()
         torch.set_num_threads(cores)
     return compare(f"a process with its share of the cores (here {cores}), against the one thread that "
-                   "torchrun sets", single,
-                   work, pairs, of_plain=1 / STEPS, of_ours=1 / STEPS)
+                   "torchrun sets", single, work, pairs, of_plain=1 / STEPS, of_ours=1 / STEPS)

@@ -131,8 +131,7 @@ def loader(options: Options, world: World, table: pd.DataFrame, covariates: torc
     processes."""
     dataset = ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
     return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size),
-                       workers(options, world),
-                       world.device.type == "cuda")
+                       workers(options, world), world.device.type == "cuda")
 
 
 def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Options,

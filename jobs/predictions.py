@@ -87,8 +87,7 @@ def prepare(options: Options, world: World) -> Prediction:
     notes, warnings = scan.describe(data.facts, transform)
     data.notes += notes
     job = Prediction(world, task, backbone, precision, data, task.covariates(data.table), model.eval(),
-                     transform,
-                     normalisation.source(options, backbone, file.rest), digest, best)
+                     transform, normalisation.source(options, backbone, file.rest), digest, best)
     world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
     world.say(*warnings, *describe(job))
     return job
@@ -153,8 +152,7 @@ def describe(job: Prediction) -> list[str]:
                     f"reading    {terminal.reading(job.transform, options.model.norm, job.norm_source)}",
                     *terminal.mirrors(options.model.tta),
                     *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform,
-                                        job.data.fields,
-                                         job.data.facts)]
+                                        job.data.fields, job.data.facts)]
 
 
 # ---- what is written ---------------------------------------------------------------------------------------

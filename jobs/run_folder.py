@@ -108,8 +108,7 @@ class RunFolder:
         if not found:
             return ""
         number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*")
-                          if path.name[8:].isdigit()),
-                         default=0)
+                          if path.name[8:].isdigit()), default=0)
         aside = self.path / f"earlier-{number}"
         with self.writing(aside):
             aside.mkdir()
@@ -262,8 +261,7 @@ def commit() -> str:
     root = Path(__file__).resolve().parent.parent
     try:
         described = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+",
-                                    "--abbrev=12"],
-                                   capture_output=True, text=True, timeout=10)
+                                    "--abbrev=12"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return described.stdout.strip() if described.returncode == 0 else ""

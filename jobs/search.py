@@ -284,8 +284,7 @@ class Search:
         self.world.say(*(self._alone(self._results, began) or ()))
         if self.world.from_main(self._alone(lambda: optuna_study.best_of(self.study) is None)):
             raise RunError("no trial came to an end by itself: the reasons stand in "
-                           f"{self.folder.path}/optuna_trials.csv",
-                           everywhere=True)
+                           f"{self.folder.path}/optuna_trials.csv", everywhere=True)
 
     def _results(self, began: float) -> list[str]:
         options, path = self.job.options, self.folder.path

@@ -103,8 +103,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     world.say(*filter(None, [line]))
     norm_source = normalisation.source(options, backbone, resumed.rest if resumed is not None else {})
     job = Job(world, folder, task, backbone, precision, data, model, started_from, resumed, loaded,
-              eval_transform,
-              norm_source, facts=images.facts, fields=images.fields, filled=images.filled)
+              eval_transform, norm_source, facts=images.facts, fields=images.fields, filled=images.filled)
     if options.training.batch_size == AUTO:
         found, line = batch_size.choose(job)
         task.options = options.having(batch_size=found)

@@ -159,8 +159,7 @@ def epochs(job: Job, trainer: Trainer, done: Progress,
                 raise
             keep(done)
             raise signals.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet "
-                                        "evaluated",
-                                        together=True) from stop
+                                        "evaluated", together=True) from stop
         metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
 
@@ -252,8 +251,7 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
     folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
     folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
     job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.training.epochs, epoch.training,
-                                      epoch.metrics,
-                                      is_best, epoch.seconds))
+                                      epoch.metrics, is_best, epoch.seconds))
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 

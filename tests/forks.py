@@ -165,8 +165,7 @@ def run(program: Path, words: Sequence[str], folder: Path, environment: Mapping[
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         running = [_servers[0].start(Start(str(program), tuple(words), str(folder), environment | rank),
-                                     out.fileno(),
-                                     err.fileno()) for rank in ranks]
+                                     out.fileno(), err.fileno()) for rank in ranks]
         code = _wait(running, time.monotonic() + timeout)
         texts = []
         for file in (out, err):

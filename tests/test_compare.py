@@ -137,8 +137,7 @@ def test_a_regression_and_one_run_alone(start, tmp_path):
     true = rng.normal(size=(60, 2))
     for name, error in (("A", 0.3), ("B", 0.9)):
         write_regression(tmp_path / name, images(LABELS[:60]), true, true + error * rng.normal(size=(60, 2)),
-                         ["tc", "ldl"],
-                         epochs=50 if name == "A" else 60)
+                         ["tc", "ldl"], epochs=50 if name == "A" else 60)
     code, out, err = start("A", "B")
     assert (code, err) == (0, "") and "r2" in out and "lower is better for mae" in out
     tests = pd.read_csv("output_dir/comparison/comparison_tests.csv")

@@ -150,8 +150,7 @@ def test_channels_last_and_other_kinds_of_models():
     """Swin's map has its channels last; a distilled model has two class tokens; a head may come after the
     pooling."""
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=56, window_size=7,
-                             embed_dim=24,
-                             depths=(1, 1), num_heads=(1, 2)).eval()
+                             embed_dim=24, depths=(1, 1), num_heads=(1, 2)).eval()
     parts = FeatureParts(swin, 56)
     images = torch.randn(3, 3, 56, 56)
     with torch.no_grad():
@@ -228,8 +227,7 @@ def test_weights_are_named_or_refused(run, tmp_path):
     )
     wrong(run(*words, "--finetune", "none.pth"), "no such file here")
     torch.save({name: tensor for name, tensor in timm.create_model("test_vit").state_dict().items()
-                if "blocks.0" not in name},
-               tmp_path / "w.pth")
+                if "blocks.0" not in name}, tmp_path / "w.pth")
     wrong(run(*words, "--finetune", "w.pth"), "does not fit --model timm", "missing")
     wrong(run(*words, "--random_weights", output="f.csv"), "has to end in .npz or .parquet")
     code, out, err = run(*words, "--random_weights")

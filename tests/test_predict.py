@@ -113,8 +113,7 @@ def test_a_model_without_heat_maps_is_refused_before_anything_is_predicted(run, 
     model = timm.create_model("gmlp_ti16_224", num_classes=3, img_size=32)
     torch.save({"model": model.state_dict(), "epoch": 1}, tmp_path / "mixer.pth")
     code, out, err = run("--resume", "mixer.pth", "--model", "timm", "--model_arch", "gmlp_ti16_224",
-                         "--input_size", 32,
-                         "--input", pictures / "test", "--output", "p.csv", "--heatmaps")
+                         "--input_size", 32, "--input", pictures / "test", "--output", "p.csv", "--heatmaps")
     assert code == 2 and "heat maps of MlpMixer can't be made" in err and err.count("\n") == 1
     assert (
         "predicted " not in out and not (tmp_path / "p.csv").exists() and not (tmp_path / "heatmaps").exists()
@@ -283,8 +282,7 @@ def test_a_regression_with_covariates(run, tmp_path):
     code, _, err = run(*small, "--accum_iter", 1, "--csv_file", folder / "demo.csv", "--targets",
                        "lesion_area", "brightness",
                        "--target_transform", "none", "log", "--covariates", "eye", "grade",
-                       "--head_embed_dim", 16,
-                       "--task", "r", "--epochs", 1, program=main_regression.main)
+                       "--head_embed_dim", 16, "--task", "r", "--epochs", 1, program=main_regression.main)
     assert code == 0, err
     expected = read_predictions(tmp_path / "output_dir/r/predictions_test.csv")
     rows = pd.read_csv(folder / "demo.csv", dtype=str, keep_default_na=False)

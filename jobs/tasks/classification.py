@@ -164,8 +164,7 @@ class Classification(Task):
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None
         return Mixing(len(self.class_names), mixing.smoothing, mixing.mixup, mixing.cutmix,
-                      mixing.cutmix_minmax,
-                      mixing.mixup_prob, mixing.mixup_switch_prob, mixing.mixup_mode)
+                      mixing.cutmix_minmax, mixing.mixup_prob, mixing.mixup_switch_prob, mixing.mixup_mode)
 
     # ---- figures
 
@@ -180,8 +179,7 @@ class Classification(Task):
         logits = np.asarray(outputs, dtype=np.float64)
         ranks = class_order.ranks(self.class_names, self.options.data.class_order)
         figures = figures_of_outputs(Images(self.class_names, self.targets(rows), logits.argmax(axis=1),
-                                            softmax(logits),
-                                            logits, None, ranks))
+                                            softmax(logits), logits, None, ranks))
         return (figures | selection.composed(self.options.metrics.select_metric, figures))[self.score]
 
     def read_predictions(self, path) -> pd.DataFrame:

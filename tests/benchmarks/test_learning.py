@@ -30,8 +30,7 @@ def test_every_way_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--quick", "--only", "digits", "random", "--work", str(tmp_path)]
     first = subprocess.run([sys.executable, ROOT / "benchmarks/learning.py", *words], cwd=tmp_path,
-                           capture_output=True,
-                           text=True, timeout=900)
+                           capture_output=True, text=True, timeout=900)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("run ") == 4
     rows = [line.split(" | ") for line in first.stdout.splitlines() if line.startswith("| digits")]
@@ -263,8 +262,7 @@ def fabricated(work: Path, skills: dict, start="imagenet") -> list[learning.Cell
         for seed in range(1 if way == "logistic" else 2):
             cell = learning.Cell(name, start, way, seed, 12, work)
             write_run(cell.folder, images(labels), guesses(labels, skill, 7 * seed + len(found)), seed,
-                      adaptation=way,
-                      fundus_crop=learning.SETS[name].crop)
+                      adaptation=way, fundus_crop=learning.SETS[name].crop)
             (cell.folder / "cell.json").write_text(
                 json.dumps({"command": [], "seconds": None if seed else 90.0})
             )

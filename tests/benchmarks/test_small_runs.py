@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_every_measure_runs(tmp_path):
     run = subprocess.run([sys.executable, "benchmarks/speed.py", "--quick", "--json", tmp_path / "rows.json"],
-                         cwd=ROOT,
-                         capture_output=True, text=True, timeout=1800)
+                         cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert all(set(row) == {"what", "plain", "ours", "ratio", "goal"} for row in rows)
@@ -89,8 +88,7 @@ def test_the_pages_table_is_that_of_the_stored_run():
                                    ["intervals.py", "--quick"]])
 def test_intervals_are_measured(tmp_path, words):
     run = subprocess.run([sys.executable, ROOT / "benchmarks" / words[0], *words[1:]], cwd=tmp_path,
-                         capture_output=True,
-                         text=True, timeout=600)
+                         capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     if words[0] == "coverage.py":
         rows = json.loads((tmp_path / "rows.json").read_text())

@@ -38,8 +38,7 @@ def holder(tmp_path):
 
     def begin(kind="alone", seconds=300.0):
         process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), kind, str(seconds)],
-                                   text=True, cwd=ROOT,
-                                   stdout=subprocess.PIPE)
+                                   text=True, cwd=ROOT, stdout=subprocess.PIPE)
         child = int(process.stdout.readline())
         begun.append((process, child))
         return process, child
@@ -128,8 +127,7 @@ def children(pid):
 def test_two_runs_of_one_task(start, tmp_path, pictures):
     words = [*SMALL, "--epochs", 2000, "--num_workers", 2, "--data_path", pictures, "--task", "t"]
     first = subprocess.Popen([sys.executable, str(ROOT / "main_finetune.py"), *map(str, words)], cwd=tmp_path,
-                             text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              env=os.environ | {"PYTHONPATH": str(ROOT)})
     log, loaders = tmp_path / "output_dir/t/log.txt", []
     try:

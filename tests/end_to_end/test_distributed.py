@@ -46,8 +46,7 @@ def test_evaluation_is_the_same_for_1_2_and_3_processes(trained, pictures, tmp_p
             assert figures[processes][name] == pytest.approx(value, abs=tolerance), name
 
     run = start_process("--eval", "--resume", best, "--data_path", pictures, "--task", "b", "--batch_size",
-                        25,
-                        "--num_workers", 0, "--device", "cpu", folder=tmp_path, OMP_NUM_THREADS="1")
+                        25, "--num_workers", 0, "--device", "cpu", folder=tmp_path, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     other, _ = classification_metrics(read_predictions(tmp_path / "output_dir/b/predictions_test.csv"))
     assert other["loss"] == pytest.approx(figures[1]["loss"], abs=1e-5)
@@ -58,8 +57,7 @@ def test_two_processes_train_like_one(trained, pictures, tmp_path):
     batch."""
     words = [word for word in SMALL if word not in ("--batch_size", "8")]
     run = start_process(*words, *EXACT, "--batch_size", 4, "--data_path", pictures, "--task", "two",
-                        folder=tmp_path,
-                        processes=2, OMP_NUM_THREADS="1")
+                        folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     assert "2 processes" in run.stdout and run.stdout.count("epoch 0 (1/2)") == 1
     one, two = ([json.loads(line) for line in path.read_text().splitlines()]
@@ -73,16 +71,14 @@ def test_two_processes_train_like_one(trained, pictures, tmp_path):
 
     # and goes on with another number of processes
     run = start_process(*words, *EXACT, "--epochs", 3, "--batch_size", 8, "--data_path", pictures, "--task",
-                        "two", "--resume",
-                        "auto", folder=tmp_path, OMP_NUM_THREADS="1")
+                        "two", "--resume", "auto", folder=tmp_path, OMP_NUM_THREADS="1")
     assert run.returncode == 0 and "resumed at epoch 2" in run.stdout, run.stderr
     assert list(pd.read_csv(tmp_path / "output_dir/two/metrics_val.csv")["epoch"]) == [0, 1, 2]
 
 
 def test_wrong_input_under_torchrun_is_one_line(pictures, tmp_path):
     run = start_process(*SMALL, "--data_path", tmp_path / "nowhere", "--task", "x", folder=tmp_path,
-                        processes=2,
-                        real=True)
+                        processes=2, real=True)
     lines = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert run.returncode == 1  # torchrun's own; train.sh maps it
     assert len(lines) == 1 and "nowhere" in lines[0]
@@ -91,8 +87,7 @@ def test_wrong_input_under_torchrun_is_one_line(pictures, tmp_path):
 
 def test_diverged_run_under_torchrun_names_files_of_all_processes(pictures, tmp_path):
     run = start_process(*SMALL, "--lr", 1e30, "--warmup_epochs", 0, "--data_path", pictures, "--task", "x",
-                        folder=tmp_path,
-                        processes=2, real=True)
+                        folder=tmp_path, processes=2, real=True)
     lines = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert run.returncode == 1 and len(lines) == 1 and "the loss is not finite" in lines[0]
 
@@ -100,8 +95,7 @@ def test_diverged_run_under_torchrun_names_files_of_all_processes(pictures, tmp_
 def test_probe_under_two_processes(trained, pictures, tmp_path):
     best = trained / "output_dir/one/checkpoint-best.pth"
     run = start_process(*SMALL, "--adaptation", "lp", "--finetune", best, "--data_path", pictures, "--task",
-                        "lp", "--lr", 0.05,
-                        folder=tmp_path, processes=2)
+                        "lp", "--lr", 0.05, folder=tmp_path, processes=2)
     assert run.returncode == 0, run.stderr
     before, after = weights_of(best), weights_of(tmp_path / "output_dir/lp/checkpoint-last.pth")
     moved = {name for name in before if not np.array_equal(before[name].numpy(), after[name].numpy())}

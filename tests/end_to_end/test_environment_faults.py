@@ -120,8 +120,7 @@ def test_a_name_in_another_script_in_data_that_cannot_be_written(tmp_path, pictu
     assert sorted(path for path in home.rglob("*") if path.is_relative_to(home / "Bilder")) == [
         path for path in there if path.is_relative_to(home / "Bilder")]
     run = through_shell('exec "$@"', *SMALL, "--eval", "--resume", "Ausgäng/läuft/checkpoint-best.pth",
-                        "--data_path", "Bilder",
-                        "--task", "nochmal", folder=home, **ascii_alone)
+                        "--data_path", "Bilder", "--task", "nochmal", folder=home, **ascii_alone)
     assert run.returncode == 0, run.stderr
     figures = [json.loads(path.read_text(encoding="utf-8")) for path in (
         results / "metrics_test.json", home / "output_dir/nochmal/metrics_test.json")]

@@ -89,8 +89,7 @@ def test_an_unknown_figure_is_one_line(start, metric, message):
 def test_flags_of_training_do_nothing_in_an_evaluation(start, tmp_path):
     start("--task", "a", "--epochs", "1")
     code, out, _ = start("--task", "b", "--eval", "--resume", tmp_path / "output_dir/a/checkpoint-best.pth",
-                         "--calibrate",
-                         "--select_metric", "f1")
+                         "--calibrate", "--select_metric", "f1")
     assert (
         code == 0
         and "--select_metric, --calibrate" in out.split("with --eval these do nothing:")[1].splitlines()[0]

@@ -195,8 +195,7 @@ def test_dinov3_in_metas_format(start, tmp_path):
     needs_package("peft")
     weights = parity.weight_file(tmp_path / "dinov3_vits16_pretrain.pth", "dinov3_vits16", periods="bf16")
     code, out, err = start("--model", "Dinov3", "--model_arch", "dinov3_vits16", *LORA, "--finetune", weights,
-                           "--task", "d",
-                           "--epochs", 1, "--batch_size", 24)
+                           "--task", "d", "--epochs", 1, "--batch_size", 24)
     assert code == 0 and "on 24 layers (attention)" in out, err
     folder = tmp_path / "output_dir/d"
     adapter = content_of(folder / "checkpoint-adapter.pth")["model"]
@@ -220,8 +219,7 @@ def test_two_processes_train_adapters_and_last_blocks_like_one(start, base, pict
     for part, how in (("lora", LORA), ("last", ["--train_last_blocks", "2"])):
         assert start(*words, *how, "--batch_size", 8, "--task", f"{part}1")[0] == 0
         run = start_process(*words, *how, "--data_path", pictures, "--batch_size", 4, "--task", f"{part}2",
-                            folder=tmp_path,
-                            processes=2, OMP_NUM_THREADS="1", PYTHONPATH=packages)
+                            folder=tmp_path, processes=2, OMP_NUM_THREADS="1", PYTHONPATH=packages)
         assert run.returncode == 0, run.stderr
         one, two = (
             [

@@ -143,8 +143,7 @@ def test_a_process_then_a_node_is_lost_and_comes_back(nodes, tmp_path, pictures)
     assert [row["epoch"] for row in nodes.epochs()] == list(range(10))
 
     run = start_process(*SMALL, *job, "--data_path", pictures, "--task", "one", "--savemodel",
-                        "--global_pool",
-                        folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
+                        "--global_pool", folder=tmp_path, processes=2, OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     one, two = (weights_of(tmp_path / f"output_dir/{task}/checkpoint-last.pth") for task in ("one", "n"))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []

@@ -40,8 +40,7 @@ def logits_by_hand(model, folder):
 
 def score(start, tmp_path, photographs, *words):
     code, out, err = start("--eval", "--task", "o", "--nb_classes", 3, "--batch_size", 4, "--num_workers", 0,
-                           "--device", "cpu",
-                           *words, data=photographs, small=False)
+                           "--device", "cpu", *words, data=photographs, small=False)
     assert code == 0, err
     return out, pd.read_csv(tmp_path / "output_dir/o/predictions_test.csv").filter(like="logit_").to_numpy()
 

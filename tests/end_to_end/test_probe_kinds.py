@@ -120,8 +120,7 @@ def test_a_cnn_attends_to_the_places_of_its_last_map(probed, start, pictures, tm
     np.testing.assert_allclose(logits_of(read_predictions(folder / "predictions_test.csv")), first, rtol=5e-3,
                                atol=5e-3)
     run_program(predict, "--resume", folder / "checkpoint-best.pth", "--input", pictures / "test", "--output",
-                "p.csv",
-                "--heatmaps", "maps")
+                "p.csv", "--heatmaps", "maps")
     assert len(list((tmp_path / "maps").glob("*.png"))) == len(pd.read_csv("p.csv"))
 
 

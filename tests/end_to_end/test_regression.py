@@ -80,8 +80,7 @@ def test_train_resume_and_score_again(predict, tmp_path):
     assert monkey[0] == 0 and "nothing was trained" in monkey[1]
     first = (folder / "predictions_test.csv").read_bytes()
     code, out, err = predict("--eval", "--resume", folder / "checkpoint-best.pth", "--task", "again",
-                             "--device", "cpu",
-                             "--batch_size", 8, small=False)
+                             "--device", "cpu", "--batch_size", 8, small=False)
     assert code == 0, err
     assert (tmp_path / "output_dir/again/predictions_test.csv").read_bytes() == first
 
@@ -121,8 +120,7 @@ def test_frozen_backbone_trains_on_stored_features(predict, tmp_path):
     assert (tmp_path / "output_dir/lp2/predictions_test.csv").read_bytes() == first
     # the checkpoint is like any other: the whole model on the images gives what the head gave on the features
     code, out, err = predict("--eval", "--resume", tmp_path / "output_dir/lp/checkpoint-best.pth", "--task",
-                             "eval",
-                             "--batch_size", 8, "--device", "cpu", small=False)
+                             "eval", "--batch_size", 8, "--device", "cpu", small=False)
     assert code == 0, err
     one, two = (read_predictions(tmp_path / f"output_dir/{task}/predictions_test.csv")
                 for task in ("lp", "eval"))
@@ -206,8 +204,7 @@ def test_two_processes_and_the_chinese_name(demo, tmp_path):
                          text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     run = start_process(*SMALL, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo, "--task", "one",
-                        folder=tmp_path,
-                        program="main_regression.py", OMP_NUM_THREADS="1")
+                        folder=tmp_path, program="main_regression.py", OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     losses = [[json.loads(line)["train_loss"]
                for line in (tmp_path / f"output_dir/{task}/log.txt").read_text().splitlines()]

@@ -25,8 +25,7 @@ def begin(folder, data, *words, processes=2):
                                 "OMP_NUM_THREADS": "1",
                                 "MASTER_PORT": str(20000 + os.getpid() % 10000)}
     return subprocess.Popen(["sh", str(ROOT / "train.sh"), *map(str, words)], cwd=folder, env=environment,
-                            text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def workers(launcher):
@@ -100,8 +99,7 @@ def test_a_program_that_always_dies_is_started_four_times(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import os, sys; print(*sys.argv[1:], flush=True); os.kill(os.getpid(), 9)")
     run = subprocess.run([sys.executable, ROOT / "util/core/restarting.py", "3", program, "--flag", "a b"],
-                         capture_output=True,
-                         text=True, timeout=60)
+                         capture_output=True, text=True, timeout=60)
     assert run.returncode == 1 and run.stdout == 4 * "--flag a b\n"
     assert run.stderr.count("goes on from its last checkpoint") == 3
     assert run.stderr.splitlines()[-1].startswith("error: the program was ended by SIGKILL (the system kills "

@@ -133,8 +133,7 @@ def test_a_trial_whose_outputs_are_no_numbers_fails_alone(demo, tmp_path, proces
         "train.outputs = spoil\n"
         "sys.exit(exit_code_of(main_regression.main))\n")
     run = start_process(*SMALL, *SEARCH, "--csv_file", demo, "--optuna_trials", 2, folder=tmp_path,
-                        processes=processes,
-                        program=tmp_path / "spoilt.py", OMP_NUM_THREADS="1")
+                        processes=processes, program=tmp_path / "spoilt.py", OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     table = trials(tmp_path)
     assert list(table["state"]) == ["fail", "complete"] and "NaN or infinite" in table["reason"][0]
@@ -145,8 +144,7 @@ def test_direction_and_metric(predict, tmp_path):  # noqa: F811
     assert code == 0 and "the search minimizes the loss on val" in out
     assert json.loads((tmp_path / "output_dir/s/optuna_best.json").read_text())["metric"] == "loss"
     code, out, _ = predict("--task", "m", "--optuna_epochs", 1, "--optuna_trials", 1, "--optuna_metric",
-                           "mae",
-                           "--optuna_n_jobs", 4)
+                           "mae", "--optuna_n_jobs", 4)
     assert code == 0 and "minimize mae on val" in out and "--optuna_n_jobs 4 has no effect" in out
     code, _, err = predict("--optuna_trials", 1, "--optuna_metric", "mae", "--optuna_direction", "maximize")
     assert code == 2 and "contradicts" in err
@@ -176,8 +174,7 @@ def test_two_processes_search_like_one(demo, tmp_path):  # noqa: F811
 
 def begin(folder, *words):
     return subprocess.Popen([sys.executable, str(ROOT / "main_regression.py"), *map(str, words)], cwd=folder,
-                            text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                            text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def running_epoch(storage, name, enough):
@@ -233,8 +230,7 @@ def postgres():
 
     def control(program, *words):
         subprocess.run([*as_other, f"{binaries[-1]}/{program}", "-D", str(data), *words], check=True, cwd="/",
-                       timeout=120,
-                       stdout=subprocess.DEVNULL)
+                       timeout=120, stdout=subprocess.DEVNULL)
 
     control("initdb", "-U", "optuna", "--auth=trust")
     control(

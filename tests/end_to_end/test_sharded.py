@@ -122,8 +122,7 @@ def test_predictions_are_the_same_with_fewer_batches_than_processes(trained, pic
     best = trained / "output_dir/ddp/checkpoint-best.pth"
     for way in ("ddp", "fsdp"):
         started("--eval", "--resume", best, "--data_path", pictures, "--task", way, "--parallel", way,
-                "--batch_size", 25,
-                "--num_workers", 0, "--device", "cpu", folder=tmp_path)
+                "--batch_size", 25, "--num_workers", 0, "--device", "cpu", folder=tmp_path)
     a, b = ((tmp_path / f"output_dir/{way}/predictions_test.csv").read_bytes() for way in ("ddp", "fsdp"))
     assert a == b
 
@@ -186,13 +185,11 @@ def test_probes_of_both_tasks(trained, weights, pictures, tmp_path):
     """The frozen backbone is sharded, its features are computed by all, the head is trained on them."""
     for way in ("ddp", "fsdp"):
         started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--finetune", weights, "--data_path", pictures,
-                "--task", way,
-                "--parallel", way, "--output_dir", f"out_{way}", folder=tmp_path)
+                "--task", way, "--parallel", way, "--output_dir", f"out_{way}", folder=tmp_path)
     a, b = (weights_of(tmp_path / f"out_{way}/{way}/checkpoint-best.pth") for way in ("ddp", "fsdp"))
     assert furthest(a, b) < 1e-5
     run = started(*SMALL, "--adaptation", "lp", "--lr", 0.05, "--data_path", pictures, "--task", "fsdp",
-                  "--parallel", "fsdp",
-                  "--output_dir", "out_fsdp", "--resume", "auto", folder=tmp_path)
+                  "--parallel", "fsdp", "--output_dir", "out_fsdp", "--resume", "auto", folder=tmp_path)
     assert "this run is complete" in run.stdout
 
 
@@ -209,8 +206,7 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
     for adaptation in ("finetune", "lp"):
         for way in ("ddp", "fsdp"):
             started(*words, "--adaptation", adaptation, "--parallel", way, "--task", way, "--output_dir",
-                    f"{adaptation}_{way}",
-                    folder=tmp_path, program="main_regression.py")
+                    f"{adaptation}_{way}", folder=tmp_path, program="main_regression.py")
         a, b = (tmp_path / f"{adaptation}_{way}" / way for way in ("ddp", "fsdp"))
         assert furthest(weights_of(a / "checkpoint-best.pth"), weights_of(b / "checkpoint-best.pth")) < 1e-5
         assert len(list(b.glob("*.shards"))) == 1

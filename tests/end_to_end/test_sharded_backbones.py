@@ -39,8 +39,7 @@ def test_the_largest_models_probe_in_bf16(pictures, tmp_path):
              "fsdp", "--device",
              "cpu", "--num_workers", 0, "--data_path", pictures, "--task", "probe"]
     run = start_process(*words, folder=tmp_path, processes=2, program=str(tmp_path / "cut.py"),
-                        OMP_NUM_THREADS="1",
-                        timeout=600)
+                        OMP_NUM_THREADS="1", timeout=600)
     assert run.returncode == 0, run.stderr
     assert "12,291 of them trained" in run.stdout and "each process built the whole model" not in run.stdout
     folder = tmp_path / "output_dir/probe"

@@ -55,8 +55,7 @@ def test_a_cache_for_a_checkpoint_that_was_trained_without(start):
 
 def test_two_processes_share_a_cache(pictures, tmp_path):
     run = start_process(*SMALL, "--epochs", 1, "--data_path", pictures, "--task", "x", "--image_cache",
-                        "cache",
-                        folder=tmp_path, processes=2)
+                        "cache", folder=tmp_path, processes=2)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("decoded once") == 1 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 1
 

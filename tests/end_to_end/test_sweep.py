@@ -28,8 +28,7 @@ seeds: [0, 1]
 
 def begin(folder, *words):
     return subprocess.Popen([sys.executable, str(ROOT / "compare.py"), "--run", "grid.yaml", *words],
-                            cwd=folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

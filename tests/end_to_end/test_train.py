@@ -240,8 +240,7 @@ def test_csv_is_the_same_as_the_folder(start, tmp_path, pictures):
     pd.DataFrame(rows).to_csv(tmp_path / "data.csv", index=False)
     assert start("--task", "folder", "--epochs", 1)[0] == 0
     code, _, err = start("--task", "csv", "--epochs", 1, "--csv_file", tmp_path / "data.csv", "--patient_col",
-                         "patient",
-                         data=None)
+                         "patient", data=None)
     assert code == 0, err
     from_folder, from_csv = (read_predictions(tmp_path / f"output_dir/{t}/predictions_test.csv")
                              for t in ("folder", "csv"))

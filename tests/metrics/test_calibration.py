@@ -24,8 +24,7 @@ def example():
 def test_temperature_is_where_the_loss_is_least(example):
     logits, true = example
     found = minimize_scalar(lambda t: log_loss(true, calibration.softmax(logits / t)), bounds=(0.1, 20),
-                            method="bounded",
-                            options={"xatol": 1e-9})
+                            method="bounded", options={"xatol": 1e-9})
     assert calibration.fit_temperature(logits, true) == pytest.approx(found.x, rel=1e-5)
     assert found.x == pytest.approx(2.5, rel=0.15)
 

@@ -125,14 +125,12 @@ def test_the_whole_way(start, tmp_path):
 
     for words in (typed, ()):  # what is not typed is the run's own order, once and again
         code, out, err = start("--epochs", 1, "--task", "typed", "--select_metric", "qwk", "--resume", "same",
-                               *words,
-                               data=data)
+                               *words, data=data)
         assert code == 0 and "this run is complete" in out, err
 
     # a checkpoint that knows another order of its outputs: the typed one is that of the grades
     code, out, err = start("--eval", "--task", "again", "--resume",
-                           tmp_path / "output_dir/plain/checkpoint-best.pth", *typed,
-                           data=data)
+                           tmp_path / "output_dir/plain/checkpoint-best.pth", *typed, data=data)
     assert code == 0 and "nothing says" not in out, err
     again = pd.read_csv(tmp_path / "output_dir/again/metrics_test.csv").iloc[0]
     assert again["accuracy"] == pd.read_csv(tmp_path
@@ -166,6 +164,5 @@ def test_the_positive_class_is_the_second(start, tmp_path):
     assert "threshold chosen on val; of ill" in (run / "report.html").read_text()
     for words, wrong in ((("--positive_class", "ill"), False), (("--positive_class", "well"), True)):
         code, out, err = start("--eval", "--task", "e", "--resume", run / "checkpoint-best.pth",
-                               "--nb_classes", 2, *words,
-                               data=data)
+                               "--nb_classes", 2, *words, data=data)
         assert code == (2 if wrong else 0) and ("of two the second is the positive one" in err) == wrong, err

@@ -39,8 +39,7 @@ def rate_at(position):
 def train(views, settings=SETTINGS):
     (_, labels), (val, val_labels) = tokens_and_labels(1), tokens_and_labels(2, 31)
     return train_attentive(views, labels, val, val_labels, settings, CLASSES, cross_entropy, cross_entropy,
-                           EPOCHS, 16, rate_at,
-                           order_at=lambda epoch: epoch_order(ROWS, 3, epoch))
+                           EPOCHS, 16, rate_at, order_at=lambda epoch: epoch_order(ROWS, 3, epoch))
 
 
 @pytest.mark.parametrize("place", range(len(SETTINGS)))

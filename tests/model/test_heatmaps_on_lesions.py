@@ -82,8 +82,7 @@ def on_the_lesion(model, test, method="auto") -> float:
 def test_a_transformer_looks_at_the_lesion(one_thread, pool, kinds):
     torch.manual_seed(0)
     model = timm.models.VisionTransformer(img_size=48, patch_size=8, embed_dim=64, depth=3, num_heads=4,
-                                          num_classes=2,
-                                          global_pool=pool)
+                                          num_classes=2, global_pool=pool)
     test = retinas(96, kinds, 48, seed=1)
     model = trained(model, *retinas(640, kinds, 48, seed=0)[:2], epochs=12, learning_rate=1e-3)
     factors = {method: round(on_the_lesion(model, test, method), 1) for method in ("auto", "rollout")}
@@ -96,8 +95,7 @@ def test_a_cnn_looks_at_the_lesion(one_thread):
     torch.manual_seed(0)
     resnet = timm.models.resnet
     model = resnet.ResNet(resnet.BasicBlock, (1, 1, 1, 1), num_classes=2, channels=(16, 24, 32, 32),
-                          stem_width=16,
-                          output_stride=8)
+                          stem_width=16, output_stride=8)
     test = retinas(96, ("red", "yellow"), 96, seed=1)
     model = trained(model, *retinas(384, ("red", "yellow"), 96, seed=0)[:2], epochs=6, learning_rate=3e-3)
     factor = on_the_lesion(model, test)

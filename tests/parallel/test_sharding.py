@@ -213,8 +213,7 @@ def test_models_that_cannot_recompute_are_refused():
 
 def test_a_shard_of_everything_and_two_blocks_gathered():
     need = Need(parameters=1000, trained=400, buffers=8, outside=50, inside=(300, 300, 300),
-                inputs=(10, 10, 10),
-                units=(200, 200, 200), trained_units=(100, 100, 100))
+                inputs=(10, 10, 10), units=(200, 200, 200), trained_units=(100, 100, 100))
     alone = need.on()
     assert (alone.weights, alone.gradients, alone.optimizer, alone.activations) == (1008, 400, 800, 950)
     assert need.on(64, "ddp") == alone and need.on(1, "fsdp") == alone

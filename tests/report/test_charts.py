@@ -142,8 +142,7 @@ def test_one_image_is_enough(tmp_path):
 
 def test_counts_that_do_not_fit_the_classes_are_refused(tmp_path):
     with pytest.raises(InputError, match="true_class 'z' has no prob_ column"):
-        write_matrix(pd.DataFrame({"true_class": ["z"], "predicted_class": ["a"]}), ["a"],
-                                       tmp_path / "x.png")
+        write_matrix(pd.DataFrame({"true_class": ["z"], "predicted_class": ["a"]}), ["a"], tmp_path / "x.png")
     for wrong in (np.ones((2, 3), dtype=int), np.full((2, 2), 0.5)):
         with pytest.raises(ValueError, match="whole counts"):
             write_matrix(wrong, ["a", "b"], tmp_path / "x.png")

@@ -222,8 +222,7 @@ def test_packages_beside_bring_no_second_copy_of_what_the_interpreter_has(clone,
     needs.write_text("tiny-retina\n")
     tool = [sys.executable, "-P", clone / "util" / "environment.py"]
     done = subprocess.run([*tool, "target", clone / ".test-packages", needs],
-                          env=environment(clone, bin_folder),
-                          capture_output=True, text=True)
+                          env=environment(clone, bin_folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (clone / ".test-packages").iterdir()
                   if path.name != "__pycache__") == [

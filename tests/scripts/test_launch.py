@@ -337,6 +337,5 @@ def test_nothing_set_is_the_demo_search(clone, stub):
                                      "util.prepare"])
 def test_windows_is_told_of_wsl_in_one_line(program):
     found = subprocess.run([sys.executable, "-c", "import sys; sys.platform = 'win32'; import "
-                                                  f"{program}"], cwd=ROOT,
-                           capture_output=True, text=True)
+                                                  f"{program}"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.count("\n") == 1 and "WSL" in found.stderr, found.stderr

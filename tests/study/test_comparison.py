@@ -266,8 +266,7 @@ def test_the_joint_test_takes_the_means_over_seeds():
     runs = [run_of(images(labels), guesses(labels, 1.0 + 0.1 * seed, seed)) for seed in range(4)]
     align(runs)
     found = compare([Group("A", runs[:2]), Group("B", runs[2:3]), Group("C", runs[3:])],
-                    ["roc_auc", "f1", "roc_auc_mild"],
-                    "test", 100, 0)
+                    ["roc_auc", "f1", "roc_auc_mild"], "test", 100, 0)
     assert [(test.metric, test.groups, test.degrees_of_freedom) for test in found.joint] == [
         ("roc_auc", 3, 2),
         ("roc_auc_mild", 3, 2),
@@ -359,8 +358,7 @@ def test_an_undefined_figure_stays_undefined():
     the same."""
     labels = np.zeros(30, int)
     tests, found = compared(*([run_of(images(labels), guesses(labels, 1.0, seed))] for seed in (1, 2)),
-                            "roc_auc", "accuracy",
-                            draws=100)
+                            "roc_auc", "accuracy", draws=100)
     assert math.isnan(tests["roc_auc", "paired DeLong"].p) and math.isnan(
         tests["roc_auc", "paired bootstrap"].p_holm
     )

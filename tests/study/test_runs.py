@@ -203,8 +203,7 @@ def begin(tmp_path, **more):
     (tmp_path / "grid.yaml").write_text(GRID)
     (tmp_path / "study.py").write_text(CHILD.format(root=str(Path(__file__).parents[2])))
     process = subprocess.Popen([sys.executable, "study.py"], cwd=tmp_path, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE,
-                               text=True, **more)
+                               stderr=subprocess.PIPE, text=True, **more)
     folder = tmp_path / "output_dir/study/a_finetune_ratio1_seed0"
     deadline = time.monotonic() + 60
     while not (folder / "starts").exists() or not (folder / "starts").read_text():

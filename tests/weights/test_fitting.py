@@ -59,8 +59,7 @@ def test_unknown_classes_are_named(tmp_path):
 
 def test_namespace_of_the_original_scripts_is_read(tmp_path):
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 4,
-                "args": argparse.Namespace(lr=0.1, model="RETFound_mae")},
-               tmp_path / "x.pth")
+                "args": argparse.Namespace(lr=0.1, model="RETFound_mae")}, tmp_path / "x.pth")
     file = read_weights(tmp_path / "x.pth")
     assert file.arguments == {"lr": 0.1, "model": "RETFound_mae"} and file.rest == {"epoch": 4}
 

@@ -56,14 +56,12 @@ def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
     except signals.StopRequested as stop:
         if is_main and (stop.together or not marker):
             print(f"stopped by {signals.signal_name()}: {stop.saved}; start again to go on (training with "
-                  "--resume auto)",
-                  file=sys.stderr, flush=True)
+                  "--resume auto)", file=sys.stderr, flush=True)
         return _leave(signals.EXIT_CODE, is_main) if stop.together or not marker else signals.EXIT_CODE
     except BrokenPipeError:
         machine_faults.forget_unread()
         print("error: nobody reads what this program prints (a closed pipe): stopped; what was saved "
-              "stays", file=sys.stderr,
-              flush=True)
+              "stays", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         if is_main:

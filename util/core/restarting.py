@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> int:
                 print(f"the program was ended by {name}{why}: it goes on from its last checkpoint, restart "
                       f"{restart + 1} of {restarts}", file=sys.stderr, flush=True)
     print(f"error: the program was ended by {name}{why} {restarts + 1} times; what was saved stays: start "
-          "again to go on",
-          file=sys.stderr, flush=True)
+          "again to go on", file=sys.stderr, flush=True)
     return 1
 
 

@@ -94,8 +94,7 @@ def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.nda
             values = np.concatenate(pieces)
             if not np.isfinite(values).all():
                 raise RunError("the backbone's features are NaN or infinite: check its weights, or try "
-                               "--precision fp32",
-                               everywhere=True)
+                               "--precision fp32", everywhere=True)
         if world.is_main:
             mapped = file.kept() if file is not None else None
             _write(path, values, world)

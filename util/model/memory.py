@@ -102,8 +102,7 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
     parameters = list(model.parameters())
     in_units = [list(unit.parameters()) for unit in units]
     return Need(_bytes(parameters), _bytes(p for p in parameters if p.requires_grad), _bytes(model.buffers()),
-                outside, inside,
-                inputs, tuple(map(_bytes, in_units)),
+                outside, inside, inputs, tuple(map(_bytes, in_units)),
                 tuple(_bytes(p for p in of_unit if p.requires_grad) for of_unit in in_units), _bytes(whole))
 
 

@@ -181,8 +181,7 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
     products = batch_size * len(settings) * num_classes * views[0].shape[1]
     with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
         return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs,
-                      batch_size, rate_at,
-                      order_at)
+                      batch_size, rate_at, order_at)
 
 
 def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,

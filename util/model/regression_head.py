@@ -44,8 +44,7 @@ class RegressionHead(nn.Module):
         # weights
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(dim, num_heads, max(1, round(dim * mlp_ratio)), dropout, "gelu",
-                                       batch_first=True,
-                                       norm_first=True) for _ in range(depth))
+                                       batch_first=True, norm_first=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.read = nn.Linear(dim, 1)
         trunc_normal_(self.read.weight, std=START_SD)

@@ -43,22 +43,19 @@ def _sections(program: str, *parts: type | tuple[str, tuple[str, ...]]) -> None:
 
 
 _sections(FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
-          MetricOptions,
-          OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions)
+          MetricOptions, OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions)
 _sections(REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
           MixingOptions,
           MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions, CompatibilityOptions)
 _OF_MODEL = ("model of a checkpoint that does not name its own (of the original "
              "scripts)", names_of(ModelOptions))
 _sections(PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")),
-          HeatmapOptions,
-          _OF_MODEL, ("run", _MACHINE))
+          HeatmapOptions, _OF_MODEL, ("run", _MACHINE))
 _sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
           ("weights (one of --finetune, --resume, --random_weights)",
            ("finetune", "resume", "random_weights", "seed", "weights_dir", "allow_partial")),
           ("model", tuple(name for name in names_of(ModelOptions)
-                          if name not in ("finetune", "weights_dir", "allow_partial"))),
-          ("run", _MACHINE))
+                          if name not in ("finetune", "weights_dir", "allow_partial"))), ("run", _MACHINE))
 
 
 def flags_of(program: str) -> list[Flag]:

@@ -235,8 +235,7 @@ def _join(world: World, dist_url: str) -> Heartbeat:
         while not own.check([f"host/{rank}" for rank in range(world.size)]):
             time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store,
-                                rank=world.rank,
-                                world_size=world.size, timeout=PATIENCE, **options)
+                                rank=world.rank, world_size=world.size, timeout=PATIENCE, **options)
         world.steps = dist.new_group(timeout=STEP_PATIENCE)
     except dist.DistError as error:
         where = (

@@ -85,8 +85,7 @@ class Nodes:
             raise rendezvous.RendezvousClosedError
         if self.store is not None:
             print(f"node {self.rank}: a process or a node was lost; going on from the last checkpoint once "
-                  "all nodes are here",
-                  flush=True)
+                  "all nodes are here", flush=True)
         elif self.size > 1:
             threading.Thread(target=self.watch_store, daemon=True).start()
         info = self.meet()

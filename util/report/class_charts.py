@@ -203,8 +203,7 @@ def spread_of_classes(scored: Scored) -> Chart | None:
             box.set_gid(charts.hint(f"{names[k]}: half of the images between {begin:.2f} and {end:.2f}"))
     for place, lines in enumerate(texts):
         charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED,
-                           ha="right",
-                           va="center")
+                           ha="right", va="center")
     axes.set(xticks=SHARES, yticks=[])
     own, others = groups
     said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own images"

@@ -235,8 +235,7 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
         single = stored[0] if len(stored) == 1 else {}
         method = single.get("method") or "" if not math.isnan(single.get("lower", math.nan)) else ""
         return Summary(group.name, metric, tuple(entry["value"] for entry in stored),
-                       single.get("lower", math.nan),
-                       single.get("upper", math.nan), method)
+                       single.get("lower", math.nan), single.get("upper", math.nan), method)
     values = figures.values[metric]
     for run, entry, value in zip(group.runs, stored, values, strict=True):
         agrees = bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))

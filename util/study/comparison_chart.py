@@ -79,8 +79,7 @@ def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], p
             # no tick labels, whose text can't be replaced
             for row, text in enumerate(texts if column == 0 else []):
                 axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center",
-                          fontsize=8,
-                          parse_math=False)
+                          fontsize=8, parse_math=False)
             axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
             axes.tick_params(axis="y", length=0)
@@ -123,8 +122,7 @@ def _draw_row(axes: "Axes", row: int, estimate: tuple[float, float, float], text
     value, lower, upper = estimate
     if math.isnan(value):
         axes.text(0.02, row, text if text == "no test" else "undefined", transform=axes.get_yaxis_transform(),
-                  fontsize=7,
-                  color=GREY, va="center")
+                  fontsize=7, color=GREY, va="center")
         return
     if not math.isnan(lower):
         axes.plot([lower, upper], [row, row], color=colour, linewidth=1.4, solid_capstyle="butt")

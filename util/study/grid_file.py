@@ -142,8 +142,7 @@ class _Reader:
             options = check_combinations(parse(self.program, "", arguments))
         except InputError as error:
             line, key = next(((line, name) for name, (_, line) in given.items()
-                              if re.search(rf"--{name}\b", str(error))),
-                             (chosen[0].line, chosen[0].name))
+                              if re.search(rf"--{name}\b", str(error))), (chosen[0].line, chosen[0].name))
             raise self.error(line, key, str(error)) from error
         if options.value(OF_A_SEARCH):
             raise self.error(

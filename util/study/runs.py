@@ -164,8 +164,7 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
         print(f"{name} " + ("is trained by another process: start again once that is "
                             "done" if code == ELSEWHERE else
                             f"failed (exit code {code}): its error stands above; the same command tries it "
-                            "again"),
-              file=sys.stderr, flush=True)
+                            "again"), file=sys.stderr, flush=True)
     return outcome
 
 

@@ -184,8 +184,7 @@ image_cache.open_cache(Path(sys.argv[1]), sys.argv[4:], image_cache.Kept(int(sys
 
 def filler(folder, seconds, paths):
     return subprocess.Popen([sys.executable, "-c", FILLER, str(folder), "300", str(seconds), *paths],
-                            text=True,
-                            stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+                            text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
 
 
 @pytest.mark.long

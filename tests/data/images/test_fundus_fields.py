@@ -217,8 +217,7 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
 
     # typed, it changes the reading
     code, out, err = start("--nb_classes", 2, "--task", "off", "--eval", "--resume",
-                           run / "checkpoint-best.pth",
-                           "--fundus_crop", "off", data=folder)
+                           run / "checkpoint-best.pth", "--fundus_crop", "off", data=folder)
     assert code == 0 and "--fundus_crop auto -> off" in out and "round field" not in out
     other = pd.read_csv(tmp_path / "output_dir" / "off" / "predictions_test.csv")
     assert (other["prob_a"] - predicted["prob_a"]).abs().max() > 1e-4
@@ -254,8 +253,7 @@ def test_a_run_of_before_goes_on_uncut_and_refuses_another_reading(folder, start
     code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "old", "--resume", "same", data=folder)
     assert code == 0 and "round field" not in out, err
     code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "old", "--resume", "same",
-                           "--fundus_crop", "auto",
-                           data=folder)
+                           "--fundus_crop", "auto", data=folder)
     assert code == 2 and "--fundus_crop off -> auto" in err
 
 

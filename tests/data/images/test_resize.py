@@ -146,8 +146,7 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
                 Image.fromarray(wide(number, 160, 60)).save(place / split / name / f"{number}.png")
                 number += 1
     code, out, err = start("--nb_classes", 2, "--epochs", 1, "--task", "run", "--resize", "squash",
-                           "--image_cache", "c",
-                           data=place)
+                           "--image_cache", "c", data=place)
     assert code == 0 and "evaluation sees 100% of an image's area (median of 16; --resize squash)" in out, err
     run = tmp_path / "output_dir" / "run"
     assert torch.load(run / "checkpoint-best.pth", weights_only=True)["transform"]["eval"]["fit"] == "squash"
@@ -163,8 +162,7 @@ def test_the_whole_way(scans, start, tmp_path, capsys):
     rows = pd.read_csv("p.csv").set_index("path")["prob_a"]
     np.testing.assert_allclose(rows[predicted["path"]].to_numpy(), predicted["prob_a"], atol=1e-6)
     code, out, err = start("--nb_classes", 2, "--task", "c", "--eval", "--resume",
-                           run / "checkpoint-best.pth", "--resize",
-                           "crop", data=place)
+                           run / "checkpoint-best.pth", "--resize", "crop", data=place)
     assert (
         code == 0 and "--resize squash -> crop" in out and "warning: what lies outside the centre" in out
     ), err

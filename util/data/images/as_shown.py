@@ -52,8 +52,7 @@ class Reading:
     def of(cls, settings: dict) -> "Reading":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
         return cls(settings.get("reduced", "any"), settings.get("read_images") == "as_shown",
-                   settings.get("bits"),
-                   settings.get("floats"))
+                   settings.get("bits"), settings.get("floats"))
 
 
 AS_SHOWN = Reading()

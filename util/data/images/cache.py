@@ -161,8 +161,7 @@ class Kept:
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
         return cls(settings["kept"], settings["decode"], Reading.of(settings),
-                   settings.get("fundus_crop", "off"),
-                   settings.get("fit", "crop") == "pad", fields)
+                   settings.get("fundus_crop", "off"), settings.get("fit", "crop") == "pad", fields)
 
     @property
     def folder(self) -> str:

@@ -435,8 +435,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--seed {options.seed}: 0 to {2**32 - 1}")
     try:
         lines = prepare(options.name, options.raw_dir, options.out_dir, val=options.val, test=options.test,
-                        seed=options.seed,
-                        split_list=options.split_list, link=options.link)
+                        seed=options.seed, split_list=options.split_list, link=options.link)
     except KeyboardInterrupt:
         print(f"interrupted: nothing was made of {options.out_dir}", file=sys.stderr)
         return 130

@@ -415,8 +415,7 @@ def _read_octid(raw: RawFolder) -> Found:
         return None if number is None else raw.set.classes[number]
 
     return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
-                                      "AMRD1.jpeg…",
-                       by_name=True)
+                                      "AMRD1.jpeg…", by_name=True)
 
 
 _SETS = (
