@@ -58,6 +58,7 @@ def test_case(case, place, bounded):
     judge(case, place, run_case(case, place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.real], ids=lambda case: case.id)
 def test_case_through_a_real_start(case, place):
     judge(case, place, run_case(case, place, real=True))

@@ -19,7 +19,7 @@ EXACT = ["--drop_path", "0", "--smoothing", "0.1", "--epochs", "2", "--aa", "ran
 def trained(pictures, tmp_path_factory):
     """A checkpoint trained by one process."""
     folder = tmp_path_factory.mktemp("one")
-    run = start_process(*SMALL, *EXACT, "--data_path", pictures, "--task", "one", folder=folder, real=True,
+    run = start_process(*SMALL, *EXACT, "--data_path", pictures, "--task", "one", folder=folder,
                         OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     return folder
@@ -85,9 +85,9 @@ def test_wrong_input_under_torchrun_is_one_line(pictures, tmp_path):
     assert "main_finetune.py\", line" not in run.stderr  # no traceback of ours beside torchrun's banner
 
 
-def test_diverged_run_under_torchrun_names_files_of_all_processes(pictures, tmp_path):
+def test_diverged_run_of_two_processes_names_its_files_once(pictures, tmp_path):
     run = start_process(*SMALL, "--lr", 1e30, "--warmup_epochs", 0, "--data_path", pictures, "--task", "x",
-                        folder=tmp_path, processes=2, real=True)
+                        folder=tmp_path, processes=2)
     lines = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert run.returncode == 1 and len(lines) == 1 and "the loss is not finite" in lines[0]
 

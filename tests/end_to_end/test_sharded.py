@@ -193,6 +193,7 @@ def test_probes_of_both_tasks(trained, weights, pictures, tmp_path):
     assert "this run is complete" in run.stdout
 
 
+@pytest.mark.slow
 def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_path):
     rows = ["path,split,a,b,age"]
     for number, path in enumerate(sorted(pictures.glob("*/*/*.png"))):
@@ -212,6 +213,7 @@ def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_pat
         assert len(list(b.glob("*.shards"))) == 1
 
 
+@pytest.mark.slow
 def test_adapters_and_last_blocks_in_shards(weights, pictures, tmp_path):
     """What is trained is the same in shards as in a copy each, recomputed blocks included; it goes on, and
     ends whole."""

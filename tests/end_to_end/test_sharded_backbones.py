@@ -1,6 +1,7 @@
 """Every vision transformer of the table in shards; the largest one's probe, cut to two blocks, and its
 checkpoint."""
 
+import pytest
 import torch
 
 from models_vit import BACKBONES
@@ -9,6 +10,7 @@ from tests.conftest import ROOT, start_process, weights_of
 from util.metrics.predictions import read_predictions
 
 
+@pytest.mark.slow
 def test_every_backbone_is_sharded_filled_from_a_file_and_stepped(tmp_path):
     run = start_process(tmp_path, folder=tmp_path, processes=2, program="tests/shard_backbones.py",
                         OMP_NUM_THREADS="1")
@@ -28,6 +30,7 @@ exit_with(main_finetune.main())
 """
 
 
+@pytest.mark.slow
 def test_the_largest_models_probe_in_bf16(pictures, tmp_path):
     """dinov3_vit7b16 at its full width of 4096, two of its 40 blocks: 0.34 thousand million parameters, from
     a file of Meta's form, streamed into two processes."""

@@ -60,6 +60,7 @@ def test_two_processes_share_a_cache(pictures, tmp_path):
     assert run.stdout.count("decoded once") == 1 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 1
 
 
+@pytest.mark.slow
 def test_compiled_models_learn_the_same(start, tmp_path):
     same = ("--epochs", 1, "--drop_path", 0, "--precision", "fp32")
     assert start("--task", "eager", *same)[0] == 0
