@@ -192,16 +192,9 @@ def test_a_regression_starts_from_a_classification_and_back(predict, start, tmp_
 
 
 def test_two_processes_and_the_chinese_name(demo, tmp_path):
-    import os
-    import subprocess
-    import sys
-
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                          str(ROOT / "多卡微调RETFound应用于回归任务.py"), *SMALL, "--batch_size", "4", "--drop_path",
-                          "0",
-                          "--head_dropout", "0", "--csv_file", str(demo), "--task", "two"], cwd=tmp_path,
-                         capture_output=True,
-                         text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = start_process(*SMALL, "--batch_size", 4, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo,
+                        "--task", "two", folder=tmp_path, processes=2,
+                        program="多卡微调RETFound应用于回归任务.py", OMP_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     run = start_process(*SMALL, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo, "--task", "one",
                         folder=tmp_path, program="main_regression.py", OMP_NUM_THREADS="1")

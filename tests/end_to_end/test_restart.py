@@ -106,8 +106,9 @@ def test_a_program_that_always_dies_is_started_four_times(tmp_path):
                                                   "so what takes too")
 
 
-def test_a_diverged_run_is_not_started_again(tmp_path, pictures):
-    process = begin(tmp_path, pictures, *JOB, "--lr", 1e30, "--warmup_epochs", 0)
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_diverged_run_is_not_started_again(tmp_path, pictures, processes):
+    process = begin(tmp_path, pictures, *JOB, "--lr", 1e30, "--warmup_epochs", 0, processes=processes)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert err.count("the loss is not finite") == 1 and "Traceback" not in err
@@ -120,8 +121,9 @@ def test_wrong_input_ends_with_2(tmp_path, pictures):
     assert process.returncode == 2 and out == "" and err.splitlines()[-1].startswith("error: --nb_classes 4")
 
 
-def test_ctrl_c_is_one_line_and_130(tmp_path, pictures):
-    process = begin(tmp_path, pictures, *JOB, "--epochs", 500)
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_is_one_line_and_130(tmp_path, pictures, processes):
+    process = begin(tmp_path, pictures, *JOB, "--epochs", 500, processes=processes)
     try:
         wait_for(lambda: epochs_logged(tmp_path) >= 1, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
