@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT, start_process
+from tests.conftest import start_process
 from util.data.public.demo import make_demo
 from util.metrics.predictions import read_predictions
 from util.metrics.regression import regression_metrics
