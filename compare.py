@@ -79,9 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def study(options: Namespace) -> int:
     """Run what is missing of a grid, then compare what is there -> exit code."""
+    from util.study import grid_file, slurm
     from util.study import runs as sweep
-    from util.study import slurm
-    from util.study.grid_file import read_grid
 
     if options.runs:
         raise InputError("--run names a study and the folders its own runs: pass one of the two")
@@ -89,7 +88,7 @@ def study(options: Namespace) -> int:
         raise InputError("--names is for folders: a study's groups are called as its grid says")
     processes = options.nproc or 1
     jobs = None if options.slurm is None else slurm.read_parameters(options.slurm)
-    grid = read_grid(options.run)
+    grid = grid_file.read_grid(options.run)
     if options.dry_run:
         found = sweep.states(grid, canonical)
         submitted = [] if jobs is None else slurm.would_submit(grid, found, jobs)
@@ -106,31 +105,29 @@ def study(options: Namespace) -> int:
 def canonical(options: Options) -> Options:
     """With a model's name as a run stores it. torch and timm take seconds to import: called where a spelling
     is another one."""
-    from jobs.tasks.regression_start import resolve_names
-    from models_vit import find_backbone
+    import models_vit
+    from jobs.tasks.regression import resolve_names
 
     if options.program == REGRESSION:
         options = resolve_names(options)
-    backbone = find_backbone(options.model.model, options.model.model_arch)
+    backbone = models_vit.find_backbone(options.model.model, options.model.model_arch)
     return options.having(model=backbone.model, model_arch=backbone.arch)
 
 
-def compare_folders(options, folders: list[str], output: Path, labels: dict[str, str] | None = None) -> None:
+def compare_folders(options: Namespace, folders: list[str], output: Path,
+                    labels: dict[str, str] | None = None) -> None:
     """Read, compare, print, write. labels: {folder: name of its group}. InputError: see
     util/study/comparison_runs.py."""
     from tqdm import tqdm
 
     from util.core.run_files import write_whole
-    from util.study.comparison import compare, groups_table, joint_table, tests_table
-    from util.study.comparison_chart import forest_figure
-    from util.study.comparison_runs import align, grouped, read_runs
-    from util.study.comparison_text import markdown, terminal
+    from util.study import comparison, comparison_chart, comparison_runs, comparison_text
 
-    runs = read_runs(folders, options.split)
+    runs = comparison_runs.read_runs(folders, options.split)
     for run in runs:
         run.label = (labels or {}).get(str(run.folder), "")
-    notes = align(runs)
-    groups, more = grouped(runs, options.names)
+    notes = comparison_runs.align(runs)
+    groups, more = comparison_runs.grouped(runs, options.names)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,18 +135,19 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
                          "folder") from error
     with tqdm(total=len(runs), desc="resampling", unit="run", leave=False,
               disable=not sys.stderr.isatty()) as bar:
-        comparison = compare(groups, options.metric, options.split, options.draws, options.seed, bar.update)
-    comparison.notes[:0] = [*notes, *more]
+        found = comparison.compare(groups, options.metric, options.split, options.draws, options.seed,
+                                   bar.update)
+    found.notes[:0] = [*notes, *more]
     try:
-        comparison.notes += forest_figure(comparison, output / "comparison.png")
-        for name, table_of in (("", groups_table), ("_tests", tests_table), ("_joint", joint_table)):
-            write_whole(output / f"comparison{name}.csv",
-                        table_of(comparison).to_csv(index=False, lineterminator="\n"))
-        write_whole(output / "comparison.md", markdown(comparison))
+        found.notes += comparison_chart.forest_figure(found, output / "comparison.png")
+        for name, table in (("", comparison.groups_table(found)), ("_tests", comparison.tests_table(found)),
+                            ("_joint", comparison.joint_table(found))):
+            write_whole(output / f"comparison{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_whole(output / "comparison.md", comparison_text.markdown(found))
     except OSError as error:
         raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another "
                        "folder") from error
-    print(*terminal(comparison), sep="\n")
+    print(*comparison_text.terminal(found), sep="\n")
     print(f"written to {output}: comparison.csv, comparison_tests.csv, comparison_joint.csv, comparison.md, "
           "comparison.png")
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from timm.data import Mixup
 from tqdm import tqdm
 
-from util.core import signals
+from util.core import machine, signals
 from util.core.errors import RunError
-from util.core.machine import keep_freed_memory
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.precision import Precision
@@ -83,27 +83,18 @@ class RegressionLoss(torch.nn.Module):
         return (losses * known).sum(dim=1) / self.known_a_picture
 
 
-class Mixing:
+class Mixing(Mixup):
     """timm's mixup and cutmix on a batch: (B, 3, S, S), (B,) -> the same images mixed, (B, K) soft labels.
 
     timm's takes even batches alone; an odd one is mixed with its first image repeated, which is then taken
     off.
     """
 
-    def __init__(self, num_classes: int, smoothing: float, mixup: float, cutmix: float, cutmix_minmax,
-                 prob: float,
-                 switch_prob: float, mode: str):
-        from timm.data import Mixup
-
-        self.mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, cutmix_minmax=cutmix_minmax, prob=prob,
-                         switch_prob=switch_prob, mode=mode, label_smoothing=smoothing,
-                         num_classes=num_classes)
-
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = len(images)
         if size % 2:
             images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
-        images, labels = self.mix(images.clone(), labels)
+        images, labels = super().__call__(images.clone(), labels)
         return images[:size], labels[:size].to(torch.float32)
 
 
@@ -170,7 +161,7 @@ def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, 
 def _start_worker(number: int) -> None:
     """A decoded image is larger than what malloc keeps by itself: a worker's memory is not given back after
     each. Signals to end are the main process's to answer, which needs its workers until then."""
-    keep_freed_memory()
+    machine.keep_freed_memory()
     signals.leave_to_parent()
 
 
@@ -204,9 +195,6 @@ class StepLosses:
         self.stopped = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
         self.total, self.first = done.loss, done.steps
         self.wishes = Agreement(trainer.world)
-        self._new_interval()
-
-    def _new_interval(self) -> None:
         self.losses, self.suspects, self.of_step = [], [], torch.zeros((), device=self.device)
 
     def add(self, loss: torch.Tensor, positions: torch.Tensor) -> None:
@@ -224,28 +212,20 @@ class StepLosses:
         if not self.trainer.scaler.is_enabled():  # a loss scaler tells the optimizer itself
             self.trainer.optimizer.found_inf = self.stopped
 
-    def is_due(self) -> bool:
-        return len(self.losses) >= READ_EVERY
-
     def read(self) -> float | None:
         """The last step's loss (None where there is no new one); RunError, in all processes, for one that is
         not finite."""
         if not self.losses:
             return None
-        values = (
-            torch.stack(self.losses).double().tolist()
-            if self.device.type != "mps"
-            else torch.stack(self.losses).tolist()
-        )
+        values = torch.stack(self.losses).tolist()
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 wrong = [place for positions, loss in self.suspects if not math.isfinite(loss.item())
                          for place in positions.tolist()]
                 raise _not_finite(self.trainer.world, self.dataset, wrong, self.epoch, self.first + number)
-        for value in values:  # one by one: the same sum however often it is read
-            self.total += value
+            self.total += value  # one by one: the same sum however often it is read
         self.first += len(values)
-        self._new_interval()
+        self.losses, self.suspects = [], []
         return values[-1]
 
 
@@ -318,7 +298,7 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
             # it skips one step alone: so read before every step
             last = losses.read() if t.scaler.is_enabled() else None
             _optimizer_step(t)
-            last = losses.read() if losses.is_due() else last
+            last = losses.read() if len(losses.losses) >= READ_EVERY else last
             if last is not None:
                 bar.set_postfix(loss=f"{last / plan.samples_of_step(step):.4f}", lr=f"{rate:.2e}")
             ends = losses.wishes.reached()
@@ -361,42 +341,31 @@ def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: i
                     "fp32", everywhere=True)
 
 
-def outputs(model: torch.nn.Module, loader, precision: Precision, world: World,
-            title: str) -> tuple[np.ndarray, np.ndarray]:
-    """A row an image of the loader's data set, (N,) positions in order and (N, K) outputs in fp32, in every
-    process.
+def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> np.ndarray:
+    """A row an image of the loader's data set, (N, K) in the order of positions, in fp32, in every process.
 
-    Rows are gathered by position: no image twice, none missing, whatever the number of processes.
+    StopRequested, in all processes after the same batch, when signals are held and one was asked to end.
     """
-    model.eval()
-    batches, all_run = loaded(loader, title, world), is_sharded(model)
-    if all_run or signals.is_held():
-        batches = _in_rounds(batches, max(world.gather(len(loader))), world, signals.is_held())
-    where, values = _gathered(_rows(model, batches, loader.dataset, precision, world), world)
-    if not np.array_equal(where, np.arange(len(loader.dataset))):
-        raise AssertionError("evaluation did not see each image once")
-    return where, values
+    return np.concatenate(list(output_chunks(model, loader, precision, world, title)))
 
 
-def _in_rounds(batches: Iterator, rounds: int, world: World, may_stop: bool) -> Iterator:
-    """The batches, None at the end in a process that has one less than the others.
-
-    may_stop: StopRequested, in all processes after the same round, when one of them was asked to end.
-    """
+def _in_rounds(batches: Iterator, rounds: int, world: World) -> Iterator:
+    """The batches, None at the end in a process that has one less than the others."""
     every = 1 if world.device.type == "cpu" else READ_EVERY  # where the host reads anyway
     for number in range(1, rounds + 1):
         yield next(batches, None)
-        if may_stop and (number % every == 0 or number == rounds) and world.any(signals.asked()):
+        is_read = number % every == 0 or number == rounds
+        if signals.is_held() and is_read and world.any(signals.asked()):
             raise signals.StopRequested(together=True)
 
 
 def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str,
                   most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
-    """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in the order
-    of positions,
-    in every process. most_batches: of a process in a piece.
+    """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in every
+    process. most_batches: of a process in a piece.
 
-    What the caller does with a piece is done while the loaders go on reading.
+    Rows are gathered by position: no image twice, none missing, whatever the number of processes. What the
+    caller does with a piece is done while the loaders go on reading.
     """
     model.eval()
     batches = loaded(loader, title, world)
@@ -404,12 +373,15 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
     while done < rounds:
         began = time.monotonic()
         piece = itertools.islice(batches, size)
-        if is_sharded(model):
-            piece = _in_rounds(piece, min(size, rounds - done), world, may_stop=False)
-        where, values = _gathered(_rows(model, piece, loader.dataset, precision, world), world)
-        if not np.array_equal(where, np.arange(first, first + len(where))):
+        if is_sharded(model) or signals.is_held():
+            piece = _in_rounds(piece, min(size, rounds - done), world)
+        gathered = world.gather(_rows(model, piece, loader.dataset, precision, world))
+        where = np.concatenate([positions for positions, _ in gathered])
+        values = np.concatenate([rows for positions, rows in gathered if len(positions)])
+        order = np.argsort(where, kind="stable")
+        if not np.array_equal(where[order], np.arange(first, first + len(where))):
             raise AssertionError("the processes did not see each image once")
-        yield values
+        yield values[order]
         done, first = done + size, first + len(where)
         # the first piece is one batch; how fast that was says how many the next takes, at most ten times as
         # many
@@ -437,13 +409,12 @@ def _rows(model: torch.nn.Module, batches, dataset, precision: Precision,
     positions, rows = [], []
     waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each
     for batch in batches:
-        if batch is None:
-            if is_sharded(model):
-                output(dataset[0, 0][0][None], torch.zeros(1, dtype=torch.long))
-            continue
-        (images, _, where), _ = batch
-        waiting.append(output(images, where))
-        positions.append(where.numpy())
+        if batch is not None:
+            (images, _, where), _ = batch
+            waiting.append(output(images, where))
+            positions.append(where.numpy())
+        elif is_sharded(model):
+            output(dataset[0, 0][0][None], torch.zeros(1, dtype=torch.long))
         if len(waiting) == READ_EVERY:
             rows += [values.cpu().numpy() for values in waiting]
             waiting = []
@@ -451,12 +422,3 @@ def _rows(model: torch.nn.Module, batches, dataset, precision: Precision,
     if not rows:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     return np.concatenate(positions), np.concatenate(rows)
-
-
-def _gathered(mine: tuple[np.ndarray, np.ndarray], world: World) -> tuple[np.ndarray, np.ndarray]:
-    """The positions and rows of all processes, in order."""
-    gathered = [(where, values) for where, values in world.gather(mine) if len(where)]
-    where = np.concatenate([where for where, _ in gathered])
-    values = np.concatenate([values for _, values in gathered])
-    order = np.argsort(where, kind="stable")
-    return where[order], values[order]

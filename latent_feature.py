@@ -21,11 +21,7 @@ import sys
 from util.core.ending import exit_code_of
 from util.options import inference
 from util.options.flag import FEATURES
-from util.options.parsing import OneLineParser, parse, parser_of
-
-
-def make_parser() -> OneLineParser:
-    return parser_of(FEATURES, __doc__)
+from util.options.parsing import parse
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,11 +14,7 @@ Results: OUTPUT_DIR/TASK. Exit codes: 0 done, 2 wrong input (one line), 1 a fail
 from util.core.ending import exit_code_of, exit_with
 from util.options import checks
 from util.options.flag import FINETUNE
-from util.options.parsing import OneLineParser, parse, parser_of
-
-
-def make_parser() -> OneLineParser:
-    return parser_of(FINETUNE, __doc__)
+from util.options.parsing import parse
 
 
 def main(argv: list[str] | None = None) -> int:

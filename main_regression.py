@@ -17,11 +17,7 @@ from util.core.ending import exit_code_of, exit_with
 from util.core.errors import InputError
 from util.options import checks
 from util.options.flag import REGRESSION
-from util.options.parsing import OneLineParser, parse, parser_of
-
-
-def make_parser() -> OneLineParser:
-    return parser_of(REGRESSION, __doc__)
+from util.options.parsing import parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     lines += of_search
 
     # torch and timm take seconds to import: --help does not wait for them
-    from jobs.tasks.regression import Regression
-    from jobs.tasks.regression_start import resolve_names
+    from jobs.tasks.regression import Regression, resolve_names
     from jobs.train import run
     from util.parallel.processes import process_group
 
@@ -47,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
             from jobs.search import search
 
             search(options, world)
-            return 0
-        for one in checks.one_run_a_ratio(options):
-            run(one, world, Regression)
+        else:
+            for one in checks.one_run_a_ratio(options):
+                run(one, world, Regression)
     return 0
 
 

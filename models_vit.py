@@ -9,18 +9,13 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 import torch
 
 from util.core.errors import InputError
-from util.model import timm_models
-from util.model.lora import is_adapter
-from util.model.lr_decay import is_plain_vit, layer_of_parameters
-from util.weights import checkpoint
-from util.weights.file_checks import refuse_not_finite
-from util.weights.finding import SHA256_PREFIX, find_weights, sha256
+from util.model import feature_kinds, lora, lr_decay, timm_models
+from util.weights import checkpoint, file_checks, finding
 from util.weights.fitting import HEAD_PREFIX, Fit, WeightFile, fit, put_in
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,6 +74,9 @@ BACKBONES = (
     _dinov2("dinov2_vitl14", "vit_large_patch14_dinov2", 303_227_904),
     _dinov2("dinov2_vitg14", "vit_giant_patch14_dinov2", 1_134_769_664),
 )
+HOW_TO_GET = {"Dinov3": "Meta sends the links after a request on "
+                        "ai.meta.com/resources/models-and-libraries/dinov3-downloads",
+              "Dinov2": "Meta's links are listed on github.com/facebookresearch/dinov2"}
 TIMM = "timm"
 # the first release of the original named its one architecture so; its checkpoints still do
 MODEL_ALIASES = {"vit_large_patch16": "RETFound_mae"}
@@ -94,24 +92,27 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
     """
     model = MODEL_ALIASES.get(model, model)
     if model.lower() == TIMM:
-        return _timm_backbone(arch)
+        if not arch:
+            raise InputError("--model timm needs --model_arch: any name that timm knows, such as "
+                             "efficientnet_b4")
+        name = timm_models.current_name(arch)
+        settings = timm_models.settings_of(name)
+        mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
+        return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean),
+                        std=tuple(std))
     rows = [row for row in BACKBONES if row.model.lower() == model.lower()]
     if not rows:
         families = ", ".join(dict.fromkeys(row.model for row in BACKBONES))
         raise InputError(f"--model {model} is unknown: choose one of {families}, or timm with any of its "
                          "names as --model_arch")
-    if not arch:
-        if len(rows) > 1:
-            raise InputError(f"--model {rows[0].model} has several architectures: pass --model_arch, one of "
-                             + ", ".join(row.arch for row in rows))
-        return rows[0]
-    for row in rows:
-        if row.arch.lower() == arch.lower():
-            return row
-    other = next((row for row in BACKBONES if row.arch.lower() == arch.lower()), None)
-    hint = (
-        f"it belongs to --model {other.model}" if other else "choose " + ", ".join(row.arch for row in rows)
-    )
+    known = ", ".join(row.arch for row in rows)
+    if not arch and len(rows) > 1:
+        raise InputError(f"--model {rows[0].model} has several architectures: pass --model_arch, one of "
+                         + known)
+    named = [row for row in BACKBONES if row.arch.lower() == arch.lower()] if arch else rows
+    if named and named[0] in rows:
+        return named[0]
+    hint = f"it belongs to --model {named[0].model}" if named else f"choose {known}"
     raise InputError(f"--model_arch {arch} is not an architecture of --model {rows[0].model}: {hint}")
 
 
@@ -120,16 +121,6 @@ def belongs(model: str, arch: str | None) -> bool:
     model = MODEL_ALIASES.get(model, model)
     return any(row.model.lower() == model.lower() and row.arch.lower() == (arch or "").lower()
                for row in BACKBONES)
-
-
-def _timm_backbone(arch: str | None) -> Backbone:
-    if not arch:
-        raise InputError("--model timm needs --model_arch: any name that timm knows, such as efficientnet_b4")
-    name = timm_models.current_name(arch)
-    settings = timm_models.settings_of(name)
-    mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(TIMM, name, name, "timm", 0, 0, (), "see timm's model card", mean=tuple(mean),
-                    std=tuple(std))
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
@@ -160,7 +151,8 @@ def _require_size(backbone: Backbone, size: int) -> None:
 def has_plain_vit(backbone: Backbone) -> bool:
     """Whether a row is a vision transformer without stages, asked of the model itself."""
     with torch.device("meta"):
-        return backbone.model != TIMM or is_plain_vit(timm.create_model(backbone.timm_name, num_classes=0))
+        return backbone.model != TIMM or lr_decay.is_plain_vit(
+            timm.create_model(backbone.timm_name, num_classes=0))
 
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
@@ -204,9 +196,11 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
             whole = timm.create_model(backbone.timm_name, pretrained=False, **options | {"num_classes": 1})
         model.without_head = tuple(sorted({name.rpartition(".")[0] for name in whole.state_dict().keys()
                                            - model.state_dict().keys()}))
-        model.layers_with_head = layer_of_parameters(whole)
+        model.layers_with_head = lr_decay.layer_of_parameters(whole)
     else:
-        _make_exact(model)
+        for name, layer in model.named_modules():
+            if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
+                layer.__class__ = ExactLinear  # the same parameters under the same names
         if pretrained:
             _start_head(model)
     return model
@@ -249,45 +243,24 @@ def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
     return layers[-1] if layers and layers[-1].bias is not None else None
 
 
-class FeatureReader(torch.nn.Module):
-    """What a model's final linear layer reads: (B, 3, S, S) -> (B, W)."""
-
-    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear):
-        super().__init__()
-        self.model, self.layer = model, layer
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.with_outputs(images)[0]
-
-    def with_outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the layer reads, and what the model gives out."""
-        read = []
-        handle = self.layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
-        try:
-            outputs = self.model(images)
-        finally:
-            handle.remove()
-        return read[0], outputs
-
-
 @torch.no_grad()
-def feature_reader(model: torch.nn.Module, input_size: int) -> FeatureReader | None:
+def feature_reader(model: torch.nn.Module, input_size: int) -> feature_kinds.KindsReader | None:
     """The reader of a model's features; None unless the model's outputs are its final linear layer of them,
     and no more."""
     layer = final_linear(model)
     if layer is None:
         return None
-    reader, was_training = FeatureReader(model, layer), model.training
-    model.eval()
-    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device).view(
-        2, 3, input_size, input_size
-    )
-    features, logits = reader.with_outputs(images)
+    read, was_training = [], model.training
+    images = torch.linspace(-2, 2, 2 * 3 * input_size**2, device=layer.weight.device)
+    handle = layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    try:
+        logits = model.eval()(images.view(2, 3, input_size, input_size))
+    finally:
+        handle.remove()
     model.train(was_training)
-    agrees = features.shape == (2, layer.in_features) and torch.allclose(
-        layer(features), logits, rtol=1e-3, atol=1e-7
-    )
-    return reader if agrees else None
+    agrees = read[0].shape == (2, layer.in_features) and torch.allclose(layer(read[0]), logits, rtol=1e-3,
+                                                                        atol=1e-7)
+    return feature_kinds.KindsReader(model, layer, input_size) if agrees else None
 
 
 class NoStochasticDepth(InputError):
@@ -337,20 +310,6 @@ def _start_head(model: torch.nn.Module) -> None:
                 head.bias = torch.nn.Parameter(torch.zeros(head.bias.shape, device="cpu"))
 
 
-def _make_exact(model: torch.nn.Module) -> None:
-    """Run the classifier in fp32, whatever the precision."""
-    for name, layer in list(model.named_modules()):
-        if type(layer) is torch.nn.Linear and name.startswith(head_names(model)):
-            model.set_submodule(name, _exact(layer))
-
-
-def _exact(layer: torch.nn.Linear) -> ExactLinear:
-    with torch.device("meta"):
-        exact = ExactLinear(layer.in_features, layer.out_features, layer.bias is not None)
-    exact.weight, exact.bias = layer.weight, layer.bias
-    return exact
-
-
 def count_parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
@@ -367,48 +326,35 @@ def freeze_backbone(model: torch.nn.Module) -> None:
         parameter.requires_grad_(name.startswith(prefixes))
 
 
-@dataclass(frozen=True)
-class LoadedWeights:
-    """What stands in the log, in run.json and in the checkpoint about the weights a run started from."""
-
-    name: str
-    path: str
-    sha256: str
-    used: int
-    expected: int
-    text: str
-
-
 def load_backbone(model: torch.nn.Module, backbone: Backbone, name: str, weights_dir: str,
-                  allow_partial: bool = False, put: Put = put_in) -> LoadedWeights:
-    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta).
+                  allow_partial: bool = False, put: Put = put_in) -> dict:
+    """Find the weights `name`, check them, put them into `model` (or only compare, where it lives on meta) ->
+    what stands in the log, in run.json and in the checkpoint about the weights that a run started from.
     put: what takes a part of the model and what fits it; one of the caller's own may put it in later, into a
     model on meta too.
 
     InputError where one backbone tensor is missing, has another shape, or the file holds backbone tensors
     that nothing takes; `allow_partial` turns that into a line with all the names.
     """
-    path = find_weights(name, weights_dir, HUB_FILES, _how_to_get(backbone))
-    digest = sha256(path)
-    check_digest(path, digest)
+    path = finding.find_weights(name, weights_dir, HUB_FILES, _how_to_get(backbone))
+    digest, said = finding.sha256(path), finding.SHA256_PREFIX.search(path.name)
+    if said and not digest.startswith(said.group(1)):  # Meta's names end in the first eight digits
+        raise InputError(f"{path} is not the file that its name says (sha256 {digest[:8]}…, name "
+                         f"{said.group(1)}): the download was cut or changed; fetch it again")
     file = checkpoint.read(path)
-    if is_adapter(file):
+    if lora.is_adapter(file):
         raise InputError(f"{path} holds an adapter alone: pass {path.with_name('checkpoint-best.pth')}, the "
                          "whole model that its run ends with")
     fitted = fit(model, file.tensors, backbone.family, head_names(model), with_head=False)
     text = f"weights: {path}  sha256 {digest}  {fitted.describe()}"
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch}", allow_partial)
-    refuse_not_finite(path, fitted.used)
+    file_checks.refuse_not_finite(path, fitted.used)
     if not fitted.complete:
         text += f"  PARTIAL (--allow_partial): {fitted.problems(limit=0)}"
     fitted.buffers |= file.rest.get("buffers", {})  # a checkpoint of ours keeps rotary periods there
-    _put(put, model, fitted)
-    return LoadedWeights(name, str(path), digest, len(fitted.used), len(fitted.expected), text)
-
-
-def _put(put: Put, model: torch.nn.Module, fitted: Fit) -> None:
-    if put is not put_in or not any(parameter.is_meta for parameter in model.parameters()):
-        put(model, fitted)
+    put(model, fitted)
+    return {"name": name, "path": str(path), "sha256": digest, "used": len(fitted.used),
+            "expected": len(fitted.expected), "text": text}
 
 
 def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile, put: Put = put_in) -> Fit:
@@ -423,7 +369,7 @@ def load_trained(model: torch.nn.Module, backbone: Backbone, file: WeightFile, p
     fitted = fit(model, file.tensors, backbone.family, heads, with_head=True)
     _require_complete(fitted, file, f"--model {backbone.model} --model_arch {backbone.arch} --nb_classes "
                       f"{model.num_classes}", allow_partial=False)
-    _put(put, model, fitted)
+    put(model, fitted)
     return fitted
 
 
@@ -441,9 +387,8 @@ def _load_trained_regressor(model: Regressor, backbone: Backbone, file: WeightFi
     flags = f"--model {backbone.model} --model_arch {backbone.arch} and the head's flags"
     for part in (fitted, of_head):
         _require_complete(part, file, flags, allow_partial=False)
-    _put(put, model.backbone, fitted)
-    if not any(parameter.is_meta for parameter in model.backbone.parameters()) or put is not put_in:
-        _put(put, model.regression_head, of_head)
+    put(model.backbone, fitted)
+    put(model.regression_head, of_head)
     return fitted.together_with(of_head)
 
 
@@ -454,21 +399,8 @@ def _require_complete(fitted: Fit, file: WeightFile, flags: str, allow_partial: 
                      f"tensors fit; {fitted.problems()}): check --model, --model_arch and the file")
 
 
-def check_digest(path: Path, digest: str) -> None:
-    """Meta's names end in the first eight digits of the file's sha256: hold them to it."""
-    said = SHA256_PREFIX.search(Path(path).name)
-    if said and not digest.startswith(said.group(1)):
-        raise InputError(f"{path} is not the file that its name says (sha256 {digest[:8]}…, name "
-                         f"{said.group(1)}): the download was cut or changed; fetch it again")
-
-
 def _how_to_get(backbone: Backbone) -> str:
     if backbone.on_hub:
-        return ("the hub's names for this model are " + ", ".join(backbone.weights)
-                + f"; ask for access on huggingface.co/{HUB_OWNER}/{backbone.weights[0]}")
-    if backbone.model == "Dinov3":
-        return ("Meta sends the links after a request on "
-                "ai.meta.com/resources/models-and-libraries/dinov3-downloads")
-    if backbone.model == "Dinov2":
-        return "Meta's links are listed on github.com/facebookresearch/dinov2"
-    return "leave --finetune out to train from random weights"
+        return (f"the hub's names for this model are {', '.join(backbone.weights)}; ask for access on "
+                f"huggingface.co/{HUB_OWNER}/{backbone.weights[0]}")
+    return HOW_TO_GET.get(backbone.model, "leave --finetune out to train from random weights")

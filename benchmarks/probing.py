@@ -16,7 +16,7 @@ import main_finetune
 import models_vit
 from benchmarks import plain
 from benchmarks.timing import Row, compare_apart
-from jobs.features import features_of
+from jobs.loaders import features_of
 from jobs.setup import prepare
 from jobs.tasks.classification import Classification
 from util.data.public.demo import make_demo

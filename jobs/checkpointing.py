@@ -1,5 +1,5 @@
 """What of a training outlives a kill: the last checkpoint and the best one, written, read back and found
-again."""
+again; and whether the disk has room for them."""
 
 import shutil
 import uuid
@@ -9,20 +9,47 @@ from pathlib import Path
 import torch
 
 from engine_finetune import Progress, Trainer
-from jobs.checkpoint_content import content
 from jobs.job import Job
+from jobs.run_folder import versions
+from util.core import disk, secrets
 from util.core.errors import InputError, RunError
 from util.data.sampling import StepPlan
 from util.model import lora
+from util.options.table import own_values
 from util.parallel.sharding import fill, is_own, is_sharded, local, whole_tensors
 from util.parallel.streamed_checkpoint import write_streamed
 from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile, load_file
 
+OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
+OTHER_FILES = 64
+GIB, MIB = 2**30, 2**20
+NO_BEST = {"epoch": None, "score": None, "figures": {}}
 
-def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict, states: list) -> None:
+
+def content(job: Job, epoch: int, best: dict) -> dict:
+    """What every checkpoint holds; `model` loads in timm as it is. Of a model with adapters (and of no other)
+    it is what is trained alone, and `adapter` says how they were made; the base weights are `weights`."""
+    adapted = bool(lora.adapted_layers(job.model))
+    adapter = {"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {}
+    buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers()
+               if name == "rope.periods"}
+    return {
+        "model": _state_to_keep(job.model), "buffers": buffers, "format": checkpoint.FORMAT, "epoch": epoch,
+        **checkpoint.plain({
+            "task": job.task.kind, **job.task.stored(), "best": best, "versions": versions(),
+            "options": secrets.plain_without_secrets(own_values(job.options)),
+            "transform": {"eval": job.eval_transform, "train": job.train_transform},
+            "backbone": {"model": job.backbone.model, "arch": job.backbone.arch,
+                         "timm": job.backbone.timm_name},
+            "weights": job.started_from, **adapter}),
+    }
+
+
+def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict) -> None:
     """Write the last checkpoint (all processes call this): all that a restart needs. Its `epoch` is the last
     whole one; `done` says how far the next has come."""
+    states = job.world.gather(checkpoint.random_states(job.world.device))
     write_last(job, content(job, done.epoch - 1, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
         "progress": asdict(done),
@@ -48,12 +75,8 @@ def write_last(job: Job, content: dict) -> None:
                 shutil.rmtree(job.folder.file(shards), ignore_errors=True)  # the room may be wanted
             raise
         content["shards"] = shards
-    job.world.main_alone(_write_last, job, content, shards)
-
-
-def _write_last(job: Job, content: dict, shards: str | None) -> None:
-    checkpoint.write(job.folder.file_to_write(checkpoint.LAST), content)
-    shard_files.remove_unnamed(job.folder.path, shards)
+    job.world.main_alone(lambda: checkpoint.write(job.folder.file_to_write(checkpoint.LAST), content))
+    job.world.main_alone(shard_files.remove_unnamed, job.folder.path, shards)
 
 
 def remove_torn(job: Job) -> None:
@@ -86,7 +109,7 @@ def resume(job: Job, trainer: Trainer) -> tuple[Progress, dict, dict | None]:
     if len(rest["random_states"]) == job.world.size:
         checkpoint.set_random_states(rest["random_states"][job.world.rank], job.world.device)
     before = rest["schedule"]
-    done = Progress(**rest["progress"]) if "progress" in rest else Progress(rest["epoch"] + 1)
+    done = Progress(**rest.get("progress", {"epoch": rest["epoch"] + 1}))
     job.world.main_alone(job.folder.cut_after, rest["epoch"])
     best, weights = _require_best(job, job.world.from_main(dict(rest["best"])),
                                   rest["epoch"] if done.steps == 0 else None)
@@ -118,61 +141,46 @@ def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, d
     """The best epoch so far, once its weights are there: from the last checkpoint where that is the best one
     (`last_epoch`; None where it stands inside an epoch). With --no_savemodel they are kept in memory."""
     path = best_file(job)
-    if best["epoch"] is None:
-        return best, None
-    if job.world.from_main(job.world.is_main and path.exists()
-                           and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
+    if best["epoch"] is None or job.world.from_main(
+            job.world.is_main and path.exists()
+            and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
         return best, None
     if best["epoch"] == last_epoch:
         return best, keep_best(job, best)
     job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew "
                   "from here")
-    return {"epoch": None, "score": None, "figures": {}}, None
+    return NO_BEST, None
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> None:
-    """The moments come from the checkpoint, weight decay and layer-wise rates from this start's options.
+    """The moments come from the checkpoint, weight decay and layer-wise rates from this launch's options.
 
     InputError where other parameters are trained now, or ones of another shape.
     """
-    groups = stored["param_groups"]
-    now = [name for group in optimizer.param_groups for name in group["names"]]
-    before = [name for group in groups for name in group["names"]]
-    shapes = {name: tuple(p.shape) for group in optimizer.param_groups
-              for name, p in zip(group["names"], group["params"], strict=True)}
-    moments = {name: stored["state"].get(number) for group in groups
-               for name, number in zip(group["names"], group["params"], strict=True)}
-    if [len(g["params"]) for g in groups] != [len(g["params"])
-                                              for g in optimizer.param_groups] or now != before or any(
-            state is not None and tuple(state["exp_avg"].shape) != shapes[name]
-            for name, state in moments.items()):
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names, before = ([group["names"] for group in groups]
+                     for groups in (optimizer.param_groups, stored["param_groups"]))
+    if names != before or any(state["exp_avg"].shape != parameters[number].shape
+                              for number, state in stored["state"].items()):
         raise InputError(f"{file.path} was trained with other parameters or groups of them (--adaptation, "
                          "--train_last_blocks, --input_size, weight decay 0): start a new run from its "
                          "weights with --finetune and another --task")
-    kept = [{key: value for key, value in group.items() if key != "params"}
-            for group in optimizer.param_groups]
-    optimizer.load_state_dict(stored | {"state": _moments(optimizer, stored["state"], file)})
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    optimizer.load_state_dict({"state": _moments(parameters, stored["state"], file),
+                               "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _moments(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> dict:
+def _moments(parameters: list[torch.nn.Parameter], stored: dict, file: WeightFile) -> dict:
     """The optimizer's state as its parameters lie, sharded or whole: from a file that may hold it either
     way."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found, waiting = {}, {}
     for number, entry in stored.items():
-        found[number] = {}
-        for key, tensor in entry.items():
-            if tensor.ndim:
-                # copied: the file is mapped, and the next checkpoint takes its place
-                found[number][key] = torch.zeros_like(parameters[number], dtype=tensor.dtype)
-                if tensor.is_meta:
-                    waiting[f"optimizer.{number}.{key}"] = found[number][key]
-                else:
-                    fill({key: found[number][key]}, {key: tensor})
-            else:
-                found[number][key] = tensor.clone()
+        # copied: the file is mapped, and the next checkpoint takes its place
+        found[number] = {key: torch.zeros_like(parameters[number], dtype=tensor.dtype) if tensor.ndim
+                         else tensor.clone() for key, tensor in entry.items()}
+        fill(found[number], {key: tensor for key, tensor in entry.items()
+                             if tensor.ndim and not tensor.is_meta})
+        waiting |= {f"optimizer.{number}.{key}": found[number][key] for key, tensor in entry.items()
+                    if tensor.is_meta}
     if waiting:
         shard_files.read_shards(shard_files.folder_of(file), waiting)
     return found
@@ -207,7 +215,7 @@ def load_best(job: Job, in_memory: dict | None) -> None:
     """The best epoch's weights into the model, from the main process to all; a sharded model's from the file
     that all read."""
     if is_sharded(job.running):
-        _load_best_shards(job, in_memory)
+        _load_best(job, in_memory)
         return
     job.world.main_alone(_load_best, job, in_memory)
     if job.world.size > 1:
@@ -215,29 +223,15 @@ def load_best(job: Job, in_memory: dict | None) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
-def _load_best(job: Job, in_memory: dict | None) -> None:
-    if in_memory is not None:
-        fill(_state_to_keep(job.running), in_memory)
-    elif best_file(job).exists():
-        _fill_model(job)
-    else:
-        raise InputError(f"{best_file(job)} is gone, so the test split can't be scored with it")
-
-
 @torch.no_grad()
-def _load_best_shards(job: Job, in_memory: dict | None) -> None:
+def _load_best(job: Job, in_memory: dict | None) -> None:
     if in_memory is not None:
         for name, tensor in _state_to_keep(job.running).items():
             local(tensor).copy_(in_memory[name])
-    elif job.world.any(not best_file(job).exists()):
-        raise InputError(f"{best_file(job)} is gone, so the test split can't be scored with it")
-    else:
-        _fill_model(job)
-
-
-def _fill_model(job: Job) -> None:
-    """The best checkpoint's weights into this process's model, whole or sharded."""
+        return
     path = best_file(job)
+    if not path.exists():
+        raise InputError(f"{path} is gone, so the test split can't be scored with it")
     wanted, found = _state_to_keep(job.model), load_file(path)["model"]
     if wanted.keys() != found.keys():
         raise InputError(f"{path} was changed while the run went on: it holds other tensors than this run "
@@ -267,3 +261,72 @@ def _write_peft(job: Job, body: torch.nn.Module, also: list[str], tensors: dict[
     folder = job.folder.file_to_write("adapter")
     with job.folder.writing(folder):
         lora.write_peft(folder, body, also, tensors, job.options.model.finetune)
+
+
+# ---- the disk's room for them, asked before the first step -------------------------------------------------
+
+def checkpoint_bytes(job: Job) -> tuple[int, int]:
+    """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained; with its shards,
+    where there are any) and checkpoint-best.pth (weights). With adapters the last one holds what is trained
+    alone, and beside the best one, which is whole, lies checkpoint-adapter.pth."""
+    weights = sum(tensor.nbytes for tensor in job.model.state_dict().values())
+    moments = 2 * sum(p.nbytes for p in job.running.parameters() if p.requires_grad)
+    if not lora.adapted_layers(job.model):
+        return weights + moments, weights
+    alone = sum(tensor.nbytes for tensor in lora.trained_state(job.model).values())
+    return alone + moments, weights + alone
+
+
+def needed_bytes(job: Job) -> int:
+    """What has to be free at the start. A checkpoint is written beside the one that it replaces, so that for
+    a while there are two; those that a resumed run finds in its folder are replaced, those of an earlier run
+    stay in earlier-N. Those of a linear probe are written once, at the end."""
+    options, other = job.options, OTHER_BYTES + BYTES_A_PREDICTION * len(job.data.table)
+    has_all_epochs = job.resumed is not None and (
+        job.resumed.rest.get("epoch", -1) + 1 >= options.training.epochs)
+    if not options.run.savemodel or has_all_epochs:
+        return other
+    last, best = checkpoint_bytes(job)
+    if options.model.adaptation == "lp":
+        return other + last + best
+    there = 0
+    if job.folder.holds(job.resumed):
+        files = [*map(job.folder.file, (checkpoint.LAST, checkpoint.BEST)),
+                 *job.folder.path.glob(f"{shard_files.PATTERN}/*")]
+        there = sum(path.stat().st_size for path in files if path.exists())
+    return other + max(last + best + max(last, best) - there, 0)
+
+
+def require_room(job: Job) -> None:
+    """InputError where the room doesn't do (main process)."""
+    options, path, (free, files) = job.options, job.folder.path, disk.free_of(job.folder.path)
+    if options.run.eval:
+        return
+    if free < needed_bytes(job):
+        without = " (--no_savemodel writes no checkpoints)" if options.run.savemodel else ""
+        raise InputError(f"{path} is on a disk with {size_of(free)} free, and this run needs {_needed(job)}: "
+                         f"make room, or name another folder with --output_dir{without}")
+    if files is not None and files < OTHER_FILES:
+        raise InputError(f"{path} is on a disk where only {files} more files can be made (no free inodes): "
+                         "delete some, or name another folder with --output_dir")
+
+
+def describe_room(job: Job) -> list[str]:
+    """The line of a dry run, which refuses nothing: it may plan for another machine's disk."""
+    free = disk.free_of(job.folder.path)[0]
+    return [] if job.options.run.eval else [
+        f"disk       about {_needed(job)}; {size_of(free)} free for {job.folder.path}"
+        + ("" if needed_bytes(job) <= free else ": too little here")]
+
+
+def _needed(job: Job) -> str:
+    total = size_of(needed_bytes(job))
+    if not job.options.run.savemodel:
+        return total
+    last, best = map(size_of, checkpoint_bytes(job))
+    twice = "" if job.options.model.adaptation == "lp" else ", and one of them once more while it is replaced"
+    return f"{total} (checkpoint-last.pth {last}, checkpoint-best.pth {best}{twice})"
+
+
+def size_of(number: int) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.1f} MiB"

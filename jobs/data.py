@@ -1,49 +1,36 @@
 """The images of a job: the table, the check of all files, fields and leakage; and the settings by which they
 are read."""
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import timm
 
 import models_vit
-from jobs import normalisation
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
-from util.data.images import transforms
-from util.data.images.cache import Filling, Kept
-from util.data.images.fundus_fields import Fields
-from util.data.images.scan import ImageFacts, depth
+from util.data.images import cache, fundus_fields, reading_pass, scan, transforms
 from util.data.leakage import search
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
 
-if TYPE_CHECKING:
-    from util.data.leakage.fingerprints import Fingerprints
-
 LEAKAGE = "leakage.json"
-
-
-@dataclass
-class Images:
-    """The images of a run, checked, and what the pass over their files found."""
-
-    data: tables.Data
-    fields: Fields | None  # with --fundus_crop auto
-    facts: np.ndarray  # `ImageFacts.of`
-    filled: Filling | None  # with --image_cache, in the main process
+# mean and standard deviation of values of 0…1, by channel; where they are from, in a few words
+Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]
+OF_TIMM = re.compile(r"hf:timm/([^/.]+\.[^/]+)(?:/.*)?")
 
 
 def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task: Task,
-              settings: dict) -> Images:
+              settings: dict) -> tuple[tables.Data, cache.Filling | None]:
     """The images of a run, all that is to be known of them from one pass over their files
-    (util/data/images/reading_pass.py).
+    (util/data/images/reading_pass.py); and what that has brought into the cache, with --image_cache in the
+    main process.
 
     settings: of the transform that evaluation reads by, but for the range of values that the files decide.
     """
@@ -56,31 +43,31 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         data.table, lines = search.name_patients(data.table, options.data.patient_regex,
                                                  "patient_regex" in options.typed)
         data.notes += lines
-    facts, fields = ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
+    facts, fields = scan.ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
-        fields = Fields(Path(options.run.output_dir) / ".fundus_fields.npy",
+        fields = fundus_fields.Fields(Path(options.run.output_dir) / ".fundus_fields.npy",
                         options.model.read_images == "as_shown")
     # what is used of them, unless one turns out to be bad
-    used = _subset(options, data.table)
-    filled = _filling(options, settings, fields, world)
-    asked = options.data
+    used, asked, others = _subset(options, data.table), options.data, []
+    filled = None
+    if options.images.image_cache and settings.get("kept") and world.is_main and not options.run.dry_run:
+        kept = cache.Kept.of(settings, fields)
+        filled = cache.Filling(options.images.image_cache, kept, world.say, final=False)
+        others.append((filled, list(used["path"][used["split"].isin(cached_splits(options))])))
     looks_for_leakage = (
         world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
     )
-    compared = (
-        looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder)
-    )
-    prints = _prints(options) if compared else None
-    others = [(filled,
-               list(used["path"][used["split"].isin(cached_splits(options))]))] if filled is not None else []
-    others += [(prints, list(used["path"]))] if prints is not None else []
-    if options.data.skip_file_check:
+    prints = None
+    if looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder):
+        prints = _prints(options)
+        others.append((prints, list(used["path"])))
+    if asked.skip_file_check:
         data = tables.look_at_some(data, facts, fields, others=others)
     else:
-        writes = world.is_main and not options.run.dry_run and options.data.bad_images == "skip"
+        writes = world.is_main and not options.run.dry_run and asked.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = tables.check_files(data, options.data.bad_images, facts, skipped, fields=fields,
+            data = tables.check_files(data, asked.bad_images, facts, skipped, fields=fields,
                                       others=others)
     if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
@@ -89,22 +76,19 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         world.say(*_check_leakage(options, data, resumed, folder, prints))
     if world.is_main and fields is not None:
         world.say(*_report_fields(options, data, fields, resumed, folder))
-    return Images(task.settle(data, resumed), fields, facts.of(list(data.table["path"])), filled)
+    task.settle(data, resumed)
+    data.fields, data.facts = fields, facts.of(list(data.table["path"]))
+    return data, filled
 
 
 def cached_splits(options: Options) -> tuple[str, ...]:
     """The splits that --image_cache keeps decoded: those that this launch reads again and again."""
     if options.run.eval:
         return ("test",)
-    if not options.search.optuna_trials:
-        return tables.SPLITS
-    return (
-        ()
-        if options.model.adaptation == "lp"
-        else tables.SPLITS
-        if options.search.optuna_eval_test
-        else ("train", "val")
-    )
+    if options.search.optuna_trials and options.model.adaptation == "lp":
+        return ()
+    scores_test = not options.search.optuna_trials or options.search.optuna_eval_test
+    return tables.SPLITS if scores_test else ("train", "val")
 
 
 def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
@@ -114,40 +98,29 @@ def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
                          options.data.datasets_seed)
 
 
-def _filling(options: Options, settings: dict, fields: Fields | None, world: World) -> Filling | None:
-    """Of the cache, by one process; `jobs.loaders.fill_cache` opens it."""
-    if not (options.images.image_cache and settings.get("kept") and world.is_main) or options.run.dry_run:
-        return None
-    return Filling(options.images.image_cache, Kept.of(settings, fields), world.say, final=False)
-
-
-def _prints(options: Options) -> "Fingerprints":
+def _prints(options: Options) -> reading_pass.Reader:
     from util.data.leakage.fingerprints import Fingerprints  # needs scipy.ndimage, which takes half a second
 
     return Fingerprints(Path(options.run.output_dir) / ".fingerprints.npy")
 
 
-def _report_fields(options: Options, data: tables.Data, fields: Fields, resumed: WeightFile | None,
-                   folder: RunFolder) -> list[str]:
+def _report_fields(options: Options, data: tables.Data, fields: fundus_fields.Fields,
+                   resumed: WeightFile | None, folder: RunFolder) -> list[str]:
     """fundus_crop.csv and fundus_crop.png of a run (fundus_crop_test of a checkpoint that is only scored) ->
     lines."""
     images = list(data.table["path"])
     if options.run.dry_run:
         return fundus_sheet.report(fields, images, None, None)
-    goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
-    names = [f"fundus_crop{'_test' if options.run.eval else ''}{suffix}" for suffix in (".csv", ".png")]
-    paths = [folder.file(name) if goes_on or options.run.eval else folder.new_file(name) for name in names]
+    place = folder.file if options.run.eval or folder.holds(resumed) else folder.new_file
+    of_test = "_test" if options.run.eval else ""
+    paths = [place(f"fundus_crop{of_test}{suffix}") for suffix in (".csv", ".png")]
     with folder.writing(paths[0]):
         return fundus_sheet.report(fields, images, *paths)
 
 
 def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFolder) -> bool:
     """Whether a resumed run was checked for leakage as it would be now, if its images are the same."""
-    if (
-        resumed is None
-        or resumed.path.parent.resolve() != folder.path.resolve()
-        or options.data.leakage != "warn"
-    ):
+    if not folder.holds(resumed) or options.data.leakage != "warn":
         return False
     before, looked_at = resumed.rest.get("options", {}), ("patient_col", "patient_regex", "skip_file_check")
     return folder.file(LEAKAGE).exists() and all(before.get(option) == options.value(option)
@@ -155,7 +128,7 @@ def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFol
 
 
 def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder,
-                   prints: "Fingerprints | None") -> list[str]:
+                   prints: reading_pass.Reader | None) -> list[str]:
     """Look for images and patients that two splits share, among the rows that this run uses -> lines about
     it; leakage.json lists them. InputError with --leakage stop where there are any.
 
@@ -163,10 +136,11 @@ def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | No
     nothing. Without the check of all files (--skip_file_check) images are not decoded here either: the same
     bytes and patients are found all the same.
     """
-    goes_on = resumed is not None and resumed.path.parent.resolve() == folder.path.resolve()
     if _checked_before(options, resumed, folder) and resumed.rest.get("data_fingerprint") == data.fingerprint:
         return [f"leakage    looked for when this run began, on the same images: {folder.file(LEAKAGE)}"]
-    path = None if options.run.dry_run else folder.file(LEAKAGE) if goes_on else folder.new_file(LEAKAGE)
+    path = None
+    if not options.run.dry_run:
+        path = folder.file(LEAKAGE) if folder.holds(resumed) else folder.new_file(LEAKAGE)
     if options.data.leakage == "off":
         return []
     found = search.check(data.table, prints or _prints(options), decode=not options.data.skip_file_check)
@@ -199,12 +173,12 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
     facts: of the images (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
     model, images = options.model, options.images
     rest = resumed.rest if resumed is not None else {}
-    mean, std, _ = normalisation.of_options(options, backbone, rest)
+    mean, std, _ = _of_options(options, backbone, rest)
     stored = rest.get("transform", {}).get("eval")
     if not stored:
         settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
                                             model.fundus_crop, model.resize, model.read_images)
-        return transforms.with_depth(settings, *depth(facts))
+        return transforms.with_depth(settings, *scan.depth(facts))
     changed = {"decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
                "norm": {"mean": list(mean), "std": list(std)},
                "fundus_crop": {"fundus_crop": model.fundus_crop},
@@ -218,4 +192,55 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
     settings = dict(stored)
     for name in options.typed & changed.keys():
         settings |= changed[name]
-    return transforms.with_depth(settings, *depth(facts))
+    return transforms.with_depth(settings, *scan.depth(facts))
+
+
+# ---- by which mean and standard deviation the channels are normalised --------------------------------------
+
+def normalisation(backbone: models_vit.Backbone, norm: str, finetune: str = "") -> Normalisation:
+    """What --norm stands for. A timm model's constants are those of the weights that --finetune
+    hf:timm/NAME.TAG/FILE names: a name's tags differ in them (vit_base_patch16_224.mae has ImageNet's, the
+    default tag 0.5)."""
+    if norm == "backbone" and backbone.model == models_vit.TIMM:
+        return _timms(backbone, finetune)
+    known = {"backbone": (backbone.mean, backbone.std, f"ImageNet's, by which {backbone.arch} was trained"),
+             "imagenet": (models_vit.IMAGENET_MEAN, models_vit.IMAGENET_STD, "ImageNet's"),
+             "half": ((0.5,) * 3, (0.5,) * 3, "0.5 throughout")}
+    if norm in known:
+        return known[norm]
+    numbers = tuple(map(float, norm.split(",")))
+    return numbers[:3], numbers[3:], "typed"
+
+
+def _timms(backbone: models_vit.Backbone, finetune: str) -> Normalisation:
+    named = OF_TIMM.fullmatch(finetune or "")
+    if named and timm.is_model_pretrained(named[1]):
+        settings = timm.get_pretrained_cfg(named[1], allow_unregistered=False)
+        return (tuple(settings.mean), tuple(settings.std), f"timm's constants of {named[1]}")
+    settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
+    if settings is None:
+        return (
+            backbone.mean, backbone.std, f"ImageNet's: timm has no constants of {backbone.timm_name}"
+        )
+    full = f"{backbone.timm_name.split('.')[0]}.{settings.tag}" if settings.tag else backbone.timm_name
+    default = "" if full == backbone.timm_name else ", its default tag"
+    return (backbone.mean, backbone.std, f"timm's constants of {full}{default}")
+
+
+def _of_options(options: Options, backbone: models_vit.Backbone, rest: dict) -> Normalisation:
+    """What --norm stands for where it decides. rest: the entries of a checkpoint beside its weights, {}
+    without one; it knows the weights that its run started from."""
+    return normalisation(backbone, options.model.norm,
+                         options.model.finetune or rest.get("options", {}).get("finetune") or "")
+
+
+def normalisation_source(options: Options, backbone: models_vit.Backbone, rest: dict) -> str:
+    """Where the numbers of evaluation's transform are from: a checkpoint's own stay, unless --norm was
+    typed."""
+    stored = rest.get("transform", {}).get("eval")
+    if not stored or "norm" in options.typed:
+        return _of_options(options, backbone, rest)[2]
+    then = rest.get("options", {})
+    mean, std, source = normalisation(backbone, then.get("norm", "backbone"), then.get("finetune") or "")
+    same = [list(mean), list(std)] == [list(stored["mean"]), list(stored["std"])]
+    return f"the checkpoint's, {source}" if same else "the checkpoint's"

@@ -2,31 +2,32 @@
 
 import json
 import time
-from dataclasses import asdict
 
 import numpy as np
 import torch
 
 import models_vit
-from jobs import normalisation
-from jobs.adaptation import load_adapter
-from jobs.data import evaluation_settings
-from jobs.inference import DEFAULT_BATCH, computed, no_room, read_pictures, take_checkpoint
-from jobs.model import idle_for_backbone, resolve_backbone
+from jobs.inference import (
+    AGAIN,
+    DEFAULT_BATCH,
+    Inference,
+    computed,
+    describe,
+    read_pictures,
+    resolve,
+    take_checkpoint,
+)
+from jobs.model import load_adapter
 from jobs.run_folder import commit, now, versions
+from util.core.disk import writing
 from util.core.errors import InputError
-from util.data.feature_files import require_parquet, write_features
-from util.data.images import scan, seen_area
-from util.data.unlabelled import forget
-from util.model import lora, timm_models
-from util.model.precision import resolve_precision
+from util.data import feature_files, unlabelled
+from util.model import feature_kinds, lora
 from util.options.adaptation import KINDS
-from util.options.checks import idle
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import terminal
-from util.weights import checkpoint
-from util.weights.finding import sha256
+from util.weights import checkpoint, finding
 from util.weights.fitting import WeightFile
 
 WHAT = {
@@ -67,21 +68,12 @@ class FeatureParts(torch.nn.Module):
         self.widths = {name: part.shape[1] for name, part in parts.items()}
 
     def parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        model, found = self.model, {}
-        features = model.forward_features(images)
-        norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
-        if isinstance(features, torch.Tensor) and features.ndim == 3:
-            has_class = getattr(model, "cls_token", None) is not None
-            if has_class:
-                found["cls"] = norm(features[:, 0])
-            patches = features[:, getattr(model, "num_prefix_tokens", int(has_class)):]
-            if patches.shape[1]:  # PiT gives out its class token alone
-                found["patch_mean"] = norm(patches.mean(dim=1))
-        elif isinstance(features, torch.Tensor) and features.ndim == 4:
-            places = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
-            found["patch_mean"] = features.mean(dim=places)
-        found["pooled"] = model.forward_head(features, pre_logits=True)
-        return found
+        found = feature_kinds.read(self.model, images)
+        parts = {"cls": found.classes[-1]} if found.classes else {}
+        if found.tokens is not None:
+            parts["patch_mean"] = found.tokens.mean(dim=1) if found.mean is None else found.mean
+        parts["pooled"] = self.model.forward_head(found.features, pre_logits=True)
+        return parts
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([part.float() for part in self.parts(images).values()], dim=1)
@@ -97,31 +89,20 @@ def extract(options: Options, world: World) -> None:
     """Load, compute, write, tell. InputError, RunError: see util/core/errors.py."""
     began = time.monotonic()
     if options.use.output.lower().endswith(".parquet"):
-        require_parquet()
+        feature_files.require_parquet()
     file = world.main_first(lambda: checkpoint.read(options.run.resume)) if options.run.resume else None
-    options, lines = _resolved(options, file)
-    options, renamed = timm_models.with_current_name(options)
-    world.say(*lines, *renamed, *idle(options))
     ours = file if file is not None and checkpoint.is_ours(file) else None
-    options, backbone = resolve_backbone(options, ours)
-    world.say(*idle_for_backbone(options, backbone))
-    precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
+    options, lines = _resolved(options, file)
+    options, backbone, precision = resolve(options, world, ours, lines)
     torch.manual_seed(options.run.seed)
     asked = options.model
     model = models_vit.build_model(backbone, 0, asked.input_size, 0.0, asked.global_pool,
                                    asked.fc_norm_passes)
     weights, line = _load(model, backbone, options, world, file)
-    data = read_pictures(options, world)
-    transform = evaluation_settings(options, backbone, ours, data.facts)
-    notes, warnings = scan.describe(data.facts, transform)
-    data.notes += notes
-    world.say(*warnings)
-    norm_source = normalisation.source(options, backbone, ours.rest if ours is not None else {})
-    parts = FeatureParts(model, options.model.input_size).eval()
-    world.say(f"weights    {line}", *_describe(options, world, backbone, precision, data, parts),
-              f"reading    {terminal.reading(transform, options.model.norm, norm_source)}",
-              *(seen_area.describe(list(data.table["path"]), transform, data.fields, data.facts)
-                if world.is_main else []))
+    data, transform, norm_source = read_pictures(options, world, backbone, ours)
+    job = Inference(world, options, backbone, precision, model, data, transform, norm_source)
+    parts = FeatureParts(model, asked.input_size).eval()
+    world.say(f"weights    {line}", *_describe_parts(job, parts), *describe(job))
     if ours is not None and ours.rest.get("reads"):
         kind = ours.rest["reads"]["kind"]
         world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the "
@@ -130,27 +111,22 @@ def extract(options: Options, world: World) -> None:
     precision.prepare()
     parts.to(world.device)
     facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name,
-             "seed": options.run.seed,
-             "input_size": asked.input_size, "global_pool": asked.global_pool,
+             "seed": options.run.seed, "input_size": asked.input_size, "global_pool": asked.global_pool,
              "fc_norm_passes": asked.fc_norm_passes}
-    partial = computed(parts, data, None, options, world, precision, transform,
-                       facts | {"weights": weights.get("sha256")}, "features")
+    partial = computed(job, parts, facts | {"weights": weights.get("sha256")}, "features")
     if partial is None:
         return
     arrays = parts.split(partial.values())
     facts |= {"weights": weights, "arrays": {name: WHAT[name] for name in arrays}, "transform": transform,
               "norm_source": norm_source, "precision": precision.name, "device": world.device.type,
               "pictures": len(data.table), "input": options.use.input, "versions": versions(),
-              "commit": commit(),
-              "made": now()}
-    with no_room(f"--output {options.use.output}"):
-        write_features(options.use.output, list(data.table["path"]), arrays,
-                       json.dumps(checkpoint.plain(facts), ensure_ascii=False))
+              "commit": commit(), "made": now()}
+    with writing(f"--output {options.use.output}", again=AGAIN):
+        feature_files.write_features(options.use.output, list(data.table["path"]), arrays,
+                                     json.dumps(checkpoint.plain(facts), ensure_ascii=False))
     partial.remove()
-    forget(options.use.output)
-    shapes = ", ".join(f"{name} "
-                       f"{' x '.join(f'{side:,}' for side in values.shape)}"
-                       for name, values in arrays.items())
+    unlabelled.forget(options.use.output)
+    shapes = ", ".join(f"{name} {len(values):,} x {values.shape[1]:,}" for name, values in arrays.items())
     world.say(f"written to {options.use.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
 
 
@@ -174,32 +150,22 @@ def _load(model: torch.nn.Module, backbone: models_vit.Backbone, options: Option
     if file is not None and lora.is_adapter(file):
         _, line = world.main_first(lambda: load_adapter(model, model, backbone, file))
         lora.merge(model)
-        return {"name": options.run.resume, "sha256": sha256(file.path), "text": line}, line
-    loaded = world.main_first(
-        lambda: models_vit.load_backbone(
-            model,
-            backbone,
-            options.model.finetune or options.run.resume,
-            options.model.weights_dir,
-            options.model.allow_partial,
-        )
-    )
-    facts = asdict(loaded)
-    return {name: facts[name] for name in ("name", "sha256", "used", "expected",
-                                           "text")}, loaded.text.removeprefix("weights: ")
+        return {"name": options.run.resume, "sha256": finding.sha256(file.path), "text": line}, line
+    loaded = world.main_first(lambda: models_vit.load_backbone(
+        model, backbone, options.model.finetune or options.run.resume, options.model.weights_dir,
+        options.model.allow_partial))
+    return ({name: value for name, value in loaded.items() if name != "path"},
+            loaded["text"].removeprefix("weights: "))
 
 
-def _describe(options: Options, world: World, backbone: models_vit.Backbone, precision, data,
-              parts: FeatureParts) -> list[str]:
-    lines = [f"model      {backbone.model} {backbone.arch}, input {options.model.input_size} pixels: "
-             + ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())]
-    lines += [f"           {name} is absent: {backbone.arch} has no {what}" for name, what in (
-        ("cls", "class token"), ("patch_mean", "patch tokens or feature map that are "
-                                               "pooled")) if name not in parts.widths]
-    lines.append(f"images     {len(data.table):,} of {options.use.input}")
-    lines += [f"           note: {note}" for note in data.notes]
-    if len(data.others.columns):
+def _describe_parts(job: Inference, parts: FeatureParts) -> list[str]:
+    lacking = {"cls": "class token", "patch_mean": "patch tokens or feature map that are pooled"}
+    widths = ", ".join(f"{name} {width:,}" for name, width in parts.widths.items())
+    lines = [f"model      {job.backbone.model} {job.backbone.arch}, input {job.options.model.input_size} "
+             f"pixels: {widths}"]
+    lines += [f"           {name} is absent: {job.backbone.arch} has no {what}"
+              for name, what in lacking.items() if name not in parts.widths]
+    if len(job.data.others.columns):
         lines.append("           the CSV's other columns are not stored (rows are in its order): "
-                     + ", ".join(data.others.columns))
-    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), "
-                    f"precision {precision.name}, batch size {options.training.batch_size}"]
+                     + ", ".join(job.data.others.columns))
+    return lines

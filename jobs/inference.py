@@ -5,38 +5,38 @@ so that a start that was killed goes on.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 import models_vit
 from engine_finetune import make_loader, output_chunks
+from jobs.data import evaluation_settings, normalisation_source
 from jobs.loaders import GPU_EVAL_BATCHES, workers
+from jobs.model import idle_for_backbone, resolve_backbone
 from jobs.run_folder import versions
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
 from jobs.tasks.regression import Regression
+from util.core.disk import writing
 from util.core.errors import InputError, RunError
 from util.core.partial_rows import PartialRows
-from util.data import tables
+from util.data import sampling, tables
 from util.data.dataset import ImageDataset
-from util.data.images import transforms
-from util.data.images.fundus_fields import Fields
-from util.data.images.scan import ImageFacts
-from util.data.sampling import EvalBatches
+from util.data.images import fundus_fields, scan, seen_area, transforms
 from util.data.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
-from util.model.frozen_features import pictures_digest
-from util.model.precision import Precision
+from util.model import frozen_features, timm_models
+from util.model.precision import Precision, resolve_precision
+from util.options.checks import idle
 from util.options.groups import Options
 from util.options.table import FLAGS, own_values
 from util.parallel.processes import World
-from util.report import fundus_sheet
+from util.report import fundus_sheet, terminal
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile
 
+AGAIN = "start again; it goes on where it was"
 TASKS = {task.kind: task for task in (Classification, Regression)}
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 
@@ -46,21 +46,18 @@ DEFAULT_BATCH = 64  # where nothing says how large training's was
 def take_checkpoint(options: Options, file: WeightFile) -> tuple[Task, list[str]]:
     """The checkpoint's task, whose options have what the checkpoint says filled in, and lines for the user.
     InputError."""
-    lines: list[str] = []
     if not checkpoint.is_ours(file):
         kind = Classification
         options, line = kind.with_foreign(options, file)
-        options = options.having(decode=options.images.decode or "full",
-                                 fc_norm_passes=options.model.fc_norm_passes or 1)
-        lines.append(line)
+        options, lines = options.having(decode=options.images.decode or "full"), [line]
     else:
         stored, own = file.rest["options"], own_values(options)
         kind = TASKS[file.rest.get("task", Classification.kind)]
         taken = [flag.name for flag in FLAGS.values() if flag.of_checkpoint]
         changed = [f"--{name} {stored.get(name)} -> {own[name]}" for name in taken
                    if name in options.typed - {"batch_size"} and stored.get(name) != own[name]]
-        if changed:
-            lines.append(f"differs from {file.path}, and the command line wins: {'; '.join(changed)}")
+        differs = f"differs from {file.path}, and the command line wins: {'; '.join(changed)}"
+        lines = [differs] if changed else []
         values = {name: value for name, value in stored.items() if name in FLAGS and name not in own}
         values |= {name: stored.get(name) for name in taken if name not in options.typed}
         options = options.having(**{"select_metric": FLAGS["select_metric"].default_of(kind.program)}
@@ -87,94 +84,130 @@ def num_classes_of(file: WeightFile, backbone: models_vit.Backbone, options: Opt
 
 # ---- images ------------------------------------------------------------------------------------------------
 
-def read_pictures(options: Options, world: World, covariates: tuple[str, ...] = ()) -> Unlabelled:
-    """The images of --input, those that don't decode refused or left out as --bad_images says."""
+@dataclass
+class Inference:
+    """All that was decided before the first image."""
+
+    world: World
+    options: Options
+    backbone: models_vit.Backbone
+    precision: Precision
+    model: torch.nn.Module
+    data: Unlabelled
+    transform: dict
+    norm_source: str  # where its mean and standard deviation are from
+    covariates: torch.Tensor | None = None
+
+
+def resolve(options: Options, world: World, ours: WeightFile | None,
+            lines: list[str]) -> tuple[Options, models_vit.Backbone, Precision]:
+    """The options with the names and the input size of the backbone; what the user is told of them, after
+    `lines`."""
+    options, renamed = timm_models.with_current_name(options)
+    world.say(*lines, *renamed, *idle(options))
+    options, backbone = resolve_backbone(options, ours)
+    world.say(*idle_for_backbone(options, backbone))
+    return options, backbone, resolve_precision(options.training.precision, world.device, backbone.timm_name)
+
+
+def read_pictures(options: Options, world: World, backbone: models_vit.Backbone, ours: WeightFile | None,
+                  covariates: tuple[str, ...] = ()) -> tuple[Unlabelled, dict, str]:
+    """The images of --input, those that don't decode refused or left out as --bad_images says; the transform
+    that reads them, and where its mean and standard deviation are from."""
     def read() -> Unlabelled:
         data = read_unlabelled(options.use.input, options.data.path_col, covariates, options.data.path_suffix)
-        others, listed = data.others, skipped_file(options.use.output)
+        listed = skipped_file(options.use.output)
         table_file, sheet, remembered = fundus_files(options.use.output)
-        fields = Fields(remembered, options.model.read_images
-                        == "as_shown") if options.model.fundus_crop == "auto" else None
-        facts = ImageFacts(facts_file(options.use.output))
+        fields = None
+        if options.model.fundus_crop == "auto":
+            fields = fundus_fields.Fields(remembered, options.model.read_images == "as_shown")
+        facts = scan.ImageFacts(facts_file(options.use.output))
         if not options.data.skip_file_check:
             checked = tables.check_files(data, options.data.bad_images, facts,
                                          listed if world.is_main else None, fields=fields)
             if len(checked.table) == len(data.table) and world.is_main:
-                listed.unlink(missing_ok=True)  # an earlier start's: its images have been mended
+                listed.unlink(missing_ok=True)  # an earlier start's: its images have been fixed
         else:
             checked = tables.look_at_some(data, facts, fields)
         paths = list(checked.table["path"])
         if fields is not None and world.is_main:
             world.say(*fundus_sheet.report(fields, paths, table_file, sheet))
-        return Unlabelled(checked.table, [], checked.notes, others=others, fields=fields,
+        return Unlabelled(checked.table, [], checked.notes, others=data.others, fields=fields,
                           facts=facts.of(paths))
 
-    with no_room(f"the folder of --output {options.use.output}"):
-        return world.main_first(read)
+    with writing(f"the folder of --output {options.use.output}", again=AGAIN):
+        data = world.main_first(read)
+    transform = evaluation_settings(options, backbone, ours, data.facts)
+    notes, warnings = scan.describe(data.facts, transform)
+    data.notes += notes
+    world.say(*warnings)
+    return data, transform, normalisation_source(options, backbone, ours.rest if ours is not None else {})
 
 
-@contextmanager
-def no_room(what: str) -> Iterator[None]:
-    """Turns a disk that can't be written into a RunError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{what} can't be written ({error.strerror or error}): make room and start again; it "
-                       "goes on where it was") from error
+def describe(job: Inference) -> list[str]:
+    """Lines about the images, how they are read and on what they are computed."""
+    options, world, data = job.options, job.world, job.data
+    return [f"images     {len(data.table):,} of {options.use.input}",
+            *(f"           note: {note}" for note in data.notes),
+            f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), "
+            f"precision {job.precision.name}, batch size {options.training.batch_size}",
+            f"reading    {terminal.reading(job.transform, options.model.norm, job.norm_source)}",
+            *seen_area.describe(list(data.table["path"]) if world.is_main else [], job.transform, data.fields,
+                                data.facts)]
 
 
 # ---- computing ---------------------------------------------------------------------------------------------
 
-def loader(options: Options, world: World, table: pd.DataFrame, covariates: torch.Tensor | None,
-           transform: transforms.EvalTransform, batch_size: int):
-    """Batches of the table's images in order, as evaluation reads them; whole batches are dealt to the
+def loader(job: Inference, first: int, batch_size: int) -> torch.utils.data.DataLoader:
+    """Batches of the images from row `first` on, as evaluation reads them; whole batches are dealt to the
     processes."""
-    dataset = ImageDataset(table, np.zeros(len(table), np.int64), transform, 0, covariates)
-    return make_loader(dataset, EvalBatches(len(table), batch_size, world.rank, world.size),
-                       workers(options, world), world.device.type == "cuda")
+    table, world = job.data.table[first:], job.world
+    dataset = ImageDataset(table, np.zeros(len(table), np.int64),
+                           transforms.EvalTransform(job.transform, job.data.fields), 0,
+                           None if job.covariates is None else job.covariates[first:])
+    return make_loader(dataset, sampling.EvalBatches(len(table), batch_size, world.rank, world.size),
+                       workers(job.options, world), world.device.type == "cuda")
 
 
-def computed(model: torch.nn.Module, data: Unlabelled, covariates: torch.Tensor | None, options: Options,
-             world: World,
-             precision: Precision, transform: dict, depends_on: dict, title: str) -> PartialRows | None:
-    """A row of outputs an image, (N, K), in the files beside --output (main process; None in the others).
+def computed(job: Inference, model: torch.nn.Module, depends_on: dict, title: str) -> PartialRows | None:
+    """A row of the model's outputs an image, (N, K), in the files beside --output (main process; None in the
+    others).
 
-    What an earlier start computed is taken where everything that a row depends on is the same: `depends_on`
+    What an earlier launch computed is taken where everything that a row depends on is the same: `depends_on`
     (the weights and what is done with them) and what stands here. RunError for outputs that are no numbers
     and a full disk or device.
     """
-    size = options.training.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
+    world, paths = job.world, job.data.table["path"]
+    size = job.options.training.batch_size * (1 if world.device.type == "cpu" else GPU_EVAL_BATCHES)
 
-    def find() -> PartialRows | None:
-        if not world.is_main:
-            return None
-        beside = None if covariates is None else hashlib.sha256(covariates.numpy().tobytes()).hexdigest()
-        partial = PartialRows(options.use.output, depends_on | {
-            "transform": transform, "reading": transforms.READING, "precision": precision.name,
-            "batch size": size,
-            "device": world.device.type, "images": pictures_digest(list(data.table["path"])),
-            "covariates": beside,
+    def find() -> PartialRows:
+        beside = None
+        if job.covariates is not None:
+            beside = hashlib.sha256(job.covariates.numpy().tobytes()).hexdigest()
+        partial = PartialRows(job.options.use.output, depends_on | {
+            "transform": job.transform, "reading": transforms.READING, "precision": job.precision.name,
+            "batch size": size, "device": world.device.type,
+            "images": frozen_features.pictures_digest(list(paths)), "covariates": beside,
             "versions": versions()})
         line = partial.open()
         world.say(*[f"           {line}"] if line else [])
         return partial
 
-    partial = world.main_first(find)
+    partial = world.main_alone(find)
     done = world.from_main(partial.rows if partial is not None else None)
-    if done < len(data.table):
-        rest = loader(options, world, data.table[done:], None if covariates is None else covariates[done:],
-                      transforms.EvalTransform(transform, data.fields), size)
-        try:
-            for values in output_chunks(model, rest, precision, world, title):
-                wrong = ~np.isfinite(values).all(axis=1)
-                if wrong.any():
-                    first = data.table["path"].iloc[done + int(np.argmax(wrong))]
-                    raise RunError(f"outputs are NaN or infinite (the first of {first}): the weights have "
-                                   "diverged or are damaged; or try --precision fp32", everywhere=True)
-                if partial is not None:
-                    partial.append(values)
-                done += len(values)
-        except torch.OutOfMemoryError as error:
-            raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size}: "
-                           "lower it") from error
+    if done == len(paths):
+        return partial
+    try:
+        for values in output_chunks(model, loader(job, done, size), job.precision, world, title):
+            wrong = ~np.isfinite(values).all(axis=1)
+            if wrong.any():
+                first = paths.iloc[done + int(np.argmax(wrong))]
+                raise RunError(f"outputs are NaN or infinite (the first of {first}): the weights have "
+                               "diverged or are damaged; or try --precision fp32", everywhere=True)
+            if partial is not None:
+                partial.append(values)
+            done += len(values)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the device's memory is full at --batch_size {job.options.training.batch_size}: "
+                       "lower it") from error
     return partial

@@ -1,22 +1,15 @@
-"""What was decided before the first step: of a training or an evaluation (Job), of predictions
-(Prediction)."""
+"""What was decided before the first step of a training or an evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 import models_vit
 from engine_finetune import Schedule
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
-from jobs.tasks.classification import Classification
-from util.data import tables
+from util.data import sampling, tables
 from util.data.images.cache import Filling, ImageCache
-from util.data.images.fundus_fields import Fields
-from util.data.images.scan import NO_FACTS
-from util.data.sampling import StepPlan
-from util.data.unlabelled import Unlabelled
 from util.model.precision import Precision
 from util.options.groups import Options
 from util.parallel.processes import World
@@ -34,17 +27,14 @@ class Job:
     precision: Precision
     data: tables.Data
     model: torch.nn.Module
-    started_from: models_vit.LoadedWeights | dict | None
+    started_from: dict | None  # what models_vit.load_backbone says of the weights
     resumed: WeightFile | None
     loaded: str  # the line about the checkpoint's tensors
     eval_transform: dict
     norm_source: str  # where its mean and standard deviation are from
     train_transform: dict | None = None
-    plan: StepPlan | None = None
+    plan: sampling.StepPlan | None = None
     schedule: Schedule | None = None
-    # what the check found of the images (`ImageFacts.of`)
-    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
-    fields: Fields | None = None  # with --fundus_crop auto
     # with --image_cache: what the check of all files has brought into the cache
     filled: Filling | None = None
     cache: ImageCache | None = None  # images decoded once, where they are read many times
@@ -66,29 +56,3 @@ class Job:
 
     def rows(self, split: str):
         return self.data.table[self.data.table["split"] == split].reset_index(drop=True)
-
-
-@dataclass
-class Prediction:
-    """All that was decided before the first image of a prediction."""
-
-    world: World
-    task: Task
-    backbone: models_vit.Backbone
-    precision: Precision
-    data: Unlabelled
-    covariates: torch.Tensor | None
-    model: torch.nn.Module
-    transform: dict
-    norm_source: str  # where its mean and standard deviation are from
-    digest: str  # sha256 of the checkpoint
-    best: dict  # what was decided on val
-
-    @property
-    def options(self) -> Options:
-        return self.task.options
-
-    @property
-    def names(self) -> list[str]:
-        """Of the model's outputs: classes or targets."""
-        return self.task.class_names if isinstance(self.task, Classification) else list(self.task.scale.names)

@@ -7,20 +7,20 @@ It takes seconds, so a run that was cut is simply run again: from the same featu
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from jobs.checkpoint_content import content, draw, facts, report
-from jobs.checkpointing import write_last, write_model
+from jobs.checkpointing import content, write_last, write_model
 from jobs.job import Job
+from jobs.results import facts, finish_val, say_complete, say_end, write_test
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.data.sampling import balanced_order, epoch_order
 from util.metrics import selection
-from util.model import lr_schedule
-from util.model.attentive_heads import attentive_grid, attentive_logits, train_attentive
+from util.model import attentive_heads, lr_schedule
 from util.model.probe_heads import (
     MOST_ROWS,
     Candidate,
@@ -38,10 +38,9 @@ from util.weights import checkpoint
 
 def probe(job: Job) -> None:
     """Train, choose, score, write. RunError where no head's outputs are numbers."""
-    world, folder, options = job.world, job.folder, job.options
+    world, options = job.world, job.options
     if _is_complete(job):
-        world.say(*terminal.figures(job.task, "test", folder.figures("test"), folder),
-                  f"this run is complete: its results stand in {folder.path}")
+        say_complete(job)
         return
     began = time.monotonic()
     # one process is enough: the others would compute the same
@@ -54,7 +53,8 @@ def probe(job: Job) -> None:
     job.task.put_probe_head(job.model, kind, values)
     if options.run.savemodel:
         write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
-    world.main_alone(_write, job, best, kind, tuple(values.values()), began)
+    world.main_alone(_score, job, best, kind, tuple(values.values()))
+    say_end(job, best, began)
     if options.run.savemodel:
         last = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "random_states": [],
                 "schedule": {"position": options.training.epochs, "effective_batch": job.plan.step_size},
@@ -70,14 +70,12 @@ def _is_complete(job: Job) -> bool:
     if rest["options"].get("adaptation") != "lp":
         raise InputError(f"{job.resumed.path} is no probe's: start a new run from its weights with "
                          "--finetune and another --task")
-    if job.world.is_main and job.resumed.path.parent.resolve() != folder.path.resolve():
+    mine = folder.holds(job.resumed)
+    if not mine:
         job.world.say("a probe is not gone on with: it is trained anew, from the backbone of "
                       f"{job.resumed.path}")
-    mine = job.resumed.path.parent.resolve() == folder.path.resolve()
-    done = (
-        mine and rest["epoch"] + 1 >= job.options.training.epochs and folder.is_scored(rest["best"]["epoch"])
-    )
-    return job.world.from_main(done)
+    return job.world.from_main(mine and rest["epoch"] + 1 >= job.options.training.epochs
+                               and folder.is_scored(rest["best"]["epoch"]))
 
 
 def _labels(job: Job, split: str) -> torch.Tensor:
@@ -108,19 +106,15 @@ def _train_and_choose(job: Job) -> dict | None:
     """The best head on val: its figures and folded weights; what else came out is written and said (main
     process)."""
     options, device, task = job.options, job.world.device, job.task
-    line = job.folder.put_aside()
-    job.world.say(*([line] if line else []))
+    job.world.say(*job.folder.put_aside())
     job.folder.write_run(facts(job))
     job.features = features = {name: values.to(device) for name, values in job.features.items()}
     labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
     settings = grid(job.schedule.peak, options.training.weight_decay)
-    began, targets = time.monotonic(), labels.cpu().numpy()
-
-    def order(epoch: int) -> np.ndarray:
-        return (balanced_order(targets, options.run.seed, epoch) if options.mixing.balanced_sampling else
-                epoch_order(len(targets), options.run.seed, epoch))
-
-    epochs = options.training.epochs
+    began, epochs = time.monotonic(), options.training.epochs
+    order = partial(epoch_order, len(labels), options.run.seed)
+    if options.mixing.balanced_sampling:
+        order = partial(balanced_order, labels.cpu().numpy(), options.run.seed)
     common = (
         len(task.class_names),
         task.loss(job.rows("train")).to(device),
@@ -137,12 +131,10 @@ def _train_and_choose(job: Job) -> dict | None:
         trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, *common)
     if job.tokens:
         views = [values for name, values in job.tokens.items() if name.startswith("train")]
-        trained[ATTENTIVE] = train_attentive(views, labels, job.tokens["val"], val_labels, attentive_grid(),
-                                             *common)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.monotonic() - began
+        trained[ATTENTIVE] = attentive_heads.train_attentive(
+            views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), *common)
     scored = _score_all(job, trained)
+    seconds = time.monotonic() - began
     if not scored:
         return None
     chosen = choose(scored)
@@ -159,20 +151,18 @@ def _train_and_choose(job: Job) -> dict | None:
     values = chosen.trained.folded(candidate)
     _compare(job, {name: values[:, job.kinds[POOLED]] for name, values in features.items()})
     predictions, figures = _scored(job, "val", _logits(job, chosen.kind, "val", *values))
-    decided = task.decide(predictions)
-    job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True,
-                              entries=task.intervals(predictions, figures, decided))
+    job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True)
     return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
             "head": {name: value.cpu().numpy()
                      for name, value in zip(("weight", "bias", "query"), values, strict=False)},
-            **decided}
+            **task.decide(predictions)}
 
 
 def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
     """The line of how many heads are trained, on which kinds of features."""
     rates, decays = (len({getattr(setting, name) for setting in settings})
                      for name in ("learning_rate", "weight_decay"))
-    kinds, attentive = job.kinds, len(attentive_grid()) if job.tokens else 0
+    kinds, attentive = job.kinds, len(attentive_heads.attentive_grid()) if job.tokens else 0
     more = f", and {attentive} attentive ones" if attentive else ""
     return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of "
             f"{len(kinds)} kinds of features ({rates} learning rates x {decays} weight decays, with and "
@@ -187,7 +177,7 @@ def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.T
             *query: torch.Tensor) -> torch.Tensor:
     """(N, K) of a head of a kind of features."""
     if kind == ATTENTIVE:
-        return attentive_logits(job.tokens[split], weight, bias, *query)
+        return attentive_heads.attentive_logits(job.tokens[split], weight, bias, *query)
     return job.features[split][:, job.kinds[kind]] @ weight.T + bias
 
 
@@ -227,16 +217,12 @@ def _log(job: Job, chosen: Scored) -> None:
 
 def _write_heads(job: Job, scored: list[Scored], chosen: Scored) -> None:
     """probe_heads.csv: every candidate, and what it came to on val."""
-    rows = []
-    for one in scored:
-        setting, candidate = one.setting, one.candidate
-        rows.append({"reads": one.kind, "learning_rate": setting.learning_rate,
-                     "weight_decay": setting.weight_decay,
-                     "normalised": int(setting.normalised), "epoch": candidate.epoch,
-                     "val_loss": one.trained.val_loss[candidate.epoch, candidate.head],
-                     f"val_{job.task.score}": one.score,
-                     "chosen": int(one is chosen)})
-    _write_table(job, "probe_heads.csv", rows)
+    _write_table(job, "probe_heads.csv", [
+        {"reads": one.kind, "learning_rate": one.setting.learning_rate,
+         "weight_decay": one.setting.weight_decay, "normalised": int(one.setting.normalised),
+         "epoch": one.candidate.epoch,
+         "val_loss": one.trained.val_loss[one.candidate.epoch, one.candidate.head],
+         f"val_{job.task.score}": one.score, "chosen": int(one is chosen)} for one in scored])
 
 
 def _write_table(job: Job, name: str, rows: list[dict]) -> None:
@@ -269,16 +255,8 @@ def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Te
     return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
 
 
-def _write(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...], began: float) -> None:
+def _score(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...]) -> None:
     """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
-    folder, task, options = job.folder, job.task, job.options
     logits = _logits(job, kind, "test", *values)
-    job.world.say(*(f"val: {note}" for note in folder.draw_curves(best["epoch"]) + draw(job, "val")))
-    predictions, figures = _scored(job, "test", logits)
-    entries = task.intervals(predictions, figures, best)
-    folder.add_evaluation("test", predictions, figures, best["epoch"], keep=True, entries=entries)
-    notes = task.metrics(predictions)[1] + draw(job, "test")
-    job.world.say(*(f"test: {note}" for note in notes), *terminal.figures(task, "test", entries, folder),
-                  *report(job))
-    job.world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); "
-                  f"trained in {terminal.duration(time.monotonic() - began)}; results in {folder.path}")
+    finish_val(job, best)
+    write_test(job, job.task.predictions(job.rows("test"), logits.cpu().numpy()), best["epoch"], best)

@@ -1,95 +1,118 @@
 """A trained checkpoint and unlabelled images -> a CSV of predictions, and heat maps. Read `predict` from top
 to bottom."""
 
+import itertools
+import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 import models_vit
-from jobs import heatmaps, normalisation
-from jobs.adaptation import load_whole
-from jobs.data import evaluation_settings
-from jobs.inference import computed, no_room, num_classes_of, read_pictures, take_checkpoint
-from jobs.job import Prediction
-from jobs.model import idle_for_backbone, resolve_backbone
+from engine_finetune import loaded, to_device
+from jobs.inference import (
+    AGAIN,
+    Inference,
+    computed,
+    describe,
+    loader,
+    num_classes_of,
+    read_pictures,
+    resolve,
+    take_checkpoint,
+)
+from jobs.model import load_whole
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
+from util.core import disk, run_files
 from util.core.errors import InputError
-from util.core.run_files import write_predictions
-from util.data.images import scan, seen_area
+from util.core.partial_rows import PartialRows
 from util.data.unlabelled import class_answers, forget, with_answers
-from util.model import timm_models
+from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, pictures_of, write_overlays
 from util.model.mirrors import with_mirrors
-from util.model.precision import resolve_precision
 from util.options.adaptation import KINDS
-from util.options.checks import idle
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import terminal
-from util.weights import checkpoint
-from util.weights.finding import sha256
+from util.weights import checkpoint, finding
 from util.weights.fitting import WeightFile, set_buffers
+
+BATCH = 16  # images; what fits into memory at once with gradients, heat_maps decides itself
+BATCHES_A_PIECE = 16  # of each process, after which the overlays are listed and counted
+
+
+@dataclass(kw_only=True)
+class Prediction(Inference):
+    """The same of a trained checkpoint."""
+
+    task: Task
+    names: list[str]  # of the model's outputs: classes or targets
+    digest: str  # sha256 of the checkpoint
+    best: dict  # what was decided on val
 
 
 def predict(options: Options, world: World) -> None:
     """Predict, write, tell. InputError, RunError: see util/core/errors.py."""
     began = time.monotonic()
     job = prepare(options, world)
-    if job.options.heatmaps.heatmaps is not None:
-        heatmaps.check(job)
+    options, asked = job.options, job.options.model
+    folder = Path(options.heatmaps.heatmaps or Path(options.use.output).parent / "heatmaps")
+    if options.heatmaps.heatmaps is not None:
+        check_heatmaps(job, folder)
     job.precision.prepare()
     job.model.to(world.device)
-    model = with_mirrors(job.model, job.options.model.tta, job.task.kind)
-    partial = computed(model, job.data, job.covariates, job.options, world, job.precision, job.transform,
-                       {"checkpoint": job.digest, "model": _model_options(job)}, "predicting")
+    made_by = {"timm": job.backbone.timm_name, "input_size": asked.input_size,
+               "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}
+    partial = computed(job, with_mirrors(job.model, asked.tta, job.task.kind),
+                       {"checkpoint": job.digest, "model": made_by}, "predicting")
     outputs = None if partial is None else partial.values()
     if partial is not None:
-        table = write(job, outputs)
-        world.say(*describe_answers(job, table), f"written to {job.options.use.output}: {len(table):,} "
-                                                 f"images; {terminal.duration(time.monotonic() - began)}")
-    if job.options.heatmaps.heatmaps is not None:
-        heatmaps.draw_heatmaps(job, partial, outputs)
+        table, lines = with_answers(job.data, answers(job, outputs))
+        with disk.writing(f"--output {options.use.output}", again=AGAIN):
+            run_files.write_predictions(table, Path(options.use.output))
+        world.say(*lines, *describe_answers(job, table),
+                  f"written to {options.use.output}: {len(table):,} images; "
+                  f"{terminal.duration(time.monotonic() - began)}")
+    if options.heatmaps.heatmaps is not None:
+        draw_heatmaps(job, folder, partial, outputs)
     if partial is not None:
         partial.remove()
-        forget(job.options.use.output)
+        forget(options.use.output)
 
 
 def prepare(options: Options, world: World) -> Prediction:
     """The checkpoint's model and the images, checked and described."""
     file = world.main_first(lambda: checkpoint.read(options.run.resume))
-    ours = checkpoint.is_ours(file)
+    ours = file if checkpoint.is_ours(file) else None
     task, lines = take_checkpoint(options, file)
-    options, renamed = timm_models.with_current_name(task.options)
-    world.say(*lines, *renamed, *idle(options))
-    options, backbone = resolve_backbone(options, file)
+    options, backbone, precision = resolve(task.options, world, ours, lines)
     task.options = options
-    world.say(*idle_for_backbone(options, backbone))
-    precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
     if isinstance(task, Classification):
         task.class_names, lines = class_names(options, backbone, file)
         world.say(*lines)
-    _check_heatmap_of(options, task, file)
-    names = (
-        () if isinstance(task, Classification) else tuple(entry["name"] for entry in file.rest["covariates"])
-    )
-    data = read_pictures(options, world, names)
+        names = task.class_names
+    else:
+        names = file.rest["targets"]["names"]
+    if options.heatmaps.heatmap_of not in (None, *names):
+        raise InputError(f"--heatmap_of {options.heatmaps.heatmap_of}: {file.path} predicts "
+                         f"{', '.join(names)}")
+    covariates = tuple(entry["name"] for entry in file.rest.get("covariates", ()))
+    data, transform, norm_source = read_pictures(options, world, backbone, ours, covariates)
     task.settle(data, file)
     model = task.build(backbone, 0.0)
     line = load_whole(task, model, backbone, file)
-    if ours:
+    if ours is not None:
         set_buffers(task.backbone_of(model), file.rest.get("buffers", {}))
     precision.place(task.backbone_of(model))
-    digest = world.from_main(sha256(file.path) if world.is_main else None)
-    best = file.rest.get("best") or {} if ours else {}
-    transform = evaluation_settings(options, backbone, file if ours else None, data.facts)
-    notes, warnings = scan.describe(data.facts, transform)
-    data.notes += notes
-    job = Prediction(world, task, backbone, precision, data, task.covariates(data.table), model.eval(),
-                     transform, normalisation.source(options, backbone, file.rest), digest, best)
-    world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}")
-    world.say(*warnings, *describe(job))
+    digest = world.from_main(finding.sha256(file.path) if world.is_main else None)
+    job = Prediction(world, options, backbone, precision, model.eval(), data, transform, norm_source,
+                     task.covariates(data.table), task=task, names=names, digest=digest,
+                     best={} if ours is None else file.rest.get("best") or {})
+    world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}",
+              *_describe_model(job), *describe(job), *terminal.mirrors(options.model.tta))
     return job
 
 
@@ -115,44 +138,18 @@ def class_names(options: Options, backbone: models_vit.Backbone,
     return list(options.use.class_names), []
 
 
-def _check_heatmap_of(options: Options, task: Task, file: WeightFile) -> None:
-    known = task.class_names if isinstance(task, Classification) else file.rest["targets"]["names"]
-    if options.heatmaps.heatmap_of is not None and options.heatmaps.heatmap_of not in known:
-        raise InputError(f"--heatmap_of {options.heatmaps.heatmap_of}: {file.path} predicts "
-                         f"{', '.join(known)}")
-
-
-def _model_options(job: Prediction) -> dict:
-    asked = job.options.model
-    return {"timm": job.backbone.timm_name, "input_size": asked.input_size, "global_pool": asked.global_pool,
-            "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}
-
-
-def temperature_of(job: Prediction) -> float | None:
-    return job.best.get("temperature")
-
-
-def describe(job: Prediction) -> list[str]:
-    options, world = job.options, job.world
+def _describe_model(job: Prediction) -> list[str]:
     lines = [f"model      {job.task.kind}, {job.backbone.model} {job.backbone.arch}, input "
-             f"{options.model.input_size} pixels: "
-             + ", ".join(job.names)]
+             f"{job.options.model.input_size} pixels: {', '.join(job.names)}"]
     if job.task.reads is not None:
         lines.append(f"           its head reads the {KINDS[job.task.reads['kind']]} "
                      f"({job.task.reads['kind']})")
     if isinstance(job.task, Classification):
-        temperature = temperature_of(job)
+        temperature = job.best.get("temperature")
         lines.append("           probabilities are " + (
             f"calibrated: temperature {temperature:.4g}, fitted on val" if temperature else
             "not calibrated: the checkpoint holds no temperature (training with --calibrate fits one)"))
-    lines.append(f"images     {len(job.data.table):,} of {options.use.input}")
-    lines += [f"           note: {note}" for note in job.data.notes]
-    return lines + [f"device     {world.device} ({world.size} process{'es' if world.size > 1 else ''}), "
-                    f"precision {job.precision.name}, batch size {options.training.batch_size}",
-                    f"reading    {terminal.reading(job.transform, options.model.norm, job.norm_source)}",
-                    *terminal.mirrors(options.model.tta),
-                    *seen_area.describe(list(job.data.table["path"]) if world.is_main else [], job.transform,
-                                        job.data.fields, job.data.facts)]
+    return lines
 
 
 # ---- what is written ---------------------------------------------------------------------------------------
@@ -161,18 +158,10 @@ def answers(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
     """What the model says of each image: classes with their probabilities and logits, or numbers in the CSV's
     units."""
     if isinstance(job.task, Classification):
-        return class_answers(job.data.table["path"], outputs, job.names, temperature_of(job),
+        return class_answers(job.data.table["path"], outputs, job.names, job.best.get("temperature"),
                              job.best.get("thresholds"))
     values = job.task.scale.restore(outputs)
     return pd.DataFrame({f"pred_{name}": values[:, number] for number, name in enumerate(job.names)})
-
-
-def write(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
-    table, lines = with_answers(job.data, answers(job, outputs))
-    job.world.say(*lines)
-    with no_room(f"--output {job.options.use.output}"):
-        write_predictions(table, Path(job.options.use.output))
-    return table
 
 
 def describe_answers(job: Prediction, table: pd.DataFrame) -> list[str]:
@@ -184,3 +173,66 @@ def describe_answers(job: Prediction, table: pd.DataFrame) -> list[str]:
                          "calibration, reaches the threshold that was chosen on val"] if called else [])
     return ["predicted  " + ", ".join(f"{name} {values.mean():.4g} (sd {values.std(ddof=0):.3g})"
                                       for name in job.names for values in [table[f"pred_{name}"]])]
+
+
+# ---- heat maps ---------------------------------------------------------------------------------------------
+
+def check_heatmaps(job: Prediction, folder: Path) -> None:
+    """InputError where no map of this model can be made or the method does not fit it, or the folder can't be
+    made: before hours of predicting."""
+    method, fitting = job.options.heatmaps.heatmap_method, methods_of(job.model)
+    if method not in ("auto", *fitting):
+        raise InputError(f"--heatmap_method {method} does not fit {job.backbone.arch}: choose "
+                         f"{' or '.join(fitting)}, or auto")
+    side = job.options.model.input_size
+    # some models have none
+    heat_maps(job.model, torch.linspace(-2, 2, 3 * side**2).view(1, 3, side, side), [0], method)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--heatmaps {folder}: can't be made ({error.strerror}); name another "
+                         "folder") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--heatmaps {folder}: can't be written; name another folder")
+    if job.world.is_main and not (folder / INDEX_FILE).exists():
+        # it tells overlays from photographs, also where a start is killed
+        run_files.write_whole(folder / INDEX_FILE, "{}\n")
+
+
+def draw_heatmaps(job: Prediction, folder: Path, partial: PartialRows | None,
+                  outputs: np.ndarray | None) -> None:
+    """Overlays of all images in the folder, from where an earlier launch came to. outputs: the main process's
+    rows."""
+    world, method = job.world, job.options.heatmaps.heatmap_method
+    targets, name = _targets(job, outputs)
+    mark = f"heat maps of {name} by {method} in {folder.resolve()}"
+    done = world.from_main(partial.marked(mark) if partial is not None else None)
+    there = f"; {done:,} are there from an earlier start" if done else ""
+    world.say(f"heat maps  {methods_of(job.model)[0] if method == 'auto' else method}, of {name}{there}")
+    paths, targets, batches = job.data.table["path"][done:], targets[done:], loader(job, done, BATCH)
+    covariates, total = batches.dataset.covariates, done + len(paths)
+    feed = loaded(batches, "heat maps", world)
+    while done < total:
+        positions, maps, pictures = [], [], []
+        for (images, _, where), _ in itertools.islice(feed, BATCHES_A_PIECE):
+            beside = None if covariates is None else covariates[where]
+            maps.append(heat_maps(job.model, to_device(images, world.device), targets[where], method, beside))
+            pictures += pictures_of(images, job.transform["mean"], job.transform["std"])
+            positions += where.tolist()
+        if positions:
+            write_overlays(list(paths.iloc[positions]), np.concatenate(maps), folder, pictures)
+        done += sum(world.gather(len(positions)))
+        if partial is not None:
+            partial.mark(mark, done)
+    feed.close()
+    world.say(f"written to {folder}: {total:,} overlays, listed in heatmaps.json")
+
+
+def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor, str]:
+    """(N,) numbers of the outputs whose maps are shown, and what they are."""
+    asked = job.options.heatmaps.heatmap_of
+    if asked is None and isinstance(job.task, Classification):
+        predicted = job.world.from_main(None if outputs is None else outputs.argmax(axis=1))
+        return torch.from_numpy(predicted), "the predicted class"
+    name = asked or job.names[0]
+    return torch.full((len(job.data.table),), job.names.index(name)), name

@@ -6,6 +6,7 @@ output_dir/TASK/  checkpoint-best.pth checkpoint-last.pth log.txt metrics_val.cs
 log_dir/TASK/     TensorBoard
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,8 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from util.core import disk, run_lock
-from util.core.disk import append_whole
+from util.core import disk, run_lock, tensorboard
 from util.core.errors import InputError
 from util.core.run_files import (
     append_metrics_row,
@@ -31,16 +31,14 @@ from util.core.run_files import (
     write_predictions,
     write_whole,
 )
-from util.core.tensorboard import ScalarFile
 from util.report.charts import save_png
 from util.report.learning_curves import learning_curves
+from util.weights.fitting import WeightFile
 
-OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt",
-        "metrics_*.csv", "metrics_*.json", "predictions_*.csv", "confusion_matrix_*.png",
-        "agreement_*.png", "roc_*.png", "precision_recall_*.png", "reliability_*.png", "scores_*.png",
-        "report.html",
-        "probe_*.csv", "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv",
-        "leakage.earlier.json",
+OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "metrics_*.json",
+        "predictions_*.csv", "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
+        "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html", "probe_*.csv",
+        "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",
         "fundus_crop.earlier.csv", "fundus_crop.earlier.png")
 
 
@@ -101,12 +99,16 @@ class RunFolder:
                 path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
         return path
 
-    def put_aside(self) -> str:
-        """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; a line
-        or ''."""
+    def holds(self, file: WeightFile | None) -> bool:
+        """Whether a checkpoint is this run's own, so that the run goes on in its folder."""
+        return file is not None and file.path.parent.resolve() == self.path.resolve()
+
+    def put_aside(self) -> list[str]:
+        """Move an earlier run's files to earlier-N, so that a new run of the same task loses nothing; lines
+        for the user."""
         found = [path for pattern in OURS for path in sorted(self.path.glob(pattern))]
         if not found:
-            return ""
+            return []
         number = 1 + max((int(path.name[8:]) for path in self.path.glob("earlier-*")
                           if path.name[8:].isdigit()), default=0)
         aside = self.path / f"earlier-{number}"
@@ -120,8 +122,8 @@ class RunFolder:
                 scalars_aside.mkdir(exist_ok=True)
                 for path in events:
                     path.rename(scalars_aside / path.name)
-        return (f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone "
-                "on with it)")
+        return [f"{self.path} held an earlier run: it now stands in {aside} (--resume auto would have gone "
+                "on with it)"]
 
     def adopt(self, other: Path) -> None:
         """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its
@@ -130,15 +132,14 @@ class RunFolder:
             return
         self.put_aside()
         for name in ("checkpoint-best.pth", "checkpoint-adapter.pth", "log.txt", "metrics_val.csv",
-                     "metrics_val.json",
-                     "predictions_val.csv"):
+                     "metrics_val.json", "predictions_val.csv"):
             if (other / name).exists():
                 with self.writing(self.file(name)):
                     shutil.copyfile(other / name, self.file(name))
 
     def cut_after(self, epoch: int) -> None:
         """Drop what a cut run wrote past its checkpoint of `epoch`."""
-        self._scalars = ScalarFile(self.tensorboard_path, purge_step=epoch + 1)
+        self._scalars = tensorboard.ScalarFile(self.tensorboard_path, purge_step=epoch + 1)
         with self.writing():
             cut_log_after(self.file("log.txt"), epoch)
             cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
@@ -167,7 +168,7 @@ class RunFolder:
         return lines
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
-        self._scalars = self._scalars or ScalarFile(self.tensorboard_path)
+        self._scalars = self._scalars or tensorboard.ScalarFile(self.tensorboard_path)
         with self.writing(self.tensorboard_path):
             self._scalars.add(values, step)
 
@@ -185,7 +186,7 @@ class RunFolder:
         lines = [json.dumps({key: None if isinstance(value, float) and math.isnan(value) else value
                              for key, value in row.items()}) + "\n" for row in rows]
         with self.writing(self.file("log.txt")) as path:
-            append_whole(path, "".join(lines).encode())
+            disk.append_whole(path, "".join(lines).encode())
 
     def log_rows(self) -> list[dict]:
         return read_log(self.file("log.txt"))[0]
@@ -204,11 +205,6 @@ class RunFolder:
             append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch),
                                self.columns)
 
-    def write_figures(self, split: str, entries: dict[str, dict]) -> None:
-        """metrics_SPLIT.json anew, with intervals."""
-        with self.writing(self.file(f"metrics_{split}.json")) as path:
-            write_metrics_json(path, entries)
-
     def figures(self, split: str) -> dict[str, dict]:
         """What metrics_SPLIT.json holds: {name: {"value", "lower", "upper", …}}; NaN where it says null."""
         return read_metrics_json(self.file(f"metrics_{split}.json"))
@@ -225,7 +221,10 @@ class RunFolder:
 
     def write_run(self, facts: dict, resumed_at: int | None = None) -> None:
         """run.json; a resumed run keeps the time of its start and adds a line to `resumed`."""
-        before = self._earlier_run() if resumed_at is not None else {}
+        before = {}
+        if resumed_at is not None:
+            with contextlib.suppress(InputError):  # not there, or cut: it is written anew
+                before = read_object(self.file("run.json"))
         if before:
             again = {"epoch": resumed_at,
                      **{name: facts[name] for name in ("started", "processes", "device")}}
@@ -233,12 +232,6 @@ class RunFolder:
                      "resumed": [*before.get("resumed", []), again]}
         with self.writing(self.file("run.json")) as path:
             write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-    def _earlier_run(self) -> dict:
-        try:
-            return read_object(self.file("run.json"))
-        except InputError:
-            return {}  # not there, or cut: it is written anew
 
     def writing(self, path: Path | None = None):
         """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a

@@ -20,18 +20,15 @@ from tqdm import tqdm
 
 import models_vit
 from engine_finetune import Progress
-from jobs.adaptation import choose_part
-from jobs.adaptation import describe as describe_part
-from jobs.batch_size import fits
-from jobs.features import features_of
 from jobs.job import Job
-from jobs.loaders import fill_cache, loader, plan_training
+from jobs.loaders import features_of, fill_cache, loader, plan_training
+from jobs.model import choose_part, describe_part
+from jobs.parallel import fits
 from jobs.setup import prepare, without_effect_here
 from jobs.tasks.regression import Regression
 from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError
 from util.core.tensorboard import ScalarFile
-from util.data.tables import SPLITS
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
@@ -60,7 +57,7 @@ def search(options: Options, world: World) -> None:
     if frozen:
         job.features = features_of(job)
     else:
-        fill_cache(job, SPLITS if options.search.optuna_eval_test else ("train", "val"))
+        fill_cache(job)
     try:
         Search(job, parameters).run()
     finally:
@@ -81,19 +78,18 @@ def has_stochastic_depth(job: Job) -> bool:
 def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, depth: bool) -> list[str]:
     options = job.options
     search, training = options.search, options.training
-    lines = [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
+    not_proposed = {
+        "layer_decay and drop_path are not proposed: the backbone is frozen": frozen,
+        "layer_decay is not proposed: adapters start at nothing in every layer":
+            options.model.adaptation == "lora",
+        f"drop_path is not proposed: {job.backbone.arch} has no stochastic depth": not depth}
+    return [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
              f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
              f"pruner {search.optuna_pruner}",
              f"           {', '.join(parameter.name for parameter in parameters)}",
              f"           lr is taken as it is; batch {training.batch_size} x accumulation "
-             f"{training.accum_iter} x processes = {job.plan.step_size}"]
-    if frozen:
-        lines.append("           layer_decay and drop_path are not proposed: the backbone is frozen")
-    elif options.model.adaptation == "lora":
-        lines.append("           layer_decay is not proposed: adapters start at nothing in every layer")
-    elif not depth:
-        lines.append(f"           drop_path is not proposed: {job.backbone.arch} has no stochastic depth")
-    return lines
+            f"{training.accum_iter} x processes = {job.plan.step_size}",
+            *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
 
 
 class Search:
@@ -117,9 +113,8 @@ class Search:
         options, asked = self.job.options, self.job.options.search
         storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
         made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs,
-                    "targets": list(options.data.targets),
-                    "model": self.job.backbone.arch, "adaptation": options.model.adaptation,
-                    "data": self.job.data.fingerprint}
+                    "targets": list(options.data.targets), "model": self.job.backbone.arch,
+                    "adaptation": options.model.adaptation, "data": self.job.data.fingerprint}
         return optuna_study.open_study(optuna_study.open_storage(storage),
                                        asked.optuna_study_name or options.run.task,
                                        asked.optuna_direction, made_for, asked.optuna_resume,
@@ -131,11 +126,10 @@ class Search:
                    disable=not (world.is_main and sys.stderr.isatty()))
         self.say = (lambda line: bar.write(line) if not bar.disable else print(line, flush=True))
         while True:
-            chosen = world.from_main(self._alone(self._next))
+            started, chosen = time.monotonic(), world.from_main(self._alone(self._next))
             if chosen is None:
                 break
             number, params, seed = chosen
-            started = time.monotonic()
             state, value, reason = self._trial(params, seed)
             told = self._alone(self._tell, state, value, reason)
             if world.is_main:
@@ -144,7 +138,11 @@ class Search:
                 self.say(self._trial_line(number, state, value, reason, params, best,
                                           time.monotonic() - started))
         bar.close()
-        self._finish(began)
+        found, lines = world.from_main(self._alone(self._results, began))
+        world.say(*lines)
+        if not found:
+            raise RunError("no trial came to an end by itself: the reasons stand in "
+                           f"{self.folder.path}/optuna_trials.csv", everywhere=True)
 
     def _alone(self, work, *words):
         """`work` in the main process, see World.main_alone. RunError where the study's storage fails, too."""
@@ -183,32 +181,26 @@ class Search:
         return f"the device's memory is full at --batch_size {self.job.options.training.batch_size}"
 
     def _epochs(self, job: Job, trainer) -> tuple[str, float | None, str]:
-        options, best, best_weights = job.options, None, None
+        options, best, best_weights, longest = job.options, None, None, 0.0
+        sign = 1 if options.search.optuna_direction == "maximize" else -1
         figures = self._alone(self._trial_scalars)
-        longest = 0.0
         for epoch in epochs(job, trainer, Progress(0)):
             value = epoch.metrics[options.search.optuna_metric]
             longest = max(longest, epoch.seconds)
-            if self._improves(value, best):
+            if is_better(sign * value, None if best is None else sign * best):
                 best = value
                 if options.search.optuna_eval_test:
                     best_weights = {name: tensor.detach().clone()
                                     for name, tensor in job.running.state_dict().items()}
                 self._alone(lambda number: self.trial.set_user_attr("best_epoch", number), epoch.number)
-            prune = self.world.from_main(self._alone(self._report, epoch, best, longest, figures))
-            if prune:
+            if self.world.from_main(self._alone(self._report, epoch, best, longest, figures)):
                 return "pruned", best, ""
         if best is None or math.isnan(best):
             return "fail", None, f"{options.search.optuna_metric} on val is undefined"
         if options.search.optuna_eval_test:
-            self._score_test(job, best_weights)
+            job.running.load_state_dict(best_weights)
+            self._alone(self._enter_test, job, evaluate(job, "test", loader(job, "test")))
         return "complete", best, ""
-
-    def _improves(self, value: float, best: float | None) -> bool:
-        if best is not None and math.isnan(value):
-            return False
-        return is_better(value, best) if self.job.options.search.optuna_direction == "maximize" else (
-            best is None or math.isnan(best) or value < best)
 
     def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
@@ -223,10 +215,6 @@ class Search:
         with self.folder.writing(self.folder.tensorboard_path / f"trial_{self.trial.number:04d}") as path:
             path.mkdir(exist_ok=True)
         return ScalarFile(path)
-
-    def _score_test(self, job: Job, weights: dict) -> None:
-        job.running.load_state_dict(weights)
-        self._alone(self._enter_test, job, evaluate(job, "test", loader(job, "test")))
 
     def _enter_test(self, job: Job, predictions) -> None:
         metrics, _ = job.task.metrics(predictions)
@@ -261,51 +249,45 @@ class Search:
         """Enter what a trial came to -> how many there are, the best one so far."""
         if state == "fail":
             self.trial.set_user_attr("reason", reason)
-            self.study.tell(self.trial, state=optuna.trial.TrialState.FAIL)
-        elif state == "pruned":
-            self.study.tell(self.trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            self.study.tell(self.trial, value)
-        asked = self.job.options.search
-        optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs)
+        self.study.tell(self.trial, value if state == "complete" else None,
+                        optuna.trial.TrialState[state.upper()])
+        self._write_results()
         return sum(map(optuna_study.counts,
                        self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
 
     def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
-        result = (
-            f"{self.job.options.search.optuna_metric} {value:.4f}" if state != "fail" else f"failed: {reason}"
-        )
+        result = f"failed: {reason}"
+        if state != "fail":
+            result = f"{self.job.options.search.optuna_metric} {value:.4f}"
         sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
         return (f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  "
                 f"{terminal.duration(seconds)}")
 
-    def _finish(self, began: float) -> None:
-        self.world.say(*(self._alone(self._results, began) or ()))
-        if self.world.from_main(self._alone(lambda: optuna_study.best_of(self.study) is None)):
-            raise RunError("no trial came to an end by itself: the reasons stand in "
-                           f"{self.folder.path}/optuna_trials.csv", everywhere=True)
+    def _write_results(self) -> None:
+        asked = self.job.options.search
+        optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs)
 
-    def _results(self, began: float) -> list[str]:
-        options, path = self.job.options, self.folder.path
-        optuna_study.write_results(self.study, path, options.search.optuna_metric,
-                                   options.search.optuna_epochs)
+    def _results(self, began: float) -> tuple[bool, list[str]]:
+        """Write what came out (main process) -> whether a trial came to an end by itself, and the lines."""
+        metric, path = self.job.options.search.optuna_metric, self.folder.path
+        self._write_results()
         states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)
                   if optuna_study.counts(trial)]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
         lines = [f"{len(states)} trials ({counted}) in {terminal.duration(time.monotonic() - began)}"]
         best = optuna_study.best_of(self.study)
         if best is None:
-            return lines
+            return False, lines
         with self.folder.writing():
-            lines += optuna_study.draw(self.study, path, options.search.optuna_metric)
-        lines.append(f"best: trial {best.number}, {options.search.optuna_metric} {best.value:.4f}: "
-                     + ", ".join(f"{name} {value:.4g}" for name, value in best.params.items()))
-        lines.append(f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, "
-                     "optuna_importances.png, optuna_slices.png")
-        lines.append("now train once more, at the full number of epochs: --params "
-                     f"{path / 'optuna_best.json'} instead of the search's flags")
-        return lines
+            lines += optuna_study.draw(self.study, path, metric)
+        found = ", ".join(f"{name} {value:.4g}" for name, value in best.params.items())
+        return True, [
+            *lines, f"best: trial {best.number}, {metric} {best.value:.4f}: {found}",
+            f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, "
+            "optuna_importances.png, optuna_slices.png",
+            "now train once more, at the full number of epochs: --params "
+            f"{path / 'optuna_best.json'} instead of the search's flags"]
 
 
 def _with_storage(work, *words):

@@ -10,25 +10,33 @@ import pandas as pd
 import torch
 
 from engine_finetune import Progress, Trainer, outputs, train_one_epoch
-from jobs import disk_space, parallel
-from jobs.adaptation import describe as describe_part
-from jobs.adaptation import shapes_adapted
-from jobs.checkpoint_content import content, draw, facts, report
-from jobs.checkpointing import keep_best, keep_last, load_best, make_whole, remove_torn, resume, write_model
-from jobs.features import features_of
+from jobs import parallel
+from jobs.checkpointing import (
+    NO_BEST,
+    content,
+    describe_room,
+    keep_best,
+    keep_last,
+    load_best,
+    make_whole,
+    remove_torn,
+    require_room,
+    resume,
+    write_model,
+)
 from jobs.job import Job
 from jobs.linear_probe import probe
-from jobs.loaders import fill_cache, loader
+from jobs.loaders import features_of, fill_cache, loader
+from jobs.model import describe_part, shapes_adapted
+from jobs.results import facts, finish_val, say_complete, say_end, write_test
 from jobs.setup import prepare, without_effect_here
 from jobs.tasks.base import Task
 from util.core import signals
 from util.core.errors import InputError, RunError
-from util.data import tables
 from util.data.images import seen_area
 from util.data.sampling import TrainBatches
 from util.metrics import selection
-from util.model.lr_decay import parameter_groups
-from util.model.mirrors import with_mirrors
+from util.model import lr_decay, mirrors
 from util.options.groups import Options
 from util.parallel.processes import World, wrap
 from util.parallel.sharding import compile_in_place, is_sharded
@@ -40,22 +48,24 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
     """Train (or only score, or only tell) as the options say. InputError, RunError: see
     util/core/errors.py."""
     job = prepare(options, world, kind)
-    options = job.options
-    world.say(*terminal.describe(job), *_seen(job), *describe_part(options, job.model),
+    options, paths = job.options, list(job.data.table["path"]) if world.is_main else []
+    seen = seen_area.describe(paths, job.eval_transform, job.data.fields, job.data.facts)
+    world.say(*terminal.describe(job), *seen, *describe_part(options, job.model),
               *without_effect_here(job))
     if options.run.dry_run:
-        world.say(*_memory(job), *disk_space.describe(job), "dry run: nothing was trained")
+        world.say(*_memory(job), *describe_room(job), "dry run: nothing was trained")
         return
     job.precision.prepare()
     try:
-        world.main_alone(_prepare_folder, job)
+        world.main_alone(remove_torn, job)
+        world.main_alone(require_room, job)
         if not is_sharded(job.model):
             job.model.to(world.device)
+        fill_cache(job)
         if options.run.eval:
-            fill_cache(job, ("test",))
-            _evaluate_only(job)
+            world.main_alone(_begin_evaluation, job)
+            _score(job, None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})
             return
-        fill_cache(job, tables.SPLITS)
         if options.model.adaptation == "lp":
             job.features = features_of(job)
         if job.features is not None and job.task.head_is_linear:
@@ -70,17 +80,6 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
         job.folder.close()
 
 
-def _seen(job: Job) -> list[str]:
-    if not job.world.is_main:
-        return []
-    return seen_area.describe(list(job.data.table["path"]), job.eval_transform, job.fields, job.facts)
-
-
-def _prepare_folder(job: Job) -> None:
-    remove_torn(job)
-    disk_space.require(job)
-
-
 def _memory(job: Job) -> list[str]:
     if job.options.run.eval:
         return []
@@ -92,7 +91,7 @@ def _memory(job: Job) -> list[str]:
             except InputError as error:
                 lines.append(f"           {kind}: not counted ({error})")
     covariates = job.task.num_covariates(job.data.table)
-    return parallel.table(job.options, job.task, job.model, others, job.precision.name, covariates,
+    return parallel.table(job.options, job.model, others, job.precision.name, covariates,
                           job.world) + lines
 
 
@@ -100,21 +99,21 @@ def _memory(job: Job) -> list[str]:
 
 def trainer_of(job: Job) -> Trainer:
     options, training, world = job.options, job.options.training, job.world
-    optimizer = torch.optim.AdamW(parameter_groups(job.running, training.weight_decay, training.layer_decay),
-                                  lr=job.schedule.peak, fused=True)
+    groups = lr_decay.parameter_groups(job.running, training.weight_decay, training.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=job.schedule.peak, fused=True)
     if training.compile:
         compile_in_place(job.running)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed,
-                   training.clip_grad,
-                   job.task.mixing(), eval_mode=options.model.adaptation == "lp" and job.features is None)
+                   training.clip_grad, job.task.mixing(),
+                   eval_mode=options.model.adaptation == "lp" and job.features is None)
 
 
 def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others). RunError, in all of them,
     where outputs are no numbers."""
-    model = with_mirrors(job.running, job.options.model.tta, job.task.kind)
-    _, values = outputs(model, batches, job.precision, job.world, split)
+    model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind)
+    values = outputs(model, batches, job.precision, job.world, split)
     table = problem = None
     if job.world.is_main:
         try:
@@ -172,27 +171,23 @@ def is_better(score: float, best: float | None) -> bool:
 def _train(job: Job) -> None:
     options, world, folder = job.options, job.world, job.folder
     trainer = trainer_of(job)
-    done, best, best_weights = (
-        Progress(options.run.start_epoch),
-        {"epoch": None, "score": None, "figures": {}},
-        None,
-    )
-    if job.resumed is not None:
-        done, best, best_weights = resume(job, trainer)
+    done, best, best_weights, resumed_at = Progress(options.run.start_epoch), NO_BEST, None, None
+    if job.resumed is None:
+        world.main_alone(lambda: world.say(*folder.put_aside()))
     else:
-        world.main_alone(_put_aside, job)
-    complete = world.from_main(done.epoch >= options.training.epochs and folder.is_scored(best["epoch"]))
-    if not complete:
-        world.main_alone(lambda: folder.write_run(facts(job),
-                                                  done.epoch if job.resumed is not None else None))
+        done, best, best_weights = resume(job, trainer)
+        resumed_at = done.epoch
+    if world.from_main(done.epoch >= options.training.epochs and folder.is_scored(best["epoch"])):
+        say_complete(job)
+        return
+    world.main_alone(lambda: folder.write_run(facts(job), resumed_at))
     started = time.monotonic()
-    epoch = states = None
+    epoch = None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
     keeps = options.run.savemodel and job.features is None
 
     def keep(progress: Progress) -> None:
-        states = world.gather(checkpoint.random_states(world.device))
-        keep_last(job, trainer, progress, best, states)
+        keep_last(job, trainer, progress, best)
 
     with signals.held() if keeps else nullcontext():
         for epoch in epochs(job, trainer, done, keep if keeps else None):
@@ -205,42 +200,30 @@ def _train(job: Job) -> None:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score],
                         "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
-            states = world.gather(checkpoint.random_states(world.device))
-            kept = _keep_epoch(job, trainer, epoch, best, states)
+            kept = _keep_epoch(job, trainer, epoch, best)
             best_weights = kept if is_best else best_weights
         if world.any(signals.asked()):
             raise signals.StopRequested("all epochs are trained, the test split is not scored "
                                         "yet", together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
-        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
-    if not complete:
-        world.main_alone(_finish_val, job, best)
-    if complete:
-        world.say(*terminal.figures(job.task, "test", folder.figures("test"), folder),
-                  f"this run is complete: its results stand in {folder.path}")
-    else:
-        load_best(job, best_weights)
-        made_whole = make_whole(job)
-        if (made_whole or best_weights is not None) and options.run.savemodel:
-            write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
-        _score(job, "test", best["epoch"], best)
-        world.say(f"best epoch {best['epoch']} (val {options.metrics.select_metric} {best['score']:.4f}); "
-                  f"trained in {terminal.duration(time.monotonic() - started)}; results in {folder.path}")
+        keep_last(job, trainer, Progress(epoch.number + 1), best)
+    world.main_alone(finish_val, job, best)
+    load_best(job, best_weights)
+    made_whole = make_whole(job)
+    if (made_whole or best_weights is not None) and options.run.savemodel:
+        write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
+    _score(job, best["epoch"], best)
+    say_end(job, best, started)
 
 
-def _put_aside(job: Job) -> None:
-    line = job.folder.put_aside()
-    job.world.say(*([line] if line else []))
-
-
-def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict, states: list) -> dict | None:
+def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict) -> dict | None:
     """Write an epoch down (all processes call this) -> the best weights, where no checkpoint keeps them."""
     is_best = best["epoch"] == epoch.number
     job.world.main_alone(_write_rows, job, epoch, is_best)
     # the last one first: it can stand in for the best of the same epoch, should the run be cut between the
     # two
     if job.options.run.savemodel and job.features is None:
-        keep_last(job, trainer, Progress(epoch.number + 1), best, states)
+        keep_last(job, trainer, Progress(epoch.number + 1), best)
     return keep_best(job, best) if is_best else None
 
 
@@ -255,33 +238,10 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 
-def _finish_val(job: Job, best: dict) -> None:
-    """Intervals and images of the best epoch's predictions on val, once it is known to be the best."""
-    notes = job.folder.draw_curves(best["epoch"])
-    path = job.folder.file("predictions_val.csv")
-    if path.exists():
-        job.folder.write_figures("val",
-                                 job.task.intervals(job.task.read_predictions(path), best["figures"], best))
-    job.world.say(*(f"val: {note}" for note in notes + draw(job, "val")))
-
-
-def _score(job: Job, split: str, epoch: int | None, decided: dict) -> None:
-    """Evaluate a split, write what came out, and print it."""
-    world = job.world
-    predictions = evaluate(job, split, loader(job, split))
-    if not world.is_main:
-        return
-    metrics, notes = job.task.metrics(predictions)
-    entries = job.task.intervals(predictions, metrics, decided)
-    job.folder.add_evaluation(split, predictions, metrics, epoch, keep=True, entries=entries)
-    notes += draw(job, split)
-    world.say(*(f"{split}: {note}" for note in notes),
-              *terminal.figures(job.task, split, entries, job.folder), *report(job))
-
-
-def _evaluate_only(job: Job) -> None:
-    job.world.main_alone(_begin_evaluation, job)
-    _score(job, "test", None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})
+def _score(job: Job, epoch: int | None, decided: dict) -> None:
+    """Evaluate the test split, write what came out, and print it."""
+    predictions = evaluate(job, "test", loader(job, "test"))
+    job.world.main_alone(write_test, job, predictions, epoch, decided)
 
 
 def _begin_evaluation(job: Job) -> None:

@@ -31,7 +31,7 @@ from tests import undrawn
 ROOT = Path(__file__).parent.parent
 IMPORTED = ("main_finetune", "main_regression", "predict", "latent_feature", "jobs.train", "jobs.search",
             "jobs.predictions",
-            "jobs.feature_vectors", "jobs.tasks.regression_start", "util.report.page",
+            "jobs.feature_vectors", "util.report.page",
             "util.parallel.sharding",
             "util.core.tensorboard", "util.data.leakage.fingerprints", "matplotlib.backends.backend_agg",
             "matplotlib.style",

@@ -309,7 +309,7 @@ def test_a_regression_with_covariates(run, tmp_path):
 
 
 def test_heat_maps_are_listed_once_a_picture(run, trained, tmp_path, monkeypatch):
-    from jobs import heatmaps
+    from jobs import predictions as heatmaps
 
     checkpoint, data, expected = trained
     words = ("--resume", checkpoint, "--input", data / "test", "--output", "p.csv", "--heatmaps")

@@ -7,8 +7,8 @@
                                                              installs into FOLDER, for PYTHONPATH
     python util/environment.py fingerprint requirements.txt  what an installation depends on, hashed
 
-Runs before anything is installed, so it needs the standard library alone and imports no other room. Exit
-codes: 2 for what the user can mend, 1 for an installation that failed, 130 for Ctrl-C; each with one line.
+Runs before anything is installed, so it needs the standard library alone and imports no other module. Exit
+codes: 2 for what the user can fix, 1 for an installation that failed, 130 for Ctrl-C; each with one line.
 """
 
 import contextlib
@@ -28,11 +28,7 @@ UNFINISHED = "unfinished"
 
 
 class EnvironmentFault(Exception):
-    """Why no environment could be made: one line and the exit code."""
-
-    def __init__(self, message, exit_code):
-        super().__init__(message)
-        self.exit_code = exit_code
+    """Why no environment could be made: the exit code and one line."""
 
 
 def unmet(requirements):
@@ -49,12 +45,9 @@ def unmet(requirements):
             from pip._vendor.packaging.requirements import Requirement
         except ImportError:
             return ["packaging"]
-    lacking = []
-    for line in Path(requirements).read_text(encoding="utf-8").splitlines():
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        needed = Requirement(text)
+    lines = Path(requirements).read_text(encoding="utf-8").splitlines()
+    texts, lacking = [line.partition("#")[0].strip() for line in lines], []
+    for needed in map(Requirement, filter(None, texts)):
         if needed.marker and not needed.marker.evaluate():
             continue
         try:
@@ -68,21 +61,15 @@ def unmet(requirements):
     return lacking
 
 
-def stamp_path(folder):
-    """The file whose text says how far an installation came: "unfinished", or the fingerprint that it
-    reached."""
-    return Path(folder) / "stamp"
-
-
 def fingerprint(requirements):
     """What an installation depends on: the requirement file and this Python's version."""
-    content = Path(requirements).read_bytes() + sys.version.encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(Path(requirements).read_bytes() + sys.version.encode()).hexdigest()
 
 
 def read_stamp(folder):
-    """The stamp's text; None where no stamp stands, that is, where somebody else made the folder."""
-    path = stamp_path(folder)
+    """How far an installation came: "unfinished", or the fingerprint that it reached; None where no stamp
+    stands, that is, where somebody else made the folder."""
+    path = Path(folder) / "stamp"
     return path.read_text().strip() if path.exists() else None
 
 
@@ -90,7 +77,7 @@ def write_stamp(folder, text):
     """Written aside and renamed, so that a stamp is never half there."""
     part = Path(folder) / "stamp.part"
     part.write_text(text + "\n")
-    part.replace(stamp_path(folder))
+    part.replace(Path(folder) / "stamp")
 
 
 def ready(clone):
@@ -136,17 +123,9 @@ def pip_install(python, requirements, *words):
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *words]
     # A `user = true` in pip's settings would install past the environment that is being made.
-    code = subprocess.run(command, env={**os.environ, "PIP_USER": "0"}, stdout=sys.stderr).returncode
-    if code:
-        name = Path(requirements).name
-        raise EnvironmentFault(f"pip could not install {name}: mend what it says above, then start again", 1)
-
-
-def is_sound(python):
-    """Whether an interpreter of a .venv still starts and has pip (the Python it was made of may be gone)."""
-    if not python.exists():
-        return False
-    return subprocess.run([python, "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
+    if subprocess.run(command, env={**os.environ, "PIP_USER": "0"}, stdout=sys.stderr).returncode:
+        raise EnvironmentFault(1, f"pip could not install {Path(requirements).name}: mend what it says "
+                                  "above, then start again")
 
 
 def make(clone):
@@ -163,24 +142,22 @@ def make(clone):
         venv.mkdir(exist_ok=True)
         stamp = read_stamp(venv)
         if stamp is None and any(venv.iterdir()):
-            message = (
-                f"{venv} was not made by this program: install requirements.txt into it, or move it away"
-            )
-            raise EnvironmentFault(message, 2)
+            raise EnvironmentFault(2, f"{venv} was not made by this program: install requirements.txt into "
+                                      "it, or move it away")
         if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-            message = (
-                f"{sys.executable} cannot make a .venv: its venv module is missing"
-                f" (Debian, Ubuntu: apt install python{sys.version_info.major}.{sys.version_info.minor}-venv)"
-            )
-            raise EnvironmentFault(message, 2)
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise EnvironmentFault(2, f"{sys.executable} cannot make a .venv: its venv module is missing "
+                                      f"(Debian, Ubuntu: apt install python{version}-venv)")
         say(f"installing requirements.txt into {venv}: some minutes, up to 6 GB")
-        if stamp in (None, UNFINISHED) or not is_sound(python):
+        # the Python that it was made of may be gone
+        starts = python.exists() and not subprocess.run([python, "-c", "import pip"],
+                                                        stderr=subprocess.DEVNULL).returncode
+        if stamp in (None, UNFINISHED) or not starts:
             empty(venv)
             write_stamp(venv, UNFINISHED)
-            code = subprocess.run([sys.executable, "-m", "venv", venv], stdout=sys.stderr).returncode
-            if code:
-                raise EnvironmentFault(f"{sys.executable} -m venv failed: mend what it says above, then "
-                                       "start again", 1)
+            if subprocess.run([sys.executable, "-m", "venv", venv], stdout=sys.stderr).returncode:
+                raise EnvironmentFault(1, f"{sys.executable} -m venv failed: mend what it says above, then "
+                                          "start again")
         write_stamp(venv, UNFINISHED)
         pip_install(python, requirements, "-r", requirements)
         # Asked of the new interpreter: its version may differ from this one's where an older .venv was
@@ -206,8 +183,8 @@ def install_beside(folder, requirements):
         pip_install(sys.executable, requirements, "--dry-run", "--report", report, "-r", requirements)
         packages = [entry["metadata"] for entry in json.loads(report.read_text(encoding="utf-8"))["install"]]
         report.unlink()
-        if packages:
-            exact = [f"{package['name']}=={package['version']}" for package in packages]
+        exact = [f"{package['name']}=={package['version']}" for package in packages]
+        if exact:
             pip_install(sys.executable, requirements, "--no-deps", "--target", folder, *exact)
         write_stamp(folder, fingerprint(requirements))
 
@@ -224,11 +201,12 @@ def main(arguments):
             return 0 if ready(*paths) else 1
         if command == "fingerprint":
             print(fingerprint(*paths))
-            return 0
-        {"make": make, "target": install_beside}[command](*paths)
+        else:
+            {"make": make, "target": install_beside}[command](*paths)
     except EnvironmentFault as fault:
-        say(str(fault))
-        return fault.exit_code
+        exit_code, line = fault.args
+        say(line)
+        return exit_code
     except OSError as error:
         say(f"the environment could not be made: {error}")
         return 1

@@ -1,18 +1,20 @@
 """What a classification and a regression do differently; the rest of a job is the same for both."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
 
 from jobs.run_folder import RunFolder
-from models_vit import Backbone
+from models_vit import Backbone, Put, load_trained
 from util.data.tables import Data
-from util.metrics.table import of_kind
+from util.metrics import selection, table
 from util.options.groups import Options
 from util.weights.fitting import Fit, WeightFile, put_in
+
+AUGMENTATIONS = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
+                 "recount")
 
 
 class Task(ABC):
@@ -25,7 +27,7 @@ class Task(ABC):
              terminal's lines, the first four of them after every epoch
     """
 
-    kind = program = score = ""
+    kind = program = ""
     # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
     reads: dict | None = None
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
@@ -35,14 +37,15 @@ class Task(ABC):
         """options: as far as they are resolved; what the data decide takes the place of what was not said
         (`read`)."""
         self.options = options
+        self.score = selection.figure_of(options.metrics.select_metric)
 
     @property
     def curves(self) -> tuple[str, ...]:
-        return tuple(metric.name for metric in of_kind(self.kind, "curve"))
+        return tuple(metric.name for metric in table.of_kind(self.kind, "curve"))
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        return tuple((metric.name, metric.terminal[1]) for metric in of_kind(self.kind, "terminal"))
+        return tuple((metric.name, metric.terminal[1]) for metric in table.of_kind(self.kind, "terminal"))
 
     # ---- data
 
@@ -50,9 +53,10 @@ class Task(ABC):
     def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
         """The table of images, checked. InputError for anything that the user can mend."""
 
-    def settle(self, data: Data, resumed: WeightFile | None) -> Data:
-        """Learn what the training rows decide, once bad images and surplus rows are out of the table."""
-        return data
+    @abstractmethod
+    def settle(self, data: Data, resumed: WeightFile | None) -> None:
+        """Learn what the training rows or the checkpoint decide, once bad images and surplus rows are out of
+        the table."""
 
     @abstractmethod
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
@@ -85,19 +89,15 @@ class Task(ABC):
         image."""
         return None
 
-    @abstractmethod
     def load_trained(self, model: torch.nn.Module, backbone: Backbone, file: WeightFile,
-                     put: Callable[[torch.nn.Module, Fit], None] = put_in) -> Fit:
+                     put: Put = put_in) -> Fit:
         """Put a trained checkpoint into the model, head included; InputError unless all of it fits. put: see
         models_vit.load_backbone."""
+        return load_trained(model, backbone, file, put)
 
     def keeps_own_head(self, file: WeightFile) -> bool:
         """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
         return False
-
-    @abstractmethod
-    def freeze(self, model: torch.nn.Module) -> None:
-        """Leave the head alone trainable."""
 
     @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
@@ -129,10 +129,6 @@ class Task(ABC):
         """The `score` of outputs for these rows, without the table."""
         return self.metrics(self.predictions(rows, outputs))[0][self.score]
 
-    @abstractmethod
-    def read_predictions(self, path) -> pd.DataFrame:
-        """A predictions table that a run wrote, equal in every bit."""
-
     def decide(self, predictions: pd.DataFrame) -> dict:
         """What is chosen on val's predictions and used on test: it goes with the best epoch into the
         checkpoint."""
@@ -154,9 +150,13 @@ class Task(ABC):
     def describe_data(self, data: Data) -> list[str]:
         """What stands on the terminal about the data."""
 
+    @abstractmethod
     def idle(self) -> list[str]:
         """Lines about flags that this task and model keep from acting."""
-        return []
+
+    def idle_in_a_probe(self, names: tuple[str, ...], why: str) -> list[str]:
+        typed = ", ".join(f"--{name}" for name in names if name in self.options.typed)
+        return [f"with --adaptation lp these do nothing: {typed} ({why})"] if typed else []
 
     @abstractmethod
     def stored(self) -> dict:

@@ -10,11 +10,10 @@ import torch
 import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
 from jobs.run_folder import RunFolder
-from jobs.tasks.base import Task
+from jobs.tasks.base import AUGMENTATIONS, Task
 from util.core.errors import InputError
 from util.data import tables
-from util.metrics import class_order, selection
-from util.metrics.calibration import fit_temperature, softmax
+from util.metrics import calibration, class_order, selection, weighted
 from util.metrics.classification import (
     METRIC_COLUMNS,
     classification_metrics,
@@ -24,13 +23,10 @@ from util.metrics.classification import (
 from util.metrics.intervals import classification_intervals, entry
 from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
-from util.metrics.weighted import Images, operating_thresholds
 from util.model.feature_kinds import put_wide_head
 from util.options.adaptation import POOLED
 from util.options.groups import Options
-from util.report import terminal
-from util.report.charts import save_png
-from util.report.class_charts import confusion_matrix
+from util.report import charts, class_charts, terminal
 from util.weights.fitting import Fit, WeightFile, put_in
 
 
@@ -43,7 +39,6 @@ class Classification(Task):
     def __init__(self, options: Options):
         super().__init__(options)
         self.class_names: list[str] = []
-        self.score = selection.figure_of(options.metrics.select_metric)
         self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
 
     # ---- data
@@ -55,8 +50,8 @@ class Classification(Task):
             class_order.in_order, typed=options.data.class_order, positive=options.data.positive_class)
         if options.data.csv_file:
             data = tables.read_csv(options.data.csv_file, options.data.path_col, options.data.label_col,
-                                   options.data.split_col,
-                                   options.data.patient_col, splits, order_of, options.data.path_suffix)
+                                   options.data.split_col, options.data.patient_col, splits, order_of,
+                                   options.data.path_suffix)
         else:
             data = tables.read_folder(options.data.data_path, splits, order_of)
         if not known:
@@ -82,11 +77,8 @@ class Classification(Task):
         if options.data.class_order:
             class_order.require_same(self.class_names, options.data.class_order)
         asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
-        if (
-            options.run.eval
-            or not asked
-            or class_order.ranks(self.class_names, options.data.class_order) is not None
-        ):
+        known = class_order.ranks(self.class_names, options.data.class_order) is not None
+        if options.run.eval or not asked or known:
             return
         if resumed is None:
             raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which "
@@ -98,20 +90,18 @@ class Classification(Task):
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)
 
-    def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
+    def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:
         """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
-        stored = None if resumed is None else resumed.rest.get("reads")
-        self.reads = stored if stored and (self.options.run.eval
-                                           or self.options.model.adaptation != "lp") else None
-        return data
+        if resumed is not None and (self.options.run.eval or self.options.model.adaptation != "lp"):
+            self.reads = resumed.rest.get("reads") or None
 
     # ---- model
 
     def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
         asked = self.options.model
         model = models_vit.build_model(backbone, len(self.class_names), asked.input_size, drop_path,
-                                       asked.global_pool,
-                                       asked.fc_norm_passes, pretrained=bool(asked.finetune))
+                                       asked.global_pool, asked.fc_norm_passes,
+                                       pretrained=bool(asked.finetune))
         if self.reads is not None:
             self._put_wide_head(model)
         return model
@@ -143,13 +133,10 @@ class Classification(Task):
             own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
             rest = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(of_head)}
             file = replace(file, tensors=rest | own)
-        return models_vit.load_trained(model, backbone, file, put)
+        return super().load_trained(model, backbone, file, put)
 
     def keeps_own_head(self, file: WeightFile) -> bool:
         return self.reads is None and bool(file.rest.get("reads"))
-
-    def freeze(self, model: torch.nn.Module) -> None:
-        models_vit.freeze_backbone(model)
 
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
@@ -163,8 +150,9 @@ class Classification(Task):
         mixing = self.options.mixing
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None
-        return Mixing(len(self.class_names), mixing.smoothing, mixing.mixup, mixing.cutmix,
-                      mixing.cutmix_minmax, mixing.mixup_prob, mixing.mixup_switch_prob, mixing.mixup_mode)
+        return Mixing(mixing.mixup, mixing.cutmix, mixing.cutmix_minmax, mixing.mixup_prob,
+                      mixing.mixup_switch_prob, mixing.mixup_mode, label_smoothing=mixing.smoothing,
+                      num_classes=len(self.class_names))
 
     # ---- figures
 
@@ -178,17 +166,16 @@ class Classification(Task):
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
         ranks = class_order.ranks(self.class_names, self.options.data.class_order)
-        figures = figures_of_outputs(Images(self.class_names, self.targets(rows), logits.argmax(axis=1),
-                                            softmax(logits), logits, None, ranks))
+        images = weighted.Images(self.class_names, self.targets(rows), logits.argmax(axis=1),
+                                 calibration.softmax(logits), logits, None, ranks)
+        figures = figures_of_outputs(images)
         return (figures | selection.composed(self.options.metrics.select_metric, figures))[self.score]
 
-    def read_predictions(self, path) -> pd.DataFrame:
-        return read_predictions(path)
-
     def decide(self, predictions: pd.DataFrame) -> dict:
-        images = Images.of(predictions)
-        temperature = fit_temperature(images.logits, images.true) if self.options.metrics.calibrate else None
-        return {"temperature": temperature, "thresholds": operating_thresholds(images)}
+        images, temperature = weighted.Images.of(predictions), None
+        if self.options.metrics.calibrate:
+            temperature = calibration.fit_temperature(images.logits, images.true)
+        return {"temperature": temperature, "thresholds": weighted.operating_thresholds(images)}
 
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
                   decided: dict) -> dict[str, dict]:
@@ -200,8 +187,8 @@ class Classification(Task):
             entries |= {name: entry(found["value"]) for name, found in entries.items() if "_at_" in name}
         if COMPOSED in figures:
             entries[COMPOSED] = entry(figures[COMPOSED], metric=self.options.metrics.select_metric)
-        return {name: (entries[name] | {"value": figures[name]} if name in figures else entries[name])
-                for name in entries}
+        return {name: found | ({"value": figures[name]} if name in figures else {})
+                for name, found in entries.items()}
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         lines = []
@@ -210,23 +197,21 @@ class Classification(Task):
                          f"{entries['temperature']['value']:.3f}): " + "  ".join(
                 f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
                 for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
-        for name in entries:
-            if "_at_" in name:
-                figure, _, rest = name.partition("_at_")
-                point, other = rest.split("_")
-                lines.append(f"  {figure} at {point} % {other}, with val's threshold for "
-                             f"{self.class_names[1]}: "
-                             + terminal.figure_with_interval(entries[name]))
-        if len(self.class_names) == 2 and not any("_at_" in name for name in entries):
+        at_thresholds = [name for name in entries if "_at_" in name]
+        for name in at_thresholds:
+            figure, _, point, other = name.split("_")
+            lines.append(f"  {figure} at {point} % {other}, with val's threshold for {self.class_names[1]}: "
+                         + terminal.figure_with_interval(entries[name]))
+        if len(self.class_names) == 2 and not at_thresholds:
             lines.append("  sensitivity at 90 % specificity and its like are left out: they need a threshold "
                          "that was chosen on val, and there is none in this checkpoint")
         return lines
 
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
-        chart = confusion_matrix(split, predictions, self.class_names,
+        chart = class_charts.confusion_matrix(split, predictions, self.class_names,
                                  f"{split}, {len(predictions):,} images")
-        return save_png(chart, folder.file(self.pictures(split)))
+        return charts.save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:
         return f"confusion_matrix_{split}.png"
@@ -235,20 +220,13 @@ class Classification(Task):
 
     def idle(self) -> list[str]:
         if self.options.model.adaptation != "lp":
-            return ["--lp_views does nothing without --adaptation "
-                    "lp"] if "lp_views" in self.options.typed else []
-        names = ["mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
-                 "clip_grad", "min_lr",
-                 "compile"]
+            typed = "lp_views" in self.options.typed
+            return ["--lp_views does nothing without --adaptation lp"] if typed else []
+        names, of = ("mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
+                     "clip_grad", "min_lr", "compile"), ""
         if self.options.probe.lp_views == 1:
-            names += ["crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
-                      "recount"]
-        typed = [f"--{name}" for name in names if name in self.options.typed]
-        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (heads are trained on stored "
-                "features"
-                + (" of the evaluation's view; --lp_views K takes K random ones)"
-                   if self.options.probe.lp_views == 1 else ")")
-                ] if typed else []
+            names, of = names + AUGMENTATIONS, " of the evaluation's view; --lp_views K takes K random ones"
+        return self.idle_in_a_probe(names, f"heads are trained on stored features{of}")
 
     def describe_data(self, data: tables.Data) -> list[str]:
         return terminal.classes(data, self.options.data.csv_file or self.options.data.data_path)
@@ -267,23 +245,22 @@ class Classification(Task):
         """A checkpoint of the original scripts: its `args` say the model, and how often fc_norm is
         applied."""
         said, typed = file.arguments, options.typed
-        options = options.having(**{name: said[name]
-                                    for name in ("model", "model_arch", "input_size", "global_pool")
-                                    if name not in typed and said.get(name) not in (None, "")})
+        stored = {name: said[name] for name in ("model", "model_arch", "input_size", "global_pool")
+                  if said.get(name) not in (None, "")}
+        # fp32, so that its metrics are those that it had, to rounding
+        stored |= {"read_images": "as_stored", "precision": "fp32"}
+        options = options.having(**{name: value for name, value in stored.items() if name not in typed})
         if "model_arch" not in typed and not models_vit.belongs(
             options.model.model, options.model.model_arch
         ):
             # the original's parser stores its default for every model, which it then ignores
             options = options.having(model_arch=None)
         if options.model.fc_norm_passes is None:
-            twice = said.get("model") == "RETFound_mae" and options.model.global_pool
-            options = options.having(fc_norm_passes=2 if twice else 1)
-        # fp32, so that its metrics are those that it had, to rounding
-        as_then = {"read_images": "as_stored", "precision": "fp32"}
-        options = options.having(**{name: value for name, value in as_then.items() if name not in typed})
-        what = f"{file.path} is a checkpoint of the original scripts"
-        if said.get("model"):
-            what += f" (model {said['model']}, epoch {file.rest.get('epoch', 'unknown')})"
-        if options.model.fc_norm_passes == 2:
-            what += ", scored as they do, with fc_norm applied twice (--fc_norm_passes)"
-        return options, what + "; it does not name its classes, so the folders' names in order are taken"
+            is_mean = said.get("model") == "RETFound_mae" and options.model.global_pool
+            options = options.having(fc_norm_passes=2 if is_mean else 1)
+        epoch = file.rest.get("epoch", "unknown")
+        model = f" (model {said['model']}, epoch {epoch})" if said.get("model") else ""
+        passes = ", scored as they do, with fc_norm applied twice (--fc_norm_passes)"
+        return options, (f"{file.path} is a checkpoint of the original scripts{model}"
+                         + (passes if options.model.fc_norm_passes == 2 else "")
+                         + "; it does not name its classes, so the folders' names in order are taken")

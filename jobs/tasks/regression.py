@@ -3,18 +3,18 @@
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 
 import models_vit
 from engine_finetune import RegressionLoss
 from jobs.run_folder import RunFolder
-from jobs.tasks.base import Task
+from jobs.tasks.base import AUGMENTATIONS, Task
 from util.core.errors import InputError
-from util.data import tables
+from util.data import csv_columns, tables
 from util.data.covariates import Covariate, encode_all
-from util.data.csv_columns import is_missing
 from util.data.regression import parse_transforms, read_regression_csv
-from util.metrics import selection
+from util.metrics import selection, target_scale
 from util.metrics.intervals import entry, regression_intervals
 from util.metrics.predictions import read_predictions
 from util.metrics.regression import (
@@ -23,13 +23,13 @@ from util.metrics.regression import (
     regression_metrics,
 )
 from util.metrics.table import COMPOSED
-from util.metrics.target_scale import TargetScale
-from util.model.regression_head import RegressionHead
+from util.model import regression_head, timm_models
 from util.options.groups import Options
-from util.report import terminal
-from util.report.bland_altman import agreement, agreement_files
-from util.report.charts import save_png
-from util.weights.fitting import Fit, WeightFile, put_in
+from util.options.model import DEFAULT_WEIGHTS
+from util.report import bland_altman, charts, terminal
+from util.weights.fitting import WeightFile
+
+LONGEST_TASK = 100  # letters of a task's name that is made of the targets
 
 
 class Regression(Task):
@@ -39,8 +39,7 @@ class Regression(Task):
 
     def __init__(self, options: Options):
         super().__init__(options)
-        self.score = selection.figure_of(options.metrics.select_metric)
-        self.scale: TargetScale | None = None
+        self.scale: target_scale.TargetScale | None = None
         self.covariates_read: tuple[Covariate, ...] = ()
 
     @property
@@ -61,38 +60,35 @@ class Regression(Task):
                                  f"{' '.join(known)}; leave the flag out")
         transforms = parse_transforms(data.target_transform, data.targets)
         return read_regression_csv(data.csv_file, data.targets, data.path_col, data.split_col,
-                                   data.patient_col,
-                                   data.covariates, transforms, data.dropna, splits, data.path_suffix)
+                                   data.patient_col, data.covariates, transforms, data.dropna, splits,
+                                   data.path_suffix)
 
-    def settle(self, data: tables.Data, resumed: WeightFile | None) -> tables.Data:
+    def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:
         """Means and standard deviations: of the training rows, or of those that the checkpoint was trained
         on."""
+        names, train = self.options.data.targets, data.table[data.table["split"] == "train"]
         if resumed is not None:
-            self.scale = TargetScale.from_plain(resumed.rest["targets"])
-            self.covariates_read = tuple(Covariate.from_plain(stored)
-                                         for stored in resumed.rest["covariates"])
-            self._check_covariates(data)
-            return data
-        train = data.table[data.table["split"] == "train"]
-        values = train[[f"true_{name}" for name in self.options.data.targets]].to_numpy(np.float64)
-        transforms = parse_transforms(self.options.data.target_transform, self.options.data.targets)
-        self.scale = TargetScale.learn(self.options.data.targets, transforms, values)
-        self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
-                                     for name in self.options.data.covariates)
+            self.scale = target_scale.TargetScale.from_plain(resumed.rest["targets"])
+            self.covariates_read = tuple(map(Covariate.from_plain, resumed.rest["covariates"]))
+        else:
+            transforms = parse_transforms(self.options.data.target_transform, names)
+            values = train[[f"true_{name}" for name in names]].to_numpy(np.float64)
+            self.scale = target_scale.TargetScale.learn(names, transforms, values)
+            self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
+                                         for name in self.options.data.covariates)
         self._check_covariates(data)
-        return data
 
     def _check_covariates(self, data: tables.Data) -> None:
         """InputError for text in a column of numbers; a note for levels that training did not have."""
         for covariate in self.covariates_read:
             cells = data.table[f"covariate_{covariate.name}"]
+            missing = cells.map(csv_columns.is_missing)
             if covariate.is_category:
-                unknown = sorted(cell for cell in set(cells) - set(covariate.levels) if not is_missing(cell))
+                unknown = sorted(set(cells[~missing]) - set(covariate.levels))
                 if unknown:
                     data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
                                       f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
                 continue
-            missing = cells.map(is_missing)
             numbers = pd.to_numeric(cells.mask(missing, "nan"), errors="coerce")
             wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
             if wrong.any():
@@ -123,11 +119,11 @@ class Regression(Task):
             head = self.new_head(models_vit.feature_width(features))
         return models_vit.Regressor(features, head)
 
-    def new_head(self, width: int) -> RegressionHead:
+    def new_head(self, width: int) -> regression_head.RegressionHead:
         head = self.options.head
-        return RegressionHead(width, len(self.scale.names), head.head_embed_dim, head.head_depth,
-                              head.head_num_heads,
-                              head.head_mlp_ratio, head.head_dropout, self.covariates_read)
+        return regression_head.RegressionHead(width, len(self.scale.names), head.head_embed_dim,
+                                              head.head_depth, head.head_num_heads, head.head_mlp_ratio,
+                                              head.head_dropout, self.covariates_read)
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
@@ -137,13 +133,6 @@ class Regression(Task):
 
     def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
-
-    def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
-                     put=put_in) -> Fit:
-        return models_vit.load_trained(model, backbone, file, put)
-
-    def freeze(self, model: torch.nn.Module) -> None:
-        models_vit.freeze_backbone(model)
 
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         known = (~np.isnan(self._true(train_rows))).sum(axis=1).mean()
@@ -158,9 +147,6 @@ class Regression(Task):
         figures, notes = regression_metrics(predictions, self.scale, self.options.head.huber_beta)
         return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 
-    def read_predictions(self, path) -> pd.DataFrame:
-        return read_predictions(path)
-
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
                   decided: dict) -> dict[str, dict]:
         entries = regression_intervals(predictions, figures, list(self.scale.names), self.options.run.seed)
@@ -171,14 +157,14 @@ class Regression(Task):
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
         names, notes = list(self.scale.names), []
-        for number, file in enumerate(agreement_files(split, names)):
-            chart = agreement(split, predictions, names, number)
-            notes += (save_png(chart, folder.file(file)) if chart is not None else
+        for number, file in enumerate(bland_altman.agreement_files(split, names)):
+            chart = bland_altman.agreement(split, predictions, names, number)
+            notes += (charts.save_png(chart, folder.file(file)) if chart is not None else
                       [f"{names[number]}: no known values in {split}, so no chart"])
         return notes
 
     def pictures(self, split: str) -> str:
-        files = agreement_files(split, list(self.scale.names))
+        files = bland_altman.agreement_files(split, list(self.scale.names))
         return files[0] + (f" and {len(files) - 1} more targets' images" if len(files) > 1 else "")
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
@@ -211,13 +197,9 @@ class Regression(Task):
         return lines
 
     def idle(self) -> list[str]:
-        names = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
-                 "recount")
-        typed = [f"--{name}" for name in names if name in self.options.typed]
-        if not (self.options.model.adaptation == "lp" and typed):
+        if self.options.model.adaptation != "lp":
             return []
-        return [f"with --adaptation lp these do nothing: {', '.join(typed)} (features are those of the whole "
-                "image)"]
+        return self.idle_in_a_probe(AUGMENTATIONS, "features are those of the whole image")
 
     def stored(self) -> dict:
         return {"targets": self.scale.plain(),
@@ -231,3 +213,46 @@ class Regression(Task):
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
         raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with "
                          "--finetune")
+
+
+# ---- what the names on the command line stand for ----------------------------------------------------------
+
+def resolve_names(options: Options) -> Options:
+    """The options with what stands for --model NAME of timm, --pretrained, the weights that belong to another
+    model, the task's own name. InputError."""
+    asked = options.model
+    families = {models_vit.TIMM, *models_vit.MODEL_ALIASES,
+                *(row.model.lower() for row in models_vit.BACKBONES)}
+    name = asked.model.removeprefix("timm/")
+    if asked.model.lower() not in families and timm.is_model(name):
+        if asked.model_arch not in (None, name):
+            raise InputError(f"--model {asked.model} is a name of timm, and --model_arch {asked.model_arch} "
+                             "another: pass one of the two")
+        options = options.having(model=models_vit.TIMM).typing(model_arch=name)
+    by_default = asked.finetune == DEFAULT_WEIGHTS and "finetune" not in options.typed
+    if by_default and asked.model != "RETFound_dinov2":
+        options = options.having(finetune="")
+    if options.head.pretrained:
+        options = options.having(finetune=_timms_own_weights(options))
+    if not options.run.task and not options.run.resume.endswith(".pth"):
+        arch = options.model.model
+        if options.model.model_arch or arch != models_vit.TIMM:
+            arch = models_vit.find_backbone(arch, options.model.model_arch).arch
+        task = f"{arch}_{'_'.join(options.data.targets)}".replace("/", "_")[:LONGEST_TASK]
+        options = options.having(task=task)
+    return options
+
+
+def _timms_own_weights(options: Options) -> str:
+    if "finetune" in options.typed:
+        raise InputError("--pretrained takes timm's own weights and --finetune names others: pass one of the "
+                         "two")
+    backbone = models_vit.find_backbone(options.model.model, options.model.model_arch)
+    if backbone.model != models_vit.TIMM:
+        raise InputError(f"--pretrained is for --model timm: {backbone.arch} takes its weights by --finetune "
+                         f"({', '.join(backbone.weights)})")
+    settings = timm_models.settings_of(backbone.timm_name)
+    if not settings or not settings.hf_hub_id:
+        raise InputError(f"timm has no weights of {backbone.arch} on the hub: leave --pretrained out, or "
+                         "pass a file with --finetune")
+    return f"hf:{settings.hf_hub_id}/{settings.hf_hub_filename or 'model.safetensors'}"

@@ -117,15 +117,17 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     import main_regression
     import predict
     from util.data.public import prepare
+    from util.options import parsing
 
-    return {
+    if program in ("compare.py", "util.prepare"):
+        return {"compare.py": compare, "util.prepare": prepare}[program].make_parser()
+    module = {
         "main_finetune.py": main_finetune,
         "main_regression.py": main_regression,
         "predict.py": predict,
         "latent_feature.py": latent_feature,
-        "compare.py": compare,
-        "util.prepare": prepare,
-    }[program].make_parser()
+    }[program]
+    return parsing.parser_of(program, module.__doc__)
 
 
 def flags_of(program: str) -> Iterator[tuple[str, argparse.Action]]:

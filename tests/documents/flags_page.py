@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import compare
@@ -15,16 +16,16 @@ import main_regression
 import predict
 from util.data.leakage import search
 from util.data.public import demo, prepare
+from util.options.parsing import parser_of
 from util.report import __main__ as report
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ROOT / "docs/zh/flags.json"
 PAGES = {"en": ROOT / "docs/flags.md", "zh": ROOT / "docs/zh/flags.md"}
 PROGRAMS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "main_finetune.py": main_finetune.make_parser,
-    "main_regression.py": main_regression.make_parser,
-    "predict.py": predict.make_parser,
-    "latent_feature.py": latent_feature.make_parser,
+    **{program: partial(parser_of, program, module.__doc__)
+       for program, module in (("main_finetune.py", main_finetune), ("main_regression.py", main_regression),
+                               ("predict.py", predict), ("latent_feature.py", latent_feature))},
     "compare.py": compare.make_parser,
     "python -m util.leakage": search.make_parser,
     "python -m util.prepare": prepare.make_parser,

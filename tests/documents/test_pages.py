@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 import models_vit
-from jobs.tasks.regression_start import resolve_names
+from jobs.tasks.regression import resolve_names
 from tests.documents import weights_table
 from tests.documents.flags_page import PROGRAMS, anchor
 from tests.documents.pages import (

@@ -20,7 +20,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import checkpoint_content, disk_space, train
+from jobs import checkpointing, results, train
 from jobs.run_folder import RunFolder
 from tests.conftest import ROOT, SMALL
 from tests.end_to_end.test_regression import demo, predict  # noqa: F401 (fixtures)
@@ -44,7 +44,7 @@ def uncut(pictures, tmp_path_factory):
              folder / "logs"]
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk_space, "require", lambda job: sizes.extend(disk_space.checkpoint_bytes(job)))
+        patch.setattr(train, "require_room", lambda job: sizes.extend(checkpointing.checkpoint_bytes(job)))
         assert main_finetune.main(list(map(str, words))) == 0
     for name, expected in zip((checkpoint.LAST, checkpoint.BEST), sizes, strict=True):
         assert expected <= (folder / "out/t" / name).stat().st_size < expected + MIB / 4
@@ -95,7 +95,7 @@ CASES = {
     "the last checkpoint": (checkpoint, "write", 2, named(checkpoint.LAST), MIB, 1),
     "the best checkpoint": (checkpoint, "write", 1, named(checkpoint.BEST), MIB // 2, 1),
     "the learning curves": (RunFolder, "draw_curves", 1, None, 0, EPOCHS),
-    "the report": (checkpoint_content, "write_report", 1, None, 0, EPOCHS),
+    "the report": (results, "write_report", 1, None, 0, EPOCHS),
 }
 
 

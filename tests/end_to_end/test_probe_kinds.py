@@ -10,7 +10,8 @@ import torch
 
 import latent_feature
 import predict
-from jobs import features, linear_probe
+from jobs import linear_probe
+from jobs import loaders as features
 from tests.conftest import weights_of
 from util.core.ending import exit_code_of
 from util.metrics.predictions import read_predictions

@@ -113,12 +113,12 @@ def test_without_checkpoints_it_ends_at_once(start, tmp_path, stop):
 
 
 def test_killed_between_the_test_scores_and_the_report(start, tmp_path, monkeypatch):
-    from jobs import train
+    from jobs import results
 
-    def dies(job):
+    def dies(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "report", dies)
+    monkeypatch.setattr(results, "write_report", dies)
     assert start("--task", "cut", *OPTIONS)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -3,7 +3,7 @@ a resumed run."""
 
 import torch
 
-import jobs.batch_size as room
+import jobs.parallel as room
 from tests.conftest import SMALL, weights_of
 
 AUTO = [*SMALL, "--batch_size", "auto"]

@@ -1,4 +1,4 @@
-"""jobs/normalisation.py: by which numbers images are normalised, and that every program says whose they
+"""jobs/data.py: by which numbers images are normalised, and that every program says whose they
 are."""
 
 import json
@@ -10,7 +10,7 @@ import latent_feature
 import models_vit
 import predict
 from jobs.data import evaluation_settings
-from jobs.normalisation import source
+from jobs.data import normalisation_source as source
 from tests.jobs.test_data import DEEP, STORED
 from util.core.ending import exit_code_of
 from util.core.errors import InputError

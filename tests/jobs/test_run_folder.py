@@ -24,11 +24,11 @@ def test_log_is_cut_to_the_checkpoint(folder):
 
 
 def test_earlier_runs_are_numbered_and_kept(folder):
-    assert folder.put_aside() == ""
+    assert folder.put_aside() == []
     for number in (1, 2):
         folder.file("log.txt").write_text(f"run {number}\n")
         folder.file("notes of mine.txt").write_text("stays")
-        assert f"earlier-{number}" in folder.put_aside()
+        assert f"earlier-{number}" in folder.put_aside()[0]
     assert (folder.path / "earlier-2" / "log.txt").read_text() == "run 2\n"
     assert (folder.path / "earlier-1" / "log.txt").read_text() == "run 1\n"
     assert folder.file("notes of mine.txt").exists()

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import models_vit
-from jobs.adaptation import choose_part, describe
+from jobs.model import choose_part, describe_part
 from jobs.tasks.classification import Classification
 from jobs.tasks.regression import Regression
 from models_vit import BACKBONES, build_model
@@ -223,7 +223,7 @@ def test_last_blocks_of_every_backbone(arch):
             "regression_head" if regression else "head",
         }
         assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"1"}
-        assert "the last 1 blocks" in describe(options, model)[0]
+        assert "the last 1 blocks" in describe_part(options, model)[0]
 
 
 def test_last_blocks_of_other_models_are_timms_steps():

@@ -97,7 +97,7 @@ def test_params_that_are_none(tmp_path, text):
      "hf:timm/resnet18.a1_in1k/model.safetensors", "t"),
 ])
 def test_names(text, model, arch, finetune, task):
-    from jobs.tasks.regression_start import resolve_names
+    from jobs.tasks.regression import resolve_names
 
     options = resolve_names(parse(text))
     asked = options.model

@@ -37,8 +37,9 @@ from util.data.csv_columns import (
 )
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.files import ImageError, file_status
+from util.data.images.fundus_fields import Fields
 from util.data.images.reading_pass import read_images
-from util.data.images.scan import ImageFacts, some_to_look_at
+from util.data.images.scan import NO_FACTS, ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
 
@@ -49,12 +50,15 @@ SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev"
 
 @dataclass
 class Data:
-    """What was read: the table, the class names in order, and lines worth telling the user."""
+    """What was read: the table, the class names in order, lines worth telling the user; and what the pass
+    over the files found: the round fields, with --fundus_crop auto, and the facts (`ImageFacts.of`)."""
 
     table: pd.DataFrame
     class_names: list
     notes: list = field(default_factory=list)
     fingerprint: str = ""
+    fields: Fields | None = None
+    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
 def sorted_alone(names):

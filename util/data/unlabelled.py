@@ -23,8 +23,6 @@ from util.data.csv_columns import (
     refuse_empty,
 )
 from util.data.image_endings import EXTENSIONS, left_out
-from util.data.images.fundus_fields import Fields
-from util.data.images.scan import NO_FACTS
 from util.data.tables import Data, picture_table, pictures_below
 from util.metrics.classification import predictions_table
 
@@ -34,12 +32,9 @@ SPLIT = "input"
 @dataclass
 class Unlabelled(Data):
     """`Data` without classes; others: the CSV's other columns as text, by name, a row a row of `table`'s
-    `index`; fields: of the images, with --fundus_crop auto; facts: what the check found of them
-    (`ImageFacts.of`)."""
+    `index`."""
 
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
-    fields: Fields | None = None
-    facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
 def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, ...] = (),

@@ -48,7 +48,7 @@ def describe(job) -> list[str]:
 
 def reading(transform: dict, norm: str, source: str) -> str:
     """How images are read, in a few words. source: where mean and standard deviation are from
-    (jobs/normalisation.py)."""
+    (jobs/data.py)."""
     field = (
         "cut to the round field (--fundus_crop auto); "
         if transform.get("fundus_crop", "off") == "auto"
@@ -70,7 +70,7 @@ def _weights(job) -> str:
         return f"{job.loaded}; {inside or 'epoch ' + str(job.resumed.rest.get('epoch', 'unknown'))}"
     if job.started_from is None:
         return "NONE: training starts from random weights (--finetune names pre-trained ones)"
-    return job.started_from.text.removeprefix("weights: ")
+    return job.started_from["text"].removeprefix("weights: ")
 
 
 def classes(data, source: str) -> list[str]:

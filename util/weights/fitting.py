@@ -335,7 +335,9 @@ def _shape(tensor: torch.Tensor) -> str:
 @torch.no_grad()
 def put_in(model: torch.nn.Module, fitted: Fit) -> None:
     """Copy what fits into the model, then read it back: a tensor that did not arrive is our own bug, and
-    said."""
+    said. A model of shapes alone (meta) takes nothing."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
     wanted = model.state_dict()
     # the rest comes from shards
     used = {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta}

@@ -1,0 +1,74 @@
+"""What is written down of a run beside its checkpoints: run.json, metrics, predictions, images, one page."""
+
+import time
+
+import pandas as pd
+
+import models_vit
+from jobs.job import Job
+from jobs.run_folder import commit, now, versions
+from util.core import run_files, secrets
+from util.metrics.predictions import read_predictions
+from util.options.table import own_values
+from util.report import terminal
+from util.report.page import write_report
+from util.weights import checkpoint
+
+
+def facts(job: Job) -> dict:
+    """run.json: what is needed to say, and to do, the same again."""
+    planned = {} if job.plan is None else {"learning_rate": job.schedule.peak,
+                                           "effective_batch": job.plan.step_size,
+                                           "steps_an_epoch": job.plan.steps}
+    return checkpoint.plain({
+        "started": now(), "options": secrets.plain_without_secrets(own_values(job.options)),
+        "versions": versions(), "commit": commit(),
+        "processes": job.world.size, "device": str(job.world.device), "precision": job.precision.name,
+        "model": {"arch": job.backbone.arch, "timm": job.backbone.timm_name,
+                  "parameters": models_vit.count_parameters(job.model),
+                  "trained": models_vit.count_parameters(job.model, trainable_only=True)},
+        "weights": job.started_from,
+        "normalisation": {"mean": job.eval_transform["mean"], "std": job.eval_transform["std"],
+                          "source": job.norm_source},
+        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
+        **planned})
+
+
+def _draw(job: Job, split: str) -> list[str]:
+    with job.folder.writing():
+        return job.task.draw(job.folder, split)
+
+
+def finish_val(job: Job, best: dict) -> None:
+    """Intervals and images of the best epoch's predictions on val, once it is known to be the best."""
+    notes, path = job.folder.draw_curves(best["epoch"]), job.folder.file("predictions_val.csv")
+    if path.exists():
+        entries = job.task.intervals(read_predictions(path), best["figures"], best)
+        with job.folder.writing(job.folder.file("metrics_val.json")) as metrics:
+            run_files.write_metrics_json(metrics, entries)
+        notes += _draw(job, "val")
+    job.world.say(*(f"val: {note}" for note in notes))
+
+
+def write_test(job: Job, predictions: pd.DataFrame, epoch: int | None, decided: dict) -> None:
+    """The test split's metrics with their intervals, its predictions and images, and the page of all."""
+    metrics, notes = job.task.metrics(predictions)
+    entries = job.task.intervals(predictions, metrics, decided)
+    job.folder.add_evaluation("test", predictions, metrics, epoch, keep=True, entries=entries)
+    notes += _draw(job, "test")
+    job.world.say(*(f"test: {note}" for note in notes),
+                  *terminal.figures(job.task, "test", entries, job.folder))
+    with job.folder.writing():
+        job.world.say(*write_report(job.folder.path))
+
+
+def say_end(job: Job, best: dict, began: float) -> None:
+    metric = job.options.metrics.select_metric
+    job.world.say(f"best epoch {best['epoch']} (val {metric} {best['score']:.4f}); trained in "
+                  f"{terminal.duration(time.monotonic() - began)}; results in {job.folder.path}")
+
+
+def say_complete(job: Job) -> None:
+    """What the terminal shows of a run that was trained and scored before."""
+    job.world.say(*terminal.figures(job.task, "test", job.folder.figures("test"), job.folder),
+                  f"this run is complete: its results stand in {job.folder.path}")
