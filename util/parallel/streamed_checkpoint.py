@@ -1,9 +1,11 @@
 """A model in shards -> one ordinary checkpoint, of which no process ever holds more than a tensor."""
 
+import bisect
 import os
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,26 +25,20 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
     whole in memory at a time. The name is given at the end, so a reader never sees half a file.
     """
     temporary, problem, places = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None, {}
-    if world.is_main:
-        try:
-            places = _write_with_room(temporary, content)
-        except (OSError, RuntimeError) as error:
-            problem = reason_of(error)
-    for name, tensor in whole_tensors(content["model"]):  # all take part to the end, whatever the disk says
+
+    def in_main(work: Callable[[], object]) -> None:
+        """Until something fails; the processes gather all tensors whatever the disk says."""
+        nonlocal problem
         if world.is_main and problem is None:
             try:
-                places[name].write(temporary, tensor)
-            except OSError as error:
+                work()
+            except (OSError, RuntimeError) as error:
                 problem = reason_of(error)
-    if world.is_main and problem is None:
-        try:
-            with open(temporary, "r+b") as file:
-                _write_sums(file, places)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            problem = reason_of(error)
+
+    in_main(lambda: places.update(_write_with_room(temporary, content)))
+    for name, tensor in whole_tensors(content["model"]):
+        in_main(lambda name=name, tensor=tensor: places[name].write(temporary, tensor))
+    in_main(lambda: _complete(temporary, places, path))
     if problem:
         temporary.unlink(missing_ok=True)
     problem = world.from_main(problem)
@@ -72,18 +68,18 @@ def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
     with FakeTensorMode():
         for name, tensor in content["model"].items():
             room[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-    small = []  # tensors beside the model: skipped as well, and written at once
     with torch.serialization.skip_data(materialize_fake_tensors=True), open(path, "wb") as file:
         torch.save({"model": room, **rest}, file)
     with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
         back = torch.load(path, weights_only=True)
-    for stored, real in zip(_tensors_in({name: back[name] for name in rest}), _tensors_in(rest), strict=True):
-        place = _Place(stored.untyped_storage()._checkpoint_offset)
-        place.write(path, real.detach().cpu())
-        small.append(place)
     places = {name: _Place(tensor.untyped_storage()._checkpoint_offset)
               for name, tensor in back["model"].items()}
-    return places | {f"\0{number}": place for number, place in enumerate(small)}
+    # tensors beside the model: skipped as well, and written at once
+    stored = _tensors_in({name: back[name] for name in rest})
+    for number, (tensor, real) in enumerate(zip(stored, _tensors_in(rest), strict=True)):
+        places[f"\0{number}"] = place = _Place(tensor.untyped_storage()._checkpoint_offset)
+        place.write(path, real.detach().cpu())
+    return places
 
 
 def _tensors_in(value) -> list[torch.Tensor]:
@@ -93,25 +89,16 @@ def _tensors_in(value) -> list[torch.Tensor]:
     return [tensor for entry in entries for tensor in _tensors_in(entry)]
 
 
-def _write_sums(file, places: dict[str, _Place]) -> None:
-    """The checksums of what was written afterwards, into the archive's directory: unzip looks at them,
-    PyTorch does not."""
-    sums = {place.offset: place.sum for place in places.values()}
-    with zipfile.ZipFile(file) as archive:
-        position, entries = archive.start_dir, archive.infolist()
-    for entry in entries:  # each record of the directory: 46 bytes, then name, extra field and comment
-        file.seek(position)
-        head = file.read(46)
-        name, extra, comment = (int.from_bytes(head[at:at + 2], "little") for at in (28, 30, 32))
-        file.seek(entry.header_offset + 26)
-        lengths = file.read(4)
-        start = (
-            entry.header_offset
-            + 30
-            + int.from_bytes(lengths[:2], "little")
-            + int.from_bytes(lengths[2:], "little")
-        )
-        if start in sums:
-            file.seek(position + 16)
-            file.write(sums[start].to_bytes(4, "little"))
-        position += 46 + name + extra + comment
+def _complete(temporary: Path, places: dict[str, _Place], path: Path) -> None:
+    """The checksums of what was written afterwards, into the archive's directory (unzip looks at them,
+    PyTorch does not); then the file gets its name."""
+    with open(temporary, "r+b") as file:
+        with zipfile.ZipFile(file, "a") as archive:
+            entries = archive.infolist()
+            starts = [entry.header_offset for entry in entries]
+            for place in places.values():
+                entries[bisect.bisect(starts, place.offset) - 1].CRC = place.sum
+            archive.comment = b""  # makes zipfile write the directory again
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
