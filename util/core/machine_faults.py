@@ -46,7 +46,7 @@ KNOWN = (
 )
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException | None) -> str | None:
     """The line for an error that the machine is to blame for; None for any other."""
     if isinstance(error, MemoryError):
         return MEMORY
@@ -66,13 +66,10 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except RunError as error:
-        if not str(error.__cause__).startswith("DataLoader worker"):
-            raise
-        raise RunError(f"{explain(error.__cause__)}; what was saved stays: start again to go on") from error
-    except (RuntimeError, MemoryError, OSError) as error:
-        line = explain(error)
-        if line is None:
+    except (RunError, RuntimeError, MemoryError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        line = explain(cause)
+        if line is None or (cause is not error and not str(cause).startswith("DataLoader worker")):
             raise
         raise RunError(f"{line}; what was saved stays: start again to go on") from error
 

@@ -42,7 +42,9 @@ def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | Non
     """
     if set(row) | {"epoch"} != set(columns):
         raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
-    cells = ["" if row.get(column) is None else _number_text(row[column]) for column in columns]
+    values = [row.get(column) for column in columns]
+    cells = ["" if value is None else str(int(value)) if isinstance(value, int | np.integer)
+             else repr(float(value)) for value in values]
     lines = _metrics_lines(path, columns) or [_line(columns)]
     lines = lines[:1] + [line for line in lines[1:] if cells[0] == "" or line.split(",")[0] != cells[0]]
     write_whole(path, "".join([*lines, _line(cells)]))
@@ -158,22 +160,20 @@ def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
 
 
 def has_columns(path: str | os.PathLike, columns: Columns) -> bool:
-    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file or no
-    whole line."""
-    lines = _whole_lines(_text_of(path))
-    return not lines or lines[0].rstrip("\r\n") == _line(columns).rstrip("\n")
+    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file, or one
+    that was cut inside its header."""
+    text, header = _text_of(path), _line(columns).rstrip("\n")
+    lines = _whole_lines(text)
+    return lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
 
 
 def _metrics_lines(path: str | os.PathLike, columns: Columns) -> list[str]:
     """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its
     header."""
-    text, header = _text_of(path), _line(columns).rstrip("\n")
-    lines = _whole_lines(text)
-    ours = lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
-    if not ours:
-        raise InputError(f"{path}: has other columns than this program writes ({header}); "
+    if not has_columns(path, columns):
+        raise InputError(f"{path}: has other columns than this program writes ({_line(columns).strip()}); "
                          "move that file away or choose another --task")
-    return lines
+    return _whole_lines(_text_of(path))
 
 
 def _text_of(path: str | os.PathLike) -> str:
@@ -186,10 +186,6 @@ def _text_of(path: str | os.PathLike) -> str:
 def _whole_lines(text: str) -> list[str]:
     """The lines that have their line end: every line is written with it, so one without was cut short."""
     return [line + "\n" for line in text.split("\n")[:-1]]  # splitlines would also cut at U+2028 and others
-
-
-def _number_text(value: float | int) -> str:
-    return str(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
 
 
 def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:

@@ -5,6 +5,7 @@ so timm loads the file as it is. What a reader needs to use it stands beside: cl
 transforms, the options, the versions, where the weights came from.
 """
 
+import io
 import random
 import re
 from pathlib import Path
@@ -31,8 +32,7 @@ def write(path: str | Path, content: dict) -> None:
     RunError where the disk is full or can't be written; what stood there before stays.
     """
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            stream = _Remembering(file)
+        with replacing(path) as temporary, _Remembering(io.FileIO(temporary, "wb")) as stream:
             try:
                 torch.save(content, stream)
             except RuntimeError:
@@ -44,22 +44,18 @@ def write(path: str | Path, content: dict) -> None:
                        f"{remedy(error)} and {AGAIN}") from error
 
 
-class _Remembering:
+class _Remembering(io.BufferedWriter):
     """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in
     the file."""
 
-    def __init__(self, file):
-        self._file, self.error = file, None
+    error = None
 
     def write(self, content) -> int:
         try:
-            return self._file.write(content)
+            return super().write(content)
         except OSError as error:
             self.error = self.error or error
             raise
-
-    def flush(self) -> None:
-        """torch.save calls it; what is written is not kept back."""
 
 
 def remove_torn(folder: Path) -> None:
