@@ -58,9 +58,9 @@ class _Remembering(io.BufferedWriter):
             raise
 
 
-def remove_torn(folder: Path) -> None:
+def remove_torn(folder: Path, pattern: str = ".*.tmp") -> None:
     """Delete temporary files that a killed run left behind: of checkpoints, tables and images."""
-    for left in folder.glob(".*.tmp"):
+    for left in folder.glob(pattern):
         pid = re.search(r"\.(\d+)\.tmp$", left.name)
         if not pid or not Path(f"/proc/{pid.group(1)}").exists():
             left.unlink(missing_ok=True)
