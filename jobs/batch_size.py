@@ -5,7 +5,7 @@ import torch
 from jobs.job import Job
 from util.core.errors import InputError, RunError
 from util.core.machine import available_bytes
-from util.model.memory import estimate_memory
+from util.model.memory import need_of
 from util.options.flag import AUTO
 from util.options.groups import Options
 from util.parallel.sharding import is_sharded
@@ -72,8 +72,9 @@ def _estimated(job: Job, sizes: list[int]) -> int:
     processes."""
     options, world = job.options, job.world
     covariates = job.task.covariates(job.rows("train")[:1])
-    small, large = (estimate_memory(job.model, size, options.model.input_size, job.precision.name,
-                                    0 if covariates is None else covariates.shape[1]) for size in (2, 4))
+    num_covariates = 0 if covariates is None else covariates.shape[1]
+    small, large = (need_of(job.model, size, options.model.input_size, job.precision.name,
+                            num_covariates).on() for size in (2, 4))
     a_picture = max(0, large.activations - small.activations) / 2
     fixed = large.total - 4 * a_picture
     free = (

@@ -28,7 +28,7 @@ def content(job: Job, epoch: int, best: dict) -> dict:
             "backbone": {"model": job.backbone.model, "arch": job.backbone.arch,
                          "timm": job.backbone.timm_name},
             "weights": weights_facts(job),
-            **({"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {})}),
+            **({"adapter": asdict(lora.Settings.of(job.options.part))} if adapted else {})}),
     }
 
 

@@ -25,24 +25,15 @@ def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
     write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-def metrics_row(metrics: dict[str, float], columns: Columns,
-                epoch: int | None = None) -> dict[str, float | int | None]:
-    """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell
-    empty."""
-    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns
-                               if column != "epoch"}
+def append_metrics_row(path: str | os.PathLike, metrics: dict[str, float], columns: Columns,
+                       epoch: int | None = None) -> None:
+    """Add one evaluation to a metrics CSV, metrics under the names of `columns` (val_loss is the metric
+    loss); a new file gets that header first. epoch None leaves its cell empty.
 
-
-def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | None], columns: Columns) -> None:
-    """Add one evaluation to a metrics CSV; a new file gets the header `columns` first.
-
-    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a
-    run that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after
-    writing). Raises InputError where the file has another header, ValueError for a row that doesn't fit.
+    A last line without its line end (a run that died while writing) is dropped, and so is an earlier row of
+    the same epoch (one that died after writing). InputError where the file has another header.
     """
-    if set(row) | {"epoch"} != set(columns):
-        raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
-    values = [row.get(column) for column in columns]
+    values = [epoch if column == "epoch" else metrics[column.removeprefix("val_")] for column in columns]
     cells = ["" if value is None else str(int(value)) if isinstance(value, int | np.integer)
              else repr(float(value)) for value in values]
     lines = _metrics_lines(path, columns) or [_line(columns)]

@@ -81,13 +81,8 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
 
     Computed without autocast in the weights' own precision. The model, its mode, its gradients and what
     requires them are left as found; frozen models and callers in inference mode are fine. Raises InputError
-    for a method that is unknown or does not fit the model, RunError where a map is not finite, ValueError for
-    images or targets of another shape.
+    for a method that is unknown or does not fit the model, RunError where a map is not finite.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images of shape {tuple(images.shape)}: (B, 3, S, S) are needed")
-    if targets is not None and len(targets) != len(images):
-        raise ValueError(f"{len(targets)} targets for {len(images)} images")
     method = _resolve(model, method)
     like = next(itertools.chain(model.parameters(), model.buffers()))
     at_once, maps = PICTURES_AT_ONCE, []
@@ -130,20 +125,14 @@ def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """An image with its map (h, w) in 0..1 laid over -> RGB image of the same size.
+    """An image with its map, of the same size and in 0..1, laid over -> RGB image.
 
     Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and
     opacity both grow with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds
-    of it. A map of another size is stretched to the image's. Raises ValueError for a map that is not (h, w)
-    or not within 0..1.
+    of it.
     """
     import matplotlib
 
-    heat = np.asarray(heat, np.float32)
-    if heat.ndim != 2 or not heat.size or not (heat.min() >= 0 and heat.max() <= 1):
-        raise ValueError(f"a map of shape {heat.shape}: (h, w) within 0..1 is needed")
-    if heat.shape != (picture.height, picture.width):
-        heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
     colours = 255 * matplotlib.colormaps[COLOURS](heat)[..., :3]
     opacity = STRONGEST * heat[..., None]
     pixels = np.asarray(picture.convert("RGB"), np.float32)
@@ -161,8 +150,6 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
     processes may write to one folder. Raises InputError where the folder can't be written or its
     heatmaps.json is not one, RunError for a full disk.
     """
-    if not len(paths) == len(maps) == len(pictures):
-        raise ValueError(f"{len(paths)} paths, {len(maps)} maps and {len(pictures)} images")
     folder, names = Path(folder), {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,8 +208,6 @@ def _score(model: torch.nn.Module, outputs: torch.Tensor, targets: torch.Tensor 
     is_regression = hasattr(model, "regression_head")
     if targets is None:
         targets = torch.zeros(len(outputs)) if is_regression else outputs.argmax(dim=1)
-    elif not ((targets >= 0) & (targets < outputs.shape[1])).all():
-        raise ValueError(f"targets {targets.tolist()} of a model with {outputs.shape[1]} outputs")
     score = outputs.gather(1, targets.long().to(outputs.device)[:, None])[:, 0]
     # a regression's outputs are standardised: 0 is the mean of the training set
     return score * score.detach().sign() if is_regression else score

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,9 +61,6 @@ class Settings:
         ):
             raise InputError(f"{file.path} is damaged: it does not say how its adapter was made")
         return cls(**{name: stored[name] for name in kinds})
-
-    def plain(self) -> dict:
-        return asdict(self)
 
 
 def require() -> None:
