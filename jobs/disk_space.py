@@ -4,6 +4,7 @@ from jobs.job import Job
 from util.core.disk import free_of
 from util.core.errors import InputError
 from util.model import lora
+from util.model.memory import bytes_of
 from util.weights import checkpoint
 from util.weights.shard_files import PATTERN
 
@@ -16,16 +17,12 @@ def checkpoint_bytes(job: Job) -> tuple[int, int]:
     """Sizes of checkpoint-last.pth (weights, and AdamW's two moments of what is trained; with its shards,
     where there are any) and checkpoint-best.pth (weights). With adapters the last one holds what is trained
     alone, and beside the best one, which is whole, lies checkpoint-adapter.pth."""
-    weights = _bytes(job.model.state_dict())
+    weights = bytes_of(job.model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in job.running.parameters() if p.requires_grad)
     if not lora.adapted_layers(job.model):
         return weights + moments, weights
-    alone = _bytes(lora.trained_state(job.model))
+    alone = bytes_of(lora.trained_state(job.model).values())
     return alone + moments, weights + alone
-
-
-def _bytes(tensors: dict) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def needed_bytes(job: Job) -> int:

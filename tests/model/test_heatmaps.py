@@ -341,23 +341,20 @@ def test_gradcam_equals_its_formula(name, changes, size):
     assert maps.max() == 1
 
 
-@pytest.mark.parametrize("name, method, says", [
-    ("vit", "gradcam", "does not fit VisionTransformer: choose gradient or rollout, or auto"),
-    ("vit", "Gradient", "method Gradient is unknown: choose gradient or rollout, or auto"),
-    ("test_resnet", "rollout", "does not fit ResNet: choose gradcam, or auto"),
-    ("test_resnet", "nonsense", "is unknown: choose gradcam, or auto"),
-    ("mixer_s32_224", "auto", "heat maps of MlpMixer can't be made"),
-    ("cait_xxs24_224", "auto", "heat maps of Cait can't be made"),
-    ("xcit_nano_12_p16_224", "auto", "heat maps of Xcit can't be made"),
+@pytest.mark.parametrize("name, changes, says", [
+    ("mixer_s32_224", {}, "heat maps of MlpMixer can't be made"),
+    ("cait_xxs24_224", {"depth": 1}, "heat maps of Cait can't be made"),
+    ("xcit_nano_12_p16_224", {}, "heat maps of Xcit can't be made"),
 ])
-def test_methods_that_do_not_fit(name, method, says):
-    model = (
-        tiny()
-        if name == "vit"
-        else timm.create_model(name, num_classes=2, **({"depth": 1} if "cait" in name else {}))
-    )
+def test_models_that_have_no_map(name, changes, says):
+    model = timm.create_model(name, num_classes=2, **changes)
     with pytest.raises(InputError, match=says):
-        heat_maps(model, torch.zeros(1, 3, *((16, 16) if name == "vit" else (224, 224))), method=method)
+        heat_maps(model, torch.zeros(1, 3, 224, 224))
+
+
+def test_methods_of_a_kind_of_model():
+    assert methods_of(tiny()) == ("gradient", "rollout")
+    assert methods_of(timm.create_model("test_resnet", num_classes=2)) == ("gradcam",)
 
 
 # --- images ---

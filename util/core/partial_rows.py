@@ -129,8 +129,7 @@ class PartialRows:
         with writing(self.data, again="start again"):
             self.index.unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
-            if self._lock is not None:
-                self._lock.close()
+            self._lock.close()
 
 
 def _line(content: dict) -> bytes:

@@ -50,7 +50,6 @@ from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.model.feature_kinds import AttentiveHead, wide_head
 
-METHODS = ("auto", "gradient", "rollout", "gradcam")
 OF_TRANSFORMERS = ("gradient", "rollout")
 # of one pass: 8 images of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
 TOKENS_AT_ONCE = 1600
@@ -70,8 +69,7 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
     model       a timm classifier, or a Regressor (a `backbone`, a `regression_head`)
     targets     (B,) numbers of the classes or outputs to explain; None: the predicted class, of a regression
                 output 0
-    method      auto (gradient for vision transformers, gradcam for others), gradient, rollout or gradcam; see
-                the module
+    method      auto (gradient for vision transformers, gradcam for others) or one of `methods_of` the model
     covariates  (B, C) of a regression that reads them, NaN where missing; None: all missing
 
     Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they
@@ -81,9 +79,9 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
 
     Computed without autocast in the weights' own precision. The model, its mode, its gradients and what
     requires them are left as found; frozen models and callers in inference mode are fine. Raises InputError
-    for a method that is unknown or does not fit the model, RunError where a map is not finite.
+    for a model of which no map can be made, RunError where a map is not finite.
     """
-    method = _resolve(model, method)
+    method = methods_of(model)[0] if method == "auto" else method
     like = next(itertools.chain(model.parameters(), model.buffers()))
     at_once, maps = PICTURES_AT_ONCE, []
     if method in OF_TRANSFORMERS:
@@ -191,16 +189,6 @@ def _overlay_name(path: str) -> str:
     if len(stem.encode()) > 2 * LONGEST_STEM:  # letters of three and four bytes each
         stem = stem[: LONGEST_STEM // 2]
     return f"{stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}.png"
-
-
-def _resolve(model: torch.nn.Module, method: str) -> str:
-    fitting = methods_of(model)
-    if method == "auto":
-        return fitting[0]
-    if method not in fitting:
-        problem = "is unknown" if method not in METHODS else f"does not fit {type(_backbone(model)).__name__}"
-        raise InputError(f"heat map method {method} {problem}: choose {' or '.join(fitting)}, or auto")
-    return method
 
 
 def _score(model: torch.nn.Module, outputs: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:

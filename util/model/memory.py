@@ -94,14 +94,14 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
     gradient.
     """
     outside, inside, inputs = _saved_bytes(model, batch_size, input_size, precision, num_covariates, units)
-    parameters = list(model.parameters())
-    in_units = [list(unit.parameters()) for unit in units]
-    return Need(_bytes(parameters), _bytes(p for p in parameters if p.requires_grad), _bytes(model.buffers()),
-                outside, inside, inputs, tuple(map(_bytes, in_units)),
-                tuple(_bytes(p for p in of_unit if p.requires_grad) for of_unit in in_units), _bytes(whole))
+    parts = [model, *units]
+    sizes = [bytes_of(part.parameters()) for part in parts]
+    trained = [bytes_of(p for p in part.parameters() if p.requires_grad) for part in parts]
+    return Need(sizes[0], trained[0], bytes_of(model.buffers()), outside, inside, inputs, tuple(sizes[1:]),
+                tuple(trained[1:]), bytes_of(whole))
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

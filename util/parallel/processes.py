@@ -174,7 +174,10 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
-        _share_cores(local_size)
+        # divided among this machine's processes: torchrun sets one thread each unless the user says otherwise
+        by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+        if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
+            torch.set_num_threads(max(1, usable_cores() // local_size))
         keep_freed_memory()
     heartbeat, word = _join(world, dist_url) if size > 1 else None, death_of(rank, "with an error")
     try:
@@ -274,14 +277,6 @@ def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device
     if wanted == "cpu" or (wanted == "mps" and torch.backends.mps.is_available()):
         return torch.device(wanted), ""
     return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
-
-
-def _share_cores(local_size: int) -> None:
-    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says
-    otherwise."""
-    by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
-        torch.set_num_threads(max(1, usable_cores() // local_size))
 
 
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:

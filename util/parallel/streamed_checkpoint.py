@@ -24,7 +24,8 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
     The main process writes the file with room for the tensors, then each of them as it comes: at most one is
     whole in memory at a time. The name is given at the end, so a reader never sees half a file.
     """
-    temporary, problem, places = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None, {}
+    temporary, problem = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None
+    places, sums = {}, {}  # of tensors: {name: offset}, {offset: checksum}
 
     def in_main(work: Callable[[], object]) -> None:
         """Until something fails; the processes gather all tensors whatever the disk says."""
@@ -35,10 +36,10 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
             except (OSError, RuntimeError) as error:
                 problem = reason_of(error)
 
-    in_main(lambda: places.update(_write_with_room(temporary, content)))
+    in_main(lambda: places.update(_write_with_room(temporary, content, sums)))
     for name, tensor in whole_tensors(content["model"]):
-        in_main(lambda name=name, tensor=tensor: places[name].write(temporary, tensor))
-    in_main(lambda: _complete(temporary, places, path))
+        in_main(lambda name=name, tensor=tensor: _write_at(temporary, places[name], tensor, sums))
+    in_main(lambda: _complete(temporary, sums, path))
     if problem:
         temporary.unlink(missing_ok=True)
     problem = world.from_main(problem)
@@ -47,23 +48,17 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
                        "and start again with --resume auto", everywhere=True)
 
 
-class _Place:
-    """Where a tensor's bytes stand in a file, and their sum once they are written."""
-
-    def __init__(self, offset: int):
-        self.offset, self.sum = offset, 0
-
-    def write(self, path: Path, tensor: torch.Tensor) -> None:
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        with open(path, "r+b") as file:
-            file.seek(self.offset)
-            file.write(data)
-        self.sum = zlib.crc32(data)
+def _write_at(path: Path, offset: int, tensor: torch.Tensor, sums: dict[int, int]) -> None:
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    sums[offset] = zlib.crc32(data)
 
 
-def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
-    """The file with zeros in the place of the model's tensors -> {name: place}; its other tensors are written
-    whole."""
+def _write_with_room(path: Path, content: dict, sums: dict[int, int]) -> dict[str, int]:
+    """The file with zeros in the place of the model's tensors -> {name: offset}; its other tensors are
+    written whole."""
     room, rest = {}, {name: value for name, value in content.items() if name != "model"}
     with FakeTensorMode():
         for name, tensor in content["model"].items():
@@ -72,14 +67,15 @@ def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
         torch.save({"model": room, **rest}, file)
     with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
         back = torch.load(path, weights_only=True)
-    places = {name: _Place(tensor.untyped_storage()._checkpoint_offset)
-              for name, tensor in back["model"].items()}
     # tensors beside the model: skipped as well, and written at once
     stored = _tensors_in({name: back[name] for name in rest})
-    for number, (tensor, real) in enumerate(zip(stored, _tensors_in(rest), strict=True)):
-        places[f"\0{number}"] = place = _Place(tensor.untyped_storage()._checkpoint_offset)
-        place.write(path, real.detach().cpu())
-    return places
+    for tensor, real in zip(stored, _tensors_in(rest), strict=True):
+        _write_at(path, _offset(tensor), real.detach().cpu(), sums)
+    return {name: _offset(tensor) for name, tensor in back["model"].items()}
+
+
+def _offset(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._checkpoint_offset
 
 
 def _tensors_in(value) -> list[torch.Tensor]:
@@ -89,15 +85,15 @@ def _tensors_in(value) -> list[torch.Tensor]:
     return [tensor for entry in entries for tensor in _tensors_in(entry)]
 
 
-def _complete(temporary: Path, places: dict[str, _Place], path: Path) -> None:
+def _complete(temporary: Path, sums: dict[int, int], path: Path) -> None:
     """The checksums of what was written afterwards, into the archive's directory (unzip looks at them,
     PyTorch does not); then the file gets its name."""
     with open(temporary, "r+b") as file:
         with zipfile.ZipFile(file, "a") as archive:
             entries = archive.infolist()
             starts = [entry.header_offset for entry in entries]
-            for place in places.values():
-                entries[bisect.bisect(starts, place.offset) - 1].CRC = place.sum
+            for offset, checksum in sums.items():
+                entries[bisect.bisect(starts, offset) - 1].CRC = checksum
             archive.comment = b""  # makes zipfile write the directory again
         file.flush()
         os.fsync(file.fileno())

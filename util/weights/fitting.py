@@ -111,14 +111,15 @@ class Fit:
 
     def problems(self, limit: int = 5) -> str:
         """The misfits in words, at most `limit` names of a kind (0 = all)."""
-        parts = []
-        for kind, names in (("missing", self.missing), ("of another shape", self.misshapen),
-                            ("taken by nothing", self.unexpected)):
-            if names:
-                shown = ", ".join(names[:limit or None])
-                more = f" and {len(names) - limit} more" if 0 < limit < len(names) else ""
-                parts.append(f"{len(names)} {kind}: {shown}{more}")
-        return "; ".join(parts)
+        kinds = (("missing", self.missing), ("of another shape", self.misshapen),
+                 ("taken by nothing", self.unexpected))
+        return "; ".join(f"{len(names)} {kind}: {some_of(names, limit)}" for kind, names in kinds if names)
+
+
+def some_of(names: list[str], limit: int) -> str:
+    """At most so many of the names (0: all), and how many more there are."""
+    shown = ", ".join(names[:limit or None])
+    return f"{shown} and {len(names) - limit} more" if 0 < limit < len(names) else shown
 
 
 def _looks_like_text(start: bytes) -> str | None:
@@ -230,24 +231,21 @@ def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, 
     in Meta's code.
     """
     converted, buffers, refused = {}, {}, []
+    is_dinov3 = family == "dinov3"
     for name, tensor in tensors.items():
-        if family == "dinov3":
-            if name == "rope_embed.periods":
-                buffers["rope.periods"] = tensor
-                continue
-            if name.endswith(".attn.qkv.bias_mask"):
-                continue
-            if name.endswith(".attn.qkv.bias"):
-                mask = tensors.get(name + "_mask", torch.ones_like(tensor))
-                q, k, v = (tensor * mask.to(tensor.dtype)).chunk(3)
-                if k.any():
-                    refused.append(f"{name} (its key third is not zero)")
-                prefix = name.removesuffix("qkv.bias")
-                converted[prefix + "q_bias"], converted[prefix + "v_bias"] = q.clone(), v.clone()
-                continue
-        for pattern, replacement in RENAMES[family]:
-            name = re.sub(pattern, replacement, name)
-        converted[name] = tensor
+        if is_dinov3 and name == "rope_embed.periods":
+            buffers["rope.periods"] = tensor
+        elif is_dinov3 and name.endswith(".attn.qkv.bias"):
+            mask = tensors.get(name + "_mask", torch.ones_like(tensor))
+            q, k, v = (tensor * mask.to(tensor.dtype)).chunk(3)
+            if k.any():
+                refused.append(f"{name} (its key third is not zero)")
+            prefix = name.removesuffix("qkv.bias")
+            converted[prefix + "q_bias"], converted[prefix + "v_bias"] = q.clone(), v.clone()
+        elif not (is_dinov3 and name.endswith(".attn.qkv.bias_mask")):
+            for pattern, replacement in RENAMES[family]:
+                name = re.sub(pattern, replacement, name)
+            converted[name] = tensor
     return converted, buffers, refused
 
 
