@@ -49,7 +49,9 @@ def hold(folder: Path, say: Callable[[str], None], shared: bool = False) -> Text
                 return file
             if is_ours:
                 continue  # deleted between opening and locking: whoever comes next would lock another file
-            holder = _holder(file)
+            file.seek(0)
+            line = file.readline(200).strip()
+            holder = f" ({line})" if line else ""
         if deadline is None:
             deadline = time.monotonic() + PATIENCE_S
             say(f"{folder} is in use by another run{holder}: waiting up to {PATIENCE_S:.0f} s for it to end")
@@ -91,11 +93,4 @@ def _sign(file: TextIO, path: Path) -> None:
         file.flush()
     except OSError as error:
         raise InputError(f"--output_dir: {path} can't be written ({reason(error)}); make room, or name "
-                         "another folder"
-                         ) from error
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    line = file.readline(200).strip()
-    return f" ({line})" if line else ""
+                         "another folder") from error

@@ -121,18 +121,19 @@ def _write(path: Path, values: np.ndarray, world: World) -> None:
                   "again")
 
 
-class _TokenFile:
+class _TokenFile(contextlib.ExitStack):
     """A split's tokens on their way to the disk, in a `with`; nothing is left of them where that ends in an
     error, or where there is a `problem`. By plain writes: a full disk is no error that a mapped file could
     tell."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int]):
-        self.path, self.problem, self._open = path, "", contextlib.ExitStack()
+        super().__init__()
+        self.problem = ""
         with self._noted():
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_torn(path.parent, f".{path.name}.*.tmp")
-            partial = self._open.enter_context(replacing(path))
-            self._file = self._open.enter_context(open(partial, "wb"))  # noqa: SIM115 - the stack closes it
+            partial = self.enter_context(replacing(path))
+            self._file = self.enter_context(open(partial, "wb"))  # noqa: SIM115 - this stack closes it
             np.lib.format.write_array_header_1_0(self._file,
                                                  {"descr": "<f2", "fortran_order": False, "shape": shape})
 
@@ -151,14 +152,11 @@ class _TokenFile:
         except OSError as error:
             self.problem = reason(error)
             with contextlib.suppress(OSError):  # of what was still to be written
-                self._open.__exit__(type(error), error, error.__traceback__)
-
-    def __enter__(self) -> "_TokenFile":
-        return self
+                super().__exit__(type(error), error, error.__traceback__)
 
     def __exit__(self, *error) -> None:
         with self._noted():
-            self._open.__exit__(*error)
+            super().__exit__(*error)
 
 
 class FeatureDataset(torch.utils.data.Dataset):

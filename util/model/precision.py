@@ -26,8 +26,9 @@ class Precision:
 
     def autocast(self):
         """The context that a forward pass runs in."""
-        return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts
-                              ) if self.name in DTYPES else nullcontext()
+        if self.name not in DTYPES:
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts)
 
     def prepare(self) -> None:
         """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""

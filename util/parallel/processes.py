@@ -59,15 +59,11 @@ class World:
                     print(without_secrets(line), flush=True)
 
     def barrier(self) -> None:
-        self.any(False)
+        self.gather(None)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        if self.size == 1:
-            return bool(flag)
-        found = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found.item())
+        return any(self.gather(bool(flag)))
 
     def sum_of_step(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, in place, in a training step: once its processes have met
@@ -285,6 +281,5 @@ def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, gradient_as_bucket_view=True, process_group=world.steps
-    )
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
+                                                     process_group=world.steps)

@@ -94,8 +94,7 @@ def set_random_states(states: dict, device: torch.device) -> None:
             torch.cuda.set_rng_state(states["cuda"], device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError("the checkpoint's random_states are no generators' states "
-                         f"({type(error).__name__}): {TAKE_ANOTHER}"
-                         ) from error
+                         f"({type(error).__name__}): {TAKE_ANOTHER}") from error
 
 
 def read(path: str | Path, whole: bool = True) -> WeightFile:
@@ -112,9 +111,8 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
         _settle_reading(file.rest)
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
-        file.rest = (
-            {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
-        )
+        epoch = file.rest.get("epoch")
+        file.rest = {"epoch": epoch} if isinstance(epoch, int | float | str) else {}
         check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file
