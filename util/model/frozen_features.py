@@ -91,10 +91,11 @@ def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.nda
             if not np.isfinite(values).all():
                 raise RunError("the backbone's features are NaN or infinite: check its weights, or try "
                                "--precision fp32", everywhere=True)
-        if with_tokens:
-            mapped = _read(token_file(path), shape, np.float16, mmap_mode="r") if not file.problem else None
-            world.say(*([f"tokens can't be kept in {path.parent} ({file.problem}): no attentive head is "
-                         "tried"] if file.problem else []))
+        if with_tokens and file.problem:
+            mapped = None
+            world.say(f"tokens can't be kept in {path.parent} ({file.problem}): no attentive head is tried")
+        elif with_tokens:
+            mapped = _read(token_file(path), shape, np.float16, mmap_mode="r")
         if world.is_main:
             _write(path, values, world)
         world.barrier()
