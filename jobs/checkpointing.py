@@ -31,7 +31,7 @@ def content(job: Job, epoch: int, best: dict) -> dict:
     """What every checkpoint holds; `model` loads in timm as it is. Of a model with adapters (and of no other)
     it is what is trained alone, and `adapter` says how they were made; the base weights are `weights`."""
     adapted = bool(lora.adapted_layers(job.model))
-    adapter = {"adapter": lora.Settings.of(job.options.part).plain()} if adapted else {}
+    adapter = {"adapter": asdict(lora.Settings.of(job.options.part))} if adapted else {}
     buffers = {name: buffer for name, buffer in job.task.backbone_of(job.model).named_buffers()
                if name == "rope.periods"}
     return {

@@ -11,7 +11,7 @@ import torch
 from jobs.job import Job
 from util.core.errors import InputError, RunError
 from util.core.machine import available_bytes
-from util.model.memory import GIB, Need, device_memory, estimate_memory, gib, need_of
+from util.model.memory import GIB, Need, device_memory, gib, need_of
 from util.options.flag import AUTO
 from util.options.groups import Options
 from util.parallel import sharding
@@ -191,7 +191,7 @@ def _estimated(job: Job, sizes: list[int]) -> int:
     processes."""
     options, world = job.options, job.world
     covariates = job.task.num_covariates(job.rows("train"))
-    small, large = (estimate_memory(job.model, size, options.model.input_size, job.precision.name, covariates)
+    small, large = (need_of(job.model, size, options.model.input_size, job.precision.name, covariates).on()
                     for size in (2, 4))
     a_picture = max(0, large.activations - small.activations) / 2
     fixed = large.total - 4 * a_picture

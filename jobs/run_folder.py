@@ -23,7 +23,6 @@ from util.core.run_files import (
     cut_log_after,
     cut_rows_after,
     has_columns,
-    metrics_row,
     read_log,
     read_metrics_json,
     read_object,
@@ -202,8 +201,7 @@ class RunFolder:
             if keep:
                 write_predictions(predictions, self.file(f"predictions_{split}.csv"))
                 write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)
-            append_metrics_row(self.file(f"metrics_{split}.csv"), metrics_row(figures, self.columns, epoch),
-                               self.columns)
+            append_metrics_row(self.file(f"metrics_{split}.csv"), figures, self.columns, epoch)
 
     def figures(self, split: str) -> dict[str, dict]:
         """What metrics_SPLIT.json holds: {name: {"value", "lower", "upper", …}}; NaN where it says null."""

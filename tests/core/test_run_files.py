@@ -16,10 +16,9 @@ from util.metrics.classification import METRIC_COLUMNS as COLUMNS
 def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
     path = tmp_path / "metrics_val.csv"
     figures, _ = classification.classification_metrics(random_table(3))
-    run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS, epoch=0), COLUMNS)
-    run_files.append_metrics_row(path, run_files.metrics_row(figures | {"kappa": math.nan}, COLUMNS, epoch=1),
-                                 COLUMNS)
-    run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS), COLUMNS)
+    run_files.append_metrics_row(path, figures, COLUMNS, epoch=0)
+    run_files.append_metrics_row(path, figures | {"kappa": math.nan}, COLUMNS, epoch=1)
+    run_files.append_metrics_row(path, figures, COLUMNS)
     rows = pd.read_csv(path)
     assert tuple(rows.columns) == COLUMNS and len(rows) == 3
     assert rows["epoch"].tolist()[:2] == [0,
@@ -27,16 +26,16 @@ def test_metrics_csv_has_one_header_and_exact_values(tmp_path):
     assert rows["n"][2] == figures["n"]
     cells = path.read_text().splitlines()[1].split(",")
     assert cells[0] == "0" and float(cells[1]) == figures["loss"] and float(cells[11]) == figures["score"]
-    with pytest.raises(ValueError, match="accuracy"):
-        run_files.append_metrics_row(path, {"epoch": 1, "val_loss": 0.1}, COLUMNS)
+    with pytest.raises(KeyError, match="accuracy"):
+        run_files.append_metrics_row(path, {"loss": 0.1}, COLUMNS)
 
 
 def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
     path = tmp_path / "metrics_val.csv"
-    row = run_files.metrics_row(classification.classification_metrics(random_table(3))[0], COLUMNS, epoch=0)
+    figures = classification.classification_metrics(random_table(3))[0]
     for text in ("val_loss,accuracy\n0.5,0.9\n", "something else"):
         path.write_text(text)
-        for action in (lambda: run_files.append_metrics_row(path, row, COLUMNS),
+        for action in (lambda: run_files.append_metrics_row(path, figures, COLUMNS, epoch=0),
                        lambda: run_files.cut_rows_after(path, 0, COLUMNS)):
             with pytest.raises(InputError, match="metrics_val.csv"):
                 action()
@@ -46,7 +45,7 @@ def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
 def write_rows(path, epochs):
     figures, _ = classification.classification_metrics(random_table(3))
     for epoch in epochs:
-        run_files.append_metrics_row(path, run_files.metrics_row(figures, COLUMNS, epoch), COLUMNS)
+        run_files.append_metrics_row(path, figures, COLUMNS, epoch)
 
 
 def test_rows_after_the_epoch_are_cut_and_a_torn_line_goes(tmp_path):

@@ -81,7 +81,7 @@ def test_nothing_half_written_is_left(tmp_path, world, rows):
         stored_features(tmp_path / "a.npy", ROWS, fails, world, COLUMNS, TOKENS)
     assert left(tmp_path) == []
     # no process has such a number
-    (tmp_path / ".a.tokens.npy.4194305.partial").write_bytes(b"of a start that was killed")
+    (tmp_path / ".a.tokens.npy.4194305.tmp").write_bytes(b"of a start that was killed")
     rows[0, 0] = np.nan
     with pytest.raises(RunError, match="NaN or infinite"):
         stored_features(tmp_path / "a.npy", ROWS, pieces(rows), world, COLUMNS, TOKENS)

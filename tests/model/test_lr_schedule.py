@@ -21,7 +21,6 @@ def test_warmup_longer_than_the_run():
     assert usable_warmup(10, 5) == 1.0
     assert usable_warmup(10, 100) == 10
     assert learning_rate_at(3, 1.0, 0.0, 5, 5) == pytest.approx(0.6)
-    assert learning_rate_at(5, 1.0, 0.0, 5, 5) == 1.0
     assert learning_rate_at(0, 1.0, 0.0, 0, 5) == 1.0
 
 

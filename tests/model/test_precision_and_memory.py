@@ -5,7 +5,7 @@ import timm
 import torch
 
 from util.core.errors import InputError
-from util.model.memory import estimate_memory
+from util.model.memory import need_of
 from util.model.precision import Precision, cpu_has_bf16, resolve_precision
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_plain_attention_is_no_further_from_fp32_than_the_fused_one():
 def test_activations_are_what_autograd_keeps(name, precision):
     model = timm.create_model(name, num_classes=5)
     size = 160
-    estimate = estimate_memory(model, 4, size, precision)
+    estimate = need_of(model, 4, size, precision).on()
     owned = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept = {}
 
@@ -88,9 +88,9 @@ def test_activations_are_what_autograd_keeps(name, precision):
 
 def test_a_frozen_backbone_needs_no_gradients_of_it():
     model = timm.create_model("test_vit", num_classes=5)
-    full = estimate_memory(model, 2, 160, "fp32")
+    full = need_of(model, 2, 160, "fp32").on()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head"))
-    probe = estimate_memory(model, 2, 160, "fp32")
+    probe = need_of(model, 2, 160, "fp32").on()
     assert probe.gradients == 4 * (64 * 5 + 5)
     assert probe.activations < full.activations / 10

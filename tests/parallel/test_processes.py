@@ -20,7 +20,7 @@ def test_alone_everything_is_the_identity():
     world = World()
     assert world.is_main and world.any(True) and not world.any(False)
     assert world.gather("x") == ["x"] and world.from_main(3) == 3 and world.main_first(lambda: 5) == 5
-    assert torch.equal(world.sum(torch.ones(2)), torch.ones(2))
+    assert torch.equal(world.sum_of_step(torch.ones(2)), torch.ones(2))
     world.barrier()
 
 

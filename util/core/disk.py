@@ -27,12 +27,10 @@ def reason(error: OSError) -> str:
 
 def remedy(error: OSError) -> str:
     """What to do about it, as the start of a sentence."""
-    if error.errno in (*FULL, None):
-        return "make room"
-    if error.errno in READ_ONLY:
-        return "make the folder writable"
-    if error.errno in GONE:
-        return "bring the folder back"
+    for numbers, words in (((*FULL, None), "make room"), (READ_ONLY, "make the folder writable"),
+                           (GONE, "bring the folder back")):
+        if error.errno in numbers:
+            return words
     return "look after the disk"
 
 

@@ -15,38 +15,24 @@ SHARED_MEMORY = ("the shared memory of this machine (/dev/shm) is too small for 
 MEMORY = "the machine's memory is full: lower --batch_size or --num_workers"
 # What torch's and Python's messages say -> what we say. The first that is found counts.
 KNOWN = (
-    (
-        r"DataLoader worker.*killed by signal: Bus error|"
-        r"unable to (allocate|write|open|mmap|resize).*(shm|torch_|shared memory)"
-        r"|out of shared memory",
-        SHARED_MEMORY,
-    ),
-    (
-        r"DataLoader worker.*killed by signal: Killed",
-        "a loader process was killed, as Linux does where the "
-        "machine's memory is full: lower --num_workers (each "
-        "has a copy of what it reads), or --batch_size",
-    ),
-    (
-        r"DataLoader worker.*killed by signal: ([^.]*)\.",
-        r"a loader process was ended by a signal (\1): pass --num_workers 0 to "
-        "see whether an image does it",
-    ),
-    (
-        r"DataLoader worker.*exited unexpectedly",
-        "a loader process ended without a word, as where the "
-        "machine's memory is full: lower --num_workers, or pass 0 to "
-        "see what it says",
-    ),
-    (
-        r"Too many open files|received \d+ items of ancdata",
-        "too many open files: raise the limit (ulimit -n 65536), or lower --num_workers",
-    ),
+    (r"DataLoader worker.*killed by signal: Bus error|"
+     r"unable to (allocate|write|open|mmap|resize).*(shm|torch_|shared memory)|out of shared memory",
+     SHARED_MEMORY),
+    (r"DataLoader worker.*killed by signal: Killed",
+     "a loader process was killed, as Linux does where the machine's memory is full: lower --num_workers "
+     "(each has a copy of what it reads), or --batch_size"),
+    (r"DataLoader worker.*killed by signal: ([^.]*)\.",
+     r"a loader process was ended by a signal (\1): pass --num_workers 0 to see whether an image does it"),
+    (r"DataLoader worker.*exited unexpectedly",
+     "a loader process ended without a word, as where the machine's memory is full: lower --num_workers, or "
+     "pass 0 to see what it says"),
+    (r"Too many open files|received \d+ items of ancdata",
+     "too many open files: raise the limit (ulimit -n 65536), or lower --num_workers"),
     (r"can't allocate memory|not enough memory|Cannot allocate memory", MEMORY),
 )
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException | None) -> str | None:
     """The line for an error that the machine is to blame for; None for any other."""
     if isinstance(error, MemoryError):
         return MEMORY
@@ -66,13 +52,10 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except RunError as error:
-        if not str(error.__cause__).startswith("DataLoader worker"):
-            raise
-        raise RunError(f"{explain(error.__cause__)}; what was saved stays: start again to go on") from error
-    except (RuntimeError, MemoryError, OSError) as error:
-        line = explain(error)
-        if line is None:
+    except (RunError, RuntimeError, MemoryError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        line = explain(cause)
+        if line is None or (cause is not error and not str(cause).startswith("DataLoader worker")):
             raise
         raise RunError(f"{line}; what was saved stays: start again to go on") from error
 

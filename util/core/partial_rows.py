@@ -7,6 +7,7 @@ digest of their bytes. A piece counts once its line is whole and its digest is r
 piece nor a damaged one is taken.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -55,30 +56,25 @@ class PartialRows:
             found = self._read_index()
             before = found[0].get("depends_on") if found and found[0].get("format") == FORMAT else None
             if before != self.depends_on:
-                self._begin()
+                self.data.write_bytes(b"")
+                write_whole(self.index, _line({"format": FORMAT, "depends_on": self.depends_on}).decode())
                 return self._why_anew(before) if found else ""
             kept = self._check(found[1:])
             with open(self.data, "ab") as file:
                 file.truncate(self.rows * self.width * NUMBERS.itemsize)
-            write_whole(self.index, "".join(json.dumps(line) + "\n" for line in [found[0], *kept]))
+            write_whole(self.index, b"".join(map(_line, [found[0], *kept])).decode())
         dropped = " (what stood behind them was cut or damaged)" if len(kept) < len(found) - 1 else ""
         return f"{self.rows:,} are there from an earlier start ({self.data}){dropped}" if self.rows else ""
 
     def _read_index(self) -> list[dict]:
         """The whole lines of the index; [] where there is none."""
-        try:
-            # every line ends in \n: one without was cut
-            lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]
-        except FileNotFoundError:
+        if not self.index.exists():
             return []
-        except UnicodeDecodeError:
-            return [{}]
         found = []
-        for line in lines:
-            try:
+        with contextlib.suppress(ValueError, TypeError):  # up to the first line that is none of ours
+            # every line ends in \n: one without was cut
+            for line in self.index.read_bytes().split(b"\n")[:-1]:
                 found.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
-                break
         return found or [{}]
 
     def _check(self, lines: list[dict]) -> list[dict]:
@@ -103,29 +99,23 @@ class PartialRows:
         why = f"of other {', '.join(differing)}" if differing else "not readable"
         return f"{self.data} of an earlier start is {why}: begun anew"
 
-    def _begin(self) -> None:
-        self.data.write_bytes(b"")
-        write_whole(self.index, json.dumps({"format": FORMAT, "depends_on": self.depends_on}) + "\n")
-
     def append(self, values: np.ndarray) -> None:
         """Add rows (n, W) and flush them to the disk. RunError where it is full."""
         content = np.ascontiguousarray(values, NUMBERS).tobytes()
         with writing(self.data, again="start again"):
             append_whole(self.data, content)
-            self._append_line({"rows": len(values), "width": values.shape[1], "digest": _digest(content)})
+            append_whole(self.index, _line({"rows": len(values), "width": values.shape[1],
+                                            "digest": _digest(content)}))
         self.rows, self.width = self.rows + len(values), values.shape[1]
 
     def mark(self, name: str, count: int) -> None:
         """Write down how far something else has come; `marked` reads it, also after a new start."""
         with writing(self.data, again="start again"):
-            self._append_line({"mark": name, "count": count})
+            append_whole(self.index, _line({"mark": name, "count": count}))
         self._marks[name] = count
 
     def marked(self, name: str) -> int:
         return self._marks.get(name, 0)
-
-    def _append_line(self, line: dict) -> None:
-        append_whole(self.index, (json.dumps(line) + "\n").encode())
 
     def values(self) -> np.ndarray:
         """All rows so far, (N, W) float32, mapped from the disk."""
@@ -139,8 +129,11 @@ class PartialRows:
         with writing(self.data, again="start again"):
             self.index.unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
-            if self._lock is not None:
-                self._lock.close()
+            self._lock.close()
+
+
+def _line(content: dict) -> bytes:
+    return (json.dumps(content) + "\n").encode()
 
 
 def _digest(content: bytes) -> str:

@@ -8,6 +8,7 @@ last checkpoint. Any exit code is the program's own word and ends this, too. Sig
 passed on.
 """
 
+import functools
 import signal
 import sys
 from pathlib import Path
@@ -18,17 +19,13 @@ from util.core import signals  # noqa: E402
 from util.core.child import Children  # noqa: E402
 
 
-def _end_with_this_process() -> None:
-    """Where this process is killed without a word, the one that works is asked to end, and keeps its
-    place."""
-    signals.end_with_parent(signal.SIGTERM)
-
-
 def main(arguments: list[str]) -> int:
     restarts = int(arguments[0])
+    # where this process is killed without a word, the one that works is asked to end, and keeps its place
+    end_with_this_process = functools.partial(signals.end_with_parent, signal.SIGTERM)
     with Children() as children:
         for restart in range(restarts + 1):
-            code = children.run([sys.executable, *arguments[1:]], preexec_fn=_end_with_this_process)
+            code = children.run([sys.executable, *arguments[1:]], preexec_fn=end_with_this_process)
             if code >= 0:
                 return code
             if children.asked:

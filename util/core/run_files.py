@@ -25,24 +25,17 @@ def write_predictions(table: pd.DataFrame, path: str | os.PathLike) -> None:
     write_whole(path, table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
-def metrics_row(metrics: dict[str, float], columns: Columns,
-                epoch: int | None = None) -> dict[str, float | int | None]:
-    """Figures under the names of `columns` (val_loss is the figure loss); epoch None leaves that cell
-    empty."""
-    return {"epoch": epoch} | {column: metrics[column.removeprefix("val_")] for column in columns
-                               if column != "epoch"}
+def append_metrics_row(path: str | os.PathLike, metrics: dict[str, float], columns: Columns,
+                       epoch: int | None = None) -> None:
+    """Add one evaluation to a metrics CSV, metrics under the names of `columns` (val_loss is the metric
+    loss); a new file gets that header first. epoch None leaves its cell empty.
 
-
-def append_metrics_row(path: str | os.PathLike, row: dict[str, float | int | None], columns: Columns) -> None:
-    """Add one evaluation to a metrics CSV; a new file gets the header `columns` first.
-
-    row: a value for every column but epoch, which may be missing or None. A last line without its line end (a
-    run that died while writing) is dropped, and so is an earlier row of the same epoch (one that died after
-    writing). Raises InputError where the file has another header, ValueError for a row that doesn't fit.
+    A last line without its line end (a run that died while writing) is dropped, and so is an earlier row of
+    the same epoch (one that died after writing). InputError where the file has another header.
     """
-    if set(row) | {"epoch"} != set(columns):
-        raise ValueError(f"a metrics row needs {', '.join(columns)}; got {', '.join(row)}")
-    cells = ["" if row.get(column) is None else _number_text(row[column]) for column in columns]
+    values = [epoch if column == "epoch" else metrics[column.removeprefix("val_")] for column in columns]
+    cells = ["" if value is None else str(int(value)) if isinstance(value, int | np.integer)
+             else repr(float(value)) for value in values]
     lines = _metrics_lines(path, columns) or [_line(columns)]
     lines = lines[:1] + [line for line in lines[1:] if cells[0] == "" or line.split(",")[0] != cells[0]]
     write_whole(path, "".join([*lines, _line(cells)]))
@@ -158,22 +151,20 @@ def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
 
 
 def has_columns(path: str | os.PathLike, columns: Columns) -> bool:
-    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file or no
-    whole line."""
-    lines = _whole_lines(_text_of(path))
-    return not lines or lines[0].rstrip("\r\n") == _line(columns).rstrip("\n")
+    """Whether a metrics CSV has this header, so that a row can be added; also where there is no file, or one
+    that was cut inside its header."""
+    text, header = _text_of(path), _line(columns).rstrip("\n")
+    lines = _whole_lines(text)
+    return lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
 
 
 def _metrics_lines(path: str | os.PathLike, columns: Columns) -> list[str]:
     """Header and rows with their line ends; [] for a file that is missing, empty, or cut short inside its
     header."""
-    text, header = _text_of(path), _line(columns).rstrip("\n")
-    lines = _whole_lines(text)
-    ours = lines[0].rstrip("\r\n") == header if lines else header.startswith(text)
-    if not ours:
-        raise InputError(f"{path}: has other columns than this program writes ({header}); "
+    if not has_columns(path, columns):
+        raise InputError(f"{path}: has other columns than this program writes ({_line(columns).strip()}); "
                          "move that file away or choose another --task")
-    return lines
+    return _whole_lines(_text_of(path))
 
 
 def _text_of(path: str | os.PathLike) -> str:
@@ -186,10 +177,6 @@ def _text_of(path: str | os.PathLike) -> str:
 def _whole_lines(text: str) -> list[str]:
     """The lines that have their line end: every line is written with it, so one without was cut short."""
     return [line + "\n" for line in text.split("\n")[:-1]]  # splitlines would also cut at U+2028 and others
-
-
-def _number_text(value: float | int) -> str:
-    return str(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
 
 
 def _rewrite_if_changed(path: str | os.PathLike, lines: list[str]) -> None:

@@ -7,6 +7,7 @@ when its process closes the file anywhere: nobody but this room opens it. Over N
 are seen by other machines.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -34,22 +35,23 @@ def hold(folder: Path, say: Callable[[str], None], shared: bool = False) -> Text
     """
     path, deadline = folder / NAME, None
     while True:
-        try:
-            file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  (held by the caller)
-        except OSError as error:
-            return _unlocked(folder, error, say)
-        try:
-            is_ours = try_lock(file, fcntl.lockf, shared)
-        except OSError as error:
-            file.close()
-            return _unlocked(folder, error, say)
-        if is_ours and _is_there(file, path):
-            _sign(file, path)
-            return file
-        holder = "" if is_ours else _holder(file)
-        file.close()
-        if is_ours:
-            continue  # deleted between opening and locking: whoever comes next would lock another file
+        with contextlib.ExitStack() as closing:
+            try:
+                file = closing.enter_context(open(path, "a+", encoding="utf-8", errors="replace"))
+                is_ours = try_lock(file, fcntl.lockf, shared)
+            except OSError as error:
+                say(f"warning: {folder} can't be locked ({reason(error)}): don't start another run of this "
+                    "--task while this one runs")
+                return None
+            if is_ours and _is_there(file, path):
+                _sign(file, path)
+                closing.pop_all()  # held by the caller
+                return file
+            if is_ours:
+                continue  # deleted between opening and locking: whoever comes next would lock another file
+            file.seek(0)
+            line = file.readline(200).strip()
+            holder = f" ({line})" if line else ""
         if deadline is None:
             deadline = time.monotonic() + PATIENCE_S
             say(f"{folder} is in use by another run{holder}: waiting up to {PATIENCE_S:.0f} s for it to end")
@@ -75,11 +77,6 @@ def try_lock(file: TextIO | BinaryIO | int, lock: Callable, shared: bool = False
     return True
 
 
-def _unlocked(folder: Path, error: OSError, say: Callable[[str], None]) -> None:
-    say(f"warning: {folder} can't be locked ({reason(error)}): don't start another run of this --task while "
-        "this one runs")
-
-
 def _is_there(file: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -96,11 +93,4 @@ def _sign(file: TextIO, path: Path) -> None:
         file.flush()
     except OSError as error:
         raise InputError(f"--output_dir: {path} can't be written ({reason(error)}); make room, or name "
-                         "another folder"
-                         ) from error
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    line = file.readline(200).strip()
-    return f" ({line})" if line else ""
+                         "another folder") from error

@@ -33,18 +33,16 @@ def plain_without_secrets(value):
     return type(value)(map(plain_without_secrets, value)) if isinstance(value, list | tuple) else value
 
 
-class _Hiding(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = without_secrets(record.getMessage()), ()
-        return True
+def _clear(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
 
 
 def hide_in_logs(library: str) -> None:
     """What a library logs of its own accord (the hub's client: the address of a download that breaks off) is
     cleared, too."""
     for handler in logging.getLogger(library).handlers:
-        if not any(isinstance(one, _Hiding) for one in handler.filters):
-            handler.addFilter(_Hiding())
+        handler.addFilter(_clear)  # once, however often it is added
 
 
 def _tokens() -> set[str]:

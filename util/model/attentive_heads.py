@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from util.data.sampling import part
 from util.model.feature_kinds import averaged
-from util.model.probe_heads import HeadSetting, StackedAdamW, Trained, loss_by_head
+from util.model.probe_heads import Heads, HeadSetting, Trained, loss_by_head, train_stack
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # decays of 1 and 10 changed nothing: the best epochs come early
 ROWS = 64  # images whose tokens are in memory at a time, where no gradient is taken
@@ -27,19 +26,19 @@ def attentive_grid() -> list[HeadSetting]:
     return [HeadSetting(rate, 0.0, True) for rate in LEARNING_RATES]
 
 
-class AttentiveHeads:
+class AttentiveHeads(Heads):
     """A stack of attentive heads: weight (G, K, W), bias (G, K), query (G, W)."""
+
+    rows_at_once, on_disk = ROWS, True
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
                  deviation: torch.Tensor):
-        self.settings, self.mean = list(settings), mean
-        self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
-                                     torch.ones_like(deviation))
-        number, width = len(settings), len(mean)
-        self.weight = mean.new_zeros(number, num_classes, width).requires_grad_()
-        self.bias = mean.new_zeros(number, num_classes).requires_grad_()
-        self.query = mean.new_zeros(number, width).requires_grad_()
-        self.parameters = (self.weight, self.bias, self.query)
+        super().__init__(settings, num_classes, mean, deviation)
+        self.query = mean.new_zeros(len(settings), len(mean)).requires_grad_()
+        self.parameters.append(self.query)
+
+    def load(self, tokens: np.ndarray, rows: torch.Tensor | slice) -> torch.Tensor:
+        return _load(tokens[rows.cpu().numpy() if torch.is_tensor(rows) else rows], self.mean.device)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, P, W) tokens -> (G, B, K) logits."""
@@ -47,51 +46,31 @@ class AttentiveHeads:
         # for all of them
         queries = self.query / self.deviation / math.sqrt(tokens.shape[2])
         attention = torch.softmax(tokens @ queries.T, dim=1)
-        averages = ((attention.transpose(1, 2) @ tokens - self.mean) / self.deviation).transpose(0, 1)
+        averages = self._normalised(attention.transpose(1, 2) @ tokens).transpose(0, 1)
         return averages @ self.weight.transpose(1, 2) + self.bias[:, None]
+
+    def learn(self, tokens: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+        losses = loss_by_head(self.logits(tokens), labels, loss)
+        losses.mean(dim=1).sum().backward()
+        return losses.detach()
 
     def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor,
                query: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One head's weight (K, W), bias (K,) and query (W,) -> those that read tokens as they are. A
         constant in a query's products changes nothing of their softmax."""
-        scaled = weight.double() / self.deviation.double()
-        return (scaled.float(), (bias.double() - scaled @ self.mean.double()).float(),
-                query / self.deviation / math.sqrt(len(query)))
+        scaled_query = query / self.deviation / math.sqrt(len(query))
+        return *super().folded(head, weight, bias), scaled_query
 
 
 def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.ndarray,
-                    val_labels: torch.Tensor,
-                    settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable,
-                    epochs: int,
-                    batch_size: int, rate_at: Callable[[float], float],
-                    order_at: Callable[[int], np.ndarray]) -> Trained:
+                    val_labels: torch.Tensor, settings: Sequence[HeadSetting], num_classes: int,
+                    loss: Callable, val_loss: Callable, epochs: int, batch_size: int,
+                    rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
     """As util/model/probe_heads.py's `train_heads`, of (N, P, W) tokens in float16, which may lie on the
     disk."""
-    device = labels.device
-    heads = AttentiveHeads(settings, num_classes, *(values.to(device) for values in _moments(tokens)))
-    optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
-    least = torch.full((len(settings),), torch.inf, device=device)
-    kept = tuple(parameter.detach().clone() for parameter in heads.parameters)
-    train_losses, val_losses = [], []
-    for epoch in range(epochs):
-        view, order = tokens[epoch % len(tokens)], order_at(epoch)
-        total = torch.zeros(len(settings), device=device)
-        for step in range(steps):
-            rows = np.sort(order[slice(*part(len(order), steps, step))])  # in the order of the disk
-            by_head = loss_by_head(heads.logits(_load(view[rows], device)), labels[torch.from_numpy(rows)],
-                                   loss)
-            by_head.mean(dim=1).sum().backward()
-            total += by_head.detach().sum(dim=1)
-            optimizer.step(rate_at(epoch + (step + 0.5) / steps))
-        now = _mean_loss(heads, val, val_labels, val_loss)
-        better = now < least
-        least = torch.where(better, now, least)
-        for stored, parameter in zip(kept, heads.parameters, strict=True):
-            stored[better] = parameter.detach()[better]
-        train_losses.append(total / len(labels))
-        val_losses.append(now)
-    curves = [torch.stack(losses).cpu().numpy() for losses in (train_losses, val_losses)]
-    return Trained(heads, *curves, tuple(parameter.detach() for parameter in heads.parameters), kept)
+    moments = (values.to(labels.device) for values in _moments(tokens))
+    return train_stack(AttentiveHeads(settings, num_classes, *moments), tokens, labels, val, val_labels, loss,
+                       val_loss, epochs, batch_size, rate_at, order_at)
 
 
 @torch.no_grad()
@@ -113,20 +92,9 @@ def _moments(tokens: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     for view in tokens:
         for start in range(0, len(view), ROWS):
             part = np.asarray(view[start:start + ROWS], np.float64).reshape(-1, view.shape[2])
-            total, squares, number = (
-                total + part.sum(axis=0),
-                squares + (part**2).sum(axis=0),
-                number + len(part),
-            )
+            total = total + part.sum(axis=0)
+            squares = squares + (part**2).sum(axis=0)
+            number += len(part)
     mean = total / number
     deviation = np.sqrt(np.maximum(squares / number - mean**2, 0))
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
-
-
-@torch.no_grad()
-def _mean_loss(heads: AttentiveHeads, tokens: np.ndarray, labels: torch.Tensor,
-               loss: Callable) -> torch.Tensor:
-    total = sum(loss_by_head(heads.logits(_load(tokens[start:start + ROWS], labels.device)),
-                             labels[start:start + ROWS],
-                             loss).sum(dim=1) for start in range(0, len(labels), ROWS))
-    return total / len(labels)

@@ -27,7 +27,6 @@ import inspect
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -74,63 +73,55 @@ class AttentiveHead(WideHead):
             return super().forward(averaged(tokens.float(), self.query, self.shares))
 
 
-@dataclass
-class Read:
-    """What one forward pass came to."""
+def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> dict[str, torch.Tensor]:
+    """Run a timm model's blocks on (B, 3, S, S) images, its head left out -> what of this there is:
 
-    features: torch.Tensor  # of forward_features
-    # (B, W) class tokens of the last blocks, the last one last; [] where there are none
-    classes: list[torch.Tensor]
-    # (B, P, W) patch tokens or places of the feature map; None where there are none
-    tokens: torch.Tensor | None
-    mean: torch.Tensor | None  # (B, W) of the patch tokens of a transformer
-
-
-def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> Read:
-    """Run a timm model's blocks on (B, 3, S, S) images, its head left out. blocks: how many of the last ones
-    give their class token."""
+    features         of forward_features
+    cls0, cls1, ...  (B, W) class tokens of the last `blocks` blocks, the last one last
+    tokens           (B, P, W) patch tokens, or places of the feature map
+    mean             (B, W) of the patch tokens of a transformer
+    """
     norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
     middle = []
     if blocks > 1:
         features, middle = model.forward_intermediates(
-            images, indices=blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True
-        )
+            images, indices=blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True)
     else:
         features = model.forward_features(images)
+    found = {"features": features}
     if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
-        return Read(features, [], None, None)
+        return found
     if features.ndim == 4:
         channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        tokens = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
-        return Read(features, [], tokens, None)
+        return found | {"tokens": features.flatten(1, 2) if channels_last
+                        else features.flatten(2).transpose(1, 2)}
     has_class = getattr(model, "cls_token", None) is not None
     patches = features[:, getattr(model, "num_prefix_tokens", int(has_class)):]
-    last = [features[:, 0]] if has_class else []
-    classes = [norm(token) for token in [*(prefix[:, 0] for _, prefix in middle[:-1]), *last]]
-    if not patches.shape[1]:  # PiT gives out its class token alone
-        return Read(features, classes, None, None)
-    return Read(features, classes, norm(patches), norm(patches.mean(dim=1)))
+    classes = [*(prefix[:, 0] for _, prefix in middle[:-1]), *([features[:, 0]] if has_class else [])]
+    found |= {f"cls{number}": norm(token) for number, token in enumerate(classes)}
+    if patches.shape[1]:  # PiT gives out its class token alone
+        found |= {"mean": norm(patches.mean(dim=1)), "tokens": norm(patches)}
+    return found
 
 
 def wide_features(model: torch.nn.Module, images: torch.Tensor, kind: str) -> torch.Tensor:
     """What a head of a kind reads of images: (B, V), or (B, P, W) for an attentive one."""
     found = read(model, images, _blocks(model) if kind == "last4" else 1)
     if kind == ATTENTIVE:
-        return found.tokens
-    return torch.cat(found.classes if kind == "cls" else [*found.classes, found.mean], dim=1)
+        return found["tokens"]
+    names = [name for name in found if name.startswith("cls")] + (["mean"] if kind != "cls" else [])
+    return torch.cat([found[name] for name in names], dim=1)
 
 
 def _blocks(model: torch.nn.Module) -> int:
     """How many of the last blocks can be read: at most four, one where timm does not give out the class
     tokens of others."""
-    blocks = getattr(model, "blocks", None)
-    if getattr(model, "cls_token", None) is None or not isinstance(
-        blocks, torch.nn.Sequential | torch.nn.ModuleList
-    ):
-        return 1
+    blocks, needed = getattr(model, "blocks", None), {"indices", "norm", "output_fmt", "return_prefix_tokens"}
+    in_a_row = isinstance(blocks, torch.nn.Sequential | torch.nn.ModuleList)
     taken = inspect.signature(getattr(model, "forward_intermediates", len)).parameters
-    return min(BLOCKS, len(blocks)) if {"indices", "norm", "output_fmt",
-                                        "return_prefix_tokens"} <= taken.keys() else 1
+    if getattr(model, "cls_token", None) is None or not in_a_row or not needed <= taken.keys():
+        return 1
+    return min(BLOCKS, len(blocks))
 
 
 def wide_head(model: torch.nn.Module) -> WideHead | None:
@@ -208,28 +199,21 @@ class KindsReader(torch.nn.Module):
     def _read_by_layer(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What the head's last layer reads while `run` runs."""
         given = []
-        handle = self.layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-        try:
+        with self.layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0])):
             run()
-        finally:
-            handle.remove()
         return given[0]
 
     def _all_parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = read(self.model, images, _blocks(self.model))
-        parts = {"pooled": self._read_by_layer(lambda: self.model.forward_head(found.features))}
-        parts |= {f"cls{number}": token for number, token in enumerate(found.classes)}
-        return parts | {name: part for name, part in (("mean", found.mean), ("tokens", found.tokens))
-                        if part is not None}
+        pooled = self._read_by_layer(lambda: self.model.forward_head(found["features"]))
+        return found | {"pooled": pooled}
 
     def _side_by_side(self, images: torch.Tensor) -> torch.Tensor:
         if self.parts == ("pooled",) and not self.with_tokens:
             return self._read_by_layer(lambda: self.own_forward(images)).float()
         found = self._all_parts(images)
-        parts = [found[name] for name in self.parts] + (
-            [found["tokens"].flatten(1)] if self.with_tokens else []
-        )
-        return torch.cat([part.float() for part in parts], dim=1)
+        names = [*self.parts, "tokens"] if self.with_tokens else self.parts
+        return torch.cat([found[name].flatten(1).float() for name in names], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # inside of the model's own call, where FSDP2 has gathered what it needs

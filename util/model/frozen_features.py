@@ -8,28 +8,27 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from util.core.disk import reason
+from util.core.disk import reason, replacing
 from util.core.errors import InputError, RunError
 from util.data.images.files import ImageError, file_status
 from util.parallel.processes import World
 from util.parallel.sharding import whole_tensors
+from util.weights.checkpoint import remove_torn
 
 
 def weights_digest(model: torch.nn.Module, without: torch.nn.Module) -> str:
     """A hash of a model's tensors, buffers included, by name; those of its part `without` left out.
     Collective where the model is sharded."""
-    digest, left_out = (
-        hashlib.blake2b(digest_size=16),
-        {id(tensor) for tensor in [*without.parameters(), *without.buffers()]},
-    )
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    tensors = {name: tensor for name, tensor in tensors.items() if id(tensor) not in left_out}
+    digest = hashlib.blake2b(digest_size=16)
+    left_out = {id(tensor) for tensor in [*without.parameters(), *without.buffers()]}
+    tensors = {name: tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+               if id(tensor) not in left_out}
     for name, tensor in whole_tensors(tensors):
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
@@ -45,11 +44,8 @@ def pictures_digest(paths: list[str]) -> str:
             status = file_status(path)
         except ImageError as error:
             raise InputError(f"{path} cannot be read ({error.reason}): mend or remove it") from error
-        digest.update(
-            f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
-                "utf-8", "surrogateescape"
-            )
-        )
+        line = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -66,37 +62,41 @@ def token_file(path: Path) -> Path:
 
 
 def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.ndarray]], world: World,
-                    columns: int | None = None, tokens: tuple[int, int] | None = None
-                    ) -> tuple[torch.Tensor, np.ndarray | None, bool]:
+                    columns: int | None = None,
+                    tokens: tuple[int, int] | None = None) -> tuple[torch.Tensor, np.ndarray | None, bool]:
     """(N, columns) features of a split, its tokens, and whether they lay on the disk; `compute()` makes them,
-    piece by piece
-    and in all processes together: rows of the columns and, where they are asked for, of P x W tokens.
+    piece by piece and in all processes together: rows of the columns and, where they are asked for, of P x W
+    tokens.
 
     columns: None for any number. tokens: (P, W); they are kept in a file of their own, (N, P, W) in float16,
     which the main process maps (None in the others). Written under another name, then renamed. What can't be
-    written is computed again next time, and tokens that can't be are
-    left out: a line says so. RunError where features are NaN or infinite.
+    written is computed again next time, and tokens that can't be are left out: a line says so. RunError where
+    features are NaN or infinite.
     """
-    of_tokens, mapped = token_file(path), None
-    values = _read(path, (rows, columns),
-                   np.float32) if world.from_main(path.exists() if world.is_main else None) else None
-    if tokens is not None and world.is_main:
-        mapped = _read(of_tokens, (rows, *tokens), np.float16, mmap_mode="r")
-    found = not world.any(values is None or (tokens is not None and world.is_main and mapped is None))
+    mapped, with_tokens = None, tokens is not None and world.is_main
+    is_there = world.from_main(path.exists() if world.is_main else None)
+    values = _read(path, (rows, columns), np.float32) if is_there else None
+    if with_tokens:
+        shape = (rows, *tokens)
+        mapped = _read(token_file(path), shape, np.float16, mmap_mode="r")
+    found = not world.any(values is None or (with_tokens and mapped is None))
     if not found:
-        file = _TokenFile(of_tokens, (rows, *tokens), world) if tokens is not None and world.is_main else None
         pieces = []
-        with file or contextlib.nullcontext():
+        with _TokenFile(token_file(path), shape) if with_tokens else contextlib.nullcontext() as file:
             for piece in compute():
                 pieces.append(piece[:, :columns].copy())
-                if file is not None:
+                if with_tokens:
                     file.append(piece[:, columns:])
             values = np.concatenate(pieces)
             if not np.isfinite(values).all():
                 raise RunError("the backbone's features are NaN or infinite: check its weights, or try "
                                "--precision fp32", everywhere=True)
+        if with_tokens and file.problem:
+            mapped = None
+            world.say(f"tokens can't be kept in {path.parent} ({file.problem}): no attentive head is tried")
+        elif with_tokens:
+            mapped = _read(token_file(path), shape, np.float16, mmap_mode="r")
         if world.is_main:
-            mapped = file.kept() if file is not None else None
             _write(path, values, world)
         world.barrier()
     return torch.from_numpy(values), mapped, found
@@ -113,80 +113,51 @@ def _read(path: Path, shape: tuple[int | None, ...], kind: type, **how) -> np.nd
 
 
 def _write(path: Path, values: np.ndarray, world: World) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             np.save(file, values)
-        os.replace(partial, path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            partial.unlink(missing_ok=True)
         world.say(f"features can't be kept in {path.parent} ({reason(error)}): the next start computes them "
                   "again")
 
 
-class _TokenFile:
-    """A split's tokens on their way to the disk; nothing is left of them where its `with` ends in an error.
-    By plain writes: a full disk is no error that a mapped file could tell."""
+class _TokenFile(contextlib.ExitStack):
+    """A split's tokens on their way to the disk, in a `with`; nothing is left of them where that ends in an
+    error, or where there is a `problem`. By plain writes: a full disk is no error that a mapped file could
+    tell."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], world: World):
-        self.path, self.partial, self.world = (
-            path,
-            path.with_name(f".{path.name}.{os.getpid()}.partial"),
-            world,
-        )
-        self.shape, self.problem, self._file = shape, "", None
-        try:
+    def __init__(self, path: Path, shape: tuple[int, int, int]):
+        super().__init__()
+        self.problem = ""
+        with self._noted():
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{path.name}.*.partial"):
-                if not Path(f"/proc/{left.name.split('.')[-2]}").exists():  # of a start that was killed
-                    left.unlink(missing_ok=True)
-            self._file = open(self.partial, "wb")  # noqa: SIM115 - open from one piece to the next
+            remove_torn(path.parent, f".{path.name}.*.tmp")
+            partial = self.enter_context(replacing(path))
+            self._file = self.enter_context(open(partial, "wb"))  # noqa: SIM115 - this stack closes it
             np.lib.format.write_array_header_1_0(self._file,
                                                  {"descr": "<f2", "fortran_order": False, "shape": shape})
-        except OSError as error:
-            self._give_up(reason(error))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
-            self._give_up(str(error))
 
     def append(self, rows: np.ndarray) -> None:
-        if self.problem:
-            return
-        if not (np.abs(rows) <= np.finfo(np.float16).max).all():
-            self._give_up("some are beyond float16's largest number")
-            return
-        try:
-            self._file.write(rows.astype(np.float16).tobytes())
-        except OSError as error:
-            self._give_up(reason(error))
-
-    def kept(self) -> np.ndarray | None:
-        """The tokens, mapped; None where they could not be kept."""
         if not self.problem:
-            try:
-                self._file.close()
-                os.replace(self.partial, self.path)
-                return _read(self.path, self.shape, np.float16, mmap_mode="r")
-            except OSError as error:
-                self._give_up(reason(error))
-        self.world.say(f"tokens can't be kept in {self.path.parent} ({self.problem}): no attentive head is "
-                       "tried")
-        return None
+            with self._noted():
+                if not (np.abs(rows) <= np.finfo(np.float16).max).all():
+                    raise OSError("some are beyond float16's largest number")
+                self._file.write(rows.astype(np.float16).tobytes())
 
-    def _give_up(self, problem: str) -> None:
-        self.problem = problem
-        if self._file is not None:
-            # of what was still to be written; the first error is the one to tell
-            with contextlib.suppress(OSError):
-                self._file.close()
-        with contextlib.suppress(OSError):
-            self.partial.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """An error ends the writing, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.problem = reason(error)
+            with contextlib.suppress(OSError):  # of what was still to be written
+                super().__exit__(type(error), error, error.__traceback__)
+
+    def __exit__(self, *error) -> None:
+        with self._noted():
+            super().__exit__(*error)
 
 
 class FeatureDataset(torch.utils.data.Dataset):

@@ -30,13 +30,14 @@ gives the patches, in gradient weighted by their gradient like any other attenti
 A map shows what moved this model's output, which need not be what made the eye ill.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from util.core.disk import replacing
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.model.feature_kinds import AttentiveHead, wide_head
 
-METHODS = ("auto", "gradient", "rollout", "gradcam")
 OF_TRANSFORMERS = ("gradient", "rollout")
 # of one pass: 8 images of 197 tokens, some 4 GB for a ViT-L; gradients need every activation
 TOKENS_AT_ONCE = 1600
@@ -68,8 +69,7 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
     model       a timm classifier, or a Regressor (a `backbone`, a `regression_head`)
     targets     (B,) numbers of the classes or outputs to explain; None: the predicted class, of a regression
                 output 0
-    method      auto (gradient for vision transformers, gradcam for others), gradient, rollout or gradcam; see
-                the module
+    method      auto (gradient for vision transformers, gradcam for others) or one of `methods_of` the model
     covariates  (B, C) of a regression that reads them, NaN where missing; None: all missing
 
     Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they
@@ -79,19 +79,13 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
 
     Computed without autocast in the weights' own precision. The model, its mode, its gradients and what
     requires them are left as found; frozen models and callers in inference mode are fine. Raises InputError
-    for a method that is unknown or does not fit the model, RunError where a map is not finite, ValueError for
-    images or targets of another shape.
+    for a model of which no map can be made, RunError where a map is not finite.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images of shape {tuple(images.shape)}: (B, 3, S, S) are needed")
-    if targets is not None and len(targets) != len(images):
-        raise ValueError(f"{len(targets)} targets for {len(images)} images")
-    method = _resolve(model, method)
-    tensors = [*model.parameters(), *model.buffers()]
-    like = tensors[0]
-    at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model,
-                                                   images)) if method in OF_TRANSFORMERS else PICTURES_AT_ONCE
-    maps = []
+    method = methods_of(model)[0] if method == "auto" else method
+    like = next(itertools.chain(model.parameters(), model.buffers()))
+    at_once, maps = PICTURES_AT_ONCE, []
+    if method in OF_TRANSFORMERS:
+        at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model, images))
     # Tensors made in inference mode can't take part in gradients: leave that mode, and copy what was made in
     # it.
     with torch.inference_mode(False), torch.autocast(like.device.type, enabled=False), _laid_open(model):
@@ -104,8 +98,7 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
             inputs = [images[part].detach().to(like.device, like.dtype).clone()]
             if covariates is not None:
                 inputs.append(covariates[part].detach().to(like.device).clone())
-            coarse = _COMPUTE[method](model, inputs,
-                                      _Score(model, None if targets is None else targets[part]))
+            coarse = _COMPUTE[method](model, inputs, None if targets is None else targets[part])
             fine = interpolate(coarse.detach().float()[:, None], images.shape[2:], mode="bilinear",
                                align_corners=False)
             maps.append(_stretched(fine[:, 0]).cpu().numpy())
@@ -130,20 +123,14 @@ def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """An image with its map (h, w) in 0..1 laid over -> RGB image of the same size.
+    """An image with its map, of the same size and in 0..1, laid over -> RGB image.
 
     Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and
     opacity both grow with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds
-    of it. A map of another size is stretched to the image's. Raises ValueError for a map that is not (h, w)
-    or not within 0..1.
+    of it.
     """
     import matplotlib
 
-    heat = np.asarray(heat, np.float32)
-    if heat.ndim != 2 or not heat.size or not (heat.min() >= 0 and heat.max() <= 1):
-        raise ValueError(f"a map of shape {heat.shape}: (h, w) within 0..1 is needed")
-    if heat.shape != (picture.height, picture.width):
-        heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
     colours = 255 * matplotlib.colormaps[COLOURS](heat)[..., :3]
     opacity = STRONGEST * heat[..., None]
     pixels = np.asarray(picture.convert("RGB"), np.float32)
@@ -161,21 +148,16 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
     processes may write to one folder. Raises InputError where the folder can't be written or its
     heatmaps.json is not one, RunError for a full disk.
     """
-    if not len(paths) == len(maps) == len(pictures):
-        raise ValueError(f"{len(paths)} paths, {len(maps)} maps and {len(pictures)} images")
     folder, names = Path(folder), {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, heat, picture in zip(paths, maps, pictures, strict=True):
             path = os.path.abspath(path)
             names[path] = _overlay_name(path)
-            temporary = folder / f".{names[path]}.{os.getpid()}.tmp"
-            try:
+            with replacing(folder / names[path]) as temporary:
                 overlay(picture, heat).save(temporary, "PNG")
-                temporary.replace(folder / names[path])
-            finally:
-                temporary.unlink(missing_ok=True)
-        with _alone(folder):
+        with open(folder / ".lock", "w") as lock:  # which goes with the process that holds it
+            fcntl.flock(lock, fcntl.LOCK_EX)
             index = read_index(folder) | names
             write_whole(folder / INDEX_FILE, json.dumps(index, indent=1, sort_keys=True) + "\n")
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -209,41 +191,14 @@ def _overlay_name(path: str) -> str:
     return f"{stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}.png"
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    import fcntl
-
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _resolve(model: torch.nn.Module, method: str) -> str:
-    fitting = methods_of(model)
-    if method == "auto":
-        return fitting[0]
-    if method not in fitting:
-        problem = "is unknown" if method not in METHODS else f"does not fit {type(_backbone(model)).__name__}"
-        raise InputError(f"heat map method {method} {problem}: choose {' or '.join(fitting)}, or auto")
-    return method
-
-
-class _Score:
+def _score(model: torch.nn.Module, outputs: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
     """The outputs (B, C) of a pass -> the number of each image that its map explains, (B,)."""
-
-    def __init__(self, model: torch.nn.Module, targets: torch.Tensor | None):
-        self.is_regression, self.targets = hasattr(model, "regression_head"), targets
-
-    def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
-        targets = self.targets
-        if targets is None:
-            targets = torch.zeros(len(outputs)) if self.is_regression else outputs.argmax(dim=1)
-        elif not ((targets >= 0) & (targets < outputs.shape[1])).all():
-            raise ValueError(f"targets {targets.tolist()} of a model with {outputs.shape[1]} outputs")
-        score = outputs.gather(1, targets.long().to(outputs.device)[:, None])[:, 0]
-        # a regression's outputs are standardised: 0 is the mean of the training set
-        return score * score.detach().sign() if self.is_regression else score
+    is_regression = hasattr(model, "regression_head")
+    if targets is None:
+        targets = torch.zeros(len(outputs)) if is_regression else outputs.argmax(dim=1)
+    score = outputs.gather(1, targets.long().to(outputs.device)[:, None])[:, 0]
+    # a regression's outputs are standardised: 0 is the mean of the training set
+    return score * score.detach().sign() if is_regression else score
 
 
 def _backbone(model: torch.nn.Module) -> torch.nn.Module:
@@ -280,6 +235,15 @@ def _laid_open(model: torch.nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextmanager
+def _listened(modules: Iterable[torch.nn.Module], hook: Callable) -> Iterator[None]:
+    """Each module's outputs are shown to a forward hook."""
+    with ExitStack() as handles:
+        for module in modules:
+            handles.enter_context(module.register_forward_hook(hook))
+        yield
+
+
 def _attention_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The attention of each block of a plain vision transformer of timm's, first block first; [] for another
     model."""
@@ -314,22 +278,13 @@ def _attended(model: torch.nn.Module, inputs: Sequence[torch.Tensor]
               ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Outputs (B, C), the attention (B, heads, N, N) of each block, first block first, and of an attentive
     head (else []) the shares (B, P) that it gives the patches."""
-    attention: list[torch.Tensor] = []
-    shares: list[torch.Tensor] = []
-    handles = [layer.attn_drop.register_forward_hook(lambda module, given, weights: attention.append(weights))
-               for layer in _attention_layers(model)]
-    head = wide_head(model)
-    if isinstance(head, AttentiveHead):
-        handles.append(head.shares.register_forward_hook(lambda module, given, out: shares.append(out)))
-    try:
+    attention, shares, layers, head = [], [], _attention_layers(model), wide_head(model)
+    attentive = [head.shares] if isinstance(head, AttentiveHead) else []
+    with (_listened((layer.attn_drop for layer in layers), lambda module, given, out: attention.append(out)),
+          _listened(attentive, lambda module, given, out: shares.append(out))):
         outputs = _outputs(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     tokens = _num_tokens(model, inputs[0])
-    if len(attention) != len(_attention_layers(model)) or any(
-        weights.shape[-2:] != (tokens, tokens) for weights in attention
-    ):
+    if [weights.shape[-2:] for weights in attention] != [(tokens, tokens)] * len(layers):
         raise InputError(f"heat maps of {type(_backbone(model)).__name__} can't be made: its blocks don't "
                          f"attend from each of {tokens} tokens to each")
     return outputs, attention, shares
@@ -339,27 +294,20 @@ def _rows_read(backbone: torch.nn.Module, attention: torch.Tensor) -> list[torch
     """The share (B, 1, N) that each token has in the feature, before any attention: of the last block's
     tokens first, then of the blocks before it, as far as the head reads them."""
     head, prefix = wide_head(backbone), backbone.num_prefix_tokens
-    row = torch.zeros(len(attention), 1, attention.shape[-1], device=attention.device, dtype=attention.dtype)
+    of_class, of_mean = torch.zeros_like(attention[:, :1, 0]), torch.zeros_like(attention[:, :1, 0])
+    # a distilled model reads two tokens
+    classes = 2 if head is None and getattr(backbone, "dist_token", None) is not None else 1
+    of_class[..., :classes] = 1 / classes
+    if head is None and getattr(backbone, "pool_include_prefix", False):
+        prefix = 0
+    of_mean[..., prefix:] = 1 / (of_mean.shape[-1] - prefix)
     if head is None:
-        return [_pooled_row(backbone, row)]
-    of_class, of_mean = row.clone(), row.clone()
-    of_class[..., 0], of_mean[..., prefix:] = 1, 1 / (row.shape[-1] - prefix)
+        # the mean; where a largest value or an attention pools, still the tokens that it chooses from
+        return [of_class if backbone.global_pool == "token" else of_mean]
     if head.kind == "cls":
         return [of_class]
     blocks = head.in_features // backbone.embed_dim - 1  # beside the mean
     return [(of_class + of_mean) / (blocks + 1), *[of_class / (blocks + 1)] * (blocks - 1)]
-
-
-def _pooled_row(backbone: torch.nn.Module, row: torch.Tensor) -> torch.Tensor:
-    """The same of what the model's own head reads, put into `row`, zeros."""
-    prefix = backbone.num_prefix_tokens
-    if backbone.global_pool == "token":
-        classes = 2 if getattr(backbone, "dist_token", None) is not None else 1  # a distilled model reads two
-        row[..., :classes] = 1 / classes
-    else:  # the mean; where a largest value or an attention pools, still the tokens that it chooses from
-        prefix = 0 if getattr(backbone, "pool_include_prefix", False) else prefix
-        row[..., prefix:] = 1 / (row.shape[-1] - prefix)
-    return row
 
 
 def _on_patches(model: torch.nn.Module, shares: torch.Tensor) -> torch.Tensor:
@@ -374,23 +322,25 @@ def _row_to_grid(backbone: torch.nn.Module, row: torch.Tensor, images: torch.Ten
 # Both methods multiply matrices of the blocks, the last block's leftmost, and one row of the product is read:
 # so the row is multiplied from the left, which costs N^2 a block, not N^3.
 
-def _rollout(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
+def _rollout(model: torch.nn.Module, inputs: Sequence[torch.Tensor],
+             targets: torch.Tensor | None) -> torch.Tensor:
     with torch.no_grad():
         _, attention, shares = _attended(model, inputs)
-        row, *earlier = (
-            [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model), attention[0])
-        )
+        rows = [_on_patches(model, shares[0])] if shares else _rows_read(_backbone(model), attention[0])
+        row, *earlier = rows
         for weights, of_block in itertools.zip_longest(reversed(attention), earlier):
             row = (row @ weights.mean(dim=1) + row) / 2
             row = row if of_block is None else row + of_block
     return _row_to_grid(_backbone(model), row, inputs[0])
 
 
-def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
+def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor],
+              targets: torch.Tensor | None) -> torch.Tensor:
     inputs[0].requires_grad_()  # so that a frozen model keeps what gradients need, too
     with torch.enable_grad():
         outputs, attention, shares = _attended(model, inputs)
-        *gradients, of_last = torch.autograd.grad(score(outputs).sum(), [*attention, *shares])
+        *gradients, of_last = torch.autograd.grad(_score(model, outputs, targets).sum(),
+                                                   [*attention, *shares])
     # the row is kept apart from what the blocks add to it: a mean over patches is so much larger that it
     # would drown it
     if shares:  # a query's shares are attention, too
@@ -400,48 +350,41 @@ def _gradient(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Sc
         gradients.append(of_last)
         pooled, *earlier = _rows_read(_backbone(model), attention[0])
         added = torch.zeros_like(pooled)
-    for weights, gradient, of_block in itertools.zip_longest(
-        reversed(attention), reversed(gradients), earlier
-    ):
+    for weights, gradient, of_block in itertools.zip_longest(reversed(attention), reversed(gradients),
+                                                             earlier):
         added = added + (pooled + added) @ (weights.detach() * gradient).relu().mean(dim=1)
         pooled = pooled if of_block is None else pooled + of_block
     return _row_to_grid(_backbone(model), added, inputs[0])
 
 
-def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor], score: _Score) -> torch.Tensor:
+def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor],
+             targets: torch.Tensor | None) -> torch.Tensor:
     from captum.attr import LayerGradCam
 
     # captum takes channels first: the feature map is shown to it through a layer that does nothing
     channels_last = getattr(_backbone(model), "output_fmt", "NCHW") == "NHWC"
     order, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if channels_last else ((0, 1, 2, 3),) * 2
     shown = torch.nn.Identity()
+
+    def show(module, given, features: torch.Tensor) -> torch.Tensor:
+        return shown(features.permute(order)).permute(back)
+
+    def score(images: torch.Tensor) -> torch.Tensor:
+        return _score(model, _outputs(model, [images, *inputs[1:]]), targets)
+
     layer = _last_map(model, inputs, channels_last)
-    handle = layer.register_forward_hook(lambda module, given,
-                                         features: shown(features.permute(order)).permute(back))
     inputs[0].requires_grad_()
-    try:
-        with torch.enable_grad():
-            maps = LayerGradCam(lambda images: score(_outputs(model, [images, *inputs[1:]])),
-                                shown).attribute(
-                inputs[0], relu_attributions=True)
-    finally:
-        handle.remove()
-    return maps[:, 0]
+    with _listened([layer], show), torch.enable_grad():
+        return LayerGradCam(score, shown).attribute(inputs[0], relu_attributions=True)[:, 0]
 
 
 def _last_map(model: torch.nn.Module, inputs: Sequence[torch.Tensor], channels_last: bool) -> torch.nn.Module:
     """The layer that gives out the last feature map, the one that is pooled; InputError where there is
     none."""
     backbone, given_out = _backbone(model), []
-    handles = [module.register_forward_hook(lambda module, given,
-                                            features: given_out.append((module, features)))
-               for module in backbone.modules() if module is not backbone]
-    try:
-        with torch.no_grad():
-            last = backbone.forward_features(inputs[0][:1]) if hasattr(backbone, "forward_features") else None
-    finally:
-        for handle in handles:
-            handle.remove()
+    parts = [module for module in backbone.modules() if module is not backbone]
+    with torch.no_grad(), _listened(parts, lambda module, given, out: given_out.append((module, out))):
+        last = backbone.forward_features(inputs[0][:1]) if hasattr(backbone, "forward_features") else None
     is_map = isinstance(last, torch.Tensor) and last.ndim == 4
     if not is_map or min(last.shape[1:3] if channels_last else last.shape[2:]) < 2:
         raise InputError(f"heat maps of {type(backbone).__name__} can't be made: it is no vision transformer "
@@ -451,7 +394,8 @@ def _last_map(model: torch.nn.Module, inputs: Sequence[torch.Tensor], channels_l
                 if isinstance(features, torch.Tensor) and features.shape == last.shape)
 
 
-_COMPUTE: dict[str, Callable[[torch.nn.Module, Sequence[torch.Tensor], _Score], torch.Tensor]] = {
+_COMPUTE: dict[str, Callable[[torch.nn.Module, Sequence[torch.Tensor], torch.Tensor | None],
+                             torch.Tensor]] = {
     "gradient": _gradient, "rollout": _rollout, "gradcam": _gradcam}
 
 

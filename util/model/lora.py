@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from util.core.errors import InputError
 from util.model.lr_decay import layer_of_parameters
 from util.options.model import PartOptions
 from util.parallel.sharding import is_own, local, plain_name, shard_of
-from util.weights.fitting import WeightFile
+from util.weights.fitting import WeightFile, some_of
 
 # Names of timm's linear layers. The whole name has to match, and `attn.` keeps patch_embed.proj out.
 ATTENTION = r"(.*\.)?attn\.(qkv|q|k|v|kv|q_proj|k_proj|v_proj|proj)"
@@ -53,17 +53,10 @@ class Settings:
         complete = all(isinstance(part, dict) for part in (stored, weights, options)) and all(
             isinstance(stored.get(name), kind) for name, kind in kinds.items()) and all(
             isinstance(weights.get(name), str) for name in ("name", "path", "sha256"))
-        if (
-            not complete
-            or stored["rank"] < 1
-            or not 0 <= stored["dropout"] < 1
-            or not _is_expression(stored["targets"])
-        ):
+        if (not complete or stored["rank"] < 1 or not 0 <= stored["dropout"] < 1
+                or not _is_expression(stored["targets"])):
             raise InputError(f"{file.path} is damaged: it does not say how its adapter was made")
         return cls(**{name: stored[name] for name in kinds})
-
-    def plain(self) -> dict:
-        return asdict(self)
 
 
 def require() -> None:
@@ -72,8 +65,7 @@ def require() -> None:
         import peft  # noqa: F401  (it brings transformers: only where it is asked for)
     except ImportError as error:
         raise InputError("--adaptation lora needs PEFT, which is not installed: pip install -r "
-                         "requirements-lora.txt"
-                         ) from error
+                         "requirements-lora.txt") from error
 
 
 def is_adapter(file: WeightFile) -> bool:
@@ -201,12 +193,8 @@ def require_gradients(model: torch.nn.Module, input_size: int, arch: str) -> Non
                                  for name, gradient in zip(trained, found, strict=True)
                                  if gradient is None))
     if without:
-        raise InputError(
-            f"--lora_targets: {arch} does not call "
-            f"{', '.join(without[:3])}{f' and {len(without) - 3} more' if len(without) > 3 else ''} "
-            "as layers of their own, so that adapters there would learn nothing: name other "
-            "layers"
-        )
+        raise InputError(f"--lora_targets: {arch} does not call {some_of(without, 3)} as layers of their "
+                         "own, so that adapters there would learn nothing: name other layers")
 
 
 def adapted_layers(model: torch.nn.Module) -> list[str]:
@@ -227,15 +215,11 @@ def put_in(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: str |
     of it fits."""
     wanted = {_flat(name): tensor for name, tensor in trained_state(model).items()}
     found = {_flat(name): tensor for name, tensor in tensors.items()}
-    misfits = sorted(wanted.keys() ^ found.keys()) or [
-        name for name in wanted if wanted[name].shape != found[name].shape
-    ]
+    misfits = (sorted(wanted.keys() ^ found.keys())
+               or [name for name in wanted if wanted[name].shape != found[name].shape])
     if misfits:
-        raise InputError(
-            f"{path} holds an adapter that does not fit this model "
-            f"({', '.join(misfits[:3])}{f' and {len(misfits) - 3} more' if len(misfits) > 3 else ''}): "
-            "leave the model's flags to it"
-        )
+        raise InputError(f"{path} holds an adapter that does not fit this model ({some_of(misfits, 3)}): "
+                         "leave the model's flags to it")
     if not any(tensor.is_meta for tensor in wanted.values()):
         for name, tensor in found.items():
             wanted[name].copy_(tensor)

@@ -51,13 +51,6 @@ def _vit_layer(name: str, layers: int) -> int:
     return layers
 
 
-def _exempt(model: torch.nn.Module) -> set[str]:
-    """Names that a model, or a part of it, wants without weight decay."""
-    return {f"{part}.{name}" if part else name for part, module in model.named_modules()
-            if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
-            for name in module.no_weight_decay()}
-
-
 def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups for an optimizer, one a layer and kind, of the parameters that are trained.
 
@@ -65,7 +58,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     and `lr_scale`, which util/model/lr_schedule.py multiplies the rate with, and `names` for reading.
     """
     layer_of, layers = layer_of_parameters(model)
-    exempt = _exempt(model)
+    # what the model, or a part of it, wants without weight decay
+    exempt = {f"{part}.{name}" if part else name for part, module in model.named_modules()
+              if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
+              for name in module.no_weight_decay()}
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

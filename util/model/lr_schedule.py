@@ -16,8 +16,6 @@ def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs
     cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
     if position < warmup_epochs:
         return peak * position / warmup_epochs
-    if epochs <= warmup_epochs:
-        return peak
     share = min(1.0, (position - warmup_epochs) / (epochs - warmup_epochs))
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * share))
 

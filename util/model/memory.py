@@ -1,6 +1,7 @@
 """What a training step needs on a device, estimated before anything is allocated there."""
 
 import copy
+import functools
 import math
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
@@ -81,12 +82,6 @@ class Need:
         return MemoryEstimate(mine + self.buffers, trained, 2 * trained, kept, gathered)
 
 
-def estimate_memory(model: torch.nn.Module, batch_size: int, input_size: int, precision: str,
-                    num_covariates: int = 0) -> MemoryEstimate:
-    """What one device needs without sharding; see `need_of`."""
-    return need_of(model, batch_size, input_size, precision, num_covariates).on()
-
-
 def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision: str, num_covariates: int = 0,
             units: Sequence[torch.nn.Module] = (), whole: Collection[torch.nn.Parameter] = ()) -> Need:
     """Weights and gradients in fp32, AdamW's two moments, and the tensors that autograd saves for one batch.
@@ -99,14 +94,14 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
     gradient.
     """
     outside, inside, inputs = _saved_bytes(model, batch_size, input_size, precision, num_covariates, units)
-    parameters = list(model.parameters())
-    in_units = [list(unit.parameters()) for unit in units]
-    return Need(_bytes(parameters), _bytes(p for p in parameters if p.requires_grad), _bytes(model.buffers()),
-                outside, inside, inputs, tuple(map(_bytes, in_units)),
-                tuple(_bytes(p for p in of_unit if p.requires_grad) for of_unit in in_units), _bytes(whole))
+    parts = [model, *units]
+    sizes = [bytes_of(part.parameters()) for part in parts]
+    trained = [bytes_of(p for p in part.parameters() if p.requires_grad) for part in parts]
+    return Need(sizes[0], trained[0], bytes_of(model.buffers()), outside, inside, inputs, tuple(sizes[1:]),
+                tuple(trained[1:]), bytes_of(whole))
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -124,18 +119,16 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         getattr(shadow, "backbone", shadow).set_grad_checkpointing(False)
     kept, inputs, inside = {}, [0] * len(units), []
 
-    def enter(place):
-        def hook(_, arguments):
-            inside.append(place)
-            inputs[place] = max(inputs[place],
-                                sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a)))
-        return hook
+    def enter(place: int, _, arguments: tuple) -> None:
+        inside.append(place)
+        size = sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a))
+        inputs[place] = max(inputs[place], size)
 
-    def leave(*_):
+    def leave(*_) -> None:
         inside.pop()
 
     for name, place in names.items():
-        shadow.get_submodule(name).register_forward_pre_hook(enter(place))
+        shadow.get_submodule(name).register_forward_pre_hook(functools.partial(enter, place))
         shadow.get_submodule(name).register_forward_hook(leave)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         shadow.to_empty(device="cpu")
@@ -150,10 +143,9 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         half = torch.bfloat16  # fp16 is as large, and known to the CPU's kernels in fewer places
         casting = torch.autocast("cpu", dtype=half) if precision != "fp32" else nullcontext()
         with fake, casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            pictures = (torch.empty(batch_size, 3, input_size, input_size),)
-            if num_covariates:
-                pictures += (torch.empty(batch_size, num_covariates),)
-            shadow(*pictures).float().sum()
+            shapes = [(batch_size, 3, input_size, input_size), (batch_size, num_covariates)]
+            inputs_read = shapes if num_covariates else shapes[:1]
+            shadow(*map(torch.empty, inputs_read)).float().sum()
     of = [sum(size for size, where in kept.values() if where == place)
           for place in [None, *range(len(units))]]
     return of[0], tuple(of[1:]), tuple(inputs)

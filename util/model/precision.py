@@ -26,8 +26,9 @@ class Precision:
 
     def autocast(self):
         """The context that a forward pass runs in."""
-        return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts
-                              ) if self.name in DTYPES else nullcontext()
+        if self.name not in DTYPES:
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts)
 
     def prepare(self) -> None:
         """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""
@@ -71,15 +72,12 @@ def resolve_precision(wanted: str, device: torch.device, architecture: str) -> P
     if wanted == "fp16" and device.type != "cuda":
         raise InputError(f"--precision fp16 needs a GPU (this run is on {device.type}): pass bf16, fp32 or "
                          "auto")
-    if wanted != "auto":
-        return Precision(wanted, device.type)
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bf16", "cuda")
-        return Precision("fp32" if is_dinov3 else "fp16", "cuda")
-    if device.type == "cpu" and cpu_has_bf16():
-        return Precision("bf16", "cpu")
-    return Precision("fp32", device.type)
+    if wanted == "auto" and device.type == "cuda":
+        without_bf16 = "fp32" if is_dinov3 else "fp16"
+        wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else without_bf16
+    elif wanted == "auto":
+        wanted = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    return Precision(wanted, device.type)
 
 
 def cpu_has_bf16() -> bool:

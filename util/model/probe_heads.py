@@ -27,7 +27,6 @@ NEIGHBOURS = 20
 MOST_ROWS = 10_000  # of train, for the nearest neighbours and the logistic regression
 PENALTIES = (0.001, 0.01, 0.1)  # scikit-learn's C: features are many, so the weaker ones overfit
 FEW_PRODUCTS = 2**24  # of a batch: with less, threads wait for each other longer than they help
-CHUNK = 8192  # rows of a split that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class Heads:
     """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training
     features."""
 
+    rows_at_once = 8192  # of a split that is scored
+    on_disk = False  # what they read: rows of a batch are then taken in its order
+
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
                  deviation: torch.Tensor):
         self.settings, self.mean = list(settings), mean
@@ -58,13 +60,14 @@ class Heads:
         self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
                                      torch.ones_like(deviation))
         self.raw = sum(not setting.normalised for setting in settings)
-        if [setting.normalised for setting in settings] != [
-            number >= self.raw for number in range(len(settings))
-        ]:
+        if any(setting.normalised != (place >= self.raw) for place, setting in enumerate(settings)):
             raise ValueError("heads on the features as they are come before those on normalised ones")
         self.weight = mean.new_zeros(len(settings), num_classes, len(mean)).requires_grad_()
         self.bias = mean.new_zeros(len(settings), num_classes).requires_grad_()
-        self.parameters = (self.weight, self.bias)
+        self.parameters = [self.weight, self.bias]
+
+    def load(self, features: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+        return features[rows]
 
     def logits(self, features: torch.Tensor, weight=None, bias=None) -> torch.Tensor:
         """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
@@ -74,20 +77,24 @@ class Heads:
         parts = [features @ flat[:cut].T, self._normalised(features) @ flat[cut:].T]
         return torch.cat(parts, dim=1).view(len(features), heads, classes).transpose(0, 1) + bias[:, None]
 
-    @torch.no_grad()
-    def step_back(self, features: torch.Tensor, gradient: torch.Tensor) -> None:
-        """The gradients of weights and biases from that of the logits (G, B, K): two products, which autograd
-        would spread over some ten small steps a batch."""
-        heads, rows, classes = gradient.shape
-        flat, cut = gradient.transpose(0, 1).reshape(rows, heads * classes), self.raw * classes
+    def learn(self, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+        """The losses (G, B) of a batch; the gradients of their sum over heads, each head's mean, are in the
+        parameters. Those of weights and biases come from that of the logits (G, B, K) by two products, which
+        autograd would spread over some ten small steps a batch."""
+        with torch.no_grad():
+            logits = self.logits(features)
+        losses = loss_by_head(logits.requires_grad_(), labels, loss)
+        losses.mean(dim=1).sum().backward()
+        heads, rows, classes = logits.shape
+        flat, cut = logits.grad.transpose(0, 1).reshape(rows, heads * classes), self.raw * classes
         parts = [flat[:, :cut].T @ features, flat[:, cut:].T @ self._normalised(features)]
-        self.weight.grad, self.bias.grad = torch.cat(parts).view_as(self.weight), gradient.sum(dim=1)
+        self.weight.grad, self.bias.grad = torch.cat(parts).view_as(self.weight), logits.grad.sum(dim=1)
+        return losses.detach()
 
     def _normalised(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) / self.deviation
 
-    def folded(self, head: int, weight: torch.Tensor,
-               bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def folded(self, head: int, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One head's (K, W) weight and (K,) bias -> those that read the features as they are."""
         if not self.settings[head].normalised:
             return weight.clone(), bias.clone()
@@ -99,11 +106,11 @@ class StackedAdamW:
     """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of
     a stack."""
 
-    def __init__(self, heads):
+    def __init__(self, heads: Heads):
         self.parameters = heads.parameters
-        device = heads.weight.device
-        self.rates = torch.tensor([setting.learning_rate for setting in heads.settings], device=device)
-        self.decays = torch.tensor([setting.weight_decay for setting in heads.settings], device=device)
+        self.rates, self.decays = (
+            torch.tensor([getattr(setting, name) for setting in heads.settings], device=heads.weight.device)
+            for name in ("learning_rate", "weight_decay"))
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.steps = 0
 
@@ -140,7 +147,7 @@ class Trained:
     """What a pass came to: losses (epochs, G) of train (as the heads ran) and of val, and the weights worth a
     score."""
 
-    heads: Heads  # or another stack of heads with settings, parameters and folded()
+    heads: Heads
     train_loss: np.ndarray
     val_loss: np.ndarray
     last: tuple[torch.Tensor, ...]  # of each of the heads' parameters
@@ -149,12 +156,11 @@ class Trained:
     def candidates(self) -> list[Candidate]:
         """Every head at its least loss on val and at the end, those alone whose losses are numbers."""
         found, end = [], len(self.val_loss) - 1
-        for head in range(len(self.heads.settings)):
-            losses = self.val_loss[:, head]
-            if np.isfinite(losses).any():
-                found.append(Candidate(head, int(np.nanargmin(losses)),
-                                       tuple(values[head] for values in self.least)))
-            if np.isfinite(losses[end]) and (not found or (found[-1].head, found[-1].epoch) != (head, end)):
+        for head, losses in enumerate(self.val_loss.T):
+            best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else end
+            if best != end:
+                found.append(Candidate(head, best, tuple(values[head] for values in self.least)))
+            if np.isfinite(losses[end]):
                 found.append(Candidate(head, end, tuple(values[head] for values in self.last)))
         return found
 
@@ -179,43 +185,41 @@ def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.
               order of rows
     """
     products = batch_size * len(settings) * num_classes * views[0].shape[1]
-    with _threads(1 if products < FEW_PRODUCTS and labels.device.type == "cpu" else torch.get_num_threads()):
-        return _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs,
-                      batch_size, rate_at, order_at)
-
-
-def _train(views, labels, val, val_labels, settings, num_classes, loss, val_loss, epochs, batch_size, rate_at,
-           order_at) -> Trained:
+    few = products < FEW_PRODUCTS and labels.device.type == "cpu"
     everything = views[0] if len(views) == 1 else torch.cat(list(views))
-    heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
-    del everything
+    with _threads(1 if few else torch.get_num_threads()):
+        heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
+        del everything
+        return train_stack(heads, views, labels, val, val_labels, loss, val_loss, epochs, batch_size, rate_at,
+                           order_at)
+
+
+def train_stack(heads: Heads, views: Sequence, labels: torch.Tensor, val: torch.Tensor | np.ndarray,
+                val_labels: torch.Tensor, loss: Callable, val_loss: Callable, epochs: int, batch_size: int,
+                rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+    """The same of heads that are there; views and val are what their `load` takes."""
     optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
-    least = torch.full((len(settings),), torch.inf, device=labels.device)
-    kept = heads.weight.detach().clone(), heads.bias.detach().clone()
+    least = torch.full((len(heads.settings),), torch.inf, device=labels.device)
+    kept = tuple(parameter.detach().clone() for parameter in heads.parameters)
     train_losses, val_losses = [], []
     for epoch in range(epochs):
-        features = views[epoch % len(views)]
         order = torch.from_numpy(order_at(epoch)).to(labels.device)
-        total = torch.zeros(len(settings), device=labels.device)
+        total = torch.zeros_like(least)
         for step in range(steps):
             rows = order[slice(*part(len(order), steps, step))]
-            batch = features[rows]
-            with torch.no_grad():
-                logits = heads.logits(batch)
-            by_head = loss_by_head(logits.requires_grad_(), labels[rows], loss)
-            by_head.mean(dim=1).sum().backward()
-            heads.step_back(batch, logits.grad)
-            total += by_head.detach().sum(dim=1)
+            rows = rows.sort().values if heads.on_disk else rows
+            batch = heads.load(views[epoch % len(views)], rows)
+            total += heads.learn(batch, labels[rows], loss).sum(dim=1)
             optimizer.step(rate_at(epoch + (step + 0.5) / steps))
         now = _mean_loss(heads, val, val_labels, val_loss)
         better = now < least
         least = torch.where(better, now, least)
-        for stored, parameter in zip(kept, (heads.weight, heads.bias), strict=True):
+        for stored, parameter in zip(kept, heads.parameters, strict=True):
             stored[better] = parameter.detach()[better]
         train_losses.append(total / len(labels))
         val_losses.append(now)
     curves = [torch.stack(losses).cpu().numpy() for losses in (train_losses, val_losses)]
-    return Trained(heads, *curves, (heads.weight.detach(), heads.bias.detach()), kept)
+    return Trained(heads, *curves, tuple(parameter.detach() for parameter in heads.parameters), kept)
 
 
 @contextmanager
@@ -235,11 +239,11 @@ def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> 
 
 
 @torch.no_grad()
-def _mean_loss(heads: Heads, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
-    total = sum(loss_by_head(heads.logits(features[start:start + CHUNK]), labels[start:start + CHUNK],
-                             loss).sum(dim=1)
-                for start in range(0, len(labels), CHUNK))
-    return total / len(labels)
+def _mean_loss(heads: Heads, val: torch.Tensor | np.ndarray, labels: torch.Tensor,
+               loss: Callable) -> torch.Tensor:
+    parts = [slice(start, start + heads.rows_at_once) for start in range(0, len(labels), heads.rows_at_once)]
+    return sum(loss_by_head(heads.logits(heads.load(val, rows)), labels[rows], loss).sum(dim=1)
+               for rows in parts) / len(labels)
 
 
 def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list]:

@@ -11,6 +11,7 @@ The counting is done by a thread: a long piece of work, in whatever process, kil
 stopped (SIGSTOP) for longer than SILENCE_S counts as dead.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -111,18 +112,13 @@ class Heartbeat:
         if word is not None or not self.holds_store:
             self._stop()
         ends_at = time.monotonic() + LINGER_S
-        try:
+        with contextlib.suppress(dist.DistError):  # it is gone already, and with it all who could read there
             if word:
                 self.store.set("word", word)
             self.store.set(f"gone/{self.rank}", "")
-            while (
-                self.holds_store
-                and not self.store.check(names)
-                and (word is None or time.monotonic() < ends_at)
-            ):
+            while (self.holds_store and not self.store.check(names)
+                   and (word is None or time.monotonic() < ends_at)):
                 time.sleep(0.05)
-        except dist.DistError:
-            self.holds_store = False  # it is gone already, and with it all who could read there
         self._stop()
 
     def _stop(self) -> None:

@@ -59,26 +59,15 @@ class World:
                     print(without_secrets(line), flush=True)
 
     def barrier(self) -> None:
-        if self.size > 1:
-            self.any(False)
+        self.gather(None)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        if self.size == 1:
-            return bool(flag)
-        found = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found.item())
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+        return any(self.gather(bool(flag)))
 
     def sum_of_step(self, values: torch.Tensor) -> torch.Tensor:
-        """The same in a training step. Until its processes have met in that step's epoch (`barrier`), call
-        `sum`."""
+        """The sum of a tensor over all processes, in place, in a training step: once its processes have met
+        in that step's epoch (`barrier`)."""
         if self.size > 1:
             dist.all_reduce(values, group=self.steps)
         return values
@@ -109,8 +98,6 @@ class World:
     def main_alone(self, work, *words):
         """`work(*words)` in the main process, while the others wait -> its result there, None in them. An
         InputError or RunError of it (a full disk) ends all, and only it is printed."""
-        if self.size == 1:
-            return work(*words)
         result = error = None
         if self.is_main:
             try:
@@ -183,7 +170,10 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     chosen, note = _device(device, local_rank, local_size)
     world = World(rank, size, local_rank, local_size, chosen, note)
     if chosen.type == "cpu":
-        _share_cores(local_size)
+        # divided among this machine's processes: torchrun sets one thread each unless the user says otherwise
+        by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+        if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
+            torch.set_num_threads(max(1, usable_cores() // local_size))
         keep_freed_memory()
     heartbeat, word = _join(world, dist_url) if size > 1 else None, death_of(rank, "with an error")
     try:
@@ -238,11 +228,8 @@ def _join(world: World, dist_url: str) -> Heartbeat:
                                 rank=world.rank, world_size=world.size, timeout=PATIENCE, **options)
         world.steps = dist.new_group(timeout=STEP_PATIENCE)
     except dist.DistError as error:
-        where = (
-            f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
-            if dist_url == "env://"
-            else dist_url
-        )
+        by_environment = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        where = by_environment if dist_url == "env://" else dist_url
         raise PeerLost(f"the {world.size} processes did not all meet at {where}: one of them ended, or its "
                        f"machine cannot be reached ({str(error).splitlines()[0][:160]})") from error
     # the store is the launcher's, and outlives us
@@ -261,8 +248,8 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
     if names[0] not in os.environ or names[1] not in os.environ:
         return 0, 1, 0, 1
     try:
-        rank, size = int(os.environ[names[0]]), int(os.environ[names[1]])
-        local_rank, local_size = int(os.environ.get(names[2], 0)), int(os.environ.get(names[3], 1))
+        rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default
+                                              in zip(names, (0, 1, 0, 1), strict=True))
     except ValueError as error:
         raise InputError(f"{names[0]} and {names[1]} in the environment are no numbers: {error}; start with "
                          "torchrun, or unset them") from error
@@ -274,32 +261,18 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
 
 
 def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
-    """The device of this process, and a note where it is not the one asked for."""
+    """The device of this process, and a note where it is not the one asked for. What is special to CUDA
+    stands here, in Precision.prepare and in `wrap`: a GPU a process of this machine."""
     if wanted == "cuda" and torch.cuda.is_available():
-        return _cuda_device(local_rank, local_size), ""
-    if wanted == "mps" and torch.backends.mps.is_available():
-        return torch.device("mps"), ""
-    if wanted == "cpu":
-        return torch.device("cpu"), ""
+        if local_size > torch.cuda.device_count():
+            raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs "
+                             "are visible: start at most as many processes as there are GPUs, or pass "
+                             "--device cpu")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank), ""
+    if wanted == "cpu" or (wanted == "mps" and torch.backends.mps.is_available()):
+        return torch.device(wanted), ""
     return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
-
-
-def _cuda_device(local_rank: int, local_size: int) -> torch.device:
-    """What is special to CUDA stands here, in Precision.prepare and in `wrap`: a GPU a process of this
-    machine."""
-    if local_size > torch.cuda.device_count():
-        raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs are "
-                         "visible: start at most as many processes as there are GPUs, or pass --device cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def _share_cores(local_size: int) -> None:
-    """Divide the cores among this machine's processes: torchrun sets one thread each unless the user says
-    otherwise."""
-    by_torchrun = BY_TORCHRUN in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if local_size > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
-        torch.set_num_threads(max(1, usable_cores() // local_size))
 
 
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
@@ -308,6 +281,5 @@ def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
     if world.size == 1 or any(isinstance(module, FSDPModule) for module in model.modules()):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, gradient_as_bucket_view=True, process_group=world.steps
-    )
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True,
+                                                     process_group=world.steps)

@@ -35,14 +35,11 @@ def is_sharded(model: torch.nn.Module) -> bool:
 def units(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The parts that are gathered, one after the other: transformer blocks, those of a stage too; none: the
     whole at once."""
-    found, inside = [], set()
+    found, inside = [], ()
     for name, module in model.named_modules():
-        if (
-            name.rpartition(".")[2] == "blocks"
-            and isinstance(module, torch.nn.Sequential | torch.nn.ModuleList)
-            and not any(name.startswith(f"{outer}.") for outer in inside)
-        ):
-            inside.add(name)
+        in_a_row = isinstance(module, torch.nn.Sequential | torch.nn.ModuleList)
+        if name.rpartition(".")[2] == "blocks" and in_a_row and not name.startswith(inside):
+            inside += (f"{name}.",)
             found += list(module)
     return found
 

@@ -1,9 +1,11 @@
 """A model in shards -> one ordinary checkpoint, of which no process ever holds more than a tensor."""
 
+import bisect
 import os
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,27 +24,22 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
     The main process writes the file with room for the tensors, then each of them as it comes: at most one is
     whole in memory at a time. The name is given at the end, so a reader never sees half a file.
     """
-    temporary, problem, places = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None, {}
-    if world.is_main:
-        try:
-            places = _write_with_room(temporary, content)
-        except (OSError, RuntimeError) as error:
-            problem = reason_of(error)
-    for name, tensor in whole_tensors(content["model"]):  # all take part to the end, whatever the disk says
+    temporary, problem = path.with_name(f".{path.name}.{os.getpid()}.tmp"), None
+    places, sums = {}, {}  # of tensors: {name: offset}, {offset: checksum}
+
+    def in_main(work: Callable[[], object]) -> None:
+        """Until something fails; the processes gather all tensors whatever the disk says."""
+        nonlocal problem
         if world.is_main and problem is None:
             try:
-                places[name].write(temporary, tensor)
-            except OSError as error:
+                work()
+            except (OSError, RuntimeError) as error:
                 problem = reason_of(error)
-    if world.is_main and problem is None:
-        try:
-            with open(temporary, "r+b") as file:
-                _write_sums(file, places)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            problem = reason_of(error)
+
+    in_main(lambda: places.update(_write_with_room(temporary, content, sums)))
+    for name, tensor in whole_tensors(content["model"]):
+        in_main(lambda name=name, tensor=tensor: _write_at(temporary, places[name], tensor, sums))
+    in_main(lambda: _complete(temporary, sums, path))
     if problem:
         temporary.unlink(missing_ok=True)
     problem = world.from_main(problem)
@@ -51,39 +48,34 @@ def write_streamed(path: Path, content: dict, world: World) -> None:
                        "and start again with --resume auto", everywhere=True)
 
 
-class _Place:
-    """Where a tensor's bytes stand in a file, and their sum once they are written."""
-
-    def __init__(self, offset: int):
-        self.offset, self.sum = offset, 0
-
-    def write(self, path: Path, tensor: torch.Tensor) -> None:
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        with open(path, "r+b") as file:
-            file.seek(self.offset)
-            file.write(data)
-        self.sum = zlib.crc32(data)
+def _write_at(path: Path, offset: int, tensor: torch.Tensor, sums: dict[int, int]) -> None:
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    sums[offset] = zlib.crc32(data)
 
 
-def _write_with_room(path: Path, content: dict) -> dict[str, _Place]:
-    """The file with zeros in the place of the model's tensors -> {name: place}; its other tensors are written
-    whole."""
+def _write_with_room(path: Path, content: dict, sums: dict[int, int]) -> dict[str, int]:
+    """The file with zeros in the place of the model's tensors -> {name: offset}; its other tensors are
+    written whole."""
     room, rest = {}, {name: value for name, value in content.items() if name != "model"}
     with FakeTensorMode():
         for name, tensor in content["model"].items():
             room[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-    small = []  # tensors beside the model: skipped as well, and written at once
     with torch.serialization.skip_data(materialize_fake_tensors=True), open(path, "wb") as file:
         torch.save({"model": room, **rest}, file)
     with FakeTensorMode(), warnings.catch_warnings(action="ignore"):
         back = torch.load(path, weights_only=True)
-    for stored, real in zip(_tensors_in({name: back[name] for name in rest}), _tensors_in(rest), strict=True):
-        place = _Place(stored.untyped_storage()._checkpoint_offset)
-        place.write(path, real.detach().cpu())
-        small.append(place)
-    places = {name: _Place(tensor.untyped_storage()._checkpoint_offset)
-              for name, tensor in back["model"].items()}
-    return places | {f"\0{number}": place for number, place in enumerate(small)}
+    # tensors beside the model: skipped as well, and written at once
+    stored = _tensors_in({name: back[name] for name in rest})
+    for tensor, real in zip(stored, _tensors_in(rest), strict=True):
+        _write_at(path, _offset(tensor), real.detach().cpu(), sums)
+    return {name: _offset(tensor) for name, tensor in back["model"].items()}
+
+
+def _offset(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._checkpoint_offset
 
 
 def _tensors_in(value) -> list[torch.Tensor]:
@@ -93,25 +85,16 @@ def _tensors_in(value) -> list[torch.Tensor]:
     return [tensor for entry in entries for tensor in _tensors_in(entry)]
 
 
-def _write_sums(file, places: dict[str, _Place]) -> None:
-    """The checksums of what was written afterwards, into the archive's directory: unzip looks at them,
-    PyTorch does not."""
-    sums = {place.offset: place.sum for place in places.values()}
-    with zipfile.ZipFile(file) as archive:
-        position, entries = archive.start_dir, archive.infolist()
-    for entry in entries:  # each record of the directory: 46 bytes, then name, extra field and comment
-        file.seek(position)
-        head = file.read(46)
-        name, extra, comment = (int.from_bytes(head[at:at + 2], "little") for at in (28, 30, 32))
-        file.seek(entry.header_offset + 26)
-        lengths = file.read(4)
-        start = (
-            entry.header_offset
-            + 30
-            + int.from_bytes(lengths[:2], "little")
-            + int.from_bytes(lengths[2:], "little")
-        )
-        if start in sums:
-            file.seek(position + 16)
-            file.write(sums[start].to_bytes(4, "little"))
-        position += 46 + name + extra + comment
+def _complete(temporary: Path, sums: dict[int, int], path: Path) -> None:
+    """The checksums of what was written afterwards, into the archive's directory (unzip looks at them,
+    PyTorch does not); then the file gets its name."""
+    with open(temporary, "r+b") as file:
+        with zipfile.ZipFile(file, "a") as archive:
+            entries = archive.infolist()
+            starts = [entry.header_offset for entry in entries]
+            for offset, checksum in sums.items():
+                entries[bisect.bisect(starts, offset) - 1].CRC = checksum
+            archive.comment = b""  # makes zipfile write the directory again
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -14,6 +14,7 @@ The nodes meet, start their processes, restart them and wait for each other by t
   LOST_S. torchrun lets the others wait until their processes fail.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -50,11 +51,8 @@ class Nodes:
         if arguments.standalone:
             arguments.standalone, arguments.rdzv_id = False, uuid.uuid4().hex
             arguments.rdzv_backend, arguments.rdzv_endpoint = "c10d", "127.0.0.1:0"
-        self.backend, self.endpoint, arguments.rdzv_backend = (
-            arguments.rdzv_backend,
-            arguments.rdzv_endpoint,
-            "nodes",
-        )
+        self.backend, self.endpoint = arguments.rdzv_backend, arguments.rdzv_endpoint
+        arguments.rdzv_backend = "nodes"
         # sorted by this name they get their ranks; only the first one's is used as an address
         arguments.local_addr = arguments.master_addr if self.rank == 0 else f"~{self.rank:05}"
         self.store, self.wait = None, 0
@@ -71,14 +69,14 @@ class Nodes:
         while True:
             try:
                 self.handler = rendezvous.rendezvous_handler_registry.create_handler(parameters)
-                break
+                self.meet, self.count_waiting = self.handler.next_rendezvous, self.handler.num_nodes_waiting
+                self.handler.next_rendezvous = self.next_round
+                self.handler.num_nodes_waiting = self.nodes_waiting
+                return self.handler
             except rendezvous.RendezvousConnectionError:
                 if parameters.get_as_bool("is_host") or time.monotonic() > ends_at:
                     raise
                 time.sleep(1)
-        self.meet, self.count_waiting = self.handler.next_rendezvous, self.handler.num_nodes_waiting
-        self.handler.next_rendezvous, self.handler.num_nodes_waiting = self.next_round, self.nodes_waiting
-        return self.handler
 
     def next_round(self) -> rendezvous.RendezvousInfo:
         if self.marker.exists():
@@ -95,9 +93,8 @@ class Nodes:
         os.environ[ATTEMPT] = self.store.get("attempt").decode()
         # torchrun would take the address of an earlier round, whose node 0 may have been started anew since
         known = info.bootstrap_store_info
-        place = rendezvous.RendezvousStoreInfo.build(
-            info.rank, info.store, known.master_addr, known.master_port
-        )
+        place = rendezvous.RendezvousStoreInfo.build(info.rank, info.store, known.master_addr,
+                                                     known.master_port)
         return rendezvous.RendezvousInfo(info.store, info.rank, info.world_size, place)
 
     def nodes_waiting(self) -> int:
@@ -123,23 +120,19 @@ class Nodes:
 
     def heard(self) -> int | None:
         """The exit code of the job, where another node has said that it is over."""
-        try:
-            return (
-                int(self.store.get("over")) if self.store is not None and self.store.check(["over"]) else None
-            )
-        except DistError:
-            return None  # the store is gone
+        with contextlib.suppress(DistError):  # the store is gone
+            if self.store is not None and self.store.check(["over"]):
+                return int(self.store.get("over"))
+        return None
 
     def tell(self, code: int) -> None:
         """End the job on the other nodes, too."""
         if self.size == 1 or self.store is None:
             return
-        try:
+        with contextlib.suppress(DistError, rendezvous.RendezvousError):  # the store is gone: nobody to tell
             self.store.set("over", str(code))
             self.handler.shutdown()
-        except (DistError, rendezvous.RendezvousError):
-            return  # the store is gone: nobody to tell
-        time.sleep(LINGER_S if self.rank == 0 else 0)
+            time.sleep(LINGER_S if self.rank == 0 else 0)
 
 
 def main(words: list[str]) -> int:
@@ -156,9 +149,8 @@ def main(words: list[str]) -> int:
         code, line = launched(arguments, nodes)
         if code and marker.exists():
             code, line = int(marker.read_text(encoding="ascii")), ""
-        elif code and nodes.heard() is not None:
-            code = nodes.heard()
-            line = f"error: another node ended with exit code {code}, and its own line says why"
+        elif code and (heard := nodes.heard()) is not None:
+            code, line = heard, f"error: another node ended with exit code {heard}, and its own line says why"
         if line:
             say(line)
         if code:

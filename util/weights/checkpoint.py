@@ -5,6 +5,7 @@ so timm loads the file as it is. What a reader needs to use it stands beside: cl
 transforms, the options, the versions, where the weights came from.
 """
 
+import io
 import random
 import re
 from pathlib import Path
@@ -31,8 +32,7 @@ def write(path: str | Path, content: dict) -> None:
     RunError where the disk is full or can't be written; what stood there before stays.
     """
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            stream = _Remembering(file)
+        with replacing(path) as temporary, _Remembering(io.FileIO(temporary, "wb")) as stream:
             try:
                 torch.save(content, stream)
             except RuntimeError:
@@ -44,27 +44,23 @@ def write(path: str | Path, content: dict) -> None:
                        f"{remedy(error)} and {AGAIN}") from error
 
 
-class _Remembering:
+class _Remembering(io.BufferedWriter):
     """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in
     the file."""
 
-    def __init__(self, file):
-        self._file, self.error = file, None
+    error = None
 
     def write(self, content) -> int:
         try:
-            return self._file.write(content)
+            return super().write(content)
         except OSError as error:
             self.error = self.error or error
             raise
 
-    def flush(self) -> None:
-        """torch.save calls it; what is written is not kept back."""
 
-
-def remove_torn(folder: Path) -> None:
+def remove_torn(folder: Path, pattern: str = ".*.tmp") -> None:
     """Delete temporary files that a killed run left behind: of checkpoints, tables and images."""
-    for left in folder.glob(".*.tmp"):
+    for left in folder.glob(pattern):
         pid = re.search(r"\.(\d+)\.tmp$", left.name)
         if not pid or not Path(f"/proc/{pid.group(1)}").exists():
             left.unlink(missing_ok=True)
@@ -98,8 +94,7 @@ def set_random_states(states: dict, device: torch.device) -> None:
             torch.cuda.set_rng_state(states["cuda"], device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError("the checkpoint's random_states are no generators' states "
-                         f"({type(error).__name__}): {TAKE_ANOTHER}"
-                         ) from error
+                         f"({type(error).__name__}): {TAKE_ANOTHER}") from error
 
 
 def read(path: str | Path, whole: bool = True) -> WeightFile:
@@ -116,9 +111,8 @@ def read(path: str | Path, whole: bool = True) -> WeightFile:
         _settle_reading(file.rest)
         check_stored(path, file.rest)
     else:  # a stranger's entries mean what they will there; its epoch is only told
-        file.rest = (
-            {"epoch": file.rest["epoch"]} if isinstance(file.rest.get("epoch"), int | float | str) else {}
-        )
+        epoch = file.rest.get("epoch")
+        file.rest = {"epoch": epoch} if isinstance(epoch, int | float | str) else {}
         check_arguments(path, file.arguments)
     if "shards" not in file.rest:
         return file

@@ -42,9 +42,8 @@ def check_stored(path, rest: dict) -> None:
     for flag in flags_of(program):
         value = rest["options"].get(flag.name)
         if flag.name in rest["options"] and not flag.accepts(value, program):
-            what = "what that flag takes" + (" "
-                                             f"({', '.join(map(str, flag.choices))})" if flag.choices else "")
-            raise _wrong(path, f"option {flag.name!r}", value, what)
+            choices = f" ({', '.join(map(str, flag.choices))})" if flag.choices else ""
+            raise _wrong(path, f"option {flag.name!r}", value, f"what that flag takes{choices}")
 
 
 def check_arguments(path, arguments: dict) -> None:
@@ -77,8 +76,8 @@ def _shown(value) -> str:
         return "a number of more than 18 digits"
     if isinstance(value, SCALARS):
         return repr(value)
-    return f"a {type(value).__name__}" + (f" of {len(value)}"
-                                          if isinstance(value, list | tuple | dict) else "")
+    size = f" of {len(value)}" if isinstance(value, list | tuple | dict) else ""
+    return f"a {type(value).__name__}{size}"
 
 
 # ---- the other entries -------------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ def _reads(value) -> bool:
 ENTRIES: dict[str, tuple[Callable, str]] = {
     "format": (_whole(1), "a whole number from 1"),
     "task": (
-        lambda value: value in ("classification", "regression") if isinstance(value, str) else False,
+        lambda value: isinstance(value, str) and value in ("classification", "regression"),
         "classification or regression",
     ),
     "epoch": (_whole(-1), "a whole number from 0 (-1 inside the first epoch)"),

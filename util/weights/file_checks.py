@@ -29,10 +29,10 @@ def refuse_archive(path: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return  # damaged: torch's own reader says how
     names = [member.filename for member in members]
-    program = "a TorchScript program" if any(name.endswith("/constants.pkl") for name in names) else (
-        "a torch.package" if any(name.endswith(".data/extern_modules") for name in names) else "")
-    if program:
-        raise InputError(f"{path} holds {program}: refused, and nothing in it was run; {ASK}")
+    for ending, program in (("/constants.pkl", "a TorchScript program"),
+                            (".data/extern_modules", "a torch.package")):
+        if any(name.endswith(ending) for name in names):
+            raise InputError(f"{path} holds {program}: refused, and nothing in it was run; {ASK}")
     unpacked, size = sum(member.file_size for member in members), path.stat().st_size
     if unpacked > size + SPARE_BYTES:
         raise InputError(f"{path} claims {unpacked:,} bytes in a file of {size:,}: refused, it is no file of "
@@ -55,8 +55,9 @@ def refuse_odd(path: Path, name: str, value: object) -> None:
 
 def refuse_not_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """InputError where weights to start from are no numbers: every loss would be NaN."""
-    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(
-        tensor if tensor.element_size() > 1 else tensor.float()).all()]
+    # float8 has no isfinite of its own
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point()
+             and not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all()]
     if wrong:
         raise InputError(f"{path} holds NaN or infinite numbers in {len(wrong)} of {len(tensors)} tensors "
                          f"({', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}): its training diverged "

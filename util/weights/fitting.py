@@ -111,14 +111,15 @@ class Fit:
 
     def problems(self, limit: int = 5) -> str:
         """The misfits in words, at most `limit` names of a kind (0 = all)."""
-        parts = []
-        for kind, names in (("missing", self.missing), ("of another shape", self.misshapen),
-                            ("taken by nothing", self.unexpected)):
-            if names:
-                shown = names if limit == 0 else names[:limit]
-                more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
-                parts.append(f"{len(names)} {kind}: {', '.join(shown)}{more}")
-        return "; ".join(parts)
+        kinds = (("missing", self.missing), ("of another shape", self.misshapen),
+                 ("taken by nothing", self.unexpected))
+        return "; ".join(f"{len(names)} {kind}: {some_of(names, limit)}" for kind, names in kinds if names)
+
+
+def some_of(names: list[str], limit: int) -> str:
+    """At most so many of the names (0: all), and how many more there are."""
+    shown = ", ".join(names[:limit or None])
+    return f"{shown} and {len(names) - limit} more" if 0 < limit < len(names) else shown
 
 
 def _looks_like_text(start: bytes) -> str | None:
@@ -127,9 +128,8 @@ def _looks_like_text(start: bytes) -> str | None:
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves: fetch it with `git lfs pull`"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return (
-            "a web page, not weights: the download was answered with a page (log in or ask for access first)"
-        )
+        return ("a web page, not weights: the download was answered with a page (log in or ask for access "
+                "first)")
     return None
 
 
@@ -145,47 +145,40 @@ def load_file(path: str | Path):
     if not os.path.isfile(path):
         what = "is a pipe, socket or device, no file" if os.path.exists(path) else "does not exist"
         raise InputError(f"weight file {path} {what}: pass the path of the file itself")
+    zipped = False
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"weight file {path} is empty: fetch or copy it again")
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             start = file.read(64)
-        text = _looks_like_text(start)
-        if text:
-            raise InputError(f"{path} is {text}")
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            refuse_archive(path)
-        if is_safetensors(start, path.stat().st_size) or (path.suffix == ".safetensors" and not zipped):
-            return load_safetensors(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            if path.suffix == ".safetensors":  # misnamed: torch would go by the name, so it gets none
-                with open(path, "rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            if not start:
+                raise InputError(f"weight file {path} is empty: fetch or copy it again")
+            text = _looks_like_text(start)
+            if text:
+                raise InputError(f"{path} is {text}")
+            zipped = zipfile.is_zipfile(path)
+            if zipped:
+                refuse_archive(path)
+            named_safetensors = path.suffix == ".safetensors"
+            if is_safetensors(start, path.stat().st_size) or (named_safetensors and not zipped):
+                return load_safetensors(path)
+            file.seek(0)
+            mapped = zipped and not named_safetensors  # misnamed: torch would go by the name, so it gets none
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a cut file whose parts lie beyond its end
-            raise _damaged(path, error) from error
-        raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or no safetensors file: fetch or copy it again "
                          f"({error})") from error
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
+    except Exception as error:  # a stranger's bytes can fail the reader in any way; the cause stays attached
+        # EINVAL: a cut file whose parts lie beyond its end
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise InputError(f"weight file {path} can't be read: {error.strerror or error}") from error
+        refused = isinstance(error, pickle.UnpicklingError) and (zipped or start.startswith(b"\x80"))
+        if not refused or re.search("magic number|invalid load key|Invalid", str(error)):
             raise _damaged(path, error) from error
         kind = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"an object of type {kind.group(1)}"
-            if kind
-            else "something other than tensors and plain values (or is damaged)"
-        )
-        if "magic number" in str(error) or "invalid load key" in str(error) or "Invalid" in str(error):
-            raise _damaged(path, error) from error
+        what = (f"an object of type {kind.group(1)}" if kind else
+                "something other than tensors and plain values (or is damaged)")
         raise InputError(f"{path} holds {what}: refused, and nothing in it was run; {ASK}") from error
-    except Exception as error:  # a stranger's bytes can fail the reader in any way; the cause stays attached
-        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -238,24 +231,21 @@ def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, 
     in Meta's code.
     """
     converted, buffers, refused = {}, {}, []
+    is_dinov3 = family == "dinov3"
     for name, tensor in tensors.items():
-        if family == "dinov3":
-            if name == "rope_embed.periods":
-                buffers["rope.periods"] = tensor
-                continue
-            if name.endswith(".attn.qkv.bias_mask"):
-                continue
-            if name.endswith(".attn.qkv.bias"):
-                mask = tensors.get(name + "_mask")
-                q, k, v = (tensor if mask is None else tensor * mask.to(tensor.dtype)).chunk(3)
-                if k.any():
-                    refused.append(f"{name} (its key third is not zero)")
-                prefix = name.removesuffix("qkv.bias")
-                converted[prefix + "q_bias"], converted[prefix + "v_bias"] = q.clone(), v.clone()
-                continue
-        for pattern, replacement in RENAMES[family]:
-            name = re.sub(pattern, replacement, name)
-        converted[name] = tensor
+        if is_dinov3 and name == "rope_embed.periods":
+            buffers["rope.periods"] = tensor
+        elif is_dinov3 and name.endswith(".attn.qkv.bias"):
+            mask = tensors.get(name + "_mask", torch.ones_like(tensor))
+            q, k, v = (tensor * mask.to(tensor.dtype)).chunk(3)
+            if k.any():
+                refused.append(f"{name} (its key third is not zero)")
+            prefix = name.removesuffix("qkv.bias")
+            converted[prefix + "q_bias"], converted[prefix + "v_bias"] = q.clone(), v.clone()
+        elif not (is_dinov3 and name.endswith(".attn.qkv.bias_mask")):
+            for pattern, replacement in RENAMES[family]:
+                name = re.sub(pattern, replacement, name)
+            converted[name] = tensor
     return converted, buffers, refused
 
 
@@ -279,31 +269,30 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
         # one of the two norms has no place in the model, whichever way it pools
         kinds["norm of the other pooling"] = r"fc_norm\..+" if "norm.weight" in wanted else r"norm\..+"
 
-    used, misshapen, unexpected, left_over = {}, [], list(refused), {}
+    used, misshapen, unexpected, left_over = {}, {}, list(refused), {}
     for name, tensor in converted.items():
-        if name in wanted and (with_head or not is_head(name)):
-            if name == "pos_embed" and tensor.ndim == 3 and tensor.shape != wanted[name].shape:
-                tensor = _fit_position_embedding(tensor, model, family)
-            if tensor.is_floating_point() != wanted[name].is_floating_point():
-                misshapen.append(f"{name} (file {tensor.dtype}, model "
-                                 f"{wanted[name].dtype})".replace("torch.", ""))
-            elif tensor.shape == wanted[name].shape:
-                used[name] = tensor
+        if name not in wanted or (is_head(name) and not with_head):
+            kind = next((kind for kind, pattern in kinds.items() if re.fullmatch(pattern, name)), None)
+            if kind is None:
+                unexpected.append(name)
             else:
-                misshapen.append(f"{name} (file {_shape(tensor)}, model {_shape(wanted[name])})")
+                left_over[kind] = left_over.get(kind, 0) + 1
             continue
-        kind = next((kind for kind, pattern in kinds.items() if re.fullmatch(pattern, name)), None)
-        if kind is None:
-            unexpected.append(name)
+        if name == "pos_embed" and tensor.ndim == 3 and tensor.shape != wanted[name].shape:
+            tensor = _fit_position_embedding(tensor, model, family)
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            misshapen[name] = f"file {tensor.dtype}, model {wanted[name].dtype}".replace("torch.", "")
+        elif tensor.shape != wanted[name].shape:
+            misshapen[name] = f"file {_shape(tensor)}, model {_shape(wanted[name])}"
         else:
-            left_over[kind] = left_over.get(kind, 0) + 1
+            used[name] = tensor
 
-    shapes_off = {entry.split(" ")[0] for entry in misshapen}
-    missing = [name for name in expected if name not in used and name not in shapes_off]
-    new = [] if with_head else sorted({name.split(".")[0] for name in missing
-                                       if re.fullmatch(MAY_BE_NEW[family], name)})
+    missing = [name for name in expected if name not in used and name not in misshapen]
+    new = []
     if not with_head:
-        missing = [name for name in missing if not re.fullmatch(MAY_BE_NEW[family], name)]
+        may_be_new = re.compile(MAY_BE_NEW[family]).fullmatch
+        new = sorted({name.split(".")[0] for name in missing if may_be_new(name)})
+        missing = [name for name in missing if not may_be_new(name)]
     # timm's own DINOv3 files leave out q and v biases that are all zero: zeros are exactly what they mean
     biases = [name for name in missing if re.fullmatch(r"blocks\.\d+\.attn\.[qv]_bias", name)]
     if family == "dinov3" and biases and not any(name.endswith(("q_bias", "v_bias", "qkv.bias"))
@@ -312,9 +301,10 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
         new.append("q and v biases (zero, as the file has none)")
         missing = [name for name in missing if name not in biases]
     if family == "mae" and not with_head:
-        expected = [name for name in expected if name in used or name in missing or name in shapes_off]
+        expected = [name for name in expected if name in used or name in missing or name in misshapen]
     parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name in used)
-    return Fit(used, expected, missing, misshapen, unexpected, left_over, new, buffers, parameters)
+    misfits = [f"{name} ({what})" for name, what in misshapen.items()]
+    return Fit(used, expected, missing, misfits, unexpected, left_over, new, buffers, parameters)
 
 
 def _fit_position_embedding(tensor: torch.Tensor, model: torch.nn.Module, family: str) -> torch.Tensor:
@@ -339,14 +329,12 @@ def put_in(model: torch.nn.Module, fitted: Fit) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     wanted = model.state_dict()
-    # the rest comes from shards
-    used = {name: tensor for name, tensor in fitted.used.items() if not tensor.is_meta}
-    for name, tensor in used.items():
-        wanted[name].copy_(tensor)
-    for name, tensor in used.items():
-        # NaN equals itself here: weights that diverged are loaded as they are, and their outputs say so
-        if not torch.allclose(wanted[name], tensor.to(wanted[name]), rtol=0, atol=0, equal_nan=True):
-            raise AssertionError(f"{name} was not loaded")
+    for name, tensor in fitted.used.items():
+        if not tensor.is_meta:  # the rest comes from shards
+            wanted[name].copy_(tensor)
+            # NaN equals itself here: weights that diverged are loaded as they are, and their outputs say so
+            if not torch.allclose(wanted[name], tensor.to(wanted[name]), rtol=0, atol=0, equal_nan=True):
+                raise AssertionError(f"{name} was not loaded")
     set_buffers(model, fitted.buffers)
 
 
@@ -357,10 +345,6 @@ def set_buffers(model: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> Non
     Meta rounds the published periods to bfloat16; timm computes its own in fp32 and forgets them at every
     cast, so call this again after one.
     """
-    if not isinstance(buffers, dict) or not all(isinstance(tensor, torch.Tensor)
-                                                for tensor in buffers.values()):
-        raise InputError("the file's entry 'buffers' is no table of tensors: it was changed after it was "
-                         "written; take another")
     for name, tensor in buffers.items():
         rope = dict(model.named_modules()).get(str(name).rpartition(".")[0])
         if not hasattr(rope, "periods"):

@@ -22,7 +22,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlanner
 
 from util.core.errors import InputError, RunError
 from util.weights.fitting import WeightFile
@@ -32,43 +31,20 @@ PATTERN = "checkpoint-last.*.shards"
 DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
 LARGEST_INDEX = 2**28  # bytes of a .metadata; that of the 6.7B model takes 1 MB
 _CHECKPOINT = "torch.distributed.checkpoint."
-ALLOWED = {
-    *(
-        (f"{_CHECKPOINT}metadata", name)
-        for name in (
-            "Metadata",
-            "TensorStorageMetadata",
-            "TensorProperties",
-            "ChunkStorageMetadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    (f"{_CHECKPOINT}filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(
-        ("torch", str(dtype).removeprefix("torch."))
-        for dtype in (
-            torch.float32,
-            torch.float64,
-            torch.bfloat16,
-            torch.float16,
-            torch.int64,
-            torch.int32,
-            torch.uint8,
-            torch.bool,
-        )
-    ),
-}
+DTYPES = ("float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool")
+ALLOWED = {f"{_CHECKPOINT}metadata": ("Metadata", "TensorStorageMetadata", "TensorProperties",
+                                      "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+                                      "_MEM_FORMAT_ENCODING"),
+           f"{_CHECKPOINT}filesystem": ("_StorageInfo",),
+           "torch": ("Size", *DTYPES),
+           "torch.serialization": ("_get_layout",)}
 
 
 class _Index(pickle.Unpickler):
     """Reads a `.metadata`: the classes that it is made of, and nothing else."""
 
     def find_class(self, module: str, name: str):
-        if (module, name) not in ALLOWED:
+        if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
         return super().find_class(module, name)
 
@@ -121,16 +97,12 @@ class _Reader(dcp.FileSystemReader):
         return found
 
 
-class _TensorPlanner(dcp.DefaultLoadPlanner):
-    def load_bytes(self, read_item, value) -> None:
-        raise AssertionError("an entry that is no tensor")  # read_index refuses such a folder
-
-
 def write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors, sharded or the same in all processes, into a new folder; collective. RunError, in all
     processes."""
     try:
-        with _quiet():
+        # PyTorch's notes are about what we know: one process alone, storages of its own
+        with warnings.catch_warnings(action="ignore"):
             dcp.save(dict(tensors), storage_writer=_Writer(str(folder), thread_count=1))
     except (dcp.CheckpointException, OSError, RuntimeError) as error:
         raise RunError(f"{folder} could not be written ({reason_of(error)}): the checkpoint before it stays; "
@@ -150,9 +122,9 @@ def read_shards(folder: Path, into: dict[str, torch.Tensor], alone: bool = False
             raise InputError(f"{folder} holds {name} as {stored}, not as {tuple(tensor.shape)}: it belongs "
                              "to another model or was changed; go on from checkpoint-best.pth's weights "
                              "with --finetune, or start anew")
-    planner: LoadPlanner = _TensorPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # as where it writes
             dcp.load(dict(into), storage_reader=_Reader(str(folder)), planner=planner, no_dist=alone)
     except (Exception, dcp.CheckpointException) as error:  # a damaged file can fail the reader in any way
         raise InputError(f"{folder} is damaged ({reason_of(error)}): go on from checkpoint-best.pth's "
@@ -165,11 +137,6 @@ def reason_of(error: Exception) -> str:
              for failure in getattr(error, "failures", {}).values()]
     error = inner[0] if inner else error
     return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
-def _quiet():
-    """Without PyTorch's notes about what we know: one process alone, storages of its own."""
-    return warnings.catch_warnings(action="ignore")
 
 
 # ---- the small file ----------------------------------------------------------------------------------------
@@ -210,21 +177,20 @@ def whole(file: WeightFile, with_moments: bool = True) -> WeightFile:
     folder = folder_of(file)
     if folder is None:
         return file
-    def room(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
 
-    tensors, stored = {name: room(tensor)
-                       for name, tensor in file.tensors.items()}, read_index(folder).state_dict_metadata
+    def room(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
+                for name, tensor in tensors.items()}
+
+    tensors, stored = room(file.tensors), read_index(folder).state_dict_metadata
     wanted, optimizer = {}, file.rest["optimizer"]
     for name, tensor in tensors.items():  # a checkpoint's names lose `backbone.` where it is read
         full = f"model.backbone.{name}"
         wanted[full if full in stored else f"model.{name}"] = tensor
     if with_moments:
-        state = {number: {key: room(tensor) for key, tensor in entry.items()}
-                 for number, entry in optimizer["state"].items()}
+        state = {number: room(entry) for number, entry in optimizer["state"].items()}
         wanted |= {f"optimizer.{number}.{key}": tensor for number, entry in state.items()
-                   for key, tensor in entry.items()
-                   if tensor.ndim}
+                   for key, tensor in entry.items() if tensor.ndim}
         optimizer = optimizer | {"state": state}
     read_shards(folder, wanted, alone=True)
     rest = {name: value for name, value in file.rest.items() if name != "shards"}
