@@ -12,7 +12,6 @@ came from:
 Everything a user can get wrong here is an `InputError` before anything is built.
 """
 import hashlib
-import itertools
 import os
 from dataclasses import dataclass, field, replace
 
@@ -23,16 +22,15 @@ from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 from util.data.csv_columns import (
-    SEPARATORS,
-    file_names,
+    SPLITS,
     joined,
     patients_of,
-    read_columns,
+    read_images_csv,
     refuse_absent,
     refuse_empty,
     refuse_repeated,
     refuse_two_spellings,
-    refuse_unknown,
+    require_splits,
     some,
 )
 from util.data.image_endings import EXTENSIONS, left_out
@@ -41,10 +39,6 @@ from util.data.images.reading_pass import read_images
 from util.data.images.scan import ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
-
-SPLITS = ("train", "val", "test")
-# internal, external
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}
 
 
 @dataclass
@@ -101,8 +95,8 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
-    notes = lines + left_out(ignored)
-    return Data(_table(paths, labels, row_splits, [""] * len(rows), class_names), class_names, notes)
+    table = picture_table(paths, labels, row_splits, [""] * len(rows))
+    return Data(_with_targets(table, class_names), class_names, lines + left_out(ignored))
 
 
 def _folders(folder):
@@ -178,38 +172,17 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     path_suffix: an ending that the paths lack. Raises InputError with the
     line of the file.
     """
-    columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
-    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col",
-             patient_col: "--patient_col"}
-    cells, lines, separator = read_columns(csv_file, columns, flags, exact=path_col)
-    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    cells[0] = file_names(csv_file, cells[0], path_suffix)
-    paths, labels, written_splits = cells[:3]
-    patients = [""] * len(paths)
-    if patient_col:
-        patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])
-        notes += lines_of_patients
-    for name, column in zip(columns[:3], cells[:3], strict=True):
-        refuse_empty(csv_file, name, column, lines)
-    refuse_unknown(csv_file, split_col, written_splits, lines, SPLIT_NAMES)
-    split_of = {written: SPLIT_NAMES[written.lower()] for written in set(written_splits)}
-    row_splits = [split_of[written] for written in written_splits]
-    refuse_two_spellings(csv_file, label_col, labels)
-    refuse_repeated(csv_file, paths, lines, {"in two splits": row_splits, "with two labels": labels})
-    absent = [split for split in splits if split not in row_splits]
-    if absent:
-        raise InputError(f"{csv_file}: no row with {split_col} {some(absent)}; there is "
-                         f"{some(sorted(split_of))}")
-    paths = joined(os.path.dirname(csv_file), paths)
-    if not set(row_splits) <= set(splits):
-        kept = [split in splits for split in row_splits]
-        paths, labels, row_splits, patients, lines = (
-            list(itertools.compress(column, kept)) for column in (paths, labels, row_splits, patients, lines)
-        )
-    refuse_absent(csv_file, paths, lines)
-    class_names, lines = order_of(list(set(labels)))
-    notes += lines
-    data = Data(_table(paths, labels, row_splits, patients, class_names), class_names, notes)
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col,
+                                               {label_col: "--label_col"}, path_suffix)
+    labels = cells[label_col]
+    refuse_empty(csv_file, labels)
+    refuse_two_spellings(csv_file, labels)
+    refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
+    require_splits(csv_file, cells[split_col], row_splits, splits)
+    kept = row_splits.isin(splits)
+    table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels[kept])
+    class_names, lines = order_of(sorted(set(labels[kept])))
+    data = Data(_with_targets(table, class_names), class_names, [*notes, *of_patients, *lines])
     return _csv_classes(csv_file, data, splits)
 
 
@@ -231,12 +204,22 @@ def _csv_classes(csv_file, data, splits):
 # What both have in common
 
 
-def _table(paths, labels, splits, patients, class_names):
-    """`picture_table` with each label's position in the order of classes."""
+def _with_targets(table, class_names):
+    """The table with each label's position in the order of classes."""
     position = {name: target for target, name in enumerate(class_names)}
-    table = picture_table(paths, labels, splits, patients)
-    table.insert(3, "target", np.array([position[label] for label in labels], dtype=np.int64))
+    table.insert(3, "target", table["label"].map(position).astype(np.int64))
     return table
+
+
+def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
+    """Rows of `csv_columns.read_images_csv` -> (`picture_table` of them, a line about patients that are not
+    known). Raises InputError for files that are not there, and for a patient in two spellings."""
+    paths = pd.Series(joined(os.path.dirname(csv_file), cells[path_col]), cells.index, dtype=object)
+    refuse_absent(csv_file, paths)
+    patients, notes = [""] * len(paths), []
+    if patient_col:
+        patients, notes = patients_of(csv_file, cells[patient_col])
+    return picture_table(paths, labels, row_splits, patients), notes
 
 
 def picture_table(paths, labels, splits, patients):
@@ -251,10 +234,10 @@ def picture_table(paths, labels, splits, patients):
     return pd.DataFrame(
         {
             "index": np.arange(len(paths), dtype=np.int64),
-            "path": paths,
-            "label": labels,
-            "split": splits,
-            "patient": patients,
+            "path": list(paths),
+            "label": list(labels),
+            "split": list(splits),
+            "patient": list(patients),
         }
     )
 

@@ -337,17 +337,11 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split",
         there = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
         table = tables.read_folder(data, there or SPLITS).table
     else:
-        flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
-        columns = [path_col, split_col, *([patient_col] if patient_col else [])]
-        cells, lines, _ = csv_columns.read_columns(data, columns, flags)
-        for name, column in zip(columns[:2], cells[:2], strict=True):
-            csv_columns.refuse_empty(data, name, column, lines)
-        csv_columns.refuse_unknown(data, split_col, cells[1], lines, tables.SPLIT_NAMES)
-        paths = csv_columns.joined(os.path.dirname(data), cells[0])
-        csv_columns.refuse_absent(data, paths, lines)
-        table = tables.picture_table(paths, [""] * len(paths),
-                                     [tables.SPLIT_NAMES[cell.lower()] for cell in cells[1]],
-                                     cells[2] if patient_col else [""] * len(paths))
+        cells, splits, _ = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
+        paths = pd.Series(csv_columns.joined(os.path.dirname(data), cells[path_col]), cells.index, dtype=object)
+        csv_columns.refuse_absent(data, paths)
+        empty = [""] * len(paths)
+        table = tables.picture_table(paths, empty, splits, cells[patient_col] if patient_col else empty)
     if table["split"].nunique() < 2:
         raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: "
                          "name two or more")
