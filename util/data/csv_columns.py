@@ -1,7 +1,7 @@
 """A CSV file -> the columns that are asked for, as text, and complaints that name the line of the file.
 
 Read with python's csv module: it keeps every cell as it is written ("01" stays "01") and knows the line of
-each row, and a million rows take it a few seconds. Columns are pandas Series of text whose index is the lines.
+each row, and a million rows take it a few seconds. A column is a Series of text whose index is the lines.
 """
 import csv
 import errno
@@ -239,7 +239,8 @@ def located(csv_file: str, paths: Sequence[str]) -> list[str]:
     the run was started)."""
     first, home = paths[0], os.path.dirname(csv_file)
     places = (home, "", *Path(os.path.abspath(csv_file)).parents[1:])
-    return joined(next((place for place in places if os.path.isfile(os.path.join(place, first))), home), paths)
+    place = next((place for place in places if os.path.isfile(os.path.join(place, first))), home)
+    return joined(place, paths)
 
 
 def file_names(csv_file: str, cells: pd.Series, suffix: str = "") -> pd.Series:
@@ -255,6 +256,16 @@ def file_names(csv_file: str, cells: pd.Series, suffix: str = "") -> pd.Series:
     return cells.map(name_of)
 
 
+def require_utf8(paths: Iterable[str]) -> None:
+    """InputError for a name that no text file can hold."""
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError:
+        wrong = next(path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path))
+        name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
+        raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
+
+
 def some(names: Iterable, most: int = 5) -> str:
     """The first names in one line, and how many more there are."""
     names = list(names)
@@ -264,8 +275,14 @@ def some(names: Iterable, most: int = 5) -> str:
 
 # ---- a CSV with an image a row, and its split --------------------------------------------------------------
 
-def read_images_csv(csv_file: str, path_col: str, split_col: str, patient_col: str | None,
-                    others: dict[str, str], path_suffix: str = "") -> tuple[pd.DataFrame, pd.Series, list[str]]:
+def read_images_csv(
+    csv_file: str,
+    path_col: str,
+    split_col: str,
+    patient_col: str | None,
+    others: dict[str, str],
+    path_suffix: str = "",
+) -> tuple[pd.DataFrame, pd.Series, list[str]]:
     """-> (the cells as of `read_columns`, in the column of paths the files' names; the split of each row;
     notes). others: {column: the flag that names it}. Raises InputError."""
     flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"} | others

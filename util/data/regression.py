@@ -8,7 +8,6 @@ them.
 
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,8 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     """
     _refuse_two_roles(csv_file, path_col, split_col, targets, covariates)
     others = dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")
-    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col, others, path_suffix)
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col, others,
+                                               path_suffix)
     numbers = pd.DataFrame({name: _numbers(csv_file, cells[name]) for name in targets})
     for name, transform in zip(targets, transforms or ["none"] * len(targets), strict=True):
         if transform == "log":

@@ -31,6 +31,7 @@ from util.data.csv_columns import (
     refuse_repeated,
     refuse_two_spellings,
     require_splits,
+    require_utf8,
     some,
 )
 from util.data.image_endings import EXTENSIONS, left_out
@@ -180,8 +181,9 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
     require_splits(csv_file, cells[split_col], row_splits, splits)
     kept = row_splits.isin(splits)
-    table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels[kept])
-    class_names, lines = order_of(sorted(set(labels[kept])))
+    labels = labels[kept]
+    table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
+    class_names, lines = order_of(sorted(set(labels)))
     data = Data(_with_targets(table, class_names), class_names, [*notes, *of_patients, *lines])
     return _csv_classes(csv_file, data, splits)
 
@@ -225,12 +227,7 @@ def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
 def picture_table(paths, labels, splits, patients):
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
     hold."""
-    try:
-        "".join(paths).encode()
-    except UnicodeEncodeError:
-        wrong = next(path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path))
-        name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
-        raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
+    require_utf8(paths)
     return pd.DataFrame(
         {
             "index": np.arange(len(paths), dtype=np.int64),

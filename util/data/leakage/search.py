@@ -338,10 +338,7 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split",
         table = tables.read_folder(data, there or SPLITS).table
     else:
         cells, splits, _ = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
-        paths = pd.Series(csv_columns.joined(os.path.dirname(data), cells[path_col]), cells.index, dtype=object)
-        csv_columns.refuse_absent(data, paths)
-        empty = [""] * len(paths)
-        table = tables.picture_table(paths, empty, splits, cells[patient_col] if patient_col else empty)
+        table, _ = tables.csv_table(data, cells, splits, path_col, patient_col, [""] * len(cells))
     if table["split"].nunique() < 2:
         raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: "
                          "name two or more")
