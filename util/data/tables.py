@@ -100,62 +100,45 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     return Data(_with_targets(table, class_names), class_names, lines + left_out(ignored))
 
 
+def _walk(folder):
+    """os.walk of a folder with the links in it; InputError where one may not be read."""
+    def unreadable(error):
+        raise InputError(f"the folder {error.filename} cannot be read ({error.strerror.lower()}): mend its "
+                         "rights, or remove it from the data") from error
+
+    return os.walk(folder, onerror=unreadable, followlinks=True)
+
+
 def _folders(folder):
     """Names of the folders in a folder, sorted, hidden ones left out."""
-    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".")
-                  and _is_folder(entry))
-
-
-def _entries(folder):
-    """What lies in a folder, in no order. Raises InputError where it may not be read."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries  # one by one: a million would take hundreds of megabytes
-    except OSError as error:
-        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, "
-                         "or remove it from the data") from error
-
-
-def _is_folder(entry):
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link to itself: as an image, the check of all files will name it
+    _, names, _ = next(_walk(folder))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def pictures_below(folder, ignored):
     """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden
     files, other types, and charts, heat maps and sheets that this program wrote there."""
-    by_folder, open_folders = {}, [(folder, ())]
-    while open_folders:
-        current, above = open_folders.pop()
-        above += (os.path.realpath(current),)
-        names, markers = [], []
-        for entry in _entries(current):
-            if is_marker(entry.name):
-                markers.append(entry.name)
-            if _is_folder(entry):
-                if entry.name.startswith("."):
-                    ignored.append(entry.path)
-                # a link to its parents
-                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                    open_folders.append((entry.path, above))
-            elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
-                ignored.append(entry.path)
-            else:
-                names.append(entry.name)
-        own = own_pictures(names, markers)
-        ignored += [os.path.join(current, name) for name in names if name in own]
-        by_folder[current] = [name for name in names if name not in own] if own else names
+    by_folder, above = {}, {folder: ()}  # the real places of the folders that were passed on the way
+    for current, folders, names in _walk(folder):
+        passed = (*above.pop(current), os.path.realpath(current))
+        hidden = [name for name in folders if name.startswith(".")]
+        below = [os.path.join(current, name) for name in folders if name not in hidden]
+        # without links to their parents
+        above |= {path: passed for path in below
+                  if not (os.path.islink(path) and os.path.realpath(path) in passed)}
+        folders[:] = [name for name in folders if os.path.join(current, name) in above]
+        taken = [name for name in names
+                 if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
+        by_folder[current] = sorted(set(taken) - own_pictures(taken, list(filter(is_marker, names))))
+        ignored += [os.path.join(current, name)
+                    for name in sorted({*hidden, *names} - set(by_folder[current]))]
     # ImageFolder's order: folders by their whole path, then files by name.
-    return [os.path.join(current, name) for current in sorted(by_folder)
-            for name in sorted(by_folder[current])]
+    return [os.path.join(current, name) for current in sorted(by_folder) for name in by_folder[current]]
 
 
 def _same_classes(data_path, found):
-    everywhere = sorted(set().union(*found.values()))
-    missing = {split: [name for name in everywhere if name not in classes]
-               for split, classes in found.items()}
+    everywhere = set().union(*found.values())
+    missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()}
     if any(missing.values()):
         lists = "; ".join(f"{split} lacks {some(names, 10)}" for split, names in missing.items() if names)
         raise InputError(f"--data_path {data_path}: the class folders differ between splits: {lists}")
