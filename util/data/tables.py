@@ -97,7 +97,8 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
     table = picture_table(paths, labels, row_splits, [""] * len(rows))
-    return Data(_with_targets(table, class_names), class_names, lines + left_out(ignored))
+    table.insert(3, "target", _targets(table, class_names))
+    return Data(table, class_names, lines + left_out(ignored))
 
 
 def _walk(folder):
@@ -167,8 +168,8 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
     class_names, lines = order_of(sorted(set(labels)))
-    data = Data(_with_targets(table, class_names), class_names, [*notes, *of_patients, *lines])
-    return _csv_classes(csv_file, data, splits)
+    table.insert(3, "target", _targets(table, class_names))
+    return _csv_classes(csv_file, Data(table, class_names, [*notes, *of_patients, *lines]), splits)
 
 
 def _csv_classes(csv_file, data, splits):
@@ -189,11 +190,9 @@ def _csv_classes(csv_file, data, splits):
 # What both have in common
 
 
-def _with_targets(table, class_names):
-    """The table with each label's position in the order of classes."""
-    position = {name: target for target, name in enumerate(class_names)}
-    table.insert(3, "target", table["label"].map(position).astype(np.int64))
-    return table
+def _targets(table, class_names):
+    """Each label's position in the order of classes."""
+    return table["label"].map({name: target for target, name in enumerate(class_names)}).astype(np.int64)
 
 
 def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
@@ -261,9 +260,7 @@ def match_classes(data, class_names):
         notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
     for split, rows in data.table.groupby("split", sort=False):
         notes += _absent_classes(class_names, split, rows["label"].unique())
-    position = {name: target for target, name in enumerate(class_names)}
-    table = data.table.assign(target=data.table["label"].map(position).astype(np.int64))
-    return Data(table, list(class_names), notes)
+    return Data(data.table.assign(target=_targets(data.table, class_names)), list(class_names), notes)
 
 
 def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None,

@@ -109,18 +109,14 @@ def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame,
     known, renamed = {"path", *answers.columns, *others.columns}, {}
     for name in others.columns:
         if name in ("path", *answers.columns):
-            renamed[name] = _free(f"input_{name}", known)
+            renamed[name] = f"input_{name}"
+            while renamed[name] in known:
+                renamed[name] += "_"
     others = others.rename(columns=renamed)
     table = pd.concat([data.table[["path"]].reset_index(drop=True), others, answers], axis=1)
     lines = ["columns of the CSV that have the name of one that is written: "
              + ", ".join(f"{name} is now {other}" for name, other in renamed.items())] if renamed else []
     return table, lines
-
-
-def _free(name: str, known: set[str]) -> str:
-    while name in known:
-        name = f"{name}_"
-    return name
 
 
 def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
@@ -135,11 +131,8 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
     rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "",
                          "split": SPLIT, "target": 0})
     plain = predictions_table(rows, logits, class_names)
-    table = (
-        plain
-        if not temperature
-        else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
-    )
+    scaled = np.asarray(logits, np.float64) / temperature if temperature else logits
+    table = predictions_table(rows, scaled, class_names) if temperature else plain
     columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
     columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
     for name, threshold in (thresholds or {}).items():

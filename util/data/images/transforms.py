@@ -71,8 +71,7 @@ def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", f
     Raises InputError.
     """
     settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
-    if read_images not in READ_IMAGES:
-        raise InputError(f"--read_images {read_images}: one of {', '.join(READ_IMAGES)}")
+    _require_one_of("--read_images", read_images, READ_IMAGES)
     return settings | {"resize": resized_side(input_size, fit), "read_images": read_images}
 
 
@@ -133,8 +132,7 @@ def train_settings(
     for flag, value in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
         if not 0 <= value <= 1:
             raise InputError(f"{flag} {value}: a probability is between 0 and 1")
-    if remode not in ERASE_MODES:
-        raise InputError(f"--remode {remode}: one of {', '.join(ERASE_MODES)}")
+    _require_one_of("--remode", remode, ERASE_MODES)
     if int(recount) != recount or recount < 1:
         raise InputError(f"--recount {recount}: a whole number, at least 1")
     aa = "" if aa is None or aa.lower() in OFF else aa
@@ -143,18 +141,17 @@ def train_settings(
             f"--aa {aa}: not a timm auto-augment string; write none, or for example rand-m9-mstd0.5-inc1, "
             "augmix-m5-w4-d2, original, v0, 3a"
         )
-    settings.update(
-        crop_scale=[float(value) for value in crop_scale],
-        crop_ratio=[float(value) for value in crop_ratio],
-        hflip=float(hflip),
-        vflip=float(vflip),
-        color_jitter=_color_jitter(color_jitter),
-        aa=aa,
-        reprob=float(reprob),
-        remode=remode,
-        recount=int(recount),
-    )
-    return settings
+    return settings | {
+        "crop_scale": [float(value) for value in crop_scale],
+        "crop_ratio": [float(value) for value in crop_ratio],
+        "hflip": float(hflip),
+        "vflip": float(vflip),
+        "color_jitter": _color_jitter(color_jitter),
+        "aa": aa,
+        "reprob": float(reprob),
+        "remode": remode,
+        "recount": int(recount),
+    }
 
 
 def read_alike(settings, other):
@@ -316,12 +313,9 @@ def _posterize(image, bits_to_keep, **_):
 def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit):
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
-    if decode not in DECODES:
-        raise InputError(f"--decode {decode}: one of {', '.join(DECODES)}")
-    if fundus_crop not in FUNDUS_CROPS:
-        raise InputError(f"--fundus_crop {fundus_crop}: one of {', '.join(FUNDUS_CROPS)}")
-    if fit not in FITS:
-        raise InputError(f"--resize {fit}: one of {', '.join(FITS)}")
+    _require_one_of("--decode", decode, DECODES)
+    _require_one_of("--fundus_crop", fundus_crop, FUNDUS_CROPS)
+    _require_one_of("--resize", fit, FITS)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
     return {
@@ -340,12 +334,15 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
     }
 
 
+def _require_one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{flag} {value}: one of {', '.join(known)}")
+
+
 def _color_jitter(strength):
     if strength is None:
         return None
-    values = (
-        [float(value) for value in strength] if isinstance(strength, (list, tuple)) else [float(strength)]
-    )
+    values = [float(value) for value in (strength if isinstance(strength, list | tuple) else [strength])]
     if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
         raise InputError(
             f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "
