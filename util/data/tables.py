@@ -285,15 +285,12 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
         raise InputError(f"{len(bad)} of {len(paths)} images cannot be read; mend or pass --bad_images skip: "
                          f"{files}")
     table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
-    for split in data.table["split"].unique():
-        left = set(table["label"][table["split"] == split])
-        if not data.class_names:
-            if not left:
-                raise InputError(f"--bad_images skip leaves no readable image in {split}; see {bad[0][0]}")
-            continue
-        emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
-        if emptied and (split == "train" or not left):
-            raise InputError(f"--bad_images skip leaves no readable image of {emptied} in {split}; see "
+    for split, rows in data.table.groupby("split", sort=False):
+        left = table[table["split"] == split]
+        emptied = some(sorted(set(rows["label"]) - set(left["label"]))) if data.class_names else ""
+        if left.empty or (emptied and split == "train"):
+            of_classes = f" of {emptied}" if emptied else ""
+            raise InputError(f"--bad_images skip leaves no readable image{of_classes} in {split}; see "
                              f"{bad[0][0]}")
         notes += [f"no readable image of {emptied} in {split}"] if emptied else []
     if skipped_file:

@@ -149,7 +149,7 @@ class Kept:
     """What the kept pixels of an image depend on, besides its file; fields: that are known already
     (util/data/images/fundus_fields.py)."""
 
-    side: int
+    side: int | None  # None: images are not brought to a size first
     decode: str
     reading: Reading = AS_SHOWN
     fundus_crop: str = "off"
@@ -159,7 +159,7 @@ class Kept:
     @classmethod
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings["kept"], settings["decode"], Reading.of(settings),
+        return cls(settings.get("kept"), settings["decode"], Reading.of(settings),
                    settings.get("fundus_crop", "off"), settings.get("fit", "crop") == "pad", fields)
 
     @property
@@ -175,8 +175,11 @@ class Kept:
 
     def pixels(self, file: str | ImageFile) -> np.ndarray:
         """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
-        source = source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
-        return kept_pixels(source, self.side, self.decode)
+        return kept_pixels(self.source(file), self.side, self.decode)
+
+    def source(self, file: str | ImageFile) -> ImageSource | SquareSource:
+        """What its pixels are made of. Raises ImageError."""
+        return source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
 
     def hangs_on_range(self, file: ImageFile) -> bool:
         """Whether a file's pixels depend on a range of values that is not known yet. Raises ImageError."""

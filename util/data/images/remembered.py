@@ -4,7 +4,6 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,7 @@ class Remembered(ABC):
 
     A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries
     are sorted by them. `note` says so (else it is "") when the file was not usable; it is then written anew.
-    A `Reader` (util/data/images/reading_pass.py): a kind of memory says by `look` and `values` what it finds
-    and keeps of a file.
+    A `Reader` (util/data/images/reading_pass.py): a kind of memory says by `look` what it keeps of a file.
     """
 
     dtype = np.dtype([("identity", "<u8")])  # and what a kind of memory adds
@@ -45,12 +43,8 @@ class Remembered(ABC):
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
     @abstractmethod
-    def look(self, file: ImageFile) -> Any:
-        """What there is to find of a file. Raises ImageError."""
-
-    @abstractmethod
-    def values(self, found: Any) -> tuple:
-        """The entry's fields behind the identity."""
+    def look(self, file: ImageFile) -> tuple:
+        """The entry's fields behind the identity. Raises ImageError."""
 
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
@@ -58,9 +52,9 @@ class Remembered(ABC):
         self._asked.append(wanted)
         return ~np.isin(wanted, self._known["identity"])
 
-    def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
+    def take(self, paths: Sequence[str], found: Sequence[tuple]) -> None:
         """Remember what `look` found; `save` makes it last."""
-        entries = [(identity, *self.values(one))
+        entries = [(identity, *one)
                    for identity, one in zip(identities(paths), found, strict=True) if identity]
         self._new.append(np.array(entries, self.dtype))
 

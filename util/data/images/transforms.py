@@ -29,7 +29,7 @@ from util.data.images import affine
 from util.data.images.as_shown import Reading
 from util.data.images.cache import Kept, KeptSource
 from util.data.images.files import resized
-from util.data.images.fundus_fields import FUNDUS_CROPS, source_of
+from util.data.images.fundus_fields import FUNDUS_CROPS
 
 DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
@@ -184,15 +184,13 @@ class EvalTransform:
         if settings.get("fit", "crop") == "squash":
             size = edge, edge
         if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
-            return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
+            image = source.decode().resize(size, Image.Resampling.BICUBIC)  # as timm and torchvision do it
+            return self._normalise(np.array(F.center_crop(image, edge)))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
         # as checkpoints of before were scored
         within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512
         return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
-
-    def __reduce__(self):
-        return EvalTransform, (self.settings, self._fields)
 
 
 class TrainTransform:
@@ -253,18 +251,13 @@ class TrainTransform:
         if settings["decode"] == "full":
             # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's
             # does not.
-            crop = _resized_exactly(source.decode().crop(box), size)
+            crop = source.decode().crop(box).resize(size, Image.Resampling.BICUBIC)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
         return self._erase(self._normalise(np.array(self._augment(crop))))
 
     def __reduce__(self):
         return TrainTransform, (self.settings, self._fields)
-
-
-def _resized_exactly(image, size):
-    """A PIL image at `size` (width, height), bicubic, as timm and torchvision do it."""
-    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 class _Normalise:
@@ -281,15 +274,8 @@ class _Normalise:
 def _as_source(source, settings, fields):
     if not isinstance(source, (str, os.PathLike)):
         return source
-    if settings.get("kept"):  # checkpoints of before there was a cache have none
-        return KeptSource(Kept.of(settings, fields).pixels(source))
-    return source_of(source, Reading.of(settings), fundus_crop(settings),
-                     settings.get("fit", "crop") == "pad", fields)
-
-
-def fundus_crop(settings):
-    """Whether images are cut to their round field: off or auto."""
-    return settings.get("fundus_crop", "off")
+    kept = Kept.of(settings, fields)
+    return KeptSource(kept.pixels(source)) if kept.side else kept.source(source)
 
 
 def _augment_operations(augmenting):

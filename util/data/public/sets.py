@@ -364,19 +364,17 @@ def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_fo
     return Found(pictures, counted("in no class's folder, left out", unlabelled))
 
 
-def _letters(name: str) -> str:
-    """A folder's name without its order ("2_glaucoma" and "3_glaucoma" are one)."""
-    return re.sub(r"[^a-z]", "", unquote(name).lower())
+def _by_words(*words: str, looked_for: str, by_name: bool = False) -> Callable[[RawFolder], Found]:
+    """A reader of `_by_folders`. words: a regular expression of each class, of the letters of its folders'
+    names without their order ("2_glaucoma" and "3_glaucoma" are one)."""
+    def read(raw: RawFolder) -> Found:
+        def class_of(name: str) -> str | None:
+            letters = re.sub(r"[^a-z]", "", unquote(name).lower())
+            return next((label for label, word in zip(raw.set.classes, words, strict=True)
+                         if re.fullmatch(word, letters)), None)
 
-
-def _read_glaucoma_fundus(raw: RawFolder) -> Found:
-    """advanced_glaucoma/, early_glaucoma/ and normal_control/ with 1.png, 2.png… each, whole or in split
-    folders."""
-    normal, early, advanced = raw.set.classes
-    names = {"normal": normal, "normalcontrol": normal, "early": early, "earlyglaucoma": early,
-             "advanced": advanced, "advancedglaucoma": advanced}
-    return _by_folders(raw, lambda name: names.get(_letters(name)),
-                       "the folders normal_control, early_glaucoma, advanced_glaucoma")
+        return _by_folders(raw, class_of, looked_for, by_name)
+    return read
 
 
 def _read_jsiec(raw: RawFolder) -> Found:
@@ -390,28 +388,6 @@ def _number(name: str) -> str:
     """ "10.1.Optic atrophy" -> "10.1"; "" for a name that is no JSIEC folder's."""
     number = re.match(r"(\d+(?:\.\d)?)\.(?=\D)", name)
     return number[1] if number else ""
-
-
-def _read_retina(raw: RawFolder) -> Found:
-    """dataset/{1_normal, 2_cataract, 2_glaucoma, 3_retina_disease}/*.png; copies number the folders
-    otherwise."""
-    names = {_letters(name): name for name in raw.set.classes}
-    return _by_folders(raw, lambda name: names.get(_letters(name)),
-                       "the folders 1_normal, 2_cataract, 2_glaucoma, 3_retina_disease")
-
-
-def _read_octid(raw: RawFolder) -> Found:
-    """One archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…: the folder or the
-    name tells."""
-    words = ("normal.*", "amr?d|agerelatedmaculardegeneration.*", "cs[rc]|centralserous.*",
-             "dr|diabeticretinopathy.*", "mh|macularhole.*")
-
-    def class_of(name: str) -> str | None:
-        return next((label for label, word in zip(raw.set.classes, words, strict=True)
-                     if re.fullmatch(word, _letters(name))), None)
-
-    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
-                                      "AMRD1.jpeg…", by_name=True)
 
 
 _SETS = (
@@ -472,7 +448,9 @@ _SETS = (
         "glaucoma: none, early, advanced",
         ("0_normal", "1_early", "2_advanced"),
         1544,
-        _read_glaucoma_fundus,
+        # with 1.png, 2.png… each, whole or in split folders
+        _by_words("normal(control)?", "early(glaucoma)?", "advanced(glaucoma)?",
+                  looked_for="the folders normal_control, early_glaucoma, advanced_glaucoma"),
     ),
     PublicSet(
         "JSIEC",
@@ -494,7 +472,9 @@ _SETS = (
         "normal, cataract, glaucoma, other retinal disease",
         ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"),
         601,
-        _read_retina,
+        # copies number the folders otherwise
+        _by_words("normal", "cataract", "glaucoma", "retinadisease",
+                  looked_for="the folders 1_normal, 2_cataract, 2_glaucoma, 3_retina_disease"),
     ),
     PublicSet(
         "OCTID",
@@ -505,7 +485,11 @@ _SETS = (
         "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
         ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"),
         572,
-        _read_octid,
+        # one archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…
+        _by_words("normal.*", "amr?d|agerelatedmaculardegeneration.*", "cs[rc]|centralserous.*",
+                  "dr|diabeticretinopathy.*", "mh|macularhole.*", by_name=True,
+                  looked_for="the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
+                             "AMRD1.jpeg…"),
     ),
 )
 SETS = {public_set.name: public_set for public_set in _SETS}
