@@ -1,7 +1,6 @@
 """Small fakes of the public data sets: the layouts and the file names of the real ones, a few bytes an image.
 
-The two workbooks in tests/fixtures/papila were written with openpyxl, whose way of writing is not our
-reader's.
+The two workbooks in tests/fixtures/papila were written with openpyxl.
 """
 
 import csv

@@ -2,6 +2,7 @@
 its line."""
 import os
 
+import pandas as pd
 import pytest
 
 from util.core.errors import InputError
@@ -25,6 +26,17 @@ def write(folder, content):
     return str(path)
 
 
+def column(cells, name="label", lines=None):
+    """Cells as `read_columns` gives them: by default from line 2 on."""
+    return pd.Series(list(cells), range(2, 2 + len(cells)) if lines is None else lines, dtype=object, name=name)
+
+
+def cells_of(path, columns, **how):
+    """What `read_columns` gives, as lists."""
+    table, _ = read_columns(path, columns, **how)
+    return [list(table[name]) for name in table], list(table.index)
+
+
 def refused(call, *words):
     with pytest.raises(InputError) as caught:
         call()
@@ -40,19 +52,21 @@ def refused(call, *words):
 def test_separators_marks_and_line_ends(tmp_path, encoding, separator, end):
     rows = [["path", "label", "split"], ["ä.png", " 01", "train "], ["b.png", "1.50", ""]]
     path = write(tmp_path, (end.join(separator.join(row) for row in rows) + end).encode(encoding))
-    cells, lines, found = read_columns(path, ["label", "path", "split"])
-    assert cells == [["01", "1.50"], ["ä.png", "b.png"],
-                     ["train", ""]] and lines == [2, 3] and found == separator
+    expected = [["01", "1.50"], ["ä.png", "b.png"], ["train", ""]]
+    assert cells_of(path, ["label", "path", "split"]) == (expected, [2, 3])
+    note = {",": [], ";": ["separated by semicolon"], "\t": ["separated by tab"]}[separator]
+    said = read_columns(path, ["label"])[1]
+    assert [line.removeprefix(f"{path}: columns are ") for line in said] == note
 
 
 def test_lines_are_counted_through_blank_lines_and_quoted_line_ends(tmp_path):
     path = write(tmp_path, 'a,b\n\n1,"x\ny"\n,\n2,"q,""r"\n\n')
-    assert read_columns(path, ["a", "b"]) == ([["1", "2"], ["x\ny", 'q,"r']], [3, 6], ",")
+    assert cells_of(path, ["a", "b"]) == ([["1", "2"], ["x\ny", 'q,"r']], [3, 6])
 
 
 def test_one_column_and_unnamed_columns(tmp_path):
-    assert read_columns(write(tmp_path, "path\na.png\n"), ["path"])[0] == [["a.png"]]
-    assert read_columns(write(tmp_path, ",path,,\n0,a.png,,\n"), ["path"])[0] == [["a.png"]]
+    assert cells_of(write(tmp_path, "path\na.png\n"), ["path"])[0] == [["a.png"]]
+    assert cells_of(write(tmp_path, ",path,,\n0,a.png,,\n"), ["path"])[0] == [["a.png"]]
 
 
 def test_headers_that_do_not_fit(tmp_path):
@@ -63,7 +77,7 @@ def test_headers_that_do_not_fit(tmp_path):
     )
     refused(lambda: read_columns(write(tmp_path, "path,x,path\na,b,c\n"), ["path"]), "columns 1 and 3",
             "named path")
-    assert read_columns(write(tmp_path, "path,x,x\na,b,c\n"), ["path"])[0] == [["a"]]  # nobody asks for x
+    assert cells_of(write(tmp_path, "path,x,x\na,b,c\n"), ["path"])[0] == [["a"]]  # nobody asks for x
     for content in ("", "\n", "\ufeff"):
         refused(lambda content=content: read_columns(write(tmp_path, content), ["path"]), "empty", "path")
     refused(lambda: read_columns(write(tmp_path, "path,label\n\n"), ["path"]), "no row")
@@ -82,16 +96,13 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_empty_and_unknown_cells():
-    lines = list(range(2, 10))
-    refuse_empty("t.csv", "label", ["x"] * 8, lines)
-    cells = [""] * 7 + ["x"]
-    refused(
-        lambda: refuse_empty("t.csv", "label", cells, lines), "label", "7 rows", "2, 3, 4, 5, 6 and 2 more"
-    )
+    refuse_empty("t.csv", column(["x"] * 8))
+    cells = column([""] * 7 + ["x"])
+    refused(lambda: refuse_empty("t.csv", cells), "label", "7 rows", "2, 3, 4, 5, 6 and 2 more")
     known = ["train", "iv"]
-    refuse_unknown("t.csv", "split", ["Train", "IV"], [2, 3], known)
+    refuse_unknown("t.csv", column(["Train", "IV"], "split"), known)
     refused(
-        lambda: refuse_unknown("t.csv", "split", ["train", "trian"], [2, 3], known),
+        lambda: refuse_unknown("t.csv", column(["train", "trian"], "split"), known),
         "train, iv",
         "line 3 trian",
     )
@@ -99,17 +110,16 @@ def test_empty_and_unknown_cells():
 
 def test_one_number_in_two_spellings():
     for cells in (["1", "1.0"], ["01", "1"], ["2.", "+2", "x"], ["-3", "-3.00"]):
-        refused(lambda cells=cells: refuse_two_spellings("t.csv", "label", cells), "label", cells[0],
-                cells[1])
-    refuse_two_spellings("t.csv", "label", ["1", "1", "10", "1.5", "1.50x", "one", "-1", "1e0"])
+        refused(lambda cells=cells: refuse_two_spellings("t.csv", column(cells)), "label", cells[0], cells[1])
+    refuse_two_spellings("t.csv", column(["1", "1", "10", "1.5", "1.50x", "one", "-1", "1e0"]))
 
 
 def test_a_picture_that_stands_there_twice(tmp_path):
     csv_file = str(tmp_path / "t.csv")
 
     def check(paths, splits, labels):
-        lines = list(range(2, 2 + len(paths)))
-        refuse_repeated(csv_file, paths, lines, {"in two splits": splits, "with two labels": labels})
+        refuse_repeated(csv_file, column(paths),
+                        {"in two splits": column(splits), "with two labels": column(labels)})
 
     check(["a.png", "x/a.png"], ["train", "val"], ["0", "1"])
     whole = str(tmp_path / "a.png")
@@ -126,13 +136,13 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     for name in ("a.png", "d/a.png"):
         open(name, "w").close()
     good = ["a.png", "./a.png", "d/a.png", "d/../a.png", str(tmp_path / "d" / "a.png")]
-    refuse_absent("t.csv", good, range(2, 7))
+    refuse_absent("t.csv", column(good))
     wrong = ["b.png", "d/b.png", "e/a.png", "d/folder.png", "/a.png", "d\\a.png", ""]
     for line, path in enumerate(wrong, 2):
-        refused(lambda line=line, path=path: refuse_absent("t.csv", [path], [line]), f"line {line} {path}",
-                "1 of 1")
+        refused(lambda line=line, path=path: refuse_absent("t.csv", column([path], lines=[line])),
+                f"line {line} {path}", "1 of 1")
     refused(
-        lambda: refuse_absent("t.csv", good + wrong[:6], range(2, 13)),
+        lambda: refuse_absent("t.csv", column(good + wrong[:6])),
         "6 of 11",
         "line 7 b.png",
         "and 1 more",
@@ -149,8 +159,7 @@ def test_joined_is_join_and_some_is_short():
 def test_rows_of_a_spreadsheet_may_be_shorter_or_longer_by_empty_cells(tmp_path):
     path = tmp_path / "saved.csv"
     path.write_text("name,grade,,\na,1,,\nb,2\nc\n\nd,4,,,,\n")
-    cells, lines, _ = read_columns(str(path), ["name", "grade"], ragged=True)
-    assert (cells, lines) == ([["a", "b", "c", "d"], ["1", "2", "", "4"]], [2, 3, 4, 6])
+    assert cells_of(str(path), ["name", "grade"], ragged=True) == ([["a", "b", "c", "d"], ["1", "2", "", "4"]], [2, 3, 4, 6])
     with pytest.raises(InputError, match="line 3: 2 columns where the header has 4"):
         read_columns(str(path), ["name", "grade"])
     path.write_text("name,grade\na,1,x\n")
@@ -161,17 +170,16 @@ def test_rows_of_a_spreadsheet_may_be_shorter_or_longer_by_empty_cells(tmp_path)
 def test_optional_columns_are_empty_where_they_are_absent(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("path,split\na,train\nb,test\n")
-    assert read_columns(str(path), ["sha256", "path"], optional=("sha256",))[0] == [["", ""], ["a", "b"]]
+    assert cells_of(str(path), ["sha256", "path"], optional=("sha256",))[0] == [["", ""], ["a", "b"]]
     with pytest.raises(InputError, match="no column sha256"):
         read_columns(str(path), ["sha256", "path"])
 
 
-@pytest.mark.parametrize("mark", [";", ",", "\t"])
+@pytest.mark.parametrize("mark", [";", ",", "\t", "|"])
 def test_excels_own_first_line_says_the_separator(tmp_path, mark):
     path = tmp_path / "x.csv"
     path.write_text(f"sep={mark}\nname{mark}grade\na.png{mark}1\n\nb.png{mark}2\n", newline="")
-    cells, lines, separator = read_columns(str(path), ["name", "grade"])
-    assert cells == [["a.png", "b.png"], ["1", "2"]] and lines == [3, 5] and separator == mark
+    assert cells_of(str(path), ["name", "grade"]) == ([["a.png", "b.png"], ["1", "2"]], [3, 5])
     path.write_text(f"sep={mark}\nname{mark}grade\na.png\n", newline="")
     with pytest.raises(InputError, match="line 3: 1 columns where the header has 2"):
         read_columns(str(path), ["name", "grade"])
@@ -186,7 +194,7 @@ def test_files_that_are_not_there_have_a_hint(tmp_path, there, written, hint):
     for name in there:
         (tmp_path / name).touch()
     with pytest.raises(InputError) as caught:
-        refuse_absent("x.csv", [str(tmp_path / written)], [2])
+        refuse_absent("x.csv", column([str(tmp_path / written)]))
     assert hint in str(caught.value) and (hint.startswith(";") or str(caught.value).endswith(hint))
 
 
@@ -218,10 +226,9 @@ def test_blanks_at_the_ends_of_names(tmp_path):
     (tmp_path / "a.png ").touch()
     (tmp_path / "b.png").touch()
     path.write_text("path,label\na.png ,1 \n b.png ,2\nc.png ,3\n")
-    cells, _, _ = read_columns(str(path), ["path", "label"], exact="path")
+    cells, _ = cells_of(str(path), ["path", "label"], exact="path")
     assert cells == [["a.png ", " b.png ", "c.png "], ["1", "2", "3"]]
-    names = file_names(str(path), cells[0])
-    assert names == ["a.png ", "b.png", "c.png"]
-    assert file_names(str(path), ["a", " b ", ""], ".png") == ["a.png", "b.png", ""]
+    assert list(file_names(str(path), column(cells[0]))) == ["a.png ", "b.png", "c.png"]
+    assert list(file_names(str(path), column(["a", " b ", ""]), ".png")) == ["a.png", "b.png", ""]
     with pytest.raises(InputError, match="line 4 'd.png ', line 5 /x/e.png"):
-        refuse_absent("x.csv", ["d.png ", "/x/e.png"], [4, 5])
+        refuse_absent("x.csv", column(["d.png ", "/x/e.png"], lines=[4, 5]))

@@ -2,12 +2,11 @@
 by anybody."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from util.core.disk import replacing
 from util.core.errors import InputError
 
 ROWS_A_GROUP = 4096  # of a parquet file: what is in memory at once
@@ -32,7 +31,7 @@ def write_features(path: str | os.PathLike, paths: list[str], arrays: dict[str, 
     disk is full.
     """
     write = _write_parquet if Path(path).suffix.lower() == ".parquet" else _write_npz
-    with _renamed(Path(path)) as temporary:
+    with replacing(path) as temporary:
         write(temporary, paths, arrays, facts)
 
 
@@ -40,8 +39,6 @@ def _write_npz(path: Path, paths: list[str], arrays: dict[str, np.ndarray], fact
     with open(path, "wb") as file:
         # copies 16 MB at a time
         np.savez(file, paths=np.array(paths, dtype=np.str_), **arrays, **{FACTS: np.array(facts)})
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_parquet(path: Path, paths: list[str], arrays: dict[str, np.ndarray], facts: str) -> None:
@@ -62,13 +59,3 @@ def _write_parquet(path: Path, paths: list[str], arrays: dict[str, np.ndarray], 
             ]
             names = pyarrow.array(paths[part], pyarrow.string())
             writer.write_table(pyarrow.Table.from_arrays([names, *vectors], schema=schema))
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,8 +6,7 @@ as it is written). `label` is what the cells of a row's targets say, so that a f
 them.
 """
 
-import itertools
-import os
+import math
 import re
 
 import numpy as np
@@ -16,25 +15,19 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
 from util.data.csv_columns import (
-    SEPARATORS,
-    file_names,
+    SPLITS,
     is_missing,
-    joined,
-    patients_of,
-    read_columns,
-    refuse_absent,
-    refuse_empty,
+    read_images_csv,
     refuse_repeated,
     refuse_two_spellings,
-    refuse_unknown,
+    require_splits,
     some,
 )
-from util.data.tables import SPLIT_NAMES, SPLITS, Data, picture_table
+from util.data.tables import Data, csv_table
 
 
 def read_regression_csv(csv_file, targets, path_col="path", split_col="split", patient_col=None,
-                        covariates=(),
-                        transforms=None, dropna=False, splits=SPLITS, path_suffix=""):
+                        covariates=(), transforms=None, dropna=False, splits=SPLITS, path_suffix=""):
     """A CSV with an image a row -> Data without classes; relative paths start at the CSV's folder.
 
     targets: names of the T numeric columns; transforms: none or log, one a target; covariates: names of
@@ -44,59 +37,37 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
     column, text or infinite values in a target, a logarithm of what is not above 0, an unknown split, one
     image twice, files that are not there.
     """
-    flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
-    flags |= dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")
-    names = list(dict.fromkeys([path_col, split_col, *([patient_col] if patient_col else []), *targets,
-                                *covariates]))
     _refuse_two_roles(csv_file, path_col, split_col, targets, covariates)
-    cells, lines, separator = read_columns(csv_file, names, flags, exact=path_col)
-    columns = dict(zip(names, cells, strict=True))
-    columns[path_col] = file_names(csv_file, columns[path_col], path_suffix)
-    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    for name in (path_col, split_col):
-        refuse_empty(csv_file, name, columns[name], lines)
-    refuse_unknown(csv_file, split_col, columns[split_col], lines, SPLIT_NAMES)
-    numbers = {name: _numbers(csv_file, name, columns[name], lines) for name in targets}
+    others = dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col, others,
+                                               path_suffix)
+    numbers = pd.DataFrame({name: _numbers(csv_file, cells[name]) for name in targets})
     for name, transform in zip(targets, transforms or ["none"] * len(targets), strict=True):
         if transform == "log":
-            _refuse_not_positive(csv_file, name, numbers[name], lines)
-    row_splits = [SPLIT_NAMES[written.lower()] for written in columns[split_col]]
-    refuse_repeated(csv_file, columns[path_col], lines, {"in two splits": row_splits})
+            _refuse_not_positive(csv_file, numbers[name])
+    refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits})
 
-    kept = np.isin(row_splits, splits)
+    kept = row_splits.isin(splits)
     if dropna:
-        whole = ~np.isnan(np.stack([numbers[name] for name in targets], axis=1)).any(axis=1)
-        if (kept & ~whole).any():
-            notes.append(f"--dropna left out {(kept & ~whole).sum():,} of {kept.sum():,} rows that lack a "
-                         "target")
-        kept &= whole
-    paths, row_splits, lines = (list(itertools.compress(column, kept))
-                                for column in (columns[path_col], row_splits, lines))
-    absent = [split for split in splits if split not in row_splits]
-    if absent:
-        there = some(sorted(set(columns[split_col])))
-        raise InputError(f"{csv_file}: no row with {split_col} "
-                         f"{some(absent)}{' after --dropna' if dropna else ''}; there is {there}")
-    paths = joined(os.path.dirname(csv_file), paths)
-    refuse_absent(csv_file, paths, lines)
-    picked = {name: list(itertools.compress(column, kept)) for name, column in columns.items()}
-    labels = [";".join(row) for row in zip(*(picked[name] for name in targets), strict=True)]
-    patients = [""] * len(paths)
-    if patient_col:
-        patients, of_patients = patients_of(csv_file, patient_col, picked[patient_col])
-        notes += of_patients
-    table = picture_table(paths, labels, row_splits, patients)
-    more = {f"true_{name}": numbers[name][kept] for name in targets}
-    more |= {f"covariate_{name}": picked[name] for name in covariates}
-    table = pd.concat([table, pd.DataFrame(more)], axis=1)
+        lacking = kept & numbers.isna().any(axis=1)
+        if lacking.any():
+            notes.append(f"--dropna left out {lacking.sum():,} of {kept.sum():,} rows that lack a target")
+        kept &= ~lacking
+    require_splits(csv_file, cells[split_col], row_splits[kept], splits, " after --dropna" if dropna else "")
+    cells, numbers = cells[kept], numbers[kept]
+    labels = [";".join(row) for row in cells[list(targets)].itertuples(index=False)]
+    table, of_patients = csv_table(csv_file, cells, row_splits[kept], path_col, patient_col, labels)
+    notes += of_patients
     for name in targets:
-        notes += _extreme(name, numbers[name][kept])
+        table[f"true_{name}"] = numbers[name].to_numpy()
+        notes += _extreme(name, numbers[name].to_numpy())
     for name in covariates:
-        present = [cell for cell in picked[name] if not is_missing(cell)]
+        table[f"covariate_{name}"] = list(cells[name])
+        present = cells[name][~cells[name].map(is_missing)]
         try:
             notes += _extreme(name, np.array(list(map(number_of, present))))
         except ValueError:  # a category
-            refuse_two_spellings(csv_file, name, present)
+            refuse_two_spellings(csv_file, present)
     return Data(
         table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_")
     )
@@ -114,37 +85,41 @@ def _refuse_two_roles(csv_file, path_col, split_col, targets, covariates):
         raise InputError(f"--targets {some(both)}: that column is the path or the split of {csv_file}")
 
 
-def _numbers(csv_file, name, cells, lines):
-    """The column as (N,) float64, NaN where missing; InputError for text and for infinite values."""
-    values, wrong = np.full(len(cells), np.nan), []
-    for row, cell in enumerate(cells):
-        if is_missing(cell):
-            continue
-        try:
-            values[row] = number_of(cell)
-        except ValueError:
-            wrong.append(row)
-    if wrong:
-        first = "; ".join(f"line {lines[row]} {cells[row]!r}" for row in wrong[:5])
-        comma = any(re.fullmatch(r"-?\d+,\d+", cells[row]) for row in wrong[:5])
-        raise InputError(
-            f"{csv_file}: column {name} has text in {len(wrong)} of {len(cells)} rows: {first}"
-            f"{' and more' if len(wrong) > 5 else ''}; "
-            + ("write decimals with a point" if comma else "correct them, or leave the cells empty (missing)")
-        )
-    infinite = np.flatnonzero(np.isinf(values))
+def _numbers(csv_file: str, cells: pd.Series) -> pd.Series:
+    """The column as float64, NaN where missing; InputError for text and for infinite values."""
+    values = pd.Series([_number(cell) for cell in cells], cells.index, dtype=object)
+    text = cells[values.map(lambda value: value is None)]
+    if len(text):
+        comma = any(re.fullmatch(r"-?\d+,\d+", cell) for cell in text[:5])
+        what_to_do = ("write decimals with a point" if comma else
+                      "correct them, or leave the cells empty (missing)")
+        raise InputError(f"{csv_file}: column {cells.name} has text in {len(text)} of {len(cells)} rows: "
+                         f"{_first(text)}{' and more' if len(text) > 5 else ''}; {what_to_do}")
+    values = values.astype(np.float64)
+    infinite = cells[np.isinf(values)]
     if len(infinite):
-        first = "; ".join(f"line {lines[row]} {cells[row]!r}" for row in infinite[:5])
-        raise InputError(f"{csv_file}: column {name} is infinite in {len(infinite)} rows: {first}; correct "
-                         "them, or leave the cells empty (missing)")
+        raise InputError(f"{csv_file}: column {cells.name} is infinite in {len(infinite)} rows: "
+                         f"{_first(infinite)}; correct them, or leave the cells empty (missing)")
     return values
 
 
-def _refuse_not_positive(csv_file, name, values, lines):
-    wrong = np.flatnonzero(values <= 0)  # NaN is not
+def _number(cell: str) -> float | None:
+    """NaN where it is missing, None for text."""
+    try:
+        return math.nan if is_missing(cell) else number_of(cell)
+    except ValueError:
+        return None
+
+
+def _first(cells: pd.Series) -> str:
+    return "; ".join(f"line {line} {cell!r}" for line, cell in cells[:5].items())
+
+
+def _refuse_not_positive(csv_file: str, values: pd.Series) -> None:
+    wrong = values[values <= 0]  # NaN is not
     if len(wrong):
-        first = "; ".join(f"line {lines[row]} {values[row]:g}" for row in wrong[:5])
-        raise InputError(f"{csv_file}: --target_transform log, but column {name} is not above 0 in "
+        first = "; ".join(f"line {line} {value:g}" for line, value in wrong[:5].items())
+        raise InputError(f"{csv_file}: --target_transform log, but column {values.name} is not above 0 in "
                          f"{len(wrong)} rows: {first}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 
 def part(number: int, parts: int, index: int) -> tuple[int, int]:
@@ -146,11 +147,10 @@ class TrainBatches:
         if self.balanced is None:
             return [(self.epoch, position)
                     for position in epoch_order(self.plan.num_samples, self.seed, self.epoch).tolist()]
-        times, keys = [0] * self.plan.num_samples, []
-        for position in balanced_order(self.balanced, self.seed, self.epoch).tolist():
-            keys.append((self.epoch, position, times[position]))
-            times[position] += 1
-        return keys
+        order = balanced_order(self.balanced, self.seed, self.epoch)
+        times = pd.Series(order).groupby(order).cumcount()
+        return [(self.epoch, position, before)
+                for position, before in zip(order.tolist(), times.tolist(), strict=True)]
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         plan, keys = self.plan, self._keys()
@@ -167,21 +167,14 @@ class EvalBatches:
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0):
-        self.num_samples, self.batch_size, self.rank, self.world_size = (
-            num_samples,
-            batch_size,
-            rank,
-            world_size,
-        )
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self._starts = range(rank * batch_size, num_samples, batch_size * world_size)
         self.epoch = epoch  # whose random draws a sample gets, where it gets any
 
-    def _starts(self) -> range:
-        return range(self.rank * self.batch_size, self.num_samples, self.batch_size * self.world_size)
-
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in self._starts():
+        for start in self._starts:
             yield [(self.epoch, position)
                    for position in range(start, min(start + self.batch_size, self.num_samples))]

@@ -12,7 +12,6 @@ came from:
 Everything a user can get wrong here is an `InputError` before anything is built.
 """
 import hashlib
-import itertools
 import os
 from dataclasses import dataclass, field, replace
 
@@ -23,16 +22,16 @@ from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 from util.data.csv_columns import (
-    SEPARATORS,
-    file_names,
+    SPLITS,
     joined,
     patients_of,
-    read_columns,
+    read_images_csv,
     refuse_absent,
     refuse_empty,
     refuse_repeated,
     refuse_two_spellings,
-    refuse_unknown,
+    require_splits,
+    require_utf8,
     some,
 )
 from util.data.image_endings import EXTENSIONS, left_out
@@ -42,10 +41,6 @@ from util.data.images.reading_pass import read_images
 from util.data.images.scan import NO_FACTS, ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
-
-SPLITS = ("train", "val", "test")
-# internal, external
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}
 
 
 @dataclass
@@ -105,66 +100,50 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
-    notes = lines + left_out(ignored)
-    return Data(_table(paths, labels, row_splits, [""] * len(rows), class_names), class_names, notes)
+    table = picture_table(paths, labels, row_splits, [""] * len(rows))
+    table.insert(3, "target", _targets(table, class_names))
+    return Data(table, class_names, lines + left_out(ignored))
+
+
+def _walk(folder):
+    """os.walk of a folder with the links in it; InputError where one may not be read."""
+    def unreadable(error):
+        raise InputError(f"the folder {error.filename} cannot be read ({error.strerror.lower()}): mend its "
+                         "rights, or remove it from the data") from error
+
+    return os.walk(folder, onerror=unreadable, followlinks=True)
 
 
 def _folders(folder):
     """Names of the folders in a folder, sorted, hidden ones left out."""
-    return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".")
-                  and _is_folder(entry))
-
-
-def _entries(folder):
-    """What lies in a folder, in no order. Raises InputError where it may not be read."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries  # one by one: a million would take hundreds of megabytes
-    except OSError as error:
-        raise InputError(f"the folder {folder} cannot be read ({error.strerror.lower()}): mend its rights, "
-                         "or remove it from the data") from error
-
-
-def _is_folder(entry):
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link to itself: as an image, the check of all files will name it
+    _, names, _ = next(_walk(folder))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def pictures_below(folder, ignored):
     """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden
     files, other types, and charts, heat maps and sheets that this program wrote there."""
-    by_folder, open_folders = {}, [(folder, ())]
-    while open_folders:
-        current, above = open_folders.pop()
-        above += (os.path.realpath(current),)
-        names, markers = [], []
-        for entry in _entries(current):
-            if is_marker(entry.name):
-                markers.append(entry.name)
-            if _is_folder(entry):
-                if entry.name.startswith("."):
-                    ignored.append(entry.path)
-                # a link to its parents
-                elif not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                    open_folders.append((entry.path, above))
-            elif entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
-                ignored.append(entry.path)
-            else:
-                names.append(entry.name)
-        own = own_pictures(names, markers)
-        ignored += [os.path.join(current, name) for name in names if name in own]
-        by_folder[current] = [name for name in names if name not in own] if own else names
+    by_folder, above = {}, {folder: ()}  # the real places of the folders that were passed on the way
+    for current, folders, names in _walk(folder):
+        passed = (*above.pop(current), os.path.realpath(current))
+        hidden = [name for name in folders if name.startswith(".")]
+        below = [os.path.join(current, name) for name in folders if name not in hidden]
+        # without links to their parents
+        above |= {path: passed for path in below
+                  if not (os.path.islink(path) and os.path.realpath(path) in passed)}
+        folders[:] = [name for name in folders if os.path.join(current, name) in above]
+        taken = [name for name in names
+                 if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
+        by_folder[current] = sorted(set(taken) - own_pictures(taken, list(filter(is_marker, names))))
+        ignored += [os.path.join(current, name)
+                    for name in sorted({*hidden, *names} - set(by_folder[current]))]
     # ImageFolder's order: folders by their whole path, then files by name.
-    return [os.path.join(current, name) for current in sorted(by_folder)
-            for name in sorted(by_folder[current])]
+    return [os.path.join(current, name) for current in sorted(by_folder) for name in by_folder[current]]
 
 
 def _same_classes(data_path, found):
-    everywhere = sorted(set().union(*found.values()))
-    missing = {split: [name for name in everywhere if name not in classes]
-               for split, classes in found.items()}
+    everywhere = set().union(*found.values())
+    missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()}
     if any(missing.values()):
         lists = "; ".join(f"{split} lacks {some(names, 10)}" for split, names in missing.items() if names)
         raise InputError(f"--data_path {data_path}: the class folders differ between splits: {lists}")
@@ -182,39 +161,19 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     path_suffix: an ending that the paths lack. Raises InputError with the
     line of the file.
     """
-    columns = [path_col, label_col, split_col] + ([patient_col] if patient_col else [])
-    flags = {path_col: "--path_col", label_col: "--label_col", split_col: "--split_col",
-             patient_col: "--patient_col"}
-    cells, lines, separator = read_columns(csv_file, columns, flags, exact=path_col)
-    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    cells[0] = file_names(csv_file, cells[0], path_suffix)
-    paths, labels, written_splits = cells[:3]
-    patients = [""] * len(paths)
-    if patient_col:
-        patients, lines_of_patients = patients_of(csv_file, patient_col, cells[3])
-        notes += lines_of_patients
-    for name, column in zip(columns[:3], cells[:3], strict=True):
-        refuse_empty(csv_file, name, column, lines)
-    refuse_unknown(csv_file, split_col, written_splits, lines, SPLIT_NAMES)
-    split_of = {written: SPLIT_NAMES[written.lower()] for written in set(written_splits)}
-    row_splits = [split_of[written] for written in written_splits]
-    refuse_two_spellings(csv_file, label_col, labels)
-    refuse_repeated(csv_file, paths, lines, {"in two splits": row_splits, "with two labels": labels})
-    absent = [split for split in splits if split not in row_splits]
-    if absent:
-        raise InputError(f"{csv_file}: no row with {split_col} {some(absent)}; there is "
-                         f"{some(sorted(split_of))}")
-    paths = joined(os.path.dirname(csv_file), paths)
-    if not set(row_splits) <= set(splits):
-        kept = [split in splits for split in row_splits]
-        paths, labels, row_splits, patients, lines = (
-            list(itertools.compress(column, kept)) for column in (paths, labels, row_splits, patients, lines)
-        )
-    refuse_absent(csv_file, paths, lines)
-    class_names, lines = order_of(list(set(labels)))
-    notes += lines
-    data = Data(_table(paths, labels, row_splits, patients, class_names), class_names, notes)
-    return _csv_classes(csv_file, data, splits)
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col,
+                                               {label_col: "--label_col"}, path_suffix)
+    labels = cells[label_col]
+    refuse_empty(csv_file, labels)
+    refuse_two_spellings(csv_file, labels)
+    refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
+    require_splits(csv_file, cells[split_col], row_splits, splits)
+    kept = row_splits.isin(splits)
+    labels = labels[kept]
+    table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
+    class_names, lines = order_of(sorted(set(labels)))
+    table.insert(3, "target", _targets(table, class_names))
+    return _csv_classes(csv_file, Data(table, class_names, [*notes, *of_patients, *lines]), splits)
 
 
 def _csv_classes(csv_file, data, splits):
@@ -235,30 +194,33 @@ def _csv_classes(csv_file, data, splits):
 # What both have in common
 
 
-def _table(paths, labels, splits, patients, class_names):
-    """`picture_table` with each label's position in the order of classes."""
-    position = {name: target for target, name in enumerate(class_names)}
-    table = picture_table(paths, labels, splits, patients)
-    table.insert(3, "target", np.array([position[label] for label in labels], dtype=np.int64))
-    return table
+def _targets(table, class_names):
+    """Each label's position in the order of classes."""
+    return table["label"].map({name: target for target, name in enumerate(class_names)}).astype(np.int64)
+
+
+def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
+    """Rows of `csv_columns.read_images_csv` -> (`picture_table` of them, a line about patients that are not
+    known). Raises InputError for files that are not there, and for a patient in two spellings."""
+    paths = pd.Series(joined(os.path.dirname(csv_file), cells[path_col]), cells.index, dtype=object)
+    refuse_absent(csv_file, paths)
+    patients, notes = [""] * len(paths), []
+    if patient_col:
+        patients, notes = patients_of(csv_file, cells[patient_col])
+    return picture_table(paths, labels, row_splits, patients), notes
 
 
 def picture_table(paths, labels, splits, patients):
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
     hold."""
-    try:
-        "".join(paths).encode()
-    except UnicodeEncodeError:
-        wrong = next(path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in path))
-        name = os.fsencode(wrong).decode("utf-8", "backslashreplace")
-        raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
+    require_utf8(paths)
     return pd.DataFrame(
         {
             "index": np.arange(len(paths), dtype=np.int64),
-            "path": paths,
-            "label": labels,
-            "split": splits,
-            "patient": patients,
+            "path": list(paths),
+            "label": list(labels),
+            "split": list(splits),
+            "patient": list(patients),
         }
     )
 
@@ -302,9 +264,7 @@ def match_classes(data, class_names):
         notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
     for split, rows in data.table.groupby("split", sort=False):
         notes += _absent_classes(class_names, split, rows["label"].unique())
-    position = {name: target for target, name in enumerate(class_names)}
-    table = data.table.assign(target=data.table["label"].map(position).astype(np.int64))
-    return Data(table, list(class_names), notes)
+    return Data(data.table.assign(target=_targets(data.table, class_names)), list(class_names), notes)
 
 
 def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None,
@@ -329,15 +289,12 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
         raise InputError(f"{len(bad)} of {len(paths)} images cannot be read; mend or pass --bad_images skip: "
                          f"{files}")
     table = data.table[~data.table["path"].isin([path for path, _ in bad])].reset_index(drop=True)
-    for split in data.table["split"].unique():
-        left = set(table["label"][table["split"] == split])
-        if not data.class_names:
-            if not left:
-                raise InputError(f"--bad_images skip leaves no readable image in {split}; see {bad[0][0]}")
-            continue
-        emptied = some(sorted(set(data.table["label"][data.table["split"] == split]) - left))
-        if emptied and (split == "train" or not left):
-            raise InputError(f"--bad_images skip leaves no readable image of {emptied} in {split}; see "
+    for split, rows in data.table.groupby("split", sort=False):
+        left = table[table["split"] == split]
+        emptied = some(sorted(set(rows["label"]) - set(left["label"]))) if data.class_names else ""
+        if left.empty or (emptied and split == "train"):
+            of_classes = f" of {emptied}" if emptied else ""
+            raise InputError(f"--bad_images skip leaves no readable image{of_classes} in {split}; see "
                              f"{bad[0][0]}")
         notes += [f"no readable image of {emptied} in {split}"] if emptied else []
     if skipped_file:

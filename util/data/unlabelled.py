@@ -14,7 +14,6 @@ import pandas as pd
 
 from util.core.errors import InputError
 from util.data.csv_columns import (
-    SEPARATORS,
     file_names,
     is_missing,
     located,
@@ -69,31 +68,24 @@ def _read_folder(folder: str) -> Unlabelled:
 
 
 def _read_csv(csv_file: str, path_col: str, covariates: tuple[str, ...], path_suffix: str) -> Unlabelled:
-    asked = list(dict.fromkeys([path_col, *covariates]))
-    names: list[str] = []
-
-    def wanted(header: list[str]) -> list[str]:
-        names.extend([*asked, *(name for name in header if name and name not in asked)])
-        return names
-
     flags = {path_col: "--path_col"} | dict.fromkeys(covariates, "a covariate of this model")
-    cells, lines, separator = read_columns(csv_file, wanted, flags, exact=path_col)
-    columns = dict(zip(names, cells, strict=True))
-    files = file_names(csv_file, columns[path_col], path_suffix)
-    notes = [] if separator == "," else [f"{csv_file}: columns are separated by {SEPARATORS[separator]}"]
-    refuse_empty(csv_file, path_col, files, lines)
-    paths = located(csv_file, files)
-    refuse_absent(csv_file, paths, lines)
-    table = _table(paths)
+    cells, notes = read_columns(
+        csv_file, lambda header: [*flags, *(name for name in header if name and name not in flags)], flags,
+        exact=path_col)
+    files = file_names(csv_file, cells[path_col], path_suffix)
+    refuse_empty(csv_file, files)
+    paths = pd.Series(located(csv_file, list(files)), files.index, dtype=object)
+    refuse_absent(csv_file, paths)
+    table = _table(list(paths))
     for name in covariates:
-        table[f"covariate_{name}"] = columns[name]
-        missing = sum(map(is_missing, columns[name]))
+        table[f"covariate_{name}"] = list(cells[name])
+        missing = cells[name].map(is_missing).sum()
         if missing:
             notes.append(f"covariate {name} is missing in {missing:,} of {len(table):,} rows: told to the "
                          "model as missing")
-    columns[path_col] = [cell.strip() for cell in columns[path_col]]
-    others = {name: column for name, column in columns.items() if (name, path_col) != ("path", "path")}
-    return Unlabelled(table, [], notes, others=pd.DataFrame(others, index=table.index, dtype=object))
+    cells[path_col] = cells[path_col].str.strip()
+    others = cells.drop(columns="path") if path_col == "path" else cells
+    return Unlabelled(table, [], notes, others=others.reset_index(drop=True))
 
 
 def _table(paths: list[str]) -> pd.DataFrame:
@@ -112,18 +104,14 @@ def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame,
     known, renamed = {"path", *answers.columns, *others.columns}, {}
     for name in others.columns:
         if name in ("path", *answers.columns):
-            renamed[name] = _free(f"input_{name}", known)
+            renamed[name] = f"input_{name}"
+            while renamed[name] in known:
+                renamed[name] += "_"
     others = others.rename(columns=renamed)
     table = pd.concat([data.table[["path"]].reset_index(drop=True), others, answers], axis=1)
     lines = ["columns of the CSV that have the name of one that is written: "
              + ", ".join(f"{name} is now {other}" for name, other in renamed.items())] if renamed else []
     return table, lines
-
-
-def _free(name: str, known: set[str]) -> str:
-    while name in known:
-        name = f"{name}_"
-    return name
 
 
 def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
@@ -138,11 +126,8 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
     rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "",
                          "split": SPLIT, "target": 0})
     plain = predictions_table(rows, logits, class_names)
-    table = (
-        plain
-        if not temperature
-        else predictions_table(rows, np.asarray(logits, np.float64) / temperature, class_names)
-    )
+    scaled = np.asarray(logits, np.float64) / temperature if temperature else logits
+    table = predictions_table(rows, scaled, class_names) if temperature else plain
     columns = {name: table[name] for name in ("predicted_class", *(f"prob_{name}" for name in class_names))}
     columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in class_names}
     for name, threshold in (thresholds or {}).items():

@@ -15,6 +15,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from tests.conftest import ROOT
+from util.core.ending import exit_code_of
 from util.core.errors import InputError
 from util.data.public import demo as demo_data
 
@@ -248,13 +249,11 @@ def test_script_without_a_main_guard_falls_back_to_one_process(tmp_path):
 
 
 def test_full_disk_is_a_failed_run_and_not_wrong_input(tmp_path, monkeypatch, capsys):
-    def fail(path, content):
+    def fail(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(demo_data, "_write_atomically", fail)
-    with pytest.raises(SystemExit) as ended:
-        demo_data.main([str(tmp_path / "demo"), "--pictures", "30", "--size", "32"])
-    assert ended.value.code == 1
+    monkeypatch.setattr(demo_data, "write_whole", fail)
+    assert exit_code_of(demo_data.main, [str(tmp_path / "demo"), "--pictures", "30", "--size", "32"]) == 1
     message = capsys.readouterr().err
     assert "No space left" in message and message.count("\n") == 1
 
@@ -286,9 +285,8 @@ def test_foreign_files_are_never_touched(tmp_path):
     ],
 )
 def test_command_refuses_wrong_settings_with_exit_code_2(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as ended:
-        demo_data.main([str(tmp_path / "demo"), *arguments])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert exit_code_of(demo_data.main, [str(tmp_path / "demo"), *arguments]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

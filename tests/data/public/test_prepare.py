@@ -6,13 +6,14 @@ import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.public_fakes import FAKES, fake_folders, files_of, hidden, make, papila_patients, put, rows_of
 from util.core.ending import exit_code_of
 from util.core.errors import InputError
 from util.data.public import prepare as module
-from util.data.public.prepare import Item, draw_split, prepare
+from util.data.public.prepare import draw_split, prepare
 from util.data.public.sets import SETS
 from util.data.tables import read_csv, read_folder
 
@@ -82,19 +83,18 @@ def test_split_is_the_pictures_and_the_seeds_alone(tmp_path):
     assert a == b and a != c
 
 
-def items_of(groups: list[tuple[str, list[str]]]) -> list[Item]:
+def items_of(groups: list[tuple[str, list[str]]]) -> pd.DataFrame:
     """[(patient, [the class of each of the patient's images])] -> items."""
-    return [Item(Path("x"), f"{patient}_{number}.png", label, patient, "", f"{patient}-{number}")
+    rows = [(label, patient, "", f"{patient}-{number}")
             for patient, labels in groups for number, label in enumerate(labels)]
+    return pd.DataFrame(rows, columns=["label", "patient", "split", "sha256"])
 
 
 def test_order_of_the_pictures_does_not_matter():
     items = items_of([(f"p{number}", ["0_a", "1_b"][:1 + number % 2]) for number in range(40)])
-    forth = dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1),
-                     strict=True))
-    items = items[::-1]
-    assert forth == dict(zip((item.sha256 for item in items), draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1),
-                             strict=True))
+    forth = dict(zip(items["sha256"], draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
+    items = items[::-1].reset_index(drop=True)
+    assert forth == dict(zip(items["sha256"], draw_split(items, ("0_a", "1_b"), 0.2, 0.3, 1), strict=True))
 
 
 def test_a_patient_counts_as_the_worse_eye():
@@ -104,19 +104,18 @@ def test_a_patient_counts_as_the_worse_eye():
         [(f"s{n}", ["0_a", "1_b"]) for n in range(10)],
     )
     splits = draw_split(items := items_of(mild + severe), ("0_a", "1_b"), 0.1, 0.3, 0)
-    count = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
+    count = Counter(zip(items["label"], splits, strict=True))
     assert count["1_b", "test"] == 3 and count["1_b", "val"] == 1 and count["1_b", "train"] == 6
     assert count["0_a", "test"] == 2 * 6 + 3 and count["0_a", "val"] == 2 * 2 + 1
 
 
 def test_equal_pictures_and_chains_of_them_stay_together():
     """a's second image is b's first, b's second is c's first: three patients, one group."""
-    chain = items_of([("a", ["x", "x"]), ("b", ["x", "x"]), ("c", ["x", "x"])])
-    chain[1].sha256 = chain[2].sha256
-    chain[3].sha256 = chain[4].sha256
-    rest = items_of([(f"p{number}", ["x"]) for number in range(12)])
+    items = items_of([("a", ["x", "x"]), ("b", ["x", "x"]), ("c", ["x", "x"]),
+                      *((f"p{number}", ["x"]) for number in range(12))])
+    items["sha256"] = items["sha256"].replace({"a-1": "b-0", "b-1": "c-0"})
     for seed in range(25):
-        splits = draw_split(chain + rest, ("x",), 0.2, 0.3, seed)
+        splits = list(draw_split(items, ("x",), 0.2, 0.3, seed))
         assert len(set(splits[:6])) == 1
         assert Counter(splits[6:])["test"] + (splits[0] == "test") == 4  # 13 groups, not 18 images
 

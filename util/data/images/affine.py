@@ -6,6 +6,8 @@ four weights, and those of the rows above and below are zero. What is left is on
 a = -1, as in Pillow), over whole arrays.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 from timm.data import auto_augment
@@ -13,53 +15,52 @@ from timm.data import auto_augment
 CHANNELS = 3
 
 
-def shear_x(image, factor, resample, fillcolor):
+def _downwards(operation: Callable) -> Callable:
+    """The same operation along y."""
+    def run(image: Image.Image, *how, **more) -> Image.Image:
+        turned = operation(image.transpose(Image.Transpose.TRANSPOSE), *how, **more)
+        return turned.transpose(Image.Transpose.TRANSPOSE)
+    return run
+
+
+def shear_x(image: Image.Image, factor: float, resample: int, fillcolor: tuple[int, ...]) -> Image.Image:
     """PIL RGB -> PIL RGB, like timm's operation of that name with the bicubic filter; one number of some
     hundreds is a grey level off."""
     return _along_x(image, factor * (np.arange(image.height) + 0.5), fillcolor)
 
 
-def shear_y(image, factor, resample, fillcolor):
-    """As `shear_x`, downwards."""
-    return _turned(shear_x, image, factor, resample, fillcolor)
-
-
-def translate_x_abs(image, pixels, resample, fillcolor):
+def translate_x_abs(image: Image.Image, pixels: float, resample: int,
+                    fillcolor: tuple[int, ...]) -> Image.Image:
     """As `shear_x`: the image moves to the left by a number of pixels, not only a whole one."""
     return _along_x(image, np.full(image.height, float(pixels)), fillcolor)
 
 
-def translate_y_abs(image, pixels, resample, fillcolor):
-    """As `shear_x`: the image moves up."""
-    return _turned(translate_x_abs, image, pixels, resample, fillcolor)
-
-
-def translate_x_rel(image, pct, resample, fillcolor):
+def translate_x_rel(image: Image.Image, pct: float, resample: int,
+                    fillcolor: tuple[int, ...]) -> Image.Image:
     """As `shear_x`: the image moves to the left by a part of its width."""
     return translate_x_abs(image, pct * image.width, resample, fillcolor)
 
 
-def translate_y_rel(image, pct, resample, fillcolor):
-    """As `shear_x`: the image moves up by a part of its height."""
-    return translate_y_abs(image, pct * image.height, resample, fillcolor)
+shear_y = _downwards(shear_x)
+translate_y_abs = _downwards(translate_x_abs)
+translate_y_rel = _downwards(translate_x_rel)
+_OURS = {
+    auto_augment.shear_x: shear_x,
+    auto_augment.shear_y: shear_y,
+    auto_augment.translate_x_abs: translate_x_abs,
+    auto_augment.translate_y_abs: translate_y_abs,
+    auto_augment.translate_x_rel: translate_x_rel,
+    auto_augment.translate_y_rel: translate_y_rel,
+}
 
 
-_OURS = {getattr(auto_augment, operation.__name__): operation for operation in (
-    shear_x, shear_y, translate_x_abs, translate_y_abs, translate_x_rel, translate_y_rel)}
-
-
-def use_in(operation):
+def use_in(operation: auto_augment.AugmentOp) -> None:
     """Let a timm AugmentOp do its work by a function of this file, where one does the same."""
     if operation.kwargs.get("resample") == Image.Resampling.BICUBIC:
         operation.aug_fn = _OURS.get(operation.aug_fn, operation.aug_fn)
 
 
-def _turned(operation, image, *how):
-    turned = operation(image.transpose(Image.Transpose.TRANSPOSE), *how)
-    return turned.transpose(Image.Transpose.TRANSPOSE)
-
-
-def _along_x(image, shifts, fill):
+def _along_x(image: Image.Image, shifts: np.ndarray, fill: tuple[int, ...]) -> Image.Image:
     """shifts: (H,), pixels to the right of a place in the result at which its content stands in `image`."""
     pixels = np.asarray(image)
     height, width, _ = pixels.shape

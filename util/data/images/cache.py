@@ -28,11 +28,13 @@ import numpy as np
 from PIL import Image
 
 from util.core.errors import RunError
+from util.core.run_lock import try_lock
 from util.data.images.as_shown import AS_SHOWN, FLOATS, WHOLE_NUMBERS, Reading
 from util.data.images.files import ImageFile, ImageSource, resized
 from util.data.images.fundus_fields import VERSION as FIELDS_VERSION
 from util.data.images.fundus_fields import Fields, SquareSource, source_of
 from util.data.images.reading_pass import read_images
+from util.data.images.remembered import entries_of, file_identity
 
 VERSION = 2  # raise it when other pixels are kept
 # kept pixels for each pixel of the input: evaluation resizes to 1.14, and twice resized it wants a margin
@@ -106,22 +108,19 @@ class ImageCache:
 
     def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: list[str], identities: np.ndarray):
         self._files = [file for file, _ in segments]
-        entries = np.concatenate([index for _, index in segments] or [np.empty(0, ENTRY)])
+        known = np.concatenate([np.empty(0, ENTRY), *(index for _, index in segments)])
         numbers = np.repeat(np.arange(len(segments)), [len(index) for _, index in segments])
-        order = np.argsort(entries["identity"], kind="stable")
-        entries, numbers = entries[order], numbers[order]
-        places = np.minimum(np.searchsorted(entries["identity"], identities[:, 0]), max(0, len(entries) - 1))
-        self.has = np.zeros(len(paths), bool)  # which of `paths` are kept
-        if len(entries):
-            self.has = (entries["identity"][places] == identities[:, 0]) & (
-                entries["check"][places] == identities[:, 1]
-            )
+        order = np.argsort(known["identity"], kind="stable")
+        known = np.rec.fromarrays([known["identity"][order], known[order], numbers[order]],
+                                  names="identity,entry,segment")
+        found, same = entries_of(known, identities[:, 0])
+        self.has = same & (found["entry"]["check"] == identities[:, 1])  # which of `paths` are kept
         # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it
         # is counted
         hashes = np.fromiter((_path_hash(path) for path in paths), np.uint64, len(paths))[self.has]
         order = np.argsort(hashes)
         self._hashes = hashes[order]
-        self._entries, self._numbers = (values[places[self.has]][order] for values in (entries, numbers))
+        self._entries, self._numbers = (found[name][self.has][order] for name in ("entry", "segment"))
         self._map()
 
     def _map(self) -> None:
@@ -150,7 +149,7 @@ class Kept:
     """What the kept pixels of an image depend on, besides its file; fields: that are known already
     (util/data/images/fundus_fields.py)."""
 
-    side: int
+    side: int | None  # None: images are not brought to a size first
     decode: str
     reading: Reading = AS_SHOWN
     fundus_crop: str = "off"
@@ -160,7 +159,7 @@ class Kept:
     @classmethod
     def of(cls, settings: dict, fields: Fields | None = None) -> "Kept":
         """Of a transform's settings; absent entries mean what they meant before there were any."""
-        return cls(settings["kept"], settings["decode"], Reading.of(settings),
+        return cls(settings.get("kept"), settings["decode"], Reading.of(settings),
                    settings.get("fundus_crop", "off"), settings.get("fit", "crop") == "pad", fields)
 
     @property
@@ -176,8 +175,11 @@ class Kept:
 
     def pixels(self, file: str | ImageFile) -> np.ndarray:
         """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
-        source = source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
-        return kept_pixels(source, self.side, self.decode)
+        return kept_pixels(self.source(file), self.side, self.decode)
+
+    def source(self, file: str | ImageFile) -> ImageSource | SquareSource:
+        """What its pixels are made of. Raises ImageError."""
+        return source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
 
     def hangs_on_range(self, file: ImageFile) -> bool:
         """Whether a file's pixels depend on a range of values that is not known yet. Raises ImageError."""
@@ -358,16 +360,9 @@ def _path_hash(path: str) -> int:
 
 def _identities(paths: list[str]) -> np.ndarray:
     """(N, 2) uint64: 128 bits of place, size and time of change of each file; 0 for one that is not there."""
-    here, found = os.getcwd(), np.zeros((len(paths), 2), np.uint64)
-    for number, path in enumerate(paths):
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue  # no file: whoever reads it says so
-        text = f"{os.path.normpath(os.path.join(here, path))}\0{status.st_size}\0{status.st_mtime_ns}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-        found[number] = np.frombuffer(digest, "<u8")
-    return found
+    here = os.getcwd()
+    files = (os.path.normpath(os.path.join(here, path)) for path in paths)
+    return np.frombuffer(b"".join(file_identity(file, 16) for file in files), "<u8").reshape(-1, 2)
 
 
 def _read_segments(folder: Path) -> list[tuple[Path, np.ndarray]]:
@@ -391,9 +386,7 @@ def _read_index(file: Path) -> np.ndarray | None:
 def _one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
     """The system frees the lock when its holder dies, so that none is ever left behind."""
     with open(lock, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file, fcntl.flock):
             say(f"image cache: another start is filling {lock.parent}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -5,6 +5,7 @@ Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's pl
 file that is
 cut short always raises: half an image padded with grey would be a sample like any other to the model.
 """
+import contextlib
 import errno
 import functools
 import io
@@ -12,6 +13,7 @@ import math
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -60,6 +62,17 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+@contextlib.contextmanager
+def _as_image_error(path: str | os.PathLike) -> Iterator[None]:
+    """A damaged file makes Pillow's plugins raise nearly anything (struct.error, …): an ImageError."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(path, reason_of(error)) from error
+
+
 class ImageFile:
     """An image file that is read once, whatever its `ImageSource`s ask for, and decoded once at each scale.
 
@@ -79,10 +92,8 @@ class ImageFile:
     @functools.cached_property
     def content(self) -> bytes:
         """All bytes of a JPEG, the first of another file. Raises ImageError."""
-        try:
+        with _as_image_error(self.path):
             return _content(self.path)
-        except OSError as error:
-            raise ImageError(self.path, reason_of(error)) from error
 
     @property
     def is_jpeg(self) -> bool:
@@ -130,18 +141,12 @@ class ImageFile:
         """Pillow's image in the file's own mode, of a JPEG at 1/`denominator`. Raises ImageError."""
         if denominator not in self._loaded:
             image, self._opened = self._opened or self._open(), None
-            try:
-                with image:
-                    self._refuse_many_scans(image)
-                    self._flags = flags_before(image) if self._looks else 0
-                    if denominator > 1:
-                        image.draft(None, tuple(edge // denominator for edge in image.size))
-                    image.load()
-            except (ImageError, MemoryError):
-                raise
-            # a damaged file makes Pillow's plugins raise nearly anything (struct.error, …)
-            except Exception as error:
-                raise ImageError(self.path, reason_of(error)) from error
+            with _as_image_error(self.path), image:
+                self._refuse_many_scans(image)
+                self._flags = flags_before(image) if self._looks else 0
+                if denominator > 1:
+                    image.draft(None, tuple(edge // denominator for edge in image.size))
+                image.load()
             self._loaded[denominator] = image
         return self._loaded[denominator]
 
@@ -157,10 +162,8 @@ class ImageFile:
         else:
             if not self._loaded:
                 self.loaded(dct_denominator((width, height), 1) if self.is_jpeg else 1)
-            try:
+            with _as_image_error(self.path):
                 facts = facts_of(next(iter(self._loaded.values())), self.content, self._flags)
-            except Exception as error:  # as in `loaded`
-                raise ImageError(self.path, reason_of(error)) from error
         if orientation in SIDEWAYS:
             width, height = height, width
         return facts._replace(width=width, height=height)
@@ -170,14 +173,10 @@ class ImageFile:
         return EIGHT_BITS if self.is_jpeg else kind_of(self.loaded(), self.content)
 
     def _open(self) -> Image.Image:
-        try:
+        with _as_image_error(self.path):
             if file_status(self.path).st_size == 0:
                 raise ImageError(self.path, "empty file")
             image = Image.open(io.BytesIO(self.content) if self.is_jpeg else self.path, formats=FORMATS)
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:  # as in `loaded`
-            raise ImageError(self.path, reason_of(error)) from error
         turned_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile)
         self._stored = image.size, 1 if turned_by_pillow else orientation_of(image.info.get("exif"))
         return image
@@ -305,16 +304,12 @@ class ImageSource:
         """
         _, orientation = self.file.stored()
         turn = TURNS.get(orientation) if self.reading.shown else None
-        denominator = dct_denominator(self.size,
-                                      minimum_size) if minimum_size is not None and self.file.is_jpeg else 1
+        reduces = minimum_size is not None and self.file.is_jpeg
+        denominator = dct_denominator(self.size, minimum_size) if reduces else 1
         image = self.file.loaded(denominator)
-        try:
+        with _as_image_error(self.path):
             rgb = to_rgb(image, self.reading)
             return rgb if turn is None else rgb.transpose(turn), denominator
-        except MemoryError:
-            raise
-        except Exception as error:  # as in `ImageFile.loaded`
-            raise ImageError(self.path, reason_of(error)) from error
 
 
 def shows_colour(pixels):
@@ -355,12 +350,10 @@ def _coarsest(size, resolution):
 def file_status(path):
     """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder)
     or nothing."""
-    try:
+    with _as_image_error(path):
         status = os.stat(path)
         _refuse_no_file(status)
-    except OSError as error:
-        raise ImageError(path, reason_of(error)) from error
-    return status
+        return status
 
 
 def _refuse_no_file(status):

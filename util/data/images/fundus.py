@@ -187,6 +187,10 @@ class _Image:
                 * len(inside))
 
 
+_ANGLES = np.arange(RAYS) * (2 * math.pi / RAYS)
+# (3, RAYS): by how much a ray's step moves outwards as the circle's x, y and radius grow by one
+_DESIGN = np.stack([np.cos(_ANGLES), np.sin(_ANGLES), np.ones(RAYS)])
+_DIRECTIONS = _DESIGN[:2, :, None].astype(np.float32)  # (2, RAYS, 1): x and y of a ray's direction
 _LITTLE = 1e-6 * np.eye(3)  # so that three equations that are nearly one have an answer
 
 
@@ -205,7 +209,7 @@ class _Rim:
         distances = circle.radius + np.arange(-half, half + 1, dtype=np.float32)
         width, height = image.size
         # (2, RAYS, …)
-        at = (_directions() * distances + np.array([[[circle.x]], [[circle.y]]], np.float32)).astype(np.int32)
+        at = (_DIRECTIONS * distances + np.array([[[circle.x]], [[circle.y]]], np.float32)).astype(np.int32)
         inside = np.minimum(np.maximum(at, 0), np.array([[[width - 1]], [[height - 1]]], np.int32))
         self.seen = (inside[:, :, half + wide] == at[:, :, half + wide]).all(0)
         places = inside[1] * width + inside[0]
@@ -225,9 +229,9 @@ class _Rim:
         offsets = np.sort(self.offset[used])
         self.error = np.abs(self.offset - offsets[len(offsets) // 2])
         near = used & (self.error <= max(1.2, share * self.circle.radius))
-        some = _design()[:, near]
+        some = _DESIGN[:, near]
         moved = np.linalg.solve(some @ some.T + _LITTLE, some @ self.offset[near])
-        self.error = np.abs(self.offset - moved @ _design())
+        self.error = np.abs(self.offset - moved @ _DESIGN)
         radius = float(self.circle.radius + moved[2])
         return Field(float(self.circle.x + moved[0]), float(self.circle.y + moved[1]),
                      radius) if radius > 1 else None
@@ -252,19 +256,6 @@ def _above(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
         levels -= ground[channel]
         result = levels if result is None else np.maximum(result, levels, out=result)
     return result
-
-
-@functools.lru_cache
-def _design() -> np.ndarray:
-    """(3, RAYS): by how much a ray's step moves outwards as the circle's x, y and radius grow by one."""
-    angles = np.arange(RAYS) * (2 * math.pi / RAYS)
-    return np.stack([np.cos(angles), np.sin(angles), np.ones(RAYS)])
-
-
-@functools.lru_cache
-def _directions() -> np.ndarray:
-    """(2, RAYS, 1): x and y of a ray's direction."""
-    return _design()[:2, :, None].astype(np.float32)
 
 
 def _agreed(points: np.ndarray, width: int, height: int) -> Field | None:

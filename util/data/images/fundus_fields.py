@@ -44,14 +44,11 @@ class Fields(Remembered):
         self._fresh: dict[str, Field | None] = {}  # of the files that the pass is reading
         super().__init__(file if shown or file is None else file.with_stem(f"{file.stem}_as_stored"))
 
-    def look(self, file: ImageFile) -> Field | None:
+    def look(self, file: ImageFile) -> tuple[float, float, float]:
         field = self._fresh[file.path] = _found(ImageSource(file, self.reading))
-        return field
+        return (0, 0, 0) if field is None else (field.x, field.y, field.radius)
 
-    def values(self, found: Field | None) -> tuple:
-        return (0, 0, 0) if found is None else (found.x, found.y, found.radius)
-
-    def take(self, paths: Sequence[str], found: Sequence[Field | None]) -> None:
+    def take(self, paths: Sequence[str], found: Sequence[tuple]) -> None:
         super().take(paths, found)
         for path in paths:
             del self._fresh[path]

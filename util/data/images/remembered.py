@@ -4,10 +4,10 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from util.core.disk import replacing
 from util.data.images.files import ImageFile, reason_of
 
 
@@ -16,8 +16,7 @@ class Remembered(ABC):
 
     A file is its absolute path, size and time of change (ns), of which 8 bytes of a hash are kept; entries
     are sorted by them. `note` says so (else it is "") when the file was not usable; it is then written anew.
-    A `Reader` (util/data/images/reading_pass.py): a kind of memory says by `look` and `values` what it finds
-    and keeps of a file.
+    A `Reader` (util/data/images/reading_pass.py): a kind of memory says by `look` what it keeps of a file.
     """
 
     dtype = np.dtype([("identity", "<u8")])  # and what a kind of memory adds
@@ -44,12 +43,8 @@ class Remembered(ABC):
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
     @abstractmethod
-    def look(self, file: ImageFile) -> Any:
-        """What there is to find of a file. Raises ImageError."""
-
-    @abstractmethod
-    def values(self, found: Any) -> tuple:
-        """The entry's fields behind the identity."""
+    def look(self, file: ImageFile) -> tuple:
+        """The entry's fields behind the identity. Raises ImageError."""
 
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of `paths` nothing is remembered of, or have changed since."""
@@ -57,9 +52,9 @@ class Remembered(ABC):
         self._asked.append(wanted)
         return ~np.isin(wanted, self._known["identity"])
 
-    def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
+    def take(self, paths: Sequence[str], found: Sequence[tuple]) -> None:
         """Remember what `look` found; `save` makes it last."""
-        entries = [(identity, *self.values(one))
+        entries = [(identity, *one)
                    for identity, one in zip(identities(paths), found, strict=True) if identity]
         self._new.append(np.array(entries, self.dtype))
 
@@ -75,44 +70,39 @@ class Remembered(ABC):
         self._known, self._new = everything, []
         if self.file is None:
             return
-        partial = f"{self.file}.{os.getpid()}.partial"
         try:
             os.makedirs(os.path.dirname(self.file) or ".", exist_ok=True)
-            with open(partial, "wb") as stream:
+            with replacing(self.file) as partial, open(partial, "wb") as stream:
                 np.save(stream, self._known)
-            os.replace(partial, self.file)
         except OSError as error:
             self.note = f"{self.file} cannot be written ({reason_of(error)}): the next time {self.again}"
-        finally:
-            if os.path.exists(partial):
-                os.remove(partial)
 
     def _entries(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others
         mean nothing)."""
-        return entries_of(self._known, paths)
+        return entries_of(self._known, identities(paths))
 
 
-def entries_of(known: np.ndarray, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`Remembered._entries` of entries in the order of their identities."""
+def entries_of(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entries in the order of their identities, and the identities of N files -> as `Remembered._entries`."""
     if not len(known):
-        return np.zeros(len(paths), known.dtype), np.zeros(len(paths), bool)
-    wanted = identities(paths)
+        return np.zeros(len(wanted), known.dtype), np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(known["identity"], wanted), len(known) - 1)
     return known[places], known["identity"][places] == wanted
 
 
 def identities(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64: `file_identity` of each."""
+    """(N,) uint64 numbers of files as they are now."""
     folder = os.getcwd()
-    return np.fromiter((file_identity(os.path.join(folder, path)) for path in paths), np.uint64, len(paths))
+    return np.frombuffer(b"".join(file_identity(os.path.join(folder, path), 8) for path in paths), "<u8")
 
 
-def file_identity(path: str) -> int:
-    """64-bit number of a file as it is now; 0, which is never remembered, when it cannot be looked at."""
+def file_identity(path: str, size: int) -> bytes:
+    """A number of `size` bytes of a file as it is now; 0, which is never remembered, when it cannot be looked
+    at."""
     try:
         stat = os.stat(path)
     except OSError:
-        return 0  # the check itself will name it with its reason
+        return bytes(size)  # the check itself will name it with its reason
     text = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return hashlib.blake2b(text, digest_size=size).digest()

@@ -23,16 +23,12 @@ class ImageFacts(Remembered):
     """Files that have decoded, with `as_shown.Facts` of each."""
 
     dtype = np.dtype([("identity", "<u8"), ("kind", "u1"), ("largest", "<f8"), ("flags", "u1"),
-                      ("width", "<i4"),
-                      ("height", "<i4")])
+                      ("width", "<i4"), ("height", "<i4")])
     again = "all images are checked again"
 
     def look(self, file: ImageFile) -> as_shown.Facts:
         """Raises ImageError for a file that is damaged anywhere."""
         return file.facts()
-
-    def values(self, found: as_shown.Facts) -> tuple:
-        return tuple(found)
 
     def of(self, paths: Sequence[str]) -> np.ndarray:
         """Entries of those of these files that are remembered, once each."""

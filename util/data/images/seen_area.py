@@ -7,7 +7,7 @@ import numpy as np
 
 from util.data.images.files import ImageError, ImageSource
 from util.data.images.fundus_fields import Fields
-from util.data.images.remembered import entries_of
+from util.data.images.remembered import entries_of, identities
 from util.data.images.transforms import seen_share
 
 LOOKED_AT = 300  # images, spread evenly
@@ -19,7 +19,7 @@ def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts:
     --fundus_crop auto.
     facts: `ImageFacts.of` these images; the headers of those that it lacks are read."""
     paths = paths[::max(1, len(paths) // LOOKED_AT)]
-    entries, known = entries_of(np.sort(facts, order="identity"), paths)
+    entries, known = entries_of(np.sort(facts, order="identity"), identities(paths))
     sizes = [(int(entry["width"]), int(entry["height"])) if is_known else None
              for entry, is_known in zip(entries, known, strict=True)]
     shares = [share for path, size in zip(paths, sizes, strict=True)

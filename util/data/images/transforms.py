@@ -29,7 +29,7 @@ from util.data.images import affine
 from util.data.images.as_shown import Reading
 from util.data.images.cache import Kept, KeptSource
 from util.data.images.files import resized
-from util.data.images.fundus_fields import FUNDUS_CROPS, source_of
+from util.data.images.fundus_fields import FUNDUS_CROPS
 
 DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
@@ -71,8 +71,7 @@ def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", f
     Raises InputError.
     """
     settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
-    if read_images not in READ_IMAGES:
-        raise InputError(f"--read_images {read_images}: one of {', '.join(READ_IMAGES)}")
+    _require_one_of("--read_images", read_images, READ_IMAGES)
     return settings | {"resize": resized_side(input_size, fit), "read_images": read_images}
 
 
@@ -133,8 +132,7 @@ def train_settings(
     for flag, value in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
         if not 0 <= value <= 1:
             raise InputError(f"{flag} {value}: a probability is between 0 and 1")
-    if remode not in ERASE_MODES:
-        raise InputError(f"--remode {remode}: one of {', '.join(ERASE_MODES)}")
+    _require_one_of("--remode", remode, ERASE_MODES)
     if int(recount) != recount or recount < 1:
         raise InputError(f"--recount {recount}: a whole number, at least 1")
     aa = "" if aa is None or aa.lower() in OFF else aa
@@ -143,18 +141,17 @@ def train_settings(
             f"--aa {aa}: not a timm auto-augment string; write none, or for example rand-m9-mstd0.5-inc1, "
             "augmix-m5-w4-d2, original, v0, 3a"
         )
-    settings.update(
-        crop_scale=[float(value) for value in crop_scale],
-        crop_ratio=[float(value) for value in crop_ratio],
-        hflip=float(hflip),
-        vflip=float(vflip),
-        color_jitter=_color_jitter(color_jitter),
-        aa=aa,
-        reprob=float(reprob),
-        remode=remode,
-        recount=int(recount),
-    )
-    return settings
+    return settings | {
+        "crop_scale": [float(value) for value in crop_scale],
+        "crop_ratio": [float(value) for value in crop_ratio],
+        "hflip": float(hflip),
+        "vflip": float(vflip),
+        "color_jitter": _color_jitter(color_jitter),
+        "aa": aa,
+        "reprob": float(reprob),
+        "remode": remode,
+        "recount": int(recount),
+    }
 
 
 def read_alike(settings, other):
@@ -187,15 +184,13 @@ class EvalTransform:
         if settings.get("fit", "crop") == "squash":
             size = edge, edge
         if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
-            return self._normalise(np.array(F.center_crop(_resized_exactly(source.decode(), size), edge)))
+            image = source.decode().resize(size, Image.Resampling.BICUBIC)  # as timm and torchvision do it
+            return self._normalise(np.array(F.center_crop(image, edge)))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
         # as checkpoints of before were scored
         within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512
         return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
-
-    def __reduce__(self):
-        return EvalTransform, (self.settings, self._fields)
 
 
 class TrainTransform:
@@ -256,18 +251,13 @@ class TrainTransform:
         if settings["decode"] == "full":
             # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's
             # does not.
-            crop = _resized_exactly(source.decode().crop(box), size)
+            crop = source.decode().crop(box).resize(size, Image.Resampling.BICUBIC)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
         return self._erase(self._normalise(np.array(self._augment(crop))))
 
     def __reduce__(self):
         return TrainTransform, (self.settings, self._fields)
-
-
-def _resized_exactly(image, size):
-    """A PIL image at `size` (width, height), bicubic, as timm and torchvision do it."""
-    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 class _Normalise:
@@ -284,15 +274,8 @@ class _Normalise:
 def _as_source(source, settings, fields):
     if not isinstance(source, (str, os.PathLike)):
         return source
-    if settings.get("kept"):  # checkpoints of before there was a cache have none
-        return KeptSource(Kept.of(settings, fields).pixels(source))
-    return source_of(source, Reading.of(settings), fundus_crop(settings),
-                     settings.get("fit", "crop") == "pad", fields)
-
-
-def fundus_crop(settings):
-    """Whether images are cut to their round field: off or auto."""
-    return settings.get("fundus_crop", "off")
+    kept = Kept.of(settings, fields)
+    return KeptSource(kept.pixels(source)) if kept.side else kept.source(source)
 
 
 def _augment_operations(augmenting):
@@ -316,12 +299,9 @@ def _posterize(image, bits_to_keep, **_):
 def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit):
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
-    if decode not in DECODES:
-        raise InputError(f"--decode {decode}: one of {', '.join(DECODES)}")
-    if fundus_crop not in FUNDUS_CROPS:
-        raise InputError(f"--fundus_crop {fundus_crop}: one of {', '.join(FUNDUS_CROPS)}")
-    if fit not in FITS:
-        raise InputError(f"--resize {fit}: one of {', '.join(FITS)}")
+    _require_one_of("--decode", decode, DECODES)
+    _require_one_of("--fundus_crop", fundus_crop, FUNDUS_CROPS)
+    _require_one_of("--resize", fit, FITS)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
     return {
@@ -340,12 +320,15 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
     }
 
 
+def _require_one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{flag} {value}: one of {', '.join(known)}")
+
+
 def _color_jitter(strength):
     if strength is None:
         return None
-    values = (
-        [float(value) for value in strength] if isinstance(strength, (list, tuple)) else [float(strength)]
-    )
+    values = [float(value) for value in (strength if isinstance(strength, list | tuple) else [strength])]
     if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
         raise InputError(
             f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "

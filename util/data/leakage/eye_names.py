@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 # left and right in full, also beside a number; short ones alone between other signs, or behind a number at
 # the end
@@ -17,24 +18,17 @@ _EYE = re.compile(
 def pairs_across(paths: Sequence[str], splits: np.ndarray) -> tuple[int, tuple[str, str] | None]:
     """How many images of one split have, by their names alone, the other eye in another split, and the first
     such pair."""
-    by_rest: dict[str, list[tuple[str, int]]] = {}
-    for row, path in enumerate(paths):
+    rows = []
+    for path, split in zip(paths, splits, strict=True):
         stem = os.path.splitext(os.path.basename(path))[0].lower()
         found = list(_EYE.finditer(stem))
         if found:
-            last = found[-1]
-            rest = stem[:last.start()] + "*" + stem[last.end():]
+            rest = stem[:found[-1].start()] + "*" + stem[found[-1].end():]
             if any(letter.isalnum() for letter in rest):  # left.png says nothing
-                by_rest.setdefault(rest, []).append((last.group(), row))
-    number, first = 0, None
-    for same in by_rest.values():
-        eyes: dict[str, dict[str, int]] = {}
-        for eye, row in same:
-            eyes.setdefault(eye, {}).setdefault(splits[row], row)
-        across = [(one, other) for eye, rows in eyes.items() for split, one in rows.items()
-                  for other_eye, other_rows in eyes.items() if other_eye != eye
-                  for other_split, other in other_rows.items() if other_split != split]
-        if across:
-            number += len({row for pair in across for row in pair})
-            first = first or tuple(paths[row] for row in sorted(across[0]))
-    return number, first
+                rows.append((rest, found[-1].group(), split, path))
+    names = pd.DataFrame(rows, columns=["rest", "eye", "split", "path"])
+    names = names.drop_duplicates(["rest", "eye", "split"])
+    pairs = names.merge(names, on="rest")
+    across = pairs[(pairs["eye_x"] != pairs["eye_y"]) & (pairs["split_x"] != pairs["split_y"])]
+    first = next(across[["path_x", "path_y"]].itertuples(index=False, name=None), None)
+    return across["path_x"].nunique(), first

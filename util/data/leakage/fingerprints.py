@@ -21,11 +21,8 @@ class Fingerprints(Remembered):
     mapped = True
     most = 100_000  # some 450 MB
 
-    def look(self, file: ImageFile) -> np.ndarray:
-        return fingerprint(file)
-
-    def values(self, found: np.ndarray) -> tuple:
-        return (found,)
+    def look(self, file: ImageFile) -> tuple[np.ndarray]:
+        return (fingerprint(file),)
 
     def of(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) of FINGERPRINT; zeros for a file of which none is remembered."""

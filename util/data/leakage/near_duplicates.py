@@ -146,10 +146,10 @@ class Matches:
     mirrored: np.ndarray  # whether it is the mirror image that is similar
 
 
-def nearest(pictures: np.ndarray, others: np.ndarray, tick=lambda number: None) -> Matches:
+def nearest(pictures: np.ndarray, others: np.ndarray) -> Matches:
     """For each of (N,) fingerprints the most similar of (M,) others, where it is similar enough to be a copy.
 
-    tick: told how many images are done, again and again. Time grows with N * M, memory with N + M.
+    Time grows with N * M, memory with N + M.
     """
     found = Matches(np.full(len(pictures), -1), np.zeros(len(pictures), np.float32),
                     np.zeros(len(pictures), bool))
@@ -158,7 +158,6 @@ def nearest(pictures: np.ndarray, others: np.ndarray, tick=lambda number: None) 
         block = start + np.flatnonzero(pictures["contrast"][start:start + BLOCK] >= LEAST_CONTRAST)
         if len(block) and len(usable):
             _search(pictures, block, others, usable, found)
-        tick(min(BLOCK, len(pictures) - start))
     return found
 
 

@@ -15,13 +15,13 @@ Training runs it before the first epoch (--leakage) and writes leakage.json into
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,15 +29,21 @@ import pandas as pd
 
 from util.core.errors import InputError
 from util.core.machine import usable_cores
+from util.core.run_files import write_whole
+from util.data import csv_columns, tables
+from util.data.csv_columns import SPLITS
+from util.data.images.files import ImageError, ImageSource
 from util.data.images.reading_pass import read_images
 from util.data.leakage.eye_names import pairs_across
+from util.options.flag import FINETUNE
+from util.options.parsing import OneLineParser
+from util.options.table import FLAGS
 
 if TYPE_CHECKING:
     from util.data.leakage.fingerprints import Fingerprints
 
 KINDS = ("same bytes", "same pixels", "near duplicate", "same patient")
 PLURALS = {"near duplicate": "near duplicates"}
-SPLITS = ("train", "val", "test")
 CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less than 78 % of the side, "
               "rotations of more than 3 degrees, upside-down copies, strongly retouched ones, another "
               "photograph of the same eye, and an image with next to no contrast unless its pixels are the "
@@ -57,8 +63,8 @@ MOST_PLAIN = 10  # images without contrast that one of the same look is compared
 
 
 def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: bool = True,
-          workers: int | None = None,
-          progress: bool = True, most_compared: int | None = MOST_COMPARED) -> dict:
+          workers: int | None = None, progress: bool = True,
+          most_compared: int | None = MOST_COMPARED) -> dict:
     """What the splits of a table of images (path, split, patient: util/data/tables.py) have in common ->
     plain values.
 
@@ -83,11 +89,9 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
         unreadable |= dict(read_images([(prints, paths)], workers, progress))
         notes += [prints.note] if prints.note else []
         values = prints.of(paths)
-    findings, within = [], 0
-    for name in rows:
-        known = content[rows[name]]
-        within += int((known >= 0).sum() - len(np.unique(known[known >= 0])))
-    for earlier, later in combinations(rows, 2):
+    within = pd.DataFrame({"split": splits, "content": content})[content >= 0].duplicated().sum()
+    findings = []
+    for earlier, later in itertools.combinations(rows, 2):
         pairs = _copies(content, rows[earlier], rows[later])
         if values is not None:
             left = np.setdiff1d(rows[later], [row for _, _, row, _ in pairs])
@@ -98,12 +102,10 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
     findings += _patients(table)
     notes += _eyes(table)
     by_kind = {kind: [finding for finding in findings if finding["kind"] == kind] for kind in KINDS}
-    cannot = (
-        "" if compared or len(rows) < 2 else NOT_DECODED if not decode else TOO_MANY.format(most_compared)
-    )
+    cannot = "" if compared or len(rows) < 2 else TOO_MANY.format(most_compared) if decode else NOT_DECODED
     return {"pictures": len(paths), "checked": len(paths) - len(unreadable),
             "seconds": round(time.monotonic() - begun, 2),
-            "unreadable": [path for path in paths if path in unreadable], "within splits": within,
+            "unreadable": [path for path in paths if path in unreadable], "within splits": int(within),
             "counts": {kind: len(found) for kind, found in by_kind.items()},
             "findings": [finding for listed in by_kind.values() for finding in listed[:MOST_LISTED]],
             "patients": int((table["patient"] != "").sum()), "cannot see": cannot + CANNOT_SEE,
@@ -121,21 +123,17 @@ def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str,
     """(N,) numbers, the same for files of the same bytes, -1 for one that is like no other; {path: why it
     can't be read}."""
     numbers, unreadable = np.full(len(paths), -1), {}
+    alike = pd.Series(0, range(len(paths)))  # rows that may be like another one -> the number of their group
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        groups = [np.arange(len(paths))]
         for look in (os.path.getsize, _tail, _digest):
-            rows = np.concatenate(groups) if groups else np.empty(0, np.int64)
-            before = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-            found = pool.map(_tried(look), [paths[row] for row in rows], chunksize=64)
-            same = {}
-            for row, group, value in zip(rows.tolist(), before.tolist(), found, strict=True):
-                if isinstance(value, OSError):
-                    unreadable[paths[row]] = (value.strerror or str(value)).lower()
-                elif value != 0:  # an empty file is no image
-                    same.setdefault((group, value), []).append(row)
-            groups = [np.array(group) for group in same.values() if len(group) > 1]
-    for number, group in enumerate(groups):
-        numbers[group] = number
+            found = pool.map(_tried(look), [paths[row] for row in alike.index], chunksize=64)
+            found = pd.DataFrame({"group": alike, "value": pd.Series(list(found), alike.index, dtype=object)})
+            failed = found["value"].map(lambda value: isinstance(value, OSError)).astype(bool)
+            unreadable |= {paths[row]: (error.strerror or str(error)).lower()
+                           for row, error in found["value"][failed].items()}
+            found = found[~failed & (found["value"] != 0)]  # an empty file is no image
+            alike = found[found.duplicated(keep=False)].groupby(["group", "value"]).ngroup()
+    numbers[alike.index] = alike
     return numbers, unreadable
 
 
@@ -200,19 +198,17 @@ def _plain_alike(paths: Sequence[str], prints: np.ndarray, earlier: np.ndarray,
     plain = (prints["contrast"] < LEAST_CONTRAST) & (prints["width"] > 0)
     look = {row: (*prints[["width", "height"]][row].tolist(), prints["thumbnail"][row].tobytes())
             for row in [*earlier[plain[earlier]].tolist(), *later[plain[later]].tolist()]}
-    first, pairs = {}, []
+    known, pairs = {}, []
     for row in earlier[plain[earlier]].tolist():
-        first.setdefault(look[row], []).append(row)
+        known.setdefault(look[row], []).append(row)
     for row in later[plain[later]].tolist():
-        twin = next((one for one in first.get(look[row], [])[:MOST_PLAIN]
-                     if _same_pixels(paths[one], paths[row])), None)
+        twins = (one for one in known.get(look[row], [])[:MOST_PLAIN] if _same_pixels(paths[one], paths[row]))
+        twin = next(twins, None)
         pairs += [("same pixels", twin, row, 1.0)] if twin is not None else []
     return pairs
 
 
 def _same_pixels(one: str, other: str) -> bool:
-    from util.data.images.files import ImageError, ImageSource
-
     try:
         return np.array_equal(ImageSource(one).part(), ImageSource(other).part())
     except ImageError:
@@ -320,8 +316,6 @@ def refusal(found: dict, where: str = "") -> InputError:
 
 def write(found: dict, path: str | os.PathLike) -> None:
     """leakage.json, whole or not at all. OSError where it can't be written."""
-    from util.core.run_files import write_whole
-
     write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -331,45 +325,23 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split",
                patient_col: str | None = None) -> pd.DataFrame:
     """A folder with at least two of train, val and test, or a CSV with paths and splits -> the table. Raises
     InputError."""
-    from util.data import csv_columns, tables
-
     if os.path.isdir(data):
         there = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
         table = tables.read_folder(data, there or SPLITS).table
     else:
-        flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"}
-        columns = [path_col, split_col, *([patient_col] if patient_col else [])]
-        cells, lines, _ = csv_columns.read_columns(data, columns, flags)
-        for name, column in zip(columns[:2], cells[:2], strict=True):
-            csv_columns.refuse_empty(data, name, column, lines)
-        csv_columns.refuse_unknown(data, split_col, cells[1], lines, tables.SPLIT_NAMES)
-        paths = csv_columns.joined(os.path.dirname(data), cells[0])
-        csv_columns.refuse_absent(data, paths, lines)
-        table = tables.picture_table(paths, [""] * len(paths),
-                                     [tables.SPLIT_NAMES[cell.lower()] for cell in cells[1]],
-                                     cells[2] if patient_col else [""] * len(paths))
+        cells, splits, _ = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
+        table, _ = tables.csv_table(data, cells, splits, path_col, patient_col, [""] * len(cells))
     if table["split"].nunique() < 2:
         raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: "
                          "name two or more")
     return table
 
 
-def make_parser():
-    from util.options.parsing import OneLineParser
-
+def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
-    parser.add_argument("--path_col", default="path",
-                        help="the CSV's column of paths (relative ones from the CSV's folder)")
-    parser.add_argument(
-        "--split_col", default="split", help="the CSV's column of train, val, test (or iv, ev)"
-    )
-    parser.add_argument(
-        "--patient_col", default=None, help="the CSV's column of patients, for the predictions table"
-    )
-    parser.add_argument("--patient_regex", default=None, metavar="RE",
-                        help="where no column names the patients: a regular expression whose one group is "
-                             "the patient in an image's file name, such as '(p[0-9]+)_'")
+    for name in ("path_col", "split_col", "patient_col", "patient_regex"):
+        FLAGS[name].add_to(parser.add_argument, FINETUNE)
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
                         help="stop: exit code 2 where anything is found")
     parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")

@@ -10,9 +10,6 @@ comes with the image as facts, true targets for regression. The same (seed, inde
 whoever else draws.
 """
 
-import argparse
-import csv
-import io
 import json
 import math
 import multiprocessing
@@ -26,17 +23,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 
 from util.core.errors import InputError, RunError
 from util.core.machine import usable_cores
+from util.core.run_files import write_whole
+from util.data.csv_columns import SPLITS
+from util.options.parsing import OneLineParser
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 # fewest and most lesions of a grade, both included
 LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))
 FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y",
               "brightness")
-SPLIT_NAMES = ("train", "val", "test")
 FIELD_RADIUS = 0.485  # of the image's side; every other length here is in units of this radius
 # a lesion's centre lies within this radius, so that a centre crop of 0.875 cuts none away
 LESION_REACH = 0.80
@@ -44,7 +44,8 @@ DRAWING_VERSION = 1  # raise it when images change, so that folders drawn earlie
 SETTINGS_FILE = "demo.json"
 TABLE_FILE = "demo.csv"
 FEWEST_PATIENTS = len(GRADE_NAMES)  # of a split: five patients in a row hold every grade twice
-_PICTURE_NAME = re.compile(r"p\d{4,}_[LR]\.jpg|\.p\d{4,}_[LR]\.jpg\.\d+\.part")
+_PICTURE = re.compile(f"({'|'.join(SPLITS)})/({'|'.join(GRADE_NAMES)})/"
+                      r"(p\d{4,}_[LR]\.jpg|\.p\d{4,}_[LR]\.jpg\.\d+\.part)")
 
 
 @dataclass(frozen=True)
@@ -303,11 +304,12 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
         (folder / TABLE_FILE).unlink(missing_ok=True)
         if not same:
             _remove_pictures(folder)
-            _write_atomically(folder / SETTINGS_FILE, (json.dumps(settings) + "\n").encode())
+            write_whole(folder / SETTINGS_FILE, json.dumps(settings) + "\n")
         for place in {(folder / path).parent for path in paths}:
             place.mkdir(parents=True, exist_ok=True)
         _draw_all(partial(_draw_to_file, folder, seed, size), missing, workers)
-        _write_table(folder / TABLE_FILE, seed, paths)
+        rows = [_row(seed, index, path) for index, path in enumerate(paths)]
+        write_whole(folder / TABLE_FILE, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     except PermissionError as error:
         raise InputError(f"demo images: no right to write to {folder}: name another folder "
                          f"({error})") from error
@@ -319,13 +321,13 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
 
 
 def _check_settings(pictures, size, seed, splits):
-    fewest = 2 * FEWEST_PATIENTS * len(SPLIT_NAMES)
+    fewest = 2 * FEWEST_PATIENTS * len(SPLITS)
     if pictures % 2 or pictures < fewest:
         raise InputError(f"--pictures {pictures}: must be an even number (two eyes a patient), {fewest} or "
                          "more")
     if not 32 <= size <= 4096 or seed < 0:
         raise InputError(f"--size {size} --seed {seed}: size must be 32-4096 pixels, seed 0 or more")
-    if len(splits) != len(SPLIT_NAMES) or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
+    if len(splits) != len(SPLITS) or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
         raise InputError(f"splits {tuple(splits)}: must be three positive shares (train, val, test) that add "
                          "up to 1")
 
@@ -364,36 +366,26 @@ def _read_settings(folder):
 
 def _remove_pictures(folder):
     """Remove earlier demo images and half-written ones; a name that is not ours stays."""
-    for split in SPLIT_NAMES:
-        for grade in GRADE_NAMES:
-            for path in (folder / split / grade).glob("*"):
-                if _PICTURE_NAME.fullmatch(path.name):
-                    path.unlink()
+    for path in list(folder.glob("*/*/*")):
+        if _PICTURE.fullmatch(path.relative_to(folder).as_posix()):
+            path.unlink()
 
 
-def _write_atomically(path, content):
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def _write_table(table_path, seed, paths):
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(["path", "label", "split", "patient", "eye", *FACT_NAMES])
-    for index, path in enumerate(paths):
-        split, label, name = path.split("/")
-        patient, eye = name.removesuffix(".jpg").split("_")
-        table.writerow([path, label, split, patient, eye, *plan(seed, index).facts().values()])
-    _write_atomically(table_path, lines.getvalue().encode())
+def _row(seed, index, path):
+    """Of demo.csv."""
+    split, label, name = path.split("/")
+    patient, eye = name.removesuffix(".jpg").split("_")
+    return {"path": path, "label": label, "split": split, "patient": patient, "eye": eye,
+            **plan(seed, index).facts()}
 
 
 def _draw_to_file(folder, seed, size, picture):
-    index, path = picture
-    if not (folder / path).exists():
-        encoded = io.BytesIO()
-        draw(seed, index, size)[0].save(encoded, "JPEG", quality=92)
-        _write_atomically(folder / path, encoded.getvalue())
+    index, name = picture
+    path = folder / name
+    if not path.exists():
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        draw(seed, index, size)[0].save(part, "JPEG", quality=92)
+        part.replace(path)
 
 
 def _draw_all(draw_one, missing, workers):
@@ -413,9 +405,8 @@ def _draw_all(draw_one, missing, workers):
         draw_one(picture)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m util.demo_data", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def make_parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m util.demo_data", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="folder to fill: new, empty, or one filled by this command")
     for flag, default, meaning in (
         ("--pictures", 2000, "images in all splits together"),
@@ -426,12 +417,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv=None):
-    """Command line: see the module's docstring. Exit codes: 0 done, 2 wrong settings, 1 a failure (one line
-    each)."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    try:
-        make_demo(options.folder, options.pictures, options.size, options.seed)
-    except (InputError, RunError) as error:
-        parser.exit(2 if isinstance(error, InputError) else 1, f"{error}\n")
+def main(argv: list[str] | None = None) -> int:
+    """Command line: see the module's docstring."""
+    options = make_parser().parse_args(argv)
+    make_demo(options.folder, options.pictures, options.size, options.seed)
+    return 0

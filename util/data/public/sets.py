@@ -10,15 +10,18 @@ names of the images are and those of the folders are not.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
+
+import pandas as pd
 
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
 from util.data.csv_columns import read_columns, some
-from util.data.public.spreadsheet import read_first_sheet
+from util.data.image_endings import EXTENSIONS
 
 DR_GRADES = ("0_no_dr", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -68,8 +71,7 @@ JSIEC_CLASSES = (
 )
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's
     or ""."""
 
@@ -111,30 +113,16 @@ class RawFolder:
     """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed
     over."""
 
-    def __init__(self, folder, public_set: PublicSet):
-        from util.data.image_endings import EXTENSIONS  # brings pandas, which --help does not need
+    def __init__(self, folder: str | os.PathLike, public_set: PublicSet):
+        from util.data.tables import pictures_below  # brings PyTorch, which --help does not need
 
         if not os.path.isdir(folder):
             problem = "is not a folder" if os.path.exists(folder) else "is not there"
             raise InputError(f"RAW_DIR {folder} {problem}: it must hold {public_set.files}, from "
                              f"{public_set.url}")
-        self.folder, self.set, self._extensions = Path(folder), public_set, EXTENSIONS
-        self.pictures, self.others, seen = [], [], set()
-        for place, folders, files in os.walk(folder, followlinks=True):
-            seen.add(os.path.realpath(place))
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX"
-                                and os.path.realpath(os.path.join(place, name)) not in seen)
-            for name in sorted(files):
-                if not name.startswith("."):
-                    (self.pictures if name.lower().endswith(EXTENSIONS) else self.others).append(
-                        Path(place, name)
-                    )
-
-    def stem(self, name: str) -> str:
-        """What names an image in lists and on disk alike: without folder, the ending of an image, and
-        capitals."""
-        name = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
-        return name.rsplit(".", 1)[0] if name.endswith(self._extensions) else name
+        self.folder, self.set, others = Path(folder), public_set, []
+        self.pictures = list(map(Path, pictures_below(str(self.folder), others)))
+        self.others = [Path(path) for path in sorted(others) if not os.path.basename(path).startswith(".")]
 
     def missing(self, what: str) -> InputError:
         return InputError(f"{self.set.name}: {what} below {self.folder}; needed are {self.set.files}, from "
@@ -160,13 +148,13 @@ class RawFolder:
         """The names of the folders between RAW_DIR and a file, the nearest first."""
         return list(path.relative_to(self.folder).parts[-2::-1])
 
-    def matched(self, pictures, label_of: dict[str, str],
+    def matched(self, pictures: Iterable[Path], label_of: dict[str, str],
                 what: str) -> tuple[list[tuple[Path, str]], list[str]]:
         """Images and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the
         others)."""
         by_stem = {}
         for path in pictures:
-            by_stem.setdefault(self.stem(path.name), []).append(path)
+            by_stem.setdefault(_stem(path.name), []).append(path)
         twice = next((stem for stem in label_of if len(by_stem.get(stem, ())) > 1), None)
         if twice is not None:
             raise InputError(f"{self.set.name}: two images for {twice}: {some(by_stem[twice])}; keep one of "
@@ -191,19 +179,21 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", unquote(name).lower())
 
 
+def _stem(name: str) -> str:
+    """What names an image in lists and on disk alike: without folder, the ending of an image, and
+    capitals."""
+    name = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    return name.rsplit(".", 1)[0] if name.endswith(EXTENSIONS) else name
+
+
 # Labels in tables
 
 
-def _columns(csv_file: Path, columns: list[str] | Callable) -> tuple[list[list[str]], list[int]]:
-    cells, lines, _ = read_columns(str(csv_file), columns, ragged=True)
-    return cells, lines
-
-
-def _by_stem(raw: RawFolder, where, column: str, names: list[str], values: list, lines: list[int]) -> dict:
+def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable) -> dict:
     """{stem: value}; a name that is empty or stands there twice is an InputError with its lines."""
     found, line_of = {}, {}
-    for name, value, line in zip(names, values, lines, strict=True):
-        stem = raw.stem(name)
+    for (line, name), value in zip(names.items(), values, strict=True):
+        stem = _stem(name)
         if not stem or stem in found:
             problem = f"{name} stands there twice, also on line {line_of[stem]}" if stem else "is empty"
             raise InputError(f"{where}, line {line}: {column} {problem}; keep one row an image")
@@ -211,10 +201,15 @@ def _by_stem(raw: RawFolder, where, column: str, names: list[str], values: list,
     return found
 
 
-def _grade(where, line: int, column: str, text: str, classes: tuple[str, ...], order=None) -> str:
-    """The class that a cell's number stands for ("2" and "2.0" are 2). order: the class of each number, where
-    another."""
-    order = order or range(len(classes))
+def _graded(csv_file: Path, names: str, grades: str) -> dict[str, str]:
+    """{stem: grade of retinopathy} of a table with these two columns."""
+    cells, _ = read_columns(csv_file, [names, grades], ragged=True)
+    labels = [_grade(csv_file, line, grades, text, DR_GRADES) for line, text in cells[grades].items()]
+    return _by_stem(csv_file, names, cells[names], labels)
+
+
+def _grade(where: Path, line: int, column: str, text: str, classes: tuple[str, ...]) -> str:
+    """The class that a cell's number stands for ("2" and "2.0" are 2)."""
     try:
         number = number_of(text)
         if number != int(number) or not 0 <= number < len(classes):
@@ -222,16 +217,13 @@ def _grade(where, line: int, column: str, text: str, classes: tuple[str, ...], o
     except (ValueError, OverflowError):
         raise InputError(f"{where}, line {line}: {column} is {text!r}, not a whole number from 0 to "
                          f"{len(classes) - 1}; mend that cell or remove the row") from None
-    return classes[order[int(number)]]
+    return classes[int(number)]
 
 
 def _read_aptos(raw: RawFolder) -> Found:
     """train.csv (id_code, diagnosis) and train_images/ID.png; test_images/ has no published labels."""
     csv_file = raw.needed("train.csv")
-    (names, grades), lines = _columns(csv_file, ["id_code", "diagnosis"])
-    grades = [_grade(csv_file, line, "diagnosis", grade, DR_GRADES)
-              for line, grade in zip(lines, grades, strict=True)]
-    labels = _by_stem(raw, csv_file, "id_code", names, grades, lines)
+    labels = _graded(csv_file, "id_code", "diagnosis")
     pairs, notes = raw.matched(raw.pictures, labels, csv_file.name)
     return Found([Picture(path, labels[stem]) for path, stem in pairs], notes)
 
@@ -243,32 +235,30 @@ def _read_messidor2(raw: RawFolder) -> Found:
     The grades name some images .jpg that are .JPG on disk, and go round with two headers. Rows with
     adjudicated_gradable 0 are left out.
     """
-    csv_file, asked = raw.needed("messidor_data.csv"), []
-
     def wanted(header: list[str]) -> list[str]:
         other = "image_id" not in header and "id_code" in header
-        asked.extend(["id_code", "diagnosis"] if other else ["image_id", "adjudicated_dr_grade"])
-        return [*asked, "adjudicated_gradable"]
+        return [*(["id_code", "diagnosis"] if other else ["image_id", "adjudicated_dr_grade"]),
+                "adjudicated_gradable"]
 
-    (names, grades, gradable), lines = _columns(csv_file, wanted)
-    name_column, grade_column = asked
-    ungradable = [name for name, cell in zip(names, gradable, strict=True) if cell in ("0", "0.0")]
-    labels = _by_stem(raw, csv_file, name_column, names, [
-        "" if cell in ("0", "0.0") else _grade(csv_file, line, grade_column, grade, DR_GRADES)
-        for line, grade, cell in zip(lines, grades, gradable, strict=True)], lines)
+    csv_file = raw.needed("messidor_data.csv")
+    cells, _ = read_columns(csv_file, wanted, ragged=True)
+    names, grades, gradable = (cells[column] for column in cells)
+    ungradable = gradable.isin(["0", "0.0"])
+    labels = _by_stem(csv_file, names.name, names, [
+        "" if ungradable[line] else _grade(csv_file, line, grades.name, grade, DR_GRADES)
+        for line, grade in grades.items()])
     pairs, notes = raw.matched(raw.pictures, labels, csv_file.name)
-    notes += counted(f"not gradable by {csv_file.name}, left out", ungradable)
+    notes += counted(f"not gradable by {csv_file.name}, left out", list(names[ungradable]))
     pairs_file = raw.file("messidor-2.csv")
     patients, no_patients = {}, ""
     if pairs_file is None:
         no_patients = "no file messidor-2.csv (which two images are one patient's eyes)"
     else:
-        (left, right), lines = _columns(pairs_file, ["left", "right"])
-        eyes = [(name, raw.stem(pair[0] or pair[1]), line)
-                for *pair, line in zip(left, right, lines, strict=True)
-                for name in pair if name]
-        patients = _by_stem(raw, pairs_file, "left or right",
-                            *map(list, zip(*eyes, strict=True))) if eyes else {}
+        eyes, _ = read_columns(pairs_file, ["left", "right"], ragged=True)
+        patient = eyes["left"].where(eyes["left"] != "", eyes["right"]).map(_stem)
+        names = eyes.stack()
+        names = names[names != ""].droplevel(1)
+        patients = _by_stem(pairs_file, "left or right", names, patient[names.index])
         alone = [path.name for path, stem in pairs if labels[stem] and stem not in patients]
         notes += counted(f"in no pair of {pairs_file.name}, each taken as a patient", alone)
     pictures = [Picture(path, labels[stem], patients.get(stem, "" if no_patients else stem))
@@ -282,10 +272,7 @@ def _read_idrid(raw: RawFolder) -> Found:
     found = Found([])
     for word, split in (("Training", "train"), ("Testing", "test")):
         csv_file = raw.needed(f"IDRiD_Disease Grading_{word} Labels.csv")
-        (names, grades), lines = _columns(csv_file, ["Image name", "Retinopathy grade"])
-        grades = [_grade(csv_file, line, "Retinopathy grade", grade, DR_GRADES)
-                  for line, grade in zip(lines, grades, strict=True)]
-        labels = _by_stem(raw, csv_file, "Image name", names, grades, lines)
+        labels = _graded(csv_file, "Image name", "Retinopathy grade")
         pictures = []
         for path in raw.pictures:
             above = [plain(name) for name in raw.folders_of(path)]
@@ -300,8 +287,8 @@ def _read_idrid(raw: RawFolder) -> Found:
 
 
 PAPILA_CLASSES = ("0_normal", "1_suspect", "2_glaucoma")
-# the workbooks' 0 healthy, 1 glaucoma, 2 suspect as positions in the order of severity
-PAPILA_ORDER = (0, 2, 1)
+# the workbooks' 0 healthy, 1 glaucoma, 2 suspect, whose order is not that of severity
+PAPILA_NUMBERS = ("0_normal", "2_glaucoma", "1_suspect")
 
 
 def _read_papila(raw: RawFolder) -> Found:
@@ -321,7 +308,7 @@ def _read_papila(raw: RawFolder) -> Found:
             raise InputError(f"{workbook}: no column Diagnosis in the first five rows; take the file as "
                              "published")
         for line, row in enumerate(rows, 1):
-            patient = re.fullmatch(r"#?\s*(\d+)(\.0)?", row[0].strip() if row else "")
+            patient = re.fullmatch(r"#?\s*(\d+)(\.0)?", row[0].strip())
             if not patient:
                 continue
             number = f"{int(patient[1]):03d}"
@@ -329,13 +316,27 @@ def _read_papila(raw: RawFolder) -> Found:
             if stem in labels:
                 raise InputError(f"{workbook}, line {line}: patient {row[0]} stands there twice; keep one "
                                  "row a patient")
-            cell = row[column] if column < len(row) else ""
-            labels[stem] = _grade(workbook, line, "Diagnosis", cell, PAPILA_CLASSES, PAPILA_ORDER)
+            labels[stem] = _grade(workbook, line, "Diagnosis", row[column], PAPILA_NUMBERS)
             patients[stem] = number
     if not labels:
         raise InputError(f"{workbook}: no patient (#001) in the first column; take the file as published")
     pairs, notes = raw.matched(raw.pictures, labels, "ClinicalData")
     return Found([Picture(path, labels[stem], patients[stem]) for path, stem in pairs], notes)
+
+
+def read_first_sheet(path: Path) -> list[list[str]]:
+    """A workbook's first sheet as rows of text, all of one length; empty cells are "", formulas the values
+    that were stored with them. Raises InputError for a file that is no workbook, and without openpyxl."""
+    try:
+        from openpyxl import load_workbook  # one set alone needs it
+    except ImportError:
+        raise InputError(f"{path}: a workbook needs openpyxl, which is not installed: pip install -r "
+                         "requirements-prepare.txt") from None
+    try:
+        sheet = load_workbook(path, data_only=True).worksheets[0]
+    except Exception as error:  # a damaged file makes it raise nearly anything
+        raise InputError(f"{path}: not a workbook that can be read ({error}); save it as .xlsx") from error
+    return [["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
 
 
 # Labels in folders
@@ -357,26 +358,23 @@ def _by_folders(raw: RawFolder, class_of: Callable[[str], str | None], looked_fo
             pictures.append(Picture(path, label, split=split))
         else:
             unlabelled.append(str(path.relative_to(raw.folder)))
-    there = {picture.label for picture in pictures}
-    absent = [name for name in raw.set.classes if name not in there]
+    absent = sorted(set(raw.set.classes) - {picture.label for picture in pictures}, key=raw.set.classes.index)
     if absent:
         raise raw.missing(f"no image of {some(absent)} (looked for {looked_for})")
     return Found(pictures, counted("in no class's folder, left out", unlabelled))
 
 
-def _letters(name: str) -> str:
-    """A folder's name without its order ("2_glaucoma" and "3_glaucoma" are one)."""
-    return re.sub(r"[^a-z]", "", unquote(name).lower())
+def _by_words(*words: str, looked_for: str, by_name: bool = False) -> Callable[[RawFolder], Found]:
+    """A reader of `_by_folders`. words: a regular expression of each class, of the letters of its folders'
+    names without their order ("2_glaucoma" and "3_glaucoma" are one)."""
+    def read(raw: RawFolder) -> Found:
+        def class_of(name: str) -> str | None:
+            letters = re.sub(r"[^a-z]", "", unquote(name).lower())
+            return next((label for label, word in zip(raw.set.classes, words, strict=True)
+                         if re.fullmatch(word, letters)), None)
 
-
-def _read_glaucoma_fundus(raw: RawFolder) -> Found:
-    """advanced_glaucoma/, early_glaucoma/ and normal_control/ with 1.png, 2.png… each, whole or in split
-    folders."""
-    names = {"normal": 0, "normalcontrol": 0, "early": 1, "earlyglaucoma": 1, "advanced": 2,
-             "advancedglaucoma": 2}
-    classes = raw.set.classes
-    return _by_folders(raw, lambda name: classes[names[_letters(name)]] if _letters(name) in names else None,
-                       "the folders normal_control, early_glaucoma, advanced_glaucoma")
+        return _by_folders(raw, class_of, looked_for, by_name)
+    return read
 
 
 def _read_jsiec(raw: RawFolder) -> Found:
@@ -390,32 +388,6 @@ def _number(name: str) -> str:
     """ "10.1.Optic atrophy" -> "10.1"; "" for a name that is no JSIEC folder's."""
     number = re.match(r"(\d+(?:\.\d)?)\.(?=\D)", name)
     return number[1] if number else ""
-
-
-def _read_retina(raw: RawFolder) -> Found:
-    """dataset/{1_normal, 2_cataract, 2_glaucoma, 3_retina_disease}/*.png; copies number the folders
-    otherwise."""
-    names = {"normal": 0, "cataract": 1, "glaucoma": 2, "retinadisease": 3}
-    classes = raw.set.classes
-    return _by_folders(raw, lambda name: classes[names[_letters(name)]] if _letters(name) in names else None,
-                       "the folders 1_normal, 2_cataract, 2_glaucoma, 3_retina_disease")
-
-
-def _read_octid(raw: RawFolder) -> Found:
-    """One archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…: the folder or the
-    name tells."""
-    short = {"normal": 0, "amrd": 1, "amd": 1, "csr": 2, "csc": 2, "dr": 3, "mh": 4}
-    long = {"normal": 0, "agerelatedmaculardegeneration": 1, "centralserous": 2, "diabeticretinopathy": 3,
-            "macularhole": 4}
-
-    def class_of(name):
-        letters = _letters(name)
-        number = short.get(letters, next((number for word, number in long.items()
-                                          if letters.startswith(word)), None))
-        return None if number is None else raw.set.classes[number]
-
-    return _by_folders(raw, class_of, "the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
-                                      "AMRD1.jpeg…", by_name=True)
 
 
 _SETS = (
@@ -476,7 +448,9 @@ _SETS = (
         "glaucoma: none, early, advanced",
         ("0_normal", "1_early", "2_advanced"),
         1544,
-        _read_glaucoma_fundus,
+        # with 1.png, 2.png… each, whole or in split folders
+        _by_words("normal(control)?", "early(glaucoma)?", "advanced(glaucoma)?",
+                  looked_for="the folders normal_control, early_glaucoma, advanced_glaucoma"),
     ),
     PublicSet(
         "JSIEC",
@@ -498,7 +472,9 @@ _SETS = (
         "normal, cataract, glaucoma, other retinal disease",
         ("0_normal", "1_cataract", "2_glaucoma", "3_retina_disease"),
         601,
-        _read_retina,
+        # copies number the folders otherwise
+        _by_words("normal", "cataract", "glaucoma", "retinadisease",
+                  looked_for="the folders 1_normal, 2_cataract, 2_glaucoma, 3_retina_disease"),
     ),
     PublicSet(
         "OCTID",
@@ -509,7 +485,11 @@ _SETS = (
         "normal, AMD, central serous retinopathy, diabetic retinopathy, macular hole",
         ("0_normal", "1_amrd", "2_csr", "3_dr", "4_mh"),
         572,
-        _read_octid,
+        # one archive a class with NORMAL1.jpeg, AMRD1.jpeg, CSR1.jpeg, DR1.jpeg, MH1.jpeg…
+        _by_words("normal.*", "amr?d|agerelatedmaculardegeneration.*", "cs[rc]|centralserous.*",
+                  "dr|diabeticretinopathy.*", "mh|macularhole.*", by_name=True,
+                  looked_for="the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
+                             "AMRD1.jpeg…"),
     ),
 )
 SETS = {public_set.name: public_set for public_set in _SETS}
