@@ -5,6 +5,7 @@ A group's docstring is its heading. Everything that is known of a flag stands in
 says what).
 """
 
+import functools
 from dataclasses import fields
 
 from util.options.data import DataOptions, ImageOptions, MixingOptions
@@ -33,9 +34,8 @@ def _sections(program: str, *parts: type | tuple[str, tuple[str, ...]]) -> None:
     for part in parts:
         heading, names = (part.__doc__ or "", names_of(part)) if isinstance(part, type) else part
         own = [name for name in names if program in FLAGS[name].programs]
-        for name in own:
-            if program in FLAGS[name].at and FLAGS[name].at[program].no_effect:
-                idle.append(name)
+        idle += [name for name in own if program in FLAGS[name].at
+                 and FLAGS[name].at[program].no_effect]
         found[heading] = tuple(name for name in own if name not in idle)
     if idle:
         found[CompatibilityOptions.__doc__ or ""] += tuple(idle)
@@ -58,9 +58,10 @@ _sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
                           if name not in ("finetune", "weights_dir", "allow_partial"))), ("run", _MACHINE))
 
 
-def flags_of(program: str) -> list[Flag]:
-    """The flags of a program, in the order of its help."""
-    return [FLAGS[name] for _, names in PROGRAMS[program] for name in names]
+@functools.cache
+def flags_of(program: str) -> tuple[Flag, ...]:
+    """The flags of a program as they are in it, in the order of its help."""
+    return tuple(FLAGS[name].in_program(program) for _, names in PROGRAMS[program] for name in names)
 
 
 def own_values(options: Options) -> dict[str, object]:

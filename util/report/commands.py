@@ -23,13 +23,9 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
     program, words = PROGRAMS[kind], []
     known = {flag.name: flag for flag in flags_of(program)}
     for name, flag in known.items():
-        default = flag.default_of(program)
-        value = options.get(name, default)
-        if (
-            name not in NOT_REPEATED
-            and value != default
-            and not (default is None and value in FILLED_IN.get(name, ()))
-        ):
+        value = options.get(name, flag.default)
+        is_filled_in = flag.default is None and value in FILLED_IN.get(name, ())
+        if name not in NOT_REPEATED and value != flag.default and not is_filled_in:
             words += _words(flag, value)
     unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
     launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
