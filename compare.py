@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from util.core.ending import exit_code_of
-from util.core.errors import InputError, RunError
+from util.core.errors import InputError, RunError, reject_if
 from util.options.flag import REGRESSION, count, seed_number
 from util.options.groups import Options
 from util.options.parsing import OneLineParser
@@ -66,13 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.run is not None:
         return study(options)
     idle = [f"--{name}" for name in OF_A_STUDY if getattr(options, name)]
-    if idle:
-        raise InputError(f"{' and '.join(idle)} belong to a study: name its grid with --run")
-    if not options.runs:
-        raise InputError("no run is named: pass the folders of runs, or a study's grid with --run")
     folders = [name for name in options.metric or () if Path(name).is_dir()]
-    if folders:
-        raise InputError(f"--metric {folders[0]} is a folder: name the runs before --metric")
+    reject_if(
+        (idle, f"{' and '.join(idle)} belong to a study: name its grid with --run"),
+        (not options.runs, "no run is named: pass the folders of runs, or a study's grid with --run"),
+        (folders, f"--metric {' '.join(folders[:1])} is a folder: name the runs before --metric"))
     compare_folders(options, options.runs, Path(options.output or DEFAULT_OUTPUT))
     return 0
 
@@ -83,10 +81,8 @@ def study(options: Namespace) -> int:
     from util.study import slurm
     from util.study.grid_file import read_grid
 
-    if options.runs:
-        raise InputError("--run names a study and the folders its own runs: pass one of the two")
-    if options.names:
-        raise InputError("--names is for folders: a study's groups are called as its grid says")
+    reject_if((options.runs, "--run names a study and the folders its own runs: pass one of the two"),
+              (options.names, "--names is for folders: a study's groups are called as its grid says"))
     processes = options.nproc or 1
     jobs = None if options.slurm is None else slurm.read_parameters(options.slurm)
     grid = read_grid(options.run)
@@ -121,7 +117,7 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     from tqdm import tqdm
 
     from util.core.run_files import write_whole
-    from util.study.comparison import compare, groups_table, joint_table, tests_table
+    from util.study.comparison import JointTest, Test, compare, groups_table, tests_table
     from util.study.comparison_chart import forest_figure
     from util.study.comparison_runs import align, grouped, read_runs
     from util.study.comparison_text import markdown, terminal
@@ -142,9 +138,10 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     comparison.notes[:0] = [*notes, *more]
     try:
         comparison.notes += forest_figure(comparison, output / "comparison.png")
-        for name, table_of in (("", groups_table), ("_tests", tests_table), ("_joint", joint_table)):
-            write_whole(output / f"comparison{name}.csv",
-                        table_of(comparison).to_csv(index=False, lineterminator="\n"))
+        tables = {"": groups_table(comparison), "_tests": tests_table(comparison.tests, Test),
+                  "_joint": tests_table(comparison.joint, JointTest)}
+        for name, table in tables.items():
+            write_whole(output / f"comparison{name}.csv", table.to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))
     except OSError as error:
         raise RunError(f"{output} can't be written ({error.strerror}): make room, or name another "

@@ -17,7 +17,7 @@ from util.core.errors import InputError
 from util.core.run_files import read_log, read_metrics_json, read_object
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import kind_and_names, read_predictions
-from util.metrics.regression import figures_of
+from util.metrics.regression import figures_of, pairs_of
 from util.metrics.table import of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
@@ -63,9 +63,13 @@ class Run:
     # what a reader may look for and does not find, with the reason
     missing: list[str] = field(default_factory=list)
 
+    def part(self, name: str) -> dict:
+        """An object of run.json, {} where there is none."""
+        return as_dict(self.facts.get(name))
+
     @property
     def options(self) -> dict:
-        return as_dict(self.facts.get("options"))
+        return self.part("options")
 
     @property
     def title(self) -> str:
@@ -109,10 +113,14 @@ def read_run(folder: str | Path) -> Run:
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
-    return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
-               _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
-               _read_skipped(folder / "skipped_images.csv", missing),
-               _heat_maps(folder / "heatmaps", missing), missing)
+    log, bad = read_log(folder / "log.txt")
+    if bad:
+        missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
+    leakage = _read(folder / "leakage.json", missing, "leakage is not reported")
+    skipped = _read_skipped(folder / "skipped_images.csv", missing)
+    maps = _read(folder / "heatmaps/heatmaps.json", missing, "heat maps are not shown") or {}
+    return Run(folder, kind or "classification", names, facts, splits, log, _best_epoch(folder), leakage, skipped,
+               {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}, missing)
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -161,14 +169,6 @@ def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[s
     return _without_nan({name: {"value": value} for name, value in figures.items()})
 
 
-def _read_log(path: Path, missing: list[str]) -> list[dict]:
-    """The epochs of log.txt, by number; lines that are no epoch are counted."""
-    rows, bad = read_log(path)
-    if bad:
-        missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
-    return rows
-
-
 def _best_epoch(folder: Path) -> int | None:
     """The epoch whose weights were scored on test last: of metrics_test.csv's last row that names one."""
     try:
@@ -191,11 +191,6 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
         return []
 
 
-def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
-    stored = _read(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
-    return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
-
-
 # ---- what is computed from a table -------------------------------------------------------------------------
 
 def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
@@ -214,21 +209,21 @@ def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
     image's targets)."""
     table = split.table
     if run.kind == "classification":
-        wrong = np.flatnonzero((table["true_class"] != table["predicted_class"]).to_numpy())
-        sure = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)[wrong]
-        return wrong[np.argsort(-sure, kind="stable")[:most]].tolist(), len(wrong)
-    errors = standardised_errors(table, run.names)
-    known = np.flatnonzero(np.isfinite(errors))
-    return known[np.argsort(-errors[known], kind="stable")[:most]].tolist(), len(known)
+        badness = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)
+        is_wrong = (table["true_class"] != table["predicted_class"]).to_numpy()
+    else:
+        badness = standardised_errors(table, run.names)
+        is_wrong = np.isfinite(badness)
+    rows = np.flatnonzero(is_wrong)
+    return rows[np.argsort(-badness[rows], kind="stable")[:most]].tolist(), len(rows)
 
 
 def standardised_errors(table: pd.DataFrame, targets: list[str]) -> np.ndarray:
     """(N,) the largest |predicted - true| of an image's targets, each over the standard deviation of its
     truth; NaN where no truth is known."""
-    worst = np.full(len(table), -np.inf)
-    for name in targets:
-        true, predicted = (table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred"))
+    worst = np.full(len(table), np.nan)
+    for true, predicted in pairs_of(table, targets).values():
         known = np.isfinite(true)
         spread = true[known].std() if known.any() else 0.0
-        worst[known] = np.maximum(worst[known], np.abs(predicted - true)[known] / (spread or 1.0))
-    return np.where(np.isfinite(worst), worst, np.nan)
+        worst = np.fmax(worst, np.where(known, np.abs(predicted - true) / (spread or 1.0), np.nan))
+    return worst

@@ -14,13 +14,14 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from util.core.disk import reason
 from util.core.errors import InputError, RunError
@@ -35,30 +36,11 @@ OPENING_TRIES = 6  # several processes may make a database's tables at once, and
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A searched setting: a range, or choices."""
-
-    name: str
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    whole: bool = False
-    choices: tuple = ()
-
-    def propose(self, trial: optuna.Trial):
-        if self.choices:
-            return trial.suggest_categorical(self.name, self.choices)
-        if self.whole:
-            return trial.suggest_int(self.name, int(self.low), int(self.high))
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
 HEADS = (2, 4, 8)
+Space = dict[str, Callable[[optuna.Trial, str], object]]  # {setting: what proposes its value to a trial}
 
 
-def space(width: int, frozen: bool = False, stochastic_depth: bool = True,
-          adapters: bool = False) -> list[Parameter]:
+def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> Space:
     """What is searched. width: the head's; numbers of attention heads that don't divide it are never
     proposed. A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay.
     InputError where no number of heads divides the width."""
@@ -66,15 +48,15 @@ def space(width: int, frozen: bool = False, stochastic_depth: bool = True,
     if not heads:
         raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention "
                          f"heads {', '.join(map(str, HEADS))}: pass another --head_embed_dim")
-    found = [Parameter("lr", 5e-5, 5e-3, log=True), Parameter("weight_decay", 1e-6, 0.1, log=True)]
-    if not frozen:
-        if not adapters:
-            found.append(Parameter("layer_decay", 0.4, 0.95))
-        if stochastic_depth:
-            found.append(Parameter("drop_path", 0.0, 0.4))
-    return [*found, Parameter("head_dropout", 0.0, 0.5), Parameter("head_depth", 1, 4, whole=True),
-            Parameter("head_mlp_ratio", 1.0, 4.0), Parameter("head_num_heads", choices=heads),
-            Parameter("huber_beta", 0.5, 2.0)]
+    real, whole, choice = Trial.suggest_float, Trial.suggest_int, Trial.suggest_categorical
+    found = {"lr": partial(real, low=5e-5, high=5e-3, log=True),
+             "weight_decay": partial(real, low=1e-6, high=0.1, log=True),
+             "layer_decay": partial(real, low=0.4, high=0.95), "drop_path": partial(real, low=0.0, high=0.4),
+             "head_dropout": partial(real, low=0.0, high=0.5), "head_depth": partial(whole, low=1, high=4),
+             "head_mlp_ratio": partial(real, low=1.0, high=4.0),
+             "head_num_heads": partial(choice, choices=heads), "huber_beta": partial(real, low=0.5, high=2.0)}
+    has = {"layer_decay": not (frozen or adapters), "drop_path": stochastic_depth and not frozen}
+    return {name: propose for name, propose in found.items() if has.get(name, True)}
 
 
 def number_from(*parts) -> int:
@@ -135,11 +117,11 @@ def _make_folder(place: str, folder: Path) -> None:
 def _postgres_driver(shown: str) -> str:
     from importlib.util import find_spec
 
-    for driver in ("psycopg", "psycopg2"):
-        if find_spec(driver):
-            return driver
-    raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install "
-                     "'psycopg[binary]'")
+    found = list(filter(find_spec, ("psycopg", "psycopg2")))
+    if not found:
+        raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install "
+                         "'psycopg[binary]'")
+    return found[0]
 
 
 def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
@@ -175,7 +157,7 @@ class Settings:
     total: int
     seed: int
     sampler: str
-    parameters: Sequence[Parameter]
+    space: Space
     ends_at: float | None = None  # by time.monotonic()
 
 
@@ -279,7 +261,7 @@ def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Tri
         study.sampler = sampler_of(settings, trial.number)
         # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the
         # first time
-        return trial, {parameter.name: parameter.propose(trial) for parameter in settings.parameters}
+        return trial, {name: propose(trial, name) for name, propose in settings.space.items()}
 
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
