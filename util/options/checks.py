@@ -127,7 +127,7 @@ def take_params(options: Options) -> tuple[Options, list[str]]:
 def check_search(options: Options) -> tuple[Options, list[str]]:
     """Refuse what contradicts itself among the search's flags -> the options with what follows; lines about
     it. InputError."""
-    search, typed, lines = options.search, options.typed, []
+    search, typed = options.search, options.typed
     if not search.optuna_trials:
         names = [f"--{name}" for name in vars(search) if name in typed - {"optuna_trials"}]
         return options, [f"without --optuna_trials these do nothing: {', '.join(names)}"] if names else []
@@ -142,15 +142,14 @@ def check_search(options: Options) -> tuple[Options, list[str]]:
         (metric and "optuna_direction" in typed and METRICS[metric] != direction,
          f"--optuna_metric {metric} is to be {METRICS.get(metric)}d: --optuna_direction {direction} "
          "contradicts it; leave one of the two out"))
-    if not metric:
-        metric = "r2" if direction == "maximize" else "loss"
-        if direction == "minimize":
-            lines.append("--optuna_direction minimize: the search minimizes the loss on val")
-    if search.optuna_n_jobs > 1:
-        lines.append(f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; "
-                     "start several processes on one --optuna_storage instead")
-    searched = [name for name in SEARCHED if name in typed]
-    if searched:
-        lines.append("the search proposes its own values instead of "
-                     f"{', '.join(f'--{name}' for name in searched)}")
-    return options.having(optuna_metric=metric, optuna_direction=METRICS[metric]), lines
+    searched = ", ".join(f"--{name}" for name in SEARCHED if name in typed)
+    lines = (
+        (not metric and direction == "minimize",
+         "--optuna_direction minimize: the search minimizes the loss on val"),
+        (search.optuna_n_jobs > 1,
+         f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; start "
+         "several processes on one --optuna_storage instead"),
+        (searched, f"the search proposes its own values instead of {searched}"))
+    metric = metric or {"maximize": "r2", "minimize": "loss"}[direction]
+    return (options.having(optuna_metric=metric, optuna_direction=METRICS[metric]),
+            [text for is_so, text in lines if is_so])

@@ -119,8 +119,9 @@ def read_run(folder: str | Path) -> Run:
     leakage = _read(folder / "leakage.json", missing, "leakage is not reported")
     skipped = _read_skipped(folder / "skipped_images.csv", missing)
     maps = _read(folder / "heatmaps/heatmaps.json", missing, "heat maps are not shown") or {}
-    return Run(folder, kind or "classification", names, facts, splits, log, _best_epoch(folder), leakage, skipped,
-               {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}, missing)
+    overlays = {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}
+    return Run(folder, kind or "classification", names, facts, splits, log, _best_epoch(folder), leakage,
+               skipped, overlays, missing)
 
 
 # ---- files -------------------------------------------------------------------------------------------------

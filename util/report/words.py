@@ -197,7 +197,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
     several = f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else ""
     precision = f"precision {facts['precision']}" if facts.get("precision") else ""
-    code = f"commit {facts['commit']}".replace("+", " with uncommitted changes") if facts.get("commit") else ""
+    commit = str(facts.get("commit") or "").replace("+", " with uncommitted changes")
     rows = {"Model": _joined(options.get("model"), model.get("arch"), *counts, size),
             "Weights": _weights_text(facts["weights"]) if "weights" in facts else "",
             "Normalisation": _normalisation(run.part("normalisation")),
@@ -206,7 +206,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
             "Chosen by": _chosen_by(str(options.get("select_metric") or "")),
             "Device": _joined(facts.get("device"), several, precision),
             "Started": _when(facts),
-            "Code": code,
+            "Code": f"commit {commit}" if commit else "",
             "Versions": _joined(*(f"{name} {version}" for name, version in run.part("versions").items())),
             "Data": f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""}
     return [row for row in rows.items() if row[1]] or [("run.json", "is not there or says nothing")]
@@ -242,8 +242,8 @@ def _chosen_by(metric: str) -> str:
     parts = metric.split("+")
     if len(parts) == 1:
         return f"the {'lowest' if is_better_low(metric) else 'highest'} {metric} on val" if metric else ""
-    turned = " (those of which less is better with their sign turned)" if any(map(is_better_low, parts)) else ""
-    return f"the mean of {', '.join(parts)} on val{turned}"
+    turned = " (those of which less is better with their sign turned)"
+    return f"the mean of {', '.join(parts)} on val" + (turned if any(map(is_better_low, parts)) else "")
 
 
 def _when(facts: dict) -> str:

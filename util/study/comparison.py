@@ -296,18 +296,20 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     _, freedom, p = found
     fewest = fewest_of(Images.of(groups[0].runs[0].table), metric)
     units = "images" if patients is None else "patients"
-    if np.isnan(influences).any():
-        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a "
-                     "class or of the rest")
-    elif math.isnan(p):
-        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their "
-                     f"difference no variance (all pairs in order, or too few {units} for {number} groups)")
-    elif freedom == 0:
-        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no "
-                     "difference to test")
-    elif freedom < number - 1:
-        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some "
-                     "groups rank the images as others do, or their AUCs follow from the others'")
+    problems = (
+        (np.isnan(influences).any(),
+         f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of "
+         "the rest"),
+        (math.isnan(p),
+         f"no joint test of {metric}: some AUCs differ although these {units} give their difference no "
+         f"variance (all pairs in order, or too few {units} for {number} groups)"),
+        (freedom == 0,
+         f"joint test of {metric}: all {number} groups rank the images alike, so there is no difference to "
+         "test"),
+        (freedom < number - 1,
+         f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank "
+         "the images as others do, or their AUCs follow from the others'"))
+    notes += [text for is_so, text in problems if is_so][:1]
     if freedom and fewest < ENOUGH * freedom:
         notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for "
                      f"{freedom} degrees of freedom, so its p may be too small; {ENOUGH} for each are enough")

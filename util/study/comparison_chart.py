@@ -140,13 +140,12 @@ def _keep_inside(axes: "Axes") -> None:
 
 
 def _caption(comparison: Comparison, metrics: list[str], tested: bool) -> str:
-    parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals."]
-    if any(len(group.runs) > 1 for group in comparison.groups):
-        parts.append("Squares: means over seeds; circles: single seeds.")
-    if tested:
-        parts.append("Filled (red): Holm-corrected p < 0.05.")
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals.",
+             "Squares: means over seeds; circles: single seeds." if several else "",
+             "Filled (red): Holm-corrected p < 0.05." if tested else ""]
     parts += [f"Test that all {test.groups} have one {titled(test.metric)}: chi-square "
               f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint "
               "DeLong)."
               for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
-    return " ".join(parts)
+    return " ".join(filter(None, parts))

@@ -181,11 +181,9 @@ def lease_length(longest_epoch: float) -> float:
 
 def is_alive(trial: FrozenTrial) -> bool:
     """Whether a running trial's process can still be believed to live."""
-    held = trial.user_attrs.get("lease")
+    held, begun = trial.user_attrs.get("lease"), trial.datetime_start
     if held is None:
-        return (
-            trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < NO_LEASE_S
-        )
+        return begun is not None and time.time() - begun.timestamp() < NO_LEASE_S
     if held["host"] == platform.node() and Path("/proc").is_dir():
         return bool(held["started"]) and process_start(held["pid"]) == held["started"]
     return time.time() < held["until"]
@@ -201,9 +199,8 @@ def counts(trial: FrozenTrial) -> bool:
 def reason_of(trial: FrozenTrial) -> str:
     """Why a trial is marked failed for good; '' for any other, also one whose parameters are queued again."""
     starts = trial.user_attrs.get("starts", 1)
-    was_killed = (
-        trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
-    )
+    was_killed = (trial.state == TrialState.FAIL and starts >= MOST_STARTS
+                  and "surplus" not in trial.user_attrs)
     return trial.user_attrs.get("reason", f"its process was killed {starts} times" if was_killed else "")
 
 
@@ -282,11 +279,9 @@ def trial_seed(settings: Settings, trial: optuna.Trial) -> int:
 # ---- what comes out ----------------------------------------------------------------------------------------
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
-        return None
-    return max(done, key=lambda trial: (trial.value if study.direction.name == "MAXIMIZE" else -trial.value,
-                                        -trial.number))
+    sign = 1 if study.direction.name == "MAXIMIZE" else -1
+    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), default=None,
+               key=lambda trial: (sign * trial.value, -trial.number))
 
 
 def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -> None:

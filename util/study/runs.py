@@ -113,9 +113,8 @@ def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
     if processes == 1:
         return [sys.executable, *program]
     return [sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nnodes", "1",
-            "--nproc_per_node",
-            str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1",
-            *program]
+            "--nproc_per_node", str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle",
+            "SIGTERM,SIGINT,SIGUSR1", *program]
 
 
 def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
@@ -129,9 +128,8 @@ def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
 def overview(grid: Grid, found: dict[str, str]) -> str:
     """How many of the runs are finished, begun and new."""
     counted = Counter(found.values())
-    return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(
-        f"{counted[state]} {state}" for state in (FINISHED, BEGUN, NEW)
-    )
+    states_text = ", ".join(f"{counted[state]} {state}" for state in (FINISHED, BEGUN, NEW))
+    return f"study in {grid.folder}: {len(found)} runs, {states_text}"
 
 
 # ---- running -----------------------------------------------------------------------------------------------
