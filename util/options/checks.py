@@ -109,15 +109,12 @@ def take_params(options: Options) -> tuple[Options, list[str]]:
         raise InputError(f"--params {file}: not the optuna_best.json of a search ({error})") from error
     if unknown:
         raise InputError(f"--params {file}: unknown settings {', '.join(unknown)}")
-    taken, kept = {}, []
     for name, value in params.items():
         flag = FLAGS[name].in_program(REGRESSION)
         if isinstance(value, bool | str) or value is None or not flag.accepts(value):
             raise InputError(f"--params {file}: {name} is no number that --{name} takes")
-        if name in options.typed or (name == "lr" and "blr" in options.typed):
-            kept.append(name)
-        else:
-            taken[name] = value
+    kept = [name for name in params if name in options.typed or (name == "lr" and "blr" in options.typed)]
+    taken = {name: value for name, value in params.items() if name not in kept}
     settings = ", ".join(f"{name} {value:g}" for name, value in taken.items()) or "none"
     lines = [f"settings of {file}: {settings}"]
     lines += [f"typed values win over {file}: {', '.join(kept)}"] if kept else []

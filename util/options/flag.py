@@ -15,11 +15,7 @@ from typing import Any
 from util.core.plain_numbers import number_of
 
 FINETUNE, REGRESSION, PREDICT, FEATURES = (
-    "main_finetune.py",
-    "main_regression.py",
-    "predict.py",
-    "latent_feature.py",
-)
+    "main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py")
 TRAINING, USE = (FINETUNE, REGRESSION), (PREDICT, FEATURES)
 ALL = (*TRAINING, *USE)
 UNSET: Any = object()

@@ -110,10 +110,9 @@ def _draw_differences(axes: "Axes", tests: list[Test], pairs: list[tuple[str, st
         test = by_pair.get(pair)
         if test is None:
             _draw_row(axes, row, (math.nan,) * 3, "no test")
-            continue
-        colour = RED if test.p_holm < LEVEL else BLUE
-        _draw_row(axes, row, (test.difference, test.lower, test.upper), difference_text(test), colour,
-                  colour if test.p_holm < LEVEL else "white")
+        else:
+            looks = (RED, RED) if test.p_holm < LEVEL else (BLUE, "white")
+            _draw_row(axes, row, (test.difference, test.lower, test.upper), difference_text(test), *looks)
 
 
 def _draw_row(axes: "Axes", row: int, estimate: tuple[float, float, float], text: str, colour: str = GREY,
