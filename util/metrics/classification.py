@@ -44,15 +44,11 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
         raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
     require_finite(logits, samples["path"], "outputs")
 
-    names = np.array(class_names, dtype=object)
+    names, patients = np.array(class_names, dtype=object), samples["patient"].astype(object)
     columns = {
         "index": samples["index"].to_numpy(dtype=np.int64),
         "path": samples["path"].astype(str).to_numpy(dtype=object),
-        "patient": samples["patient"]
-        .astype(object)
-        .where(samples["patient"].notna(), "")
-        .map(str)
-        .to_numpy(),
+        "patient": patients.where(patients.notna(), "").map(str).to_numpy(),
         "split": samples["split"].astype(str).to_numpy(dtype=object),
         "true_class": names[target],
         "predicted_class": names[logits.argmax(axis=1)],

@@ -116,7 +116,7 @@ def axes_in(figure: "Figure", box: Box, x: tuple[float, float], y: tuple[float, 
             labels: tuple[str, str] = ("", "")) -> "Axes":
     """Axes whose frame is `box`, with the limits x and y and the look of all charts here."""
     left, bottom, right, top = np.array(box) / np.tile(figure.get_size_inches(), 2)
-    axes = figure.add_axes((left, bottom, right - left, top - bottom), xlim=x, ylim=y)
+    axes = figure.add_axes((left, bottom, right - left, top - bottom), xlim=x, ylim=y, axisbelow=True)
     axes.set_xlabel(labels[0], color=INK, fontsize=9.5, parse_math=False)
     axes.set_ylabel(labels[1], color=INK, fontsize=9.5, parse_math=False)
     axes.yaxis.set_label_coords(-0.45 / (box[2] - box[0]), 0.5)
@@ -127,7 +127,6 @@ def axes_in(figure: "Figure", box: Box, x: tuple[float, float], y: tuple[float, 
     axes.yaxis.offsetText.set(color=MUTED, fontsize=8)
     axes.xaxis.offsetText.set(color=MUTED, fontsize=8)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
     return axes
 
 

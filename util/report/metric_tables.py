@@ -61,18 +61,15 @@ def tiles(run: Run) -> list[dict[str, object]]:
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
     """(name, label, hint) of the metrics that stand first."""
-    rows = of_kind(run.kind, "headline")
+    chosen = [(row.name, row.label, row.hint) for row in of_kind(run.kind, "headline")]
+    *_, last = "", *run.names
+    if run.kind == REGRESSION and len(run.names) == 1:
+        return [(f"{name}_{last}", label, last) for name, label, _ in chosen]
     if run.kind == REGRESSION:
-        if len(run.names) == 1:
-            return [(f"{row.name}_{run.names[0]}", row.label, run.names[0]) for row in rows]
-        means = [(row.name, row.label, row.hint) for row in rows[:2]]
-        return means + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
-    chosen = [(row.name, row.label, row.hint) for row in rows]
+        return chosen[:2] + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
     if len(run.names) == 2:
-        event = run.names[1]
-        of_event = [(f"{name}_{event}", BY_NAME[name].label, event)
-                    for name in ("sensitivity", "specificity")]
-        chosen = [("roc_auc", BY_NAME["roc_auc"].label, event), *of_event, *chosen[2:]]
+        of_event = [(f"{name}_{last}", BY_NAME[name].label, last) for name in ("sensitivity", "specificity")]
+        return [("roc_auc", BY_NAME["roc_auc"].label, last), *of_event, *chosen[2:]]
     return chosen
 
 
@@ -135,11 +132,10 @@ def methods(run: Run) -> list[str]:
     """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
     resamples."""
     found: dict[tuple, dict] = {}
-    for split in run.splits.values():
-        for name, entry in split.entries.items():
-            if entry.get("method") and interval(entry):
-                key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))
-                found.setdefault(key, {})[name] = None
+    for name, entry in (item for split in run.splits.values() for item in split.entries.items()):
+        if entry.get("method") and interval(entry):
+            key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))
+            found.setdefault(key, {})[name] = None
     lines = []
     for (method, resamples, seed), names in found.items():
         drawn = f", {resamples:,} resamples, seed {seed}" if isinstance(resamples, int) else ""

@@ -19,7 +19,7 @@ from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
 from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
 from util.report.learning_curves import learning_curves
-from util.report.mistakes import Mistake, mistakes
+from util.report.mistakes import mistakes
 from util.report.run_data import Run, Split, class_metrics, read_run
 
 PAGE = "report.html"
@@ -130,7 +130,7 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
         return {"mistakes": None, "mistakes_heading": ""}
     found, total, lines = mistakes(run, split)
     notes += lines
-    has_maps = any(mistake.heat_map for mistake in found)
+    has_maps = any(mistake["heat_map"] for mistake in found)
     if run.kind == "classification":
         heading, lead = "Most confident mistakes", f"No image of {split.name} is predicted wrong."
         which = "most confident first"
@@ -148,9 +148,9 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
             "mistakes_lead": lead + (" On the right, where the model looked." if has_maps else "")}
 
 
-def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
+def _item(run: Run, split: Split, mistake: dict[str, object]) -> dict[str, object]:
     """A mistake, with (name, predicted, true) of its class or of each target."""
-    row = split.table.iloc[mistake.row]
+    row = split.table.iloc[mistake["row"]]
     if run.kind == "classification":
         said = row["predicted_class"]
         answers = [(said, tables.written(float(row[f"prob_{said}"])), row["true_class"])]
@@ -158,8 +158,7 @@ def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
         answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")
                    for target, said, true in pairs]
-    file = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
-    return {"file": file, "mistake": mistake, "answers": answers}
+    return mistake | {"file": mistake["path"].replace("\\", "/").rsplit("/", 1)[-1], "answers": answers}
 
 
 def _again(run: Run) -> dict[str, object]:

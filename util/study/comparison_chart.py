@@ -75,12 +75,11 @@ def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], p
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
             rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
-            axes.set_yticks(range(len(texts)), [])
+            axes.set(yticks=range(len(texts)), yticklabels=[], ylim=(len(texts) - 0.5, -0.6))
             # no tick labels, whose text can't be replaced
             for row, text in enumerate(texts if column == 0 else []):
                 axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center",
                           fontsize=8, parse_math=False)
-            axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelsize=7)

@@ -230,21 +230,20 @@ def _share_patients(runs: list[Run]) -> list[str]:
     knowing = [run for run in runs if (run.table["patient"] != "").any()]
     if not knowing:
         return []
-    known = knowing[0].table["patient"].to_numpy(dtype=object)
-    for run in knowing[1:]:
-        differ = known != run.table["patient"].to_numpy(dtype=object)
-        if differ.any():
-            row = int(np.argmax(differ))
-            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of "
-                             f"{differ.sum()} of {len(known)} images (the first: "
-                             f"{run.table['path'].iloc[row]}, {known[row]!r} and "
-                             f"{run.table['patient'].iloc[row]!r}); score both with the same --patient_col")
-    notes = []
+    known, notes = knowing[0].table["patient"].to_numpy(dtype=object), []
     for run in runs:
+        theirs = run.table["patient"].to_numpy(dtype=object)
+        differ = known != theirs
         if run not in knowing:
             run.table["patient"], run.patients_lent = known, True
             notes.append(f"{run.folder} does not say which images are of one patient: {knowing[0].folder}'s "
                          "patients are taken")
+        elif differ.any():
+            row = int(np.argmax(differ))
+            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of "
+                             f"{differ.sum()} of {len(known)} images (the first: "
+                             f"{run.table['path'].iloc[row]}, {known[row]!r} and {theirs[row]!r}); score "
+                             "both with the same --patient_col")
     return notes
 
 
@@ -284,10 +283,8 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
 
 def _varying(lists: list[list[Run]], known: set[str]) -> list[str]:
     """The options in which the groups differ, those that make good names first."""
-    options = [name for name in lists[0][0].settings if name in known]
-    varying = [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
-    return sorted(varying, key=lambda name: FIRST_NAMED.index(name)
-                  if name in FIRST_NAMED else len(FIRST_NAMED))
+    options = [name for name in dict.fromkeys([*FIRST_NAMED, *lists[0][0].settings]) if name in known]
+    return [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
 
 
 def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:

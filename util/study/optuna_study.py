@@ -8,13 +8,14 @@ process on this very
 machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,11 +73,9 @@ def open_storage(place: str):
     if "://" not in place:
         from util.study.journal import WholeJournal
 
-        _make_folder(place, Path(place).parent)
-        try:
+        with _written(place):
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(WholeJournal(place))
-        except OSError as error:
-            raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -84,17 +83,15 @@ def open_storage(place: str):
         url = make_url(place)
     except ArgumentError as error:
         raise InputError("--optuna_storage is no address of a database: write sqlite:///FILE or "
-                         "postgresql://USER@HOST/NAME"
-                         ) from error
+                         "postgresql://USER@HOST/NAME") from error
     shown = url.render_as_string(hide_password=True)
     if url.drivername == "postgresql":
         url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
-    if url.drivername.startswith("sqlite") and url.database:
-        _make_folder(place, Path(url.database).parent)
-    # sqlite waits for another process's writing instead of failing at once
-    engine = (
-        {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
-    )
+    engine = {"pool_pre_ping": True}
+    if url.drivername.startswith("sqlite"):
+        engine = {"connect_args": {"timeout": 60}}  # waits for another process's writing instead of failing
+        with _written(place):
+            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     for left in reversed(range(OPENING_TRIES)):
         try:
             return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
@@ -107,9 +104,10 @@ def open_storage(place: str):
             raise InputError(f"--optuna_storage {shown}: its driver is not installed ({error})") from error
 
 
-def _make_folder(place: str, folder: Path) -> None:
+@contextlib.contextmanager
+def _written(place: str) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
 
@@ -127,8 +125,7 @@ def _postgres_driver(shown: str) -> str:
 def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
     """The study of that name, made where it is not there. job: what its values depend on, plain; a study made
     for another is refused. InputError also where it is there and `resume` was not asked for."""
-    there = name in optuna.get_all_study_names(storage)
-    if there and not resume:
+    if name in optuna.get_all_study_names(storage) and not resume:
         raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, "
                          "or name another with --optuna_study_name")
     pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
