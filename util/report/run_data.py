@@ -18,7 +18,7 @@ from util.core.run_files import read_log, read_metrics_json, read_object
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import kind_and_names, read_predictions
 from util.metrics.regression import figures_of, pairs_of
-from util.metrics.table import of_kind
+from util.metrics.table import CLASSIFICATION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
 SPLITS = ("test", "val")  # the one that a report is about first
@@ -109,7 +109,10 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its "
                            "predictions, without intervals")
-            split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
+            order = as_dict(facts.get("options")).get("class_order")
+            figures = (classification_metrics(split.table, order)[0] if kind == CLASSIFICATION else
+                       figures_of(split.table, kind_and_names(split.table)[1]))
+            split.entries = _without_nan({metric: {"value": value} for metric, value in figures.items()})
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
@@ -151,8 +154,8 @@ def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
 
 def number(value) -> float | None:
     """A finite number, else None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_one else None
 
 
 def _names_in(facts: dict) -> tuple[list[str], str]:
@@ -161,13 +164,6 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
         return [str(name) for name in data["class_names"]], "classification"
     targets = as_dict(data.get("targets")).get("names") or as_dict(facts.get("options")).get("targets")
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
-
-
-def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
-    """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
-    figures = (classification_metrics(table, order)[0] if kind == "classification" else
-               figures_of(table, kind_and_names(table)[1]))
-    return _without_nan({name: {"value": value} for name, value in figures.items()})
 
 
 def _best_epoch(folder: Path) -> int | None:

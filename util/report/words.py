@@ -71,10 +71,10 @@ def _leakage(run: Run) -> list[tuple[str, list[str]]]:
     for kind in kinds:
         own = [finding for finding in findings if finding.get("kind") == kind]
         number = counts.get(kind) if isinstance(counts.get(kind), int) else len(own)
+        often = "once" if number == 1 else f"{number:,} times"
         if number:
-            what = KINDS.get(kind, kind)
-            often = "once" if number == 1 else f"{number:,} times"
-            found.append((f"Leakage: {what} in two splits, {often}. Metrics on those images are too good.",
+            found.append((f"Leakage: {KINDS.get(kind, kind)} in two splits, {often}. Metrics on those images "
+                          "are too good.",
                           _first([_finding(finding) for finding in own], number)))
     unreadable = run.leakage.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
@@ -94,9 +94,7 @@ def _finding(finding: dict) -> str:
 
 
 def _weights(run: Run) -> list[tuple[str, list[str]]]:
-    if "weights" not in run.facts:
-        return []
-    weights = run.facts["weights"]
+    weights = run.facts.get("weights", {})
     if not isinstance(weights, dict):
         return [("Training started from random weights: no pre-trained ones were given (--finetune).", [])]
     used, expected = weights.get("used"), weights.get("expected")
@@ -107,9 +105,7 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _absent(run: Run) -> list[tuple[str, list[str]]]:
-    found, counts = [], _images(run)
-    if run.kind != "classification" or not counts:
-        return []
+    found, counts = [], _images(run) if run.kind == "classification" else {}
     for split, by_class in counts.items():
         absent = [name for name in run.names if not by_class.get(name)]
         if absent and len(absent) < len(run.names):

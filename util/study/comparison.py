@@ -146,11 +146,11 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
         parts.append((values, *({name: found[name] for name in metrics if name in found}
                                 for found in (replicates, influences))))
         told()
-    values, replicates, influences = ({name: np.array([part[place][name] for part in parts])
-                                       for name in parts[0][place]}
-                                      for place in range(3))
-    return Figures(values, {name: each.mean(axis=0) for name, each in replicates.items()},
-                   {name: each.mean(axis=0) for name, each in influences.items()})
+    values, replicates, influences = (
+        {name: np.array([of_run[name] for of_run in of_runs]) for name in of_runs[0]}
+        for of_runs in zip(*parts, strict=True))
+    return Figures(values, *({name: each.mean(axis=0) for name, each in of_each.items()}
+                             for of_each in (replicates, influences)))
 
 
 def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -177,9 +177,7 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     _require_known(metrics, groups)
     used = draws_for(len(first.table), draws)
     figures = [figures_of(group, used, seed, metrics, told) for group in groups]
-    notes = []
-    if used < draws:
-        notes.append(f"{used} instead of {draws} resamples, for {len(first.table):,} images")
+    notes = [f"{used} instead of {draws} resamples, for {len(first.table):,} images"] if used < draws else []
     summaries = [_summary(group, metric, each, patients, notes)
                  for group, each in zip(groups, figures, strict=True)
                  for metric in metrics]

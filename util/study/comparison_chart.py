@@ -36,17 +36,18 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     """
     from matplotlib import style
 
-    metrics, notes = comparison.metrics[:MOST_METRICS], []
-    if len(metrics) < len(comparison.metrics):
-        notes.append(f"the image shows the first {MOST_METRICS} metrics; the tables have all "
-                     f"{len(comparison.metrics)}")
+    metrics = comparison.metrics[:MOST_METRICS]
     names = [group.name for group in comparison.groups]
     labels = shown_names(names, "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
+    left_out = (
+        (len(metrics) < len(comparison.metrics),
+         f"the image shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}"),
+        (len(pairs) > MOST_PAIRS,
+         f"the image shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs"))
+    notes = [text for is_so, text in left_out if is_so]
     if len(pairs) > MOST_PAIRS:
-        notes.append(f"the image shows the differences from {names[0]} alone; the tables have all "
-                     f"{len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
         figure = _draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)))

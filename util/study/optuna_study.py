@@ -301,14 +301,11 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures
     of test."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        seconds = trial.duration.total_seconds() if trial.duration else None
-        rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
-                     "seconds": seconds,
-                     "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
-                     **trial.params, **trial.user_attrs.get("test", {})})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([
+        {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+         "seconds": trial.duration.total_seconds() if trial.duration else None,
+         "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
+         **trial.params, **trial.user_attrs.get("test", {})} for trial in study.get_trials(deepcopy=False)])
 
 
 def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:

@@ -8,6 +8,7 @@ as long as the process that trains, keeps each cell to one of them.
 
 import contextlib
 import fcntl
+import functools
 import os
 import shlex
 import signal
@@ -212,5 +213,4 @@ def locked(folder: Path) -> Iterator[int | None]:
         os.close(file)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+_say = functools.partial(print, flush=True)
