@@ -121,8 +121,9 @@ def fit_fonts(figure: "Figure", names: Sequence[str] = (), kind: str = "class") 
     lost = [k for k, name in enumerate(whole) if missing & set(name)]
     for text in texts:
         found = text.get_text()
-        for k, form in [(k, form) for k in lost for form in (whole[k], short[k])]:
-            found = re.sub(r"\s*".join(map(re.escape, "".join(form.split()))), f"{kind} {k}", found)
+        for k in lost:
+            for form in (whole[k], short[k]):
+                found = re.sub(r"\s*".join(map(re.escape, "".join(form.split()))), f"{kind} {k}", found)
         text.set_text("".join("?" if mark in missing else mark for mark in found))
     listed = ", ".join(f"{kind} {k} is {short[k]!r}" for k in lost[:10]) + (", …" if len(lost) > 10 else "")
     return missing_line(missing, listed)
