@@ -22,9 +22,10 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from util.core.disk import reason
+from util.core.disk import append_whole, reason
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.report.charts import save_figure
@@ -67,12 +68,31 @@ def number_from(*parts) -> int:
 
 # ---- the study ---------------------------------------------------------------------------------------------
 
+class WholeJournal(JournalFileBackend):
+    """Optuna's journal file (a JSON object a line), whose lines are added whole or not at all. OSError where
+    it can't be written; it is then as long as before.
+
+    Optuna's own writer leaves half a line where the disk gets full, the next line is added to it, and the
+    study can't be read any more.
+    """
+
+    def __init__(self, place: str):
+        self._place, self._lines = Path(place), JournalFileSymlinkLock(place)
+        super().__init__(place, self._lines)
+
+    def append_logs(self, logs: list[dict]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._lines.acquire()
+        try:
+            append_whole(self._place, lines.encode())
+        finally:
+            self._lines.release()
+
+
 def open_storage(place: str):
     """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal
     file. InputError."""
     if "://" not in place:
-        from util.study.journal import WholeJournal
-
         with _written(place):
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(WholeJournal(place))
