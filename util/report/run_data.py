@@ -7,7 +7,7 @@ that was cut, of an older program's, or of one whose files were copied away.
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,7 @@ class Run:
     leakage: dict | None
     skipped: list[tuple[str, str]]  # path and reason of each image that was left out
     heat_maps: dict[str, Path]  # absolute path of an image -> its overlay
-    # what a reader may look for and does not find, with the reason
-    missing: list[str] = field(default_factory=list)
+    missing: list[str]  # what a reader may look for and does not find, with the reason
 
     def part(self, name: str) -> dict:
         """An object of run.json, {} where there is none."""
@@ -76,9 +75,9 @@ class Run:
         return str(self.options.get("task") or self.folder.resolve().name)
 
     @property
-    def main(self) -> Split | None:
+    def main(self) -> Split:
         """The split that the report is headed by."""
-        return next(iter(self.splits.values()), None)
+        return next(iter(self.splits.values()))
 
 
 def read_run(folder: str | Path) -> Run:
