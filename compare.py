@@ -118,7 +118,7 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     from tqdm import tqdm
 
     from util.core.run_files import write_whole
-    from util.study.comparison import JointTest, Test, compare, groups_table, tests_table
+    from util.study.comparison import JointTest, Test, compare, groups_table, table_of_tests
     from util.study.comparison_chart import forest_figure
     from util.study.comparison_runs import align, grouped, read_runs
     from util.study.comparison_text import markdown, terminal
@@ -139,8 +139,8 @@ def compare_folders(options, folders: list[str], output: Path, labels: dict[str,
     comparison.notes[:0] = [*notes, *more]
     try:
         comparison.notes += forest_figure(comparison, output / "comparison.png")
-        tables = {"": groups_table(comparison), "_tests": tests_table(comparison.tests, Test),
-                  "_joint": tests_table(comparison.joint, JointTest)}
+        tables = {"": groups_table(comparison), "_tests": table_of_tests(comparison.tests, Test),
+                  "_joint": table_of_tests(comparison.joint, JointTest)}
         for name, table in tables.items():
             write_whole(output / f"comparison{name}.csv", table.to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", markdown(comparison))

@@ -402,6 +402,6 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tests_table(tests: list[Test] | list[JointTest], kind: type) -> pd.DataFrame:
+def table_of_tests(tests: list[Test] | list[JointTest], kind: type) -> pd.DataFrame:
     """A row a test, with the columns of its kind, Test or JointTest."""
     return pd.DataFrame(map(vars, tests), columns=list(kind.__dataclass_fields__))
