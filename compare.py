@@ -19,45 +19,46 @@ from functools import partial
 from pathlib import Path
 
 from util.core.ending import exit_code_of
-from util.core.errors import InputError, RunError
-from util.options.flag import REGRESSION, count, seed_number
+from util.core.errors import InputError, RunError, reject_if
+from util.options.flag import REGRESSION, Flag, count, seed_number
 from util.options.groups import Options
 from util.options.parsing import OneLineParser
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
 OF_A_STUDY = ("nproc", "slurm", "dry_run")
+FLAGS = {
+    "comparison": (
+        Flag(name="metric", words="+", metavar="NAME",
+             help="metrics to compare, by their names in metrics_test.json, after the folders; not set: "
+                  "roc_auc average_precision f1, or r2 pearson mae of a regression"),
+        Flag(name="split", choices=("test", "val"), default="test",
+             help="whose predictions are compared (val chose the best epoch, so its metrics are too good)"),
+        Flag(name="output", metavar="DIR",
+             help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's own "
+                  "folder with --run"),
+        Flag(name="names", words="+", metavar="NAME",
+             help="names of the groups, in the order of their first runs; not set: folders or options"),
+        Flag(name="draws", read=count, default=2000, help="resamples of the bootstrap"),
+        Flag(name="seed", read=seed_number, default=0, help="seed of the resamples")),
+    "study": (
+        Flag(name="run", metavar="GRID.yaml",
+             help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished ones are "
+                  "skipped"),
+        Flag(name="nproc", read=count,
+             help="processes (GPUs of this machine) that train a run of the study; not set: 1"),
+        Flag(name="slurm", words="+", metavar="KEY=VALUE",
+             help="submit the study's runs to Slurm, one job each, and wait for them; parameters of "
+                  "submitit, such as time=1440 (minutes) partition=gpu gpus_per_node=4"),
+        Flag(name="dry_run", default=False, help="list the study's runs and their commands, then stop"))}
 
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, OUTPUT_DIR/TASK")
-    group = parser.add_argument_group("comparison")
-    group.add_argument("--metric", nargs="+", default=None, metavar="NAME",
-                       help="metrics to compare, by their names in metrics_test.json, after the folders; not "
-                            "set: roc_auc average_precision f1, or r2 pearson mae of a regression")
-    group.add_argument("--split", choices=("test", "val"), default="test",
-                       help="whose predictions are compared (val chose the best epoch, so its metrics are "
-                            "too good)")
-    group.add_argument("--output", default=None, metavar="DIR",
-                       help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's "
-                            "own folder with --run")
-    group.add_argument("--names", nargs="+", default=None, metavar="NAME",
-                       help="names of the groups, in the order of their first runs; not set: folders or "
-                            "options")
-    group.add_argument("--draws", type=count, default=2000, help="resamples of the bootstrap")
-    group.add_argument("--seed", type=seed_number, default=0, help="seed of the resamples")
-    group = parser.add_argument_group("study")
-    group.add_argument("--run", default=None, metavar="GRID.yaml",
-                       help="a study's YAML file, such as examples/grid.yaml: train its runs first; finished "
-                            "ones are skipped")
-    group.add_argument("--nproc", type=count, default=None,
-                       help="processes (GPUs of this machine) that train a run of the study; not set: 1")
-    group.add_argument("--slurm", nargs="+", default=None, metavar="KEY=VALUE",
-                       help="submit the study's runs to Slurm, one job each, and wait for them; parameters "
-                            "of submitit, such as time=1440 (minutes) partition=gpu gpus_per_node=4")
-    group.add_argument(
-        "--dry_run", action="store_true", help="list the study's runs and their commands, then stop"
-    )
+    for heading, flags in FLAGS.items():
+        group = parser.add_argument_group(heading)
+        for flag in flags:
+            flag.add_to(group.add_argument)
     return parser
 
 
@@ -66,13 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.run is not None:
         return study(options)
     idle = [f"--{name}" for name in OF_A_STUDY if getattr(options, name)]
-    if idle:
-        raise InputError(f"{' and '.join(idle)} belong to a study: name its grid with --run")
-    if not options.runs:
-        raise InputError("no run is named: pass the folders of runs, or a study's grid with --run")
     folders = [name for name in options.metric or () if Path(name).is_dir()]
-    if folders:
-        raise InputError(f"--metric {folders[0]} is a folder: name the runs before --metric")
+    reject_if(
+        (idle, f"{' and '.join(idle)} belong to a study: name its grid with --run"),
+        (not options.runs, "no run is named: pass the folders of runs, or a study's grid with --run"),
+        (folders, f"--metric {' '.join(folders[:1])} is a folder: name the runs before --metric"))
     compare_folders(options, options.runs, Path(options.output or DEFAULT_OUTPUT))
     return 0
 
@@ -82,10 +81,8 @@ def study(options: Namespace) -> int:
     from util.study import grid_file, slurm
     from util.study import runs as sweep
 
-    if options.runs:
-        raise InputError("--run names a study and the folders its own runs: pass one of the two")
-    if options.names:
-        raise InputError("--names is for folders: a study's groups are called as its grid says")
+    reject_if((options.runs, "--run names a study and the folders its own runs: pass one of the two"),
+              (options.names, "--names is for folders: a study's groups are called as its grid says"))
     processes = options.nproc or 1
     jobs = None if options.slurm is None else slurm.read_parameters(options.slurm)
     grid = grid_file.read_grid(options.run)
@@ -140,8 +137,10 @@ def compare_folders(options: Namespace, folders: list[str], output: Path,
     found.notes[:0] = [*notes, *more]
     try:
         found.notes += comparison_chart.forest_figure(found, output / "comparison.png")
-        for name, table in (("", comparison.groups_table(found)), ("_tests", comparison.tests_table(found)),
-                            ("_joint", comparison.joint_table(found))):
+        tables = {"": comparison.groups_table(found),
+                  "_tests": comparison.table_of_tests(found.tests, comparison.Test),
+                  "_joint": comparison.table_of_tests(found.joint, comparison.JointTest)}
+        for name, table in tables.items():
             write_whole(output / f"comparison{name}.csv", table.to_csv(index=False, lineterminator="\n"))
         write_whole(output / "comparison.md", comparison_text.markdown(found))
     except OSError as error:

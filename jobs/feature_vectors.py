@@ -69,10 +69,10 @@ class FeatureParts(torch.nn.Module):
 
     def parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = feature_kinds.read(self.model, images)
-        parts = {"cls": found.classes[-1]} if found.classes else {}
-        if found.tokens is not None:
-            parts["patch_mean"] = found.tokens.mean(dim=1) if found.mean is None else found.mean
-        parts["pooled"] = self.model.forward_head(found.features, pre_logits=True)
+        parts = {"cls": found["cls0"]} if "cls0" in found else {}
+        if "tokens" in found:
+            parts["patch_mean"] = found.get("mean", found["tokens"].mean(dim=1))
+        parts["pooled"] = self.model.forward_head(found["features"], pre_logits=True)
         return parts
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

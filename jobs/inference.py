@@ -60,7 +60,7 @@ def take_checkpoint(options: Options, file: WeightFile) -> tuple[Task, list[str]
         lines = [differs] if changed else []
         values = {name: value for name, value in stored.items() if name in FLAGS and name not in own}
         values |= {name: stored.get(name) for name in taken if name not in options.typed}
-        options = options.having(**{"select_metric": FLAGS["select_metric"].default_of(kind.program)}
+        options = options.having(**{"select_metric": FLAGS["select_metric"].in_program(kind.program).default}
                                  | values)
     return kind(options.having(eval=True, csv_file=options.use.input,  # used as it is
                                batch_size=options.training.batch_size or DEFAULT_BATCH)), lines

@@ -75,7 +75,7 @@ def has_stochastic_depth(job: Job) -> bool:
     return True
 
 
-def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, depth: bool) -> list[str]:
+def _describe(job: Job, parameters: optuna_study.Space, frozen: bool, depth: bool) -> list[str]:
     options = job.options
     search, training = options.search, options.training
     not_proposed = {
@@ -86,7 +86,7 @@ def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, 
     return [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
              f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
              f"pruner {search.optuna_pruner}",
-             f"           {', '.join(parameter.name for parameter in parameters)}",
+             f"           {', '.join(parameters)}",
              f"           lr is taken as it is; batch {training.batch_size} x accumulation "
             f"{training.accum_iter} x processes = {job.plan.step_size}",
             *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
@@ -95,7 +95,7 @@ def _describe(job: Job, parameters: list[optuna_study.Parameter], frozen: bool, 
 class Search:
     """The trials of this group of processes."""
 
-    def __init__(self, job: Job, parameters: list[optuna_study.Parameter]):
+    def __init__(self, job: Job, parameters: optuna_study.Space):
         options, asked = job.options, job.options.search
         self.job, self.world, self.folder = job, job.world, job.folder
         seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed

@@ -14,7 +14,7 @@ from tests.compared_runs import images
 from tests.shared_data import FOLDER, shared_data
 from util.metrics import delong
 from util.metrics.classification import predictions_table
-from util.study.comparison import compare, joint_table
+from util.study.comparison import JointTest, compare, table_of_tests
 from util.study.comparison_runs import Group, Run
 from util.study.comparison_text import markdown, terminal
 
@@ -84,7 +84,7 @@ def test_compare_has_the_papers_joint_comparison(ovarian):
         table = predictions_table(images(labels, classes=("no", "yes")), logits, ["no", "yes"])
         groups.append(Group(f"score {number}", [Run(None, "classification", {}, 0, {}, table)]))
     found = compare(groups, ["roc_auc"], "test", 100, 0)
-    assert joint_table(found).round(4).to_numpy().tolist() == [
+    assert table_of_tests(found.joint, JointTest).round(4).to_numpy().tolist() == [
         ["roc_auc", "joint DeLong", 3, 2.5340, 2, 0.2817]
     ]
     assert any("2.534" in line and line.endswith("0.282") for line in terminal(found))

@@ -40,23 +40,24 @@ def run_all(study, settings, value=lambda trial, params: -abs(params["lr"] - 1e-
 
 
 def test_space_is_the_contracts():
-    found = {parameter.name: parameter for parameter in optuna_study.space(64)}
-    assert tuple(found) == SEARCHED
-    ranges = {name: (p.low, p.high, p.log) for name, p in found.items() if not p.choices}
-    assert ranges == {"lr": (5e-5, 5e-3, True), "weight_decay": (1e-6, 0.1, True),
-                      "layer_decay": (0.4, 0.95, False),
-                      "drop_path": (0.0, 0.4, False), "head_dropout": (0.0, 0.5, False),
-                      "head_depth": (1, 4, False),
-                      "head_mlp_ratio": (1.0, 4.0, False), "huber_beta": (0.5, 2.0, False)}
-    assert found["head_num_heads"].choices == (2, 4, 8)
+    trial = optuna.create_study().ask()
+    for name, propose in optuna_study.space(64).items():
+        propose(trial, name)
+    real, log = optuna.distributions.FloatDistribution, {"log": True}
+    assert tuple(trial.distributions) == SEARCHED
+    assert trial.distributions == {
+        "lr": real(5e-5, 5e-3, **log), "weight_decay": real(1e-6, 0.1, **log), "layer_decay": real(0.4, 0.95),
+        "drop_path": real(0.0, 0.4), "head_dropout": real(0.0, 0.5), "head_mlp_ratio": real(1.0, 4.0),
+        "head_depth": optuna.distributions.IntDistribution(1, 4), "huber_beta": real(0.5, 2.0),
+        "head_num_heads": optuna.distributions.CategoricalDistribution((2, 4, 8))}
 
 
 def test_heads_that_do_not_divide_are_never_proposed_and_a_frozen_backbone_has_less():
-    assert [p.choices for p in optuna_study.space(12) if p.choices] == [(2, 4)]
+    assert optuna_study.space(12)["head_num_heads"].keywords == {"choices": (2, 4)}
     with pytest.raises(InputError, match="--head_embed_dim"):
         optuna_study.space(15)
-    assert {"layer_decay", "drop_path"}.isdisjoint(p.name for p in optuna_study.space(64, frozen=True))
-    assert "drop_path" not in {p.name for p in optuna_study.space(64, stochastic_depth=False)}
+    assert {"layer_decay", "drop_path"}.isdisjoint(optuna_study.space(64, frozen=True))
+    assert "drop_path" not in optuna_study.space(64, stochastic_depth=False)
 
 
 def test_total_is_of_the_study_and_the_same_whoever_asks(place, tmp_path):
@@ -84,7 +85,7 @@ def test_a_study_is_not_continued_by_accident_or_for_another_job(place):
 def kill(study, hold):
     """Leave a trial running as a process that was killed leaves it."""
     trial = study.ask()
-    params = {parameter.name: parameter.propose(trial) for parameter in optuna_study.space(64)}
+    params = {name: propose(trial, name) for name, propose in optuna_study.space(64).items()}
     if hold is not None:
         trial.set_user_attr("lease", hold)
     return trial.number, params

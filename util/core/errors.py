@@ -14,6 +14,13 @@ class InputError(Exception):
     """Wrong input: the message says what, where and how to mend it, in one line. Exit code 2."""
 
 
+def reject_if(*problems: tuple[object, str]) -> None:
+    """InputError with the text of the first of (whether there is a problem, its text) that is one."""
+    for is_there, text in problems:
+        if is_there:
+            raise InputError(text)
+
+
 class RunError(Exception):
     """A run that failed (diverged, full disk, a peer that died): one line. Exit code 1.
 

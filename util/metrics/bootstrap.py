@@ -59,12 +59,11 @@ def resamples(number: int, groups: np.ndarray | None, draws: int, seed: int) -> 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float, int]:
     """(lower, upper, undefined): the middle 95 % of the draws where the figure is defined, and in how many it
     is not."""
-    defined = replicates[~np.isnan(replicates)]
-    undefined = len(replicates) - len(defined)
-    if not len(defined):
+    undefined = int(np.isnan(replicates).sum())
+    if undefined == len(replicates):
         return math.nan, math.nan, undefined
-    lower, upper = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
-    return float(lower), float(upper), undefined
+    defined = replicates[~np.isnan(replicates)]
+    return *np.quantile(defined, ((1 - level) / 2, (1 + level) / 2)).tolist(), undefined
 
 
 def basic_interval(replicates: np.ndarray, value: float, least: float = -math.inf,

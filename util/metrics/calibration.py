@@ -97,11 +97,8 @@ def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray,
         chance = expit(design @ coefficients + offset)
         slope = design.T @ (outcome - chance)
         curvature = design.T @ (design * (chance * (1 - chance))[:, None])
-        if (
-            not np.isfinite(curvature).all()
-            or np.linalg.cond(curvature) > 1e12
-            or np.abs(coefficients).max() > 1e4
-        ):
+        if (not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e12
+                or np.abs(coefficients).max() > 1e4):
             return unknown
         step = np.linalg.solve(curvature, slope)
         while (now := loss(coefficients + step)) > before + 1e-9 * abs(before) and np.abs(step).max() > 1e-12:

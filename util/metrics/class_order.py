@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from util.core.errors import InputError
+from util.core.errors import InputError, reject_if
 
 # A name that begins with a whole number (0_no, 10), but not with a chapter's (JSIEC's 0.0.Normal).
 _NUMBER = re.compile(r"[+-]?\d+(?![\d]|\.\d)")
@@ -24,8 +24,7 @@ _SCALES = (
 )
 # Words beside a grade that don't change it.
 _BESIDE = {"dr", "npdr", "nonproliferative", "non", "diabetic", "retinopathy", "amd", "armd", "glaucoma",
-           "apparent", "disease",
-           "risk", "grade", "stage", "myopia", "cataract"}
+           "apparent", "disease", "risk", "grade", "stage", "myopia", "cataract"}
 
 
 def ranks(names: Sequence[str], typed: Sequence[str] | None = None) -> np.ndarray | None:
@@ -44,12 +43,11 @@ def in_order(names: Sequence[str], typed: Sequence[str] | None = None,
     """Class names in the order of a new run -> (names, lines about it). positive: of two classes, the one
     that figures of a single class are of; it comes second. InputError where other names are typed."""
     if positive is not None:
-        if typed:
-            raise InputError("--class_order and --positive_class both say an order of the classes: pass one "
-                             "of them")
-        if len(names) != 2 or positive not in names:
-            raise InputError(f"--positive_class {positive}: it is one of two classes, and there are "
-                             f"{', '.join(sorted(names))}")
+        reject_if(
+            (typed, "--class_order and --positive_class both say an order of the classes: pass one of them"),
+            (len(names) != 2 or positive not in names,
+             f"--positive_class {positive}: it is one of two classes, and there are "
+             f"{', '.join(sorted(names))}"))
         return [next(name for name in names if name != positive), positive], []
     if typed:
         require_same(names, typed)
@@ -69,24 +67,14 @@ def require_same(names: Sequence[str], typed: Sequence[str]) -> None:
 
 def _keys(names: Sequence[str]) -> tuple[list[int] | None, str]:
     """A number a class, by which they stand, and what it is; None where no order is known."""
-    numbers = _numbers(names)
-    if numbers is None:
-        return _grades(names), "their grades"
-    return numbers, "the numbers that their names begin with"
-
-
-def _numbers(names: Sequence[str]) -> list[int] | None:
-    found = [_NUMBER.match(name) for name in names]
-    values = [int(match.group()) for match in found if match]
-    return values if len(set(values)) == len(names) else None
-
-
-def _grades(names: Sequence[str]) -> list[int] | None:
+    numbers = [int(match.group()) for match in map(_NUMBER.match, names) if match]
+    if len(set(numbers)) == len(names):
+        return numbers, "the numbers that their names begin with"
     words = [set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) - _BESIDE
              for name in names]
     for scale in _SCALES:
         steps = [[number for number, step in enumerate(scale) if word <= step] if len(word) == 1 else []
                  for word in words]
         if all(len(step) == 1 for step in steps) and len({step[0] for step in steps}) == len(names):
-            return [step[0] for step in steps]
-    return None
+            return [step[0] for step in steps], "their grades"
+    return None, ""

@@ -44,15 +44,11 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
         raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
     require_finite(logits, samples["path"], "outputs")
 
-    names = np.array(class_names, dtype=object)
+    names, patients = np.array(class_names, dtype=object), samples["patient"].astype(object)
     columns = {
         "index": samples["index"].to_numpy(dtype=np.int64),
         "path": samples["path"].astype(str).to_numpy(dtype=object),
-        "patient": samples["patient"]
-        .astype(object)
-        .where(samples["patient"].notna(), "")
-        .map(str)
-        .to_numpy(),
+        "patient": patients.where(patients.notna(), "").map(str).to_numpy(),
         "split": samples["split"].astype(str).to_numpy(dtype=object),
         "true_class": names[target],
         "predicted_class": names[logits.argmax(axis=1)],
@@ -96,24 +92,19 @@ def figures_of_outputs(images: Images) -> dict[str, float]:
 
 
 def _notes(images: Images, figures: dict[str, float]) -> list[str]:
-    notes, names = [], images.names
-    if images.ranks is None:
-        notes.append("qwk and mae_grades are left out: nothing says in which order these classes stand "
-                     "(--class_order, or names that begin with whole numbers)")
+    names, defined = images.names, [part for part in SCORE_PARTS if not math.isnan(figures[part])]
     absent = [name for name, is_of in zip(names, images.one_hot.T, strict=True) if not is_of.any()]
-    if absent:
-        listed = ", ".join(map(repr, absent[:10])) + (
-            f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        )
-        notes.append(f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 "
-                     "in f1, jaccard, precision and recall; roc_auc and average_precision are means over "
-                     "the others")
-    if math.isnan(figures["roc_auc"]):
-        notes.append("roc_auc is undefined: all images are of one class")
-    if math.isnan(figures["kappa"]):
-        notes.append("kappa is undefined: all images are of one class and all are predicted as it")
-    defined = [part for part in SCORE_PARTS if not math.isnan(figures[part])]
-    if len(defined) < len(SCORE_PARTS):
-        notes.append(f"the score is made of {' and '.join(defined)} alone, so it compares with no other "
-                     "score")
-    return notes
+    listed = ", ".join(map(repr, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+    notes = (
+        (images.ranks is None,
+         "qwk and mae_grades are left out: nothing says in which order these classes stand (--class_order, "
+         "or names that begin with whole numbers)"),
+        (absent,
+         f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 in f1, "
+         "jaccard, precision and recall; roc_auc and average_precision are means over the others"),
+        (math.isnan(figures["roc_auc"]), "roc_auc is undefined: all images are of one class"),
+        (math.isnan(figures["kappa"]),
+         "kappa is undefined: all images are of one class and all are predicted as it"),
+        (len(defined) < len(SCORE_PARTS),
+         f"the score is made of {' and '.join(defined)} alone, so it compares with no other score"))
+    return [text for is_so, text in notes if is_so]

@@ -83,11 +83,6 @@ def extremes_of_steps(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def histogram(scores: np.ndarray, bins: int = SCORE_BINS) -> np.ndarray:
-    """How many of the probabilities (N,) lie in each of `bins` equal bins of 0 to 1."""
-    return np.histogram(scores, bins=bins, range=(0, 1))[0]
-
-
 def quantiles(values: np.ndarray) -> np.ndarray | None:
     """The 5th, 25th, 50th, 75th and 95th percentile; None of nothing."""
     return np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(values) else None
@@ -97,17 +92,13 @@ def quantiles(values: np.ndarray) -> np.ndarray | None:
 class Curves:
     """What is drawn of a classification's split. Of two classes the second one is the event.
 
-    roc, precision_recall: {class number: points}; shares: of all images, by class (the precision of
-    guessing);
-    calibration: [(label, `reliability`)], raw and, where there is a temperature, after it; of_what: whose
-    probability;
-    scores: [(label, `histogram`)]; own, others: by class the `quantiles` of its probability among its images
-    and the rest.
+    roc, precision_recall: {class number: points}; calibration: [(label, `reliability`)], raw and, where there
+    is a temperature, after it; of_what: whose probability; scores: [(label, images a bin)]; own, others: by
+    class the `quantiles` of its probability among its images and the rest.
     """
 
     roc: dict[int, tuple]
     precision_recall: dict[int, tuple]
-    shares: np.ndarray
     calibration: list[tuple[str, tuple]]
     of_what: str
     scores: list[tuple[str, np.ndarray]]
@@ -129,21 +120,22 @@ def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray
         precision_recall[k] = precision_recall_points(is_class, scores)
         own.append(quantiles(scores[is_class]))
         others.append(quantiles(scores[~is_class]))
-    versions = [("as predicted", probabilities)]
+    versions = {"as predicted": probabilities}
     if temperature:
-        versions.append((f"after temperature {temperature:.3g}", softmax(logits / temperature)))
+        versions[f"after temperature {temperature:.3g}"] = softmax(logits / temperature)
     if num_classes == 2:
-        calibration = [(label, reliability(p[:, 1], true == 1, RELIABILITY_BINS)) for label, p in versions]
-        scores = [(names[k], histogram(probabilities[true == k, 1])) for k in (0, 1)]
-        of_what = f"Probability of {names[1]}"
+        calibration = [(label, reliability(p[:, 1], true == 1, RELIABILITY_BINS))
+                       for label, p in versions.items()]
+        shown_scores, of_what = probabilities[:, 1], f"Probability of {names[1]}"
+        parts = {names[k]: true == k for k in (0, 1)}
     else:
         calibration = [(label, reliability(p.max(axis=1), p.argmax(axis=1) == true, BINS))
-                       for label, p in versions]
-        highest = probabilities.max(axis=1)
-        scores = [("right", histogram(highest[predicted == true])),
-                  ("wrong", histogram(highest[predicted != true]))]
-        of_what = "Probability of the predicted class"
+                       for label, p in versions.items()]
+        shown_scores, of_what = probabilities.max(axis=1), "Probability of the predicted class"
+        parts = {"right": predicted == true, "wrong": predicted != true}
+    # how many of the probabilities lie in each of equal bins of 0 to 1
+    scores = [(label, np.histogram(shown_scores[part], bins=SCORE_BINS, range=(0, 1))[0])
+              for label, part in parts.items()]
     return Curves({k: points for k, points in roc.items() if points},
-                  {k: p for k, p in precision_recall.items() if p},
-                  images / max(1, len(true)), calibration, of_what, scores, own, others,
+                  {k: p for k, p in precision_recall.items() if p}, calibration, of_what, scores, own, others,
                   num_classes - len(shown))

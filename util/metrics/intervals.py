@@ -127,11 +127,9 @@ def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple
     """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
     if is_shifted(name):
         return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
-    return (
-        corrected_interval(replicates, value)
-        if row_of(name).interval == CORRECTED
-        else percentile_interval(replicates)
-    )
+    if row_of(name).interval == CORRECTED:
+        return corrected_interval(replicates, value)
+    return percentile_interval(replicates)
 
 
 def is_shifted(name: str) -> bool:
@@ -147,9 +145,8 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     if not without.any():
         return
     chances = confusion + np.diag(0.5 * without)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(images.true), chances.ravel() / chances.sum(), size=draws
-    )
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
     figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"
@@ -160,8 +157,7 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
             own = entries[name]
             own |= {"lower": float(np.fmin(own["lower"], min(lower, own["value"]))),
                     "upper": float(np.fmax(own["upper"], max(upper, own["value"]))),
-                    "without_hits": [name for name, lacks in zip(images.names, without, strict=True)
-                                     if lacks]}
+                    "without_hits": np.array(images.names, dtype=object)[without].tolist()}
 
 
 def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int,
@@ -169,11 +165,11 @@ def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.nd
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
-    of = "images" if groups is None else "patients"
     # no error at all in any resample: that says nothing about how far off the figure may be
     if lower == upper:
         lower = upper = math.nan
-    return entry(value, lower, upper, f"bootstrap of {of}", resamples=draws, seed=seed, undefined=undefined)
+    method = "bootstrap of images" if groups is None else "bootstrap of patients"
+    return entry(value, lower, upper, method, resamples=draws, seed=seed, undefined=undefined)
 
 
 def _auc_entries(images: Images, values: dict[str, float]) -> dict[str, dict]:

@@ -24,15 +24,11 @@ def class_names_of(columns: Iterable[str]) -> list[str]:
     return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
 
 
-def targets_of(columns: Iterable[str]) -> list[str]:
-    """The targets of a table (or its header), in order; [] of a classification."""
-    return [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
-
-
 def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
     """The task of a table (or its header), and its classes or targets."""
     classes = class_names_of(columns)
-    return (CLASSIFICATION, classes) if classes else (REGRESSION, targets_of(columns))
+    targets = [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
+    return (CLASSIFICATION, classes) if classes else (REGRESSION, targets)
 
 
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from util.metrics.calibration import BINS, confidence_bins, softmax
 from util.metrics.predictions import class_names_of, class_numbers
 from util.metrics.table import METRICS, SCORE_PARTS
 
-OPERATING_POINTS = (0.90, 0.95)
+OPERATING_POINTS = (90, 95)  # per cent
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,15 @@ def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dic
     def macro(part, whole):
         return _quotient(part, whole, 0.0).mean(axis=-1) * some
 
-    accuracy = _quotient(correct, n)
     # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.
     kappa = 1 - _quotient(n * (n - correct), n * n - (true * predicted).sum(axis=-1))
     ranks = np.arange(num_classes) if ranks is None else ranks
     distance = (ranks[:, None] - ranks) ** 2
     by_chance = np.einsum("...i,ij,...j->...", true, distance.astype(np.float64), predicted)
     qwk = 1 - _quotient(n * (confusion * distance).sum(axis=(-2, -1)), by_chance)
-    present = true > 0
-    balanced = _quotient(_quotient(hits, true, 0.0).sum(axis=-1), present.sum(axis=-1))
+    balanced = _quotient(_quotient(hits, true, 0.0).sum(axis=-1), (true > 0).sum(axis=-1))
     return {
-        "accuracy": accuracy,
+        "accuracy": _quotient(correct, n),
         "balanced_accuracy": balanced,
         "f1": macro(2 * hits, true + predicted),
         "hamming": _quotient(2 * (n - correct), n * num_classes),
@@ -250,12 +248,9 @@ def operating_thresholds(images: Images) -> dict[str, float]:
     specificity = np.searchsorted(np.sort(scores[~positive]), levels) / (~positive).sum()
     found = {}
     for point in OPERATING_POINTS:
-        found[f"sensitivity_at_{point:.0%}_specificity".replace("%", "")] = float(
-            levels[specificity >= point - 1e-12].min()
-        )
-        found[f"specificity_at_{point:.0%}_sensitivity".replace("%", "")] = float(
-            levels[sensitivity >= point - 1e-12].max()
-        )
+        keep, share = point / 100 - 1e-12, f"at_{point}"
+        found |= {f"sensitivity_{share}_specificity": float(levels[specificity >= keep].min()),
+                  f"specificity_{share}_sensitivity": float(levels[sensitivity >= keep].max())}
     return found
 
 
@@ -278,7 +273,6 @@ def _gaps(probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
     """(N, BINS): being right minus the confidence, in the column of the image's bin; see calibration."""
     confidence = probabilities.max(axis=1)
     gaps = np.zeros((len(true), BINS))
-    gaps[np.arange(len(true)), confidence_bins(confidence)] = (
-        probabilities.argmax(axis=1) == true
-    ) - confidence
+    is_right = probabilities.argmax(axis=1) == true
+    gaps[np.arange(len(true)), confidence_bins(confidence)] = is_right - confidence
     return gaps

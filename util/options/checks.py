@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from util.core.errors import InputError
+from util.core.errors import InputError, reject_if
 from util.options.flag import FINETUNE, REGRESSION, TRAINING
 from util.options.groups import Options
 from util.options.table import FLAGS, flags_of
@@ -23,11 +23,9 @@ def one_run_a_ratio(options: Options) -> list[Options]:
 
 def without_effect(options: Options) -> list[str]:
     """One line naming the flags that were typed and do nothing in a program, with the reason of each."""
-    reasons = {flag.name: flag.no_effect_of(options.program) for flag in flags_of(options.program)
-               if flag.no_effect_of(options.program)}
-    if options.run.dry_run:
-        reasons.pop("world_size")
-    typed = [f"--{name} ({reason})" for name, reason in reasons.items() if name in options.typed]
+    typed = [f"--{flag.name} ({flag.no_effect})" for flag in flags_of(options.program)
+             if flag.no_effect and flag.name in options.typed
+             and not (flag.name == "world_size" and options.run.dry_run)]
     return [f"accepted for compatibility, no effect: {'; '.join(typed)}"] if typed else []
 
 
@@ -37,46 +35,44 @@ def idle(options: Options) -> list[str]:
     if options.program in TRAINING and options.run.eval:
         names = [f"--{flag.name}" for flag in typed if flag.of_training]
         return [f"with --eval these do nothing: {', '.join(names)}"] if names else []
-    rules = [(flag.name, flag.idle_of(options.program)) for flag in typed]
-    return [f"--{name} does nothing {rule.why}" for name, rule in rules if rule and rule.when(options)]
+    return [f"--{flag.name} does nothing {flag.idle.why}" for flag in typed
+            if flag.idle and flag.idle.when(options)]
 
 
 def check_combinations(options: Options) -> Options:
     """Refuse what contradicts itself whatever the data -> the options with what follows from them."""
     model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run,
                                             options.training)
-    if options.program == FINETUNE and {"data_path", "csv_file"} <= options.typed:
-        raise InputError("--data_path and --csv_file both name the images: pass one of them")
-    if {"patient_col", "patient_regex"} <= options.typed:
-        raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
-    for name in ("crop_scale", "crop_ratio", "cutmix_minmax"):
-        pair = options.value(name)
-        if pair and pair[0] > pair[1]:
-            raise InputError(f"--{name} {pair[0]:g} {pair[1]:g}: the first may not be above the second")
-    if images.crop_scale[1] > 1:
-        raise InputError(f"--crop_scale {images.crop_scale[0]:g} {images.crop_scale[1]:g}: a crop takes at "
-                         "most 1, the whole image")
-    if model.tta != "off" and model.adaptation == "lp" and not run.eval:
-        raise InputError("--tta with --adaptation lp: a probe's features are computed once, of each image as "
-                         "it is; leave it out, or pass it to --eval and predict.py")
-    if run.eval and not run.resume:
-        raise InputError("--eval needs --resume: the checkpoint to score")
-    if run.eval and run.resume in ("auto", "same") and not run.task:
-        raise InputError("--eval --resume auto needs --task, the run whose best checkpoint is scored")
+    pairs = {name: options.value(name) or (0, 0) for name in ("crop_scale", "crop_ratio", "cutmix_minmax")}
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
-    if training.compile and not run.eval and not any(map(shutil.which, compilers)):
-        raise InputError("--compile needs a C++ compiler (g++ or clang++), and there is none: install one, "
-                         "or leave it out")
-    if mixing.balanced_sampling and mixing.class_weights != "none":
-        raise InputError(f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the "
-                         "classes: pass one of them")
-    check_part(options)
+    reject_if(
+        (options.program == FINETUNE and {"data_path", "csv_file"} <= options.typed,
+         "--data_path and --csv_file both name the images: pass one of them"),
+        ({"patient_col", "patient_regex"} <= options.typed,
+         "--patient_col and --patient_regex both name the patients: pass one of them"),
+        *((low > high, f"--{name} {low:g} {high:g}: the first may not be above the second")
+          for name, (low, high) in pairs.items()),
+        (images.crop_scale[1] > 1,
+         f"--crop_scale {images.crop_scale[0]:g} {images.crop_scale[1]:g}: a crop takes at most 1, the whole "
+         "image"),
+        (model.tta != "off" and model.adaptation == "lp" and not run.eval,
+         "--tta with --adaptation lp: a probe's features are computed once, of each image as it is; leave it "
+         "out, or pass it to --eval and predict.py"),
+        (run.eval and not run.resume, "--eval needs --resume: the checkpoint to score"),
+        (run.eval and run.resume in ("auto", "same") and not run.task,
+         "--eval --resume auto needs --task, the run whose best checkpoint is scored"),
+        (training.compile and not run.eval and not any(map(shutil.which, compilers)),
+         "--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out"),
+        (mixing.balanced_sampling and mixing.class_weights != "none",
+         f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
+         "one of them"),
+        (run.start_epoch >= training.epochs and not run.eval,
+         f"--start_epoch {run.start_epoch} leaves nothing of --epochs {training.epochs}"),
+        (run.task == "." or ".." in run.task.split("/") or run.task.startswith("/"),
+         f"--task {run.task} is no name for a folder below --output_dir"))
     if training.lr is not None and training.min_lr > training.lr:
         raise InputError(f"--min_lr {training.min_lr:g} is above --lr {training.lr:g}")
-    if run.start_epoch >= training.epochs and not run.eval:
-        raise InputError(f"--start_epoch {run.start_epoch} leaves nothing of --epochs {training.epochs}")
-    if run.task and (run.task == "." or ".." in run.task.split("/") or run.task.startswith("/")):
-        raise InputError(f"--task {run.task} is no name for a folder below --output_dir")
+    check_part(options)
     if model.adaptation == "lora" and "layer_decay" not in options.typed:
         # adapters start at nothing, so there is nothing of the early layers' that a lower rate would keep
         return options.having(layer_decay=1.0)
@@ -85,12 +81,14 @@ def check_combinations(options: Options) -> Options:
 
 def check_part(options: Options) -> None:
     """Refuse two answers to which part of the model is trained. Raises InputError."""
-    if options.part.train_last_blocks and options.model.adaptation != "finetune":
-        raise InputError(f"--train_last_blocks and --adaptation {options.model.adaptation} each say which "
-                         "part is trained: pass one of them")
-    if options.model.adaptation == "lora" and options.model.allow_partial and not options.run.eval:
-        raise InputError("--allow_partial leaves some tensors at random, and --adaptation lora would never "
-                         "train them: pass weights that fit")
+    model = options.model
+    reject_if(
+        (options.part.train_last_blocks and model.adaptation != "finetune",
+         f"--train_last_blocks and --adaptation {model.adaptation} each say which part is trained: pass one "
+         "of them"),
+        (model.adaptation == "lora" and model.allow_partial and not options.run.eval,
+         "--allow_partial leaves some tensors at random, and --adaptation lora would never train them: pass "
+         "weights that fit"))
 
 
 # ---- a regression ------------------------------------------------------------------------------------------
@@ -111,47 +109,44 @@ def take_params(options: Options) -> tuple[Options, list[str]]:
         raise InputError(f"--params {file}: not the optuna_best.json of a search ({error})") from error
     if unknown:
         raise InputError(f"--params {file}: unknown settings {', '.join(unknown)}")
-    taken, kept = {}, []
     for name, value in params.items():
-        if isinstance(value, bool | str) or value is None or not FLAGS[name].accepts(value, REGRESSION):
+        flag = FLAGS[name].in_program(REGRESSION)
+        if isinstance(value, bool | str) or value is None or not flag.accepts(value):
             raise InputError(f"--params {file}: {name} is no number that --{name} takes")
-        if name in options.typed or (name == "lr" and "blr" in options.typed):
-            kept.append(name)
-        else:
-            taken[name] = value
-    lines = [f"settings of {file}: "
-             f"{', '.join(f'{name} {value:g}' for name, value in taken.items()) or 'none'}"]
-    return options.typing(**taken), lines + ([f"typed values win over {file}: "
-                                              f"{', '.join(kept)}"] if kept else [])
+    kept = [name for name in params if name in options.typed or (name == "lr" and "blr" in options.typed)]
+    taken = {name: value for name, value in params.items() if name not in kept}
+    settings = ", ".join(f"{name} {value:g}" for name, value in taken.items()) or "none"
+    lines = [f"settings of {file}: {settings}"]
+    lines += [f"typed values win over {file}: {', '.join(kept)}"] if kept else []
+    return options.typing(**taken), lines
 
 
 def check_search(options: Options) -> tuple[Options, list[str]]:
     """Refuse what contradicts itself among the search's flags -> the options with what follows; lines about
     it. InputError."""
-    search, typed, lines = options.search, options.typed, []
+    search, typed = options.search, options.typed
     if not search.optuna_trials:
         names = [f"--{name}" for name in vars(search) if name in typed - {"optuna_trials"}]
         return options, [f"without --optuna_trials these do nothing: {', '.join(names)}"] if names else []
-    if options.run.eval:
-        raise InputError("--eval scores a checkpoint and --optuna_trials starts a search: pass one of them")
-    if options.processes.parallel == "fsdp":
-        raise InputError("--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one "
-                         "device")
-    if options.run.resume not in ("", "same"):
-        raise InputError("--resume goes on with a training; a search goes on with --optuna_resume")
     metric, direction = search.optuna_metric, search.optuna_direction
-    if metric and "optuna_direction" in typed and METRICS[metric] != direction:
-        raise InputError(f"--optuna_metric {metric} is to be {METRICS[metric]}d: --optuna_direction "
-                         f"{direction} contradicts it; leave one of the two out")
-    if not metric:
-        metric = "r2" if direction == "maximize" else "loss"
-        if direction == "minimize":
-            lines.append("--optuna_direction minimize: the search minimizes the loss on val")
-    if search.optuna_n_jobs > 1:
-        lines.append(f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; "
-                     "start several processes on one --optuna_storage instead")
-    searched = [name for name in SEARCHED if name in typed]
-    if searched:
-        lines.append("the search proposes its own values instead of "
-                     f"{', '.join(f'--{name}' for name in searched)}")
-    return options.having(optuna_metric=metric, optuna_direction=METRICS[metric]), lines
+    reject_if(
+        (options.run.eval,
+         "--eval scores a checkpoint and --optuna_trials starts a search: pass one of them"),
+        (options.processes.parallel == "fsdp",
+         "--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one device"),
+        (options.run.resume not in ("", "same"),
+         "--resume goes on with a training; a search goes on with --optuna_resume"),
+        (metric and "optuna_direction" in typed and METRICS[metric] != direction,
+         f"--optuna_metric {metric} is to be {METRICS.get(metric)}d: --optuna_direction {direction} "
+         "contradicts it; leave one of the two out"))
+    searched = ", ".join(f"--{name}" for name in SEARCHED if name in typed)
+    lines = (
+        (not metric and direction == "minimize",
+         "--optuna_direction minimize: the search minimizes the loss on val"),
+        (search.optuna_n_jobs > 1,
+         f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; start "
+         "several processes on one --optuna_storage instead"),
+        (searched, f"the search proposes its own values instead of {searched}"))
+    metric = metric or {"maximize": "r2", "minimize": "loss"}[direction]
+    return (options.having(optuna_metric=metric, optuna_direction=METRICS[metric]),
+            [text for is_so, text in lines if is_so])

@@ -8,17 +8,14 @@ do nothing come from the rows.
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from util.core.plain_numbers import number_of
 
 FINETUNE, REGRESSION, PREDICT, FEATURES = (
-    "main_finetune.py",
-    "main_regression.py",
-    "predict.py",
-    "latent_feature.py",
-)
+    "main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py")
 TRAINING, USE = (FINETUNE, REGRESSION), (PREDICT, FEATURES)
 ALL = (*TRAINING, *USE)
 UNSET: Any = object()
@@ -87,69 +84,48 @@ class Flag:
     def is_switch(self) -> bool:
         return isinstance(self.default, bool)
 
-    def default_of(self, program: str) -> Any:
-        change = self.at.get(program)
-        found = self.default if change is None or change.default is UNSET else change.default
-        return list(found) if isinstance(found, list) else found
+    def in_program(self, program: str) -> "Flag":
+        """The row as it is in one program."""
+        change = self.at.get(program, Change())
+        other = {name: value for name, value in vars(change).items() if value is not getattr(Change, name)}
+        other.setdefault("help", change.no_effect or self.no_effect or self.help)
+        return replace(self, at={}, **other)
 
-    def reader_of(self, program: str) -> Callable[[str], Any] | None:
-        change = self.at.get(program)
-        return change.read if change and change.read else self.read
-
-    def no_effect_of(self, program: str) -> str:
-        change = self.at.get(program)
-        return change.no_effect if change and change.no_effect else self.no_effect
-
-    def idle_of(self, program: str) -> Idle | None:
-        change = self.at.get(program)
-        return change.idle if change and change.idle else self.idle
-
-    def add_to(self, add_argument: Callable, program: str, defaults: bool = True) -> None:
+    def add_to(self, add_argument: Callable, defaults: bool = True) -> None:
         """The flag in a program's parser, by its or a group's add_argument; without `defaults` it is absent
         where it was not typed."""
-        change, option = self.at.get(program, Change()), f"--{self.name}"
-        words: dict[str, Any] = {"help": change.help or self.no_effect_of(program) or self.help}
-        if defaults:
-            words["default"] = self.default_of(program)
-        if self.is_switch:
-            add_argument(option, action="store_true",
-                         **words | ({} if defaults else {"default": argparse.SUPPRESS}))
-            if self.off:
-                add_argument(self.off[0], action="store_false", dest=self.name, help=self.off[1],
-                                   default=words.get("default", argparse.SUPPRESS))
+        default, option = copy(self.default) if defaults else argparse.SUPPRESS, f"--{self.name}"
+        if not self.is_switch:
+            add_argument(option, help=self.help, default=default, type=self.read, nargs=self.words,
+                         choices=self.choices or None, metavar=self.metavar, const=self.const,
+                         required=self.required)
             return
-        for name, value in (("type", self.reader_of(program)), ("nargs", self.words),
-                            ("choices", self.choices or None),
-                            ("metavar", change.metavar or self.metavar), ("const", self.const)):
-            if value is not None:
-                words[name] = value
-        add_argument(option, **words, required=self.required or change.required)
+        add_argument(option, help=self.help, default=default, action="store_true")
+        if self.off:
+            add_argument(self.off[0], help=self.off[1], default=default, action="store_false", dest=self.name)
 
-    def accepts(self, value: object, program: str) -> bool:
-        """Whether the flag could have given a value that was read from a file."""
+    def accepts(self, value: object) -> bool:
+        """Whether the flag, as it is in a program, could have given a value that was read from a file."""
         if value is None:
-            return self.default_of(program) is None
+            return self.default is None
         if self.is_switch:
             return isinstance(value, bool)
         if isinstance(value, str | list) and len(value) > LONGEST_TEXT:
             return False
         if not isinstance(value, list):
-            return self.words in (None, "?") and self._is_one(value, program)
+            return self.words in (None, "?") and self._is_one(value)
         if self.words is None:  # one word that stands for several, as --dataratio 0.1,1
             return (isinstance(self.default, list) and all(map(_is_scalar, value))
-                    and self._reads(",".join(map(str, value)), program))
-        return (not isinstance(self.words, int) or len(value) == self.words) and all(
-            self._is_one(entry, program) for entry in value)
+                    and self._reads(",".join(map(str, value))))
+        return (not isinstance(self.words, int) or len(value) == self.words) and all(map(self._is_one, value))
 
-    def _is_one(self, value: object, program: str) -> bool:
-        fits = not self.choices or value in self.choices
-        if self.reader_of(program) is None:
-            return isinstance(value, str) and fits
-        return _is_scalar(value) and self._reads(str(value), program) and fits
+    def _is_one(self, value: object) -> bool:
+        is_kind = isinstance(value, str) if self.read is None else _is_scalar(value)
+        return is_kind and self._reads(str(value)) and (not self.choices or value in self.choices)
 
-    def _reads(self, text: str, program: str) -> bool:
+    def _reads(self, text: str) -> bool:
         try:
-            self.reader_of(program)(text)
+            (self.read or str)(text)
         except (argparse.ArgumentTypeError, ValueError):
             return False
         return True

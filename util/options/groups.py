@@ -65,11 +65,8 @@ class Options:
         return replace(self.having(**values), typed=self.typed | values.keys())
 
 
+_ROWS = [(place, row) for place, group in vars(Options()).items() if is_dataclass(group)
+         for row in fields(group)]
 # Where a flag's value stands: {its name: its group's name in Options}; and each row of the table of flags.
-PLACES: dict[str, str] = {}
-FLAGS: dict[str, Flag] = {}
-for _place, _group in vars(Options()).items():
-    if is_dataclass(_group):
-        for _row in fields(_group):
-            PLACES[_row.name] = _place
-            FLAGS[_row.name] = Flag(name=_row.name, **_row.metadata["flag"])
+PLACES = {row.name: place for place, row in _ROWS}
+FLAGS = {row.name: Flag(name=row.name, **row.metadata["flag"]) for _, row in _ROWS}

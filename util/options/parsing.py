@@ -32,16 +32,14 @@ class _LaunchLinesAsTheyAre(argparse.ArgumentDefaultsHelpFormatter, argparse.Raw
 def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLineParser:
     """The parser of a program. documentation: of its module, whose first line begins its help, or all of it
     where the launch lines belong there. Without `defaults` what is not typed is not among the options."""
-    more = {} if defaults else {"argument_default": argparse.SUPPRESS}
+    description = {"description": documentation.split("\n")[0]}
     if program in USE:
-        parser = OneLineParser(prog=program, description=documentation, formatter_class=_LaunchLinesAsTheyAre,
-                               **more)
-    else:
-        parser = OneLineParser(prog=program, description=documentation.split("\n")[0], **more)
+        description = {"description": documentation, "formatter_class": _LaunchLinesAsTheyAre}
+    parser = OneLineParser(prog=program, **description)
     for heading, names in PROGRAMS[program]:
         group = parser.add_argument_group(heading)
         for name in names:
-            FLAGS[name].add_to(group.add_argument, program, defaults)
+            FLAGS[name].in_program(program).add_to(group.add_argument, defaults)
             if name == "local_rank":  # as older launchers spell it
                 group.add_argument("--local-rank", dest="local_rank", type=int, help=argparse.SUPPRESS,
                                    default=argparse.SUPPRESS)
@@ -50,7 +48,6 @@ def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLin
 
 def parse(program: str, documentation: str, argv: list[str] | None) -> Options:
     """Read a command line; InputError for anything that the program does not understand."""
-    values = vars(parser_of(program, documentation).parse_args(argv))
-    return Options.of(
-        program, values, vars(parser_of(program, documentation, defaults=False).parse_args(argv))
-    )
+    values, typed = (vars(parser_of(program, documentation, defaults).parse_args(argv))
+                     for defaults in (True, False))
+    return Options.of(program, values, typed)

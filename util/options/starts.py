@@ -31,18 +31,16 @@ def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict:
 def settled(options: Options, plain_vit: bool, regression: bool) -> tuple[Options, list[str]]:
     """The options with the table's values where nothing was typed; a line that says so."""
     pretrained = bool(options.model.finetune)
-    # a linear probe has no such rates, and crops of random views alone
-    acting = (
-        NAMES if options.model.adaptation != "lp" else OF_CLASSIFICATION if options.probe.lp_views > 1 else ()
-    )
-    acting = [name for name in acting if name != "blr" or options.training.lr is None]
+    idle = set() if options.training.lr is None else {"blr"}
+    if options.model.adaptation == "lp":  # a probe has no such rates, and crops of random views alone
+        idle |= set(NAMES).difference(OF_CLASSIFICATION if options.probe.lp_views > 1 else ())
     changed = {name: value for name, value in defaults(plain_vit, pretrained, regression).items()
-               if name not in options.typed and name in acting and options.value(name) != value}
+               if name not in options.typed and name not in idle and options.value(name) != value}
     if not changed:
         return options, []
     kind = "a pre-trained model that is no plain vision transformer" if pretrained else "random weights"
-    said = ", ".join(f"--{name} {_text(value)} instead of "
-                     f"{_text(options.value(name))}" for name, value in changed.items())
+    said = ", ".join(f"--{name} {_text(value)} instead of {_text(options.value(name))}"
+                     for name, value in changed.items())
     return options.having(**changed), [f"defaults   for {kind}: {said} (what you type wins)"]
 
 

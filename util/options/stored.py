@@ -18,13 +18,10 @@ def differences(stored: dict, options: Options, typed_alone: bool = False) -> li
     Where the checkpoint is only scored, for those that its metrics depend on.
     """
     now = own_values(options)
-    names = [name for name in stored if name in now and not FLAGS[name].of_launch]
-    if options.run.eval:
-        names = [name for name in names if FLAGS[name].of_scoring]
-    if typed_alone:
-        names = [name for name in names if name in options.typed]
-    return [f"--{name} {_text(stored[name])} -> {_text(now[name])}" for name in names
-            if stored[name] != now[name]]
+    return [f"--{name} {_text(value)} -> {_text(now[name])}" for name, value in stored.items()
+            if name in now and value != now[name] and not FLAGS[name].of_launch
+            and (FLAGS[name].of_scoring or not options.run.eval)
+            and (name in options.typed or not typed_alone)]
 
 
 def with_stored(options: Options, stored: dict) -> Options:

@@ -5,6 +5,7 @@ A group's docstring is its heading. Everything that is known of a flag stands in
 says what).
 """
 
+import functools
 from dataclasses import fields
 
 from util.options.data import DataOptions, ImageOptions, MixingOptions
@@ -17,50 +18,56 @@ from util.options.use import HeatmapOptions
 
 _IMAGES = ("input", "path_col", "path_suffix", "bad_images", "skip_file_check")
 _MACHINE = ("batch_size", "precision", "device", "num_workers", "dist_url", "dist_on_itp")
-# A program's headings, each with its flags: a group, or names where a program has them in an order of its
-# own.
-PROGRAMS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {}
+Part = type | tuple[str, tuple[str, ...]]  # a group of options, or a heading and the names below it
 
 
 def names_of(group: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(group))
 
 
-def _sections(program: str, *parts: type | tuple[str, tuple[str, ...]]) -> None:
+def _sections(program: str, *parts: Part) -> list[tuple[str, list[str]]]:
     """Only flags that the program has; those that do nothing in it stand under the last heading."""
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[str]] = {}
     idle: list[str] = []
     for part in parts:
         heading, names = (part.__doc__ or "", names_of(part)) if isinstance(part, type) else part
         own = [name for name in names if program in FLAGS[name].programs]
-        for name in own:
-            if program in FLAGS[name].at and FLAGS[name].at[program].no_effect:
-                idle.append(name)
-        found[heading] = tuple(name for name in own if name not in idle)
+        idle += [name for name in own if program in FLAGS[name].at and FLAGS[name].at[program].no_effect]
+        found[heading] = [name for name in own if name not in idle]
     if idle:
-        found[CompatibilityOptions.__doc__ or ""] += tuple(idle)
-    PROGRAMS[program] = tuple((heading, names) for heading, names in found.items() if names)
+        found[CompatibilityOptions.__doc__ or ""] += idle
+    return [(heading, names) for heading, names in found.items() if names]
 
 
-_sections(FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
-          MetricOptions, OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions)
-_sections(REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
-          MixingOptions,
-          MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions, CompatibilityOptions)
-_OF_MODEL = ("model of a checkpoint that does not name its own (of the original "
-             "scripts)", names_of(ModelOptions))
-_sections(PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")),
-          HeatmapOptions, _OF_MODEL, ("run", _MACHINE))
-_sections(FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
-          ("weights (one of --finetune, --resume, --random_weights)",
-           ("finetune", "resume", "random_weights", "seed", "weights_dir", "allow_partial")),
-          ("model", tuple(name for name in names_of(ModelOptions)
-                          if name not in ("finetune", "weights_dir", "allow_partial"))), ("run", _MACHINE))
+_OF_MODEL = names_of(ModelOptions)
+# A program's headings, each with its flags: a group, or names where a program has them in an order of its
+# own.
+PROGRAMS = {
+    FINETUNE: _sections(
+        FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
+        MetricOptions, OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions),
+    REGRESSION: _sections(
+        REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
+        MixingOptions, MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions,
+        CompatibilityOptions),
+    PREDICT: _sections(
+        PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")),
+        HeatmapOptions,
+        ("model of a checkpoint that does not name its own (of the original scripts)", _OF_MODEL),
+        ("run", _MACHINE)),
+    FEATURES: _sections(
+        FEATURES, ("images and result", (*_IMAGES, "output", "decode")),
+        ("weights (one of --finetune, --resume, --random_weights)",
+         ("finetune", "resume", "random_weights", "seed", "weights_dir", "allow_partial")),
+        ("model", tuple(name for name in _OF_MODEL
+                        if name not in ("finetune", "weights_dir", "allow_partial"))),
+        ("run", _MACHINE))}
 
 
-def flags_of(program: str) -> list[Flag]:
-    """The flags of a program, in the order of its help."""
-    return [FLAGS[name] for _, names in PROGRAMS[program] for name in names]
+@functools.cache
+def flags_of(program: str) -> tuple[Flag, ...]:
+    """The flags of a program as they are in it, in the order of its help."""
+    return tuple(FLAGS[name].in_program(program) for _, names in PROGRAMS[program] for name in names)
 
 
 def own_values(options: Options) -> dict[str, object]:

@@ -61,15 +61,16 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
                           xycoords=("axes fraction", "data"), ha="right", fontsize=9, color=charts.INK,
                           bbox={"facecolor": charts.PANEL, "linewidth": 0, "alpha": 0.8, "pad": 0.3})
     limits = " to ".join(written(value if np.isfinite(value) else None) for value in (lower, upper))
-    said = (f"{split}. Each dot is an image; the broken line is equality. True values from "
-            f"{written(float(true.min()))} to {written(float(true.max()))}.")
-    panels = [Panel(f"scatter-{split}-{number}", f"{target}: predicted against true", said,
-                    (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}")]
-    said = (f"{split}. Difference predicted minus true against their mean: mean difference {written(bias)}, "
-            f"95 % limits of agreement {limits}.")
-    panels.append(Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot", said,
-                        (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
-                        f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}"))
+    panels = [
+        Panel(f"scatter-{split}-{number}", f"{target}: predicted against true",
+              f"{split}. Each dot is an image; the broken line is equality. True values from "
+              f"{written(float(true.min()))} to {written(float(true.max()))}.",
+              (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}"),
+        Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot",
+              f"{split}. Difference predicted minus true against their mean: mean difference "
+              f"{written(bias)}, 95 % limits of agreement {limits}.",
+              (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
+              f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}")]
     return Chart(figure, panels, f"{target}, {split} ({len(true):,} images)", targets, "target")
 
 

@@ -40,6 +40,14 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PANEL: "--panel", C
              MIDDLE_INK: "--middle-ink", STRONG_INK: "--strong-ink",
              **{colour: f"--s{number}" for number, colour in enumerate(SERIES)}}
 WIDTH, HEIGHT = 5.2, 4.0  # inches of one pair of axes with its labels
+# How matplotlib draws a line or a rectangle of each look.
+LINES = {"faint": {"color": MUTED, "alpha": 0.35, "linewidth": 0.8},
+         "plain": {"color": MUTED, "linewidth": 1.2, "linestyle": "--"},
+         **{f"s{number}": {"color": colour, "linewidth": 1.6, "zorder": 3,
+                           "linestyle": (0, (5, 2.2)) if number > 3 else "-"}
+            for number, colour in enumerate(SERIES)}}
+BOXES = {"faint": {"facecolor": MUTED, "alpha": 0.3},
+         **{f"s{number}": {"facecolor": colour, "alpha": 0.55} for number, colour in enumerate(SERIES)}}
 SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
 LEARNING_RATE = "lr"
 MAX_WORD = 26  # characters
@@ -108,7 +116,7 @@ def axes_in(figure: "Figure", box: Box, x: tuple[float, float], y: tuple[float, 
             labels: tuple[str, str] = ("", "")) -> "Axes":
     """Axes whose frame is `box`, with the limits x and y and the look of all charts here."""
     left, bottom, right, top = np.array(box) / np.tile(figure.get_size_inches(), 2)
-    axes = figure.add_axes((left, bottom, right - left, top - bottom), xlim=x, ylim=y)
+    axes = figure.add_axes((left, bottom, right - left, top - bottom), xlim=x, ylim=y, axisbelow=True)
     axes.set_xlabel(labels[0], color=INK, fontsize=9.5, parse_math=False)
     axes.set_ylabel(labels[1], color=INK, fontsize=9.5, parse_math=False)
     axes.yaxis.set_label_coords(-0.45 / (box[2] - box[0]), 0.5)
@@ -119,24 +127,7 @@ def axes_in(figure: "Figure", box: Box, x: tuple[float, float], y: tuple[float, 
     axes.yaxis.offsetText.set(color=MUTED, fontsize=8)
     axes.xaxis.offsetText.set(color=MUTED, fontsize=8)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
     return axes
-
-
-def line_style(look: str) -> dict[str, object]:
-    """How matplotlib draws a line of that look."""
-    if look in ("faint", "plain"):
-        return {"color": MUTED, "alpha": 0.35, "linewidth": 0.8} if look == "faint" else {
-            "color": MUTED, "linewidth": 1.2, "linestyle": "--"}
-    number = int(look[1:])
-    dashes = (0, (5, 2.2)) if number > 3 else "-"
-    return {"color": SERIES[number], "linewidth": 1.6, "linestyle": dashes, "zorder": 3}
-
-
-def box_style(look: str) -> dict[str, object]:
-    if look == "faint":
-        return {"facecolor": MUTED, "alpha": 0.3}
-    return {"facecolor": SERIES[int(look[1:])], "alpha": 0.55}
 
 
 def hint(text: str) -> str:
@@ -147,7 +138,7 @@ def hint(text: str) -> str:
 def bars(axes: "Axes", middles: np.ndarray, ends: np.ndarray, width: float, look: str,
          hints: list[str]) -> None:
     """Upright bars, each with a hint. ends: the lower and upper ones (2, N)."""
-    drawn = axes.bar(middles, ends[1] - ends[0], width, ends[0], **box_style(look))
+    drawn = axes.bar(middles, ends[1] - ends[0], width, ends[0], **BOXES[look])
     for bar, text in zip(drawn, hints, strict=True):
         bar.set_gid(hint(text))
 
@@ -268,16 +259,16 @@ def _words(chart: Chart) -> tuple[list, Box]:
     for panel in chart.panels:
         write(panel.box[0] + 0.1, panel.box[3] + 0.08, panel.title, 10)
     top += 0.3
-    for line in textwrap.wrap(chart.heading, int((right - left) / (0.6 * 9 / 72)))[::-1]:
+    for line in reversed(textwrap.wrap(chart.heading, int((right - left) / (0.6 * 9 / 72)))):
         top += 0.18
         write(left + 0.1, top - 0.13, line, 9, MUTED)
     short = dict(zip(chart.names, shown_names(chart.names, chart.kind), strict=True))
     for look, name, number in chart.panels[0].legend + chart.legend:
         bottom -= 0.19
         x, y = (left + 0.1) / wide, bottom / high
-        mark = (Rectangle((x, y), 0.28 / wide, 0.1 / high, **box_style(look.removeprefix("box ")))
+        mark = (Rectangle((x, y), 0.28 / wide, 0.1 / high, **BOXES[look.removeprefix("box ")])
                 if look.startswith("box ") else
-                Line2D((x, x + 0.28 / wide), (y + 0.045 / high,) * 2, **line_style(look)))
+                Line2D((x, x + 0.28 / wide), (y + 0.045 / high,) * 2, **LINES[look]))
         mark.set_transform(figure.transFigure)
         added.append(figure.add_artist(mark))
         write(left + 0.48, bottom, short.get(name, name), 8.5)

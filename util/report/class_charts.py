@@ -9,6 +9,7 @@ import pandas as pd
 from util.metrics.bootstrap import wilson_interval
 from util.metrics.curves import Curves
 from util.metrics.predictions import CLASS_COLUMNS, class_numbers
+from util.metrics.table import BY_NAME
 from util.metrics.weighted import confusion_matrix as count_confusions
 from util.report import charts
 from util.report.charts import HEIGHT, INK, MUTED, SERIES, SHARES, WIDTH, Chart, Panel, axes_in, own_style
@@ -53,55 +54,53 @@ def looks_of(classes: list[int], rows: list[dict[str, dict]]) -> dict[int, str]:
     """A colour for each class; of more than there are colours, for those of the lowest ROC AUC, and grey for
     the rest."""
     values = {k: rows[k]["roc_auc"]["value"] for k in classes}
-    auc = {k: math.inf if value is None else value for k, value in values.items()}
-    lowest = sorted(sorted(classes, key=auc.get)[:len(SERIES)])
+    lowest = sorted(sorted(classes, key=lambda k: (values[k] is None, values[k] or 0))[:len(SERIES)])
     return {k: f"s{lowest.index(k)}" if k in lowest else "faint" for k in classes}
 
 
 def roc(scored: Scored) -> Chart | None:
     """ROC curves; None where no class has one."""
-    return _curves(scored, "roc_auc", scored.curves.roc)
+    return _curves(scored, "roc_auc", scored.curves.roc, ("ROC curves", "1 − specificity", "Sensitivity"))
 
 
 def precision_recall(scored: Scored) -> Chart | None:
     """Precision-recall curves; None where no class has one."""
-    return _curves(scored, "average_precision", scored.curves.precision_recall)
+    return _curves(scored, "average_precision", scored.curves.precision_recall,
+                   ("Precision-recall curves", "Recall (sensitivity)", "Precision"))
 
 
 @own_style()
-def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.ndarray]]) -> Chart | None:
+def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.ndarray]],
+            words: tuple[str, str, str]) -> Chart | None:
+    """words: the title, and what the axes say."""
     if not points:
         return None
-    key, title, label, x, y = "roc", "ROC curves", "ROC AUC", "1 − specificity", "Sensitivity"
-    if metric != "roc_auc":
-        key, title, label = "precision_recall", "Precision-recall curves", "Average precision"
-        x, y = "Recall (sensitivity)", "Precision"
+    (title, *labels), label, is_roc = words, BY_NAME[metric].label, metric == "roc_auc"
     figure = charts.empty_figure(WIDTH, HEIGHT)
-    axes = axes_in(figure, FRAME, (0, 1), (0, 1), (x, y))
+    axes = axes_in(figure, FRAME, (0, 1), (0, 1), tuple(labels))
     axes.set(xticks=SHARES, yticks=SHARES)
     looks = looks_of(list(points), scored.rows)
     texts = {k: with_interval(scored.rows[k][metric]) for k in points}
-    if key == "roc":
+    if is_roc:
         charts.equality(axes)
     for k, (across, up) in points.items():
-        said = charts.hint(f"{scored.names[k]} {texts[k]}")
-        how = charts.line_style(looks[k]) | {"gid": said, "clip_on": False}
-        if key == "roc":
-            axes.plot(across, up, **how)
-        else:
-            axes.step(np.append(0, across), np.append(up[0], up), where="pre", **how)
+        if not is_roc:
+            across, up = np.append(0, across), np.append(up[0], up)
+        axes.plot(across, up, **charts.LINES[looks[k]], clip_on=False,
+                  drawstyle="default" if is_roc else "steps-pre",
+                  gid=charts.hint(f"{scored.names[k]} {texts[k]}"))
     has_bounds = any(scored.rows[k][metric].get("lower") is not None for k in points)
-    small = f"{label} and its 95 % interval" if has_bounds else label
     legend = [(looks[k], scored.names[k], texts[k]) for k in points if looks[k] != "faint"]
     grey = len(points) - len(legend)
     if grey:
         legend.append(("faint", f"{grey} other classes: their metrics stand in the table of classes", ""))
-        small += f"; in colour, the {len(SERIES)} classes of lowest ROC AUC"
-    if scored.curves.left_out:
-        small += f"; {scored.curves.left_out} classes of fewer images are not drawn"
+    small = ((True, f"{label} and its 95 % interval" if has_bounds else label),
+             (grey, f"in colour, the {len(SERIES)} classes of lowest ROC AUC"),
+             (scored.curves.left_out, f"{scored.curves.left_out} classes of fewer images are not drawn"))
     said = "; ".join(f"{scored.names[k]}: {texts[k]}" for k in list(points)[:len(SERIES)])
-    said = f"{label} of each class against the rest, {scored.split}. {said}."
-    panel = Panel(f"{key}-{scored.split}", title, said, BOX, [axes], small, legend)
+    panel = Panel(f"{'roc' if is_roc else 'precision_recall'}-{scored.split}", title,
+                  f"{label} of each class against the rest, {scored.split}. {said}.", BOX, [axes],
+                  "; ".join(text for is_so, text in small if is_so), legend)
     return Chart(figure, [panel], scored.heading, scored.names)
 
 
@@ -111,18 +110,17 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
 def reliability(scored: Scored) -> Chart:
     """The reliability diagram, and below it how many images stand behind each point."""
     calibration, lower, (left, bottom, right, top) = scored.curves.calibration, 1.3, FRAME
-    counts = calibration[0][1][2]
+    _, (mean, share, counts) = calibration[0]
     bins, most, filled = len(counts), int(counts.max(initial=1)), np.flatnonzero(counts)
     figure = charts.empty_figure(WIDTH, HEIGHT + lower)
     axes = axes_in(figure, (left, bottom + lower, right, top + lower), (0, 1), (0, 1),
                    ("", "Share that came true"))
     axes.set(xticks=SHARES, yticks=SHARES, xticklabels=[])
     charts.equality(axes)
-    mean, share, _ = calibration[0][1]
     ends = [wilson_interval(round(share[k] * counts[k]), int(counts[k])) for k in filled]
     axes.vlines(mean[filled], *np.array(ends).reshape(-1, 2).T, color=SERIES[0], alpha=0.55, linewidth=1)
     for place, (label, (mean, share, images)) in enumerate(calibration):
-        axes.plot(mean[images > 0], share[images > 0], **charts.line_style(f"s{place}"), marker="o",
+        axes.plot(mean[images > 0], share[images > 0], **charts.LINES[f"s{place}"], marker="o",
                   markersize=4.5, clip_on=False, gid=charts.hint(label))
     below = axes_in(figure, (left, bottom, right, bottom + 1.0), (0, 1), (0, most * 1.28),
                     (scored.of_what, "Images"))
@@ -137,9 +135,8 @@ def reliability(scored: Scored) -> Chart:
     texts = {name: with_interval(scored.entries[name]) for name in errors if name in scored.entries}
     legend = [(f"s{place}", label, texts.get(name, "") if len(scored.names) > 2 else "")
               for place, ((label, _), name) in enumerate(zip(calibration, errors, strict=False))]
-    small = f"{scored.curves.of_what}; {counts.sum():,} images in {bins} bins"
-    small += ". Upright lines: Wilson 95 % intervals"
-    small += "; numbers: expected calibration error" if legend[0][2] else ""
+    small = (f"{scored.curves.of_what}; {counts.sum():,} images in {bins} bins. Upright lines: Wilson 95 % "
+             "intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
     said = "; ".join(f"{errors[name]} {text}" for name, text in texts.items())
     said = (f"Share of the images of {scored.split} that are what was predicted, against the predicted "
             f"probability, in {bins} bins. {said}. Images in each bin, from the lowest probability to the "
@@ -180,8 +177,8 @@ def scores(scored: Scored) -> Chart:
 def spread_of_classes(scored: Scored) -> Chart | None:
     """Of each class the probability that it is given: its own images against all others; None where it says
     too little."""
-    names, groups = scored.names, (scored.curves.own, scored.curves.others)
-    rows = [k for k, quantiles in enumerate(groups[0]) if quantiles is not None]
+    names, own, others = scored.names, scored.curves.own, scored.curves.others
+    rows = [k for k, quantiles in enumerate(own) if quantiles is not None]
     if not rows or len(names) == 2 or len(names) > MOST_ROWS:
         return None
     is_dense = len(rows) > MAX_CLASSES_WITH_SHARES
@@ -192,12 +189,12 @@ def spread_of_classes(scored: Scored) -> Chart | None:
     figure = charts.empty_figure(width, height)
     axes = axes_in(figure, (left, 0.5, width - 0.14, height - 0.06), (0, 1), (len(rows), 0),
                    ("Probability given to the class", ""))
-    for look, offset, quantiles in zip(("s0", "faint"), (0.3, 0.68), groups, strict=True):
+    for look, offset, quantiles in (("s0", 0.3, own), ("faint", 0.68, others)):
         found = [(place, k) for place, k in enumerate(rows) if quantiles[k] is not None]
         middles = np.array([place + offset for place, _ in found])
         least, low, median, high, most = np.array([quantiles[k] for _, k in found]).reshape(-1, 5).T
         axes.hlines(middles, least, most, color=SERIES[0] if look == "s0" else MUTED, linewidth=1.2)
-        boxes = axes.barh(middles, high - low, 0.3, low, **charts.box_style(look))
+        boxes = axes.barh(middles, high - low, 0.3, low, **charts.BOXES[look])
         axes.vlines(median, middles - 0.19, middles + 0.19, color=INK, linewidth=1.2)
         for box, (_, k), begin, end in zip(boxes, found, low, high, strict=True):
             box.set_gid(charts.hint(f"{names[k]}: half of the images between {begin:.2f} and {end:.2f}"))
@@ -205,7 +202,6 @@ def spread_of_classes(scored: Scored) -> Chart | None:
         charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED,
                            ha="right", va="center")
     axes.set(xticks=SHARES, yticks=[])
-    own, others = groups
     said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own images"
                      + (f", {others[k][2]:.2f} of the others" if others[k] is not None else "")
                      for k in rows[:12])
@@ -233,8 +229,9 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
     labels, size = shown_names(names, most=MAX_NAME if is_dense else MAX_WRAPPED), 8 if is_dense else 9.5
     cell = min(1.1, max(0.58, 3.0 / num_classes))  # inches
     if is_dense:
-        digits = len(str(counts.max()))
-        cell = max(12 / num_classes, 0.02) if is_bare else max(0.2, (0.62 * digits * size + 5) / 72)
+        cell = max(0.2, (0.62 * len(str(counts.max())) * size + 5) / 72)
+    if is_bare:
+        cell = max(12 / num_classes, 0.02)
     rows = [charts.wrapped(f"{name} ({images:,})", math.inf if is_dense else 13)
             for name, images in zip(labels, counts.sum(axis=1), strict=True)]
     columns, turn = _column_labels(labels, shown_names(names), cell * 72 / size)
@@ -299,10 +296,9 @@ def _draw_cells(axes: "charts.Axes", counts: np.ndarray, size: float) -> None:
     for shade in np.unique(shades[shades != 0]):
         places = np.argwhere(shades == shade)[:, ::-1]
         squares = [Path(square.vertices + place, square.codes) for place in places]
-        look = {"facecolor": charts.GRID, "alpha": 1}
-        if shade > 0:
-            look = {"facecolor": SERIES[0], "alpha": CELL_ALPHA * shade}
-        axes.add_artist(PathPatch(Path.make_compound_path(*squares), linewidth=0, **look))
+        colour, alpha = (SERIES[0], CELL_ALPHA * shade) if shade > 0 else (charts.GRID, 1)
+        axes.add_artist(PathPatch(Path.make_compound_path(*squares), linewidth=0, facecolor=colour,
+                                  alpha=alpha))
     if not is_bare:
         for draw in (axes.hlines, axes.vlines):
             draw(np.arange(1, len(counts)), 0, len(counts), color=MUTED, alpha=0.25, linewidth=0.6)
@@ -352,9 +348,11 @@ def _caption(counts: np.ndarray) -> str:
     right, images, empty = int(np.trace(counts)), int(counts.sum()), int((counts.sum(axis=1) == 0).sum())
     cells = "Each cell: images, and their share of the true class (row)."
     if len(counts) > MAX_CLASSES_WITH_SHARES:
-        number = "" if len(counts) > MAX_CLASSES_WITH_COUNTS else "Number: images (blank: none). "
-        cells = f"{number}Colour: share of the true class (row)."
-    grey = f" Grey: no images of {'this class' if empty == 1 else f'these {empty} classes'}." if empty else ""
+        cells = "Number: images (blank: none). Colour: share of the true class (row)."
+    if len(counts) > MAX_CLASSES_WITH_COUNTS:
+        cells = "Colour: share of the true class (row)."
+    which = "this class" if empty == 1 else f"these {empty} classes"
+    grey = f" Grey: no images of {which}." if empty else ""
     share = f" ({100 * right / images:.1f} %)" if images else ""
     return f"{cells}{grey} {right:,} of {images:,} images on the diagonal{share}"
 

@@ -23,13 +23,9 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
     program, words = PROGRAMS[kind], []
     known = {flag.name: flag for flag in flags_of(program)}
     for name, flag in known.items():
-        default = flag.default_of(program)
-        value = options.get(name, default)
-        if (
-            name not in NOT_REPEATED
-            and value != default
-            and not (default is None and value in FILLED_IN.get(name, ()))
-        ):
+        value = options.get(name, flag.default)
+        is_filled_in = flag.default is None and value in FILLED_IN.get(name, ())
+        if name not in NOT_REPEATED and value != flag.default and not is_filled_in:
             words += _words(flag, value)
     unknown = [f"{name} = {value!r}" for name, value in options.items() if name not in known]
     launcher = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
@@ -39,10 +35,10 @@ def training_command(kind: str, options: dict, processes: int = 1) -> tuple[str,
 def evaluation_command(kind: str, options: dict, checkpoint: Path) -> str:
     """The command that scores the run's best weights on test again; the folder and the images come from the
     checkpoint."""
-    words = [["--eval"], ["--resume", str(checkpoint)]]
-    for name, default in {"task": "", "output_dir": "./output_dir", "device": "cuda"}.items():
-        if options.get(name) not in (None, "", default):
-            words.append([f"--{name}", str(options[name])])
+    defaults = {"task": "", "output_dir": "./output_dir", "device": "cuda"}
+    words = [["--eval"], ["--resume", str(checkpoint)],
+             *([f"--{name}", str(options[name])] for name, default in defaults.items()
+               if options.get(name) not in (None, "", default))]
     return _lines(["python", PROGRAMS[kind]], words)
 
 
@@ -55,10 +51,10 @@ def _words(flag: Flag, value: object) -> list[list[str]]:
     option = f"--{flag.name}"
     if flag.is_switch:
         return [[option]] if value is True else [[flag.off[0]]] if value is False and flag.off else []
+    if isinstance(value, list) and flag.words is not None:
+        return [[option, *map(str, value)]]
     if isinstance(value, list):
-        return (
-            [[option, *map(str, value)]] if flag.words is not None else [[option, ",".join(map(str, value))]]
-        )
+        return [[option, ",".join(map(str, value))]]
     if value is None:
         return []
     return [[f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]]

@@ -19,21 +19,9 @@ DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 # matplotlib before 3.11 knows only the first face of a collection: Debian's Noto Sans CJK by its Japanese
 # name
 PREFERRED_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "Source Han Sans CN",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "SimHei",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Hiragino Sans GB",
-    "Heiti TC",
-    "Noto Sans CJK JP",
-    "Source Han Sans",
-    "Arial Unicode MS",
-)
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
+    "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Hiragino Sans GB", "Heiti TC",
+    "Noto Sans CJK JP", "Source Han Sans", "Arial Unicode MS")
 # Stand-ins that claim to hold every character and draw boxes, and colour fonts, which matplotlib cannot draw.
 NO_TEXT_FONTS = ("Last Resort", "LastResort", "Adobe Blank", "Unicode BMP Fallback", "Color Emoji")
 MAX_NAME = 34  # characters of a name that are shown
@@ -57,12 +45,9 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
 def _others_for(missing: frozenset[str], installed: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
     fonts = []
     for name in installed:
-        found = _drawn_by(name, missing)
-        if found:
-            fonts.append(name)
-            missing -= found
-        if not missing:
-            break
+        found = _drawn_by(name, missing) if missing else set()
+        fonts += [name] if found else []
+        missing -= found
     return fonts, missing
 
 
@@ -103,9 +88,8 @@ def shown_names(names: Iterable[str], kind: str = "class", most: int = MAX_NAME)
     one becomes "class 3" (its number in the model's order; kind: that word)."""
     names = [one_line(name) for name in names]
     short = [_shortened(name, most) for name in names]
-    return [
-        name or f"{kind} {k}" for k, name in enumerate(short if len(set(short)) == len(set(names)) else names)
-    ]
+    shown = short if len(set(short)) == len(set(names)) else names
+    return [name or f"{kind} {k}" for k, name in enumerate(shown)]
 
 
 def _shortened(name: str, most: int) -> str:
@@ -151,9 +135,9 @@ def missing_line(missing: set[str], listed: str = "") -> list[str]:
     if not missing or _told:
         return []
     east_asian = any(unicodedata.east_asian_width(mark) in "WF" for mark in missing)
-    font, package = (
-        ("Noto Sans CJK", "fonts-noto-cjk") if east_asian else ("one of the Noto fonts", "fonts-noto")
-    )
+    font, package = "one of the Noto fonts", "fonts-noto"
+    if east_asian:
+        font, package = "Noto Sans CJK", "fonts-noto-cjk"
     _told.append(f"no installed font can draw {len(missing)} characters of the charts' text"
                  + (f" ({listed})" if listed else "")
                  + f": install {font} (Debian and Ubuntu: apt-get install {package}; elsewhere, or without "

@@ -31,15 +31,12 @@ def report(fields: Fields, paths: list[str], csv_file: Path | None, sheet: Path 
     table = fields.table(list(dict.fromkeys(paths)))
     whole = list(table["path"][table["radius"].isna()])
     found = len(table) - len(whole)
-    line = f"fundus     the round field was found in {found:,} of {len(table):,} images"
-    line += f"; {len(whole):,} stay whole: {some(whole)}" if whole else ""
-    lines = [line]
+    stay = f"; {len(whole):,} stay whole: {some(whole)}" if whole else ""
+    lines = [f"fundus     the round field was found in {found:,} of {len(table):,} images{stay}"]
     if csv_file is not None and sheet is not None:
         write_whole(csv_file, table.to_csv(index=False, float_format="%.1f"))
-        of_fonts = write_sheet(table, sheet, fields.reading)
-        lines.append(f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look "
-                     "at their circles")
-        lines += of_fonts
+        lines += [f"           {csv_file} lists them, {sheet.name} shows {min(SHOWN, len(table))}: look at "
+                  "their circles", *write_sheet(table, sheet, fields.reading)]
     if found < len(table) / 2:
         lines.append("warning: most of these images have no round field: --fundus_crop off, if they are no "
                      "fundus photographs")
@@ -70,8 +67,7 @@ def write_sheet(table: pd.DataFrame, file: Path, reading: Reading = AS_SHOWN) ->
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1,
-                            min(most, len(rows))).astype(int)] if len(rows) and most else rows[:0]
+    return rows[np.linspace(0, max(0, len(rows) - 1), min(most, len(rows))).astype(int)]
 
 
 def _draw(axes: "Axes", source: ImageSource, field: Field | None) -> None:

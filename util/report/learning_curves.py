@@ -64,7 +64,7 @@ def _draw_line(axes, epochs: np.ndarray, values: np.ndarray, source: str, name: 
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
     said = "" if name == LEARNING_RATE else charts.hint({"train": "training", "val": "validation"}[source])
     marked = None if len(epochs) <= 30 else np.flatnonzero(alone).tolist()
-    axes.plot(epochs, values, **charts.line_style("plain" if source == "train" else "s0"), marker="o",
+    axes.plot(epochs, values, **charts.LINES["plain" if source == "train" else "s0"], marker="o",
               markersize=2.5, markevery=marked, gid=said or None)
 
 

@@ -1,7 +1,6 @@
 """Metrics in a report: how they are written, and what stands in the tiles and tables of the page."""
 
 import itertools
-from dataclasses import dataclass
 
 from util.metrics.table import (
     BY_NAME,
@@ -43,32 +42,9 @@ def with_interval(entry: dict) -> str:
     return written(entry["value"]) + (f" ({bounds})" if bounds else "")
 
 
-@dataclass
-class Tile:
-    """A headline metric. scale: where its interval begins, its width, and the value, in per cent; beside: the
-    other split's value."""
-
-    label: str
-    hint: str
-    value: str
-    bounds: str
-    scale: tuple[float, float, float] | None
-    beside: str
-
-
-@dataclass
-class Row:
-    """A line of a table: cells are (value, interval) of each column; begins: a group of lines."""
-
-    label: str
-    cells: list[tuple[str, str]]
-    hint: str = ""
-    methods: str = ""
-    begins: bool = False
-
-
-def tiles(run: Run) -> list[Tile]:
-    """The headline metrics of the main split."""
+def tiles(run: Run) -> list[dict[str, object]]:
+    """The headline metrics of the main split. scale: where its interval begins, its width, and the value, in
+    per cent; beside: the other split's value."""
     split, other = run.main, next((s for s in run.splits.values() if s is not run.main), None)
     found = []
     for name, label, hint in [tile for tile in _headline(run) if tile[0] in split.entries][:MOST_TILES]:
@@ -78,25 +54,22 @@ def tiles(run: Run) -> list[Tile]:
         if row and row.on_unit_scale and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
             scale = (100 * lower, 100 * (upper - lower), 100 * value)
         beside = other.entries.get(name) if other else None
-        found.append(Tile(label, hint, written(value), bounds, scale,
-                          f"{other.name} {written(beside['value'])}" if beside else ""))
+        found.append({"label": label, "hint": hint, "value": written(value), "bounds": bounds, "scale": scale,
+                      "beside": f"{other.name} {written(beside['value'])}" if beside else ""})
     return found
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
     """(name, label, hint) of the metrics that stand first."""
-    rows = of_kind(run.kind, "headline")
+    chosen = [(row.name, row.label, row.hint) for row in of_kind(run.kind, "headline")]
+    *_, last = "", *run.names
+    if run.kind == REGRESSION and len(run.names) == 1:
+        return [(f"{name}_{last}", label, last) for name, label, _ in chosen]
     if run.kind == REGRESSION:
-        if len(run.names) == 1:
-            return [(f"{row.name}_{run.names[0]}", row.label, run.names[0]) for row in rows]
-        means = [(row.name, row.label, row.hint) for row in rows[:2]]
-        return means + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
-    chosen = [(row.name, row.label, row.hint) for row in rows]
+        return chosen[:2] + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
     if len(run.names) == 2:
-        event = run.names[1]
-        of_event = [(f"{name}_{event}", BY_NAME[name].label, event)
-                    for name in ("sensitivity", "specificity")]
-        chosen = [("roc_auc", BY_NAME["roc_auc"].label, event), *of_event, *chosen[2:]]
+        of_event = [(f"{name}_{last}", BY_NAME[name].label, last) for name in ("sensitivity", "specificity")]
+        return [("roc_auc", BY_NAME["roc_auc"].label, last), *of_event, *chosen[2:]]
     return chosen
 
 
@@ -114,8 +87,9 @@ def of_each(kind: str) -> list[Metric]:
     return of_kind(kind, "per_class" if kind == CLASSIFICATION else "per_target")
 
 
-def all_metrics(run: Run) -> list[Row]:
-    """Everything that is not of a single class or target."""
+def all_metrics(run: Run) -> list[dict[str, object]]:
+    """Everything that is not of a single class or target: cells are (value, interval) of each split; begins:
+    a group of lines."""
     splits, rows, shown = list(run.splits.values()), [], {"n"}
     shown |= {f"{row.name}_{name}" for name in run.names for row in of_each(run.kind)}
     for group, members in itertools.groupby(METRICS, lambda metric: metric.group):
@@ -129,23 +103,24 @@ def all_metrics(run: Run) -> list[Row]:
                    for place, name in enumerate(others)]
 
 
-def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) -> Row:
+def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) -> dict[str, object]:
     entries = [split.entries.get(name) for split in splits]
     cells = [(written(entry["value"]), interval(entry) or "–") if entry else ("–", "–") for entry in entries]
     methods = dict.fromkeys(str(entry["method"]) for entry in entries if entry and entry.get("method"))
-    return Row(label, cells, hint, ", ".join(methods) or "–", begins)
+    return {"label": label, "cells": cells, "hint": hint, "methods": ", ".join(methods) or "–",
+            "begins": begins}
 
 
-def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[Row]:
-    """A row a class or a target of the main split; found: their metrics, where they were computed. [] where
-    none is known."""
+def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(name, cells) of each class or target of the main split; found: their metrics, where they were
+    computed. [] where none is known."""
     columns, entries = of_each(run.kind), run.main.entries
     if found is None:
         found = [{column.name: entries.get(f"{column.name}_{name}") for column in columns}
                  for name in run.names]
     if not any(entry for row in found for entry in row.values()) and run.kind == CLASSIFICATION:
         return []
-    return [Row(name, [_cell(row.get(column.name), column.name) for column in columns])
+    return [(name, [_cell(row.get(column.name), column.name) for column in columns])
             for name, row in zip(run.names, found, strict=True)]
 
 
@@ -157,11 +132,10 @@ def methods(run: Run) -> list[str]:
     """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
     resamples."""
     found: dict[tuple, dict] = {}
-    for split in run.splits.values():
-        for name, entry in split.entries.items():
-            if entry.get("method") and interval(entry):
-                key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))
-                found.setdefault(key, {})[name] = None
+    for name, entry in (item for split in run.splits.values() for item in split.entries.items()):
+        if entry.get("method") and interval(entry):
+            key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))
+            found.setdefault(key, {})[name] = None
     lines = []
     for (method, resamples, seed), names in found.items():
         drawn = f", {resamples:,} resamples, seed {seed}" if isinstance(resamples, int) else ""

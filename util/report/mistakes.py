@@ -4,7 +4,6 @@ import base64
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from util.report.run_data import Run, Split, worst_first
@@ -15,20 +14,12 @@ QUALITY = 80
 WORKERS = 4
 
 
-@dataclass
-class Mistake:
-    """An image to look at. thumbnail, heat_map: a data: URL and its width and height, or None; why: what was
-    in the way."""
+def mistakes(run: Run, split: Split) -> tuple[list[dict[str, object]], int, list[str]]:
+    """(the images in order, how many mistakes there are in all, lines about images that cannot be shown).
 
-    row: int  # in the split's table
-    path: str
-    thumbnail: tuple[str, int, int] | None
-    heat_map: tuple[str, int, int] | None
-    why: str = ""
-
-
-def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
-    """(the images in order, how many mistakes there are in all, lines about images that cannot be shown)."""
+    Of an image row: in the split's table; thumbnail, heat_map: a data: URL and its width and height, or None;
+    why: what was in the way.
+    """
     rows, total = worst_first(run, split, MOST)
     if not rows:
         return [], total, []
@@ -38,12 +29,10 @@ def mistakes(run: Run, split: Split) -> tuple[list[Mistake], int, list[str]]:
     paths = split.table["path"].iloc[rows].tolist()
     with ThreadPoolExecutor(min(WORKERS, len(rows))) as pool:  # decoding leaves the interpreter's lock
         found = list(pool.map(lambda pair: _mistake(run, *pair), zip(rows, paths, strict=True)))
-    lost = [mistake for mistake in found if mistake.thumbnail is None]
-    lines = []
-    if lost:
-        lines.append(f"{len(lost)} of {len(found)} images of {split.name} cannot be shown as thumbnails (the "
-                     f"first: {lost[0].path}: {lost[0].why}); relative paths are looked for from the present "
-                     "folder and from those above the run's")
+    lost = [mistake for mistake in found if mistake["thumbnail"] is None]
+    lines = [f"{len(lost)} of {len(found)} images of {split.name} cannot be shown as thumbnails (the first: "
+             f"{mistake['path']}: {mistake['why']}); relative paths are looked for from the present folder "
+             "and from those above the run's" for mistake in lost[:1]]
     return found, total, lines
 
 
@@ -56,12 +45,13 @@ def find_picture(path: str, folder: Path) -> Path:
     return next((above / plain for above in folder.resolve().parents if (above / plain).exists()), plain)
 
 
-def _mistake(run: Run, row: int, path: str) -> Mistake:
+def _mistake(run: Run, row: int, path: str) -> dict[str, object]:
     place = find_picture(path, run.folder)
     thumbnail, why = thumbnail_of(place)
     overlay = run.heat_maps.get(os.path.abspath(place)) or run.heat_maps.get(os.path.realpath(place))
     heat_map, problem = thumbnail_of(overlay) if overlay else (None, "")
-    return Mistake(row, path, thumbnail, heat_map, why or (f"its heat map: {problem}" if problem else ""))
+    return {"row": row, "path": path, "thumbnail": thumbnail, "heat_map": heat_map,
+            "why": why or (f"its heat map: {problem}" if problem else "")}
 
 
 def thumbnail_of(path: Path) -> tuple[tuple[str, int, int] | None, str]:

@@ -19,7 +19,7 @@ from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
 from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
 from util.report.learning_curves import learning_curves
-from util.report.mistakes import Mistake, mistakes
+from util.report.mistakes import mistakes
 from util.report.run_data import Run, Split, class_metrics, read_run
 
 PAGE = "report.html"
@@ -70,31 +70,25 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
     PNG files are drawn where they lack or are older than the predictions, and of a classification's main
     split always.
     """
-    table, names = run.folder / f"predictions_{split.name}.csv", run.names
+    table, names, panels = run.folder / f"predictions_{split.name}.csv", run.names, []
     if scored is None:
-        drawn = [bland_altman.agreement(split.name, split.table, names, number)
-                 for number in range(len(names))]
-        notes += [f"{target}: no true value is known in {split.name}"
-                  for target, chart in zip(names, drawn, strict=True) if chart is None]
-        for chart, file in zip(drawn, bland_altman.agreement_files(split.name, names), strict=True):
-            _save(chart, run.folder / file, table, notes)
-        panels = [panel for chart in drawn if chart for panel in chart.panels]
+        for number, file in enumerate(bland_altman.agreement_files(split.name, names)):
+            chart = bland_altman.agreement(split.name, split.table, names, number)
+            panels += _save(chart, run.folder / file, table, notes)
+            notes += [] if chart else [f"{names[number]}: no true value is known in {split.name}"]
         return {"name": split.name, "panels": panels, "confusions": None}
-    panels = []
     for draw in (class_charts.roc, class_charts.precision_recall, class_charts.reliability,
                  class_charts.scores):
-        chart, file = draw(scored), f"{draw.__name__}_{split.name}.png"
-        if _save(chart, run.folder / file if split is run.main else None, None, notes):
-            panels += chart.panels
-            pngs += [file] if split is run.main else []
+        file = f"{draw.__name__}_{split.name}.png"
+        drawn = _save(draw(scored), run.folder / file if split is run.main else None, None, notes)
+        panels += drawn
+        pngs += [file] if drawn and split is run.main else []
     matrix = class_charts.confusion_matrix(split.name, scored.counts, names, scored.heading)
     is_shown = len(names) <= class_charts.MAX_CLASSES_WITH_COUNTS
-    _save(matrix, run.folder / f"confusion_matrix_{split.name}.png", table, notes, is_shown)
-    panels += matrix.panels if is_shown else []
-    spread = class_charts.spread_of_classes(scored)
-    if _save(spread, None, None, notes):
-        spread.panels[0].is_wide = matrix.panels[0].is_wide
-        panels += spread.panels
+    panels += _save(matrix, run.folder / f"confusion_matrix_{split.name}.png", table, notes, is_shown)
+    for panel in _save(class_charts.spread_of_classes(scored), None, None, notes):
+        panel.is_wide = matrix.panels[0].is_wide
+        panels.append(panel)
     pairs = [(names[true], names[said], f"{scored.counts[true, said]:,} of {scored.counts[true].sum():,}")
              for true, said in class_charts.commonest_confusions(scored.counts)]
     has_pairs = len(names) > class_charts.MAX_CLASSES_WITH_SHARES
@@ -103,16 +97,16 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
 
 
 def _save(chart: Chart | None, png: Path | None, source: Path | None, notes: list[str],
-          is_shown: bool = True) -> bool:
-    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> whether
-    there is one."""
+          is_shown: bool = True) -> list[Panel]:
+    """Draw a chart for the page, and its PNG unless that is there and not older than its source -> its panels
+    on the page."""
     if chart is None:
-        return False
+        return []
     if is_shown:
         charts.draw_svgs(chart)
     if png is not None and not (source and png.exists() and png.stat().st_mtime >= source.stat().st_mtime):
         notes += [note for note in charts.save_png(chart, png) if note not in notes]
-    return True
+    return chart.panels if is_shown else []
 
 
 def _learning(run: Run, notes: list[str]) -> list[Panel]:
@@ -124,8 +118,7 @@ def _learning(run: Run, notes: list[str]) -> list[Panel]:
 
     rows = [{key: value for key, value in row.items() if is_shown(key)} for row in run.log]
     chart, png = learning_curves(rows, run.best_epoch), run.folder / "learning_curves.png"
-    _save(chart, png if len(rows) > 1 else None, run.folder / "log.txt", notes)
-    return chart.panels if chart else []
+    return _save(chart, png if len(rows) > 1 else None, run.folder / "log.txt", notes)
 
 
 # ---- words -------------------------------------------------------------------------------------------------
@@ -134,30 +127,30 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
     """What the section of mistakes holds; nothing without a table."""
     split = run.main
     if split.table is None:
-        return {"mistakes": None}
+        return {"mistakes": None, "mistakes_heading": ""}
     found, total, lines = mistakes(run, split)
     notes += lines
-    has_maps = any(mistake.heat_map for mistake in found)
+    has_maps = any(mistake["heat_map"] for mistake in found)
     if run.kind == "classification":
         heading, lead = "Most confident mistakes", f"No image of {split.name} is predicted wrong."
+        which = "most confident first"
+        if total > len(found):
+            which = f"these {len(found)} with the highest probability"
         if total:
-            which = "most confident first"
-            if total > len(found):
-                which = f"these {len(found)} with the highest probability"
             lead = f"{total:,} of {split.images:,} images of {split.name} are predicted wrong; {which}."
     else:
         heading = "Largest errors"
         worst = " (the worst target of each)" if len(run.names) > 1 else ""
         lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of "
                 f"the true values{worst}.")
-    items = [_item(run, split, mistake) for mistake in found]
-    return {"mistakes": items, "has_maps": has_maps, "mistakes_heading": heading,
+    return {"mistakes": [_item(run, split, mistake) for mistake in found], "has_maps": has_maps,
+            "mistakes_heading": heading,
             "mistakes_lead": lead + (" On the right, where the model looked." if has_maps else "")}
 
 
-def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
+def _item(run: Run, split: Split, mistake: dict[str, object]) -> dict[str, object]:
     """A mistake, with (name, predicted, true) of its class or of each target."""
-    row = split.table.iloc[mistake.row]
+    row = split.table.iloc[mistake["row"]]
     if run.kind == "classification":
         said = row["predicted_class"]
         answers = [(said, tables.written(float(row[f"prob_{said}"])), row["true_class"])]
@@ -165,8 +158,7 @@ def _item(run: Run, split: Split, mistake: Mistake) -> dict[str, object]:
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
         answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")
                    for target, said, true in pairs]
-    file = mistake.path.replace("\\", "/").rsplit("/", 1)[-1]
-    return {"file": file, "mistake": mistake, "answers": answers}
+    return mistake | {"file": mistake["path"].replace("\\", "/").rsplit("/", 1)[-1], "answers": answers}
 
 
 def _again(run: Run) -> dict[str, object]:
@@ -175,29 +167,25 @@ def _again(run: Run) -> dict[str, object]:
     again = {"commit": commit.removesuffix("+"), "is_changed": commit.endswith("+"),
              "report": report_command(run.folder)}
     if run.options:
-        checkpoint = run.folder / "checkpoint-best.pth"
-        again["train"], again["unknown"] = training_command(
-            run.kind, run.options, processes if isinstance(processes, int) else 1
-        )
-        again["evaluate"] = ""
-        if checkpoint.exists():
-            again["evaluate"] = evaluation_command(run.kind, run.options, checkpoint)
+        known, checkpoint = isinstance(processes, int), run.folder / "checkpoint-best.pth"
+        again["train"], again["unknown"] = training_command(run.kind, run.options, processes if known else 1)
+        again["evaluate"] = checkpoint.exists() and evaluation_command(run.kind, run.options, checkpoint)
     return again
 
 
 def _page(run: Run, parts: dict[str, object]) -> str:
     """The HTML of the whole. parts: what was computed of the sections."""
     warnings = words.warnings_of(run)
-    sections = [("metrics", f"Metrics of {run.main.name}")]
-    sections += [(f"charts-{split['name']}", f"Charts of {split['name']}") for split in parts["splits"]]
-    sections += [("mistakes", parts["mistakes_heading"])] if parts["mistakes"] is not None else []
-    sections += [("learning", "Learning curves")] if parts["learning"] else []
-    sections += [("data", "Data"), ("run", "What was run"), ("intervals", "How the intervals were made"),
-                 ("again", "How to repeat it")]
+    sections = {"metrics": f"Metrics of {run.main.name}",
+                **{f"charts-{split['name']}": f"Charts of {split['name']}" for split in parts["splits"]},
+                "mistakes": parts["mistakes_heading"], "learning": parts["learning"] and "Learning curves",
+                "data": "Data", "run": "What was run", "intervals": "How the intervals were made",
+                "again": "How to repeat it"}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
     return environment.get_template(PAGE).render(
-        parts, run=run, sections=sections, warnings=warnings, subtitle=words.subtitle(run), tables=tables,
+        parts, run=run, sections=[(key, heading) for key, heading in sections.items() if heading],
+        warnings=warnings, subtitle=words.subtitle(run), tables=tables,
         only_notes=[text for text, _ in warnings] == [words.NOTES],
         data=words.data_table(run), facts=words.facts_of(run),
         data_source=run.options.get("csv_file") or run.options.get("data_path"), again=_again(run),

@@ -7,7 +7,7 @@ that was cut, of an older program's, or of one whose files were copied away.
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from util.core.errors import InputError
 from util.core.run_files import read_log, read_metrics_json, read_object
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import kind_and_names, read_predictions
-from util.metrics.regression import figures_of
-from util.metrics.table import of_kind
+from util.metrics.regression import figures_of, pairs_of
+from util.metrics.table import CLASSIFICATION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
 SPLITS = ("test", "val")  # the one that a report is about first
@@ -60,21 +60,24 @@ class Run:
     leakage: dict | None
     skipped: list[tuple[str, str]]  # path and reason of each image that was left out
     heat_maps: dict[str, Path]  # absolute path of an image -> its overlay
-    # what a reader may look for and does not find, with the reason
-    missing: list[str] = field(default_factory=list)
+    missing: list[str]  # what a reader may look for and does not find, with the reason
+
+    def part(self, name: str) -> dict:
+        """An object of run.json, {} where there is none."""
+        return as_dict(self.facts.get(name))
 
     @property
     def options(self) -> dict:
-        return as_dict(self.facts.get("options"))
+        return self.part("options")
 
     @property
     def title(self) -> str:
         return str(self.options.get("task") or self.folder.resolve().name)
 
     @property
-    def main(self) -> Split | None:
+    def main(self) -> Split:
         """The split that the report is headed by."""
-        return next(iter(self.splits.values()), None)
+        return next(iter(self.splits.values()))
 
 
 def read_run(folder: str | Path) -> Run:
@@ -105,14 +108,22 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its "
                            "predictions, without intervals")
-            split.entries = _computed(split.table, kind, as_dict(facts.get("options")).get("class_order"))
+            order = as_dict(facts.get("options")).get("class_order")
+            figures = (classification_metrics(split.table, order)[0] if kind == CLASSIFICATION else
+                       figures_of(split.table, kind_and_names(split.table)[1]))
+            split.entries = _without_nan({metric: {"value": value} for metric, value in figures.items()})
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
     missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
-    return Run(folder, kind or "classification", names, facts, splits, _read_log(folder / "log.txt", missing),
-               _best_epoch(folder), _read(folder / "leakage.json", missing, "leakage is not reported"),
-               _read_skipped(folder / "skipped_images.csv", missing),
-               _heat_maps(folder / "heatmaps", missing), missing)
+    log, bad = read_log(folder / "log.txt")
+    if bad:
+        missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
+    leakage = _read(folder / "leakage.json", missing, "leakage is not reported")
+    skipped = _read_skipped(folder / "skipped_images.csv", missing)
+    maps = _read(folder / "heatmaps/heatmaps.json", missing, "heat maps are not shown") or {}
+    overlays = {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}
+    return Run(folder, kind or "classification", names, facts, splits, log, _best_epoch(folder), leakage,
+               skipped, overlays, missing)
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -142,8 +153,8 @@ def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
 
 def number(value) -> float | None:
     """A finite number, else None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_one else None
 
 
 def _names_in(facts: dict) -> tuple[list[str], str]:
@@ -152,21 +163,6 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
         return [str(name) for name in data["class_names"]], "classification"
     targets = as_dict(data.get("targets")).get("names") or as_dict(facts.get("options")).get("targets")
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
-
-
-def _computed(table: pd.DataFrame, kind: str, order: list[str] | None) -> dict[str, dict]:
-    """Figures of a table that has no metrics file: {name: {"value"}}, without intervals."""
-    figures = (classification_metrics(table, order)[0] if kind == "classification" else
-               figures_of(table, kind_and_names(table)[1]))
-    return _without_nan({name: {"value": value} for name, value in figures.items()})
-
-
-def _read_log(path: Path, missing: list[str]) -> list[dict]:
-    """The epochs of log.txt, by number; lines that are no epoch are counted."""
-    rows, bad = read_log(path)
-    if bad:
-        missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
-    return rows
 
 
 def _best_epoch(folder: Path) -> int | None:
@@ -191,11 +187,6 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
         return []
 
 
-def _heat_maps(folder: Path, missing: list[str]) -> dict[str, Path]:
-    stored = _read(folder / "heatmaps.json", missing, "heat maps are not shown") or {}
-    return {str(path): folder / Path(str(name)).name for path, name in stored.items()}
-
-
 # ---- what is computed from a table -------------------------------------------------------------------------
 
 def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
@@ -214,21 +205,21 @@ def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
     image's targets)."""
     table = split.table
     if run.kind == "classification":
-        wrong = np.flatnonzero((table["true_class"] != table["predicted_class"]).to_numpy())
-        sure = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)[wrong]
-        return wrong[np.argsort(-sure, kind="stable")[:most]].tolist(), len(wrong)
-    errors = standardised_errors(table, run.names)
-    known = np.flatnonzero(np.isfinite(errors))
-    return known[np.argsort(-errors[known], kind="stable")[:most]].tolist(), len(known)
+        badness = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)
+        is_wrong = (table["true_class"] != table["predicted_class"]).to_numpy()
+    else:
+        badness = standardised_errors(table, run.names)
+        is_wrong = np.isfinite(badness)
+    rows = np.flatnonzero(is_wrong)
+    return rows[np.argsort(-badness[rows], kind="stable")[:most]].tolist(), len(rows)
 
 
 def standardised_errors(table: pd.DataFrame, targets: list[str]) -> np.ndarray:
     """(N,) the largest |predicted - true| of an image's targets, each over the standard deviation of its
     truth; NaN where no truth is known."""
-    worst = np.full(len(table), -np.inf)
-    for name in targets:
-        true, predicted = (table[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("true", "pred"))
+    worst = np.full(len(table), np.nan)
+    for true, predicted in pairs_of(table, targets).values():
         known = np.isfinite(true)
         spread = true[known].std() if known.any() else 0.0
-        worst[known] = np.maximum(worst[known], np.abs(predicted - true)[known] / (spread or 1.0))
-    return np.where(np.isfinite(worst), worst, np.nan)
+        worst = np.fmax(worst, np.where(known, np.abs(predicted - true) / (spread or 1.0), np.nan))
+    return worst

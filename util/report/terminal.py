@@ -17,25 +17,22 @@ def describe(job) -> list[str]:
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in job.model.parameters())
     what = "all trained" if trained == total else f"{trained:,} of them trained"
-    reads = (
-        "mean of the patch tokens, then fc_norm"
-        if backbone.family == "mae" and model.global_pool
-        else "class token"
-    )
-    if backbone.family == "mae" and model.global_pool and model.fc_norm_passes == 2:
-        reads += " twice"
+    reads = ", reads the class token" if backbone.model != "timm" else ""
+    if backbone.family == "mae" and model.global_pool:
+        times = " twice" if model.fc_norm_passes == 2 else ""
+        reads = f", reads the mean of the patch tokens, then fc_norm{times}"
     if job.task.reads is not None:
-        reads = f"{KINDS[job.task.reads['kind']]} ({job.task.reads['kind']}: util/model/feature_kinds.py)"
-    lines = [f"run        {'score' if options.run.eval else model.adaptation}, results in {job.folder.path}",
-             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input "
-             f"{model.input_size} pixels"
-             + (f", reads the {reads}" if backbone.model != "timm" or job.task.reads is not None else "")]
-    lines.append(f"weights    {_weights(job)}")
-    lines += [*job.task.describe_data(job.data), *(f"           note: {note}" for note in job.data.notes)]
+        kind = job.task.reads["kind"]
+        reads = f", reads the {KINDS[kind]} ({kind}: util/model/feature_kinds.py)"
     size = job.plan.world_size if job.plan is not None else world.size
     cores = f"{size} process{'es' if size > 1 else ''}"
-    lines += [f"device     {world.device} ({cores}), precision {job.precision.name}",
-              f"reading    {reading(job.eval_transform, model.norm, job.norm_source)}", *mirrors(model.tta)]
+    lines = [f"run        {'score' if options.run.eval else model.adaptation}, results in {job.folder.path}",
+             f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input "
+             f"{model.input_size} pixels{reads}",
+             f"weights    {_weights(job)}", *job.task.describe_data(job.data),
+             *(f"           note: {note}" for note in job.data.notes),
+             f"device     {world.device} ({cores}), precision {job.precision.name}",
+             f"reading    {reading(job.eval_transform, model.norm, job.norm_source)}", *mirrors(model.tta)]
     if job.plan is not None and not options.search.optuna_trials:
         plan = job.plan
         lines.append(f"training   {training.epochs} epochs of {plan.steps} steps; batch "
@@ -49,18 +46,15 @@ def describe(job) -> list[str]:
 def reading(transform: dict, norm: str, source: str) -> str:
     """How images are read, in a few words. source: where mean and standard deviation are from
     (jobs/data.py)."""
-    field = (
-        "cut to the round field (--fundus_crop auto); "
-        if transform.get("fundus_crop", "off") == "auto"
-        else ""
-    )
+    is_cut = transform.get("fundus_crop", "off") == "auto"
+    field = "cut to the round field (--fundus_crop auto); " if is_cut else ""
     return (f"{field}decoding {transform['decode']}; normalised by "
             f"{mean_and_deviation(transform['mean'], transform['std'])} (--norm {norm}: {source})")
 
 
 def mirrors(tta: str) -> list[str]:
-    return ["           outputs are means over each image and its mirror image (--tta "
-            "mirror)"] if tta == "mirror" else []
+    line = "           outputs are means over each image and its mirror image (--tta mirror)"
+    return [line] if tta == "mirror" else []
 
 
 def _weights(job) -> str:
@@ -80,10 +74,8 @@ def classes(data, source: str) -> list[str]:
     lines = [f"data       {source}: {len(data.class_names)} classes; {totals}"]
     width = max(len(str(name)) for name in data.class_names)
     for name in data.class_names[:MOST_CLASSES_LISTED]:
-        lines.append(
-            f"           {name!s:<{width}}  "
-            + "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table)
-        )
+        of_splits = "  ".join(f"{split} {table.loc[name, split]:>6,}" for split in table)
+        lines.append(f"           {name!s:<{width}}  {of_splits}")
     if len(data.class_names) > MOST_CLASSES_LISTED:
         rest = table.loc[data.class_names[MOST_CLASSES_LISTED:]]
         lines.append(f"           and {len(rest)} more classes of {rest.min().min():,} to "
@@ -119,14 +111,10 @@ def figure_with_interval(entry: dict, digits: str = ".4f") -> str:
     value, lower, upper = entry["value"], entry["lower"], entry["upper"]
     if math.isnan(value):
         return "undefined"
-    bounds = (
-        ""
-        if lower is None or math.isnan(lower)
-        else f" ({lower:.3f}-{upper:.3f})"
-        if digits == ".4f"
-        else (f" ({lower:{digits}}-{upper:{digits}})")
-    )
-    return f"{value:{digits}}{bounds}"
+    if lower is None or math.isnan(lower):
+        return f"{value:{digits}}"
+    of_bounds = ".3f" if digits == ".4f" else digits
+    return f"{value:{digits}} ({lower:{of_bounds}}-{upper:{of_bounds}})"
 
 
 def _how(entries: dict[str, dict]) -> str:
@@ -140,10 +128,10 @@ def _how(entries: dict[str, dict]) -> str:
     others = dict.fromkeys(entry["method"] for entry in entries.values()
                            if entry.get("method") and not entry.get("resamples"))
     text += f"; by {', '.join(others)} where these are better" if others else ""
-    lacking = {name: entry["undefined"] for name, entry in entries.items() if entry.get("undefined")}
-    return text + (f"; {len(lacking)} figures are undefined in some resamples, at most "
-                   f"{max(lacking.values())}"
-                   if lacking else "")
+    lacking = [entry["undefined"] for entry in entries.values() if entry.get("undefined")]
+    if lacking:
+        text += f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking)}"
+    return text
 
 
 def duration(seconds: float) -> str:

@@ -11,10 +11,11 @@ other seeds is a second question: `with_seeds` answers it where both groups have
 N is the number of images, B of resamples, S of seeds.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from util.metrics.intervals import (
     regression_replicates,
 )
 from util.metrics.regression import figures_of as regression_figures
-from util.metrics.table import of_kind
+from util.metrics.table import REGRESSION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
 
@@ -131,45 +132,35 @@ class Figures:
     influences: dict[str, np.ndarray]  # (N,) of AUCs, the mean over the seeds
 
 
-def figures_of(group: Group, draws: int, seed: int, metrics: list[str] | None = None,
+def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
                told: Callable = lambda: None) -> Figures:
     """Compute a group's figures; its runs are aligned (comparison_runs.align). told: called after each run.
 
-    metrics: of which resamples are kept (None: of all).
+    metrics: of which resamples are kept.
     """
     parts = []
     for run in group.runs:
-        values, replicates = _of_classification(run, draws,
-                                                seed) if run.kind == "classification" else _of_regression(
-            run, draws, seed)
-        kept = replicates if metrics is None else {name: replicates[name] for name in metrics
-                                                   if name in replicates}
-        parts.append((values, kept, _influences(run, list(kept))))
+        values, replicates = _computed(run, draws, seed)
+        has_auc = any(name.startswith("roc_auc") for name in metrics if name in replicates)
+        influences = auc_influences(Images.of(run.table)) if has_auc else {}
+        parts.append((values, *({name: found[name] for name in metrics if name in found}
+                                for found in (replicates, influences))))
         told()
-    values, replicates, influences = ({name: np.array([part[place][name] for part in parts])
-                                       for name in parts[0][place]}
-                                      for place in range(3))
-    return Figures(values, {name: each.mean(axis=0) for name, each in replicates.items()},
-                   {name: each.mean(axis=0) for name, each in influences.items()})
+    values, replicates, influences = (
+        {name: np.array([of_run[name] for of_run in of_runs]) for name in of_runs[0]}
+        for of_runs in zip(*parts, strict=True))
+    return Figures(values, *({name: each.mean(axis=0) for name, each in of_each.items()}
+                             for of_each in (replicates, influences)))
 
 
-def _of_classification(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """A run's figures, and those of the resamples."""
+    if run.kind == REGRESSION:
+        return (regression_figures(run.table, run.labels),
+                regression_replicates(run.table, run.labels, draws, seed))
     order = run.settings.get("class_order")
     values = WeightedFigures(Images.of(run.table, order)).values()
     return values, classification_replicates(run.table, draws, seed, order)
-
-
-def _of_regression(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    return regression_figures(run.table, run.labels), regression_replicates(
-        run.table, run.labels, draws, seed
-    )
-
-
-def _influences(run: Run, names: list[str]) -> dict[str, np.ndarray]:
-    if not any(name.startswith("roc_auc") for name in names):
-        return {}
-    return {name: influence for name, influence in auc_influences(Images.of(run.table)).items()
-            if name in names}
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------
@@ -186,9 +177,7 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     _require_known(metrics, groups)
     used = draws_for(len(first.table), draws)
     figures = [figures_of(group, used, seed, metrics, told) for group in groups]
-    notes = []
-    if used < draws:
-        notes.append(f"{used} instead of {draws} resamples, for {len(first.table):,} images")
+    notes = [f"{used} instead of {draws} resamples, for {len(first.table):,} images"] if used < draws else []
     summaries = [_summary(group, metric, each, patients, notes)
                  for group, each in zip(groups, figures, strict=True)
                  for metric in metrics]
@@ -206,23 +195,15 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
 
 
 def _require_known(metrics: list[str], groups: list[Group]) -> None:
-    import difflib
-
-    known = dict.fromkeys(name for group in groups for run in group.runs
-                          for name in (*run.entries, *_computable(run)))
+    known: dict[str, None] = {}
+    for run in itertools.chain.from_iterable(group.runs for group in groups):
+        computed, _ = _computed(replace(run, table=run.table.head(2)), 1, 0)
+        known |= dict.fromkeys([*run.entries, *computed])
     for metric in metrics:
         if metric not in known:
-            near = difflib.get_close_matches(metric, known, 3)
-            raise InputError(
-                f"--metric {metric}: no run has it; "
-                + (f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(known)[:30])}")
-            )
-
-
-def _computable(run: Run) -> list[str]:
-    few = Run(run.folder, run.kind, {}, None, {}, run.table.head(2))
-    values, _ = (_of_classification if run.kind == "classification" else _of_regression)(few, 1, 0)
-    return list(values)
+            near = ", ".join(difflib.get_close_matches(metric, known, 3))
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(list(known)[:30])}"
+            raise InputError(f"--metric {metric}: no run has it; {hint}")
 
 
 def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray | None,
@@ -231,34 +212,31 @@ def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray |
     the seeds."""
     stored = [run.entries.get(metric, {"value": math.nan, "lower": math.nan, "upper": math.nan})
               for run in group.runs]
-    if metric not in figures.values:
-        single = stored[0] if len(stored) == 1 else {}
-        method = single.get("method") or "" if not math.isnan(single.get("lower", math.nan)) else ""
-        return Summary(group.name, metric, tuple(entry["value"] for entry in stored),
-                       single.get("lower", math.nan), single.get("upper", math.nan), method)
-    values = figures.values[metric]
-    for run, entry, value in zip(group.runs, stored, values, strict=True):
-        agrees = bool(np.isclose(entry["value"], value, rtol=SAME, atol=SAME, equal_nan=True))
+    values = figures.values.get(metric, np.array([entry["value"] for entry in stored]))
+    agree = np.isclose([entry["value"] for entry in stored], values, rtol=SAME, atol=SAME, equal_nan=True)
+    for run, entry, value, agrees in zip(group.runs, stored, values, agree, strict=True):
         if not agrees and metric in run.entries:
             notes.append(f"{run.folder}: the stored {metric} is {entry['value']:.4f} and the stored "
                          f"predictions give {value:.4f}, shown here: the files are of two evaluations, or "
                          "the classes' order is another one")
     undefined = int(np.isnan(values).sum())
-    if undefined:
+    if undefined and metric in figures.values:
         notes.append(f"{metric} is undefined for {undefined} of {len(values)} run(s) of {group.name}")
-    single = group.runs[0]
-    if len(values) == 1 and agrees and not single.patients_lent and not math.isnan(stored[0]["lower"]):
-        return Summary(group.name, metric, tuple(values), stored[0]["lower"], stored[0]["upper"],
-                       stored[0].get("method") or "")
-    lower, upper, method = _interval(metric, figures, single, patients)
-    return Summary(group.name, metric, tuple(float(value) for value in values), lower, upper, method)
+    first, run = stored[0], group.runs[0]
+    is_stored = len(values) == 1 and agree[0] and not math.isnan(first["lower"])
+    if is_stored and not (run.patients_lent and metric in figures.values):
+        bounds = first["lower"], first["upper"], first.get("method") or ""
+    else:
+        bounds = _interval(metric, figures, run, patients)
+    return Summary(group.name, metric, tuple(values.tolist()), *bounds)
 
 
 def _interval(metric: str, figures: Figures, run: Run,
               patients: np.ndarray | None) -> tuple[float, float, str]:
-    value, unknown = float(np.mean(figures.values[metric])), (math.nan, math.nan, "")
-    if math.isnan(value) or metric not in figures.replicates:
+    unknown = math.nan, math.nan, ""
+    if metric not in figures.replicates or np.isnan(figures.values[metric]).any():
         return unknown
+    value = float(np.mean(figures.values[metric]))
     if metric in figures.influences:
         fewest = fewest_of(Images.of(run.table), metric)
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients),
@@ -314,20 +292,22 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences,
                               patients)
     _, freedom, p = found
-    fewest, units = fewest_of(Images.of(groups[0].runs[0].table),
-                              metric), "images" if patients is None else "patients"
-    if np.isnan(influences).any():
-        notes.append(f"no joint test of {metric}: its variance is unknown with fewer than two images of a "
-                     "class or of the rest")
-    elif math.isnan(p):
-        notes.append(f"no joint test of {metric}: some AUCs differ although these {units} give their "
-                     f"difference no variance (all pairs in order, or too few {units} for {number} groups)")
-    elif freedom == 0:
-        notes.append(f"joint test of {metric}: all {number} groups rank the images alike, so there is no "
-                     "difference to test")
-    elif freedom < number - 1:
-        notes.append(f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some "
-                     "groups rank the images as others do, or their AUCs follow from the others'")
+    fewest = fewest_of(Images.of(groups[0].runs[0].table), metric)
+    units = "images" if patients is None else "patients"
+    problems = (
+        (np.isnan(influences).any(),
+         f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of "
+         "the rest"),
+        (math.isnan(p),
+         f"no joint test of {metric}: some AUCs differ although these {units} give their difference no "
+         f"variance (all pairs in order, or too few {units} for {number} groups)"),
+        (freedom == 0,
+         f"joint test of {metric}: all {number} groups rank the images alike, so there is no difference to "
+         "test"),
+        (freedom < number - 1,
+         f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank "
+         "the images as others do, or their AUCs follow from the others'"))
+    notes += [text for is_so, text in problems if is_so][:1]
     if freedom and fewest < ENOUGH * freedom:
         notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for "
                      f"{freedom} degrees of freedom, so its p may be too small; {ENOUGH} for each are enough")
@@ -422,11 +402,6 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tests_table(comparison: Comparison) -> pd.DataFrame:
-    """A row a test, with the columns of `Test`."""
-    return pd.DataFrame(map(vars, comparison.tests), columns=list(Test.__dataclass_fields__))
-
-
-def joint_table(comparison: Comparison) -> pd.DataFrame:
-    """A row a joint test, with the columns of `JointTest`."""
-    return pd.DataFrame(map(vars, comparison.joint), columns=list(JointTest.__dataclass_fields__))
+def table_of_tests(tests: list[Test] | list[JointTest], kind: type) -> pd.DataFrame:
+    """A row a test, with the columns of its kind, Test or JointTest."""
+    return pd.DataFrame(map(vars, tests), columns=list(kind.__dataclass_fields__))

@@ -36,17 +36,18 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     """
     from matplotlib import style
 
-    metrics, notes = comparison.metrics[:MOST_METRICS], []
-    if len(metrics) < len(comparison.metrics):
-        notes.append(f"the image shows the first {MOST_METRICS} metrics; the tables have all "
-                     f"{len(comparison.metrics)}")
+    metrics = comparison.metrics[:MOST_METRICS]
     names = [group.name for group in comparison.groups]
     labels = shown_names(names, "group")
     tests = [[test for test in comparison.main_tests() if test.metric == metric] for metric in metrics]
     pairs = list(dict.fromkeys((test.first, test.second) for tests_of in tests for test in tests_of))
+    left_out = (
+        (len(metrics) < len(comparison.metrics),
+         f"the image shows the first {MOST_METRICS} metrics; the tables have all {len(comparison.metrics)}"),
+        (len(pairs) > MOST_PAIRS,
+         f"the image shows the differences from {names[0]} alone; the tables have all {len(pairs)} pairs"))
+    notes = [text for is_so, text in left_out if is_so]
     if len(pairs) > MOST_PAIRS:
-        notes.append(f"the image shows the differences from {names[0]} alone; the tables have all "
-                     f"{len(pairs)} pairs")
         pairs = [pair for pair in pairs if pair[0] == names[0]]
     with style.context("default"):
         figure = _draw(comparison, metrics, tests, pairs, dict(zip(names, labels, strict=True)))
@@ -75,12 +76,11 @@ def _draw(comparison: Comparison, metrics: list[str], tests: list[list[Test]], p
             all_axes[1, column].set_title("Difference", fontsize=9, loc="left", color="0.3")
             rows.append([f"{'…' if base else labels[first]} – {labels[second]}" for first, second in pairs])
         for axes, texts in zip(all_axes[:, column], rows, strict=True):
-            axes.set_yticks(range(len(texts)), [])
+            axes.set(yticks=range(len(texts)), yticklabels=[], ylim=(len(texts) - 0.5, -0.6))
             # no tick labels, whose text can't be replaced
             for row, text in enumerate(texts if column == 0 else []):
                 axes.text(-0.03, row, text, transform=axes.get_yaxis_transform(), ha="right", va="center",
                           fontsize=8, parse_math=False)
-            axes.set_ylim(len(texts) - 0.5, -0.6)
             axes.margins(x=0.08)
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelsize=7)
@@ -110,10 +110,9 @@ def _draw_differences(axes: "Axes", tests: list[Test], pairs: list[tuple[str, st
         test = by_pair.get(pair)
         if test is None:
             _draw_row(axes, row, (math.nan,) * 3, "no test")
-            continue
-        colour = RED if test.p_holm < LEVEL else BLUE
-        _draw_row(axes, row, (test.difference, test.lower, test.upper), difference_text(test), colour,
-                  colour if test.p_holm < LEVEL else "white")
+        else:
+            looks = (RED, RED) if test.p_holm < LEVEL else (BLUE, "white")
+            _draw_row(axes, row, (test.difference, test.lower, test.upper), difference_text(test), *looks)
 
 
 def _draw_row(axes: "Axes", row: int, estimate: tuple[float, float, float], text: str, colour: str = GREY,
@@ -140,13 +139,12 @@ def _keep_inside(axes: "Axes") -> None:
 
 
 def _caption(comparison: Comparison, metrics: list[str], tested: bool) -> str:
-    parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals."]
-    if any(len(group.runs) > 1 for group in comparison.groups):
-        parts.append("Squares: means over seeds; circles: single seeds.")
-    if tested:
-        parts.append("Filled (red): Holm-corrected p < 0.05.")
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals.",
+             "Squares: means over seeds; circles: single seeds." if several else "",
+             "Filled (red): Holm-corrected p < 0.05." if tested else ""]
     parts += [f"Test that all {test.groups} have one {titled(test.metric)}: chi-square "
               f"{figure_text(test.chi_square)}, {test.degrees_of_freedom} df, p {p_text(test.p)} (joint "
               "DeLong)."
               for test in comparison.joint if test.metric in metrics and not math.isnan(test.p)]
-    return " ".join(parts)
+    return " ".join(filter(None, parts))

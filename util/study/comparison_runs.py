@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from util.core.errors import InputError
+from util.core.errors import InputError, reject_if
 from util.core.run_files import read_metrics_json, read_object
 from util.metrics.predictions import kind_and_names, read_predictions
+from util.metrics.table import CLASSIFICATION, REGRESSION
 from util.options.stored import as_now
 from util.options.table import FLAGS
 
@@ -74,34 +75,28 @@ def read_runs(folders: list[str], split: str) -> list[Run]:
 
 def read_run(folder: Path, split: str) -> Run:
     """One run folder. InputError: see read_runs."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'not there'}; name the folder "
-                         "of a run, OUTPUT_DIR/TASK")
-    if not (folder / "run.json").exists():
-        raise InputError(f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK")
+    problem = "not a folder" if folder.exists() else "not there"
+    reject_if(
+        (not folder.is_dir(), f"{folder}: {problem}; name the folder of a run, OUTPUT_DIR/TASK"),
+        (not (folder / "run.json").exists(),
+         f"{folder} holds no run.json, so it is no run's folder: name OUTPUT_DIR/TASK"))
     facts = read_object(folder / "run.json", "options")
     options = facts["options"]
-    lacking = [name for name in (f"metrics_{split}.json", f"predictions_{split}.csv")
-               if not (folder / name).exists()]
+    metrics, path = folder / f"metrics_{split}.json", folder / f"predictions_{split}.csv"
+    lacking = [file.name for file in (metrics, path) if not file.exists()]
     if lacking:
-        remedy = (
-            "score it: main_finetune.py (or main_regression.py) --eval --resume "
-            f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its "
-            "data"
-            if split == "test"
-            else "its training was cut before the first epoch's end"
-        )
+        remedy = "its training was cut before the first epoch's end"
+        if split == "test":
+            remedy = ("score it: main_finetune.py (or main_regression.py) --eval --resume "
+                      f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its data")
         raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never "
                          f"scored: {remedy}")
-    path = folder / f"predictions_{split}.csv"
     table = read_predictions(path)
-    if table.empty:
-        raise InputError(f"{path} holds no image")
-    if table["index"].duplicated().any():
-        raise InputError(f"{path} holds an index twice: it is damaged")
+    reject_if((table.empty, f"{path} holds no image"),
+              (table["index"].duplicated().any(), f"{path} holds an index twice: it is damaged"))
     fingerprint = str((facts.get("data") or {}).get("fingerprint") or "")
     return Run(folder, kind_and_names(table)[0], _settings(options, facts, fingerprint), options.get("seed"),
-               read_metrics_json(folder / f"metrics_{split}.json"), table, fingerprint)
+               read_metrics_json(metrics), table, fingerprint)
 
 
 def _settings(options: dict, facts: dict, fingerprint: str) -> dict:
@@ -142,7 +137,9 @@ def align(runs: list[Run]) -> list[str]:
 
 def _same_labels(first: Run, run: Run) -> list[str]:
     mine, theirs = first.labels, run.labels
-    what = "classes" if first.kind == "classification" else "targets"
+    what, kinds = "targets", ("true", "pred")
+    if first.kind == CLASSIFICATION:
+        what, kinds = "classes", ("prob", "logit")
     if set(mine) != set(theirs):
         only = [f"{name!r} only in {holder.folder}"
                 for holder, names, others in ((first, mine, theirs), (run, theirs, mine))
@@ -151,24 +148,22 @@ def _same_labels(first: Run, run: Run) -> list[str]:
                          f"{'; …' if len(only) > 4 else ''}): these do not compare")
     if mine == theirs:
         return []
-    kinds = ("prob", "logit") if first.kind == "classification" else ("true", "pred")
     kept = [name for name in run.table.columns if not name.startswith(tuple(f"{kind}_" for kind in kinds))]
     run.table = run.table[[*kept, *(f"{kind}_{name}" for kind in kinds for name in mine)]]
-    return [f"{run.folder} has its {what} in another order than {first.folder}: they are matched by name"
-            + (", and figures of grades (qwk, mae_grades) take the order of the "
-               "first" if what == "classes" else "")]
+    line = f"{run.folder} has its {what} in another order than {first.folder}: they are matched by name"
+    if what == "classes":
+        line += ", and figures of grades (qwk, mae_grades) take the order of the first"
+    return [line]
 
 
 def _matched(first: Run, run: Run) -> tuple[np.ndarray, list[str]]:
     """(N,) the rows of `run` in the order of the first run's images, and lines."""
     whole = [[os.path.normpath(path) for path in each.table["path"]] for each in (first, run)]
-    order = _positions(*whole)
-    if order is not None:
-        return order, []
-    below = [_below_common_folder(paths) for paths in whole]
-    order = _positions(*below)
-    if order is not None:
-        return order, [_moved(first, run, order)]
+    for part_of in (list, _below_common_folder):
+        below = [part_of(paths) for paths in whole]
+        order = _positions(*below)
+        if order is not None:
+            return order, [] if part_of is list else [_moved(first, run, order)]
     mine, theirs = min((whole, below), key=lambda pair: sum((Counter(pair[0]) - Counter(pair[1])).values()))
     lacking, added = (list((Counter(a) - Counter(b)).elements()) for a, b in ((mine, theirs), (theirs, mine)))
     holder, example = (first, lacking[0]) if lacking else (run, added[0])
@@ -216,14 +211,10 @@ def _moved(first: Run, run: Run, order: np.ndarray) -> str:
 
 
 def _same_truth(first: Run, run: Run) -> None:
-    names = (
-        ["true_class"] if first.kind == "classification" else [f"true_{target}" for target in first.labels]
-    )
-    for name in names:
+    for name in [column for column in first.table if column.startswith("true_")]:
         mine, theirs = first.table[name].to_numpy(), run.table[name].to_numpy()
-        if first.kind == "classification":
-            differ = mine != theirs
-        else:  # a transform and its inverse leave rounding in the last digits
+        differ = mine != theirs
+        if first.kind == REGRESSION:  # a transform and its inverse leave rounding in the last digits
             differ = ~np.isclose(mine, theirs, rtol=1e-6, atol=0, equal_nan=True)
         if differ.any():
             row = int(np.argmax(differ))
@@ -239,21 +230,20 @@ def _share_patients(runs: list[Run]) -> list[str]:
     knowing = [run for run in runs if (run.table["patient"] != "").any()]
     if not knowing:
         return []
-    known = knowing[0].table["patient"].to_numpy(dtype=object)
-    for run in knowing[1:]:
-        differ = known != run.table["patient"].to_numpy(dtype=object)
-        if differ.any():
-            row = int(np.argmax(differ))
-            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of "
-                             f"{differ.sum()} of {len(known)} images (the first: "
-                             f"{run.table['path'].iloc[row]}, {known[row]!r} and "
-                             f"{run.table['patient'].iloc[row]!r}); score both with the same --patient_col")
-    notes = []
+    known, notes = knowing[0].table["patient"].to_numpy(dtype=object), []
     for run in runs:
+        theirs = run.table["patient"].to_numpy(dtype=object)
+        differ = known != theirs
         if run not in knowing:
             run.table["patient"], run.patients_lent = known, True
             notes.append(f"{run.folder} does not say which images are of one patient: {knowing[0].folder}'s "
                          "patients are taken")
+        elif differ.any():
+            row = int(np.argmax(differ))
+            raise InputError(f"{knowing[0].folder} and {run.folder} have different patients: of "
+                             f"{differ.sum()} of {len(known)} images (the first: "
+                             f"{run.table['path'].iloc[row]}, {known[row]!r} and {theirs[row]!r}); score "
+                             "both with the same --patient_col")
     return notes
 
 
@@ -280,28 +270,21 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
             notes.append(f"{run.folder} has the options and the seed of another run: they are compared, not "
                          "averaged")
     lists = list(members.values())
-    varying = _varying(lists, known)
-    if names is not None and len(names) != len(lists):
-        raise InputError(
-            f"--names gives {len(names)} names to {len(lists)} groups ("
-            + "; ".join(", ".join(run.name for run in runs) for runs in lists)
-            + "): one a "
-            "group, in "
-            "this order"
-        )
-    if names is not None and len(set(names)) < len(names):
-        raise InputError("--names gives a name twice")
-    names = names or _names(lists, varying)
+    varying, given = _varying(lists, known), names or []
+    listed = "; ".join(", ".join(run.name for run in runs) for runs in lists)
+    reject_if(
+        (given and len(given) != len(lists),
+         f"--names gives {len(given)} names to {len(lists)} groups ({listed}): one a group, in this order"),
+        (len(set(given)) < len(given), "--names gives a name twice"))
+    names = given or _names(lists, varying)
     return [Group(name, runs, {option: runs[0].settings.get(option) for option in varying})
             for name, runs in zip(names, lists, strict=True)], notes
 
 
 def _varying(lists: list[list[Run]], known: set[str]) -> list[str]:
     """The options in which the groups differ, those that make good names first."""
-    options = [name for name in lists[0][0].settings if name in known]
-    varying = [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
-    return sorted(varying, key=lambda name: FIRST_NAMED.index(name)
-                  if name in FIRST_NAMED else len(FIRST_NAMED))
+    options = [name for name in dict.fromkeys([*FIRST_NAMED, *lists[0][0].settings]) if name in known]
+    return [name for name in options if len({_text(runs[0].settings[name]) for runs in lists}) > 1]
 
 
 def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:

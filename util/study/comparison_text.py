@@ -39,36 +39,34 @@ def markdown(comparison: Comparison) -> str:
 
 def explanations(comparison: Comparison) -> list[str]:
     """What the numbers mean, for whoever reads them without docs/compare.md."""
-    lines = []
     several = any(len(group.runs) > 1 for group in comparison.groups)
-    if several:
-        lines.append("± is the standard deviation over seeds; the interval is that of the mean over the "
-                     "seeds, for these trained models on new images")
     methods = dict.fromkeys(one.method for one in comparison.summaries if one.method)
     of = "images" if comparison.patients is None else "patients"
-    lines.append(f"[ ] are 95 % intervals ({', '.join(methods) or 'none stored'})")
-    if comparison.tests:
-        pairs = len({(test.first, test.second) for test in comparison.tests})
-        lines.append(
-            f"differences are first - second, on the same images; {comparison.draws} resamples of "
-            f"{of}, seed {comparison.seed}; p two-sided"
-            + (f", Holm's correction over the {pairs} pairs of a metric and method" if pairs > 1 else "")
-        )
-    if comparison.joint:
-        lines.append("joint DeLong: one test of whether all groups have the same ROC AUC, for these trained "
-                     "models on new images; which of them differ, the pairs say")
-    if any(not math.isnan(test.p_seeds) for test in comparison.tests):
-        lines.append("p holds for these trained models; p (new seeds) counts the spread over seeds too: it "
-                     "says whether the same would be found after training again")
-    elif comparison.tests and not several:
-        lines.append("each group is one training: whether the difference would be there with another seed, "
-                     "no test of these runs can say")
+    pairs = len({(test.first, test.second) for test in comparison.tests})
+    correction = f", Holm's correction over the {pairs} pairs of a metric and method" if pairs > 1 else ""
+    has_seeds = any(not math.isnan(test.p_seeds) for test in comparison.tests)
     low = [metric for metric in comparison.metrics if is_better_low(metric)]
-    if low:
-        lines.append(f"lower is better for {', '.join(low)}")
-    if comparison.split == "val":
-        lines.append("val chose the best epoch of every run, so its figures are too good: compare on test")
-    return lines
+    lines = (
+        (several,
+         "± is the standard deviation over seeds; the interval is that of the mean over the seeds, for these "
+         "trained models on new images"),
+        (True, f"[ ] are 95 % intervals ({', '.join(methods) or 'none stored'})"),
+        (comparison.tests,
+         f"differences are first - second, on the same images; {comparison.draws} resamples of {of}, seed "
+         f"{comparison.seed}; p two-sided{correction}"),
+        (comparison.joint,
+         "joint DeLong: one test of whether all groups have the same ROC AUC, for these trained models on "
+         "new images; which of them differ, the pairs say"),
+        (has_seeds,
+         "p holds for these trained models; p (new seeds) counts the spread over seeds too: it says whether "
+         "the same would be found after training again"),
+        (comparison.tests and not has_seeds and not several,
+         "each group is one training: whether the difference would be there with another seed, no test of "
+         "these runs can say"),
+        (low, f"lower is better for {', '.join(low)}"),
+        (comparison.split == "val",
+         "val chose the best epoch of every run, so its figures are too good: compare on test"))
+    return [text for is_so, text in lines if is_so]
 
 
 # ---- cells -------------------------------------------------------------------------------------------------
@@ -90,21 +88,19 @@ def p_text(p: float) -> str:
 
 def summary_text(one: Summary) -> str:
     """0.871 ± 0.004 [0.842, 0.899]"""
-    text = figure_text(one.mean)
-    if len(one.values) > 1:
-        text += f" ± {figure_text(one.sd)}"
-    if not math.isnan(one.lower):
-        text += f" [{figure_text(one.lower)}, {figure_text(one.upper)}]"
-    return text
+    spread = f" ± {figure_text(one.sd)}" if len(one.values) > 1 else ""
+    return figure_text(one.mean) + spread + _interval_text(one)
 
 
 def difference_text(test: Test) -> str:
     if math.isnan(test.difference):
         return "–"
     text = ("+" if test.difference >= 0.0005 else "") + figure_text(test.difference)
-    return text + (
-        "" if math.isnan(test.lower) else f" [{figure_text(test.lower)}, {figure_text(test.upper)}]"
-    )
+    return text + _interval_text(test)
+
+
+def _interval_text(one: Summary | Test) -> str:
+    return "" if math.isnan(one.lower) else f" [{figure_text(one.lower)}, {figure_text(one.upper)}]"
 
 
 def _what(comparison: Comparison) -> str:
@@ -113,27 +109,22 @@ def _what(comparison: Comparison) -> str:
 
 
 def _groups_rows(comparison: Comparison) -> list[list[str]]:
-    rows = [["group", "seeds", *comparison.metrics]]
-    for group in comparison.groups:
-        rows.append([group.name, str(len(group.runs)),
-                     *(summary_text(comparison.summary(group.name, metric))
-                       for metric in comparison.metrics)])
-    return rows
+    return [["group", "seeds", *comparison.metrics],
+            *([group.name, str(len(group.runs)),
+               *(summary_text(comparison.summary(group.name, metric)) for metric in comparison.metrics)]
+              for group in comparison.groups)]
 
 
 def _tests_rows(comparison: Comparison, tests: list[Test]) -> list[list[str]]:
+    columns = {"first": "first", "second": "second", "metric": "metric", "test": "method"}
     corrected = len({(test.first, test.second) for test in comparison.tests}) > 1
     seeds = any(not math.isnan(test.p_seeds) for test in comparison.tests)
-    header = ["first", "second", "metric", "test", "difference", "p", *(["p (Holm)"] if corrected else []),
-              *(["p (new seeds)"] if seeds else []),
-              *(["p (new seeds, Holm)"] if seeds and corrected else [])]
-    rows = [header]
-    for test in tests:
-        rows.append([test.first, test.second, test.metric, test.method, difference_text(test), p_text(test.p),
-                     *([p_text(test.p_holm)] if corrected else []),
-                     *([p_text(test.p_seeds)] if seeds else []),
-                     *([p_text(test.p_seeds_holm)] if seeds and corrected else [])])
-    return rows
+    p_values = (("p", "p", True), ("p (Holm)", "p_holm", corrected), ("p (new seeds)", "p_seeds", seeds),
+                ("p (new seeds, Holm)", "p_seeds_holm", seeds and corrected))
+    shown = {heading: name for heading, name, is_shown in p_values if is_shown}
+    return [[*columns, "difference", *shown],
+            *([*(getattr(test, name) for name in columns.values()), difference_text(test),
+               *(p_text(getattr(test, name)) for name in shown.values())] for test in tests)]
 
 
 def _joint_rows(comparison: Comparison) -> list[list[str]]:

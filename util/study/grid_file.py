@@ -18,6 +18,7 @@ import difflib
 import itertools
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +32,13 @@ from util.options.parsing import parse
 from util.options.table import FLAGS, flags_of, own_values
 
 KEYS = ("name", "program", "output_dir", "flags", "backbones", "adaptations", "dataratios", "seeds")
+DEFAULTS = ("{program: main_finetune.py, output_dir: ./output_dir, flags: {}, adaptations: [finetune], "
+            "dataratios: [1], seeds: [0]}")
 # Flags that the grid itself gives to a run, with the key that says them.
 OF_THE_GRID = {"task": "name", "output_dir": "output_dir", "dataratio": "dataratios", "seed": "seeds",
-               "resume": None,
-               "eval": None, "dry_run": None, "help": None}
+               "resume": None, "eval": None, "dry_run": None, "help": None}
 OF_A_SEARCH = "optuna_trials"
+Flags = dict[str, tuple[list[str], int]]  # {flag: (its words on the command line, its line)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Setting:
     """One value of an axis: a name and the flags that it stands for, each with its words and its line."""
 
     name: str
-    flags: dict[str, tuple[list[str], int]]
+    flags: Flags
     line: int
 
 
@@ -76,265 +79,198 @@ def read_grid(path: str) -> Grid:
 
 class _Reader:
     def __init__(self, path: str):
-        self.path, self.program = path, TRAINING[0]
+        self.path = path
 
     def grid(self) -> Grid:
-        top = self.mapping(self._root(), "the file")
-        for key, (_, line) in top.items():
-            if key not in KEYS:
-                raise self.error(line, key, f"unknown; {_near(key, KEYS)}")
+        given = self.mapping(self._root(), "the file")
+        for key, (_, line) in given.items():
+            self.require(key in KEYS, line, key, f"unknown; {_near(key, KEYS)}")
         for key in ("name", "backbones"):
-            if key not in top:
+            if key not in given:
                 raise InputError(f"{self.path}: {key} is not given; a grid needs name and backbones")
-        nodes = {key: node for key, (node, _) in top.items()}
-        name = self.checked_name(self.text(nodes["name"], "name"), nodes["name"], "name")
-        program = self.text(nodes["program"], "program") if "program" in nodes else TRAINING[0]
-        if program not in TRAINING:
-            raise self.error(
-                _line(nodes["program"]), "program", f"{program} is none of {', '.join(TRAINING)}"
-            )
-        self.program = program
-        self.off = {flag.off[0].lstrip("-"): flag for flag in flags_of(program) if flag.off}
-        output_dir = self.text(nodes["output_dir"], "output_dir") if "output_dir" in nodes else "./output_dir"
-        common = self.flags(nodes["flags"], "flags") if "flags" in nodes else {}
-        axes = {
-            "backbones": self.backbones(nodes["backbones"]),
-            "adaptations": self.adaptations(nodes.get("adaptations")),
-            "dataratios": self.numbers(nodes.get("dataratios"), "dataratios", "dataratio", float, "1"),
-            "seeds": self.numbers(nodes.get("seeds"), "seeds", "seed", int, "0")}
+        given = self.mapping(yaml.compose(DEFAULTS), "") | given
+        nodes = {key: node for key, (node, _) in given.items()}
+        name = self.checked_name(self.text(nodes["name"], "name"), given["name"][1], "name")
+        self.program = self.text(nodes["program"], "program")
+        self.require(self.program in TRAINING, given["program"][1], "program",
+                     f"{self.program} is none of {', '.join(TRAINING)}")
+        self.rows = {flag.name: flag for flag in flags_of(self.program)}
+        self.off = {flag.off[0].lstrip("-"): flag for flag in self.rows.values() if flag.off}
+        output_dir = self.text(nodes["output_dir"], "output_dir")
+        common = self.flags(nodes["flags"], "flags")
+        axes = {"backbones": self.backbones(nodes["backbones"]),
+                "adaptations": self.adaptations(nodes["adaptations"]),
+                "dataratios": self.numbers(nodes["dataratios"], "dataratios", "dataratio", float),
+                "seeds": self.numbers(nodes["seeds"], "seeds", "seed", int)}
         for key, settings in axes.items():
-            self.refuse_repeated(key, settings)
-        return Grid(self.path, program, Path(output_dir) / name, self.cells(name, output_dir, common, axes))
+            seen: dict[str, Setting] = {}
+            for setting in settings:
+                before = seen.setdefault(setting.name, setting)
+                self.require(before is setting, setting.line, key,
+                             f"{setting.name} stands there twice (line {before.line}): its runs would be one "
+                             "folder; give one another name or value")
+        return Grid(self.path, self.program, Path(output_dir) / name,
+                    self.cells(name, output_dir, common, list(axes.values())))
 
     # ---- cells
 
-    def cells(self, name: str, output_dir: str, common: dict, axes: dict[str, list[Setting]]) -> list[Cell]:
-        cells: list[Cell] = []
+    def cells(self, name: str, output_dir: str, common: Flags, axes: list[list[Setting]]) -> list[Cell]:
         asked: dict[str, Cell] = {}
-        for chosen in itertools.product(*axes.values()):
-            *without_seed, _ = (setting.name for setting in chosen)
-            cell = "_".join(setting.name for setting in chosen)
-            varied = [setting for setting, of_axis in zip(chosen[:3], list(axes.values())[:3], strict=True)
-                      if len(of_axis) > 1]
-            group = " ".join(setting.name for setting in varied) or "_".join(without_seed)
-            given = dict(common)
-            for setting in chosen:
-                given |= setting.flags  # adaptation wins over backbone, backbone over what all share
+        for chosen in itertools.product(*axes):
+            names = [setting.name for setting in chosen]
+            cell = "_".join(names)
+            varied = [one for one, of_axis in zip(names[:3], axes[:3], strict=True) if len(of_axis) > 1]
+            group = " ".join(varied) or "_".join(names[:3])
+            backbone, adaptation, ratio, seed = chosen  # adaptation wins over backbone, backbone over all
+            given = common | backbone.flags | adaptation.flags | ratio.flags | seed.flags
             arguments = [word for words, _ in given.values() for word in words]
-            options = self.parse(arguments, given, chosen)
+            options = self.parse(arguments, given, backbone)
             arguments += ["--output_dir", output_dir, "--task", f"{name}/{cell}"]
-            same = repr(sorted(own_values(options).items()))
-            if same in asked:
-                raise self.error(
-                    chosen[0].line,
-                    "backbones",
-                    f"{cell} and {asked[same].name} are the same run: their flags don't differ",
-                )
             one = Cell(cell, group, f"{name}/{cell}", Path(output_dir) / name / cell, tuple(arguments),
                        options)
-            asked[same] = one
-            cells.append(one)
-        return cells
+            before = asked.setdefault(repr(sorted(own_values(options).items())), one)
+            self.require(before is one, backbone.line, "backbones",
+                         f"{cell} and {before.name} are the same run: their flags don't differ")
+        return list(asked.values())
 
-    def parse(self, arguments: list[str], given: dict, chosen: tuple[Setting, ...]) -> Options:
+    def parse(self, arguments: list[str], given: Flags, backbone: Setting) -> Options:
         """What the program itself will say to these flags is said before any run is begun."""
         try:
             options = check_combinations(parse(self.program, "", arguments))
         except InputError as error:
             line, key = next(((line, name) for name, (_, line) in given.items()
-                              if re.search(rf"--{name}\b", str(error))), (chosen[0].line, chosen[0].name))
+                              if re.search(rf"--{name}\b", str(error))), (backbone.line, backbone.name))
             raise self.error(line, key, str(error)) from error
-        if options.value(OF_A_SEARCH):
-            raise self.error(
-                given[OF_A_SEARCH][1],
-                OF_A_SEARCH,
-                "a study trains given settings; search first, and pass params",
-            )
+        _, line = given.get(OF_A_SEARCH, ([], 0))
+        self.require(not options.value(OF_A_SEARCH), line, OF_A_SEARCH,
+                     "a study trains given settings; search first, and pass params")
         return options
 
     # ---- axes
 
-    def backbones(self, node) -> list[Setting]:
+    def backbones(self, node: yaml.Node) -> list[Setting]:
         settings = []
-        for name, value, at in self.named(node, "backbones"):
+        for name, value, line in self.named(node, "backbones"):
             given = self.flags(value, "backbones")
             if name is None:
-                named_by = next((given[flag][0][-1] for flag in ("model_arch", "model") if flag in given),
-                                None)
-                if named_by is None:
-                    raise self.error(_line(at), "backbones", "neither model nor model_arch is given")
-                name = re.sub(r"[^\w.-]", "-", named_by)
-            settings.append(Setting(self.checked_name(name, at, "backbones"), given, _line(at)))
+                named_by = [given[flag][0][-1] for flag in ("model_arch", "model") if flag in given]
+                self.require(named_by, line, "backbones", "neither model nor model_arch is given")
+                name = re.sub(r"[^\w.-]", "-", named_by[0])
+            settings.append(Setting(self.checked_name(name, line, "backbones"), given, line))
         return settings
 
-    def adaptations(self, node) -> list[Setting]:
-        if node is None:
-            return [Setting("finetune", {"adaptation": (["--adaptation", "finetune"], 0)}, 0)]
-        settings = []
-        for name, value, at in self.named(node, "adaptations", scalars=True):
-            if name is None:
-                raise self.error(
-                    _line(at),
-                    "adaptations",
-                    "an entry is finetune, lp, or a name with flags: lp: {epochs: 100}",
-                )
+    def adaptations(self, node: yaml.Node) -> list[Setting]:
+        settings, choices = [], FLAGS["adaptation"].choices
+        for name, value, line in self.named(node, "adaptations", scalars=True):
+            self.require(name is not None, line, "adaptations",
+                         "an entry is finetune, lp, or a name with flags: lp: {epochs: 100}")
             given = {} if value is None else self.flags(value, "adaptations")
-            if "adaptation" not in given:
-                choices = FLAGS["adaptation"].choices
-                if name not in choices:
-                    raise self.error(
-                        _line(at),
-                        "adaptations",
-                        f"{name} is none of {', '.join(choices)}; a "
-                        "name of your own needs the flag adaptation "
-                        "beside it",
-                    )
-                given["adaptation"] = (["--adaptation", name], _line(at))
-            settings.append(Setting(self.checked_name(name, at, "adaptations"), given, _line(at)))
+            self.require("adaptation" in given or name in choices, line, "adaptations",
+                         f"{name} is none of {', '.join(choices)}; a name of your own needs the flag "
+                         "adaptation beside it")
+            given.setdefault("adaptation", (["--adaptation", name], line))
+            settings.append(Setting(self.checked_name(name, line, "adaptations"), given, line))
         return settings
 
-    def numbers(self, node, key: str, flag: str, kind: type, otherwise: str) -> list[Setting]:
-        items = (
-            [(otherwise, 0)]
-            if node is None
-            else [(self.text(item, key), _line(item)) for item in self.sequence(node, key)]
-        )
-        settings = []
-        for text, line in items:
+    def numbers(self, node: yaml.Node, key: str, flag: str, kind: type) -> list[Setting]:
+        settings, what = [], {int: "whole number", float: "number"}[kind]
+        for item in self.sequence(node, key):
+            text, line = self.text(item, key), _line(item)
             try:
                 value = kind(text)
             except ValueError:
-                raise self.error(line, key, f"{text!r} is no "
-                                            f"{'whole ' if kind is int else ''}number") from None
+                raise self.error(line, key, f"{text!r} is no {what}") from None
             name = f"ratio{value:g}" if kind is float else f"{flag}{value}"
             settings.append(Setting(name, {flag: ([f"--{flag}", text], line)}, line))
         return settings
 
-    def named(self, node, key: str, scalars: bool = False):
-        """(name or None, flags' node or None, its own node) of each entry: a mapping's, or a list's of
-        one-key mappings (a name and its flags), of flags (as a mapping or as typed), of plain words where
+    def named(self, node: yaml.Node, key: str,
+              scalars: bool = False) -> Iterator[tuple[str | None, yaml.Node | None, int]]:
+        """(name or None, flags' node or None, line) of each entry: a mapping's, or a list's of one-key
+        mappings (a name and its flags), of flags (as a mapping or as typed), of plain words where
         `scalars`."""
         if isinstance(node, yaml.MappingNode):
-            self.mapping(node, key)
-            for name, value in node.value:
-                yield self.text(name, key), value, name
+            for name, (value, line) in self.mapping(node, key).items():
+                yield name, value, line
             return
         for item in self.sequence(node, key):
-            if isinstance(item, yaml.ScalarNode) and item.value.startswith("-"):
-                yield None, item, item
-            elif isinstance(item, yaml.ScalarNode) and scalars:
-                yield self.text(item, key), None, item
-            elif isinstance(item, yaml.MappingNode):
-                self.mapping(item, key)
-                only = item.value[0] if len(item.value) == 1 else None
-                if only and (isinstance(only[1], yaml.MappingNode)
-                             or self.flag(self.text(only[0], key)) is None):
-                    yield self.text(only[0], key), only[1], only[0]
+            line = _line(item)
+            if isinstance(item, yaml.MappingNode):
+                found = self.mapping(item, key)
+                name, (value, line_of_name) = next(iter(found.items()), ("", (None, line)))
+                if len(found) == 1 and (isinstance(value, yaml.MappingNode) or self.flag(name) is None):
+                    yield name, value, line_of_name
                 else:
-                    yield None, item, item
+                    yield None, item, line
+            elif isinstance(item, yaml.ScalarNode) and item.value.startswith("-"):
+                yield None, item, line
             else:
-                raise self.error(_line(item), key, "an entry is a name with its flags, or flags alone")
-
-    def refuse_repeated(self, key: str, settings: list[Setting]) -> None:
-        seen: dict[str, int] = {}
-        for setting in settings:
-            if setting.name in seen:
-                raise self.error(
-                    setting.line,
-                    key,
-                    f"{setting.name} stands there twice (line "
-                    f"{seen[setting.name]}): its runs would be one folder; "
-                    "give one another name or value",
-                )
-            seen[setting.name] = setting.line
+                self.require(isinstance(item, yaml.ScalarNode) and scalars, line, key,
+                             "an entry is a name with its flags, or flags alone")
+                yield self.text(item, key), None, line
 
     # ---- flags
 
-    def flags(self, node, key: str) -> dict[str, tuple[list[str], int]]:
-        """{flag: (its words on the command line, its line)} of a mapping, or of a text such as "--model timm
-        --lr 1e-3"."""
+    def flags(self, node: yaml.Node, key: str) -> Flags:
+        """Of a mapping, or of a text such as "--model timm --lr 1e-3"."""
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
             found = self.of_words(node, key)
         else:
             found = {name: (self.words(name, value), line)
                      for name, (value, line) in self.mapping(node, key).items()}
         for name, (_, line) in found.items():
-            if name in OF_THE_GRID:
-                said = OF_THE_GRID[name]
-                raise self.error(
-                    line,
-                    name,
-                    f"the grid's own key {said} says it" if said else "the study decides it itself",
-                )
+            said = OF_THE_GRID.get(name)
+            self.require(name not in OF_THE_GRID, line, name,
+                         f"the grid's own key {said} says it" if said else "the study decides it itself")
         return found
 
-    def of_words(self, node, key: str) -> dict[str, tuple[list[str], int]]:
+    def of_words(self, node: yaml.ScalarNode, key: str) -> Flags:
         found, line = {}, _line(node)
         try:
             words = shlex.split(node.value)
         except ValueError as error:
             raise self.error(line, key, f"{node.value!r}: {error}") from error
-        name = None
         for word in words:
             if re.match(r"--?[A-Za-z]", word):
                 flag, equals, value = word.partition("=")
-                row = self.flag(flag.lstrip("-"))
-                if row is None:
-                    raise self.error(line, key, f"unknown flag {flag}; "
-                                                f"{_near(flag.lstrip('-'), self.names())}")
-                name = row.name
-                if name in found:
-                    raise self.error(line, key, f"{flag} stands there twice")
-                found[name] = ([flag, *([value] if equals else [])], line)
-            elif name is None:
-                raise self.error(line, key, f"{word!r} is no flag: --model NAME …, or a mapping of flags")
+                row, known = self.flag(flag.lstrip("-")), _near(flag.lstrip("-"), [*self.rows, *self.off])
+                self.require(row, line, key, f"unknown flag {flag}; {known}")
+                self.require(row.name not in found, line, key, f"{flag} stands there twice")
+                found[row.name] = ([flag, *([value] if equals else [])], line)
             else:
-                found[name][0].append(word)
+                self.require(found, line, key,
+                             f"{word!r} is no flag: --model NAME …, or a mapping of flags")
+                found[row.name][0].append(word)
         return found
 
-    def words(self, name: str, node) -> list[str]:
-        """A flag's words from its value in the file."""
+    def words(self, name: str, node: yaml.Node) -> list[str]:
+        """A flag's words from its value in the file. `savemodel: false` is --no_savemodel; a switch that is
+        off by default and has no opposite is left out."""
         line, flag = _line(node), self.flag(name)
-        if flag is None:
-            raise self.error(line, name, f"unknown flag; {_near(name, self.names())}")
-        is_switch = flag.is_switch
+        self.require(flag, line, name, f"unknown flag; {_near(name, [*self.rows, *self.off])}")
         if isinstance(node, yaml.SequenceNode):
-            if flag.words is None:
-                raise self.error(line, name, "takes one value, not a list")
+            self.require(flag.words is not None, line, name, "takes one value, not a list")
             return [f"--{name}", *(self.text(item, name) for item in node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool" and (
-                is_switch or node.value.lower() in ("true", "false")):
-            if not is_switch:
-                raise self.error(line, name, f"takes a value, not {node.value}")
-            return self.switch(name, flag, node.value.lower() in ("true", "yes", "on"), line)
-        if is_switch:
-            raise self.error(line, name, "is a switch: true or false")
-        return [f"--{name}", self.text(node, name)]
-
-    def switch(self, name: str, flag: Flag, wanted: bool, line: int) -> list[str]:
-        """`savemodel: false` is --no_savemodel; a switch that is off by default and has no opposite is left
-        out."""
-        if wanted:
+        is_bool = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool"
+        if not flag.is_switch:
+            self.require(not is_bool or node.value.lower() not in ("true", "false"), line, name,
+                         f"takes a value, not {node.value}")
+            return [f"--{name}", self.text(node, name)]
+        self.require(is_bool, line, name, "is a switch: true or false")
+        if node.value.lower() in ("true", "yes", "on"):
             return [f"--{name}"]
         if name in self.off:
             return [f"--{flag.name}"]
-        if flag.off:
-            return [flag.off[0]]
-        if not flag.default:
-            return []
-        raise self.error(line, name, "can't be switched off")
+        self.require(flag.off or not flag.default, line, name, "can't be switched off")
+        return [flag.off[0]] if flag.off else []
 
     def flag(self, name: str) -> Flag | None:
         """The row of a flag's name, or of the one that turns it off."""
-        found = FLAGS.get(name) or self.off.get(name)
-        return found if found and self.program in found.programs else None
-
-    def names(self) -> list[str]:
-        return [*(flag.name for flag in flags_of(self.program)), *self.off]
+        return self.rows.get(name) or self.off.get(name)
 
     # ---- nodes
 
-    def _root(self):
+    def _root(self) -> yaml.Node:
         try:
             text = Path(self.path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -354,50 +290,48 @@ class _Reader:
                              "examples/grid.yaml)")
         return root
 
-    def mapping(self, node, key: str) -> dict[str, tuple[object, int]]:
+    def mapping(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, int]]:
         """{key: (node, line)}; a key twice is an error."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.error(_line(node), key, "needs keys with values")
-        found = {}
+        self.require(isinstance(node, yaml.MappingNode), _line(node), key, "needs keys with values")
+        found: dict[str, tuple[yaml.Node, int]] = {}
         for name_node, value in node.value:
-            name = self.text(name_node, key)
-            if name in found:
-                raise self.error(_line(name_node), name, f"stands there twice (line {found[name][1]})")
-            found[name] = (value, _line(name_node))
+            name, line = self.text(name_node, key), _line(name_node)
+            _, before = found.get(name, (None, 0))
+            self.require(name not in found, line, name, f"stands there twice (line {before})")
+            found[name] = (value, line)
         return found
 
-    def sequence(self, node, key: str) -> list:
-        if not isinstance(node, yaml.SequenceNode):
-            raise self.error(_line(node), key, "needs a list: [a, b]")
-        if not node.value:
-            raise self.error(_line(node), key, "is an empty list")
+    def sequence(self, node: yaml.Node, key: str) -> list[yaml.Node]:
+        self.require(isinstance(node, yaml.SequenceNode), _line(node), key, "needs a list: [a, b]")
+        self.require(node.value, _line(node), key, "is an empty list")
         return node.value
 
-    def text(self, node, key: str) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            raise self.error(_line(node), key, "needs one value, not a list or keys")
-        if node.tag == "tag:yaml.org,2002:null":
-            raise self.error(_line(node), key, "has no value; leave it out, or write \"\" for an empty one")
+    def text(self, node: yaml.Node, key: str) -> str:
+        self.require(isinstance(node, yaml.ScalarNode), _line(node), key,
+                     "needs one value, not a list or keys")
+        self.require(node.tag != "tag:yaml.org,2002:null", _line(node), key,
+                     "has no value; leave it out, or write \"\" for an empty one")
         return node.value
 
-    def checked_name(self, name: str, node, key: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise self.error(_line(node), key, f"{name!r} is no name for a folder: letters, digits, _ . - "
-                                               "alone")
+    def checked_name(self, name: str, line: int, key: str) -> str:
+        self.require(re.fullmatch(r"\w[\w.-]*", name), line, key,
+                     f"{name!r} is no name for a folder: letters, digits, _ . - alone")
         return name
 
+    def require(self, is_so: object, line: int, key: str, problem: str) -> None:
+        if not is_so:
+            raise self.error(line, key, problem)
+
     def error(self, line: int, key: str, problem: str) -> InputError:
-        return InputError(f"{self.path}{f', line {line}' if line else ''} ({key}): {problem}")
+        return InputError(f"{self.path}, line {line} ({key}): {problem}")
 
 
-def _line(node) -> int:
+def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
-def _near(name: str, known) -> str:
+def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
-    return (
-        f"did you mean {near[0]}?"
-        if near
-        else f"known are {', '.join(list(known)[:12])}{', …' if len(known) > 12 else ''}"
-    )
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(known[:12])}" + (", …" if len(known) > 12 else "")

@@ -8,21 +8,24 @@ process on this very
 machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from util.core.disk import reason
+from util.core.disk import append_whole, reason
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
 from util.report.charts import save_figure
@@ -35,30 +38,11 @@ OPENING_TRIES = 6  # several processes may make a database's tables at once, and
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A searched setting: a range, or choices."""
-
-    name: str
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    whole: bool = False
-    choices: tuple = ()
-
-    def propose(self, trial: optuna.Trial):
-        if self.choices:
-            return trial.suggest_categorical(self.name, self.choices)
-        if self.whole:
-            return trial.suggest_int(self.name, int(self.low), int(self.high))
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-
 HEADS = (2, 4, 8)
+Space = dict[str, Callable[[optuna.Trial, str], object]]  # {setting: what proposes its value to a trial}
 
 
-def space(width: int, frozen: bool = False, stochastic_depth: bool = True,
-          adapters: bool = False) -> list[Parameter]:
+def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> Space:
     """What is searched. width: the head's; numbers of attention heads that don't divide it are never
     proposed. A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay.
     InputError where no number of heads divides the width."""
@@ -66,15 +50,15 @@ def space(width: int, frozen: bool = False, stochastic_depth: bool = True,
     if not heads:
         raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention "
                          f"heads {', '.join(map(str, HEADS))}: pass another --head_embed_dim")
-    found = [Parameter("lr", 5e-5, 5e-3, log=True), Parameter("weight_decay", 1e-6, 0.1, log=True)]
-    if not frozen:
-        if not adapters:
-            found.append(Parameter("layer_decay", 0.4, 0.95))
-        if stochastic_depth:
-            found.append(Parameter("drop_path", 0.0, 0.4))
-    return [*found, Parameter("head_dropout", 0.0, 0.5), Parameter("head_depth", 1, 4, whole=True),
-            Parameter("head_mlp_ratio", 1.0, 4.0), Parameter("head_num_heads", choices=heads),
-            Parameter("huber_beta", 0.5, 2.0)]
+    real, whole, choice = Trial.suggest_float, Trial.suggest_int, Trial.suggest_categorical
+    found = {"lr": partial(real, low=5e-5, high=5e-3, log=True),
+             "weight_decay": partial(real, low=1e-6, high=0.1, log=True),
+             "layer_decay": partial(real, low=0.4, high=0.95), "drop_path": partial(real, low=0.0, high=0.4),
+             "head_dropout": partial(real, low=0.0, high=0.5), "head_depth": partial(whole, low=1, high=4),
+             "head_mlp_ratio": partial(real, low=1.0, high=4.0),
+             "head_num_heads": partial(choice, choices=heads), "huber_beta": partial(real, low=0.5, high=2.0)}
+    has = {"layer_decay": not (frozen or adapters), "drop_path": stochastic_depth and not frozen}
+    return {name: propose for name, propose in found.items() if has.get(name, True)}
 
 
 def number_from(*parts) -> int:
@@ -84,17 +68,34 @@ def number_from(*parts) -> int:
 
 # ---- the study ---------------------------------------------------------------------------------------------
 
+class WholeJournal(JournalFileBackend):
+    """Optuna's journal file (a JSON object a line), whose lines are added whole or not at all. OSError where
+    it can't be written; it is then as long as before.
+
+    Optuna's own writer leaves half a line where the disk gets full, the next line is added to it, and the
+    study can't be read any more.
+    """
+
+    def __init__(self, place: str):
+        self._place, self._lines = Path(place), JournalFileSymlinkLock(place)
+        super().__init__(place, self._lines)
+
+    def append_logs(self, logs: list[dict]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._lines.acquire()
+        try:
+            append_whole(self._place, lines.encode())
+        finally:
+            self._lines.release()
+
+
 def open_storage(place: str):
     """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal
     file. InputError."""
     if "://" not in place:
-        from util.study.journal import WholeJournal
-
-        _make_folder(place, Path(place).parent)
-        try:
+        with _written(place):
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(WholeJournal(place))
-        except OSError as error:
-            raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -102,17 +103,15 @@ def open_storage(place: str):
         url = make_url(place)
     except ArgumentError as error:
         raise InputError("--optuna_storage is no address of a database: write sqlite:///FILE or "
-                         "postgresql://USER@HOST/NAME"
-                         ) from error
+                         "postgresql://USER@HOST/NAME") from error
     shown = url.render_as_string(hide_password=True)
     if url.drivername == "postgresql":
         url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
-    if url.drivername.startswith("sqlite") and url.database:
-        _make_folder(place, Path(url.database).parent)
-    # sqlite waits for another process's writing instead of failing at once
-    engine = (
-        {"connect_args": {"timeout": 60}} if url.drivername.startswith("sqlite") else {"pool_pre_ping": True}
-    )
+    engine = {"pool_pre_ping": True}
+    if url.drivername.startswith("sqlite"):
+        engine = {"connect_args": {"timeout": 60}}  # waits for another process's writing instead of failing
+        with _written(place):
+            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     for left in reversed(range(OPENING_TRIES)):
         try:
             return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
@@ -125,9 +124,10 @@ def open_storage(place: str):
             raise InputError(f"--optuna_storage {shown}: its driver is not installed ({error})") from error
 
 
-def _make_folder(place: str, folder: Path) -> None:
+@contextlib.contextmanager
+def _written(place: str) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise InputError(f"--optuna_storage {place}: can't be written ({error.strerror})") from error
 
@@ -135,18 +135,17 @@ def _make_folder(place: str, folder: Path) -> None:
 def _postgres_driver(shown: str) -> str:
     from importlib.util import find_spec
 
-    for driver in ("psycopg", "psycopg2"):
-        if find_spec(driver):
-            return driver
-    raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install "
-                     "'psycopg[binary]'")
+    found = list(filter(find_spec, ("psycopg", "psycopg2")))
+    if not found:
+        raise InputError(f"--optuna_storage {shown}: PostgreSQL needs a driver; run: pip install "
+                         "'psycopg[binary]'")
+    return found[0]
 
 
 def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
     """The study of that name, made where it is not there. job: what its values depend on, plain; a study made
     for another is refused. InputError also where it is there and `resume` was not asked for."""
-    there = name in optuna.get_all_study_names(storage)
-    if there and not resume:
+    if name in optuna.get_all_study_names(storage) and not resume:
         raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, "
                          "or name another with --optuna_study_name")
     pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
@@ -175,7 +174,7 @@ class Settings:
     total: int
     seed: int
     sampler: str
-    parameters: Sequence[Parameter]
+    space: Space
     ends_at: float | None = None  # by time.monotonic()
 
 
@@ -199,11 +198,9 @@ def lease_length(longest_epoch: float) -> float:
 
 def is_alive(trial: FrozenTrial) -> bool:
     """Whether a running trial's process can still be believed to live."""
-    held = trial.user_attrs.get("lease")
+    held, begun = trial.user_attrs.get("lease"), trial.datetime_start
     if held is None:
-        return (
-            trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < NO_LEASE_S
-        )
+        return begun is not None and time.time() - begun.timestamp() < NO_LEASE_S
     if held["host"] == platform.node() and Path("/proc").is_dir():
         return bool(held["started"]) and process_start(held["pid"]) == held["started"]
     return time.time() < held["until"]
@@ -219,9 +216,8 @@ def counts(trial: FrozenTrial) -> bool:
 def reason_of(trial: FrozenTrial) -> str:
     """Why a trial is marked failed for good; '' for any other, also one whose parameters are queued again."""
     starts = trial.user_attrs.get("starts", 1)
-    was_killed = (
-        trial.state == TrialState.FAIL and starts >= MOST_STARTS and "surplus" not in trial.user_attrs
-    )
+    was_killed = (trial.state == TrialState.FAIL and starts >= MOST_STARTS
+                  and "surplus" not in trial.user_attrs)
     return trial.user_attrs.get("reason", f"its process was killed {starts} times" if was_killed else "")
 
 
@@ -279,7 +275,7 @@ def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Tri
         study.sampler = sampler_of(settings, trial.number)
         # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the
         # first time
-        return trial, {parameter.name: parameter.propose(trial) for parameter in settings.parameters}
+        return trial, {name: propose(trial, name) for name, propose in settings.space.items()}
 
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
@@ -300,11 +296,9 @@ def trial_seed(settings: Settings, trial: optuna.Trial) -> int:
 # ---- what comes out ----------------------------------------------------------------------------------------
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
-        return None
-    return max(done, key=lambda trial: (trial.value if study.direction.name == "MAXIMIZE" else -trial.value,
-                                        -trial.number))
+    sign = 1 if study.direction.name == "MAXIMIZE" else -1
+    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), default=None,
+               key=lambda trial: (sign * trial.value, -trial.number))
 
 
 def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -> None:
@@ -327,14 +321,11 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures
     of test."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        seconds = trial.duration.total_seconds() if trial.duration else None
-        rows.append({"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
-                     "seconds": seconds,
-                     "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
-                     **trial.params, **trial.user_attrs.get("test", {})})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([
+        {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+         "seconds": trial.duration.total_seconds() if trial.duration else None,
+         "best_epoch": trial.user_attrs.get("best_epoch"), "reason": reason_of(trial),
+         **trial.params, **trial.user_attrs.get("test", {})} for trial in study.get_trials(deepcopy=False)])
 
 
 def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:

@@ -8,6 +8,7 @@ as long as the process that trains, keeps each cell to one of them.
 
 import contextlib
 import fcntl
+import functools
 import os
 import shlex
 import signal
@@ -113,9 +114,8 @@ def command(grid: Grid, cell: Cell, processes: int) -> list[str]:
     if processes == 1:
         return [sys.executable, *program]
     return [sys.executable, str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nnodes", "1",
-            "--nproc_per_node",
-            str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1",
-            *program]
+            "--nproc_per_node", str(processes), "--max-restarts", str(RESTARTS), "--signals-to-handle",
+            "SIGTERM,SIGINT,SIGUSR1", *program]
 
 
 def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
@@ -129,9 +129,8 @@ def listing(grid: Grid, found: dict[str, str], processes: int) -> list[str]:
 def overview(grid: Grid, found: dict[str, str]) -> str:
     """How many of the runs are finished, begun and new."""
     counted = Counter(found.values())
-    return f"study in {grid.folder}: {len(found)} runs, " + ", ".join(
-        f"{counted[state]} {state}" for state in (FINISHED, BEGUN, NEW)
-    )
+    states_text = ", ".join(f"{counted[state]} {state}" for state in (FINISHED, BEGUN, NEW))
+    return f"study in {grid.folder}: {len(found)} runs, {states_text}"
 
 
 # ---- running -----------------------------------------------------------------------------------------------
@@ -140,19 +139,17 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
     """Run what is not finished. InputError: see `states`; RunError where no process can be started."""
     found, outcome = states(grid, canonical), Outcome()
     _say(overview(grid, found))
-    others = [cell.name for cell in grid.cells if found[cell.name] == FINISHED
+    others = [cell for cell in grid.cells if found[cell.name] == FINISHED
               and _processes(cell) not in (None, processes)]
     if others:
         _say(f"note: {len(others)} finished runs had another number of processes than {processes} "
-             f"({others[0]}: {_processes(next(cell for cell in grid.cells if cell.name == others[0]))}), so "
-             "another effective batch")
+             f"({others[0].name}: {_processes(others[0])}), so another effective batch")
     with Children() as children:
         for number, cell in enumerate(grid.cells, 1):
             if found[cell.name] == FINISHED:
                 continue
-            code = _run_cell(
-                grid, cell, processes, canonical, f"run {number} of {len(grid.cells)}: {cell.name}", children
-            )
+            title = f"run {number} of {len(grid.cells)}: {cell.name}"
+            code = _run_cell(grid, cell, processes, canonical, title, children)
             if code == signals.EXIT_CODE or children.asked:  # or a scheduler has told the run alone
                 outcome.stopped_by = children.asked or signal.SIGTERM
                 print(f"stopped in {cell.name} by {signal.Signals(outcome.stopped_by).name}: what was saved "
@@ -161,10 +158,10 @@ def run(grid: Grid, processes: int, canonical: Callable[[Options], Options]) -> 
             if code:
                 outcome.failed[cell.name] = code
     for name, code in outcome.failed.items():
-        print(f"{name} " + ("is trained by another process: start again once that is "
-                            "done" if code == ELSEWHERE else
-                            f"failed (exit code {code}): its error stands above; the same command tries it "
-                            "again"), file=sys.stderr, flush=True)
+        problem = f"failed (exit code {code}): its error stands above; the same command tries it again"
+        if code == ELSEWHERE:
+            problem = "is trained by another process: start again once that is done"
+        print(name, problem, file=sys.stderr, flush=True)
     return outcome
 
 
@@ -214,5 +211,4 @@ def locked(folder: Path) -> Iterator[int | None]:
         os.close(file)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+_say = functools.partial(print, flush=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.core import signals
-from util.core.errors import InputError, RunError, one_line
+from util.core.errors import InputError, RunError, one_line, reject_if
 from util.options.groups import Options
 from util.study.grid_file import Cell, Grid
 from util.study.runs import FINISHED, ROOT, Outcome, command, locked, overview, states
@@ -72,13 +72,12 @@ def read_parameters(words: list[str]) -> dict[str, str | int]:
     found: dict[str, str | int] = {}
     for word in words:
         key, _, value = word.partition("=")
-        if not (key and value):
-            raise InputError(f"--slurm {word}: not KEY=VALUE, such as {EXAMPLE}")
-        if key in found:
-            raise InputError(f"--slurm gives {key} twice")
-        if key in NOT_FREE:
-            raise InputError(f"--slurm {word}: {key} can't be set, for a run is one task on one node, with "
-                             "--nproc processes")
+        reject_if(
+            (not (key and value), f"--slurm {word}: not KEY=VALUE, such as {EXAMPLE}"),
+            (key in found, f"--slurm gives {key} twice"),
+            (key in NOT_FREE,
+             f"--slurm {word}: {key} can't be set, for a run is one task on one node, with --nproc "
+             "processes"))
         found[key] = value
     found.setdefault("signal_delay_s", str(WARNING_S))
     for key, unit in (("time", "minutes that a job may take"), ("signal_delay_s", "seconds before that")):

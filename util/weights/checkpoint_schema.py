@@ -41,7 +41,7 @@ def check_stored(path, rest: dict) -> None:
     program = REGRESSION if kind == "regression" else FINETUNE
     for flag in flags_of(program):
         value = rest["options"].get(flag.name)
-        if flag.name in rest["options"] and not flag.accepts(value, program):
+        if flag.name in rest["options"] and not flag.accepts(value):
             choices = f" ({', '.join(map(str, flag.choices))})" if flag.choices else ""
             raise _wrong(path, f"option {flag.name!r}", value, f"what that flag takes{choices}")
 
