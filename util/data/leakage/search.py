@@ -341,7 +341,7 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m util.leakage", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder with train, val and test, a folder a class in each; or a CSV")
     for name in ("path_col", "split_col", "patient_col", "patient_regex"):
-        FLAGS[name].add_to(parser.add_argument, FINETUNE)
+        FLAGS[name].in_program(FINETUNE).add_to(parser.add_argument)
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
                         help="stop: exit code 2 where anything is found")
     parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")
