@@ -150,9 +150,7 @@ def _require_size(backbone: Backbone, size: int) -> None:
 
 def has_plain_vit(backbone: Backbone) -> bool:
     """Whether a row is a vision transformer without stages, asked of the model itself."""
-    with torch.device("meta"):
-        return backbone.model != TIMM or lr_decay.is_plain_vit(
-            timm.create_model(backbone.timm_name, num_classes=0))
+    return backbone.model != TIMM or lr_decay.is_plain_vit(timm_models.shapes_of(backbone.timm_name))
 
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,

@@ -1,6 +1,7 @@
 """What timm's registry and its models say of themselves: names, tags, the settings of a name, the input sizes
 that run."""
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -60,6 +61,13 @@ def settings_of(name: str):
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
 
 
+@functools.cache  # each launch asks several things of it
+def shapes_of(name: str) -> torch.nn.Module:
+    """The model of a name without a classifier and without values (on meta), to ask, not to change."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
 # ---- input sizes -------------------------------------------------------------------------------------------
 
 def own_size(name: str) -> int:
@@ -79,8 +87,7 @@ def patch_of(name: str) -> int:
     itself."""
     if not is_fixed_size(name):
         return 0
-    with torch.device("meta"):
-        embed = getattr(timm.create_model(name, num_classes=0), "patch_embed", None)
+    embed = getattr(shapes_of(name), "patch_embed", None)
     if not getattr(embed, "grid_size", None) or not getattr(embed, "img_size", None):
         return 0  # a stem of convolutions takes what it gets
     return round(embed.img_size[0] / embed.grid_size[0])
