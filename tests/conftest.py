@@ -68,9 +68,11 @@ def start(tmp_path, monkeypatch, capsys, pictures):
     """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout,
     stderr)."""
     import main_finetune
+    from tests import undrawn
     from util.core.ending import exit_code_of
 
     monkeypatch.chdir(tmp_path)
+    undrawn.install(monkeypatch.setattr)
 
     def run(*words, data=pictures, small=True):
         argv = [*(SMALL if small else []), *(["--data_path", str(data)] if data else []), *map(str, words)]

@@ -204,5 +204,5 @@ if __name__ == "__main__":
     for _name in IMPORTED:
         importlib.import_module(_name)
     Image.init()  # the formats' plugins
-    importlib.import_module("matplotlib.figure").Figure = undrawn.Undrawn
+    undrawn.install(setattr)
     serve(sys.argv[1]).run()

@@ -1,6 +1,10 @@
 """Charts that nobody looks at: drawing them is more than half of a test of the whole way. tests/report looks
 at them."""
 
+from collections.abc import Callable
+
+import matplotlib.figure
+import matplotlib.pyplot  # takes Figure as it is when it is imported
 import numpy as np
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
@@ -50,3 +54,9 @@ class Undrawn:
             path.write(b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>')
         else:
             Image.new("RGB", (1, 1)).save(path, format="png")
+
+
+def install(put: Callable[[object, str, object], None]) -> None:
+    """By `put`, setattr or monkeypatch's. Figures of pyplot, which others draw on, are built and not saved."""
+    put(matplotlib.figure.Figure, "savefig", Undrawn.savefig)
+    put(matplotlib.figure, "Figure", Undrawn)

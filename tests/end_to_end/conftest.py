@@ -7,4 +7,4 @@ from tests import undrawn
 
 @pytest.fixture(autouse=True)
 def charts_are_not_drawn(monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure", undrawn.Undrawn)
+    undrawn.install(monkeypatch.setattr)

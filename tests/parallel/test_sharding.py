@@ -247,7 +247,7 @@ def test_auto_takes_fsdp_where_only_that_fits():
 
 def test_one_process_holds_the_whole_model():
     options = Options.of(FINETUNE, {"parallel": "fsdp"})
-    assert parallel.choose(options, World(), None) == (
+    assert parallel.choose_parallel(options, World(), None) == (
         "ddp",
         "--parallel fsdp: one process alone holds the whole model",
     )

@@ -52,8 +52,7 @@ def read_columns(
     rows, lines = [], []
     try:
         header = stream.readline()
-        separator = declared[1] if declared else max(
-            SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        separator = declared[1] if declared else max(SEPARATORS, key=lambda mark: _names_by(mark, header))
         stream.seek(0)
         reader = csv.reader(stream, delimiter=separator, strict=True)
         names = [name.strip() for name in next(reader, [])]
@@ -81,6 +80,14 @@ def read_columns(
     table = pd.DataFrame(rows, lines, list(places), dtype=object).reindex(columns=columns, fill_value="")
     return table, [] if separator == "," else [
         f"{csv_file}: columns are separated by {SEPARATORS.get(separator, separator)}"]
+
+
+def _names_by(mark: str, header: str) -> int:
+    """Into how many names a separator splits a header."""
+    try:
+        return len(next(csv.reader([header], delimiter=mark), []))
+    except csv.Error:  # one name longer than the module takes
+        return 1
 
 
 def _text_of(csv_file: str | os.PathLike) -> str:

@@ -2,6 +2,7 @@
 images."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from util.data.images.fundus import Field
 from util.data.images.fundus_fields import Fields, SquareSource, source_of
 from util.data.images.reading_pass import read_images
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.report import fundus_sheet
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -188,6 +190,15 @@ def folder(tmp_path_factory):
     return place
 
 
+def test_the_sheet_shows_24_images(folder, tmp_path):
+    fields, paths = Fields(tmp_path / "fields.npy"), sorted(map(str, folder.rglob("*.*")))
+    read_images([(fields, paths)], 1, False)
+    lines = fundus_sheet.report(fields, paths, tmp_path / "fields.csv", tmp_path / "sheet.png")
+    assert "found in 28 of 29 images" in lines[0] and "sheet.png shows 24" in lines[1]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 1440
+
+
 def test_the_whole_way(folder, start, tmp_path, capsys):
     words = ("--nb_classes", 2, "--epochs", 1, "--task", "run", "--image_cache", "cache", "--fundus_crop",
              "auto")
@@ -200,7 +211,7 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     assert len(table) == 29 and list(table["path"][table["radius"].isna()]) == [
         str(folder / "test" / "a" / "scan.png")
     ]
-    assert Image.open(run / "fundus_crop.png").width == 1440
+    assert (run / "fundus_crop.png").exists()
     stored = torch.load(run / "checkpoint-best.pth", weights_only=True)["transform"]["eval"]
     assert stored["fundus_crop"] == "auto"
     predicted = pd.read_csv(run / "predictions_test.csv")
@@ -233,7 +244,7 @@ def test_the_whole_way(folder, start, tmp_path, capsys):
     assert "found in 8 of 9 images" in capsys.readouterr().out
     rows = pd.read_csv("p.csv").assign(name=lambda t: t["path"]).set_index("name")["prob_a"]
     np.testing.assert_allclose(rows[predicted["path"]].to_numpy(), predicted["prob_a"], atol=1e-6)
-    assert len(pd.read_csv("p.fundus_crop.csv")) == 9 and Image.open("p.fundus_crop.png").width == 1440
+    assert len(pd.read_csv("p.fundus_crop.csv")) == 9 and Path("p.fundus_crop.png").exists()
     assert not list(tmp_path.glob(".p.csv*"))
     assert exit_code_of(latent_feature.main,
                         ["--resume", str(run / "checkpoint-best.pth"), "--input", str(folder / "test"),
