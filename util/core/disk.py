@@ -57,7 +57,7 @@ class Place:
     name: under a disk that was unmounted lies an empty folder, and a run that went on there would be in two
     halves."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         """OSError where the folder can't be opened."""
         self.path = path
         self._folder = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)

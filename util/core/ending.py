@@ -8,6 +8,7 @@ import atexit
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from util.core import machine_faults, signals
 from util.core.disk import replacing
@@ -22,7 +23,7 @@ ATTEMPT = "RETINA_ATTEMPT"  # a name that the launcher draws for each start of a
 THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
-def exit_code_of(main, argv: list[str] | None = None) -> int:
+def exit_code_of(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one
     line. Our own bugs keep their traceback.
 
@@ -41,7 +42,8 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         return _guarded(main, argv, is_main, rank)
 
 
-def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
+def _guarded(main: Callable[[list[str] | None], int | None], argv: list[str] | None, is_main: bool,
+             rank: str) -> int:
     marker = os.environ.get(ENDED_BY_ITSELF)
     try:
         return main(argv) or 0

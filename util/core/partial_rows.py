@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,14 +33,14 @@ class PartialRows:
     Rows of other values are thrown away by `open`, which says so.
     """
 
-    def __init__(self, output: str | os.PathLike, depends_on: dict):
+    def __init__(self, output: str | os.PathLike, depends_on: dict) -> None:
         output = Path(output)
         self.data, self.index = (output.with_name(output.name + end)
                                  for end in (".partial", ".partial.index"))
         self.depends_on = json.loads(json.dumps(depends_on))  # as it is read back: tuples are lists
         self.rows = self.width = 0
         self._marks: dict[str, int] = {}
-        self._lock = None
+        self._lock: BinaryIO | None = None
 
     def open(self) -> str:
         """Find out what an earlier start left -> a line about it, or ''.

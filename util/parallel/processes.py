@@ -11,9 +11,11 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,7 @@ from util.core.machine import keep_freed_memory, usable_cores
 from util.core.secrets import without_secrets
 from util.parallel.heartbeat import SILENCE_S, Heartbeat, death_of, error_of
 
+Result = TypeVar("Result")
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes
 MEETING = timedelta(hours=2)  # for the others to be started
 # for one process that works alone: it downloads weights, or checks a million files
@@ -72,7 +75,7 @@ class World:
             dist.all_reduce(values, group=self.steps)
         return values
 
-    def from_main(self, value):
+    def from_main(self, value: object) -> Any:
         """The main process's value, in every process."""
         if self.size == 1:
             return value
@@ -80,11 +83,11 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value) -> list:
+    def gather(self, value: object) -> list:
         """Every process's value, in the order of ranks, in every process."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
@@ -95,7 +98,7 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def main_alone(self, work, *words):
+    def main_alone(self, work: Callable[..., Result], *words: object) -> Result | None:
         """`work(*words)` in the main process, while the others wait -> its result there, None in them. An
         InputError or RunError of it (a full disk) ends all, and only it is printed."""
         result = error = None
@@ -111,7 +114,7 @@ class World:
             raise PeerEnded(*ended)
         return result
 
-    def main_first(self, work):
+    def main_first(self, work: Callable[[], Result]) -> Result:
         """Run `work()` in the main process, then in the others: what the first stored (a download, a checked
         file) the others find. An InputError or RunError of the main process ends all, and only it is
         printed."""
@@ -126,7 +129,7 @@ class Agreement:
     wait for the step that it has just begun.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World) -> None:
         self.world, self.waiting = world, deque()
         self.lag = 2 if world.device.type == "cuda" else 0
 
@@ -157,7 +160,7 @@ class Agreement:
 
 
 @contextmanager
-def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
+def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False) -> Iterator[World]:
     """The process group of this start, as a `World`; taken down on every way out. A process that dies ends
     the others (util/parallel/heartbeat.py).
 

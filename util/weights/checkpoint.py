@@ -9,6 +9,7 @@ import io
 import random
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from util.core.errors import InputError, RunError
 from util.options.stored import BEFORE
 from util.weights.checkpoint_schema import TAKE_ANOTHER, check_arguments, check_stored
 from util.weights.fitting import WeightFile, read_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 # the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
@@ -48,9 +52,9 @@ class _Remembering(io.BufferedWriter):
     """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in
     the file."""
 
-    error = None
+    error: OSError | None = None
 
-    def write(self, content) -> int:
+    def write(self, content: "Buffer") -> int:
         try:
             return super().write(content)
         except OSError as error:
@@ -150,7 +154,7 @@ def require_resumable(file: WeightFile) -> None:
                          "it, or start anew from its weights with --finetune")
 
 
-def plain(value):
+def plain(value: object) -> Any:
     """A value as what a checkpoint may hold; TypeError for anything else (our own bug, found at the first
     save)."""
     if isinstance(value, dict):

@@ -39,7 +39,7 @@ def refuse_archive(path: Path) -> None:
                          "torch.save but may be a zip bomb")
 
 
-def refuse_odd(path: Path, name: str, value: object) -> None:
+def refuse_odd(path: str | Path, name: str, value: object) -> None:
     """InputError unless an entry is a tensor of real numbers that lie in the file, one by one."""
     kind = type(value).__name__ if not isinstance(value, torch.Tensor) else (
         "sparse tensor" if value.layout != torch.strided else "tensor without numbers" if value.is_meta else

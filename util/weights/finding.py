@@ -94,15 +94,15 @@ def _download_watched(repository: str, file: str) -> str:
     last_sign, outcome, patience = [time.monotonic()], {}, _hub_silence()
 
     class Progress(tqdm):
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: object, **kwargs: object) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": None})
 
-        def update(self, n=1):
+        def update(self, n: float | None = 1) -> bool | None:
             last_sign[0] = time.monotonic()
             return super().update(n)
 
-    def work():
+    def work() -> None:
         try:
             outcome["path"] = hf_hub_download(repository, file, tqdm_class=Progress)
         except Exception as error:  # handed to the waiting thread, which raises or explains it

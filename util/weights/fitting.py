@@ -13,6 +13,7 @@ import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -133,7 +134,7 @@ def _looks_like_text(start: bytes) -> str | None:
     return None
 
 
-def load_file(path: str | Path):
+def load_file(path: str | Path) -> Any:
     """Whatever a `.pth`/`.pt` or `.safetensors` file holds, on the CPU, memory-mapped where that is possible.
 
     Only tensors, numbers, strings, lists, dicts and argparse.Namespace are read; a file with any other object
