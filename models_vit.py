@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -157,7 +158,7 @@ def has_plain_vit(backbone: Backbone) -> bool:
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
                 global_pool: bool = True, fc_norm_passes: int = 1, pretrained: bool = True,
-                **changes) -> torch.nn.Module:
+                **changes: Any) -> torch.nn.Module:
     """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
 
     Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for
@@ -210,7 +211,7 @@ class Regressor(torch.nn.Module):
     """A backbone without a classifier, and a head that reads its feature: (B, 3, S, S), (B, C) or None -> (B,
     T)."""
 
-    def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module):
+    def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module) -> None:
         super().__init__()
         self.backbone, self.regression_head = backbone, regression_head
 
@@ -271,7 +272,7 @@ class RepeatedLayerNorm(torch.nn.LayerNorm):
     """A layer norm applied `passes` times, its weights named as for one: the original's present code does
     so."""
 
-    def __init__(self, shape, passes: int, eps: float):
+    def __init__(self, shape: tuple[int, ...], passes: int, eps: float) -> None:
         super().__init__(shape, eps=eps)
         self.passes = passes
 

@@ -24,7 +24,7 @@ from util.weights.fitting import WeightFile, load_file
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
 GIB, MIB = 2**30, 2**20
-NO_BEST = {"epoch": None, "score": None, "figures": {}}
+NO_BEST: dict = {"epoch": None, "score": None, "figures": {}}
 
 
 def content(job: Job, epoch: int, best: dict) -> dict:

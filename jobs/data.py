@@ -3,6 +3,7 @@ are read."""
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,15 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
-from util.data.images import cache, fundus_fields, reading_pass, scan, transforms
+from util.data.images import cache, fundus_fields, scan, transforms
 from util.data.leakage import search
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
+
+if TYPE_CHECKING:
+    from util.data.leakage.fingerprints import Fingerprints
 
 LEAKAGE = "leakage.json"
 # mean and standard deviation of values of 0…1, by channel; where they are from, in a few words
@@ -98,7 +102,7 @@ def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
                          options.data.datasets_seed)
 
 
-def _prints(options: Options) -> reading_pass.Reader:
+def _prints(options: Options) -> "Fingerprints":
     from util.data.leakage.fingerprints import Fingerprints  # needs scipy.ndimage, which takes half a second
 
     return Fingerprints(Path(options.run.output_dir) / ".fingerprints.npy")
@@ -128,7 +132,7 @@ def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFol
 
 
 def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder,
-                   prints: reading_pass.Reader | None) -> list[str]:
+                   prints: "Fingerprints | None") -> list[str]:
     """Look for images and patients that two splits share, among the rows that this run uses -> lines about
     it; leakage.json lists them. InputError with --leakage stop where there are any.
 
@@ -179,10 +183,10 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
         settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
                                             model.fundus_crop, model.resize, model.read_images)
         return transforms.with_depth(settings, *scan.depth(facts))
-    changed = {"decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)},
-               "fundus_crop": {"fundus_crop": model.fundus_crop},
-               "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
+    changed: dict[str, dict] = {
+        "decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
+        "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": model.fundus_crop},
+        "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
     fit = model.resize if "resize" in options.typed else stored.get("fit", "crop")
     resized = {"resize": transforms.resized_side(model.input_size, fit)}
     if model.input_size != stored["input_size"]:

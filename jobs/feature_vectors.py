@@ -51,7 +51,7 @@ class FeatureParts(torch.nn.Module):
     the model's own output.
     """
 
-    def __init__(self, model: torch.nn.Module, input_size: int):
+    def __init__(self, model: torch.nn.Module, input_size: int) -> None:
         super().__init__()
         self.model = model
         was_training = model.training

@@ -47,7 +47,7 @@ def take_checkpoint(options: Options, file: WeightFile) -> tuple[Task, list[str]
     """The checkpoint's task, whose options have what the checkpoint says filled in, and lines for the user.
     InputError."""
     if not checkpoint.is_ours(file):
-        kind = Classification
+        kind: type[Task] = Classification
         options, line = kind.with_foreign(options, file)
         options, lines = options.having(decode=options.images.decode or "full"), [line]
     else:

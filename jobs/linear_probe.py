@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,10 @@ from util.model.probe_heads import (
 from util.options.adaptation import ATTENTIVE, KINDS, POOLED
 from util.report import terminal
 from util.weights import checkpoint
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
 
 
 def probe(job: Job) -> None:
@@ -250,7 +255,8 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     _write_table(job, "probe_classic.csv", rows)
 
 
-def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Tensor:
+def _as_logits(classifier: "KNeighborsClassifier | Pipeline", features: torch.Tensor,
+               num_classes: int) -> torch.Tensor:
     chances = probabilities(classifier, features.cpu().numpy(), num_classes)
     return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
 

@@ -231,12 +231,12 @@ def _find_base(file: WeightFile, weights: dict, place: str, weights_dir: str | N
 
 
 def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
-               put: models_vit.Put = put_in, **where) -> str:
+               place: str = "", weights_dir: str | None = None, put: models_vit.Put = put_in) -> str:
     """A trained checkpoint into the model -> a line about its tensors; an adapter is merged into its base
-    weights."""
+    weights. place, weights_dir: see `load_adapter`."""
     if not lora.is_adapter(file):
         return task.load_trained(model, backbone, file, put).describe()
-    _, line = load_adapter(model, task.backbone_of(model), backbone, file, **where)
+    _, line = load_adapter(model, task.backbone_of(model), backbone, file, place, weights_dir)
     lora.merge(model)
     return line
 
@@ -246,18 +246,19 @@ def _load_resumed(model: torch.nn.Module, backbone: models_vit.Backbone, resumed
     """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one
     for training.
     streamed: the model has shapes alone, and `put` takes what will go into it."""
-    options, where = task.options, {"put": put}
-    if lora.is_adapter(resumed):
-        where |= {"place": options.model.finetune if "finetune" in options.typed else "",
-                  "weights_dir": options.model.weights_dir if "weights_dir" in options.typed else None}
+    options = task.options
+    place = options.model.finetune if "finetune" in options.typed else ""
+    weights_dir = options.model.weights_dir if "weights_dir" in options.typed else None
     if lora.is_adapter(resumed) and not options.run.eval:
         made = lora.Settings.stored_in(resumed)
         if options.model.adaptation != "lora" or lora.Settings.of(options.part) != made:
             raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation "
                              "and the --lora_ flags to it, or start a new run with another --task")
-        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
+        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, place,
+                                          weights_dir, put)
     else:
-        started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
+        started_from = resumed.rest.get("weights")
+        line = load_whole(task, model, backbone, resumed, place, weights_dir, put)
         line = f"{resumed.path}  sha256 {finding.sha256(resumed.path)}  {line}"
     if not options.run.dry_run and not streamed:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))

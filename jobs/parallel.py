@@ -48,7 +48,7 @@ def need(options: Options, model: torch.nn.Module, precision: str, num_covariate
     return replace(found, outside=0, inside=nothing, inputs=nothing) if options.run.eval else found
 
 
-def choose_parallel(options: Options, world: World, find_need) -> tuple[str, str]:
+def choose_parallel(options: Options, world: World, find_need: Callable[[], Need]) -> tuple[str, str]:
     """(ddp or fsdp, a line on it or ''). auto: ddp, unless only fsdp fits; find_need() estimates, in the main
     process.
 
@@ -225,7 +225,7 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
         batch_size = max(2, batch_size)  # batch norm needs two: training takes an image alone twice
         rows = job.features["train"][:batch_size] if job.features is not None else torch.zeros(
             batch_size, 3, options.model.input_size, options.model.input_size)
-        inputs = (rows.to(device),)
+        inputs: tuple[torch.Tensor, ...] = (rows.to(device),)
         covariates = job.task.num_covariates(job.rows("train"))
         if covariates:
             inputs += (torch.zeros(len(rows), covariates, device=device),)

@@ -14,7 +14,10 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pandas as pd
 
 from util.core import disk, run_lock, tensorboard
 from util.core.errors import InputError
@@ -48,7 +51,8 @@ class RunFolder:
     again: how a run goes on that the disk has stopped.
     """
 
-    def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple = (), curves: tuple = ()):
+    def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple[str, ...] = (),
+                 curves: tuple[str, ...] = ()) -> None:
         self.columns, self.curves = columns, curves
         self.path = Path(output_dir) / task if task else Path(output_dir)
         self.tensorboard_path = Path(log_dir) / task if task else Path(log_dir)
@@ -66,7 +70,7 @@ class RunFolder:
             self._places[self.path].require(self.again)
         return self.file(name)
 
-    def hold(self, say, shared: bool = False) -> None:
+    def hold(self, say: Callable[[str], None], shared: bool = False) -> None:
         """Lock the folder, if it is there, until `close` (main process): see util/core/run_lock.py.
         InputError where another run holds it."""
         try:
@@ -190,7 +194,8 @@ class RunFolder:
     def log_rows(self) -> list[dict]:
         return read_log(self.file("log.txt"))[0]
 
-    def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool,
+    def add_evaluation(self, split: str, predictions: pd.DataFrame, figures: dict[str, float],
+                       epoch: int | None, keep: bool,
                        entries: dict[str, dict] | None = None) -> None:
         """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their
         intervals (`entries`)."""
@@ -231,7 +236,7 @@ class RunFolder:
         with self.writing(self.file("run.json")) as path:
             write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
-    def writing(self, path: Path | None = None):
+    def writing(self, path: Path | None = None) -> contextlib.AbstractContextManager[Path]:
         """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a
         context, the path."""
         path = path or self.path

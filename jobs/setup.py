@@ -79,7 +79,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     if resumed is not None and (way == "ddp" or lora.is_adapter(resumed)):  # an adapter is small
         resumed = world.main_first(lambda: shard_files.whole(resumed, with_moments=not options.run.eval))
     with_weights = functools.partial(build, backbone, resumed, world, task)
-    parts = [] if way == "fsdp" else None
+    parts: sharding.Parts | None = [] if way == "fsdp" else None
     model, started_from, loaded = world.main_first(lambda: with_weights(parts))
     if parts is not None and not sharding.fills_by_itself(model, parts):
         parts, (model, started_from, loaded) = None, world.main_first(with_weights)

@@ -109,7 +109,7 @@ def trainer_of(job: Job) -> Trainer:
                    eval_mode=options.model.adaptation == "lp" and job.features is None)
 
 
-def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
+def evaluate(job: Job, split: str, batches: torch.utils.data.DataLoader) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others). RunError, in all of them,
     where outputs are no numbers."""
     model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind)
@@ -181,8 +181,7 @@ def _train(job: Job) -> None:
         say_complete(job)
         return
     world.main_alone(lambda: folder.write_run(facts(job), resumed_at))
-    started = time.monotonic()
-    epoch = None
+    started, epoch = time.monotonic(), None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
     keeps = options.run.savemodel and job.features is None
 

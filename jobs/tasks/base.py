@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from engine_finetune import Mixing
 from jobs.run_folder import RunFolder
 from models_vit import Backbone, Put, load_trained
 from util.data.tables import Data
@@ -33,7 +34,7 @@ class Task(ABC):
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         """options: as far as they are resolved; what the data decide takes the place of what was not said
         (`read`)."""
         self.options = options
@@ -103,7 +104,7 @@ class Task(ABC):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
 
-    def mixing(self):
+    def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None
 

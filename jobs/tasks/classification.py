@@ -23,7 +23,7 @@ from util.metrics.classification import (
 from util.metrics.intervals import classification_intervals, entry
 from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
-from util.model.feature_kinds import put_wide_head
+from util.model.feature_kinds import KindsReader, put_wide_head
 from util.options.adaptation import POOLED
 from util.options.groups import Options
 from util.report import charts, class_charts, terminal
@@ -36,7 +36,7 @@ class Classification(Task):
     kind, program = "classification", "main_finetune.py"
     head_is_linear = True
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.class_names: list[str] = []
         self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
@@ -123,11 +123,11 @@ class Classification(Task):
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return models_vit.final_linear(model) or model
 
-    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+    def feature_reader(self, model: torch.nn.Module) -> KindsReader | None:
         return models_vit.feature_reader(model, self.options.model.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
-                     put=put_in) -> Fit:
+                     put: models_vit.Put = put_in) -> Fit:
         if self.keeps_own_head(file):
             of_head = models_vit.head_prefixes(model)
             own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
@@ -146,7 +146,7 @@ class Classification(Task):
             )
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
-    def mixing(self):
+    def mixing(self) -> Mixing | None:
         mixing = self.options.mixing
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None

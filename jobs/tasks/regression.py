@@ -37,7 +37,7 @@ class Regression(Task):
 
     kind, program = "regression", "main_regression.py"
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.scale: target_scale.TargetScale | None = None
         self.covariates_read: tuple[Covariate, ...] = ()
