@@ -75,8 +75,8 @@ class RegressionLoss(torch.nn.Module):
     """Smooth L1 an image, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
 
     A missing target adds nothing. The sum over an image's targets is divided by `known_a_picture`, the
-    training pictures' mean number of known targets, so that the mean over all images is the mean over all
-    known values.
+    training images' mean number of known targets, so that the mean over all images is the mean over all known
+    values.
     """
 
     def __init__(self, beta: float, known_a_picture: float) -> None:
@@ -85,9 +85,8 @@ class RegressionLoss(torch.nn.Module):
 
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         known = ~targets.isnan()
-        losses = torch.nn.functional.smooth_l1_loss(
-            outputs.float(), targets.nan_to_num(), beta=self.beta, reduction="none"
-        )
+        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta,
+                                                    reduction="none")
         return (losses * known).sum(dim=1) / self.known_a_picture
 
 
@@ -256,11 +255,11 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
                     keep: Callable[[Progress], None] | None = None,
                     keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
     """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss
-    of all images, the last rate), and the finished progress.
+    of all images, the last learning rate), and the finished progress.
 
     An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were
-    dealt
-    to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to end.
+    dealt to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to
+    end.
     RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
     StopRequested, in all processes and after the same step, when one of them was asked to end.
     """
@@ -274,12 +273,11 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(
-        loaded(loader, f"epoch {epoch}", t.world), first
-    ):
+    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
+                                                                    first):
         step = micro_step // plan.of_a_step
         if micro_step % plan.of_a_step == 0:
-            # the middle of the step: at its start the first step of a warm-up would have no rate at all
+            # the middle of the step: at its start the learning rate of a warm-up's first step would be 0
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
         seed_step(t.seed, epoch, micro_step, t.world.rank)
@@ -320,9 +318,8 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
                 raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the "
                                             "last checkpoint", together=True)
     losses.read()
-    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(
-        epoch, plan.steps, losses.total
-    )
+    return ({"train_loss": losses.total / plan.num_samples, "lr": rate},
+            Progress(epoch, plan.steps, losses.total))
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -134,8 +134,8 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
             wanted[:1] = [(f"train {view}", "train", view) for view in range(options.probe.lp_views)]
         job.kinds, job.tokens = reader.kinds, {}
         kinds = {} if list(reader.kinds) == [POOLED] else {"kinds": list(reader.parts)}
-    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main
-                              or is_sharded(job.model) else None)
+    weights = world.from_main(weights_digest(job.model, without=head)
+                              if world.is_main or is_sharded(job.model) else None)
     found, counts, began, files = {}, {True: 0, False: 0}, time.monotonic(), {}
     for name, split, view in wanted:
         rows = job.rows(split)

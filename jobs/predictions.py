@@ -195,7 +195,7 @@ def check_heatmaps(job: Prediction, folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise InputError(f"--heatmaps {folder}: can't be written; name another folder")
     if job.world.is_main and not (folder / INDEX_FILE).exists():
-        # it tells overlays from photographs, also where a start is killed
+        # it tells overlays from photographs, also where a launch is killed
         run_files.write_whole(folder / INDEX_FILE, "{}\n")
 
 

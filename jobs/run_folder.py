@@ -47,8 +47,8 @@ OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "
 class RunFolder:
     """The files of one run. Only the main process writes; reading is for all.
 
-    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt);
-    again: how a run goes on that the disk has stopped.
+    columns: of the metrics files; curves: the metrics of val that are drawn (the others stand in log.txt);
+    again: how a run is resumed that the disk has stopped.
     """
 
     def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple[str, ...] = (),
@@ -95,8 +95,8 @@ class RunFolder:
                                  "folder") from error
 
     def new_file(self, name: str) -> Path:
-        """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file
-        gets another name."""
+        """Where this launch writes what it finds before it puts an earlier run aside; an earlier launch's
+        file gets another name."""
         with self.writing(self.file(name)) as path:
             if path.exists():
                 path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
@@ -129,7 +129,7 @@ class RunFolder:
                 "on with it)"]
 
     def adopt(self, other: Path) -> None:
-        """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its
+        """Take over the run in another folder, whose checkpoint this one resumes: its best epoch and its
         rows."""
         if other.resolve() == self.path.resolve():
             return
@@ -195,9 +195,8 @@ class RunFolder:
         return read_log(self.file("log.txt"))[0]
 
     def add_evaluation(self, split: str, predictions: pd.DataFrame, figures: dict[str, float],
-                       epoch: int | None, keep: bool,
-                       entries: dict[str, dict] | None = None) -> None:
-        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their
+                       epoch: int | None, keep: bool, entries: dict[str, dict] | None = None) -> None:
+        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the metrics with their
         intervals (`entries`)."""
         with self.writing(self.path):
             if split == "test" and epoch is not None:
@@ -245,7 +244,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a figure may depend on."""
+    """Versions that a metric may depend on."""
     from importlib.metadata import version
 
     packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pillow", "simplejpeg")

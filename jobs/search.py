@@ -93,8 +93,8 @@ def _describe(job: Job, parameters: optuna_study.Space, frozen: bool, depth: boo
              f"pruner {search.optuna_pruner}",
              f"           {', '.join(parameters)}",
              f"           lr is taken as it is; batch {training.batch_size} x accumulation "
-            f"{training.accum_iter} x processes = {job.plan.step_size}",
-            *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
+             f"{training.accum_iter} x processes = {job.plan.step_size}",
+             *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
 
 
 class Search:
@@ -227,7 +227,7 @@ class Search:
                                           for name, value in metrics.items()})
 
     def _job_of(self, params: dict, seed: int) -> Job:
-        """The job of a trial: its own settings and head, the backbone as it was at the start."""
+        """The job of a trial: its own settings and head, the backbone as the search found it."""
         base = self.job
         own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
         task = copy.copy(base.task)
@@ -257,8 +257,8 @@ class Search:
         self.study.tell(self.trial, value if state == "complete" else None,
                         optuna.trial.TrialState[state.upper()])
         self._write_results()
-        return sum(map(optuna_study.counts,
-                       self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
+        return (sum(map(optuna_study.counts, self.study.get_trials(deepcopy=False))),
+                optuna_study.best_of(self.study))
 
     def _trial_line(self, number: int, state: str, value: float | None, reason: str, params: dict,
                     best: optuna.trial.FrozenTrial | None, seconds: float) -> str:

@@ -1,6 +1,6 @@
 """A job: all that is decided before the first step, for every task. Read `prepare` from top to bottom.
 
-It stands apart from the entry points so that flags are read, refused and explained before torch is imported.
+It stands apart from the entry points so that flags are read, rejected and explained before torch is imported.
 """
 
 import functools

@@ -139,7 +139,7 @@ def make(clone: Path) -> None:
     python = venv / "bin" / "python"
     with locked(clone / ".venv.lock"):
         if python.exists() and subprocess.run([python, "-P", __file__, "ready", clone]).returncode == 0:
-            return  # made by the start that this one waited for
+            return  # made by the launch that this one waited for
         venv.mkdir(exist_ok=True)
         stamp = read_stamp(venv)
         if stamp is None and any(venv.iterdir()):

@@ -21,10 +21,10 @@ AUGMENTATIONS = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "
 class Task(ABC):
     """A kind of job: what it reads, what its model gives out, how that is scored.
 
-    kind     stands in the checkpoint, so that one of another kind is refused
+    kind     stands in the checkpoint, so that one of another kind is rejected
     program  the entry point that runs it
-    score    the figure whose highest value on val makes the best epoch (--select_metric)
-    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the
+    score    the metric whose highest value on val makes the best epoch (--select_metric)
+    columns  of the metrics files; curves: metrics of val that are drawn; shown: (metric, label) of the
              terminal's lines, the first four of them after every epoch
     """
 
@@ -52,7 +52,7 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
-        """The table of images, checked. InputError for anything that the user can mend."""
+        """The table of images, checked. InputError for anything that the user can fix."""
 
     @abstractmethod
     def settle(self, data: Data, resumed: WeightFile | None) -> None:
@@ -97,7 +97,7 @@ class Task(ABC):
         return load_trained(model, backbone, file, put)
 
     def keeps_own_head(self, file: WeightFile) -> bool:
-        """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
+        """Whether the checkpoint's head has no place in the model, which keeps its own as it was drawn."""
         return False
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Task(ABC):
         """What mixes the images and labels of a batch, or None."""
         return None
 
-    # ---- figures
+    # ---- metrics
 
     @abstractmethod
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
@@ -116,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        """All figures of a predictions table, and lines that say what they leave out."""
+        """All metrics of a predictions table, and lines that say what they leave out."""
 
     @abstractmethod
     def draw(self, folder: RunFolder, split: str) -> list[str]:
@@ -138,11 +138,11 @@ class Task(ABC):
     @abstractmethod
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
                   decided: dict) -> dict[str, dict]:
-        """The figures with their intervals and what else is told of a whole split; see
+        """The metrics with their intervals and what else is told of a whole split; see
         util/metrics/intervals.py. decided: from `decide`, of the best epoch."""
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
-        """Lines of figures below those of `shown`."""
+        """Lines of metrics below those of `shown`."""
         return []
 
     # ---- what is said and stored

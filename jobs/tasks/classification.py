@@ -1,4 +1,4 @@
-"""Classification: a folder or a CSV with a class an image, cross-entropy, figures of counts and ranks."""
+"""Classification: a folder or a CSV with a class an image, cross-entropy, metrics of counts and ranks."""
 
 from dataclasses import replace
 from functools import partial
@@ -141,9 +141,8 @@ class Classification(Task):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
         if self.options.mixing.class_weights == "balanced":
-            weights = balanced_class_weights(
-                np.bincount(train_rows["target"], minlength=len(self.class_names))
-            )
+            weights = balanced_class_weights(np.bincount(train_rows["target"],
+                                                         minlength=len(self.class_names)))
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
     def mixing(self) -> Mixing | None:
@@ -154,7 +153,7 @@ class Classification(Task):
                       mixing.mixup_switch_prob, mixing.mixup_mode, label_smoothing=mixing.smoothing,
                       num_classes=len(self.class_names))
 
-    # ---- figures
+    # ---- metrics
 
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         return predictions_table(rows, outputs, self.class_names)
@@ -193,10 +192,10 @@ class Classification(Task):
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         lines = []
         if "temperature" in entries:
-            lines.append("  calibrated on val (temperature "
-                         f"{entries['temperature']['value']:.3f}): " + "  ".join(
-                f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
-                for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
+            lines.append(
+                f"  calibrated on val (temperature {entries['temperature']['value']:.3f}): "
+                + "  ".join(f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
+                            for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
         at_thresholds = [name for name in entries if "_at_" in name]
         for name in at_thresholds:
             figure, _, point, other = name.split("_")
@@ -210,7 +209,7 @@ class Classification(Task):
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
         chart = class_charts.confusion_matrix(split, predictions, self.class_names,
-                                 f"{split}, {len(predictions):,} images")
+                                              f"{split}, {len(predictions):,} images")
         return charts.save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:
@@ -250,9 +249,8 @@ class Classification(Task):
         # fp32, so that its metrics are those that it had, to rounding
         stored |= {"read_images": "as_stored", "precision": "fp32"}
         options = options.having(**{name: value for name, value in stored.items() if name not in typed})
-        if "model_arch" not in typed and not models_vit.belongs(
-            options.model.model, options.model.model_arch
-        ):
+        if ("model_arch" not in typed
+                and not models_vit.belongs(options.model.model, options.model.model_arch)):
             # the original's parser stores its default for every model, which it then ignores
             options = options.having(model_arch=None)
         if options.model.fc_norm_passes is None:

@@ -37,8 +37,7 @@ def remedy(error: OSError) -> str:
 @contextlib.contextmanager
 def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
     """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there
-    still;
-    again: how the run goes on."""
+    still; again: how the run is resumed."""
     if place is not None:
         place.require(again)
     try:
@@ -54,7 +53,7 @@ def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) 
 
 class Place:
     """A folder that is written to for hours. Held open, so that it can be told from another one of the same
-    name: under a disk that was unmounted lies an empty folder, and a run that went on there would be in two
+    name: under a disk that was unmounted lies an empty folder, and a run that wrote on there would be in two
     halves."""
 
     def __init__(self, path: Path) -> None:

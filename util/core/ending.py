@@ -30,7 +30,7 @@ def exit_code_of(main: Callable[[list[str] | None], int | None], argv: list[str]
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher
     ends everybody as soon as one leaves.
     """
-    if argv is None:  # a start of its own, not a call
+    if argv is None:  # a launch of its own, not a call
         machine_faults.speak_utf8()
         sys.unraisablehook = machine_faults.unraisable
     machine_faults.keep_standard_streams()
@@ -74,7 +74,7 @@ def _guarded(main: Callable[[list[str] | None], int | None], argv: list[str] | N
 
 
 def _leave(code: int, is_main: bool) -> int:
-    """Tell the launcher that this start ended by its own word; the main process's line comes first."""
+    """Tell the launcher that this launch ended by its own word; the main process's line comes first."""
     signals.leave()
     leave_mark(code)
     if not is_main:
@@ -88,7 +88,7 @@ def exit_with(code: int) -> None:
 
     A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while
     Python is being taken down ends the process by a signal ("terminate called without an active exception",
-    seen once in some 15 starts).
+    seen once in some 15 launches).
     """
     if os.environ.get(THREADS_LEFT) == str(os.getpid()):
         atexit._run_exitfuncs()

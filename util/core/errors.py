@@ -11,7 +11,7 @@ _ENDLESS = re.compile(r"\S{400,}")
 
 
 class InputError(Exception):
-    """Wrong input: the message says what, where and how to mend it, in one line. Exit code 2."""
+    """Wrong input: the message says what, where and how to fix it, in one line. Exit code 2."""
 
 
 def reject_if(*problems: tuple[object, str]) -> None:

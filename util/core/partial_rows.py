@@ -1,5 +1,5 @@
-"""Rows of numbers that take long to compute, kept on the disk piece by piece: a start that was killed goes on
-from there.
+"""Rows of numbers that take long to compute, kept on the disk piece by piece: where a launch was killed, the
+next one takes them from there.
 
 FILE.partial holds the rows as they are, little-endian float32, one after the other. FILE.partial.index says
 in its first line what they depend on, and in a line a piece how many rows it has, how wide they are, and a
@@ -43,9 +43,10 @@ class PartialRows:
         self._lock: BinaryIO | None = None
 
     def open(self) -> str:
-        """Find out what an earlier start left -> a line about it, or ''.
+        """Find out what an earlier launch left -> a line about it, or ''.
 
-        InputError where another start is writing the same output, RunError where the files can't be written.
+        InputError where another launch is writing the same output, RunError where the files can't be
+        written.
         """
         with writing(self.data, again="start again"):
             # held as long as rows are added; the system frees it
@@ -110,7 +111,7 @@ class PartialRows:
         self.rows, self.width = self.rows + len(values), values.shape[1]
 
     def mark(self, name: str, count: int) -> None:
-        """Write down how far something else has come; `marked` reads it, also after a new start."""
+        """Write down how far something else has come; `marked` reads it, also in a later launch."""
         with writing(self.data, again="start again"):
             append_whole(self.index, _line({"mark": name, "count": count}))
         self._marks[name] = count

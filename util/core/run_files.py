@@ -1,4 +1,4 @@
-"""The text files of a run: rows of figures, the log, tables of predictions; written whole, cut where a run
+"""The text files of a run: rows of metrics, the log, tables of predictions; written whole, cut where a run
 resumes."""
 
 import csv
@@ -114,8 +114,8 @@ def read_log(path: str | os.PathLike) -> tuple[list[dict], int]:
 def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:
     """Drop the rows of a metrics CSV that are past an epoch, so that a resumed run writes each epoch once.
 
-    Rows without an epoch stay, a line without its line end goes. A missing file is fine.
-    Raises InputError for another header or a row that doesn't fit it.
+    Rows without an epoch stay, a line without its line end goes. A missing file is fine. Raises InputError
+    for another header or a row that doesn't fit it.
     """
     def stays(line: str, number: int) -> bool:
         cells = line.rstrip("\r\n").split(",")  # numbers alone, so no cell is quoted

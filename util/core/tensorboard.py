@@ -21,7 +21,7 @@ _NUMBERS = itertools.count()  # of the files of this process: two may begin in o
 class ScalarFile:
     """One event file (TFRecord of Event messages), made with the first scalar.
 
-    purge_step: a run goes on from this step, and what earlier files of the folder say of it and later ones is
+    purge_step: where a run is resumed; what earlier files of the folder say of this step and later ones is
     void.
     """
 

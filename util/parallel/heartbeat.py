@@ -128,7 +128,7 @@ class Heartbeat:
 
 
 def death_of(rank: int, how: str) -> str:
-    """The word of a process that ends by an error that a new start may not meet again."""
+    """The word of a process that ends by an error that a new launch may not meet again."""
     return (f"0 1 process {rank} on {socket.gethostname()} ended {how}; what was saved stays: start again to "
             "go on")
 

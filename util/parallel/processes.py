@@ -1,8 +1,7 @@
 """Processes: the group in and out, the device, what the ranks tell each other.
 
 One context manager makes the process group and takes it down, so that no way out leaves one behind. One
-process on one
-device needs none: every method works there too.
+process on one device needs none: every method works there too.
 """
 
 import os
@@ -161,7 +160,7 @@ class Agreement:
 
 @contextmanager
 def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False) -> Iterator[World]:
-    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends
+    """The process group of this launch, as a `World`; taken down on every way out. A process that dies ends
     the others (util/parallel/heartbeat.py).
 
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one
@@ -186,8 +185,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     except (InputError, RunError) as error:
         word = error_of(rank, 2 if isinstance(error, InputError) else 1)
         if rank > 0 and not getattr(error, "everywhere", False):
-            print(f"error (process {rank}): "
-                  f"{one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
+            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr,
+                  flush=True)
         raise
     except RuntimeError as error:
         if heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
@@ -217,13 +216,15 @@ def _join(world: World, dist_url: str) -> Heartbeat:
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, "
                          "or start with torchrun")
-    # torchrun keeps its store over a restart: each start of the processes has a name of its own there
+    # torchrun keeps its store over a restart: each launch of the processes has a name of its own there
     attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     options = {"device_id": world.device} if world.device.type == "cuda" else {}
     try:
         # two connections: one that waits for a value would keep the other's question
-        store, own = (dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(
-            dist_url, world.rank, world.size, timeout=MEETING))[0]) for _ in range(2))
+        store, own = (
+            dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(dist_url, world.rank, world.size,
+                                                                        timeout=MEETING))[0])
+            for _ in range(2))
         own.set(f"host/{world.rank}", socket.gethostname())
         while not own.check([f"host/{rank}" for rank in range(world.size)]):
             time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process

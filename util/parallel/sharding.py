@@ -1,10 +1,9 @@
 """A model in shards: PyTorch's FSDP2, one unit a block, every process with its share of each tensor.
 
 A model is built as shapes alone (meta), sharded, given memory for its shards and filled from a mapped file,
-tensor by
-tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the CPU while
-the shapes were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the
-whole.
+tensor by tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the
+CPU while the shapes were built. Sharded tensors are cut along their first side, as FSDP2 does it:
+`torch.chunk` of the whole.
 """
 
 import os

@@ -134,7 +134,7 @@ def _settle_reading(rest: dict) -> None:
     options, transform = rest["options"], rest.get("transform")
     settings = transform.get("eval") if isinstance(transform, dict) else None
     if not isinstance(options, dict):
-        return  # refused in a moment
+        return  # rejected in a moment
     if "norm" not in options or (isinstance(settings, dict) and "reduced" not in settings):
         options = options | {"norm": "backbone"}
     rest["options"] = BEFORE | options
@@ -145,7 +145,7 @@ def is_ours(file: WeightFile) -> bool:
 
 
 def require_resumable(file: WeightFile) -> None:
-    """InputError unless training can go on from the file."""
+    """InputError unless training can be resumed from the file."""
     if not is_ours(file):
         raise InputError(f"{file.path} was not written by this program, so training can't go on from it: "
                          "score it with --eval, or start from its weights with --finetune")

@@ -116,7 +116,7 @@ def _best(value: object) -> bool:
         and {"epoch", "score", "figures"} <= value.keys()
         and (value["epoch"] is None or _whole(0)(value["epoch"]))
         and isinstance(value["score"], float | int | None)
-        and (isinstance(value["figures"], dict))
+        and isinstance(value["figures"], dict)
         and (value.get("temperature") is None or (_finite(value["temperature"]) and value["temperature"] > 0))
         and isinstance(value.get("thresholds") or {}, dict)
         and all(_finite(threshold) or isinstance(threshold, float)
@@ -195,7 +195,7 @@ def _optimizer(value: object) -> bool:
 
 
 def _schedule(value: object) -> bool:
-    """A probe's has no peak: its heads are trained with many rates."""
+    """A probe's has no peak: its heads are trained with many learning rates."""
     return (
         isinstance(value, dict)
         and _finite(value.get("position"))
@@ -245,17 +245,14 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "covariates": (_covariates, "a list of covariates"),
     "best": (_best, "the best epoch with its score and figures"),
     "backbone": (
-        lambda value: (
-            _plain_table(value, 0)
-            and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm"))
-        ),
+        lambda value: (_plain_table(value, 0)
+                       and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm"))),
         "the names of a backbone",
     ),
     "transform": (_transform, "the settings by which images are read"),
     "buffers": (
-        lambda value: (
-            isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-        ),
+        lambda value: (isinstance(value, dict)
+                       and all(isinstance(tensor, torch.Tensor) for tensor in value.values())),
         "a table of tensors",
     ),
     "reads": (_reads, "a kind of feature that a head reads, and its width"),

@@ -80,8 +80,8 @@ def _speaks_of_tensors_alone(found: Metadata) -> bool:
                     for name, entry in tensors.items())
             and all(type(place) is _StorageInfo and type(place.relative_path) is str
                     and DATA_FILE.fullmatch(place.relative_path) and type(place.offset) is int
-                    and type(place.length) is int
-                    and not getattr(place, "transform_descriptors", None) for place in places.values()))
+                    and type(place.length) is int and not getattr(place, "transform_descriptors", None)
+                    for place in places.values()))
 
 
 class _Writer(dcp.FileSystemWriter):
