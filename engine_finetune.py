@@ -329,16 +329,15 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _optimizer_step(trainer: Trainer) -> None:
-    t = trainer
-    if is_sharded(t.model):
-        average_gradients(t.model, t.world)
-    if t.clip_grad is not None:
-        t.scaler.unscale_(t.optimizer)
-        torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]),
-                                       t.clip_grad)
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.optimizer.zero_grad(set_to_none=True)
+    if is_sharded(trainer.model):
+        average_gradients(trainer.model, trainer.world)
+    if trainer.clip_grad is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        torch.nn.utils.clip_grad_norm_(
+            (p for group in trainer.optimizer.param_groups for p in group["params"]), trainer.clip_grad)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def _not_finite(world: World, dataset: "ImageDataset | FeatureDataset", positions: list[int], epoch: int,

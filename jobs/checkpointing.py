@@ -282,8 +282,8 @@ def needed_bytes(job: Job) -> int:
     that for a while there are two; those that a resumed run finds in its folder are replaced, those of an
     earlier run stay in earlier-N. Those of a linear probe are written once, at the end."""
     options, other = job.options, OTHER_BYTES + BYTES_A_PREDICTION * len(job.data.table)
-    has_all_epochs = job.resumed is not None and (
-        job.resumed.rest.get("epoch", -1) + 1 >= options.training.epochs)
+    has_all_epochs = (job.resumed is not None
+                      and job.resumed.rest.get("epoch", -1) + 1 >= options.training.epochs)
     if not options.run.savemodel or has_all_epochs:
         return other
     last, best = checkpoint_bytes(job)

@@ -181,8 +181,8 @@ def without_effect_here(job: Job) -> list[str]:
     training, images, adaptation = options.training, options.images, options.model.adaptation
     warmup, processes = job.schedule.warmup_epochs, workers(options, job.world)
     is_new = job.resumed is None
-    other_weights = not is_new and not lora.is_adapter(job.resumed) and (
-        job.resumed.rest["options"].get("finetune") != options.model.finetune)
+    other_weights = (not is_new and not lora.is_adapter(job.resumed)
+                     and job.resumed.rest["options"].get("finetune") != options.model.finetune)
     stands_still = options.part.train_last_blocks or adaptation == "lora"
     refused = ": training with --adaptation lora refuses that" if adaptation == "lora" else ""
     of_probe = [name for name in ("drop_path", "layer_decay", "activation_checkpointing")

@@ -181,12 +181,11 @@ class Regression(Task):
             logarithm = ", of the logarithm" if transform == "log" else ""
             known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
             lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; "
-                         "known in "
-                         + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
-                                     if split in known))
+                         "known in " + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
+                                                 if split in known))
         for covariate in self.covariates_read:
-            kind = f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else (
-                f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
+            kind = (f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else
+                    f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
             lines.append(f"           covariate {covariate.name}: {kind}")
         return lines
 

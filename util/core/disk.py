@@ -11,9 +11,11 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from util.core.errors import RunError
 
+Named = TypeVar("Named", Path, str)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
@@ -35,7 +37,7 @@ def remedy(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
+def writing(path: Named, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Named]:
     """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there
     still; again: how the run is resumed."""
     if place is not None:

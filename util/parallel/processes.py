@@ -82,7 +82,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value: object) -> list:
+    def gather(self, value: Result) -> list[Result]:
         """Every process's value, in the order of ranks, in every process."""
         if self.size == 1:
             return [value]
