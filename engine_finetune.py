@@ -8,8 +8,9 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +25,14 @@ from util.model.precision import Precision
 from util.parallel.processes import Agreement, World
 from util.parallel.sharding import average_gradients, is_sharded, without_gradients
 
+if TYPE_CHECKING:
+    from util.data.dataset import ImageDataset
+    from util.model.frozen_features import FeatureDataset
+
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
 CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
+# a loader's, each with the progress bar; None in the place of one that only other processes have
+Batches = Iterator[tuple[list[torch.Tensor], tqdm] | None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class ClassificationLoss(torch.nn.Module):
     class_weights  (K,) weights, or None; a soft label's weight is the mean of its classes' weights
     """
 
-    def __init__(self, num_classes: int, smoothing: float = 0.0, class_weights: torch.Tensor | None = None):
+    def __init__(self, num_classes: int, smoothing: float = 0.0,
+                 class_weights: torch.Tensor | None = None) -> None:
         super().__init__()
         self.num_classes, self.smoothing = num_classes, smoothing
         self.register_buffer("class_weights", class_weights)
@@ -67,19 +75,18 @@ class RegressionLoss(torch.nn.Module):
     """Smooth L1 an image, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
 
     A missing target adds nothing. The sum over an image's targets is divided by `known_a_picture`, the
-    training pictures' mean number of known targets, so that the mean over all images is the mean over all
-    known values.
+    training images' mean number of known targets, so that the mean over all images is the mean over all known
+    values.
     """
 
-    def __init__(self, beta: float, known_a_picture: float):
+    def __init__(self, beta: float, known_a_picture: float) -> None:
         super().__init__()
         self.beta, self.known_a_picture = beta, known_a_picture
 
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         known = ~targets.isnan()
-        losses = torch.nn.functional.smooth_l1_loss(
-            outputs.float(), targets.nan_to_num(), beta=self.beta, reduction="none"
-        )
+        losses = torch.nn.functional.smooth_l1_loss(outputs.float(), targets.nan_to_num(), beta=self.beta,
+                                                    reduction="none")
         return (losses * known).sum(dim=1) / self.known_a_picture
 
 
@@ -124,7 +131,7 @@ class Trainer:
     world: World
     seed: int
     clip_grad: float | None = None
-    mixing: Callable | None = None
+    mixing: Mixing | None = None
     eval_mode: bool = False
 
 
@@ -147,7 +154,8 @@ def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
     random.seed(number)
 
 
-def make_loader(dataset, batches: TrainBatches | EvalBatches, num_workers: int, pin_memory: bool):
+def make_loader(dataset: "ImageDataset | FeatureDataset", batches: TrainBatches | EvalBatches,
+                num_workers: int, pin_memory: bool) -> torch.utils.data.DataLoader:
     """A loader fed by one of our batch samplers; workers stay for the run."""
     if num_workers:
         atexit.unregister(signals.end_helpers)
@@ -165,7 +173,8 @@ def _start_worker(number: int) -> None:
     signals.leave_to_parent()
 
 
-def loaded(loader, title: str, world: World):
+def loaded(loader: torch.utils.data.DataLoader, title: str,
+           world: World) -> Generator[tuple[list[torch.Tensor], tqdm], None, None]:
     """The loader's batches behind a progress bar (on a terminal); an image's error in a worker keeps its one
     line."""
     bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
@@ -189,7 +198,7 @@ class StepLosses:
     next reading. Whether a process was asked to end goes the same way, so that all end after the same step.
     """
 
-    def __init__(self, trainer: Trainer, dataset, done: Progress):
+    def __init__(self, trainer: Trainer, dataset: "ImageDataset | FeatureDataset", done: Progress) -> None:
         self.trainer, self.dataset, self.epoch = trainer, dataset, done.epoch
         self.device = trainer.world.device
         self.stopped = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
@@ -242,14 +251,15 @@ def set_mode(model: torch.nn.Module, training: bool) -> None:
             module.eval()
 
 
-def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Progress], None] | None = None,
+def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done: Progress,
+                    keep: Callable[[Progress], None] | None = None,
                     keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
     """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss
-    of all images, the last rate), and the finished progress.
+    of all images, the last learning rate), and the finished progress.
 
     An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were
-    dealt
-    to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to end.
+    dealt to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to
+    end.
     RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
     StopRequested, in all processes and after the same step, when one of them was asked to end.
     """
@@ -263,12 +273,11 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
     covariates = loader.dataset.covariates
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
-    for micro_step, ((images, labels, positions), bar) in enumerate(
-        loaded(loader, f"epoch {epoch}", t.world), first
-    ):
+    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
+                                                                    first):
         step = micro_step // plan.of_a_step
         if micro_step % plan.of_a_step == 0:
-            # the middle of the step: at its start the first step of a warm-up would have no rate at all
+            # the middle of the step: at its start the learning rate of a warm-up's first step would be 0
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
         seed_step(t.seed, epoch, micro_step, t.world.rank)
@@ -309,9 +318,8 @@ def train_one_epoch(trainer: Trainer, loader, done: Progress, keep: Callable[[Pr
                 raise signals.StopRequested(f"epoch {epoch} stands at step {step + 1} of {plan.steps} in the "
                                             "last checkpoint", together=True)
     losses.read()
-    return {"train_loss": losses.total / plan.num_samples, "lr": rate}, Progress(
-        epoch, plan.steps, losses.total
-    )
+    return ({"train_loss": losses.total / plan.num_samples, "lr": rate},
+            Progress(epoch, plan.steps, losses.total))
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -321,19 +329,19 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _optimizer_step(trainer: Trainer) -> None:
-    t = trainer
-    if is_sharded(t.model):
-        average_gradients(t.model, t.world)
-    if t.clip_grad is not None:
-        t.scaler.unscale_(t.optimizer)
-        torch.nn.utils.clip_grad_norm_((p for g in t.optimizer.param_groups for p in g["params"]),
-                                       t.clip_grad)
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.optimizer.zero_grad(set_to_none=True)
+    if is_sharded(trainer.model):
+        average_gradients(trainer.model, trainer.world)
+    if trainer.clip_grad is not None:
+        trainer.scaler.unscale_(trainer.optimizer)
+        torch.nn.utils.clip_grad_norm_(
+            (p for group in trainer.optimizer.param_groups for p in group["params"]), trainer.clip_grad)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: int) -> RunError:
+def _not_finite(world: World, dataset: "ImageDataset | FeatureDataset", positions: list[int], epoch: int,
+                step: int) -> RunError:
     files = [path for paths in world.gather([dataset.path(p) for p in positions]) for path in paths]
     shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
     return RunError(f"the loss is not finite at epoch {epoch}, step {step} (images of the batch: {shown}): "
@@ -341,7 +349,8 @@ def _not_finite(world: World, dataset, positions: list[int], epoch: int, step: i
                     "fp32", everywhere=True)
 
 
-def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, title: str) -> np.ndarray:
+def outputs(model: torch.nn.Module, loader: torch.utils.data.DataLoader, precision: Precision, world: World,
+            title: str) -> np.ndarray:
     """A row an image of the loader's data set, (N, K) in the order of positions, in fp32, in every process.
 
     StopRequested, in all processes after the same batch, when signals are held and one was asked to end.
@@ -349,7 +358,7 @@ def outputs(model: torch.nn.Module, loader, precision: Precision, world: World, 
     return np.concatenate(list(output_chunks(model, loader, precision, world, title)))
 
 
-def _in_rounds(batches: Iterator, rounds: int, world: World) -> Iterator:
+def _in_rounds(batches: Batches, rounds: int, world: World) -> Batches:
     """The batches, None at the end in a process that has one less than the others."""
     every = 1 if world.device.type == "cpu" else READ_EVERY  # where the host reads anyway
     for number in range(1, rounds + 1):
@@ -359,8 +368,8 @@ def _in_rounds(batches: Iterator, rounds: int, world: World) -> Iterator:
             raise signals.StopRequested(together=True)
 
 
-def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: World, title: str,
-                  most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
+def output_chunks(model: torch.nn.Module, loader: torch.utils.data.DataLoader, precision: Precision,
+                  world: World, title: str, most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
     """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in every
     process. most_batches: of a process in a piece.
 
@@ -372,7 +381,7 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
     rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
     while done < rounds:
         began = time.monotonic()
-        piece = itertools.islice(batches, size)
+        piece: Batches = itertools.islice(batches, size)
         if is_sharded(model) or signals.is_held():
             piece = _in_rounds(piece, min(size, rounds - done), world)
         gathered = world.gather(_rows(model, piece, loader.dataset, precision, world))
@@ -392,15 +401,15 @@ def output_chunks(model: torch.nn.Module, loader, precision: Precision, world: W
         raise AssertionError("the processes did not see each image once")
 
 
-def _rows(model: torch.nn.Module, batches, dataset, precision: Precision,
-          world: World) -> tuple[np.ndarray, np.ndarray]:
+def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | FeatureDataset",
+          precision: Precision, world: World) -> tuple[np.ndarray, np.ndarray]:
     """This process's (n,) positions and (n, K) outputs of some batches.
 
     Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all
     processes.
     """
     def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        inputs = (to_device(images, world.device),)
+        inputs: tuple[torch.Tensor, ...] = (to_device(images, world.device),)
         if dataset.covariates is not None:
             inputs += (dataset.covariates[where].to(world.device),)
         with without_gradients(model), precision.autocast():

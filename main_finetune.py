@@ -18,8 +18,7 @@ from util.options.parsing import parse
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse(FINETUNE, __doc__, argv)
-    options = checks.check_combinations(options)
+    options = checks.check_combinations(parse(FINETUNE, __doc__, argv))
 
     # torch and timm take seconds to import: --help does not wait
     from jobs.tasks.classification import Classification

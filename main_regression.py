@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.data.csv_file and not options.run.resume:
         raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
     options, lines = checks.take_params(options)
-    options = checks.check_combinations(options)
-    options, of_search = checks.check_search(options)
+    options, of_search = checks.check_search(checks.check_combinations(options))
     lines += of_search
 
     # torch and timm take seconds to import: --help does not wait for them

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -47,9 +48,8 @@ DINOV2_FILES = ("RETFound_dinov2_meh", "RETFound_dinov2_shanghai")
 
 
 def _dinov3(arch: str, timm_name: str, parameters: int) -> Backbone:
-    return Backbone(
-        "Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",), "DINOv3 License"
-    )
+    return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",),
+                    "DINOv3 License")
 
 
 def _dinov2(arch: str, timm_name: str, parameters: int) -> Backbone:
@@ -108,7 +108,7 @@ def find_backbone(model: str, arch: str | None = None) -> Backbone:
     known = ", ".join(row.arch for row in rows)
     if not arch and len(rows) > 1:
         raise InputError(f"--model {rows[0].model} has several architectures: pass --model_arch, one of "
-                         + known)
+                         f"{known}")
     named = [row for row in BACKBONES if row.arch.lower() == arch.lower()] if arch else rows
     if named and named[0] in rows:
         return named[0]
@@ -155,15 +155,14 @@ def has_plain_vit(backbone: Backbone) -> bool:
 
 def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path: float = 0.0,
                 global_pool: bool = True, fc_norm_passes: int = 1, pretrained: bool = True,
-                **changes) -> torch.nn.Module:
+                **changes: Any) -> torch.nn.Module:
     """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
 
     Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for
     every other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the
-    original's present
-    code have to be scored. pretrained: whether weights will be put in; then the head starts next to zero,
-    else as timm starts it. `changes` go to timm as they are (depth=2 in tests). Building under
-    `torch.device("meta")` costs no memory.
+    original's present code have to be scored. pretrained: whether weights will be put in; then the head
+    starts next to zero, else as timm starts it. `changes` go to timm as they are (depth=2 in tests). Building
+    under `torch.device("meta")` costs no memory.
     """
     options = {"num_classes": num_classes, **changes}
     if drop_path:
@@ -192,8 +191,8 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
     if not num_classes:
         with torch.device("meta"):
             whole = timm.create_model(backbone.timm_name, pretrained=False, **options | {"num_classes": 1})
-        model.without_head = tuple(sorted({name.rpartition(".")[0] for name in whole.state_dict().keys()
-                                           - model.state_dict().keys()}))
+        model.without_head = tuple(sorted({name.rpartition(".")[0] for name
+                                           in whole.state_dict().keys() - model.state_dict().keys()}))
         model.layers_with_head = lr_decay.layer_of_parameters(whole)
     else:
         for name, layer in model.named_modules():
@@ -208,7 +207,7 @@ class Regressor(torch.nn.Module):
     """A backbone without a classifier, and a head that reads its feature: (B, 3, S, S), (B, C) or None -> (B,
     T)."""
 
-    def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module):
+    def __init__(self, backbone: torch.nn.Module, regression_head: torch.nn.Module) -> None:
         super().__init__()
         self.backbone, self.regression_head = backbone, regression_head
 
@@ -236,8 +235,7 @@ def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
     that is linear and has a bias."""
     names = head_names(model)
     layers = [module for module in model.get_submodule(names[0]).modules()
-              if isinstance(module, torch.nn.Linear)
-              ] if len(names) == 1 else []
+              if isinstance(module, torch.nn.Linear)] if len(names) == 1 else []
     return layers[-1] if layers and layers[-1].bias is not None else None
 
 
@@ -256,8 +254,8 @@ def feature_reader(model: torch.nn.Module, input_size: int) -> feature_kinds.Kin
     finally:
         handle.remove()
     model.train(was_training)
-    agrees = read[0].shape == (2, layer.in_features) and torch.allclose(layer(read[0]), logits, rtol=1e-3,
-                                                                        atol=1e-7)
+    agrees = (read[0].shape == (2, layer.in_features)
+              and torch.allclose(layer(read[0]), logits, rtol=1e-3, atol=1e-7))
     return feature_kinds.KindsReader(model, layer, input_size) if agrees else None
 
 
@@ -269,7 +267,7 @@ class RepeatedLayerNorm(torch.nn.LayerNorm):
     """A layer norm applied `passes` times, its weights named as for one: the original's present code does
     so."""
 
-    def __init__(self, shape, passes: int, eps: float):
+    def __init__(self, shape: tuple[int, ...], passes: int, eps: float) -> None:
         super().__init__(shape, eps=eps)
         self.passes = passes
 

@@ -24,7 +24,7 @@ from util.weights.fitting import WeightFile, load_file
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
 GIB, MIB = 2**30, 2**20
-NO_BEST = {"epoch": None, "score": None, "figures": {}}
+NO_BEST: dict = {"epoch": None, "score": None, "figures": {}}
 
 
 def content(job: Job, epoch: int, best: dict) -> dict:
@@ -153,7 +153,7 @@ def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, d
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict, file: WeightFile) -> None:
-    """The moments come from the checkpoint, weight decay and layer-wise rates from this launch's options.
+    """The moments come from the checkpoint, weight decay and layer-wise learning rates from this launch.
 
     InputError where other parameters are trained now, or ones of another shape.
     """
@@ -207,7 +207,7 @@ def _state_to_keep(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def best_file(job: Job) -> Path:
-    """Where the best epoch's weights stand while the run goes on."""
+    """Where the best epoch's weights stand while the run trains."""
     return job.folder.file(checkpoint.ADAPTER if lora.adapted_layers(job.model) else checkpoint.BEST)
 
 
@@ -278,12 +278,12 @@ def checkpoint_bytes(job: Job) -> tuple[int, int]:
 
 
 def needed_bytes(job: Job) -> int:
-    """What has to be free at the start. A checkpoint is written beside the one that it replaces, so that for
-    a while there are two; those that a resumed run finds in its folder are replaced, those of an earlier run
-    stay in earlier-N. Those of a linear probe are written once, at the end."""
+    """What has to be free before the first step. A checkpoint is written beside the one that it replaces, so
+    that for a while there are two; those that a resumed run finds in its folder are replaced, those of an
+    earlier run stay in earlier-N. Those of a linear probe are written once, at the end."""
     options, other = job.options, OTHER_BYTES + BYTES_A_PREDICTION * len(job.data.table)
-    has_all_epochs = job.resumed is not None and (
-        job.resumed.rest.get("epoch", -1) + 1 >= options.training.epochs)
+    has_all_epochs = (job.resumed is not None
+                      and job.resumed.rest.get("epoch", -1) + 1 >= options.training.epochs)
     if not options.run.savemodel or has_all_epochs:
         return other
     last, best = checkpoint_bytes(job)
@@ -312,7 +312,7 @@ def require_room(job: Job) -> None:
 
 
 def describe_room(job: Job) -> list[str]:
-    """The line of a dry run, which refuses nothing: it may plan for another machine's disk."""
+    """The line of a dry run, which rejects nothing: it may plan for another machine's disk."""
     free = disk.free_of(job.folder.path)[0]
     return [] if job.options.run.eval else [
         f"disk       about {_needed(job)}; {size_of(free)} free for {job.folder.path}"

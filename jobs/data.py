@@ -3,6 +3,7 @@ are read."""
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,15 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.data import tables
-from util.data.images import cache, fundus_fields, reading_pass, scan, transforms
+from util.data.images import cache, fundus_fields, scan, transforms
 from util.data.leakage import search
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import fundus_sheet
 from util.weights.fitting import WeightFile
+
+if TYPE_CHECKING:
+    from util.data.leakage.fingerprints import Fingerprints
 
 LEAKAGE = "leakage.json"
 # mean and standard deviation of values of 0…1, by channel; where they are from, in a few words
@@ -46,7 +50,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     facts, fields = scan.ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
         fields = fundus_fields.Fields(Path(options.run.output_dir) / ".fundus_fields.npy",
-                        options.model.read_images == "as_shown")
+                                      options.model.read_images == "as_shown")
     # what is used of them, unless one turns out to be bad
     used, asked, others = _subset(options, data.table), options.data, []
     filled = None
@@ -54,9 +58,8 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         kept = cache.Kept.of(settings, fields)
         filled = cache.Filling(options.images.image_cache, kept, world.say, final=False)
         others.append((filled, list(used["path"][used["split"].isin(cached_splits(options))])))
-    looks_for_leakage = (
-        world.is_main and not options.run.eval and asked.leakage != "off" and not asked.skip_file_check
-    )
+    looks_for_leakage = (world.is_main and not options.run.eval and asked.leakage != "off"
+                         and not asked.skip_file_check)
     prints = None
     if looks_for_leakage and search.is_compared(used) and not _checked_before(options, resumed, folder):
         prints = _prints(options)
@@ -67,8 +70,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         writes = world.is_main and not options.run.dry_run and asked.bad_images == "skip"
         skipped = folder.new_file("skipped_images.csv") if writes else None
         with folder.writing(skipped):
-            data = tables.check_files(data, asked.bad_images, facts, skipped, fields=fields,
-                                      others=others)
+            data = tables.check_files(data, asked.bad_images, facts, skipped, fields=fields, others=others)
     if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
     data.table = _subset(options, data.table)
@@ -98,7 +100,7 @@ def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
                          options.data.datasets_seed)
 
 
-def _prints(options: Options) -> reading_pass.Reader:
+def _prints(options: Options) -> "Fingerprints":
     from util.data.leakage.fingerprints import Fingerprints  # needs scipy.ndimage, which takes half a second
 
     return Fingerprints(Path(options.run.output_dir) / ".fingerprints.npy")
@@ -128,11 +130,11 @@ def _checked_before(options: Options, resumed: WeightFile | None, folder: RunFol
 
 
 def _check_leakage(options: Options, data: tables.Data, resumed: WeightFile | None, folder: RunFolder,
-                   prints: reading_pass.Reader | None) -> list[str]:
+                   prints: "Fingerprints | None") -> list[str]:
     """Look for images and patients that two splits share, among the rows that this run uses -> lines about
     it; leakage.json lists them. InputError with --leakage stop where there are any.
 
-    A run that goes on with the same images was checked when it began; a dry run is checked, too, and writes
+    A resumed run with the same images was checked when it began; a dry run is checked, too, and writes
     nothing. Without the check of all files (--skip_file_check) images are not decoded here either: the same
     bytes and patients are found all the same.
     """
@@ -169,8 +171,7 @@ def compare_data(options: Options, data: tables.Data, resumed: WeightFile | None
 def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed: WeightFile | None,
                         facts: np.ndarray) -> dict:
     """Of the transform that evaluation reads images by: the checkpoint's, in which a typed flag changes its
-    own entry.
-    facts: of the images (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
+    own entry. facts: of the images (`ImageFacts.of`), whose range is taken where no checkpoint says one."""
     model, images = options.model, options.images
     rest = resumed.rest if resumed is not None else {}
     mean, std, _ = _of_options(options, backbone, rest)
@@ -179,10 +180,10 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
         settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
                                             model.fundus_crop, model.resize, model.read_images)
         return transforms.with_depth(settings, *scan.depth(facts))
-    changed = {"decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
-               "norm": {"mean": list(mean), "std": list(std)},
-               "fundus_crop": {"fundus_crop": model.fundus_crop},
-               "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
+    changed: dict[str, dict] = {
+        "decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
+        "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": model.fundus_crop},
+        "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
     fit = model.resize if "resize" in options.typed else stored.get("fit", "crop")
     resized = {"resize": transforms.resized_side(model.input_size, fit)}
     if model.input_size != stored["input_size"]:
@@ -219,9 +220,7 @@ def _timms(backbone: models_vit.Backbone, finetune: str) -> Normalisation:
         return (tuple(settings.mean), tuple(settings.std), f"timm's constants of {named[1]}")
     settings = timm.get_pretrained_cfg(backbone.timm_name, allow_unregistered=False)
     if settings is None:
-        return (
-            backbone.mean, backbone.std, f"ImageNet's: timm has no constants of {backbone.timm_name}"
-        )
+        return (backbone.mean, backbone.std, f"ImageNet's: timm has no constants of {backbone.timm_name}")
     full = f"{backbone.timm_name.split('.')[0]}.{settings.tag}" if settings.tag else backbone.timm_name
     default = "" if full == backbone.timm_name else ", its default tag"
     return (backbone.mean, backbone.std, f"timm's constants of {full}{default}")

@@ -51,7 +51,7 @@ class FeatureParts(torch.nn.Module):
     the model's own output.
     """
 
-    def __init__(self, model: torch.nn.Module, input_size: int):
+    def __init__(self, model: torch.nn.Module, input_size: int) -> None:
         super().__init__()
         self.model = model
         was_training = model.training
@@ -59,9 +59,8 @@ class FeatureParts(torch.nn.Module):
         with torch.inference_mode():
             images = torch.linspace(-2, 2, 2 * 3 * input_size**2).view(2, 3, input_size, input_size)
             parts, whole = self.parts(images), model(images)
-        if parts["pooled"].shape != whole.shape or not torch.allclose(
-            parts["pooled"], whole, rtol=1e-3, atol=1e-5
-        ):
+        if (parts["pooled"].shape != whole.shape
+                or not torch.allclose(parts["pooled"], whole, rtol=1e-3, atol=1e-5)):
             raise InputError(f"{type(model).__name__} does more than pool its last features: choose another "
                              "--model_arch")
         model.train(was_training)

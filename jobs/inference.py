@@ -1,7 +1,7 @@
 """Trained weights and unlabelled images: what predict.py and latent_feature.py have in common.
 
 Read `take_checkpoint` for what is taken from a checkpoint, and `computed` for how a row an image is computed
-so that a start that was killed goes on.
+so that a launch after one that was killed finds the rows again.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def take_checkpoint(options: Options, file: WeightFile) -> tuple[Task, list[str]
     """The checkpoint's task, whose options have what the checkpoint says filled in, and lines for the user.
     InputError."""
     if not checkpoint.is_ours(file):
-        kind = Classification
+        kind: type[Task] = Classification
         options, line = kind.with_foreign(options, file)
         options, lines = options.having(decode=options.images.decode or "full"), [line]
     else:
@@ -112,7 +112,7 @@ def resolve(options: Options, world: World, ours: WeightFile | None,
 
 def read_pictures(options: Options, world: World, backbone: models_vit.Backbone, ours: WeightFile | None,
                   covariates: tuple[str, ...] = ()) -> tuple[Unlabelled, dict, str]:
-    """The images of --input, those that don't decode refused or left out as --bad_images says; the transform
+    """The images of --input, those that don't decode rejected or left out as --bad_images says; the transform
     that reads them, and where its mean and standard deviation are from."""
     def read() -> Unlabelled:
         data = read_unlabelled(options.use.input, options.data.path_col, covariates, options.data.path_suffix)
@@ -126,7 +126,7 @@ def read_pictures(options: Options, world: World, backbone: models_vit.Backbone,
             checked = tables.check_files(data, options.data.bad_images, facts,
                                          listed if world.is_main else None, fields=fields)
             if len(checked.table) == len(data.table) and world.is_main:
-                listed.unlink(missing_ok=True)  # an earlier start's: its images have been fixed
+                listed.unlink(missing_ok=True)  # an earlier launch's: its images have been fixed
         else:
             checked = tables.look_at_some(data, facts, fields)
         paths = list(checked.table["path"])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 
 import models_vit
@@ -42,7 +44,8 @@ class Job:
     features: dict[str, torch.Tensor] | None = None
     # which columns of them are which kind of feature (util/model/feature_kinds.py)
     kinds: dict[str, slice] | None = None
-    tokens: dict | None = None  # what an attentive head reads, by split, on the disk (main process)
+    # what an attentive head reads, by split, on the disk (main process)
+    tokens: dict[str, np.ndarray] | None = None
 
     @property
     def options(self) -> Options:
@@ -54,5 +57,5 @@ class Job:
         """What a loader's batches are given to: the model, or its head where features are stored."""
         return self.model if self.features is None else self.task.head_of(self.model)
 
-    def rows(self, split: str):
+    def rows(self, split: str) -> pd.DataFrame:
         return self.data.table[self.data.table["split"] == split].reset_index(drop=True)

@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,10 @@ from util.model.probe_heads import (
 from util.options.adaptation import ATTENTIVE, KINDS, POOLED
 from util.report import terminal
 from util.weights import checkpoint
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
 
 
 def probe(job: Job) -> None:
@@ -103,7 +108,7 @@ class Scored:
 
 
 def _train_and_choose(job: Job) -> dict | None:
-    """The best head on val: its figures and folded weights; what else came out is written and said (main
+    """The best head on val: its metrics and folded weights; what else came out is written and said (main
     process)."""
     options, device, task = job.options, job.world.device, job.task
     job.world.say(*job.folder.put_aside())
@@ -138,9 +143,8 @@ def _train_and_choose(job: Job) -> dict | None:
     if not scored:
         return None
     chosen = choose(scored)
-    job.world.say(
-        *selection.undefined(options.metrics.select_metric, chosen.score, "the head of the least loss")
-    )
+    job.world.say(*selection.undefined(options.metrics.select_metric, chosen.score,
+                                       "the head of the least loss"))
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
         f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: "
@@ -239,18 +243,20 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
         job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} "
                       "training images")
     for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
-        scored = [{split: _scored(job, split,
-                                  _as_logits(classifier, features[split], len(task.class_names)))[1]
-                   for split in ("val", "test")} for classifier in candidates]
+        scored = [{split: _scored(job, split, _as_logits(one, features[split], len(task.class_names)))[1]
+                   for split in ("val", "test")} for one in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
         rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
-        shown = "; ".join(f"{split} " + ", ".join(f"{label} {figures[figure]:.4f}" for figure, label in (
-            *task.shown[:2], (task.score, task.score))) for split, figures in best.items())
+        shown = "; ".join(
+            f"{split} " + ", ".join(f"{label} {figures[figure]:.4f}"
+                                    for figure, label in (*task.shown[:2], (task.score, task.score)))
+            for split, figures in best.items())
         job.world.say(f"           for comparison, {name}: {shown}")
     _write_table(job, "probe_classic.csv", rows)
 
 
-def _as_logits(classifier, features: torch.Tensor, num_classes: int) -> torch.Tensor:
+def _as_logits(classifier: "KNeighborsClassifier | Pipeline", features: torch.Tensor,
+               num_classes: int) -> torch.Tensor:
     chances = probabilities(classifier, features.cpu().numpy(), num_classes)
     return torch.from_numpy(np.log(np.clip(chances, 1e-12, None)))
 

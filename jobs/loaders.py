@@ -2,7 +2,7 @@
 features of a frozen backbone."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ def fill_cache(job: Job) -> None:
         return
     paths = list(job.data.table["path"][job.data.table["split"].isin(cached_splits(options))])
 
-    def of(say, fill):
+    def of(say: Callable[[str], None], fill: bool) -> cache.ImageCache:
         kept = cache.Kept.of(job.eval_transform, job.data.fields)
         return cache.open_cache(options.images.image_cache, paths, kept, machine.usable_cores(), say, fill,
                                 job.filled)
@@ -83,7 +83,8 @@ def fill_cache(job: Job) -> None:
         job.cache = of(world.say, fill=False)
 
 
-def loader(job: Job, split: str, batches=None, view: int | None = None):
+def loader(job: Job, split: str, batches: sampling.TrainBatches | sampling.EvalBatches | None = None,
+           view: int | None = None) -> torch.utils.data.DataLoader:
     """Batches of a split: as `batches` says, through the training's transform; else all of it in order,
     through the evaluation's. view: all of it in order, through the training's transform as in that epoch."""
     options, rows = job.options, job.rows(split)
@@ -127,14 +128,14 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         return None
     head, kinds = job.task.head_of(job.model), {}
     # name, split, random view or None for the evaluation's
-    wanted = [(split, split, None) for split in tables.SPLITS]
+    wanted: list[tuple[str, str, int | None]] = [(split, split, None) for split in tables.SPLITS]
     if job.task.head_is_linear:
         if options.probe.lp_views > 1:
             wanted[:1] = [(f"train {view}", "train", view) for view in range(options.probe.lp_views)]
         job.kinds, job.tokens = reader.kinds, {}
         kinds = {} if list(reader.kinds) == [POOLED] else {"kinds": list(reader.parts)}
-    weights = world.from_main(weights_digest(job.model, without=head) if world.is_main
-                              or is_sharded(job.model) else None)
+    weights = world.from_main(weights_digest(job.model, without=head)
+                              if world.is_main or is_sharded(job.model) else None)
     found, counts, began, files = {}, {True: 0, False: 0}, time.monotonic(), {}
     for name, split, view in wanted:
         rows = job.rows(split)

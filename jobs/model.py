@@ -49,13 +49,8 @@ def new_model(backbone: models_vit.Backbone, world: World, task: Task, device: s
                 world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")
 
 
-def build(
-    backbone: models_vit.Backbone,
-    resumed: WeightFile | None,
-    world: World,
-    task: Task,
-    parts: sharding.Parts | None = None,
-) -> tuple[torch.nn.Module, dict | None, str]:
+def build(backbone: models_vit.Backbone, resumed: WeightFile | None, world: World, task: Task,
+          parts: sharding.Parts | None = None) -> tuple[torch.nn.Module, dict | None, str]:
     """The model with its weights, where they come from, and a line on a checkpoint's. On a dry run it has
     shapes alone; so it has with `parts`, which takes what of a file goes into which part of it."""
     options, started_from, loaded = task.options, None, ""
@@ -66,17 +61,14 @@ def build(
     elif options.model.finetune:
         asked = options.model
         try:
-            started_from = models_vit.load_backbone(
-                task.backbone_of(model), backbone, asked.finetune, asked.weights_dir, asked.allow_partial, put
-            )
+            started_from = models_vit.load_backbone(task.backbone_of(model), backbone, asked.finetune,
+                                                    asked.weights_dir, asked.allow_partial, put)
         except InputError as error:
             if "finetune" in options.typed or options.head.pretrained:
                 raise
-            raise InputError(
-                f"{error}; {options.model.finetune} is only the default: another model does as "
-                "well, such as --model efficientnet_b4 (--pretrained takes timm's weights of "
-                "it)"
-            ) from error
+            raise InputError(f"{error}; {options.model.finetune} is only the default: another model does as "
+                             "well, such as --model efficientnet_b4 (--pretrained takes timm's weights of "
+                             "it)") from error
     if not options.run.eval and not lora.adapted_layers(model):
         choose_part(task, model, backbone, has_weights=started_from is not None or options.run.dry_run)
     lora.require_gradients(task.backbone_of(model), options.model.input_size, backbone.arch)
@@ -146,8 +138,8 @@ def shapes_adapted(task: Task, model: torch.nn.Module, backbone: models_vit.Back
 
 def _inject(model: torch.nn.Module, body: torch.nn.Module, backbone: models_vit.Backbone,
             settings: lora.Settings, seed: int) -> None:
-    """Adapters into `body`, the part of `model` that timm built, drawn from the seed. The head is
-    trained whole, and so is what the weight files of its family don't have (RETFound_mae's fc_norm)."""
+    """Adapters into `body`, the part of `model` that timm built, drawn from the seed. The head is trained
+    whole, and so is what the weight files of its family don't have (RETFound_mae's fc_norm)."""
     lora.inject(body, settings, models_vit.head_names(body), backbone.arch)
     prefixes = models_vit.head_prefixes(model)
     for name, parameter in model.named_parameters():
@@ -231,12 +223,12 @@ def _find_base(file: WeightFile, weights: dict, place: str, weights_dir: str | N
 
 
 def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
-               put: models_vit.Put = put_in, **where) -> str:
+               place: str = "", weights_dir: str | None = None, put: models_vit.Put = put_in) -> str:
     """A trained checkpoint into the model -> a line about its tensors; an adapter is merged into its base
-    weights."""
+    weights. place, weights_dir: see `load_adapter`."""
     if not lora.is_adapter(file):
         return task.load_trained(model, backbone, file, put).describe()
-    _, line = load_adapter(model, task.backbone_of(model), backbone, file, **where)
+    _, line = load_adapter(model, task.backbone_of(model), backbone, file, place, weights_dir)
     lora.merge(model)
     return line
 
@@ -244,20 +236,20 @@ def load_whole(task: Task, model: torch.nn.Module, backbone: models_vit.Backbone
 def _load_resumed(model: torch.nn.Module, backbone: models_vit.Backbone, resumed: WeightFile, task: Task,
                   put: models_vit.Put, streamed: bool) -> tuple[dict | None, str]:
     """A checkpoint into the model -> the weights that its run began with, and a line. An adapter stays one
-    for training.
-    streamed: the model has shapes alone, and `put` takes what will go into it."""
-    options, where = task.options, {"put": put}
-    if lora.is_adapter(resumed):
-        where |= {"place": options.model.finetune if "finetune" in options.typed else "",
-                  "weights_dir": options.model.weights_dir if "weights_dir" in options.typed else None}
+    for training. streamed: the model has shapes alone, and `put` takes what will go into it."""
+    options = task.options
+    place = options.model.finetune if "finetune" in options.typed else ""
+    weights_dir = options.model.weights_dir if "weights_dir" in options.typed else None
     if lora.is_adapter(resumed) and not options.run.eval:
         made = lora.Settings.stored_in(resumed)
         if options.model.adaptation != "lora" or lora.Settings.of(options.part) != made:
             raise InputError(f"{resumed.path} holds an adapter that was made otherwise: leave --adaptation "
                              "and the --lora_ flags to it, or start a new run with another --task")
-        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, **where)
+        started_from, line = load_adapter(model, task.backbone_of(model), backbone, resumed, place,
+                                          weights_dir, put)
     else:
-        started_from, line = resumed.rest.get("weights"), load_whole(task, model, backbone, resumed, **where)
+        started_from = resumed.rest.get("weights")
+        line = load_whole(task, model, backbone, resumed, place, weights_dir, put)
         line = f"{resumed.path}  sha256 {finding.sha256(resumed.path)}  {line}"
     if not options.run.dry_run and not streamed:
         set_buffers(task.backbone_of(model), resumed.rest.get("buffers", {}))

@@ -48,7 +48,7 @@ def need(options: Options, model: torch.nn.Module, precision: str, num_covariate
     return replace(found, outside=0, inside=nothing, inputs=nothing) if options.run.eval else found
 
 
-def choose_parallel(options: Options, world: World, find_need) -> tuple[str, str]:
+def choose_parallel(options: Options, world: World, find_need: Callable[[], Need]) -> tuple[str, str]:
     """(ddp or fsdp, a line on it or ''). auto: ddp, unless only fsdp fits; find_need() estimates, in the main
     process.
 
@@ -74,10 +74,8 @@ def pick(found: Need, devices: int, room: int, recomputed: bool) -> tuple[str, s
     if not room or whole <= usable:
         return "ddp", f"parallel   ddp: it needs about {gib(whole)} {has} (--parallel auto)"
     if shards <= usable:
-        return (
-            "fsdp",
-            f"parallel   fsdp: ddp needs about {gib(whole)} and fsdp {gib(shards)} {has} (--parallel auto)",
-        )
+        return "fsdp", (f"parallel   fsdp: ddp needs about {gib(whole)} and fsdp {gib(shards)} {has} "
+                        "(--parallel auto)")
     return "ddp", (f"parallel   ddp, though it needs about {gib(whole)} {has}: fsdp does not fit either, "
                    f"with {gib(shards)}; use more devices, a smaller --batch_size, or "
                    "--activation_checkpointing")
@@ -104,8 +102,8 @@ def table(options: Options, model: torch.nn.Module, others: dict[str, torch.nn.M
             name = f"{kind}, {parallel}{', checkpointed' if recomputed else ''}"
             sizes = (found.on(number, parallel, recomputed).total for number in DEVICES)
             lines.append(f"           {name:<33}" + "".join(f"{size / GIB:>9.2f}" for size in sizes))
-    room = device_memory(world.device, world.local_size if world.size > 1
-                         or world.device.type == "cuda" else devices)
+    room = device_memory(world.device, world.local_size
+                         if world.size > 1 or world.device.type == "cuda" else devices)
     if devices > 1 and asked == "auto":
         lines.append(f"{pick(mine, devices, room, checkpointing)[1]}; {devices} devices")
     elif devices > 1:
@@ -147,7 +145,7 @@ def recompute_blocks(model: torch.nn.Module) -> None:
 # ---- --batch_size auto: the largest batch that fits into the memory, found once, when a run begins ---------
 
 def with_stored_batch(options: Options, resumed: WeightFile | None) -> Options:
-    """A run that goes on, or a checkpoint that is scored, keeps the number that was found when it began."""
+    """A resumed run, or a checkpoint that is scored, keeps the number that was found when it began."""
     if options.training.batch_size != AUTO or resumed is None:
         return options
     known = resumed.rest["options"].get("batch_size") if checkpoint.is_ours(resumed) else None
@@ -175,8 +173,8 @@ def choose_batch(job: Job) -> tuple[int, str]:
                        f"memory of {world.device} {'' if tried else 'by the estimate '}with this model: take "
                        "a smaller one, a smaller --input_size, or --adaptation lp", everywhere=True)
     how = f"tried on {torch.cuda.get_device_name(world.device)}" if tried else "estimated, not tried"
-    bound = ", bounded by the training images" if found == sizes[-1] and found < SIZES[-1] and (
-        tried or found < LARGEST_WITHOUT_TRYING) else ""
+    bound = (", bounded by the training images" if found == sizes[-1] and found < SIZES[-1]
+             and (tried or found < LARGEST_WITHOUT_TRYING) else "")
     return found, f"batch      --batch_size auto is {found} ({how}{bound}); a run that goes on keeps it"
 
 
@@ -206,9 +204,8 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
     """Whether a batch goes forward and back on this process's device. The model stays as it was.
 
     It is tried without the other processes, which would otherwise wait inside a step for one that has run out
-    of memory.
-    for_training: with room for what is not there yet: the optimizer's moments, the buckets of several
-    processes, the slack.
+    of memory. for_training: with room for what is not there yet: the optimizer's moments, the buckets of
+    several processes, the slack.
     """
     options, device = job.options, job.world.device
     model = job.running.to(device).train()
@@ -223,9 +220,9 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
             if options.model.adaptation == "lp" and device.type == "cuda":
                 batch_size *= 2  # the frozen backbone reads the evaluation's batches
         batch_size = max(2, batch_size)  # batch norm needs two: training takes an image alone twice
-        rows = job.features["train"][:batch_size] if job.features is not None else torch.zeros(
-            batch_size, 3, options.model.input_size, options.model.input_size)
-        inputs = (rows.to(device),)
+        rows = (job.features["train"][:batch_size] if job.features is not None else
+                torch.zeros(batch_size, 3, options.model.input_size, options.model.input_size))
+        inputs: tuple[torch.Tensor, ...] = (rows.to(device),)
         covariates = job.task.num_covariates(job.rows("train"))
         if covariates:
             inputs += (torch.zeros(len(rows), covariates, device=device),)

@@ -128,8 +128,9 @@ def class_names(options: Options, backbone: models_vit.Backbone,
         return known, []
     number = num_classes_of(file, backbone, options)
     if not options.use.class_names:
-        return [str(k) for k in range(number)], [f"classes are called 0 to {number - 1}, in the order of the "
-                                                 "training folders' names: --class_names names them"]
+        return ([str(k) for k in range(number)],
+                [f"classes are called 0 to {number - 1}, in the order of the training folders' names: "
+                 "--class_names names them"])
     if len(options.use.class_names) != number:
         raise InputError(f"--class_names has {len(options.use.class_names)} names, {file.path} {number} "
                          "classes")
@@ -195,7 +196,7 @@ def check_heatmaps(job: Prediction, folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise InputError(f"--heatmaps {folder}: can't be written; name another folder")
     if job.world.is_main and not (folder / INDEX_FILE).exists():
-        # it tells overlays from photographs, also where a start is killed
+        # it tells overlays from photographs, also where a launch is killed
         run_files.write_whole(folder / INDEX_FILE, "{}\n")
 
 

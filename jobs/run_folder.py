@@ -14,7 +14,10 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pandas as pd
 
 from util.core import disk, run_lock, tensorboard
 from util.core.errors import InputError
@@ -44,11 +47,12 @@ OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "
 class RunFolder:
     """The files of one run. Only the main process writes; reading is for all.
 
-    columns: of the metrics files; curves: the figures of val that are drawn (the others stand in log.txt);
-    again: how a run goes on that the disk has stopped.
+    columns: of the metrics files; curves: the metrics of val that are drawn (the others stand in log.txt);
+    again: how a run is resumed that the disk has stopped.
     """
 
-    def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple = (), curves: tuple = ()):
+    def __init__(self, output_dir: str, log_dir: str, task: str, columns: tuple[str, ...] = (),
+                 curves: tuple[str, ...] = ()) -> None:
         self.columns, self.curves = columns, curves
         self.path = Path(output_dir) / task if task else Path(output_dir)
         self.tensorboard_path = Path(log_dir) / task if task else Path(log_dir)
@@ -66,7 +70,7 @@ class RunFolder:
             self._places[self.path].require(self.again)
         return self.file(name)
 
-    def hold(self, say, shared: bool = False) -> None:
+    def hold(self, say: Callable[[str], None], shared: bool = False) -> None:
         """Lock the folder, if it is there, until `close` (main process): see util/core/run_lock.py.
         InputError where another run holds it."""
         try:
@@ -91,8 +95,8 @@ class RunFolder:
                                  "folder") from error
 
     def new_file(self, name: str) -> Path:
-        """Where this start writes what it finds before it puts an earlier run aside; an earlier start's file
-        gets another name."""
+        """Where this launch writes what it finds before it puts an earlier run aside; an earlier launch's
+        file gets another name."""
         with self.writing(self.file(name)) as path:
             if path.exists():
                 path.replace(path.with_name(f"{path.stem}.earlier{path.suffix}"))
@@ -125,7 +129,7 @@ class RunFolder:
                 "on with it)"]
 
     def adopt(self, other: Path) -> None:
-        """Take over the run in another folder, whose checkpoint this one goes on from: its best epoch and its
+        """Take over the run in another folder, whose checkpoint this one resumes: its best epoch and its
         rows."""
         if other.resolve() == self.path.resolve():
             return
@@ -190,9 +194,9 @@ class RunFolder:
     def log_rows(self) -> list[dict]:
         return read_log(self.file("log.txt"))[0]
 
-    def add_evaluation(self, split: str, predictions, figures: dict, epoch: int | None, keep: bool,
-                       entries: dict[str, dict] | None = None) -> None:
-        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the figures with their
+    def add_evaluation(self, split: str, predictions: pd.DataFrame, figures: dict[str, float],
+                       epoch: int | None, keep: bool, entries: dict[str, dict] | None = None) -> None:
+        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the metrics with their
         intervals (`entries`)."""
         with self.writing(self.path):
             if split == "test" and epoch is not None:
@@ -231,7 +235,7 @@ class RunFolder:
         with self.writing(self.file("run.json")) as path:
             write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
-    def writing(self, path: Path | None = None):
+    def writing(self, path: Path | None = None) -> contextlib.AbstractContextManager[Path]:
         """Turns a disk that can't be written, or a folder that is gone, into a RunError of one line -> a
         context, the path."""
         path = path or self.path
@@ -240,7 +244,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a figure may depend on."""
+    """Versions that a metric may depend on."""
     from importlib.metadata import version
 
     packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas", "pillow", "simplejpeg")

@@ -10,16 +10,19 @@ import copy
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
+import pandas as pd
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 import models_vit
-from engine_finetune import Progress
+from engine_finetune import Progress, Trainer
 from jobs.job import Job
 from jobs.loaders import features_of, fill_cache, loader, plan_training
 from jobs.model import choose_part, describe_part
@@ -34,6 +37,8 @@ from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
 from util.report import terminal
 from util.study import optuna_study
+
+Result = TypeVar("Result")
 
 
 def search(options: Options, world: World) -> None:
@@ -88,14 +93,14 @@ def _describe(job: Job, parameters: optuna_study.Space, frozen: bool, depth: boo
              f"pruner {search.optuna_pruner}",
              f"           {', '.join(parameters)}",
              f"           lr is taken as it is; batch {training.batch_size} x accumulation "
-            f"{training.accum_iter} x processes = {job.plan.step_size}",
-            *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
+             f"{training.accum_iter} x processes = {job.plan.step_size}",
+             *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
 
 
 class Search:
     """The trials of this group of processes."""
 
-    def __init__(self, job: Job, parameters: optuna_study.Space):
+    def __init__(self, job: Job, parameters: optuna_study.Space) -> None:
         options, asked = job.options, job.options.search
         self.job, self.world, self.folder = job, job.world, job.folder
         seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed
@@ -144,7 +149,7 @@ class Search:
             raise RunError("no trial came to an end by itself: the reasons stand in "
                            f"{self.folder.path}/optuna_trials.csv", everywhere=True)
 
-    def _alone(self, work, *words):
+    def _alone(self, work: Callable[..., Result], *words: object) -> Result | None:
         """`work` in the main process, see World.main_alone. RunError where the study's storage fails, too."""
         return self.world.main_alone(_with_storage, work, *words)
 
@@ -180,7 +185,7 @@ class Search:
             torch.cuda.empty_cache()
         return f"the device's memory is full at --batch_size {self.job.options.training.batch_size}"
 
-    def _epochs(self, job: Job, trainer) -> tuple[str, float | None, str]:
+    def _epochs(self, job: Job, trainer: Trainer) -> tuple[str, float | None, str]:
         options, best, best_weights, longest = job.options, None, None, 0.0
         sign = 1 if options.search.optuna_direction == "maximize" else -1
         figures = self._alone(self._trial_scalars)
@@ -202,7 +207,7 @@ class Search:
             self._alone(self._enter_test, job, evaluate(job, "test", loader(job, "test")))
         return "complete", best, ""
 
-    def _report(self, epoch: Epoch, best: float, longest: float, figures) -> bool:
+    def _report(self, epoch: Epoch, best: float, longest: float, figures: ScalarFile) -> bool:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
         self.trial.set_user_attr("lease", optuna_study.lease(optuna_study.lease_length(longest)))
         with self.folder.writing(figures.path):
@@ -216,13 +221,13 @@ class Search:
             path.mkdir(exist_ok=True)
         return ScalarFile(path)
 
-    def _enter_test(self, job: Job, predictions) -> None:
+    def _enter_test(self, job: Job, predictions: pd.DataFrame) -> None:
         metrics, _ = job.task.metrics(predictions)
         self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
                                           for name, value in metrics.items()})
 
     def _job_of(self, params: dict, seed: int) -> Job:
-        """The job of a trial: its own settings and head, the backbone as it was at the start."""
+        """The job of a trial: its own settings and head, the backbone as the search found it."""
         base = self.job
         own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
         task = copy.copy(base.task)
@@ -252,10 +257,11 @@ class Search:
         self.study.tell(self.trial, value if state == "complete" else None,
                         optuna.trial.TrialState[state.upper()])
         self._write_results()
-        return sum(map(optuna_study.counts,
-                       self.study.get_trials(deepcopy=False))), optuna_study.best_of(self.study)
+        return (sum(map(optuna_study.counts, self.study.get_trials(deepcopy=False))),
+                optuna_study.best_of(self.study))
 
-    def _trial_line(self, number, state, value, reason, params, best, seconds) -> str:
+    def _trial_line(self, number: int, state: str, value: float | None, reason: str, params: dict,
+                    best: optuna.trial.FrozenTrial | None, seconds: float) -> str:
         shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
         result = f"failed: {reason}"
         if state != "fail":
@@ -290,7 +296,7 @@ class Search:
             f"{path / 'optuna_best.json'} instead of the search's flags"]
 
 
-def _with_storage(work, *words):
+def _with_storage(work: Callable[..., Result], *words: object) -> Result:
     try:
         return work(*words)
     # OSError: of a journal file

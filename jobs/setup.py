@@ -1,6 +1,6 @@
 """A job: all that is decided before the first step, for every task. Read `prepare` from top to bottom.
 
-It stands apart from the entry points so that flags are read, refused and explained before torch is imported.
+It stands apart from the entry points so that flags are read, rejected and explained before torch is imported.
 """
 
 import functools
@@ -79,7 +79,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     if resumed is not None and (way == "ddp" or lora.is_adapter(resumed)):  # an adapter is small
         resumed = world.main_first(lambda: shard_files.whole(resumed, with_moments=not options.run.eval))
     with_weights = functools.partial(build, backbone, resumed, world, task)
-    parts = [] if way == "fsdp" else None
+    parts: sharding.Parts | None = [] if way == "fsdp" else None
     model, started_from, loaded = world.main_first(lambda: with_weights(parts))
     if parts is not None and not sharding.fills_by_itself(model, parts):
         parts, (model, started_from, loaded) = None, world.main_first(with_weights)
@@ -181,8 +181,8 @@ def without_effect_here(job: Job) -> list[str]:
     training, images, adaptation = options.training, options.images, options.model.adaptation
     warmup, processes = job.schedule.warmup_epochs, workers(options, job.world)
     is_new = job.resumed is None
-    other_weights = not is_new and not lora.is_adapter(job.resumed) and (
-        job.resumed.rest["options"].get("finetune") != options.model.finetune)
+    other_weights = (not is_new and not lora.is_adapter(job.resumed)
+                     and job.resumed.rest["options"].get("finetune") != options.model.finetune)
     stands_still = options.part.train_last_blocks or adaptation == "lora"
     refused = ": training with --adaptation lora refuses that" if adaptation == "lora" else ""
     of_probe = [name for name in ("drop_path", "layer_decay", "activation_checkpointing")

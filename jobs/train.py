@@ -50,8 +50,7 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
     job = prepare(options, world, kind)
     options, paths = job.options, list(job.data.table["path"]) if world.is_main else []
     seen = seen_area.describe(paths, job.eval_transform, job.data.fields, job.data.facts)
-    world.say(*terminal.describe(job), *seen, *describe_part(options, job.model),
-              *without_effect_here(job))
+    world.say(*terminal.describe(job), *seen, *describe_part(options, job.model), *without_effect_here(job))
     if options.run.dry_run:
         world.say(*_memory(job), *describe_room(job), "dry run: nothing was trained")
         return
@@ -91,8 +90,7 @@ def _memory(job: Job) -> list[str]:
             except InputError as error:
                 lines.append(f"           {kind}: not counted ({error})")
     covariates = job.task.num_covariates(job.data.table)
-    return parallel.table(job.options, job.model, others, job.precision.name, covariates,
-                          job.world) + lines
+    return parallel.table(job.options, job.model, others, job.precision.name, covariates, job.world) + lines
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -109,7 +107,7 @@ def trainer_of(job: Job) -> Trainer:
                    eval_mode=options.model.adaptation == "lp" and job.features is None)
 
 
-def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
+def evaluate(job: Job, split: str, batches: torch.utils.data.DataLoader) -> pd.DataFrame | None:
     """The predictions table of a split, in the main process (None in the others). RunError, in all of them,
     where outputs are no numbers."""
     model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind)
@@ -128,7 +126,7 @@ def evaluate(job: Job, split: str, batches) -> pd.DataFrame | None:
 
 @dataclass
 class Epoch:
-    """What an epoch came to. The predictions table is the main process's; the figures are everybody's."""
+    """What an epoch came to. The predictions table is the main process's; the metrics are everybody's."""
 
     number: int
     training: dict[str, float]
@@ -181,8 +179,7 @@ def _train(job: Job) -> None:
         say_complete(job)
         return
     world.main_alone(lambda: folder.write_run(facts(job), resumed_at))
-    started = time.monotonic()
-    epoch = None
+    started, epoch = time.monotonic(), None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
     keeps = options.run.savemodel and job.features is None
 
@@ -203,8 +200,8 @@ def _train(job: Job) -> None:
             kept = _keep_epoch(job, trainer, epoch, best)
             best_weights = kept if is_best else best_weights
         if world.any(signals.asked()):
-            raise signals.StopRequested("all epochs are trained, the test split is not scored "
-                                        "yet", together=True)
+            raise signals.StopRequested("all epochs are trained, the test split is not scored yet",
+                                        together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
         keep_last(job, trainer, Progress(epoch.number + 1), best)
     world.main_alone(finish_val, job, best)
@@ -228,7 +225,7 @@ def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict) -> dict | 
 
 
 def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
-    """An epoch's rows and scalars. Those past the checkpoint are cut when the run goes on, so they are
+    """An epoch's rows and scalars. Those past the checkpoint are cut when the run is resumed, so they are
     written before it."""
     folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
     folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)

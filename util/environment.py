@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class EnvironmentFault(Exception):
     """Why no environment could be made: the exit code and one line."""
 
 
-def unmet(requirements):
+def unmet(requirements: Path) -> list[str]:
     """What this interpreter lacks of a requirement file, as texts such as "timm>=1.0.20 (has 0.9.2)".
 
     Reads installed metadata only, so that the answer costs a fraction of a second (importing torch costs
@@ -61,26 +62,26 @@ def unmet(requirements):
     return lacking
 
 
-def fingerprint(requirements):
+def fingerprint(requirements: Path) -> str:
     """What an installation depends on: the requirement file and this Python's version."""
     return hashlib.sha256(Path(requirements).read_bytes() + sys.version.encode()).hexdigest()
 
 
-def read_stamp(folder):
+def read_stamp(folder: Path) -> str | None:
     """How far an installation came: "unfinished", or the fingerprint that it reached; None where no stamp
     stands, that is, where somebody else made the folder."""
     path = Path(folder) / "stamp"
     return path.read_text().strip() if path.exists() else None
 
 
-def write_stamp(folder, text):
+def write_stamp(folder: Path, text: str) -> None:
     """Written aside and renamed, so that a stamp is never half there."""
     part = Path(folder) / "stamp.part"
     part.write_text(text + "\n")
     part.replace(Path(folder) / "stamp")
 
 
-def ready(clone):
+def ready(clone: Path) -> bool:
     """Whether this interpreter, run from clone/.venv, satisfies requirements.txt and its installation was
     finished."""
     requirements = Path(clone) / "requirements.txt"
@@ -88,7 +89,7 @@ def ready(clone):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locked(path: Path) -> Iterator[None]:
     """One maker at a time. The system frees the lock when its holder dies, so that none is ever left
     behind."""
     with open(path, "a") as file:
@@ -104,11 +105,11 @@ def locked(path):
         yield
 
 
-def say(line):
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def empty(folder):
+def empty(folder: Path) -> None:
     """Removes what is in a folder but not the folder, which may be a link to a larger disk."""
     for child in Path(folder).iterdir():
         if child.is_dir() and not child.is_symlink():
@@ -117,7 +118,7 @@ def empty(folder):
             child.unlink()
 
 
-def pip_install(python, requirements, *words):
+def pip_install(python: Path | str, requirements: Path, *words: Path | str) -> None:
     """Runs pip on a requirement file (or on what `words` name), quietly where nobody watches. Raises
     EnvironmentFault where it fails; its own message stands above."""
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
@@ -128,7 +129,7 @@ def pip_install(python, requirements, *words):
                                   "above, then start again")
 
 
-def make(clone):
+def make(clone: Path) -> None:
     """Makes clone/.venv, or completes it, with this interpreter.
 
     A .venv whose installation was cut is emptied first: a package can be half there and still be listed as
@@ -138,7 +139,7 @@ def make(clone):
     python = venv / "bin" / "python"
     with locked(clone / ".venv.lock"):
         if python.exists() and subprocess.run([python, "-P", __file__, "ready", clone]).returncode == 0:
-            return  # made by the start that this one waited for
+            return  # made by the launch that this one waited for
         venv.mkdir(exist_ok=True)
         stamp = read_stamp(venv)
         if stamp is None and any(venv.iterdir()):
@@ -166,7 +167,7 @@ def make(clone):
         write_stamp(venv, finished.strip())
 
 
-def install_beside(folder, requirements):
+def install_beside(folder: Path, requirements: Path) -> None:
     """Installs what this interpreter lacks of a requirement file into a folder of its own, which PYTHONPATH
     then names.
 
@@ -189,9 +190,8 @@ def install_beside(folder, requirements):
         write_stamp(folder, fingerprint(requirements))
 
 
-def main(arguments):
-    command, *paths = arguments
-    paths = [Path(path) for path in paths]
+def main(arguments: list[str]) -> int:
+    command, paths = arguments[0], [Path(path) for path in arguments[1:]]
     try:
         if command == "unmet":
             lacking = unmet(*paths)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from engine_finetune import Mixing
 from jobs.run_folder import RunFolder
 from models_vit import Backbone, Put, load_trained
 from util.data.tables import Data
@@ -20,10 +21,10 @@ AUGMENTATIONS = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "
 class Task(ABC):
     """A kind of job: what it reads, what its model gives out, how that is scored.
 
-    kind     stands in the checkpoint, so that one of another kind is refused
+    kind     stands in the checkpoint, so that one of another kind is rejected
     program  the entry point that runs it
-    score    the figure whose highest value on val makes the best epoch (--select_metric)
-    columns  of the metrics files; curves: figures of val that are drawn; shown: (figure, label) of the
+    score    the metric whose highest value on val makes the best epoch (--select_metric)
+    columns  of the metrics files; curves: metrics of val that are drawn; shown: (metric, label) of the
              terminal's lines, the first four of them after every epoch
     """
 
@@ -33,7 +34,7 @@ class Task(ABC):
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
     columns: tuple[str, ...] = ()
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         """options: as far as they are resolved; what the data decide takes the place of what was not said
         (`read`)."""
         self.options = options
@@ -51,7 +52,7 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, resumed: WeightFile | None, splits: tuple[str, ...]) -> Data:
-        """The table of images, checked. InputError for anything that the user can mend."""
+        """The table of images, checked. InputError for anything that the user can fix."""
 
     @abstractmethod
     def settle(self, data: Data, resumed: WeightFile | None) -> None:
@@ -96,18 +97,18 @@ class Task(ABC):
         return load_trained(model, backbone, file, put)
 
     def keeps_own_head(self, file: WeightFile) -> bool:
-        """Whether the checkpoint's head has no place in the model, which keeps the start of its own."""
+        """Whether the checkpoint's head has no place in the model, which keeps its own as it was drawn."""
         return False
 
     @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
 
-    def mixing(self):
+    def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None
 
-    # ---- figures
+    # ---- metrics
 
     @abstractmethod
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
@@ -115,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        """All figures of a predictions table, and lines that say what they leave out."""
+        """All metrics of a predictions table, and lines that say what they leave out."""
 
     @abstractmethod
     def draw(self, folder: RunFolder, split: str) -> list[str]:
@@ -137,11 +138,11 @@ class Task(ABC):
     @abstractmethod
     def intervals(self, predictions: pd.DataFrame, figures: dict[str, float],
                   decided: dict) -> dict[str, dict]:
-        """The figures with their intervals and what else is told of a whole split; see
+        """The metrics with their intervals and what else is told of a whole split; see
         util/metrics/intervals.py. decided: from `decide`, of the best epoch."""
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
-        """Lines of figures below those of `shown`."""
+        """Lines of metrics below those of `shown`."""
         return []
 
     # ---- what is said and stored

@@ -1,4 +1,4 @@
-"""Classification: a folder or a CSV with a class an image, cross-entropy, figures of counts and ranks."""
+"""Classification: a folder or a CSV with a class an image, cross-entropy, metrics of counts and ranks."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from util.metrics.classification import (
 from util.metrics.intervals import classification_intervals, entry
 from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
-from util.model.feature_kinds import put_wide_head
+from util.model.feature_kinds import KindsReader, put_wide_head
 from util.options.adaptation import POOLED
 from util.options.groups import Options
 from util.report import charts, class_charts, terminal
@@ -36,7 +36,7 @@ class Classification(Task):
     kind, program = "classification", "main_finetune.py"
     head_is_linear = True
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.class_names: list[str] = []
         self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
@@ -123,11 +123,11 @@ class Classification(Task):
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return models_vit.final_linear(model) or model
 
-    def feature_reader(self, model: torch.nn.Module) -> torch.nn.Module | None:
+    def feature_reader(self, model: torch.nn.Module) -> KindsReader | None:
         return models_vit.feature_reader(model, self.options.model.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
-                     put=put_in) -> Fit:
+                     put: models_vit.Put = put_in) -> Fit:
         if self.keeps_own_head(file):
             of_head = models_vit.head_prefixes(model)
             own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(of_head)}
@@ -141,12 +141,11 @@ class Classification(Task):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         weights = None
         if self.options.mixing.class_weights == "balanced":
-            weights = balanced_class_weights(
-                np.bincount(train_rows["target"], minlength=len(self.class_names))
-            )
+            weights = balanced_class_weights(np.bincount(train_rows["target"],
+                                                         minlength=len(self.class_names)))
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
-    def mixing(self):
+    def mixing(self) -> Mixing | None:
         mixing = self.options.mixing
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
             return None
@@ -154,7 +153,7 @@ class Classification(Task):
                       mixing.mixup_switch_prob, mixing.mixup_mode, label_smoothing=mixing.smoothing,
                       num_classes=len(self.class_names))
 
-    # ---- figures
+    # ---- metrics
 
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         return predictions_table(rows, outputs, self.class_names)
@@ -193,10 +192,10 @@ class Classification(Task):
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         lines = []
         if "temperature" in entries:
-            lines.append("  calibrated on val (temperature "
-                         f"{entries['temperature']['value']:.3f}): " + "  ".join(
-                f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
-                for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
+            lines.append(
+                f"  calibrated on val (temperature {entries['temperature']['value']:.3f}): "
+                + "  ".join(f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
+                            for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
         at_thresholds = [name for name in entries if "_at_" in name]
         for name in at_thresholds:
             figure, _, point, other = name.split("_")
@@ -210,7 +209,7 @@ class Classification(Task):
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
         chart = class_charts.confusion_matrix(split, predictions, self.class_names,
-                                 f"{split}, {len(predictions):,} images")
+                                              f"{split}, {len(predictions):,} images")
         return charts.save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:
@@ -250,9 +249,8 @@ class Classification(Task):
         # fp32, so that its metrics are those that it had, to rounding
         stored |= {"read_images": "as_stored", "precision": "fp32"}
         options = options.having(**{name: value for name, value in stored.items() if name not in typed})
-        if "model_arch" not in typed and not models_vit.belongs(
-            options.model.model, options.model.model_arch
-        ):
+        if ("model_arch" not in typed
+                and not models_vit.belongs(options.model.model, options.model.model_arch)):
             # the original's parser stores its default for every model, which it then ignores
             options = options.having(model_arch=None)
         if options.model.fc_norm_passes is None:

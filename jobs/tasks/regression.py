@@ -1,5 +1,4 @@
-"""Regression: a CSV with numbers to predict, a head with a token a target, figures in the CSV's own units."""
-
+"""Regression: a CSV with numbers to predict, a head with a token a target, metrics in the CSV's own units."""
 
 import numpy as np
 import pandas as pd
@@ -17,11 +16,7 @@ from util.data.regression import parse_transforms, read_regression_csv
 from util.metrics import selection, target_scale
 from util.metrics.intervals import entry, regression_intervals
 from util.metrics.predictions import read_predictions
-from util.metrics.regression import (
-    metric_columns,
-    predictions_table,
-    regression_metrics,
-)
+from util.metrics.regression import metric_columns, predictions_table, regression_metrics
 from util.metrics.table import COMPOSED
 from util.model import regression_head, timm_models
 from util.options.groups import Options
@@ -37,7 +32,7 @@ class Regression(Task):
 
     kind, program = "regression", "main_regression.py"
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.scale: target_scale.TargetScale | None = None
         self.covariates_read: tuple[Covariate, ...] = ()
@@ -138,7 +133,7 @@ class Regression(Task):
         known = (~np.isnan(self._true(train_rows))).sum(axis=1).mean()
         return RegressionLoss(self.options.head.huber_beta, float(known))
 
-    # ---- figures
+    # ---- metrics
 
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
@@ -169,11 +164,10 @@ class Regression(Task):
 
     def lines_below(self, entries: dict[str, dict]) -> list[str]:
         width = max(map(len, self.scale.names))
-        return [f"  {name:<{width}}  " + "  ".join(
-            f"{label} "
-            f"{terminal.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}"
-            for figure, label in self.shown[:4])
-            + f"  n {entries[f'n_{name}']['value']:,.0f}" for name in self.scale.names]
+        return [f"  {name:<{width}}  "
+                + "  ".join(f"{label} {terminal.figure_with_interval(entries[f'{figure}_{name}'], '.4g')}"
+                            for figure, label in self.shown[:4])
+                + f"  n {entries[f'n_{name}']['value']:,.0f}" for name in self.scale.names]
 
     # ---- what is said and stored
 
@@ -187,12 +181,11 @@ class Regression(Task):
             logarithm = ", of the logarithm" if transform == "log" else ""
             known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
             lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; "
-                         "known in "
-                         + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
-                                     if split in known))
+                         "known in " + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
+                                                 if split in known))
         for covariate in self.covariates_read:
-            kind = f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else (
-                f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
+            kind = (f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else
+                    f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
             lines.append(f"           covariate {covariate.name}: {kind}")
         return lines
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from typing import Any
 
 from util.core import signals
 from util.core.errors import RunError
@@ -19,7 +20,7 @@ class Children:
     others).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked, self._process = 0, None
 
     def __enter__(self) -> "Children":
@@ -28,11 +29,11 @@ class Children:
         self._before = {number: signal.signal(number, self._on_signal) for number in heard}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, words: list[str], **how: object) -> int:
+    def run(self, words: list[str], **how: Any) -> int:
         """Exit code of a command, negative where a signal ended it, as subprocess counts; how: of Popen.
         RunError where it can't be started."""
         if self.asked:

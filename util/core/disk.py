@@ -11,9 +11,11 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from util.core.errors import RunError
 
+Named = TypeVar("Named", Path, str)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
@@ -35,10 +37,9 @@ def remedy(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Path | str]:
+def writing(path: Named, place: "Place | None" = None, again: str = AGAIN) -> Iterator[Named]:
     """Turns a disk that can't be written into a RunError of one line. place: the folder that has to be there
-    still;
-    again: how the run goes on."""
+    still; again: how the run is resumed."""
     if place is not None:
         place.require(again)
     try:
@@ -54,10 +55,10 @@ def writing(path: Path | str, place: "Place | None" = None, again: str = AGAIN) 
 
 class Place:
     """A folder that is written to for hours. Held open, so that it can be told from another one of the same
-    name: under a disk that was unmounted lies an empty folder, and a run that went on there would be in two
+    name: under a disk that was unmounted lies an empty folder, and a run that wrote on there would be in two
     halves."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         """OSError where the folder can't be opened."""
         self.path = path
         self._folder = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -8,6 +8,7 @@ import atexit
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from util.core import machine_faults, signals
 from util.core.disk import replacing
@@ -22,14 +23,14 @@ ATTEMPT = "RETINA_ATTEMPT"  # a name that the launcher draws for each start of a
 THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
 
 
-def exit_code_of(main, argv: list[str] | None = None) -> int:
+def exit_code_of(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Run `main(argv)`: 0, or 2 (wrong input), 1 (failed run), 99 (asked to end) or 130 (Ctrl-C) after one
     line. Our own bugs keep their traceback.
 
     Under a launcher the main process prints; the others hold their exit back for a moment, since the launcher
     ends everybody as soon as one leaves.
     """
-    if argv is None:  # a start of its own, not a call
+    if argv is None:  # a launch of its own, not a call
         machine_faults.speak_utf8()
         sys.unraisablehook = machine_faults.unraisable
     machine_faults.keep_standard_streams()
@@ -41,7 +42,8 @@ def exit_code_of(main, argv: list[str] | None = None) -> int:
         return _guarded(main, argv, is_main, rank)
 
 
-def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
+def _guarded(main: Callable[[list[str] | None], int | None], argv: list[str] | None, is_main: bool,
+             rank: str) -> int:
     marker = os.environ.get(ENDED_BY_ITSELF)
     try:
         return main(argv) or 0
@@ -72,7 +74,7 @@ def _guarded(main, argv: list[str] | None, is_main: bool, rank: str) -> int:
 
 
 def _leave(code: int, is_main: bool) -> int:
-    """Tell the launcher that this start ended by its own word; the main process's line comes first."""
+    """Tell the launcher that this launch ended by its own word; the main process's line comes first."""
     signals.leave()
     leave_mark(code)
     if not is_main:
@@ -86,7 +88,7 @@ def exit_with(code: int) -> None:
 
     A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while
     Python is being taken down ends the process by a signal ("terminate called without an active exception",
-    seen once in some 15 starts).
+    seen once in some 15 launches).
     """
     if os.environ.get(THREADS_LEFT) == str(os.getpid()):
         atexit._run_exitfuncs()

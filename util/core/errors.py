@@ -11,7 +11,7 @@ _ENDLESS = re.compile(r"\S{400,}")
 
 
 class InputError(Exception):
-    """Wrong input: the message says what, where and how to mend it, in one line. Exit code 2."""
+    """Wrong input: the message says what, where and how to fix it, in one line. Exit code 2."""
 
 
 def reject_if(*problems: tuple[object, str]) -> None:
@@ -27,7 +27,7 @@ class RunError(Exception):
     `everywhere` says that all processes raise it together, so that one of them printing it is enough.
     """
 
-    def __init__(self, message: str, everywhere: bool = False):
+    def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
 
@@ -41,7 +41,7 @@ class PeerEnded(Exception):
     """The main process reported an error that ends all; this one leaves with the same code and says
     nothing."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.exit_code = 2 if kind == "InputError" else 1
 

@@ -60,7 +60,7 @@ def explained() -> Iterator[None]:
         raise RunError(f"{line}; what was saved stays: start again to go on") from error
 
 
-def unraisable(found) -> None:
+def unraisable(found: "sys.UnraisableHookArgs") -> None:
     """For sys.unraisablehook. torch tells of a loader's dead worker wherever Python is at that moment; in the
     middle of a finalizer nobody hears it, and the loader says it again at its next batch."""
     if explain(found.exc_value) is None:

@@ -1,5 +1,5 @@
-"""Rows of numbers that take long to compute, kept on the disk piece by piece: a start that was killed goes on
-from there.
+"""Rows of numbers that take long to compute, kept on the disk piece by piece: where a launch was killed, the
+next one takes them from there.
 
 FILE.partial holds the rows as they are, little-endian float32, one after the other. FILE.partial.index says
 in its first line what they depend on, and in a line a piece how many rows it has, how wide they are, and a
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,19 +33,20 @@ class PartialRows:
     Rows of other values are thrown away by `open`, which says so.
     """
 
-    def __init__(self, output: str | os.PathLike, depends_on: dict):
+    def __init__(self, output: str | os.PathLike, depends_on: dict) -> None:
         output = Path(output)
         self.data, self.index = (output.with_name(output.name + end)
                                  for end in (".partial", ".partial.index"))
         self.depends_on = json.loads(json.dumps(depends_on))  # as it is read back: tuples are lists
         self.rows = self.width = 0
         self._marks: dict[str, int] = {}
-        self._lock = None
+        self._lock: BinaryIO | None = None
 
     def open(self) -> str:
-        """Find out what an earlier start left -> a line about it, or ''.
+        """Find out what an earlier launch left -> a line about it, or ''.
 
-        InputError where another start is writing the same output, RunError where the files can't be written.
+        InputError where another launch is writing the same output, RunError where the files can't be
+        written.
         """
         with writing(self.data, again="start again"):
             # held as long as rows are added; the system frees it
@@ -109,7 +111,7 @@ class PartialRows:
         self.rows, self.width = self.rows + len(values), values.shape[1]
 
     def mark(self, name: str, count: int) -> None:
-        """Write down how far something else has come; `marked` reads it, also after a new start."""
+        """Write down how far something else has come; `marked` reads it, also in a later launch."""
         with writing(self.data, again="start again"):
             append_whole(self.index, _line({"mark": name, "count": count}))
         self._marks[name] = count

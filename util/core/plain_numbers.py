@@ -1,13 +1,14 @@
 """Numbers as people write them."""
 
+from collections.abc import Callable
 
-def number_of(text: str, kind=float):
+
+def number_of(text: str, kind: Callable[[str], float] = float) -> float:
     """The number that a text says; ValueError for one that it doesn't, also where Python alone reads one
     (1_000)."""
     if "_" in text:
         raise ValueError(text)
     return kind(text)
-
 
 
 def mean_and_deviation(mean: list[float], std: list[float]) -> str:

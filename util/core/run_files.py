@@ -1,4 +1,4 @@
-"""The text files of a run: rows of figures, the log, tables of predictions; written whole, cut where a run
+"""The text files of a run: rows of metrics, the log, tables of predictions; written whole, cut where a run
 resumes."""
 
 import csv
@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,12 @@ def _line(cells: Sequence[str]) -> str:
     return line.getvalue()
 
 
-def write_metrics_json(path: str | os.PathLike, metrics: dict[str, float | dict]) -> None:
+def write_metrics_json(path: str | os.PathLike, metrics: Mapping[str, float | dict]) -> None:
     """Write {metric: {"value", "lower", "upper", …}}, whole or not at all; NaN becomes null.
 
     metrics: values, whose bounds are null, or entries of util/metrics/intervals.py.
     """
-    def entry(value):
+    def entry(value: float | dict) -> dict:
         parts = value if isinstance(value, dict) else {"value": value, "lower": None, "upper": None}
         return {name: None if isinstance(part, float) and math.isnan(part) else part
                 for name, part in parts.items()}
@@ -114,10 +114,10 @@ def read_log(path: str | os.PathLike) -> tuple[list[dict], int]:
 def cut_rows_after(path: str | os.PathLike, epoch: int, columns: Columns) -> None:
     """Drop the rows of a metrics CSV that are past an epoch, so that a resumed run writes each epoch once.
 
-    Rows without an epoch stay, a line without its line end goes. A missing file is fine.
-    Raises InputError for another header or a row that doesn't fit it.
+    Rows without an epoch stay, a line without its line end goes. A missing file is fine. Raises InputError
+    for another header or a row that doesn't fit it.
     """
-    def stays(line, number):
+    def stays(line: str, number: int) -> bool:
         cells = line.rstrip("\r\n").split(",")  # numbers alone, so no cell is quoted
         try:
             if len(cells) != len(columns):
@@ -137,7 +137,7 @@ def cut_log_after(path: str | os.PathLike, epoch: int) -> None:
     Lines without an epoch stay. A missing file is fine. Raises InputError for a line in the middle that is no
     JSON object.
     """
-    def stays(line, number):
+    def stays(line: str, number: int) -> bool:
         try:
             entry = json.loads(line)
             if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), (int, float, type(None))):

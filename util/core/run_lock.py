@@ -61,7 +61,8 @@ def hold(folder: Path, say: Callable[[str], None], shared: bool = False) -> Text
         time.sleep(_LOOK_EVERY_S)
 
 
-def try_lock(file: TextIO | BinaryIO | int, lock: Callable, shared: bool = False) -> bool:
+def try_lock(file: TextIO | BinaryIO | int, lock: Callable[[TextIO | BinaryIO | int, int], None],
+             shared: bool = False) -> bool:
     """Whether an open file could be locked; False where another process holds it, OSError where there are no
     locks.
 

@@ -24,7 +24,7 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def plain_without_secrets(value):
+def plain_without_secrets(value: object) -> object:
     """The same for all texts of plain values (lists, tuples and dicts of them)."""
     if isinstance(value, str):
         return without_secrets(value)

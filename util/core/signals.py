@@ -10,7 +10,9 @@ import multiprocessing
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 99  # Grid Engine queues a job again that ends so; LSF's and Slurm's settings can name it
@@ -25,7 +27,7 @@ class StopRequested(BaseException):
     to start them again.
     """
 
-    def __init__(self, saved: str = "what was saved stays", together: bool = False):
+    def __init__(self, saved: str = "what was saved stays", together: bool = False) -> None:
         super().__init__(saved)
         self.saved, self.together = saved, together
 
@@ -33,7 +35,8 @@ class StopRequested(BaseException):
 class _Wish:
     signal_name = ""  # of the first signal that came
     holders = 0
-    child_handler = None  # what answered the end of a child until `leave`
+    # what answered the end of a child until `leave`
+    child_handler: Callable[[int, FrameType | None], object] | int | None = None
 
 
 def code_of(number: int) -> int:
@@ -56,7 +59,7 @@ def is_held() -> bool:
 
 
 @contextmanager
-def held():
+def held() -> Iterator[None]:
     """Inside, a signal is only written down: the code asks `asked()` where it can end well. One that came
     after the last time it asked ends it here."""
     _Wish.holders += 1
@@ -69,7 +72,7 @@ def held():
 
 
 @contextmanager
-def answered():
+def answered() -> Iterator[None]:
     """Inside, the signals are answered; those that the process was started to ignore stay ignored.
 
     A second signal changes nothing: launchers pass on what a scheduler has sent to every process already.
@@ -93,7 +96,7 @@ def answered():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def _on_signal(number: int, frame) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     first = not _Wish.signal_name
     _Wish.signal_name = _Wish.signal_name or signal.Signals(number).name
     if first and not _Wish.holders:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from util.core.disk import append_whole
@@ -20,16 +21,16 @@ _NUMBERS = itertools.count()  # of the files of this process: two may begin in o
 class ScalarFile:
     """One event file (TFRecord of Event messages), made with the first scalar.
 
-    purge_step: a run goes on from this step, and what earlier files of the folder say of it and later ones is
+    purge_step: where a run is resumed; what earlier files of the folder say of this step and later ones is
     void.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None):
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.path = folder / (f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}."
                               f"{next(_NUMBERS)}")
         self._purge_step = purge_step
 
-    def add(self, values: dict[str, float | None], step: int) -> None:
+    def add(self, values: Mapping[str, float | None], step: int) -> None:
         """Scalars of a step by name; NaN and None are left out. OSError where they can't be written."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary

@@ -35,7 +35,7 @@ class Heartbeat:
     holds_store: whether it ends with this process.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, holds_store: bool):
+    def __init__(self, store: dist.Store, rank: int, size: int, holds_store: bool) -> None:
         self.store, self.rank, self.size, self.holds_store = store, rank, size, holds_store
         # why all leave: "1 CODE LINE" after an error that one has reported, "0 1 LINE" after a death
         self.word = ""
@@ -128,7 +128,7 @@ class Heartbeat:
 
 
 def death_of(rank: int, how: str) -> str:
-    """The word of a process that ends by an error that a new start may not meet again."""
+    """The word of a process that ends by an error that a new launch may not meet again."""
     return (f"0 1 process {rank} on {socket.gethostname()} ended {how}; what was saved stays: start again to "
             "go on")
 

@@ -1,8 +1,7 @@
 """Processes: the group in and out, the device, what the ranks tell each other.
 
 One context manager makes the process group and takes it down, so that no way out leaves one behind. One
-process on one
-device needs none: every method works there too.
+process on one device needs none: every method works there too.
 """
 
 import os
@@ -11,9 +10,11 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from util.core.machine import keep_freed_memory, usable_cores
 from util.core.secrets import without_secrets
 from util.parallel.heartbeat import SILENCE_S, Heartbeat, death_of, error_of
 
+Result = TypeVar("Result")
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its processes
 MEETING = timedelta(hours=2)  # for the others to be started
 # for one process that works alone: it downloads weights, or checks a million files
@@ -72,7 +74,7 @@ class World:
             dist.all_reduce(values, group=self.steps)
         return values
 
-    def from_main(self, value):
+    def from_main(self, value: object) -> Any:
         """The main process's value, in every process."""
         if self.size == 1:
             return value
@@ -80,11 +82,11 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gather(self, value) -> list:
+    def gather(self, value: Result) -> list[Result]:
         """Every process's value, in the order of ranks, in every process."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
@@ -95,7 +97,7 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def main_alone(self, work, *words):
+    def main_alone(self, work: Callable[..., Result], *words: object) -> Result | None:
         """`work(*words)` in the main process, while the others wait -> its result there, None in them. An
         InputError or RunError of it (a full disk) ends all, and only it is printed."""
         result = error = None
@@ -111,7 +113,7 @@ class World:
             raise PeerEnded(*ended)
         return result
 
-    def main_first(self, work):
+    def main_first(self, work: Callable[[], Result]) -> Result:
         """Run `work()` in the main process, then in the others: what the first stored (a download, a checked
         file) the others find. An InputError or RunError of the main process ends all, and only it is
         printed."""
@@ -126,7 +128,7 @@ class Agreement:
     wait for the step that it has just begun.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World) -> None:
         self.world, self.waiting = world, deque()
         self.lag = 2 if world.device.type == "cuda" else 0
 
@@ -157,8 +159,8 @@ class Agreement:
 
 
 @contextmanager
-def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False):
-    """The process group of this start, as a `World`; taken down on every way out. A process that dies ends
+def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False) -> Iterator[World]:
+    """The process group of this launch, as a `World`; taken down on every way out. A process that dies ends
     the others (util/parallel/heartbeat.py).
 
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one
@@ -183,8 +185,8 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
     except (InputError, RunError) as error:
         word = error_of(rank, 2 if isinstance(error, InputError) else 1)
         if rank > 0 and not getattr(error, "everywhere", False):
-            print(f"error (process {rank}): "
-                  f"{one_line(without_secrets(str(error)))}", file=sys.stderr, flush=True)
+            print(f"error (process {rank}): {one_line(without_secrets(str(error)))}", file=sys.stderr,
+                  flush=True)
         raise
     except RuntimeError as error:
         if heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
@@ -214,13 +216,15 @@ def _join(world: World, dist_url: str) -> Heartbeat:
     if dist_url == "env://" and "MASTER_ADDR" not in os.environ:
         raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, "
                          "or start with torchrun")
-    # torchrun keeps its store over a restart: each start of the processes has a name of its own there
+    # torchrun keeps its store over a restart: each launch of the processes has a name of its own there
     attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     options = {"device_id": world.device} if world.device.type == "cuda" else {}
     try:
         # two connections: one that waits for a value would keep the other's question
-        store, own = (dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(
-            dist_url, world.rank, world.size, timeout=MEETING))[0]) for _ in range(2))
+        store, own = (
+            dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(dist_url, world.rank, world.size,
+                                                                        timeout=MEETING))[0])
+            for _ in range(2))
         own.set(f"host/{world.rank}", socket.gethostname())
         while not own.check([f"host/{rank}" for rank in range(world.size)]):
             time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process

@@ -1,15 +1,14 @@
 """A model in shards: PyTorch's FSDP2, one unit a block, every process with its share of each tensor.
 
 A model is built as shapes alone (meta), sharded, given memory for its shards and filled from a mapped file,
-tensor by
-tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the CPU while
-the shapes were built. Sharded tensors are cut along their first side, as FSDP2 does it: `torch.chunk` of the
-whole.
+tensor by tensor: no process ever holds the whole of it. What a file does not hold (the head) was drawn on the
+CPU while the shapes were built. Sharded tensors are cut along their first side, as FSDP2 does it:
+`torch.chunk` of the whole.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import AbstractContextManager
 
 import torch
@@ -44,7 +43,7 @@ def units(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def shard(model: torch.nn.Module, world: World, kept_whole: set[torch.nn.Parameter] = frozenset()) -> None:
+def shard(model: torch.nn.Module, world: World, kept_whole: Set[torch.nn.Parameter] = frozenset()) -> None:
     """Cut the model's parameters into one shard a process, in place; collective.
 
     kept_whole: parameters that every process keeps (a probe's head: it is run without the rest;
@@ -100,7 +99,8 @@ def _is_norm(model: torch.nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def materialise(model: torch.nn.Module, device: torch.device, parts: Parts = ()) -> None:
+def materialise(model: torch.nn.Module, device: torch.device,
+                parts: Iterable[tuple[torch.nn.Module, Fit]] = ()) -> None:
     """Give a sharded model of shapes its memory and its values.
 
     Values that stand already (drawn on the CPU) stay, the parts' come from their files, and norms that no

@@ -78,7 +78,7 @@ def _offset(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._checkpoint_offset
 
 
-def _tensors_in(value) -> list[torch.Tensor]:
+def _tensors_in(value: object) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()

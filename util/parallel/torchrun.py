@@ -14,6 +14,7 @@ The nodes meet, start their processes, restart them and wait for each other by t
   LOST_S. torchrun lets the others wait until their processes fail.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -25,6 +26,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from types import FrameType
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in util/__init__.py, before torch is imported
 sys.path[:] = [str(Path(__file__).resolve().parents[2]), *sys.path[1:]]
@@ -46,7 +48,7 @@ LINGER_S = 5.0  # node 0 keeps its store, so that the others read there how the 
 class Nodes:
     """The rendezvous that the arguments name, and what is added to it."""
 
-    def __init__(self, arguments, marker: Path):
+    def __init__(self, arguments: argparse.Namespace, marker: Path) -> None:
         self.rank, self.size, self.marker = arguments.node_rank, int(arguments.nnodes.split(":")[-1]), marker
         if arguments.standalone:
             arguments.standalone, arguments.rdzv_id = False, uuid.uuid4().hex
@@ -158,7 +160,7 @@ def main(words: list[str]) -> int:
     return code
 
 
-def launched(arguments, nodes: Nodes) -> tuple[int, str]:
+def launched(arguments: argparse.Namespace, nodes: Nodes) -> tuple[int, str]:
     """Run torchrun -> its exit code, and the line that says what happened."""
     again = "what was saved stays: start again to go on"
     try:
@@ -177,7 +179,7 @@ def launched(arguments, nodes: Nodes) -> tuple[int, str]:
     return 0, ""
 
 
-def stop(number: int, frame) -> None:
+def stop(number: int, frame: FrameType | None) -> None:
     raise SignalException("", signal.Signals(number))
 
 

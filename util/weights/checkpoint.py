@@ -9,6 +9,7 @@ import io
 import random
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from util.core.errors import InputError, RunError
 from util.options.stored import BEFORE
 from util.weights.checkpoint_schema import TAKE_ANOTHER, check_arguments, check_stored
 from util.weights.fitting import WeightFile, read_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 # the best epoch's, with --adaptation lora; BEST is the whole model, at the run's end
@@ -48,9 +52,9 @@ class _Remembering(io.BufferedWriter):
     """A file for torch.save, which turns an OSError of writing into a RuntimeError about its own position in
     the file."""
 
-    error = None
+    error: OSError | None = None
 
-    def write(self, content) -> int:
+    def write(self, content: "Buffer") -> int:
         try:
             return super().write(content)
         except OSError as error:
@@ -130,7 +134,7 @@ def _settle_reading(rest: dict) -> None:
     options, transform = rest["options"], rest.get("transform")
     settings = transform.get("eval") if isinstance(transform, dict) else None
     if not isinstance(options, dict):
-        return  # refused in a moment
+        return  # rejected in a moment
     if "norm" not in options or (isinstance(settings, dict) and "reduced" not in settings):
         options = options | {"norm": "backbone"}
     rest["options"] = BEFORE | options
@@ -141,7 +145,7 @@ def is_ours(file: WeightFile) -> bool:
 
 
 def require_resumable(file: WeightFile) -> None:
-    """InputError unless training can go on from the file."""
+    """InputError unless training can be resumed from the file."""
     if not is_ours(file):
         raise InputError(f"{file.path} was not written by this program, so training can't go on from it: "
                          "score it with --eval, or start from its weights with --finetune")
@@ -150,7 +154,7 @@ def require_resumable(file: WeightFile) -> None:
                          "it, or start anew from its weights with --finetune")
 
 
-def plain(value):
+def plain(value: object) -> Any:
     """A value as what a checkpoint may hold; TypeError for anything else (our own bug, found at the first
     save)."""
     if isinstance(value, dict):

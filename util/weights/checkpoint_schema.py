@@ -8,6 +8,8 @@ flag is covered as it is.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -22,7 +24,7 @@ MOST_WIDE = 2**20  # of a feature
 SCALARS = (str, int, float, bool, type(None))
 
 
-def check_stored(path, rest: dict) -> None:
+def check_stored(path: str | Path, rest: dict) -> None:
     """InputError unless the entries beside a checkpoint's model are what this program writes."""
     for name, (holds, what) in ENTRIES.items():
         if name in rest and not holds(rest[name]):
@@ -46,7 +48,7 @@ def check_stored(path, rest: dict) -> None:
             raise _wrong(path, f"option {flag.name!r}", value, f"what that flag takes{choices}")
 
 
-def check_arguments(path, arguments: dict) -> None:
+def check_arguments(path: str | Path, arguments: dict) -> None:
     """The same for what is taken from the argparse.Namespace of the original scripts."""
     holds = {
         "model": lambda value: isinstance(value, str),
@@ -63,11 +65,11 @@ def check_arguments(path, arguments: dict) -> None:
 TAKE_ANOTHER = "the file was changed after it was written, or is another program's; take another copy of it"
 
 
-def _wrong(path, entry: str, value, what: str) -> InputError:
+def _wrong(path: str | Path, entry: str, value: object, what: str) -> InputError:
     return InputError(f"{path}: its {entry} is {_shown(value)}, not {what}: {TAKE_ANOTHER}")
 
 
-def _shown(value) -> str:
+def _shown(value: object) -> str:
     """A value in a few words; containers by their size alone, since one may contain itself many times
     over."""
     if isinstance(value, str):
@@ -83,24 +85,24 @@ def _shown(value) -> str:
 # ---- the other entries -------------------------------------------------------------------------------------
 
 
-def _whole(least: int, most: int = 2**40) -> Callable:
+def _whole(least: int, most: int = 2**40) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _finite(value) -> bool:
+def _finite(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _texts(value) -> bool:
+def _texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) and len(text) <= LONGEST_TEXT
                                            for text in value)
 
 
-def _names(value) -> bool:
+def _names(value: object) -> TypeGuard[list[str]]:
     return _texts(value) and len(value) > 0 and len(set(value)) == len(value)
 
 
-def _plain_table(value, deep: int = 1) -> bool:
+def _plain_table(value: object, deep: int = 1) -> TypeGuard[dict]:
     """A dict by text of plain values, or of such dicts."""
     return isinstance(value, dict) and all(
         isinstance(key, str) and (isinstance(entry, SCALARS) or (deep > 0 and _plain_table(entry, deep - 1)))
@@ -108,13 +110,13 @@ def _plain_table(value, deep: int = 1) -> bool:
     )
 
 
-def _best(value) -> bool:
+def _best(value: object) -> bool:
     return (
         _plain_table(value)
         and {"epoch", "score", "figures"} <= value.keys()
         and (value["epoch"] is None or _whole(0)(value["epoch"]))
         and isinstance(value["score"], float | int | None)
-        and (isinstance(value["figures"], dict))
+        and isinstance(value["figures"], dict)
         and (value.get("temperature") is None or (_finite(value["temperature"]) and value["temperature"] > 0))
         and isinstance(value.get("thresholds") or {}, dict)
         and all(_finite(threshold) or isinstance(threshold, float)
@@ -122,7 +124,7 @@ def _best(value) -> bool:
     )
 
 
-def _targets(value) -> bool:
+def _targets(value: object) -> bool:
     keys = ("names", "transforms", "means", "sds")
     if not (isinstance(value, dict) and set(value) == set(keys)
             and all(isinstance(value[key], list) for key in keys)):
@@ -138,7 +140,7 @@ def _targets(value) -> bool:
     )
 
 
-def _covariates(value) -> bool:
+def _covariates(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, dict)
         and set(one) == {"name", "levels", "mean", "sd"}
@@ -151,7 +153,7 @@ def _covariates(value) -> bool:
     )
 
 
-def _transform(value) -> bool:
+def _transform(value: object) -> bool:
     if not (isinstance(value, dict) and isinstance(value.get("eval"), dict)):
         return False
     settings, side = value["eval"], _whole(1, LARGEST_SIDE)
@@ -174,7 +176,7 @@ def _transform(value) -> bool:
     )
 
 
-def _optimizer(value) -> bool:
+def _optimizer(value: object) -> bool:
     if not (isinstance(value, dict) and isinstance(value.get("state"), dict)
             and isinstance(value.get("param_groups"), list)):
         return False
@@ -192,8 +194,8 @@ def _optimizer(value) -> bool:
     )
 
 
-def _schedule(value) -> bool:
-    """A probe's has no peak: its heads are trained with many rates."""
+def _schedule(value: object) -> bool:
+    """A probe's has no peak: its heads are trained with many learning rates."""
     return (
         isinstance(value, dict)
         and _finite(value.get("position"))
@@ -203,7 +205,7 @@ def _schedule(value) -> bool:
     )
 
 
-def _progress(value) -> bool:
+def _progress(value: object) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == {"epoch", "steps", "loss"}
@@ -213,7 +215,7 @@ def _progress(value) -> bool:
     )
 
 
-def _reads(value) -> bool:
+def _reads(value: object) -> bool:
     """Absent where the model's own head stands in its place."""
     return (
         isinstance(value, dict)
@@ -225,7 +227,7 @@ def _reads(value) -> bool:
     )
 
 
-ENTRIES: dict[str, tuple[Callable, str]] = {
+ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "format": (_whole(1), "a whole number from 1"),
     "task": (
         lambda value: isinstance(value, str) and value in ("classification", "regression"),
@@ -243,17 +245,14 @@ ENTRIES: dict[str, tuple[Callable, str]] = {
     "covariates": (_covariates, "a list of covariates"),
     "best": (_best, "the best epoch with its score and figures"),
     "backbone": (
-        lambda value: (
-            _plain_table(value, 0)
-            and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm"))
-        ),
+        lambda value: (_plain_table(value, 0)
+                       and all(isinstance(value.get(name), str) for name in ("model", "arch", "timm"))),
         "the names of a backbone",
     ),
     "transform": (_transform, "the settings by which images are read"),
     "buffers": (
-        lambda value: (
-            isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-        ),
+        lambda value: (isinstance(value, dict)
+                       and all(isinstance(tensor, torch.Tensor) for tensor in value.values())),
         "a table of tensors",
     ),
     "reads": (_reads, "a kind of feature that a head reads, and its width"),

@@ -39,11 +39,13 @@ def refuse_archive(path: Path) -> None:
                          "torch.save but may be a zip bomb")
 
 
-def refuse_odd(path: Path, name: str, value: object) -> None:
+def refuse_odd(path: str | Path, name: str, value: object) -> None:
     """InputError unless an entry is a tensor of real numbers that lie in the file, one by one."""
-    kind = type(value).__name__ if not isinstance(value, torch.Tensor) else (
-        "sparse tensor" if value.layout != torch.strided else "tensor without numbers" if value.is_meta else
-        "quantized tensor" if value.is_quantized else "complex tensor" if value.is_complex() else "")
+    kind = (type(value).__name__ if not isinstance(value, torch.Tensor) else
+            "sparse tensor" if value.layout != torch.strided else
+            "tensor without numbers" if value.is_meta else
+            "quantized tensor" if value.is_quantized else
+            "complex tensor" if value.is_complex() else "")
     if kind:
         raise InputError(f"{path} is no weight file: its entry {name!r} is a {kind}, not a tensor of plain "
                          "numbers")

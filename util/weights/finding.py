@@ -94,15 +94,15 @@ def _download_watched(repository: str, file: str) -> str:
     last_sign, outcome, patience = [time.monotonic()], {}, _hub_silence()
 
     class Progress(tqdm):
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: object, **kwargs: object) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": None})
 
-        def update(self, n=1):
+        def update(self, n: float | None = 1) -> bool | None:
             last_sign[0] = time.monotonic()
             return super().update(n)
 
-    def work():
+    def work() -> None:
         try:
             outcome["path"] = hf_hub_download(repository, file, tqdm_class=Progress)
         except Exception as error:  # handed to the waiting thread, which raises or explains it
@@ -167,8 +167,7 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
         (isinstance(error, HfHubHTTPError),
          f"{what}: the hub answered {status}: try again later, set HF_ENDPOINT to a mirror, {elsewhere}"),
         (isinstance(error, OSError) and error.errno in (*disk.FULL, *disk.READ_ONLY),
-         f"{what} can't be stored in the hub's cache {of_disk}, set HF_HOME to another one, "
-         f"{elsewhere}"),
+         f"{what} can't be stored in the hub's cache {of_disk}, set HF_HOME to another one, {elsewhere}"),
         # the client's HTTP library is httpx in huggingface_hub 1 and httpx2 in 2; its errors are no OSError
         (isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2"),
          f"{what}: the download broke off ({first[:160]}): start again (it goes on where it stopped), "

@@ -13,6 +13,7 @@ import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +40,7 @@ LEFT_OVER = {
     "timm": {},
 }
 HEAD_PREFIX = "regression_head."  # of the names of a regression's head in a checkpoint of ours
-# What a model may have that a family's files lack (its own start is used, and said).
+# What a model may have that a family's files lack (it stays as it was drawn, and that is said).
 MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm": r"(?!)"}
 
 RENAMES = {
@@ -93,8 +94,8 @@ class Fit:
         """What two parts of one model come to."""
         return Fit(self.used | other.used, self.expected + other.expected, self.missing + other.missing,
                    self.misshapen + other.misshapen, self.unexpected + other.unexpected,
-                   self.left_over | other.left_over,
-                   self.new + other.new, self.buffers | other.buffers, self.parameters + other.parameters)
+                   self.left_over | other.left_over, self.new + other.new, self.buffers | other.buffers,
+                   self.parameters + other.parameters)
 
     @property
     def complete(self) -> bool:
@@ -133,11 +134,11 @@ def _looks_like_text(start: bytes) -> str | None:
     return None
 
 
-def load_file(path: str | Path):
+def load_file(path: str | Path) -> Any:
     """Whatever a `.pth`/`.pt` or `.safetensors` file holds, on the CPU, memory-mapped where that is possible.
 
     Only tensors, numbers, strings, lists, dicts and argparse.Namespace are read; a file with any other object
-    is refused and nothing in it is run. InputError where the file is absent, damaged or refused.
+    is rejected and nothing in it is run. InputError where the file is absent, damaged or rejected.
     """
     path = Path(path)
     if os.path.isdir(path):  # pathlib's would raise for a name that is too long
@@ -224,7 +225,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, list[str]]:
-    """A family's tensors under timm's names -> (tensors, rotary buffers, names that the conversion refused).
+    """A family's tensors under timm's names -> (tensors, rotary buffers, names that the conversion rejected).
 
     DINOv3: `qkv.bias` times its `bias_mask` becomes q_bias and v_bias (the k third has to be zero: timm's
     attention has none); Meta's published files hold an all-zero mask, so there the biases vanish, as they do

@@ -43,7 +43,7 @@ ALLOWED = {f"{_CHECKPOINT}metadata": ("Metadata", "TensorStorageMetadata", "Tens
 class _Index(pickle.Unpickler):
     """Reads a `.metadata`: the classes that it is made of, and nothing else."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> object:
         if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
         return super().find_class(module, name)
@@ -80,8 +80,8 @@ def _speaks_of_tensors_alone(found: Metadata) -> bool:
                     for name, entry in tensors.items())
             and all(type(place) is _StorageInfo and type(place.relative_path) is str
                     and DATA_FILE.fullmatch(place.relative_path) and type(place.offset) is int
-                    and type(place.length) is int
-                    and not getattr(place, "transform_descriptors", None) for place in places.values()))
+                    and type(place.length) is int and not getattr(place, "transform_descriptors", None)
+                    for place in places.values()))
 
 
 class _Writer(dcp.FileSystemWriter):
@@ -91,7 +91,7 @@ class _Writer(dcp.FileSystemWriter):
 
 
 class _Reader(dcp.FileSystemReader):
-    def read_metadata(self, *args, **kwargs) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         found = read_index(Path(self.path))
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
@@ -131,7 +131,7 @@ def read_shards(folder: Path, into: dict[str, torch.Tensor], alone: bool = False
                          "weights with --finetune, or start anew") from error
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Why, in a few words: a distributed error holds those of the processes."""
     inner = [failure[0] if isinstance(failure, tuple) else failure
              for failure in getattr(error, "failures", {}).values()]
