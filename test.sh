@@ -22,9 +22,9 @@ case "$#${1:-}" in
     1quick) chosen="not slow and not long" ;;
     *) chosen= ;;
 esac
-if [ -n "$chosen" ]; then # files beside each other, the long ones first, with one thread each
+if [ -n "$chosen" ]; then # files beside each other, with one thread each; one more than cores, since many wait
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -m "$chosen" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+    set -- -m "$chosen" -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"
