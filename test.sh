@@ -8,7 +8,8 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 . "$ROOT/util/env.sh"
 cd "$ROOT"
 
-# pytest and ruff are the developers' needs: they go into a folder of their own, never into the user's environment.
+# pytest and ruff are the developers' needs: they go into a folder of their own, never into the user's
+# environment.
 if ! environment "$PYTHON" unmet requirements-test.txt >/dev/null; then
     environment "$PYTHON" target "$ROOT/.test-packages" "$ROOT/requirements-test.txt"
     PYTHONPATH=$ROOT/.test-packages${PYTHONPATH:+:$PYTHONPATH}
@@ -22,9 +23,11 @@ case "$#${1:-}" in
     1quick) chosen="not slow and not long" ;;
     *) chosen= ;;
 esac
-if [ -n "$chosen" ]; then # files beside each other, with one thread each; one more than cores, since many wait
+if [ -n "$chosen" ]; then
+    # Files beside each other, with one thread each; one process more than there are cores, since many wait.
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -m "$chosen" -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+    set -- -m "$chosen" -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --maxprocesses 5 \
+        --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"
