@@ -13,6 +13,7 @@ Everything a user can get wrong here is an `InputError` before anything is built
 """
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,10 +38,14 @@ from util.data.csv_columns import (
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.files import ImageError, file_status
 from util.data.images.fundus_fields import Fields
-from util.data.images.reading_pass import read_images
+from util.data.images.reading_pass import Reader, read_images
 from util.data.images.scan import NO_FACTS, ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
+from util.options.data import DataOptions
+
+# class names -> them in their order, and lines about it
+OrderOf = Callable[[list[str]], tuple[list[str], list[str]]]
 
 
 @dataclass
@@ -152,22 +157,22 @@ def _same_classes(data_path, found):
 # Reading a CSV
 
 
-def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
-             order_of=class_order.in_order, path_suffix=""):
-    """A CSV with an image a row -> Data; relative paths start at the CSV's folder.
+def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
+             order_of: OrderOf = class_order.in_order) -> Data:
+    """The CSV that is asked for, with an image a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is
     checked, those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
-    path_suffix: an ending that the paths lack. Raises InputError with the
-    line of the file.
+    Raises InputError with the line of the file.
     """
-    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col,
-                                               {label_col: "--label_col"}, path_suffix)
-    labels = cells[label_col]
+    csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
+                                               {asked.label_col: "--label_col"}, asked.path_suffix)
+    labels = cells[asked.label_col]
     refuse_empty(csv_file, labels)
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[split_col], row_splits, splits)
+    require_splits(csv_file, cells[asked.split_col], row_splits, splits)
     kept = row_splits.isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
@@ -267,20 +272,20 @@ def match_classes(data, class_names):
     return Data(data.table.assign(target=_targets(data.table, class_names)), list(class_names), notes)
 
 
-def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None,
-                others=()):
+def check_files(data: Data, bad_images: str, facts: ImageFacts | None = None,
+                skipped_file: str | os.PathLike | None = None, progress: bool = True,
+                fields: Fields | None = None, others: Sequence[tuple[Reader, Sequence[str]]] = ()) -> Data:
     """Decode every image once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the
     others keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers:
-    threads; None takes one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader,
-    its paths)]: util/data/images/reading_pass.py) take what they lack in the same pass. Raises InputError
-    also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be written.
+    facts: remember good files for the next launch. fields and others ([(a Reader, its paths)]) take what they
+    lack in the same pass (util/data/images/reading_pass.py). Raises InputError also when a class of train, or
+    a split, has no image left, OSError where `skipped_file` can't be written.
     """
     paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
     of_fields = [] if fields is None else [(fields, paths)]
-    bad = read_images([*of_fields, *others, (facts, paths)], workers or usable_cores(), progress)
+    bad = read_images([*of_fields, *others, (facts, paths)], usable_cores(), progress)
     notes = data.notes + [memory.note for memory in (facts, fields) if memory is not None and memory.note]
     if not bad:
         return replace(data, notes=notes)
@@ -304,14 +309,15 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     return Data(table, data.class_names, notes)
 
 
-def look_at_some(data, facts, fields=None, workers=None, progress=True, others=()):
+def look_at_some(data: Data, facts: ImageFacts, fields: Fields | None = None, progress: bool = True,
+                 others: Sequence[tuple[Reader, Sequence[str]]] = ()) -> Data:
     """Data, where its files are not checked: with some of them among the facts, and with the fields of all,
     where there are to be any; others: as of `check_files`. A file that can't be read is left to whoever reads
     it."""
     paths = list(dict.fromkeys(data.table["path"]))
     some_paths, note = some_to_look_at(paths)
     of_fields = [] if fields is None else [(fields, paths)]
-    read_images([*of_fields, *others, (facts, some_paths)], workers or usable_cores(), progress)
+    read_images([*of_fields, *others, (facts, some_paths)], usable_cores(), progress)
     notes = [note, *(memory.note for memory in (facts, fields) if memory is not None)]
     return replace(data, notes=[*data.notes, *filter(None, notes)])
 

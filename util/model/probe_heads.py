@@ -28,6 +28,8 @@ MOST_ROWS = 10_000  # of train, for the nearest neighbours and the logistic regr
 PENALTIES = (0.001, 0.01, 0.1)  # scikit-learn's C: features are many, so the weaker ones overfit
 FEW_PRODUCTS = 2**24  # of a batch: with less, threads wait for each other longer than they help
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class HeadSetting:
@@ -77,7 +79,7 @@ class Heads:
         parts = [features @ flat[:cut].T, self._normalised(features) @ flat[cut:].T]
         return torch.cat(parts, dim=1).view(len(features), heads, classes).transpose(0, 1) + bias[:, None]
 
-    def learn(self, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+    def learn(self, features: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
         """The losses (G, B) of a batch; the gradients of their sum over heads, each head's mean, are in the
         parameters. Those of weights and biases come from that of the logits (G, B, K) by two products, which
         autograd would spread over some ten small steps a batch."""
@@ -169,49 +171,55 @@ class Trained:
         return self.heads.folded(candidate.head, *candidate.values)
 
 
-def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor,
-                val_labels: torch.Tensor,
-                settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable,
-                epochs: int,
-                batch_size: int, rate_at: Callable[[float], float],
-                order_at: Callable[[int], np.ndarray]) -> Trained:
-    """One pass of `epochs` epochs for all heads, all of them from zero.
+@dataclass(frozen=True)
+class Pass:
+    """What all heads of a pass have in common.
 
-    views     (N, W) each: the training features, one view of the images after the other is taken, an epoch
-              each
     loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head
               is told by
-    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its
-              order of rows
+    rate_at   from a position in epochs to the factor of every head's learning rate; order_at: from an epoch
+              to its order of rows
     """
-    products = batch_size * len(settings) * num_classes * views[0].shape[1]
+
+    num_classes: int
+    loss: Loss
+    val_loss: Loss
+    epochs: int
+    batch_size: int
+    rate_at: Callable[[float], float]
+    order_at: Callable[[int], np.ndarray]
+
+
+def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor,
+                val_labels: torch.Tensor, settings: Sequence[HeadSetting], run: Pass) -> Trained:
+    """One pass for all heads, all of them from zero. views: (N, W) each, the training features; one view of
+    the images after the other is taken, an epoch each."""
+    products = run.batch_size * len(settings) * run.num_classes * views[0].shape[1]
     few = products < FEW_PRODUCTS and labels.device.type == "cpu"
     everything = views[0] if len(views) == 1 else torch.cat(list(views))
     with _threads(1 if few else torch.get_num_threads()):
-        heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
+        heads = Heads(settings, run.num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
         del everything
-        return train_stack(heads, views, labels, val, val_labels, loss, val_loss, epochs, batch_size, rate_at,
-                           order_at)
+        return train_stack(heads, views, labels, val, val_labels, run)
 
 
-def train_stack(heads: Heads, views: Sequence, labels: torch.Tensor, val: torch.Tensor | np.ndarray,
-                val_labels: torch.Tensor, loss: Callable, val_loss: Callable, epochs: int, batch_size: int,
-                rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+def train_stack(heads: Heads, views: Sequence[torch.Tensor] | Sequence[np.ndarray], labels: torch.Tensor,
+                val: torch.Tensor | np.ndarray, val_labels: torch.Tensor, run: Pass) -> Trained:
     """The same of heads that are there; views and val are what their `load` takes."""
-    optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
+    optimizer, steps = StackedAdamW(heads), -(-len(labels) // run.batch_size)
     least = torch.full((len(heads.settings),), torch.inf, device=labels.device)
     kept = tuple(parameter.detach().clone() for parameter in heads.parameters)
     train_losses, val_losses = [], []
-    for epoch in range(epochs):
-        order = torch.from_numpy(order_at(epoch)).to(labels.device)
+    for epoch in range(run.epochs):
+        order = torch.from_numpy(run.order_at(epoch)).to(labels.device)
         total = torch.zeros_like(least)
         for step in range(steps):
             rows = order[slice(*part(len(order), steps, step))]
             rows = rows.sort().values if heads.on_disk else rows
             batch = heads.load(views[epoch % len(views)], rows)
-            total += heads.learn(batch, labels[rows], loss).sum(dim=1)
-            optimizer.step(rate_at(epoch + (step + 0.5) / steps))
-        now = _mean_loss(heads, val, val_labels, val_loss)
+            total += heads.learn(batch, labels[rows], run.loss).sum(dim=1)
+            optimizer.step(run.rate_at(epoch + (step + 0.5) / steps))
+        now = _mean_loss(heads, val, val_labels, run.val_loss)
         better = now < least
         least = torch.where(better, now, least)
         for stored, parameter in zip(kept, heads.parameters, strict=True):
@@ -232,7 +240,7 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
-def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """(G, B, K) logits -> (G, B) losses."""
     heads, rows, classes = logits.shape
     return loss(logits.reshape(heads * rows, classes), labels.repeat(heads)).view(heads, rows)
@@ -240,7 +248,7 @@ def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> 
 
 @torch.no_grad()
 def _mean_loss(heads: Heads, val: torch.Tensor | np.ndarray, labels: torch.Tensor,
-               loss: Callable) -> torch.Tensor:
+               loss: Loss) -> torch.Tensor:
     parts = [slice(start, start + heads.rows_at_once) for start in range(0, len(labels), heads.rows_at_once)]
     return sum(loss_by_head(heads.logits(heads.load(val, rows)), labels[rows], loss).sum(dim=1)
                for rows in parts) / len(labels)

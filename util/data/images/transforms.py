@@ -14,6 +14,7 @@ are read as they were.
 import math
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from util.data.images.as_shown import Reading
 from util.data.images.cache import Kept, KeptSource
 from util.data.images.files import resized
 from util.data.images.fundus_fields import FUNDUS_CROPS
+from util.options.data import ImageOptions
+from util.options.model import ModelOptions
 
 DECODES = ("full", "scaled")
 FITS = ("crop", "pad", "squash")
@@ -44,6 +47,7 @@ ERASE_MODES = ("const", "rand", "pixel")
 OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit", "read_images", "bits",
               "floats")
 OFF = ("", "none", "off")
+USUAL_IMAGES, USUAL_MODEL = ImageOptions(), ModelOptions()
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
 _NUMBER = r"\d+(\.\d*)?"
@@ -54,25 +58,25 @@ _AUTO_AUGMENTS = re.compile(
 )
 
 
-def eval_settings(input_size, mean, std, decode, kept=None, fundus_crop="off", fit="crop",
-                  read_images="as_shown"):
+def eval_settings(input_size: int, mean: Sequence[float], std: Sequence[float], decode: str,
+                  kept: int | None = None, model: ModelOptions = USUAL_MODEL) -> dict:
     """Settings of `EvalTransform`: input_size in pixels, mean and std a channel (of 0…1), decode full or
     scaled.
 
     kept: the short side in pixels that an image is first brought to, so that it can be kept in a cache; None:
-    its own.
+    its own. Of the model's options those count that say how an image is read:
     fundus_crop: "auto" cuts a photograph to the square around its round field first
     (util/data/images/fundus_fields.py).
-    fit: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad"
+    resize: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad"
     adds black beside its longer sides, "squash" resizes width and height alike to input_size.
     read_images: as_shown or as_stored (`Reading`); the range of deep images is told by `with_depth`.
 
     With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond.
     Raises InputError.
     """
-    settings = _common_settings("eval", input_size, mean, std, decode, kept, fundus_crop, fit)
-    _require_one_of("--read_images", read_images, READ_IMAGES)
-    return settings | {"resize": resized_side(input_size, fit), "read_images": read_images}
+    settings = _common_settings("eval", input_size, mean, std, decode, kept, model)
+    _require_one_of("--read_images", model.read_images, READ_IMAGES)
+    return settings | {"resize": resized_side(input_size, model.resize), "read_images": model.read_images}
 
 
 def with_depth(settings, bits, floats):
@@ -95,62 +99,48 @@ def seen_share(size, settings):
     return math.prod(shares)
 
 
-def train_settings(
-    input_size,
-    mean,
-    std,
-    decode,
-    crop_scale=(0.08, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    hflip=0.5,
-    vflip=0.0,
-    color_jitter=None,
-    aa="rand-m9-mstd0.5-inc1",
-    reprob=0.25,
-    remode="pixel",
-    recount=1,
-    kept=None,
-    fundus_crop="off",
-    fit="crop",
-):
-    """Settings of `TrainTransform`; input_size, mean, std, decode, kept, fundus_crop and fit as in
-    `eval_settings`.
-
-    A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash).
+def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float], decode: str,
+                   images: ImageOptions = USUAL_IMAGES, model: ModelOptions = USUAL_MODEL) -> dict:
+    """Settings of `TrainTransform`; input_size, mean, std, decode and model as in `eval_settings`; of the
+    images' options (whose cache_size is its `kept`):
 
     crop_scale: (least, most) share of the image's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength,
     or one each for brightness, contrast, saturation (and hue); None is off, and timm applies it only where aa
     is off or is its 3-augment (see `color_jitter_applies`). reprob, remode, recount: probability, filling and
-    most boxes of random erasing. Raises InputError naming the flag.
+    most boxes of random erasing.
+
+    A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash). Raises
+    InputError naming the flag.
     """
-    settings = _common_settings("train", input_size, mean, std, decode, kept, fundus_crop, fit)
-    for flag, (low, high), most in (("--crop_scale", crop_scale, 1), ("--crop_ratio", crop_ratio, math.inf)):
+    settings = _common_settings("train", input_size, mean, std, decode, images.cache_size, model)
+    for flag, (low, high), most in (("--crop_scale", images.crop_scale, 1),
+                                    ("--crop_ratio", images.crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise InputError(f"{flag} {low} {high}: two numbers MIN MAX with 0 < MIN <= "
                              f"MAX{' <= 1' * (most == 1)}")
-    for flag, value in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
+    for flag, value in (("--hflip", images.hflip), ("--vflip", images.vflip), ("--reprob", images.reprob)):
         if not 0 <= value <= 1:
             raise InputError(f"{flag} {value}: a probability is between 0 and 1")
-    _require_one_of("--remode", remode, ERASE_MODES)
-    if int(recount) != recount or recount < 1:
-        raise InputError(f"--recount {recount}: a whole number, at least 1")
-    aa = "" if aa is None or aa.lower() in OFF else aa
+    _require_one_of("--remode", images.remode, ERASE_MODES)
+    if int(images.recount) != images.recount or images.recount < 1:
+        raise InputError(f"--recount {images.recount}: a whole number, at least 1")
+    aa = "" if images.aa is None or images.aa.lower() in OFF else images.aa
     if aa and not _AUTO_AUGMENTS.fullmatch(aa):
         raise InputError(
             f"--aa {aa}: not a timm auto-augment string; write none, or for example rand-m9-mstd0.5-inc1, "
             "augmix-m5-w4-d2, original, v0, 3a"
         )
     return settings | {
-        "crop_scale": [float(value) for value in crop_scale],
-        "crop_ratio": [float(value) for value in crop_ratio],
-        "hflip": float(hflip),
-        "vflip": float(vflip),
-        "color_jitter": _color_jitter(color_jitter),
+        "crop_scale": [float(value) for value in images.crop_scale],
+        "crop_ratio": [float(value) for value in images.crop_ratio],
+        "hflip": float(images.hflip),
+        "vflip": float(images.vflip),
+        "color_jitter": _color_jitter(images.color_jitter),
         "aa": aa,
-        "reprob": float(reprob),
-        "remode": remode,
-        "recount": int(recount),
+        "reprob": float(images.reprob),
+        "remode": images.remode,
+        "recount": int(images.recount),
     }
 
 
@@ -296,12 +286,13 @@ def _posterize(image, bits_to_keep, **_):
     return ImageOps.posterize(image, bits_to_keep)
 
 
-def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit):
+def _common_settings(kind: str, input_size: int, mean: Sequence[float], std: Sequence[float], decode: str,
+                     kept: int | None, model: ModelOptions) -> dict:
     if int(input_size) != input_size or input_size < 1:
         raise InputError(f"--input_size {input_size}: a whole number of pixels, at least 1")
     _require_one_of("--decode", decode, DECODES)
-    _require_one_of("--fundus_crop", fundus_crop, FUNDUS_CROPS)
-    _require_one_of("--resize", fit, FITS)
+    _require_one_of("--fundus_crop", model.fundus_crop, FUNDUS_CROPS)
+    _require_one_of("--resize", model.resize, FITS)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean {mean} and std {std} of the transform: three numbers each, std above 0")
     return {
@@ -312,8 +303,8 @@ def _common_settings(kind, input_size, mean, std, decode, kept, fundus_crop, fit
         "decode": decode,
         "kept": kept,
         "reduced": "colour",
-        "fundus_crop": fundus_crop,
-        "fit": fit,
+        "fundus_crop": model.fundus_crop,
+        "fit": model.resize,
         "read_images": "as_shown",
         "bits": None,
         "floats": None,

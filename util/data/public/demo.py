@@ -231,22 +231,22 @@ def _vessel_masks(rng, drawn, size):
     sheets = [Image.new("L", (size * fine, size * fine)) for _ in range(2)]
     for up in (-1, 1):
         for sheet, calibre, lead in zip(sheets, (0.75, 1.0), rng.permutation((-7.0, 7.0)), strict=True):
-            pen, width = ImageDraw.Draw(sheet), calibre * drawn.vessel_width
+            width = calibre * drawn.vessel_width
             # Angles in degrees from the temporal direction; an arcade leaves steeply and bends round the
             # macula.
             arcade = (rng.uniform(82, 100) + lead, rng.uniform(-12, 4) + lead / 2, rng.uniform(0.38, 0.48))
             nasal = (rng.uniform(115, 135) + 2 * lead, rng.uniform(140, 165) + lead, rng.uniform(0.3, 0.6))
             start = (drawn.disc_x + rng.uniform(-0.02, 0.02), drawn.disc_y + rng.uniform(-0.02, 0.02))
-            for (leave, end, bend), share in ((arcade, 1.0), (nasal, 0.7)):
-                _grow(rng, pen, drawn, size * fine, start, (leave, end, bend), share * width, (temporal, up),
-                      0)
+            for course, share in ((arcade, 1.0), (nasal, 0.7)):
+                _grow(rng, sheet, drawn, start, (*course, share * width), (temporal, up), 0)
     return [np.asarray(sheet.reduce(fine), np.float32) / 255 for sheet in sheets]
 
 
-def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
+def _grow(rng: np.random.Generator, sheet: Image.Image, drawn: Plan, start: tuple[float, float],
+          course: tuple[float, float, float, float], mirror: tuple[int, int], order: int) -> None:
     """Draw one vessel and its branches (orders 0-2). course: first angle, last angle (degrees), bending
-    length."""
-    step, (leave, end, bend) = 0.04, course
+    length, and width."""
+    step, (leave, end, bend, width) = 0.04, course
     length = (2.2, 0.7, 0.35)[order] * rng.uniform(0.8, 1.1)
     steps = int(length / step)
     (x, y), wind, path = start, 0.0, []  # path: x, y, angle and width at every step
@@ -258,6 +258,7 @@ def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
         y += mirror[1] * step * math.sin(math.radians(angle))
         if math.hypot(x - drawn.macula_x, y - drawn.macula_y) < 0.15 or math.hypot(x, y) > 1.02:
             break  # the fovea has no vessels, and the field ends
+    pen, side = ImageDraw.Draw(sheet), sheet.width
     points = [(side * (0.5 + FIELD_RADIUS * x), side * (0.5 + FIELD_RADIUS * y)) for x, y, _, _ in path]
     piece = (2, 4, 8)[order]  # steps drawn at one thickness
     for first in range(0, len(path) - 1, piece):
@@ -269,8 +270,8 @@ def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
     while at < len(path) - 2:
         x, y, angle, width_here = path[at]
         branch = (angle + away * rng.uniform(30, 55), angle + away * rng.uniform(0, 35),
-                  rng.uniform(0.2, 0.5))
-        _grow(rng, pen, drawn, side, (x, y), branch, 0.6 * width_here, mirror, order + 1)
+                  rng.uniform(0.2, 0.5), 0.6 * width_here)
+        _grow(rng, sheet, drawn, (x, y), branch, mirror, order + 1)
         away, at = -away, at + rng.integers(5, 11)
 
 

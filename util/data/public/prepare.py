@@ -277,9 +277,10 @@ def _items(found: Found, raw: RawFolder) -> pd.DataFrame:
     return items.assign(sha256=digests)
 
 
-def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: float = 0.3, seed: int = 0,
-            split_list: str | None = None, link: bool = False) -> list[str]:
-    """Make OUT_DIR of RAW_DIR, as the module says -> the lines to print. Raises InputError, RunError."""
+def prepare(name: str, raw_dir: str, out_dir: str, *, shares: tuple[float, float] = (0.15, 0.3),
+            seed: int = 0, split_list: str | None = None, link: bool = False) -> list[str]:
+    """Make OUT_DIR of RAW_DIR, as the module says -> the lines to print. shares: those of val and test.
+    Raises InputError, RunError."""
     public_set, out = SETS[name], Path(os.path.realpath(out_dir))
     both = [os.path.realpath(raw_dir), str(out)]
     if os.path.commonpath(both) in both:
@@ -305,7 +306,7 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
     else:
         kept = [split for split in ("val", "test") if split in set(items["split"])]
         notes += [f"{' and '.join(kept)} as the owner publishes it; nothing of it is drawn"] if kept else []
-        items["split"] = draw_split(items, public_set.classes, val, test, seed)
+        items["split"] = draw_split(items, public_set.classes, *shares, seed)
     items["made"] = _destinations(items)
     listed = items.drop(columns="path").rename(columns={"made": "path", "label": "class"})
     text = listed.sort_values("path").to_csv(index=False, columns=LIST_COLUMNS, lineterminator="\n")
@@ -366,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed}: 0 to {2**32 - 1}")
     try:
-        lines = prepare(options.name, options.raw_dir, options.out_dir, val=options.val, test=options.test,
+        lines = prepare(options.name, options.raw_dir, options.out_dir, shares=(options.val, options.test),
                         seed=options.seed, split_list=options.split_list, link=options.link)
     except KeyboardInterrupt:
         print(f"interrupted: nothing was made of {options.out_dir}", file=sys.stderr)
