@@ -266,7 +266,7 @@ def require_utf8(paths: Iterable[str]) -> None:
         raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
 
 
-def some(names: Iterable, most: int = 5) -> str:
+def some(names: Iterable[object], most: int = 5) -> str:
     """The first names in one line, and how many more there are."""
     names = list(names)
     listed = ", ".join(one_line(str(name)) for name in itertools.islice(names, most))

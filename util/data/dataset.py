@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ class PictureLost(RunError):
     """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any
     `RunError`."""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str) -> None:
         # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the
         # message.
         super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.PictureLost: "))
@@ -34,8 +35,9 @@ class ImageDataset(torch.utils.data.Dataset):
     source: from a path to what the transform reads in its place (util/data/images/cache.py), or None.
     """
 
-    def __init__(self, table: pd.DataFrame, targets: np.ndarray, transform: Callable, seed: int,
-                 covariates: torch.Tensor | None = None, source: Callable | None = None):
+    def __init__(self, table: pd.DataFrame, targets: np.ndarray, transform: Callable[[Any], torch.Tensor],
+                 seed: int, covariates: torch.Tensor | None = None,
+                 source: Callable[[str], object] | None = None) -> None:
         self.transform = transform
         self.source = source
         self.seed = seed

@@ -8,7 +8,7 @@ them.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,7 @@ def _refuse_not_positive(csv_file: str, values: pd.Series) -> None:
                          f"{len(wrong)} rows: {first}")
 
 
-def _extreme(name, values):
+def _extreme(name: str, values: np.ndarray) -> list[str]:
     """A warning for one value, several times, that lies further from all others than they do from each other:
     -999, 9999."""
     values = values[np.isfinite(values)]
@@ -147,7 +147,7 @@ def _extreme(name, values):
     return lines
 
 
-def _missing(table, names, prefix):
+def _missing(table: pd.DataFrame, names: Iterable[str], prefix: str) -> list[str]:
     """A note for each column that lacks values, by split."""
     notes = []
     for name in names:
@@ -165,7 +165,7 @@ def _missing(table, names, prefix):
     return notes
 
 
-def parse_transforms(given, targets):
+def parse_transforms(given: Sequence[str], targets: Sequence[str]) -> list[str]:
     """`--target_transform`: one for all, or one a target -> a list as long as targets. Raises InputError."""
     if len(given) == 1:
         return list(given) * len(targets)

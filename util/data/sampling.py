@@ -131,7 +131,7 @@ class TrainBatches:
     the first micro-steps (a run cut inside an epoch).
     """
 
-    def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None):
+    def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None) -> None:
         """balanced: (num_samples,) targets, where each class is to come as often as the others
         (`balanced_order`)."""
         self.plan, self.rank, self.seed, self.balanced = plan, rank, seed, balanced
@@ -166,7 +166,7 @@ class EvalBatches:
     don't move by a rounding of the matrix products.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0):
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0) -> None:
         self.num_samples, self.batch_size = num_samples, batch_size
         self._starts = range(rank * batch_size, num_samples, batch_size * world_size)
         self.epoch = epoch  # whose random draws a sample gets, where it gets any

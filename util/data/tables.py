@@ -13,8 +13,9 @@ Everything a user can get wrong here is an `InputError` before anything is built
 """
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -54,14 +55,14 @@ class Data:
     over the files found: the round fields, with --fundus_crop auto, and the facts (`ImageFacts.of`)."""
 
     table: pd.DataFrame
-    class_names: list
-    notes: list = field(default_factory=list)
+    class_names: list[str]
+    notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
     fields: Fields | None = None
     facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
-def sorted_alone(names):
+def sorted_alone(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Class names as text has them: so the original's checkpoints know them."""
     return sorted(names), []
 
@@ -69,7 +70,8 @@ def sorted_alone(names):
 # Reading a folder
 
 
-def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
+def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
+                order_of: OrderOf = class_order.in_order) -> Data:
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
 
     order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
@@ -110,22 +112,22 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     return Data(table, class_names, lines + left_out(ignored))
 
 
-def _walk(folder):
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """os.walk of a folder with the links in it; InputError where one may not be read."""
-    def unreadable(error):
+    def unreadable(error: OSError) -> NoReturn:
         raise InputError(f"the folder {error.filename} cannot be read ({error.strerror.lower()}): mend its "
                          "rights, or remove it from the data") from error
 
     return os.walk(folder, onerror=unreadable, followlinks=True)
 
 
-def _folders(folder):
+def _folders(folder: str) -> list[str]:
     """Names of the folders in a folder, sorted, hidden ones left out."""
     _, names, _ = next(_walk(folder))
     return sorted(name for name in names if not name.startswith("."))
 
 
-def pictures_below(folder, ignored):
+def pictures_below(folder: str, ignored: list[str]) -> list[str]:
     """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden
     files, other types, and charts, heat maps and sheets that this program wrote there."""
     by_folder, above = {}, {folder: ()}  # the real places of the folders that were passed on the way
@@ -146,7 +148,7 @@ def pictures_below(folder, ignored):
     return [os.path.join(current, name) for current in sorted(by_folder) for name in by_folder[current]]
 
 
-def _same_classes(data_path, found):
+def _same_classes(data_path: str, found: dict[str, dict[str, list[str]]]) -> None:
     everywhere = set().union(*found.values())
     missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()}
     if any(missing.values()):
@@ -181,7 +183,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     return _csv_classes(csv_file, Data(table, class_names, [*notes, *of_patients, *lines]), splits)
 
 
-def _csv_classes(csv_file, data, splits):
+def _csv_classes(csv_file: str, data: Data, splits: Sequence[str]) -> Data:
     """Refuse classes that training never sees; a class that val or test lacks is only worth a note."""
     if "train" not in splits:
         return data
@@ -199,12 +201,13 @@ def _csv_classes(csv_file, data, splits):
 # What both have in common
 
 
-def _targets(table, class_names):
+def _targets(table: pd.DataFrame, class_names: Sequence[str]) -> pd.Series:
     """Each label's position in the order of classes."""
     return table["label"].map({name: target for target, name in enumerate(class_names)}).astype(np.int64)
 
 
-def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
+def csv_table(csv_file: str, cells: pd.DataFrame, row_splits: pd.Series, path_col: str,
+              patient_col: str | None, labels: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
     """Rows of `csv_columns.read_images_csv` -> (`picture_table` of them, a line about patients that are not
     known). Raises InputError for files that are not there, and for a patient in two spellings."""
     paths = pd.Series(joined(os.path.dirname(csv_file), cells[path_col]), cells.index, dtype=object)
@@ -215,7 +218,8 @@ def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
     return picture_table(paths, labels, row_splits, patients), notes
 
 
-def picture_table(paths, labels, splits, patients):
+def picture_table(paths: Collection[str], labels: Collection[str], splits: Collection[str],
+                  patients: Collection[str]) -> pd.DataFrame:
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
     hold."""
     require_utf8(paths)
@@ -230,12 +234,12 @@ def picture_table(paths, labels, splits, patients):
     )
 
 
-def _absent_classes(class_names, split, labels):
+def _absent_classes(class_names: Sequence[str], split: str, labels: Iterable[str]) -> list[str]:
     absent = sorted(set(class_names) - set(labels), key=list(class_names).index)
     return [f"{split} has no image of {some(absent, 10)}"] if absent else []
 
 
-def check_classes(data, nb_classes, explicit):
+def check_classes(data: Data, nb_classes: int, explicit: bool) -> Data:
     """Data, once its number of classes is what was asked for; len(class_names) is the number to use.
 
     explicit: the user typed --nb_classes, so a disagreement is an InputError; else what was found is taken,
@@ -253,7 +257,7 @@ def check_classes(data, nb_classes, explicit):
     return replace(data, notes=[*data.notes, f"{found} classes, as found in the data ({names})"])
 
 
-def match_classes(data, class_names):
+def match_classes(data: Data, class_names: Sequence[str]) -> Data:
     """Data with targets in the order of a checkpoint's classes, matched by name.
 
     Classes that the checkpoint does not know are an InputError, classes that a split lacks a note.
@@ -322,7 +326,7 @@ def look_at_some(data: Data, facts: ImageFacts, fields: Fields | None = None, pr
     return replace(data, notes=[*data.notes, *filter(None, notes)])
 
 
-def subset(table, ratio, stratified, seed):
+def subset(table: pd.DataFrame, ratio: float, stratified: bool, seed: int) -> pd.DataFrame:
     """The share `ratio` (0…1] of the train rows, at least one (stratified: of each class); val and test
     whole.
 
@@ -344,7 +348,7 @@ def subset(table, ratio, stratified, seed):
     return table[keep].reset_index(drop=True)
 
 
-def patient_counts(table, class_names):
+def patient_counts(table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, int]]:
     """{split: {class: patients}} where patients are known, "" for all of a split; {} where none is."""
     known = table[table["patient"] != ""]
     return {split: {class_names[target]: int(number)
@@ -352,14 +356,14 @@ def patient_counts(table, class_names):
             | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
 
 
-def counts(table, class_names):
+def counts(table: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     """Images a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])
     return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table],
                          fill_value=0).astype(int)
 
 
-def fingerprint(table):
+def fingerprint(table: pd.DataFrame) -> str:
     """sha256 (hex) over path, label, split and file size of every row, in any order.
 
     Paths are taken below the folder that all have in common: data that were moved keep their fingerprint.
@@ -373,7 +377,7 @@ def fingerprint(table):
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _size_of(path):
+def _size_of(path: str) -> int:
     try:
         return file_status(path).st_size
     except ImageError as error:

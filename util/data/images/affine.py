@@ -15,9 +15,9 @@ from timm.data import auto_augment
 CHANNELS = 3
 
 
-def _downwards(operation: Callable) -> Callable:
+def _downwards(operation: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
     """The same operation along y."""
-    def run(image: Image.Image, *how, **more) -> Image.Image:
+    def run(image: Image.Image, *how: object, **more: object) -> Image.Image:
         turned = operation(image.transpose(Image.Transpose.TRANSPOSE), *how, **more)
         return turned.transpose(Image.Transpose.TRANSPOSE)
     return run
@@ -44,7 +44,7 @@ def translate_x_rel(image: Image.Image, pct: float, resample: int,
 shear_y = _downwards(shear_x)
 translate_y_abs = _downwards(translate_x_abs)
 translate_y_rel = _downwards(translate_x_rel)
-_OURS = {
+_OURS: dict[Callable[..., Image.Image], Callable[..., Image.Image]] = {
     auto_augment.shear_x: shear_x,
     auto_augment.shear_y: shear_y,
     auto_augment.translate_x_abs: translate_x_abs,

@@ -6,8 +6,9 @@ transparency, and an orientation that stands in the file's EXIF block. `Reading`
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
@@ -87,7 +88,7 @@ def white_of(largest: float) -> float:
     return white if largest >= white / 8 else largest or 1.0
 
 
-def to_rgb(image, reading):
+def to_rgb(image: Image.Image, reading: Reading) -> Image.Image:
     """PIL image of any mode, loaded -> PIL RGB: grey, palette, CMYK and 1 bit are converted."""
     if _is_deep(image):
         return Image.fromarray(_scaled_to_8_bits(image, reading)).convert("RGB")
@@ -103,12 +104,12 @@ def to_rgb(image, reading):
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
-def _is_deep(image):
+def _is_deep(image: Image.Image) -> bool:
     """Whether Pillow gives one channel of more than 8 bits; colours of 16 bits it reads by their upper 8."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _scaled_to_8_bits(image, reading):
+def _scaled_to_8_bits(image: Image.Image, reading: Reading) -> np.ndarray:
     """Grey PIL image of mode I;16*, I or F -> (H, W) uint8. Negative values and NaN are black.
 
     Shown: from the range that the file says, else `reading`, else the file's largest value; what is above is
@@ -139,7 +140,7 @@ def _scaled_to_8_bits(image, reading):
     return grey
 
 
-def _values_of(image):
+def _values_of(image: Image.Image) -> np.ndarray:
     """The values of a deep PIL image, (H, W) int64 or float64; NaN and infinite ones are 0."""
     if image.mode == "F":
         return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -150,7 +151,7 @@ def _values_of(image):
     return values
 
 
-def _range_said(image, shown=True):
+def _range_said(image: Image.Image, shown: bool = True) -> int | None:
     """The value of white that a TIFF says itself, or None: by fewer bits a sample than 16; shown: also by the
     largest sample where that is all of a number of bits (what it is otherwise is only the largest value of
     this image)."""
@@ -161,7 +162,7 @@ def _range_said(image, shown=True):
     return most if shown and most in {2**bits - 1 for bits in range(9, 16)} else None
 
 
-def _sample(tags, number, default):
+def _sample(tags: Mapping[int, Any], number: int, default: int) -> Any:
     """A tag of the first channel; most are tuples, a value a channel."""
     value = tags.get(number, default)
     return value[0] if isinstance(value, tuple) else value
@@ -169,7 +170,7 @@ def _sample(tags, number, default):
 
 # ---- what a file is besides its pixels ---------------------------------------------------------------------
 
-def flags_before(image):
+def flags_before(image: Image.Image) -> int:
     """Flags that are known before the pixels are loaded; a TIFF forgets its orientation then."""
     flags = PAGES if getattr(image, "n_frames", 1) > 1 else 0
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -177,7 +178,7 @@ def flags_before(image):
     return flags | (TURNED if orientation_of(image.info.get("exif")) in TURNS else 0)
 
 
-def facts_of(image, start, flags):
+def facts_of(image: Image.Image, start: bytes, flags: int) -> Facts:
     """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its
     file."""
     if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
@@ -196,21 +197,21 @@ def facts_of(image, start, flags):
     return Facts(kind, largest, flags)
 
 
-def kind_of(image, start):
+def kind_of(image: Image.Image, start: bytes) -> int:
     """What the values of a PIL image are; arguments as of `facts_of`."""
     if _is_deep(image):
         return FLOATS if image.mode == "F" else EIGHT_BITS if _range_said(image) else WHOLE_NUMBERS
     return DEEP_COLOURS if _bits_a_channel(image, start) > 8 else EIGHT_BITS
 
 
-def _bits_a_channel(image, start):
+def _bits_a_channel(image: Image.Image, start: bytes) -> int:
     """Of a PNG or TIFF, as the file says; 8 of others."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _sample(image.tag_v2, _BITS_PER_SAMPLE, 8)
     return start[PNG_HEADER - 1] if isinstance(image, PngImagePlugin.PngImageFile) else 8
 
 
-def exif_of(jpeg):
+def exif_of(jpeg: bytes) -> bytes:
     """The EXIF block of a JPEG, without its name; b"" where it has none before its pixels."""
     place = 2
     while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:
@@ -221,7 +222,7 @@ def exif_of(jpeg):
     return b""
 
 
-def orientation_of(exif):
+def orientation_of(exif: bytes | None) -> int:
     """The orientation in an EXIF block, 1 where it has none or can't be read: the pixels are whole all the
     same."""
     if not exif:

@@ -84,18 +84,19 @@ class KeptSource:
     """A kept image, in the place of util/data/images/files.py's ImageSource: its size is that at which it is
     kept."""
 
-    def __init__(self, pixels: np.ndarray):
+    def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
 
     @property
     def size(self) -> tuple[int, int]:
         return self._pixels.shape[1], self._pixels.shape[0]
 
-    def part(self, box=None, resolution=None) -> np.ndarray:
+    def part(self, box: tuple[int, int, int, int] | None = None,
+             resolution: tuple[int, int] | None = None) -> np.ndarray:
         left, top, right, bottom = box or (0, 0, *self.size)
         return np.array(self._pixels[top:bottom, left:right])  # copied: a map of the file can't be written to
 
-    def whole(self, resolution) -> tuple[np.ndarray, tuple[int, int]]:
+    def whole(self, resolution: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         return self.part(), self.size
 
     def decode(self) -> Image.Image:
@@ -106,7 +107,8 @@ class ImageCache:
     """Kept images by path: a `KeptSource` for those that a segment has, the path itself for others. Made by
     `open_cache`."""
 
-    def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: list[str], identities: np.ndarray):
+    def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: Sequence[str],
+                 identities: np.ndarray) -> None:
         self._files = [file for file, _ in segments]
         known = np.concatenate([np.empty(0, ENTRY), *(index for _, index in segments)])
         numbers = np.repeat(np.arange(len(segments)), [len(index) for _, index in segments])
@@ -173,11 +175,11 @@ class Kept:
                 + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}")
                 + ("-padded" if self.padded else ""))
 
-    def pixels(self, file: str | ImageFile) -> np.ndarray:
+    def pixels(self, file: str | os.PathLike | ImageFile) -> np.ndarray:
         """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
         return kept_pixels(self.source(file), self.side, self.decode)
 
-    def source(self, file: str | ImageFile) -> ImageSource | SquareSource:
+    def source(self, file: str | os.PathLike | ImageFile) -> ImageSource | SquareSource:
         """What its pixels are made of. Raises ImageError."""
         return source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
 
@@ -197,7 +199,8 @@ class Filling:
     added, `left` were left out; `error`: what ended it early. What was written by then is kept.
     """
 
-    def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None], final: bool = True):
+    def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None],
+                 final: bool = True) -> None:
         self.folder, self.kept, self.final = Path(folder) / kept.folder, kept, final
         self.count, self.left, self.error = 0, 0, None
         self.segments: list[Path] = []  # written by it
@@ -358,7 +361,7 @@ def _path_hash(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
 
 
-def _identities(paths: list[str]) -> np.ndarray:
+def _identities(paths: Sequence[str]) -> np.ndarray:
     """(N, 2) uint64: 128 bits of place, size and time of change of each file; 0 for one that is not there."""
     here = os.getcwd()
     files = (os.path.normpath(os.path.join(here, path)) for path in paths)

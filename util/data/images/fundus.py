@@ -131,7 +131,7 @@ class _Image:
             else None
         )
 
-    def __init__(self, levels: np.ndarray, noise: int):
+    def __init__(self, levels: np.ndarray, noise: int) -> None:
         self.levels, self.noise = levels, int(noise)
         self.size = levels.shape[::-1]
         some = levels.ravel()[::levels.size // 1000 + 1]
@@ -202,7 +202,7 @@ class _Rim:
     circle.
     """
 
-    def __init__(self, image: _Image, circle: Field, reach: float):
+    def __init__(self, image: _Image, circle: Field, reach: float) -> None:
         self.circle = circle
         wide = max(2, round(0.015 * circle.radius))  # pixels that are averaged on each side of a step
         half = math.ceil(reach * circle.radius) + wide

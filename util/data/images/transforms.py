@@ -14,7 +14,7 @@ are read as they were.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ from util.core.errors import InputError
 from util.data.images import affine
 from util.data.images.as_shown import Reading
 from util.data.images.cache import Kept, KeptSource
-from util.data.images.files import resized
-from util.data.images.fundus_fields import FUNDUS_CROPS
+from util.data.images.files import ImageSource, resized
+from util.data.images.fundus_fields import FUNDUS_CROPS, Fields, SquareSource
 from util.options.data import ImageOptions
 from util.options.model import ModelOptions
 
@@ -48,6 +48,7 @@ OF_READING = ("mean", "std", "decode", "kept", "reduced", "fundus_crop", "fit", 
               "floats")
 OFF = ("", "none", "off")
 USUAL_IMAGES, USUAL_MODEL = ImageOptions(), ModelOptions()
+Source = ImageSource | SquareSource | KeptSource  # what a transform reads
 
 # What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
 _NUMBER = r"\d+(\.\d*)?"
@@ -79,18 +80,18 @@ def eval_settings(input_size: int, mean: Sequence[float], std: Sequence[float], 
     return settings | {"resize": resized_side(input_size, model.resize), "read_images": model.read_images}
 
 
-def with_depth(settings, bits, floats):
+def with_depth(settings: dict, bits: int | None, floats: float | None) -> dict:
     """The settings with the range of images of more than 8 bits (`Reading`), where nothing said it before."""
     known = {name: settings.get(name) or value for name, value in (("bits", bits), ("floats", floats))}
     return settings | known if settings.get("read_images") == "as_shown" else settings
 
 
-def resized_side(input_size, fit="crop"):
+def resized_side(input_size: int, fit: str = "crop") -> int:
     """Pixels of the short side from which evaluation cuts out its centre of `input_size`."""
     return int(input_size / 0.875) if input_size <= 224 and fit == "crop" else input_size
 
 
-def seen_share(size, settings):
+def seen_share(size: tuple[int, int], settings: dict) -> float:
     """Of the area of an image of `size` (width, height), the share that evaluation looks at; after the fundus
     crop."""
     if settings.get("fit", "crop") != "crop":
@@ -144,14 +145,14 @@ def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float],
     }
 
 
-def read_alike(settings, other):
+def read_alike(settings: dict, other: dict) -> dict:
     """The settings, with what decides how an image is read as the other has it: a run that began before an
     entry was there goes on as it began."""
     kept = {name: value for name, value in settings.items() if name not in OF_READING}
     return kept | {name: other[name] for name in OF_READING if name in other}
 
 
-def color_jitter_applies(settings):
+def color_jitter_applies(settings: dict) -> bool:
     """False where timm leaves a given color_jitter out, because an auto-augment string takes its place."""
     return settings["color_jitter"] is not None and (not settings["aa"] or "3a" in settings["aa"])
 
@@ -160,11 +161,11 @@ class EvalTransform:
     """Bicubic resize of the short side, centre crop, normalisation. settings: from `eval_settings`; fields:
     `Fields` that are known already, or None."""
 
-    def __init__(self, settings, fields=None):
+    def __init__(self, settings: dict, fields: Fields | None = None) -> None:
         self.settings, self._fields = settings, fields
         self._normalise = _Normalise(settings)
 
-    def __call__(self, source):
+    def __call__(self, source: str | os.PathLike | Source) -> torch.Tensor:
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
         settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
@@ -187,7 +188,7 @@ class TrainTransform:
     """timm's training recipe. settings: from `train_settings`; fields: `Fields` that are known already, or
     None. Draws from python's, numpy's and torch's generators."""
 
-    def __init__(self, settings, fields=None):
+    def __init__(self, settings: dict, fields: Fields | None = None) -> None:
         self.settings, self._fields = settings, fields
         cropping, augmenting, finishing = create_transform(
             input_size=settings["input_size"],
@@ -217,7 +218,7 @@ class TrainTransform:
         self._normalise = _Normalise(settings)
         self._erase = Compose([step for step in finishing.transforms if isinstance(step, RandomErasing)])
 
-    def __call__(self, source):
+    def __call__(self, source: str | os.PathLike | Source) -> torch.Tensor:
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
         settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
@@ -246,29 +247,29 @@ class TrainTransform:
             crop = Image.fromarray(resized(source.part(box, size), size))
         return self._erase(self._normalise(np.array(self._augment(crop))))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["TrainTransform"], tuple[dict, Fields | None]]:
         return TrainTransform, (self.settings, self._fields)
 
 
 class _Normalise:
     """(S, S, 3) uint8 -> (3, S, S) float32: the operations of timm and torchvision, in place."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: dict) -> None:
         self._mean, self._std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
 
-    def __call__(self, pixels):
+    def __call__(self, pixels: np.ndarray) -> torch.Tensor:
         planes = torch.from_numpy(pixels).permute(2, 0, 1)
         return torch.empty(planes.shape).copy_(planes).div_(255).sub_(self._mean).div_(self._std)
 
 
-def _as_source(source, settings, fields):
+def _as_source(source: str | os.PathLike | Source, settings: dict, fields: Fields | None) -> Source:
     if not isinstance(source, (str, os.PathLike)):
         return source
     kept = Kept.of(settings, fields)
     return KeptSource(kept.pixels(source)) if kept.side else kept.source(source)
 
 
-def _augment_operations(augmenting):
+def _augment_operations(augmenting: Compose) -> Iterator[AugmentOp]:
     """timm's AugmentOp objects inside its second stage: RandAugment and AugMix have a list, AutoAugment
     lists."""
     for step in augmenting.transforms:
@@ -276,7 +277,7 @@ def _augment_operations(augmenting):
             yield from [item] if isinstance(item, AugmentOp) else item
 
 
-def _posterize(image, bits_to_keep, **_):
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
     """timm's posterize, also for 0 bits: black. Pillow 13 raises there, at magnitude 10 of RandAugment's
     scale."""
     if bits_to_keep >= 8:
@@ -316,7 +317,7 @@ def _require_one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(f"{flag} {value}: one of {', '.join(known)}")
 
 
-def _color_jitter(strength):
+def _color_jitter(strength: float | Sequence[float] | None) -> float | list[float] | None:
     if strength is None:
         return None
     values = [float(value) for value in (strength if isinstance(strength, list | tuple) else [strength])]

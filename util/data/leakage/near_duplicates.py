@@ -161,7 +161,8 @@ def nearest(pictures: np.ndarray, others: np.ndarray) -> Matches:
     return found
 
 
-def _search(pictures, block, others, usable, found: Matches) -> None:
+def _search(pictures: np.ndarray, block: np.ndarray, others: np.ndarray, usable: np.ndarray,
+            found: Matches) -> None:
     """`nearest` of the images at the places `block` among the others at the places `usable`, into `found`."""
     ours = _signs(pictures["bits"][block])
     candidates = [_sieve(ours, _signs(others["bits"][chunk][:, :1]), chunk)

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -137,8 +137,8 @@ def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str,
     return numbers, unreadable
 
 
-def _tried(look):
-    def run(path: str):
+def _tried(look: Callable[[str], object]) -> Callable[[str], object]:
+    def run(path: str) -> object:
         try:
             return look(path)
         except OSError as error:

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Lesion:
     phase: float
     exudate: bool  # yellowish; otherwise a dark red haemorrhage
 
-    def area(self):
+    def area(self) -> float:
         """Area inside the outline, in squared field radii: the integral of r(t)^2 / 2 over the full turn."""
         return math.pi * self.radius**2 * (1 + self.depth**2 / 2)
 
@@ -71,7 +72,7 @@ class Plan:
     down."""
 
     grade: int
-    lesions: tuple
+    lesions: tuple[Lesion, ...]
     vessel_width: float
     disc_x: float
     disc_y: float
@@ -80,7 +81,7 @@ class Plan:
     macula_y: float
     brightness: float
 
-    def facts(self):
+    def facts(self) -> dict[str, float]:
         """The numbers behind the image, by FACT_NAMES.
 
         lesion_area: percent of the field's area. vessel_width (the veins' calibre where they leave the disc),
@@ -94,14 +95,14 @@ class Plan:
         return dict(zip(FACT_NAMES, (self.grade, len(self.lesions), *percents), strict=True))
 
 
-def grade_of(index):
+def grade_of(index: int) -> int:
     """The grade of image `index`: each grade twice in ten images, and a patient's eyes differ by 1 at
     most."""
     patient, left = divmod(index, 2)
     return ((0, 1, 2, 3, 4), (1, 0, 2, 4, 3))[left][patient % 5]
 
 
-def plan(seed, index, grade=None):
+def plan(seed: int, index: int, grade: int | None = None) -> Plan:
     """Decide what image `index` shows: even indices are right eyes, odd ones left eyes, two in a row one
     patient.
 
@@ -122,7 +123,8 @@ def plan(seed, index, grade=None):
     return Plan(grade, lesions, vessel_width, disc_x, disc_y, disc_radius, macula_x, macula_y, brightness)
 
 
-def _place_lesions(rng, count, disc):
+def _place_lesions(rng: np.random.Generator, count: int,
+                   disc: tuple[float, float, float]) -> tuple[Lesion, ...]:
     """`count` lesions that touch neither each other nor the disc (x, y, radius): what can't be counted is no
     target."""
     lesions, taken = [], [disc]
@@ -139,7 +141,7 @@ def _place_lesions(rng, count, disc):
     return tuple(lesions)
 
 
-def draw(seed, index, size, grade=None):
+def draw(seed: int, index: int, size: int, grade: int | None = None) -> tuple[Image.Image, dict[str, float]]:
     """Image `index` of `seed` and its facts.
 
     Returns an RGB PIL.Image of (size, size) pixels and a dict by FACT_NAMES (units: `Plan.facts`). Raises
@@ -149,7 +151,7 @@ def draw(seed, index, size, grade=None):
     return render(drawn, seed, index, size), drawn.facts()
 
 
-def render(drawn, seed, index, size):
+def render(drawn: Plan, seed: int, index: int, size: int) -> Image.Image:
     """The image of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed,
     index)."""
     if size < 32:
@@ -172,18 +174,18 @@ def render(drawn, seed, index, size):
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _colour(red, green, blue):
+def _colour(red: float, green: float, blue: float) -> np.ndarray:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
-def _texture(rng, cells, size):
+def _texture(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
     """Smooth noise (size, size) with mean about 0 and deviation about 1, from a grid of cells x cells
     values."""
     grid = Image.fromarray(rng.normal(0, 1.5, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _background(rng, drawn, x, y):
+def _background(rng: np.random.Generator, drawn: Plan, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The retina without disc, vessels and lesions: (3, size, size) float32. Hue varies, luminance is
     kept."""
     hue = _colour(rng.uniform(0.80, 0.92), rng.uniform(0.38, 0.48), rng.uniform(0.16, 0.26))
@@ -198,7 +200,8 @@ def _background(rng, drawn, x, y):
     return hue * (shade * (1 - pigment * _colour(0.55, 1.0, 0.8)) + reflex)
 
 
-def _paint_disc(rng, picture, drawn, x, y):
+def _paint_disc(rng: np.random.Generator, picture: np.ndarray, drawn: Plan, x: np.ndarray,
+                y: np.ndarray) -> None:
     """The optic disc with its cup and a faint halo, onto `picture` in place."""
     # discs are a little taller than wide; the area stays that of disc_radius
     stretch = rng.uniform(1.0, 1.10)
@@ -210,7 +213,7 @@ def _paint_disc(rng, picture, drawn, x, y):
     picture += 0.88 * disc * (_colour(1.00, 0.80, 0.50) + cup * _colour(0.08, 0.14, 0.22) - picture)
 
 
-def _paint_lesion(picture, lesion, axis, size):
+def _paint_lesion(picture: np.ndarray, lesion: Lesion, axis: np.ndarray, size: int) -> None:
     """One lesion onto `picture` in place: a window of it, with an edge of one pixel and a half."""
     reach = 1.3 * lesion.radius + 3 / size
     columns = slice(*np.searchsorted(axis, (lesion.x - reach, lesion.x + reach)))
@@ -225,7 +228,7 @@ def _paint_lesion(picture, lesion, axis, size):
         window -= 0.95 * cover * window * _colour(0.50, 0.80, 0.78)
 
 
-def _vessel_masks(rng, drawn, size):
+def _vessel_masks(rng: np.random.Generator, drawn: Plan, size: int) -> list[np.ndarray]:
     """Arteries and veins as two masks (size, size) in 0-1, drawn three times finer and averaged."""
     fine, temporal = 3, -1 if drawn.disc_x > 0 else 1
     sheets = [Image.new("L", (size * fine, size * fine)) for _ in range(2)]
@@ -275,7 +278,8 @@ def _grow(rng: np.random.Generator, sheet: Image.Image, drawn: Plan, start: tupl
         away, at = -away, at + rng.integers(5, 11)
 
 
-def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.225), workers=None):
+def make_demo(folder: str | os.PathLike, pictures: int = 2000, size: int = 160, seed: int = 0,
+              splits: Sequence[float] = (0.65, 0.125, 0.225), workers: int | None = None) -> Path:
     """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are
     there.
 
@@ -321,7 +325,7 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
     return folder
 
 
-def _check_settings(pictures, size, seed, splits):
+def _check_settings(pictures: int, size: int, seed: int, splits: Sequence[float]) -> None:
     fewest = 2 * FEWEST_PATIENTS * len(SPLITS)
     if pictures % 2 or pictures < fewest:
         raise InputError(f"--pictures {pictures}: must be an even number (two eyes a patient), {fewest} or "
@@ -333,7 +337,7 @@ def _check_settings(pictures, size, seed, splits):
                          "up to 1")
 
 
-def _paths(pictures, splits):
+def _paths(pictures: int, splits: Sequence[float]) -> list[str]:
     """The path of every image by its index, relative to the folder. Patients in order: none is in two
     splits."""
     patients = pictures // 2
@@ -346,7 +350,7 @@ def _paths(pictures, splits):
     return [f"{split_of[index // 2]}/{GRADE_NAMES[grade_of(index)]}/{name}" for index, name in names]
 
 
-def _read_settings(folder):
+def _read_settings(folder: Path) -> object:
     """What the folder was drawn with; None where nothing was drawn. InputError where other files lie
     there."""
     if not folder.exists():
@@ -365,14 +369,14 @@ def _read_settings(folder):
     return None
 
 
-def _remove_pictures(folder):
+def _remove_pictures(folder: Path) -> None:
     """Remove earlier demo images and half-written ones; a name that is not ours stays."""
     for path in list(folder.glob("*/*/*")):
         if _PICTURE.fullmatch(path.relative_to(folder).as_posix()):
             path.unlink()
 
 
-def _row(seed, index, path):
+def _row(seed: int, index: int, path: str) -> dict[str, str | float]:
     """Of demo.csv."""
     split, label, name = path.split("/")
     patient, eye = name.removesuffix(".jpg").split("_")
@@ -380,7 +384,7 @@ def _row(seed, index, path):
             **plan(seed, index).facts()}
 
 
-def _draw_to_file(folder, seed, size, picture):
+def _draw_to_file(folder: Path, seed: int, size: int, picture: tuple[int, str]) -> None:
     index, name = picture
     path = folder / name
     if not path.exists():
@@ -389,7 +393,8 @@ def _draw_to_file(folder, seed, size, picture):
         part.replace(path)
 
 
-def _draw_all(draw_one, missing, workers):
+def _draw_all(draw_one: Callable[[tuple[int, str]], None], missing: list[tuple[int, str]],
+              workers: int | None) -> None:
     """Draw on all cores; in this process where that is not worth it or where processes cannot be started."""
     if workers is None:  # starting processes costs about as much as drawing 50 images
         workers = min(usable_cores(), len(missing) // 50)

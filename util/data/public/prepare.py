@@ -155,7 +155,8 @@ def apply_split_list(items: pd.DataFrame, place: str,
             absent.append(path)
             continue
 
-        def fit(row: int, wanted=wanted, split=split, label=label) -> tuple[bool, ...]:
+        def fit(row: int, wanted: tuple[str, str, str] = wanted, split: str = split,
+                label: str = label) -> tuple[bool, ...]:
             """Equal images under several names, or one name in several folders: what counts most first."""
             _, source, stem = keys_of[row]
             as_published = (everything[row].split == "test") == (split == "test")
@@ -198,7 +199,7 @@ def _stem(path: str) -> str:
 # The folders
 
 
-def _sha256(path) -> str:
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

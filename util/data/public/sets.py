@@ -104,7 +104,7 @@ class PublicSet:
     task: str
     classes: tuple[str, ...]
     pictures: int
-    reader: Callable
+    reader: Callable[["RawFolder"], Found]
     patients: str = ""
     published: tuple[str, ...] = ()
 
@@ -113,7 +113,7 @@ class RawFolder:
     """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed
     over."""
 
-    def __init__(self, folder: str | os.PathLike, public_set: PublicSet):
+    def __init__(self, folder: str | os.PathLike, public_set: PublicSet) -> None:
         from util.data.tables import pictures_below  # brings PyTorch, which --help does not need
 
         if not os.path.isdir(folder):
@@ -169,7 +169,7 @@ class RawFolder:
                        *counted(f"without a label in {what}, left out", unlabelled)]
 
 
-def counted(what: str, names: list) -> list[str]:
+def counted(what: str, names: list[str]) -> list[str]:
     """A note that says what, how many and which; none where there are none."""
     return [f"{what}: {len(names)} ({some(names)})"] if names else []
 
@@ -189,7 +189,7 @@ def _stem(name: str) -> str:
 # Labels in tables
 
 
-def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable) -> dict:
+def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable[str]) -> dict[str, str]:
     """{stem: value}; a name that is empty or stands there twice is an InputError with its lines."""
     found, line_of = {}, {}
     for (line, name), value in zip(names.items(), values, strict=True):
