@@ -32,7 +32,7 @@ class AttentiveHeads(Heads):
     rows_at_once, on_disk = ROWS, True
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
-                 deviation: torch.Tensor):
+                 deviation: torch.Tensor) -> None:
         super().__init__(settings, num_classes, mean, deviation)
         self.query = mean.new_zeros(len(settings), len(mean)).requires_grad_()
         self.parameters.append(self.query)

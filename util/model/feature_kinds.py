@@ -48,7 +48,7 @@ class WideHead(torch.nn.Linear):
 
     kind = POOLED
 
-    def __init__(self, kind: str, width: int, num_classes: int):
+    def __init__(self, kind: str, width: int, num_classes: int) -> None:
         with torch.device("cpu"):  # so that it has values beside a backbone of shapes, too
             super().__init__(width, num_classes)
         self.kind = kind
@@ -63,7 +63,7 @@ class WideHead(torch.nn.Linear):
 class AttentiveHead(WideHead):
     """The same of tokens that a learned query has averaged: (B, P, W) -> (B, K)."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(ATTENTIVE, width, num_classes)
         self.query = torch.nn.Parameter(torch.zeros(width, device="cpu"))
         self.shares = torch.nn.Identity()  # of the tokens, (B, P): heat maps listen to it
@@ -154,7 +154,7 @@ class KindsReader(torch.nn.Module):
     offered.
     """
 
-    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int):
+    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int) -> None:
         super().__init__()
         self.model, self.layer, self.with_tokens, self.tokens = model, layer, False, None
         self.own_forward, self.parts = model.forward, ("pooled",)

@@ -236,7 +236,7 @@ def _laid_open(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _listened(modules: Iterable[torch.nn.Module], hook: Callable) -> Iterator[None]:
+def _listened(modules: Iterable[torch.nn.Module], hook: Callable[..., object]) -> Iterator[None]:
     """Each module's outputs are shown to a forward hook."""
     with ExitStack() as handles:
         for module in modules:
@@ -366,7 +366,7 @@ def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor],
     order, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if channels_last else ((0, 1, 2, 3),) * 2
     shown = torch.nn.Identity()
 
-    def show(module, given, features: torch.Tensor) -> torch.Tensor:
+    def show(module: torch.nn.Module, given: tuple, features: torch.Tensor) -> torch.Tensor:
         return shown(features.permute(order)).permute(back)
 
     def score(images: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     exempt = {f"{part}.{name}" if part else name for part, module in model.named_modules()
               if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
               for name in module.no_weight_decay()}
-    groups: dict[tuple, dict] = {}
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,6 +1,10 @@
 """The learning rate of an iteration; `set_learning_rate` is the one place that writes it into the groups."""
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_WARMUP = 0.2  # share of the epochs: a run that spends more of itself warming up never reaches its rate
 
@@ -20,7 +24,7 @@ def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def set_learning_rate(optimizer, learning_rate: float) -> None:
+def set_learning_rate(optimizer: "torch.optim.Optimizer", learning_rate: float) -> None:
     """Write the rate into all groups, each times its own `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)

@@ -119,12 +119,12 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         getattr(shadow, "backbone", shadow).set_grad_checkpointing(False)
     kept, inputs, inside = {}, [0] * len(units), []
 
-    def enter(place: int, _, arguments: tuple) -> None:
+    def enter(place: int, _: torch.nn.Module, arguments: tuple) -> None:
         inside.append(place)
         size = sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a))
         inputs[place] = max(inputs[place], size)
 
-    def leave(*_) -> None:
+    def leave(*_: object) -> None:
         inside.pop()
 
     for name, place in names.items():
@@ -134,7 +134,7 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         shadow.to_empty(device="cpu")
         owned = {_storage(tensor) for tensor in [*shadow.parameters(), *shadow.buffers()]}
 
-        def keep(tensor):
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
             if _storage(tensor) not in owned:
                 kept.setdefault(_storage(tensor),
                                 (tensor.untyped_storage().nbytes(), inside[-1] if inside else None))

@@ -24,7 +24,7 @@ class Precision:
     # autocast's copies of weights stay until the forward pass ends; not of a sharded model's
     keeps_casts: bool = True
 
-    def autocast(self):
+    def autocast(self) -> nullcontext | torch.autocast:
         """The context that a forward pass runs in."""
         if self.name not in DTYPES:
             return nullcontext()

@@ -11,14 +11,19 @@ G is the number of heads, K of classes, W the width of a feature, N of images.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from util.data.sampling import part
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
@@ -56,7 +61,7 @@ class Heads:
     on_disk = False  # what they read: rows of a batch are then taken in its order
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
-                 deviation: torch.Tensor):
+                 deviation: torch.Tensor) -> None:
         self.settings, self.mean = list(settings), mean
         # a feature that never changes tells nothing: it is not blown up
         self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
@@ -71,7 +76,8 @@ class Heads:
     def load(self, features: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
         return features[rows]
 
-    def logits(self, features: torch.Tensor, weight=None, bias=None) -> torch.Tensor:
+    def logits(self, features: torch.Tensor, weight: torch.Tensor | None = None,
+               bias: torch.Tensor | None = None) -> torch.Tensor:
         """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
         weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
         heads, classes, width = weight.shape
@@ -108,7 +114,7 @@ class StackedAdamW:
     """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of
     a stack."""
 
-    def __init__(self, heads: Heads):
+    def __init__(self, heads: Heads) -> None:
         self.parameters = heads.parameters
         self.rates, self.decays = (
             torch.tensor([getattr(setting, name) for setting in heads.settings], device=heads.weight.device)
@@ -231,7 +237,7 @@ def train_stack(heads: Heads, views: Sequence[torch.Tensor] | Sequence[np.ndarra
 
 
 @contextmanager
-def _threads(number: int):
+def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -254,7 +260,8 @@ def _mean_loss(heads: Heads, val: torch.Tensor | np.ndarray, labels: torch.Tenso
                for rows in parts) / len(labels)
 
 
-def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list]:
+def classic_classifiers(train: np.ndarray, labels: np.ndarray,
+                        seed: int) -> "dict[str, list[KNeighborsClassifier | Pipeline]]":
     """{name: fitted scikit-learn classifiers to choose from}: neighbours by the cosine, logistic regression
     of standardised features. Above `MOST_ROWS` rows they see a random part of train."""
     from sklearn.linear_model import LogisticRegression
@@ -277,7 +284,8 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dic
                 "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}
 
 
-def probabilities(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:
+def probabilities(classifier: "KNeighborsClassifier | Pipeline", features: np.ndarray,
+                  num_classes: int) -> np.ndarray:
     """(N, K) of a scikit-learn classifier; classes that it never saw have none."""
     found = np.zeros((len(features), num_classes))
     found[:, classifier.classes_] = classifier.predict_proba(features)

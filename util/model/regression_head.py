@@ -71,7 +71,7 @@ class CovariateToken(nn.Module):
     """A covariate (B,), NaN where missing -> its token (B, D): a line for a number, an embedding for a
     category."""
 
-    def __init__(self, covariate: Covariate, dim: int):
+    def __init__(self, covariate: Covariate, dim: int) -> None:
         super().__init__()
         self.num_levels = len(covariate.levels)
         if covariate.is_category:

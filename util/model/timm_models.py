@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import timm
 import torch
-from timm.models import get_deprecated_models
+from timm.models import PretrainedCfg, get_deprecated_models
 
 from util.core import machine_faults
 from util.core.errors import InputError
@@ -54,7 +54,7 @@ def _without_owner(arch: str) -> str:
     return arch.removeprefix("hf-hub:").removeprefix("timm/")
 
 
-def settings_of(name: str):
+def settings_of(name: str) -> PretrainedCfg | None:
     """timm's settings (input size, normalisation, hub file) of a name that is known; None where timm has none
     of it."""
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
