@@ -74,9 +74,8 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
             notes += _extreme(name, np.array(list(map(number_of, present))))
         except ValueError:  # a category
             refuse_two_spellings(csv_file, present)
-    return Data(
-        table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_")
-    )
+    return Data(table, [], [*notes, *_missing(table, targets, "true_"),
+                            *_missing(table, covariates, "covariate_")])
 
 
 def _refuse_two_roles(asked: DataOptions) -> None:
@@ -99,8 +98,8 @@ def _numbers(csv_file: str, cells: pd.Series) -> pd.Series:
     text = cells[values.map(lambda value: value is None)]
     if len(text):
         comma = any(re.fullmatch(r"-?\d+,\d+", cell) for cell in text[:5])
-        what_to_do = ("write decimals with a point" if comma else
-                      "correct them, or leave the cells empty (missing)")
+        what_to_do = ("write decimals with a point" if comma
+                      else "correct them, or leave the cells empty (missing)")
         raise InputError(f"{csv_file}: column {cells.name} has text in {len(text)} of {len(cells)} rows: "
                          f"{_first(text)}{' and more' if len(text) > 5 else ''}; {what_to_do}")
     values = values.astype(np.float64)
@@ -156,11 +155,8 @@ def _missing(table: pd.DataFrame, names: Iterable[str], prefix: str) -> list[str
         if absent.any():
             by_split = ", ".join(f"{split} {count:,} of {(table['split'] == split).sum():,}"
                                  for split, count in table["split"][absent].value_counts().items())
-            kind = (
-                "target, left out of loss and figures"
-                if prefix == "true_"
-                else "covariate, told to the model as missing"
-            )
+            kind = ("target, left out of loss and figures" if prefix == "true_"
+                    else "covariate, told to the model as missing")
             notes.append(f"{name} is missing in some rows ({by_split}): a missing {kind}")
     return notes
 

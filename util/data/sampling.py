@@ -27,7 +27,7 @@ class StepPlan:
     accum_iter    micro-steps an optimizer step, at most
     even          an epoch's images are dealt evenly to its steps. Without it (runs that were begun before
                   there was this) all steps are full but the last, which may be of a few images: their noise
-                  is taken at the full rate.
+                  is taken at the full learning rate.
     """
 
     num_samples: int
@@ -55,11 +55,8 @@ class StepPlan:
 
     @property
     def micro_steps(self) -> int:
-        return (
-            self.steps * self.of_a_step
-            if self.even
-            else math.ceil(self.num_samples / (self.batch_size * self.world_size))
-        )
+        return (self.steps * self.of_a_step if self.even
+                else math.ceil(self.num_samples / (self.batch_size * self.world_size)))
 
     def of_step(self, step: int) -> tuple[int, int]:
         """First and end, in the epoch's order, of the images of optimizer step `step`."""
@@ -92,8 +89,8 @@ class StepPlan:
 
     def steps_within(self, samples: int) -> int:
         """Optimizer steps whose images are all among the first `samples` of the epoch."""
-        return max(step for step in range(self.steps + 1) if step == 0
-                   or self.of_step(step - 1)[1] <= samples)
+        return max(step for step in range(self.steps + 1)
+                   if step == 0 or self.of_step(step - 1)[1] <= samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -162,7 +159,7 @@ class TrainBatches:
 class EvalBatches:
     """Batch sampler for evaluation: whole batches are dealt to the processes in turn.
 
-    An image is computed in the same batch of the same images whatever the number of processes, so the figures
+    An image is computed in the same batch of the same images whatever the number of processes, so the metrics
     don't move by a rounding of the matrix products.
     """
 

@@ -89,8 +89,7 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
             raise InputError(
                 f"--data_path {data_path}: no folder {split}; there is "
                 f"{some(_folders(data_path)) or 'no folder'}; expected "
-                f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}"
-            )
+                f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}")
         classes = _folders(folder)
         if not classes:
             raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} "
@@ -100,10 +99,9 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
     for split, classes in found.items():
         empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
         if empty:
-            raise InputError(
-                f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, or remove "
-                "the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
-            )
+            raise InputError(f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, "
+                             "or remove the class from every split"
+                             + "".join(f"; {line}" for line in left_out(ignored)))
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
@@ -135,12 +133,10 @@ def pictures_below(folder: str, ignored: list[str]) -> list[str]:
         passed = (*above.pop(current), os.path.realpath(current))
         hidden = [name for name in folders if name.startswith(".")]
         below = [os.path.join(current, name) for name in folders if name not in hidden]
-        # without links to their parents
-        above |= {path: passed for path in below
+        above |= {path: passed for path in below  # without links to their parents
                   if not (os.path.islink(path) and os.path.realpath(path) in passed)}
         folders[:] = [name for name in folders if os.path.join(current, name) in above]
-        taken = [name for name in names
-                 if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
+        taken = [name for name in names if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
         by_folder[current] = sorted(set(taken) - own_pictures(taken, list(filter(is_marker, names))))
         ignored += [os.path.join(current, name)
                     for name in sorted({*hidden, *names} - set(by_folder[current]))]
@@ -184,7 +180,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
 
 
 def _csv_classes(csv_file: str, data: Data, splits: Sequence[str]) -> Data:
-    """Refuse classes that training never sees; a class that val or test lacks is only worth a note."""
+    """InputError for classes that training never sees; one that val or test lacks is only worth a note."""
     if "train" not in splits:
         return data
     labels = data.table.groupby("split")["label"].unique()
@@ -223,15 +219,13 @@ def picture_table(paths: Collection[str], labels: Collection[str], splits: Colle
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
     hold."""
     require_utf8(paths)
-    return pd.DataFrame(
-        {
-            "index": np.arange(len(paths), dtype=np.int64),
-            "path": list(paths),
-            "label": list(labels),
-            "split": list(splits),
-            "patient": list(patients),
-        }
-    )
+    return pd.DataFrame({
+        "index": np.arange(len(paths), dtype=np.int64),
+        "path": list(paths),
+        "label": list(labels),
+        "split": list(splits),
+        "patient": list(patients),
+    })
 
 
 def _absent_classes(class_names: Sequence[str], split: str, labels: Iterable[str]) -> list[str]:
@@ -264,10 +258,8 @@ def match_classes(data: Data, class_names: Sequence[str]) -> Data:
     """
     unknown = [name for name in data.class_names if name not in class_names]
     if unknown:
-        raise InputError(
-            f"the checkpoint has no class {some(unknown, 10)}; its classes are {some(class_names, 50)}: "
-            "rename yours"
-        )
+        raise InputError(f"the checkpoint has no class {some(unknown, 10)}; its classes are "
+                         f"{some(class_names, 50)}: rename yours")
     notes = list(data.notes)
     if data.class_names != [name for name in class_names if name in data.class_names]:
         notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
@@ -344,7 +336,7 @@ def subset(table: pd.DataFrame, ratio: float, stratified: bool, seed: int) -> pd
         groups = [shuffled[targets == target] for target in np.unique(targets)]
     keep = (table["split"] != "train").to_numpy(copy=True)
     for group in groups:
-        keep[group[: max(1, round(ratio * len(group)))]] = True
+        keep[group[:max(1, round(ratio * len(group)))]] = True
     return table[keep].reset_index(drop=True)
 
 
@@ -353,7 +345,8 @@ def patient_counts(table: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
     known = table[table["patient"] != ""]
     return {split: {class_names[target]: int(number)
                     for target, number in rows.groupby("target")["patient"].nunique().items()}
-            | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
+            | {"": int(rows["patient"].nunique())}
+            for split, rows in known.groupby("split")}
 
 
 def counts(table: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
@@ -370,10 +363,8 @@ def fingerprint(table: pd.DataFrame) -> str:
     """
     paths = joined(os.getcwd(), [os.path.normpath(path) for path in table["path"]])
     start = len(os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), ""))
-    rows = sorted(
-        "\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
-        for path, label, split in zip(paths, table["label"], table["split"], strict=True)
-    )
+    rows = sorted("\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
+                  for path, label, split in zip(paths, table["label"], table["split"], strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 

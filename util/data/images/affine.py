@@ -77,7 +77,7 @@ def _along_x(image: Image.Image, shifts: np.ndarray, fill: tuple[int, ...]) -> I
     wide[:, before + width:before + width + 2] = pixels[:, -1:]
     starts = np.arange(height) * wide.shape[1] + before + whole - 1
     row = CHANNELS * (width + 3)
-    # one for every start
+    # a window for every start
     windows = np.ndarray((wide[..., 0].size - width - 2, row), np.uint8, wide, strides=(CHANNELS, 1))
     values = windows[starts].astype(np.float32)  # the neighbours of a number lie 0, 3, 6 and 9 numbers on
 

@@ -16,10 +16,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 # TIFF 6.0; EXIF has 274
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE, _SAMPLE_FORMAT = 258, 262, 274, 281, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the photometric tag and of the sample format
+# an orientation -> what brings the image upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-         4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}  # an orientation -> what brings the image upright
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
+         7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits that cameras and OCT devices fill
 _FLOAT_WHITES = (1, 255, 1023, 4095, 16383, 65535)
@@ -39,6 +39,7 @@ class Reading:
     values of more than 8 bits over the range that is used. Off, as the original project's loader: the
     orientation of TIFF files alone (Pillow applies it), the colours under transparency, the full range of the
     file's type.
+
     bits, floats: that range, of whole numbers and of floats; None: the file's own largest value says it
     (`bits_of`, `white_of`). A file that says its range itself is read by that: a TIFF of 12 bits a sample, or
     a MaxSampleValue of 4095.
@@ -113,15 +114,14 @@ def _scaled_to_8_bits(image: Image.Image, reading: Reading) -> np.ndarray:
     """Grey PIL image of mode I;16*, I or F -> (H, W) uint8. Negative values and NaN are black.
 
     Shown: from the range that the file says, else `reading`, else the file's largest value; what is above is
-    white.
-    Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16 bits: from
-    32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to 1 as 0…1,
-    up to 255 as 0…255, up to 65535 as 16 bits, above as 0…maximum.
+    white. Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16
+    bits: from 32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to
+    1 as 0…1, up to 255 as 0…255, up to 65535 as 16 bits, above as 0…maximum.
     """
     tags, values = getattr(image, "tag_v2", {}), _values_of(image)
     largest, said = values.max(), _range_said(image, reading.shown)
-    of_16 = 32767 if (_sample(tags, _BITS_PER_SAMPLE, 16),
-                      _sample(tags, _SAMPLE_FORMAT, 1)) == (16, _SIGNED) else 65535
+    stored = _sample(tags, _BITS_PER_SAMPLE, 16), _sample(tags, _SAMPLE_FORMAT, 1)
+    of_16 = 32767 if stored == (16, _SIGNED) else 65535
     if image.mode == "F":
         white = next((white for white in (1, 255, 65535) if largest <= white), largest)
         if reading.shown:
@@ -130,7 +130,7 @@ def _scaled_to_8_bits(image: Image.Image, reading: Reading) -> np.ndarray:
         white = said
     else:
         bits = (reading.bits or bits_of(largest)) if reading.shown else 16 if largest <= of_16 else 32
-        of_32 = 2**31 - 1 if _sample(tags, _SAMPLE_FORMAT, 1) == _SIGNED else 2**32 - 1
+        of_32 = 2**31 - 1 if stored[1] == _SIGNED else 2**32 - 1
         white = {16: of_16, 32: of_32}.get(bits, 2**bits - 1)
     hidden = values == image.info["transparency"] if reading.shown and "transparency" in image.info else False
     grey = np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
@@ -181,8 +181,8 @@ def flags_before(image: Image.Image) -> int:
 def facts_of(image: Image.Image, start: bytes, flags: int) -> Facts:
     """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its
     file."""
-    if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
-            orientation_of(image.info.get("exif")) in TURNS):
+    if (not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile)
+            and orientation_of(image.info.get("exif")) in TURNS):
         flags |= TURNED_LATE
     kind, largest = kind_of(image, start), 0.0
     if _is_deep(image):

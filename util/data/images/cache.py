@@ -2,9 +2,8 @@
 pixels.
 
 What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`,
-`fundus_crop`, `fit`), not
-by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends
-with the same figures, only later.
+`fundus_crop`, `fit`), not by whether there is a cache: `kept_pixels` gives the same numbers, and a run
+without room for a cache ends with the same metrics, only later.
 
 A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that
 reading a crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it
@@ -51,8 +50,7 @@ def lossless_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: 
     """Pixels of a kept image's short side at which the smallest crop of a square image still has `input_size`
     of its own."""
     narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
-    # the shorter side of the smallest crop, of the image's side
-    smallest_crop = math.sqrt(crop_scale[0] * narrowest)
+    smallest_crop = math.sqrt(crop_scale[0] * narrowest)  # its shorter side, of the image's side
     return math.ceil(input_size * max(LEAST_SPARE, 1 / smallest_crop))
 
 
@@ -117,8 +115,7 @@ class ImageCache:
                                   names="identity,entry,segment")
         found, same = entries_of(known, identities[:, 0])
         self.has = same & (found["entry"]["check"] == identities[:, 1])  # which of `paths` are kept
-        # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it
-        # is counted
+        # by a hash of the path, in arrays: a dict of a million would be copied into every worker as it counts
         hashes = np.fromiter((_path_hash(path) for path in paths), np.uint64, len(paths))[self.has]
         order = np.argsort(hashes)
         self._hashes = hashes[order]
@@ -317,8 +314,7 @@ class Filling:
 
 
 def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers: int,
-               say: Callable[[str], None],
-               fill: bool = True, filled: Filling | None = None) -> ImageCache:
+               say: Callable[[str], None], fill: bool = True, filled: Filling | None = None) -> ImageCache:
     """The cache of these images, filled with those that it lacks (unless `fill` is off).
 
     filled: what this launch has added already, which is said here. Where there is no room, or the folder
@@ -341,11 +337,8 @@ def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers:
             "slower and gives the same figures")
     elif filling.count:
         size = sum(file.stat().st_size for file in cache._files)
-        again = (
-            f"; {filling.left:,} of more than 8 bits were read again, over the range of all"
-            if filling.left
-            else ""
-        )
+        again = (f"; {filling.left:,} of more than 8 bits were read again, over the range of all"
+                 if filling.left else "")
         say(f"images     {filling.count:,} decoded once to {filling.folder} (short side at most {kept.side}, "
             f"{size / 2**20:,.0f} MiB in all){again}")
     elif fill:
@@ -396,7 +389,7 @@ def _one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """What killed starts left; called by the one process that may write."""
+    """What killed launches left; called by the one process that may write."""
     for file in [*folder.glob(".*.partial"), *folder.glob("*.pixels")]:
         if _read_index(file.with_suffix(".npy")) is None:
             file.unlink()

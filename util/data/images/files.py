@@ -2,8 +2,8 @@
 
 Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips
 16-bit values to white, so that an OCT volume trains as blank images without a word; here they are scaled. A
-file that is
-cut short always raises: half an image padded with grey would be a sample like any other to the model.
+file that is cut short always raises: half an image padded with grey would be a sample like any other to the
+model.
 """
 import contextlib
 import errno
@@ -36,19 +36,16 @@ from util.data.images.as_shown import (
     to_rgb,
 )
 
-# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside
-# program.
+# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, runs an outside program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
 # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
 MOST_SCANS = 500
-# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here, and the
-# rest is noise.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-_START_OF_SCAN = b"\xff\xda"
+_JPEG_MAGIC, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
+# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
@@ -244,8 +241,7 @@ class ImageSource:
         covers).
 
         Where a pixel is the mean of 8 x 8 of the file, an image of 2300 pixels covers 287.5, and the last of
-        its 288 is
-        half empty: `resized` wants to know, or the image would be stretched.
+        its 288 is half empty: `resized` wants to know, or the image would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
         pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reading.reduced == "any" else 1)
@@ -281,12 +277,8 @@ class ImageSource:
         if self.file.plain_jpeg[1] == "Gray" and self.reading.reduced == "colour":
             factor = 1
         pixels = self.file.reduced(factor)
-        if (
-            pixels is not None
-            and factor > 1
-            and self.reading.reduced == "colour"
-            and not shows_colour(pixels)
-        ):
+        if (pixels is not None and factor > 1 and self.reading.reduced == "colour"
+                and not shows_colour(pixels)):
             pixels, factor = self.file.reduced(1), 1
         return None if pixels is None else (pixels, factor)
 
@@ -299,9 +291,9 @@ class ImageSource:
 
         minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only
         JPEGs are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full
+        image. Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the
+        file. Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no
         image.
-        Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
-        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
         _, orientation = self.file.stored()
         turn = TURNS.get(orientation) if self.reading.shown else None
@@ -384,8 +376,7 @@ def resized(pixels: np.ndarray, size: tuple[int, int], box: tuple[int, int, int,
         return result.permute(1, 2, 0).contiguous().numpy()
     left, top, right, bottom = box or (0, 0, *size)
     (rows, above, up), (columns, before, along) = (
-        _needed(*one, within) for one in ((covers[1], size[1], top, bottom),
-                                          (covers[0], size[0], left, right)))
+        _needed(covers[1], size[1], top, bottom, within), _needed(covers[0], size[0], left, right, within))
     part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
     result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic",
                                              antialias=True)[0]
@@ -401,10 +392,9 @@ def _needed(have: float, want: int, first: int, last: int, within: float) -> tup
     # the part starts where pixels of both grids begin together
     start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within),
                  0)
+    end = min(math.ceil(have), math.ceil((last + margin) * pixels))
     # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
-    factor = (want + 1e-6) / have
-    return slice(round(start * pixels),
-                 min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
+    return slice(round(start * pixels), end), first - start, (want + 1e-6) / have
 
 
 def dct_denominator(size: tuple[int, int], minimum_size: int | tuple[int, int]) -> int:

@@ -1,11 +1,8 @@
-"""Which image has which round field, found once and remembered; and an image cut to the square around its
-field.
+"""Which image has which round field, found once and remembered; and an image cut to the square around it.
 
 `--fundus_crop auto` is an entry of the stored transform, and the field is found on the same small copy of the
-image
-whatever else that says: a file has the same field in training, evaluation, features and predictions, with and
-without a
-cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
+image whatever else that says: a file has the same field in training, evaluation, features and predictions,
+with and without a cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
 """
 
 import os
@@ -80,8 +77,7 @@ def _found(source: ImageSource) -> Field | None:
     if field is None:
         return None
     field = field.times(factor)
-    # as it is remembered
-    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))
+    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))  # as remembered
 
 
 class SquareSource:
@@ -110,10 +106,8 @@ class SquareSource:
         if inside == (left, top, right, bottom):
             return self._source.part(inside, resolution)
         if resolution is not None:
-            resolution = (
-                -(-resolution[0] * across // (right - left)),
-                -(-resolution[1] * down // (bottom - top)),
-            )
+            resolution = (-(-resolution[0] * across // (right - left)),
+                          -(-resolution[1] * down // (bottom - top)))
         pixels = self._source.part(inside, resolution)
         factor = max(1, round(across / pixels.shape[1]))
         canvas = np.zeros((-(-(bottom - top) // factor), -(-(right - left) // factor), 3), np.uint8)

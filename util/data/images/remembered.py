@@ -38,8 +38,7 @@ class Remembered(ABC):
             self._known = known
         except FileNotFoundError:
             pass  # the first launch
-        # AttributeError: np.load gave an archive
-        except (OSError, ValueError, EOFError, AttributeError) as error:
+        except (OSError, ValueError, EOFError, AttributeError) as error:  # the last one: it was an archive
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
     @abstractmethod
@@ -54,8 +53,8 @@ class Remembered(ABC):
 
     def take(self, paths: Sequence[str], found: Sequence[tuple]) -> None:
         """Remember what `look` found; `save` makes it last."""
-        entries = [(identity, *one)
-                   for identity, one in zip(identities(paths), found, strict=True) if identity]
+        entries = [(identity, *one) for identity, one in zip(identities(paths), found, strict=True)
+                   if identity]
         self._new.append(np.array(entries, self.dtype))
 
     def save(self) -> None:

@@ -1,11 +1,10 @@
 """From an image to the (3, S, S) tensor that a model takes, for training and for evaluation.
 
 Training is timm's recipe (random resized crop, flips, RandAugment or colour jitter, random erasing), built by
-timm.
-Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header, so that
-the decoder may compute the image no finer than the crop needs (`decode="scaled"`); the part is then resized
-as 8-bit pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side and cuts
-out the centre. With `decode="full"` both equal timm's and torchvision's own results bit for bit.
+timm. Only the crop is our own: its box is drawn, with timm's own draws, from the size in the file's header,
+so that the decoder may compute the image no finer than the crop needs (`decode="scaled"`); the part is then
+resized as 8-bit pixels, which PyTorch does in a fraction of Pillow's time. Evaluation resizes the short side
+and cuts out the centre. With `decode="full"` both equal timm's and torchvision's own results bit for bit.
 
 Settings are plain dicts of numbers, strings and lists: they are stored in the checkpoint. What came to be
 said of the reading of an image after the first version has an entry of its own; where it is absent, images
@@ -50,7 +49,7 @@ OFF = ("", "none", "off")
 USUAL_IMAGES, USUAL_MODEL = ImageOptions(), ModelOptions()
 Source = ImageSource | SquareSource | KeptSource  # what a transform reads
 
-# What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), so it is refused here.
+# What timm's parsers take. They skip a section they don't know ("rand-m9-oops"), which is an error here.
 _NUMBER = r"\d+(\.\d*)?"
 _AUTO_AUGMENTS = re.compile(
     rf"rand(-(m\d+|n[1-9]|inc[01]|mmax\d+|p{_NUMBER}|mstd{_NUMBER}|t(weights|3aw|3a)))*"
@@ -128,10 +127,8 @@ def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float],
         raise InputError(f"--recount {images.recount}: a whole number, at least 1")
     aa = "" if images.aa is None or images.aa.lower() in OFF else images.aa
     if aa and not _AUTO_AUGMENTS.fullmatch(aa):
-        raise InputError(
-            f"--aa {aa}: not a timm auto-augment string; write none, or for example rand-m9-mstd0.5-inc1, "
-            "augmix-m5-w4-d2, original, v0, 3a"
-        )
+        raise InputError(f"--aa {aa}: not a timm auto-augment string; write none, or for example "
+                         "rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, v0, 3a")
     return settings | {
         "crop_scale": [float(value) for value in images.crop_scale],
         "crop_ratio": [float(value) for value in images.crop_ratio],
@@ -146,8 +143,8 @@ def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float],
 
 
 def read_alike(settings: dict, other: dict) -> dict:
-    """The settings, with what decides how an image is read as the other has it: a run that began before an
-    entry was there goes on as it began."""
+    """The settings, with what decides how an image is read as the other has it: so a resumed run that began
+    before an entry was there reads as it began."""
     kept = {name: value for name, value in settings.items() if name not in OF_READING}
     return kept | {name: other[name] for name in OF_READING if name in other}
 
@@ -225,23 +222,16 @@ class TrainTransform:
         if squashes := settings.get("fit", "crop") == "squash":  # a crop of the square that the image becomes
             side = max(width, height)
             across, down, (width, height) = width / side, height / side, (side, side)
-        # timm asks for its size alone; one element in memory
-        shape_only = torch.empty(1).expand(3, height, width)
-        top, left, crop_height, crop_width = self._draw_crop(
-            shape_only, settings["crop_scale"], settings["crop_ratio"]
-        )
+        shape_only = torch.empty(1).expand(3, height, width)  # timm asks for its size alone; one element
+        top, left, crop_height, crop_width = self._draw_crop(shape_only, settings["crop_scale"],
+                                                             settings["crop_ratio"])
         box, size = (left, top, left + crop_width, top + crop_height), (settings["input_size"],) * 2
         if squashes:
             left, top = int(left * across), int(top * down)
-            box = (
-                left,
-                top,
-                left + max(1, round(crop_width * across)),
-                top + max(1, round(crop_height * down)),
-            )
+            box = (left, top, left + max(1, round(crop_width * across)),
+                   top + max(1, round(crop_height * down)))
         if settings["decode"] == "full":
-            # Cut first, then resized: Pillow's resize with a box would also look at pixels outside it, timm's
-            # does not.
+            # cut first, then resized: Pillow's resize with a box would also look at pixels outside it
             crop = source.decode().crop(box).resize(size, Image.Resampling.BICUBIC)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
@@ -270,16 +260,14 @@ def _as_source(source: str | os.PathLike | Source, settings: dict, fields: Field
 
 
 def _augment_operations(augmenting: Compose) -> Iterator[AugmentOp]:
-    """timm's AugmentOp objects inside its second stage: RandAugment and AugMix have a list, AutoAugment
-    lists."""
+    """timm's AugmentOps inside its second stage: RandAugment and AugMix have a list, AutoAugment lists."""
     for step in augmenting.transforms:
         for item in getattr(step, "ops", None) or getattr(step, "policy", None) or []:
             yield from [item] if isinstance(item, AugmentOp) else item
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
-    """timm's posterize, also for 0 bits: black. Pillow 13 raises there, at magnitude 10 of RandAugment's
-    scale."""
+    """timm's posterize, also for 0 bits: black. There Pillow 13 raises (RandAugment's magnitude 10)."""
     if bits_to_keep >= 8:
         return image
     if bits_to_keep < 1:
@@ -322,8 +310,6 @@ def _color_jitter(strength: float | Sequence[float] | None) -> float | list[floa
         return None
     values = [float(value) for value in (strength if isinstance(strength, list | tuple) else [strength])]
     if len(values) not in (1, 3, 4) or min(values) < 0 or (len(values) == 4 and values[3] > 0.5):
-        raise InputError(
-            f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and saturation, "
-            "or 4 with a hue up to 0.5"
-        )
+        raise InputError(f"--color_jitter {strength}: a number from 0 up, or 3 for brightness, contrast and "
+                         "saturation, or 4 with a hue up to 0.5")
     return values if len(values) > 1 else values[0]

@@ -34,8 +34,7 @@ from util.data.csv_columns import SPLITS
 from util.options.parsing import OneLineParser
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
-# fewest and most lesions of a grade, both included
-LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))
+LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))  # fewest and most of a grade, both included
 FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y",
               "brightness")
 FIELD_RADIUS = 0.485  # of the image's side; every other length here is in units of this radius
@@ -160,8 +159,7 @@ def render(drawn: Plan, seed: int, index: int, size: int) -> Image.Image:
     axis = (((np.arange(size) + 0.5) / size - 0.5) / FIELD_RADIUS).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     radius = np.sqrt(x * x + y * y)
-    # (3, size, size): planes are several times faster here than pixels
-    picture = _background(look, drawn, x, y)
+    picture = _background(look, drawn, x, y)  # (3, size, size): planes are several times faster than pixels
     _paint_disc(look, picture, drawn, x, y)
     arteries, veins = _vessel_masks(tree, drawn, size)
     picture *= (1 - arteries * _colour(0.16, 0.46, 0.44)) * (1 - veins * _colour(0.32, 0.64, 0.60))
@@ -179,8 +177,8 @@ def _colour(red: float, green: float, blue: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Smooth noise (size, size) with mean about 0 and deviation about 1, from a grid of cells x cells
-    values."""
+    """Smooth noise (size, size) with mean about 0 and standard deviation about 1, from a grid of cells x
+    cells values."""
     grid = Image.fromarray(rng.normal(0, 1.5, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -205,8 +203,8 @@ def _paint_disc(rng: np.random.Generator, picture: np.ndarray, drawn: Plan, x: n
     """The optic disc with its cup and a faint halo, onto `picture` in place."""
     # discs are a little taller than wide; the area stays that of disc_radius
     stretch = rng.uniform(1.0, 1.10)
-    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch + (y - drawn.disc_y) ** 2
-                        / stretch) / drawn.disc_radius
+    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch
+                        + (y - drawn.disc_y) ** 2 / stretch) / drawn.disc_radius
     disc = np.clip((1 - from_disc) / 0.14 + 0.5, 0, 1)
     cup = np.clip((rng.uniform(0.30, 0.55) - from_disc) / 0.25 + 0.5, 0, 1)
     picture *= 1 + 0.16 * np.exp(-((from_disc / 1.6) ** 2))
@@ -266,7 +264,7 @@ def _grow(rng: np.random.Generator, sheet: Image.Image, drawn: Plan, start: tupl
     piece = (2, 4, 8)[order]  # steps drawn at one thickness
     for first in range(0, len(path) - 1, piece):
         thickness = max(1, round(path[first][3] * FIELD_RADIUS * side))
-        pen.line(points[first : first + piece + 1], 255, thickness, "curve" if thickness > 5 else None)
+        pen.line(points[first:first + piece + 1], 255, thickness, "curve" if thickness > 5 else None)
     if order == 2:
         return
     away, at = rng.choice((-1, 1)), rng.integers(4, 8)
@@ -283,15 +281,13 @@ def make_demo(folder: str | os.PathLike, pictures: int = 2000, size: int = 160, 
     """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are
     there.
 
-    images: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels,
-    32-4096;
-    splits: the shares of train, val and test, which are rounded to fives of patients, so that grades stay
-    balanced;
-    workers: processes that draw (default: one a core). demo.csv has the columns path, label, split, patient,
-    eye and FACT_NAMES. demo.json, written first, says what is being drawn; demo.csv, written last, that all
-    of it is there. An interrupted call is completed by the next, other settings are drawn anew. Returns the
-    folder as a Path. Raises InputError for settings out of range and for a folder that holds files this
-    program did not make or may not be written, RunError for a full disk.
+    pictures: how many images altogether, an even number (two eyes a patient) from 30 on; size: their side in
+    pixels, 32-4096; splits: the shares of train, val and test, which are rounded to fives of patients, so
+    that grades stay balanced; workers: processes that draw (default: one a core). demo.csv has the columns
+    path, label, split, patient, eye and FACT_NAMES. demo.json, written first, says what is being drawn;
+    demo.csv, written last, that all of it is there. An interrupted call is completed by the next, other
+    settings are drawn anew. Returns the folder as a Path. Raises InputError for settings out of range and for
+    a folder that holds files this program did not make or may not be written, RunError for a full disk.
     """
     started, folder = time.monotonic(), Path(folder)
     _check_settings(pictures, size, seed, splits)
@@ -404,8 +400,7 @@ def _draw_all(draw_one: Callable[[tuple[int, str]], None], missing: list[tuple[i
                 list(pool.map(draw_one, missing, chunksize=8))
             return
         except (BrokenProcessPool, ImportError, NotImplementedError, OSError) as error:
-            # No semaphores here, or a main program that cannot be imported again. A full disk will be met
-            # again below.
+            # no semaphores, or a main program that can't be imported again; a full disk is met again below
             print(f"demo images: going on in one process ({error})")
     for picture in missing:
         draw_one(picture)

@@ -183,12 +183,10 @@ def apply_split_list(items: pd.DataFrame, place: str,
     kept = items[named].assign(split=items.index[named].map(split_of))
     lacking = [f"{split} has no {name}"
                for split, names in _absent(kept["label"], kept["split"], classes).items() for name in names]
-    notes = [
-        *counted(f"named in {place}, but not in RAW_DIR", absent),
-        *counted(f"not named in {place}, left out", list(items["source"][~named])),
-    ]
-    notes += ["training needs every class in every split, and by this list "
-              f"{some(lacking)}"] if lacking else []
+    notes = [*counted(f"named in {place}, but not in RAW_DIR", absent),
+             *counted(f"not named in {place}, left out", list(items["source"][~named]))]
+    notes += ([f"training needs every class in every split, and by this list {some(lacking)}"] if lacking
+              else [])
     return kept, notes
 
 
@@ -325,8 +323,8 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, shares: tuple[float, float
 def _patients(items: pd.DataFrame) -> list[str]:
     """What is known of patients, and a warning where the splits part what belongs together."""
     known = items[items["patient"] != ""]
-    lines = [f"  patients: {known['patient'].nunique()}" if len(known) else
-             "  patients: not published, the split is one of images"]
+    lines = [f"  patients: {known['patient'].nunique()}" if len(known)
+             else "  patients: not published, the split is one of images"]
     for kind, rows, column in (("patients", known, "patient"), ("images", items, "sha256")):
         count = (rows.groupby(column)["split"].nunique() > 1).sum()
         if count:
@@ -338,25 +336,21 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m util.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", choices=SETS, help=f"the data set: {', '.join(SETS)}")
     parser.add_argument("raw_dir", metavar="RAW_DIR", help="the files as downloaded, archives unpacked")
-    parser.add_argument(
-        "out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so before"
-    )
+    parser.add_argument("out_dir", metavar="OUT_DIR",
+                        help="the folder to make: new, empty, or made so before")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another split")
-    parser.add_argument(
-        "--val", type=float, default=0.15, help="share of all patients, or images, of a class that val gets"
-    )
+    parser.add_argument("--val", type=float, default=0.15,
+                        help="share of all patients, or images, of a class that val gets")
     parser.add_argument("--test", type=float, default=0.3,
                         help="share that test gets; no effect where the owner publishes a test split (IDRID)")
     parser.add_argument("--split_list", default=None, metavar="FILE",
                         help="take this split, draw none: a CSV with path and split, or a folder with "
                              "train/, val/, test/")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--copy", action="store_true", help="copy the images; this is what happens without --link"
-    )
-    how.add_argument(
-        "--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay where it is"
-    )
+    how.add_argument("--copy", action="store_true",
+                     help="copy the images; this is what happens without --link")
+    how.add_argument("--link", action="store_true",
+                     help="symbolic links to RAW_DIR, which must then stay where it is")
     return parser
 
 
