@@ -110,8 +110,8 @@ def _read(path: Path, shape: tuple[int | None, ...], kind: type,
         values = np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None  # damaged or gone: computed again
-    fits = values.ndim == len(shape) and all(wanted in (None, side)
-                                             for wanted, side in zip(shape, values.shape, strict=True))
+    fits = (values.ndim == len(shape)
+            and all(wanted in (None, side) for wanted, side in zip(shape, values.shape, strict=True)))
     return values if fits and values.dtype == kind else None
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-MOST_WARMUP = 0.2  # share of the epochs: a run that spends more of itself warming up never reaches its rate
+MOST_WARMUP = 0.2  # share of the epochs: a run that warms up for longer never reaches its learning rate
 
 
 def usable_warmup(warmup_epochs: float, epochs: int) -> float:
@@ -16,8 +16,8 @@ def usable_warmup(warmup_epochs: float, epochs: int) -> float:
 
 def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs: float,
                      epochs: float) -> float:
-    """The rate at `position` (epochs done, a fraction within an epoch): linear from 0 to `peak`, then half a
-    cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
+    """The learning rate at `position` (epochs done, a fraction within an epoch): linear from 0 to `peak`,
+    then half a cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
     if position < warmup_epochs:
         return peak * position / warmup_epochs
     share = min(1.0, (position - warmup_epochs) / (epochs - warmup_epochs))
@@ -25,6 +25,6 @@ def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs
 
 
 def set_learning_rate(optimizer: "torch.optim.Optimizer", learning_rate: float) -> None:
-    """Write the rate into all groups, each times its own `lr_scale`."""
+    """Write the learning rate into all groups, each times its own `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)

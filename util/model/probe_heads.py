@@ -1,10 +1,10 @@
 """All candidate heads of a linear probe, trained together in one pass over stored features.
 
 A head is a linear classifier with its own learning rate and weight decay, on the features as they are or on
-normalised ones.
-The heads of a grid share every batch: their losses are summed, so that none feels the others (as DINOv2's
-evaluation does, Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is
-folded into the winner's weights, so that it reads the backbone's features like any other head.
+normalised ones. The heads of a grid share every batch: their losses are summed, so that none feels the others
+(as DINOv2's evaluation does, Oquab et al. 2023), and their AdamW steps are taken on one stack of weights.
+Normalisation is folded into the winner's weights, so that it reads the backbone's features like any other
+head.
 
 G is the number of heads, K of classes, W the width of a feature, N of images.
 """
@@ -46,16 +46,16 @@ class HeadSetting:
 
 
 def grid(learning_rate: float, weight_decay: float) -> list[HeadSetting]:
-    """The candidates: the usual rates and the run's own, no decay, a strong one and the run's own, raw and
-    normalised."""
+    """The candidates: the usual learning rates and the run's own; no weight decay, a strong one and the run's
+    own; raw and normalised."""
     rates, decays = sorted({*LEARNING_RATES, learning_rate}), sorted({*WEIGHT_DECAYS, weight_decay})
     return [HeadSetting(rate, decay, normalised)
             for normalised, rate, decay in itertools.product((False, True), rates, decays)]
 
 
 class Heads:
-    """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training
-    features."""
+    """A stack of linear heads: weight (G, K, W), bias (G, K). mean, deviation: (W,) of the training features,
+    their mean and standard deviation."""
 
     rows_at_once = 8192  # of a split that is scored
     on_disk = False  # what they read: rows of a batch are then taken in its order
@@ -124,7 +124,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One step at `factor` times each head's rate; the weights alone are decayed."""
+        """One step at `factor` times each head's learning rate; the weights alone are decayed."""
         self.steps += 1
         one, two = (1 - beta**self.steps for beta in BETAS)
         for parameter, (first, second) in zip(self.parameters, self.moments, strict=True):
@@ -134,7 +134,7 @@ class StackedAdamW:
                 parameter.mul_(1 - rates * self.decays.view(shape))
             first.lerp_(parameter.grad, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
-            # rates / one * first / (sqrt(second / two) + epsilon), in as few passes as it can be
+            # rates / one * first / (sqrt(second / two) + EPSILON), in as few passes as it can be
             divisor = second.sqrt().add_(EPSILON * math.sqrt(two)).mul_(one / math.sqrt(two) / rates)
             parameter.addcdiv_(first, divisor, value=-1)
             parameter.grad = None
@@ -277,8 +277,7 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray,
                                       algorithm="brute")
     logistic = [make_pipeline(StandardScaler(), LogisticRegression(C=penalty, tol=1e-2, max_iter=1000))
                 for penalty in PENALTIES]
-    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and
-    # PyTorch in turn
+    # one thread: the many short products of a fit would wait for the pools of three libraries in turn
     with threadpool_limits(1):
         return {"k nearest neighbours": [neighbours.fit(train, labels)],
                 "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}

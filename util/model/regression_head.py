@@ -37,12 +37,10 @@ class RegressionHead(nn.Module):
         self.dim = dim
         self.project = nn.Linear(width, dim)
         # as large as the projected feature: small ones leave all tokens alike, and the head learns the
-        # targets' mean for hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) for
-        # every target)
+        # targets' mean for hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) each)
         self.target_tokens = nn.Parameter(torch.randn(num_targets, dim))
         self.covariates = nn.ModuleList(CovariateToken(covariate, dim) for covariate in covariates)
-        # each layer made by itself: nn.TransformerEncoder copies one, so that all would start with the same
-        # weights
+        # each made by itself: nn.TransformerEncoder copies one, so that all would start with the same weights
         hidden = max(1, round(dim * options.head_mlp_ratio))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(dim, num_heads, hidden, options.head_dropout, "gelu", batch_first=True,

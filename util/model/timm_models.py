@@ -114,7 +114,7 @@ def _why_not(build: Build, size: int) -> str | None:
     for device in ("meta", "cpu"):
         try:
             outputs = _step(build, size, device)
-        except Exception as error:  # every class of it is some architecture's refusal, and it is told
+        except Exception as error:  # whatever its class, it is some architecture's error, and it is told
             if machine_faults.explain(error):  # but this is the machine's, of which the caller tells
                 raise
             cause = error.__cause__ or error if isinstance(error, InputError) else error
