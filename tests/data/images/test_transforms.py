@@ -214,7 +214,7 @@ def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):
         results = []
         for kept, source in ((512, large_jpeg), (None, KeptSource(whole)), (512, KeptSource(whole))):
             seed(4)
-            results.append(transform(make(224, MEAN, STD, "full", kept=kept))(source))
+            results.append(transform(make(224, MEAN, STD, "full") | {"kept": kept})(source))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled", kept=512))(large_jpeg)
     assert grey_levels(scaled, EvalTransform(eval_settings(224, MEAN, STD, "full"))(large_jpeg)) <= 2

@@ -77,7 +77,7 @@ class Field:
         return grid * round((self.x - side / 2) / grid), grid * round((self.y - side / 2) / grid), side
 
 
-def small_image(source: ImageSource) -> tuple[np.ndarray, float]:
+def small_image(source: ImageSource) -> tuple[np.ndarray, int]:
     """-> ((h, w, 3) uint8; how many pixels of the file one of them is wide): the same for every way of
     decoding.
 

@@ -32,7 +32,7 @@ class Reader(Protocol):
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of these files it has to look at."""
 
-    def look(self, file: ImageFile) -> Any:
+    def look(self, file: ImageFile) -> object:
         """What it finds of a file, in a thread of the pass. Raises ImageError."""
 
     def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
