@@ -40,8 +40,8 @@ def read_columns(
     UTF-8, or UTF-16 with its mark. Blank rows are passed over. flags: {column: the flag that names it}, for
     the message about one that is not there. exact: a column whose blanks are kept (names of files: see
     `file_names`). ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save
-    them. optional: those of `columns` that may be absent; all their cells are "" then.
-    Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
+    them. optional: those of `columns` that may be absent; all their cells are "" then. Raises InputError: no
+    file, not text, no or a repeated column, an uneven row, no row.
     """
     text = _text_of(csv_file)
     declared = re.match(r'"?sep=(.)"?(\r\n?|\n|$)', text)  # Excel's own first line

@@ -64,12 +64,13 @@ def eval_settings(input_size: int, mean: Sequence[float], std: Sequence[float], 
     scaled.
 
     kept: the short side in pixels that an image is first brought to, so that it can be kept in a cache; None:
-    its own. Of the model's options those count that say how an image is read:
+    its own. Of the model's options those count that say how an image is read.
+
     fundus_crop: "auto" cuts a photograph to the square around its round field first
-    (util/data/images/fundus_fields.py).
-    resize: how an image that is no square comes into one: "crop" takes the centre of the resized image, "pad"
-    adds black beside its longer sides, "squash" resizes width and height alike to input_size.
-    read_images: as_shown or as_stored (`Reading`); the range of deep images is told by `with_depth`.
+    (util/data/images/fundus_fields.py). resize: how an image that is no square comes into one: "crop" takes
+    the centre of the resized image, "pad" adds black beside its longer sides, "squash" resizes width and
+    height alike to input_size. read_images: as_shown or as_stored (`Reading`); the range of deep images is
+    told by `with_depth`.
 
     With "crop" the short side becomes int(input_size / 0.875) up to 224 pixels, input_size itself beyond.
     Raises InputError.
