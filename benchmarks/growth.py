@@ -80,8 +80,9 @@ def rows(folder: Path, quick: bool) -> list[Row]:
 
 def _read_csv(file: str):
     from util.data.tables import read_csv
+    from util.options.data import DataOptions
 
-    return lambda: read_csv(file, patient_col="patient")
+    return lambda: read_csv(DataOptions(csv_file=file, patient_col="patient"))
 
 
 def _read_folder(folder: str):
@@ -95,8 +96,9 @@ def _walk(file: str):
     from util.data.dataset import ImageDataset
     from util.data.sampling import StepPlan, TrainBatches
     from util.data.tables import read_csv
+    from util.options.data import DataOptions
 
-    table = read_csv(file).table
+    table = read_csv(DataOptions(csv_file=file)).table
     dataset = ImageDataset(table, table["target"].to_numpy(), None, 0)
 
     def work():
@@ -113,8 +115,9 @@ def _results(file: str):
     from util.core.run_files import write_predictions
     from util.data.tables import read_csv
     from util.metrics.classification import classification_metrics, predictions_table
+    from util.options.data import DataOptions
 
-    data = read_csv(file)
+    data = read_csv(DataOptions(csv_file=file))
     logits = np.random.default_rng(0).normal(size=(len(data.table), CLASSES))
 
     def work():

@@ -16,6 +16,7 @@ from util.core.machine import keep_freed_memory
 from util.data.images.cache import Kept, default_side, open_cache
 from util.data.images.files import ImageSource, resized
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.options.data import ImageOptions
 
 SIZE = 224
 
@@ -56,7 +57,8 @@ def our_way(what: str, paths: list[str], number: int, kept: int | None = None, f
 
 
 def scaled(kept=None):
-    return (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled", kept=kept)),
+    return (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled",
+                                          ImageOptions(cache_size=kept))),
             EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "scaled", kept=kept)))
 
 
@@ -114,10 +116,10 @@ def _grey_levels(one: torch.Tensor, other: torch.Tensor) -> float:
 def _difference(name: str, paths: list[str], number: int) -> Row:
     """Mean difference of crops from those of the full decode, in grey levels: the larger of train's and
     eval's."""
-    off = {"aa": "none", "reprob": 0}
-    exact = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "full", **off)),
+    off = ImageOptions(aa="none", reprob=0)
+    exact = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "full", off)),
              EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "full")))
-    ours = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled", **off)), scaled()[1])
+    ours = (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled", off)), scaled()[1])
     means = []
     for one, other in zip(exact, ours, strict=True):
         crops = []

@@ -178,7 +178,7 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
     stored = rest.get("transform", {}).get("eval")
     if not stored:
         settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
-                                            model.fundus_crop, model.resize, model.read_images)
+                                            model)
         return transforms.with_depth(settings, *scan.depth(facts))
     changed: dict[str, dict] = {
         "decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},

@@ -26,6 +26,7 @@ from util.model.probe_heads import (
     MOST_ROWS,
     Candidate,
     HeadSetting,
+    Pass,
     Trained,
     classic_classifiers,
     grid,
@@ -120,7 +121,7 @@ def _train_and_choose(job: Job) -> dict | None:
     order = partial(epoch_order, len(labels), options.run.seed)
     if options.mixing.balanced_sampling:
         order = partial(balanced_order, labels.cpu().numpy(), options.run.seed)
-    common = (
+    run = Pass(
         len(task.class_names),
         task.loss(job.rows("train")).to(device),
         lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
@@ -133,11 +134,11 @@ def _train_and_choose(job: Job) -> dict | None:
     trained = {}
     for kind, columns in job.kinds.items():
         views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
-        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, *common)
+        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, run)
     if job.tokens:
         views = [values for name, values in job.tokens.items() if name.startswith("train")]
         trained[ATTENTIVE] = attentive_heads.train_attentive(
-            views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), *common)
+            views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), run)
     scored = _score_all(job, trained)
     seconds = time.monotonic() - began
     if not scored:

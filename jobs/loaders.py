@@ -43,9 +43,7 @@ def plan_training(job: Job) -> None:
     images, model, training = job.options.images, job.options.model, job.options.training
     reading = job.eval_transform
     job.train_transform = transforms.read_alike(transforms.train_settings(
-        model.input_size, reading["mean"], reading["std"], reading["decode"], images.crop_scale,
-        images.crop_ratio, images.hflip, images.vflip, images.color_jitter, images.aa, images.reprob,
-        images.remode, images.recount, images.cache_size, model.fundus_crop, model.resize), reading)
+        model.input_size, reading["mean"], reading["std"], reading["decode"], images, model), reading)
     # a dry run is one process and may plan for several
     planned = job.options.compatibility.world_size if job.options.run.dry_run else 1
     even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)

@@ -49,9 +49,7 @@ class Classification(Task):
         order_of = tables.sorted_alone if resumed is not None else partial(
             class_order.in_order, typed=options.data.class_order, positive=options.data.positive_class)
         if options.data.csv_file:
-            data = tables.read_csv(options.data.csv_file, options.data.path_col, options.data.label_col,
-                                   options.data.split_col, options.data.patient_col, splits, order_of,
-                                   options.data.path_suffix)
+            data = tables.read_csv(options.data, splits, order_of)
         else:
             data = tables.read_folder(options.data.data_path, splits, order_of)
         if not known:

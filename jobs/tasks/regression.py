@@ -53,10 +53,7 @@ class Regression(Task):
             if data.targets != known:
                 raise InputError(f"--targets {' '.join(data.targets)}: {resumed.path} predicts "
                                  f"{' '.join(known)}; leave the flag out")
-        transforms = parse_transforms(data.target_transform, data.targets)
-        return read_regression_csv(data.csv_file, data.targets, data.path_col, data.split_col,
-                                   data.patient_col, data.covariates, transforms, data.dropna, splits,
-                                   data.path_suffix)
+        return read_regression_csv(data, splits)
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:
         """Means and standard deviations: of the training rows, or of those that the checkpoint was trained
@@ -115,10 +112,8 @@ class Regression(Task):
         return models_vit.Regressor(features, head)
 
     def new_head(self, width: int) -> regression_head.RegressionHead:
-        head = self.options.head
-        return regression_head.RegressionHead(width, len(self.scale.names), head.head_embed_dim,
-                                              head.head_depth, head.head_num_heads, head.head_mlp_ratio,
-                                              head.head_dropout, self.covariates_read)
+        return regression_head.RegressionHead(width, len(self.scale.names), self.options.head,
+                                              self.covariates_read)
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone

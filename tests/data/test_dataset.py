@@ -12,11 +12,12 @@ from util.core.errors import RunError
 from util.data.dataset import ImageDataset
 from util.data.images.transforms import TrainTransform, train_settings
 from util.data.tables import read_folder
+from util.options.data import ImageOptions
 
 
 def dataset(tmp_path, **options):
     table = read_folder(make_folder(tmp_path)).table
-    transform = TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", reprob=1))
+    transform = TrainTransform(train_settings(16, (0.5,) * 3, (0.2,) * 3, "full", ImageOptions(reprob=1)))
     return ImageDataset(table, table["target"].to_numpy(), transform, **options)
 
 

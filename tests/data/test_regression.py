@@ -6,6 +6,7 @@ import pytest
 from util.core.errors import InputError
 from util.data.covariates import Covariate
 from util.data.regression import parse_transforms, read_regression_csv
+from util.options.data import DataOptions
 
 
 @pytest.fixture
@@ -22,11 +23,15 @@ def csv(tmp_path):
     return write
 
 
+def read(csv_file, targets, **asked):
+    return read_regression_csv(DataOptions(csv_file=csv_file, targets=targets, **asked))
+
+
 ROWS = ("0.png,train,p0,50,5.1,3", "1.png,Train,p1,60,4.2,", "2.png,iv,p2,NA,6,2.5", "3.png,EV,p0,44,5.5,nan")
 
 
 def test_rows_splits_and_missing_cells(csv, tmp_path):
-    data = read_regression_csv(csv(*ROWS), ["tc", "ldl"], patient_col="patient", covariates=["age"])
+    data = read(csv(*ROWS), ["tc", "ldl"], patient_col="patient", covariates=["age"])
     table = data.table
     assert list(table["split"]) == ["train", "train", "val",
                                     "test"] and list(table["path"])[0] == str(tmp_path / "0.png")
@@ -45,7 +50,7 @@ def test_rows_splits_and_missing_cells(csv, tmp_path):
 def test_one_set_of_words_means_missing_in_every_column(csv, word):
     rows = [f"0.png,train,{word},{word},{word},1", "1.png,train,p1,50,2,1", "2.png,train,p2,60,3,2",
             "3.png,val,p3,55,4,1", "4.png,test,p4,52,2,3"]
-    data = read_regression_csv(csv(*rows), ["tc", "ldl"], patient_col="patient", covariates=["age"])
+    data = read(csv(*rows), ["tc", "ldl"], patient_col="patient", covariates=["age"])
     assert (
         np.isnan(data.table["true_tc"]).tolist() == [True, False, False, False, False]
         and data.table["patient"][0] == ""
@@ -61,10 +66,10 @@ def test_one_set_of_words_means_missing_in_every_column(csv, word):
 
 
 def test_dropna_counts(csv):
-    data = read_regression_csv(csv(*ROWS, "4.png,test,p9,1,1,1"), ["tc", "ldl"], dropna=True)
+    data = read(csv(*ROWS, "4.png,test,p9,1,1,1"), ["tc", "ldl"], dropna=True)
     assert len(data.table) == 3 and "--dropna left out 2 of 5 rows" in data.notes[0]
     with pytest.raises(InputError, match="no row with split test after --dropna"):
-        read_regression_csv(csv(*ROWS), ["tc", "ldl"], dropna=True)
+        read(csv(*ROWS), ["tc", "ldl"], dropna=True)
 
 
 WRONG = {
@@ -83,7 +88,7 @@ WRONG = {
     ),
     "logarithm": (
         ("0.png,train,p,1,0,1", *ROWS[1:]),
-        {"transforms": ["log"]},
+        {"target_transform": ["log"]},
         "tc is not above 0 in 1 rows: line 2 0",
     ),
     "twice": (ROWS, {"targets": ["tc", "tc"]}, "--targets names tc twice"),
@@ -95,13 +100,13 @@ WRONG = {
 @pytest.mark.parametrize("rows, words, says", WRONG.values(), ids=WRONG)
 def test_mistakes_name_column_and_line(csv, rows, words, says):
     with pytest.raises(InputError, match=says) as caught:
-        read_regression_csv(csv(*rows), **{"targets": ["tc"], **words})
+        read(csv(*rows), **{"targets": ["tc"], **words})
     assert "\n" not in str(caught.value)
 
 
 def test_only_the_first_five_of_many_are_listed(csv):
     with pytest.raises(InputError, match="text in 7 of 7 rows: line 2 'x'; .* and more") as caught:
-        read_regression_csv(csv(*(f"{n}.png,train,p,1,x,1" for n in range(7))), ["tc"])
+        read(csv(*(f"{n}.png,train,p,1,x,1" for n in range(7))), ["tc"])
     assert str(caught.value).count("'x'") == 5
 
 
@@ -132,11 +137,7 @@ def test_one_value_far_from_all_others_is_warned_of(tmp_path, values, extreme, r
     for row in rows:
         (tmp_path / row.split(",")[0]).touch()
     targets, covariates = (["length"], ["other"]) if role == "target" else (["other"], ["length"])
-    notes = [
-        note
-        for note in read_regression_csv(str(file), targets, covariates=covariates).notes
-        if "far from" in note
-    ]
+    notes = [note for note in read(str(file), targets, covariates=covariates).notes if "far from" in note]
     assert len(notes) == (extreme is not None) and (not notes or f"warning: length is {extreme}" in notes[0])
 
 
@@ -144,4 +145,4 @@ def test_python_alone_reads_1_000(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("path,split,length\n0.png,train,1_000\n1.png,val,3\n2.png,test,4\n")
     with pytest.raises(InputError, match="column length has text in 1 of 3 rows: line 2 '1_000'"):
-        read_regression_csv(str(file), ["length"])
+        read(str(file), ["length"])

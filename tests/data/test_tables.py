@@ -26,6 +26,7 @@ from util.data.tables import (
     subset,
 )
 from util.data.unlabelled import read_unlabelled
+from util.options.data import DataOptions
 
 
 def picture(path, shade=0):
@@ -39,6 +40,10 @@ def make_folder(root, classes=("healthy", "mild", "severe"), each=3):
             for number in range(each):
                 picture(f"{root}/{split}/{name}/{split}{number}.png", 40 * target + number)
     return str(root)
+
+
+def read(csv_file, splits=SPLITS, **columns):
+    return read_csv(DataOptions(csv_file=csv_file, **columns), splits)
 
 
 def refused(call, *words):
@@ -188,7 +193,7 @@ FOUR = "path,label,split\na.png,cat,train\nb/b.png,dog,train\nc.png,dog,val\nd.p
 
 
 def test_a_csv_becomes_the_same_table(tmp_path):
-    data = read_csv(make_csv(tmp_path, FOUR))
+    data = read(make_csv(tmp_path, FOUR))
     expected = pd.DataFrame(
         {
             "index": np.arange(4, dtype=np.int64),
@@ -211,11 +216,11 @@ def test_columns_splits_and_patients_by_other_names(tmp_path):
     csv_file = make_csv(tmp_path, "\n".join(rows), pictures=False)
     for name in "abcd":
         picture(str(tmp_path / f"{name}.png"))
-    table = read_csv(csv_file, **names).table
+    table = read(csv_file, **names).table
     assert list(table["split"]) == ["train", "train", "val", "test"]
     assert list(table["patient"]) == ["p1", "", "p3", "p4"] and list(table["target"]) == [1, 0, 1, 0]
     assert table["path"][0] == str(tmp_path / "a.png")
-    only = read_csv(csv_file, **names, splits=("test",))
+    only = read(csv_file, ("test",), **names)
     assert list(only.table["path"]) == [str(tmp_path / "d.png")] and list(only.table["index"]) == [0]
 
 
@@ -224,32 +229,32 @@ def test_paths_start_at_the_csv_or_are_absolute(tmp_path, monkeypatch):
     picture(str(tmp_path / "elsewhere" / "x.png"))
     text = FOUR.replace("c.png", str(tmp_path / "elsewhere" / "x.png"))
     make_csv(tmp_path, text)
-    assert list(read_csv("eyes.csv").table["path"])[1:3] == ["b/b.png", str(tmp_path / "elsewhere" / "x.png")]
+    assert list(read("eyes.csv").table["path"])[1:3] == ["b/b.png", str(tmp_path / "elsewhere" / "x.png")]
 
 
 def test_labels_are_names_and_whole_numbers_are_put_in_order(tmp_path):
     text = "path,label,split\n" + "".join(
         f"{split}{label}.png,{label},{split}\n" for split in SPLITS for label in ("10", "02", "-1", "00", "3")
     )
-    data = read_csv(make_csv(tmp_path, text))
+    data = read(make_csv(tmp_path, text))
     assert data.class_names == ["-1", "00", "02", "3",
                                 "10"] and "numbers that their names begin with" in data.notes[0]
-    data = read_csv(make_csv(tmp_path, text.replace(",3,", ",nan,").replace("val3", "valn")))
+    data = read(make_csv(tmp_path, text.replace(",3,", ",nan,").replace("val3", "valn")))
     assert data.class_names == sorted(["10", "02", "-1", "00", "nan"])
-    refused(lambda: read_csv(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0",
+    refused(lambda: read(make_csv(tmp_path, text.replace(",3,train", ",2.0,train"))), "02 and 2.0",
             "column label")
 
 
 def test_splits_that_are_not_there_or_unknown(tmp_path):
-    refused(lambda: read_csv(make_csv(tmp_path, FOUR.replace("val", "test"))), "no row with split val",
+    refused(lambda: read(make_csv(tmp_path, FOUR.replace("val", "test"))), "no row with split val",
             "test, train")
     text = FOUR.replace("c.png,dog,val", "c.png,dog,valid")
-    refused(lambda: read_csv(make_csv(tmp_path, text)), "column split", "iv", "1 rows", "line 4 valid")
+    refused(lambda: read(make_csv(tmp_path, text)), "column split", "iv", "1 rows", "line 4 valid")
 
 
 def test_classes_that_train_does_not_have(tmp_path):
     csv_file = make_csv(tmp_path, FOUR.replace("d.png,cat", "d.png,bird"))
-    refused(lambda: read_csv(csv_file), "test", "train has not", "bird")
+    refused(lambda: read(csv_file), "test", "train has not", "bird")
 
 
 # Checks
@@ -396,7 +401,7 @@ def test_patients_that_nobody_knows_stand_alone(tmp_path):
                                               for n, name in enumerate(names)
                                               for split in ("train",))
     text += "".join(f"{split}{label}.png,{label},{split},q\n" for split in ("val", "test") for label in "ab")
-    data = read_csv(make_csv(tmp_path, text), patient_col="who")
+    data = read(make_csv(tmp_path, text), patient_col="who")
     assert list(data.table["patient"][:9]) == ["p1", "", "", "", "", "p1", "", "", ""]
     assert "7 of 13 rows name no patient in column who: each counts for itself" in data.notes[0]
 
@@ -411,7 +416,7 @@ def test_two_spellings_of_a_patient_or_class_are_refused(tmp_path, one, other, w
     text = "path,label,split,who\n" + "".join(",".join(row.values()) + "\n" for row in rows)
     with pytest.raises(InputError, match=f"column {column} writes one {what} in two ways: .* and .*; use "
                                          "one"):
-        read_csv(make_csv(tmp_path, text), patient_col="who")
+        read(make_csv(tmp_path, text), patient_col="who")
 
 
 def test_an_ending_that_the_paths_lack(tmp_path):
@@ -422,6 +427,6 @@ def test_an_ending_that_the_paths_lack(tmp_path):
         for label in "ab":
             (tmp_path / f"{split}{label}.png").touch()
     with pytest.raises(InputError, match="traina.png is there: --path_suffix .png adds the ending"):
-        read_csv(file)
-    assert list(read_csv(file, path_suffix=".png").table["path"])[0] == str(tmp_path / "traina.png")
+        read(file)
+    assert list(read(file, path_suffix=".png").table["path"])[0] == str(tmp_path / "traina.png")
     assert list(read_unlabelled(file, path_suffix=".png").table["path"])[0] == str(tmp_path / "traina.png")

@@ -11,6 +11,7 @@ from jobs.tasks.classification import Classification
 from util.data.images.as_shown import FLOATS, WHOLE_NUMBERS
 from util.data.images.scan import ImageFacts
 from util.data.images.transforms import eval_settings, read_alike, train_settings
+from util.options.data import ImageOptions
 from util.options.flag import FINETUNE
 from util.options.parsing import parse
 
@@ -66,7 +67,7 @@ def test_the_range_of_deep_images_is_the_checkpoints_else_that_of_the_files():
 
 
 def test_training_reads_as_the_run_began():
-    now = train_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled", hflip=0.1)
+    now = train_settings(64, (0.5,) * 3, (0.5,) * 3, "scaled", ImageOptions(hflip=0.1))
     before = read_alike(now, STORED)
     assert not {"reduced", "read_images", "bits"} & set(before)
     assert before["decode"] == "full" and before["mean"] == STORED["mean"]

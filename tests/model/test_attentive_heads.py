@@ -11,7 +11,7 @@ from util.data.sampling import epoch_order
 from util.model.attentive_heads import attentive_grid, attentive_logits, train_attentive
 from util.model.feature_kinds import AttentiveHead
 from util.model.lr_schedule import learning_rate_at
-from util.model.probe_heads import HeadSetting
+from util.model.probe_heads import HeadSetting, Pass
 
 CLASSES, ROWS, PLACES, WIDTH, EPOCHS = 3, 50, 6, 8, 12
 SETTINGS = [HeadSetting(1e-2, 0.0, True), HeadSetting(3e-2, 1.0, True)]
@@ -38,8 +38,9 @@ def rate_at(position):
 
 def train(views, settings=SETTINGS):
     (_, labels), (val, val_labels) = tokens_and_labels(1), tokens_and_labels(2, 31)
-    return train_attentive(views, labels, val, val_labels, settings, CLASSES, cross_entropy, cross_entropy,
-                           EPOCHS, 16, rate_at, order_at=lambda epoch: epoch_order(ROWS, 3, epoch))
+    run = Pass(CLASSES, cross_entropy, cross_entropy, EPOCHS, 16, rate_at,
+               lambda epoch: epoch_order(ROWS, 3, epoch))
+    return train_attentive(views, labels, val, val_labels, settings, run)
 
 
 @pytest.mark.parametrize("place", range(len(SETTINGS)))

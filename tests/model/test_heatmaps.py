@@ -28,6 +28,7 @@ from util.data.images.transforms import EvalTransform, eval_settings
 from util.model.feature_kinds import put_wide_head, wide_head
 from util.model.heatmaps import heat_maps, methods_of, overlay, pictures_of, read_index, write_overlays
 from util.model.regression_head import RegressionHead
+from util.options.model import HeadOptions
 
 
 def small(arch: str, num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
@@ -60,7 +61,7 @@ def images_for(model: torch.nn.Module, number: int = 2) -> torch.Tensor:
 
 def tiny_regressor(covariates=()) -> Regressor:
     model = tiny(num_classes=0)
-    head = RegressionHead(8, 2, embed_dim=8, depth=1, num_heads=2, covariates=covariates)
+    head = RegressionHead(8, 2, HeadOptions(head_embed_dim=8, head_depth=1, head_num_heads=2), covariates)
     return shaken(Regressor(model, head)).eval()
 
 

@@ -12,6 +12,7 @@ from util.model.lr_schedule import learning_rate_at
 from util.model.probe_heads import (
     Heads,
     HeadSetting,
+    Pass,
     classic_classifiers,
     grid,
     probabilities,
@@ -39,14 +40,13 @@ def rate_at(position):
     return learning_rate_at(position, 1.0, 0.0, 1.0, 6)
 
 
-def train(settings, views=1, epochs=6, **changes):
+def train(settings, views=1, epochs=6):
     train_views = [features_and_labels(50, 1)[0] + 0.001 * view for view in range(views)]
     labels, (val, val_labels) = features_and_labels(50, 1)[1], features_and_labels(31, 2)
-    options = {"loss": cross_entropy, "val_loss": cross_entropy, "epochs": epochs, "batch_size": 16,
-               "rate_at": rate_at,
-               "order_at": lambda epoch: epoch_order(50, 3, epoch)} | changes
-    return train_heads(train_views, labels, val, val_labels, settings, CLASSES,
-                       **options), train_views, labels, val, val_labels
+    run = Pass(CLASSES, cross_entropy, cross_entropy, epochs, 16, rate_at,
+               lambda epoch: epoch_order(50, 3, epoch))
+    trained = train_heads(train_views, labels, val, val_labels, settings, run)
+    return trained, train_views, labels, val, val_labels
 
 
 @pytest.mark.parametrize("views", [1, 2])

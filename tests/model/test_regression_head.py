@@ -10,6 +10,7 @@ from util.data.covariates import Covariate
 from util.model.lr_decay import parameter_groups
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.regression_head import RegressionHead
+from util.options.model import HeadOptions
 
 
 def attention_by_hand(layer, x, heads):
@@ -26,8 +27,8 @@ def attention_by_hand(layer, x, heads):
 @pytest.mark.parametrize("training", [True, False])
 def test_head_by_hand(training):
     torch.manual_seed(0)
-    head = RegressionHead(20, 3, embed_dim=16, depth=2, num_heads=4, mlp_ratio=2.0,
-                          dropout=0.0).train(training)
+    head = RegressionHead(20, 3, HeadOptions(head_embed_dim=16, head_depth=2, head_num_heads=4,
+                                             head_mlp_ratio=2.0, head_dropout=0.0)).train(training)
     torch.nn.init.normal_(head.read.weight)
     features = torch.randn(5, 20)
     tokens = head.project(features)[:, None] + head.target_tokens
@@ -40,7 +41,7 @@ def test_head_by_hand(training):
 
 def test_head_starts_at_the_means_and_tells_targets_apart():
     torch.manual_seed(0)
-    head = RegressionHead(32, 4).eval()
+    head = RegressionHead(32, 4, HeadOptions()).eval()
     assert head(torch.randn(2, 32)).abs().max() < 0.01
     torch.nn.init.normal_(head.read.weight)
     outputs = head(torch.randn(64, 32)).T
@@ -50,7 +51,7 @@ def test_head_starts_at_the_means_and_tells_targets_apart():
 def test_covariates_and_missing_ones_act():
     torch.manual_seed(0)
     covariates = [Covariate("age", mean=0, sd=1), Covariate("eye", levels=("L", "R"))]
-    head = RegressionHead(8, 2, embed_dim=8, covariates=covariates).eval()
+    head = RegressionHead(8, 2, HeadOptions(head_embed_dim=8), covariates).eval()
     torch.nn.init.normal_(head.read.weight)
     features, nan = torch.randn(1, 8), float("nan")
     found = [head(features, torch.tensor([row]))
@@ -60,7 +61,7 @@ def test_covariates_and_missing_ones_act():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match="--head_num_heads 4 does not divide the head's width 90"):
-        RegressionHead(90, 1)
+        RegressionHead(90, 1, HeadOptions())
 
 
 def test_loss_masks_what_is_missing():
@@ -82,7 +83,8 @@ def test_rates_of_the_groups_over_a_run(arch, first, block):
     backbone = models_vit.find_backbone("timm", arch)
     features = models_vit.build_model(backbone, 0, 32)
     model = models_vit.Regressor(features,
-                                 RegressionHead(models_vit.feature_width(features), 2, embed_dim=16))
+                                 RegressionHead(models_vit.feature_width(features), 2,
+                                                HeadOptions(head_embed_dim=16)))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 0.5), lr=1.0)
     assert sorted(n for g in optimizer.param_groups
                   for n in g["names"]) == sorted(n for n, _ in model.named_parameters())

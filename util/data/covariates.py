@@ -1,8 +1,6 @@
-"""Numbers to predict, and numbers or names that are read beside an image: their scales, learnt from the
-training rows.
+"""Numbers or names that are read beside an image: their scales, learnt from the training rows.
 
-Both are stored in the checkpoint as plain values, so that what a model gives out can be read in the CSV's own
-units.
+They are stored in the checkpoint as plain values.
 """
 
 from collections.abc import Sequence

@@ -35,15 +35,13 @@ def read_columns(
     """CSV -> (the cells of `columns` as text, blanks trimmed, a row a row of the file, with its line as the
     index; a line about the separator, where it is no comma).
 
-    columns: their names, or a function from all names of the header to those that are wanted.
-    Separated by comma, semicolon or tab, whichever splits the header into most names, or as a first line
-    `sep=;` says; UTF-8, or UTF-16 with its mark.
-    Blank rows are passed over. flags: {column: the flag that names it}, for the message about one that is not
-    there.
-    exact: a column whose blanks are kept (names of files: see `file_names`). ragged: rows may lack empty
-    cells at their end, or have more of them, as spreadsheets save them. optional: those of `columns` that may
-    be absent; all their cells are "" then.
-    Raises InputError: no file, not text, no or a repeated column, an uneven row, no row.
+    columns: their names, or a function from all names of the header to those that are wanted. Separated by
+    comma, semicolon or tab, whichever splits the header into most names, or as a first line `sep=;` says;
+    UTF-8, or UTF-16 with its mark. Blank rows are passed over. flags: {column: the flag that names it}, for
+    the message about one that is not there. exact: a column whose blanks are kept (names of files: see
+    `file_names`). ragged: rows may lack empty cells at their end, or have more of them, as spreadsheets save
+    them. optional: those of `columns` that may be absent; all their cells are "" then. Raises InputError: no
+    file, not text, no or a repeated column, an uneven row, no row.
     """
     text = _text_of(csv_file)
     declared = re.match(r'"?sep=(.)"?(\r\n?|\n|$)', text)  # Excel's own first line
@@ -222,7 +220,8 @@ def _hint(name: str, names: Collection[str]) -> str:
     if len(endings := {other[len(name):] for other in names if other.startswith(f"{name}.")}) == 1:
         ending = endings.pop()
         return f"; {name}{ending} is there: --path_suffix {ending} adds the ending"
-    other = next((other for other in names if other.casefold() == name.casefold()
+    other = next((other for other in names
+                  if other.casefold() == name.casefold()
                   or os.path.splitext(other)[0] == os.path.splitext(name)[0]), None)
     return f"; {other} is there" if other else ""
 
@@ -242,8 +241,8 @@ def joined(folder: str | os.PathLike, paths: Iterable[str]) -> list[str]:
 
 def located(csv_file: str, paths: Sequence[str]) -> list[str]:
     """Paths of a table that says where files are: from its folder, else from the working directory or a
-    folder above the table, wherever the first one is (predictions_test.csv has the paths that were typed when
-    the run was started)."""
+    folder above the table, wherever the first one is (predictions_test.csv has the paths that were typed at
+    the run's launch)."""
     first, home = paths[0], os.path.dirname(csv_file)
     places = (home, "", *Path(os.path.abspath(csv_file)).parents[1:])
     place = next((place for place in places if os.path.isfile(os.path.join(place, first))), home)
@@ -273,7 +272,7 @@ def require_utf8(paths: Iterable[str]) -> None:
         raise InputError(f"file name is not valid UTF-8: {name}; rename it") from None
 
 
-def some(names: Iterable, most: int = 5) -> str:
+def some(names: Iterable[object], most: int = 5) -> str:
     """The first names in one line, and how many more there are."""
     names = list(names)
     listed = ", ".join(one_line(str(name)) for name in itertools.islice(names, most))
@@ -282,14 +281,9 @@ def some(names: Iterable, most: int = 5) -> str:
 
 # ---- a CSV with an image a row, and its split --------------------------------------------------------------
 
-def read_images_csv(
-    csv_file: str,
-    path_col: str,
-    split_col: str,
-    patient_col: str | None,
-    others: dict[str, str],
-    path_suffix: str = "",
-) -> tuple[pd.DataFrame, pd.Series, list[str]]:
+def read_images_csv(csv_file: str, path_col: str, split_col: str, patient_col: str | None,
+                    others: dict[str, str],
+                    path_suffix: str = "") -> tuple[pd.DataFrame, pd.Series, list[str]]:
     """-> (the cells as of `read_columns`, in the column of paths the files' names; the split of each row;
     notes). others: {column: the flag that names it}. Raises InputError."""
     flags = {path_col: "--path_col", split_col: "--split_col", patient_col: "--patient_col"} | others

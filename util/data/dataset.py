@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,8 @@ class PictureLost(RunError):
     """An image that cannot be read in mid-run. From a loader's worker it arrives as one line, as any
     `RunError`."""
 
-    def __init__(self, message: str):
-        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is the
-        # message.
+    def __init__(self, message: str) -> None:
+        # torch makes it anew in the main process, from the worker's whole traceback, whose last line is this.
         super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.PictureLost: "))
 
 
@@ -29,21 +29,21 @@ class ImageDataset(torch.utils.data.Dataset):
     """The table's images as samples; what happens to one depends on (seed, epoch, its `index` in the table)
     alone.
 
-    table: rows as above; targets: (N,) whole numbers or (N, T) floats, a row an image; transform: a path ->
-    (3, S, S) float32; seed: an int; covariates: (N, C) that the model reads beside the image, or None;
+    table: of images (util/data/tables.py); targets: (N,) whole numbers or (N, T) floats, a row an image;
+    transform: a path -> (3, S, S) float32; covariates: (N, C) that the model reads beside the image, or None;
     source: from a path to what the transform reads in its place (util/data/images/cache.py), or None.
     """
 
-    def __init__(self, table: pd.DataFrame, targets: np.ndarray, transform: Callable, seed: int,
-                 covariates: torch.Tensor | None = None, source: Callable | None = None):
+    def __init__(self, table: pd.DataFrame, targets: np.ndarray, transform: Callable[[Any], torch.Tensor],
+                 seed: int, covariates: torch.Tensor | None = None,
+                 source: Callable[[str], object] | None = None) -> None:
         self.transform = transform
         self.source = source
         self.seed = seed
         self.covariates = covariates
         self._targets = torch.tensor(targets)
         self._indices = table["index"].to_numpy(np.int64)
-        # One block of bytes: a million str objects would be copied into every forked worker as it counts
-        # references.
+        # one block of bytes: a million str objects would be copied into every worker as it counts references
         encoded = [os.fsencode(path) for path in table["path"]]
         self._path_ends = np.cumsum([0] + [len(path) for path in encoded])
         self._path_bytes = np.frombuffer(b"".join(encoded), np.uint8)
@@ -54,8 +54,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def path(self, position: int) -> str:
         """The path in row `position`."""
         return os.fsdecode(
-            self._path_bytes[self._path_ends[position] : self._path_ends[position + 1]].tobytes()
-        )
+            self._path_bytes[self._path_ends[position]:self._path_ends[position + 1]].tobytes())
 
     def __getitem__(self, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third

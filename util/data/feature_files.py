@@ -51,11 +51,8 @@ def _write_parquet(path: Path, paths: list[str], arrays: dict[str, np.ndarray], 
     with ParquetWriter(path, schema) as writer:
         for start in range(0, len(paths), ROWS_A_GROUP):
             part = slice(start, start + ROWS_A_GROUP)
-            vectors = [
-                pyarrow.FixedSizeListArray.from_arrays(
-                    pyarrow.array(np.ascontiguousarray(values[part]).reshape(-1)), values.shape[1]
-                )
-                for values in arrays.values()
-            ]
+            vectors = [pyarrow.FixedSizeListArray.from_arrays(
+                           pyarrow.array(np.ascontiguousarray(values[part]).reshape(-1)), values.shape[1])
+                       for values in arrays.values()]
             names = pyarrow.array(paths[part], pyarrow.string())
             writer.write_table(pyarrow.Table.from_arrays([names, *vectors], schema=schema))

@@ -17,8 +17,8 @@ NOT_READ = (".dcm", ".dicom", ".ima", ".heic", ".heif", ".avif", ".svg", ".e2e",
 
 
 def left_out(ignored: list[str]) -> list[str]:
-    """Lines about what `tables.pictures_below` did not take, or none: a warning that names the kinds which
-    are not read, and the rest."""
+    """Lines about what `tables.pictures_below` did not take, or none: a warning that names the kinds that are
+    not read, and the rest."""
     endings = {path: _ending_not_read(os.path.basename(path).lower()) for path in ignored}
     kinds, lines = Counter(filter(None, endings.values())), []
     rest = [path for path, ending in endings.items() if not ending]

@@ -10,8 +10,7 @@ _BESIDE = {
     "heatmaps.json": (re.compile(r".*_[0-9a-f]{10}\.png"),),  # util/model/heatmaps.py
     "run.json": tuple(re.compile(fnmatch.translate(pattern)) for pattern in (
         "confusion_matrix_*.png", "agreement_*.png", "roc_*.png", "precision_recall_*.png",
-        "reliability_*.png",
-        "scores_*.png", "learning_curves.png", "fundus_crop*.png")),
+        "reliability_*.png", "scores_*.png", "learning_curves.png", "fundus_crop*.png")),
     "comparison.csv": (re.compile(r"comparison\.png"),),
     "optuna_best.json": (re.compile(r"optuna_.*\.png"),),
 }
@@ -30,5 +29,6 @@ def own_pictures(names: Iterable[str], markers: Collection[str]) -> set[str]:
         return set()
     patterns = [pattern for marker, of_marker in _BESIDE.items() if marker in markers
                 for pattern in of_marker]
-    return {name for name in names if any(pattern.fullmatch(name) for pattern in patterns)
+    return {name for name in names
+            if any(pattern.fullmatch(name) for pattern in patterns)
             or (name.endswith(_SHEET) and name.removesuffix(_SHEET) + _TABLE in markers)}

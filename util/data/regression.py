@@ -8,6 +8,7 @@ them.
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,39 +25,44 @@ from util.data.csv_columns import (
     some,
 )
 from util.data.tables import Data, csv_table
+from util.options.data import DataOptions
 
 
-def read_regression_csv(csv_file, targets, path_col="path", split_col="split", patient_col=None,
-                        covariates=(), transforms=None, dropna=False, splits=SPLITS, path_suffix=""):
-    """A CSV with an image a row -> Data without classes; relative paths start at the CSV's folder.
+def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> Data:
+    """The CSV that is asked for, with an image a row -> Data without classes; relative paths start at the
+    CSV's folder.
 
-    targets: names of the T numeric columns; transforms: none or log, one a target; covariates: names of
-    columns that are read beside the image; path_suffix: an ending that the paths lack. Missing cells stay
-    missing; with dropna, rows that lack a target are left out, and counted in a note. Splits are train, val
-    (or iv), test (or ev); each of `splits` must occur. Raises InputError naming column and line: absent
-    column, text or infinite values in a target, a logarithm of what is not above 0, an unknown split, one
-    image twice, files that are not there.
+    targets: names of the T numeric columns; target_transform: none or log, one for all or one a target;
+    covariates: names of columns that are read beside the image. Missing cells stay missing; with dropna, rows
+    that lack a target are left out, and counted in a note. Splits are train, val (or iv), test (or ev); each
+    of `splits` must occur. Raises InputError naming column and line: absent column, text or infinite values
+    in a target, a logarithm of what is not above 0, an unknown split, one image twice, files that are not
+    there.
     """
-    _refuse_two_roles(csv_file, path_col, split_col, targets, covariates)
+    csv_file, targets, covariates = asked.csv_file, asked.targets, asked.covariates
+    transforms = parse_transforms(asked.target_transform, targets)
+    _refuse_two_roles(asked)
     others = dict.fromkeys(targets, "--targets") | dict.fromkeys(covariates, "--covariates")
-    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col, others,
-                                               path_suffix)
+    cells, row_splits, notes = read_images_csv(csv_file, asked.path_col, asked.split_col, asked.patient_col,
+                                               others, asked.path_suffix)
     numbers = pd.DataFrame({name: _numbers(csv_file, cells[name]) for name in targets})
-    for name, transform in zip(targets, transforms or ["none"] * len(targets), strict=True):
+    for name, transform in zip(targets, transforms, strict=True):
         if transform == "log":
             _refuse_not_positive(csv_file, numbers[name])
-    refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits})
+    refuse_repeated(csv_file, cells[asked.path_col], {"in two splits": row_splits})
 
     kept = row_splits.isin(splits)
-    if dropna:
+    if asked.dropna:
         lacking = kept & numbers.isna().any(axis=1)
         if lacking.any():
             notes.append(f"--dropna left out {lacking.sum():,} of {kept.sum():,} rows that lack a target")
         kept &= ~lacking
-    require_splits(csv_file, cells[split_col], row_splits[kept], splits, " after --dropna" if dropna else "")
+    require_splits(csv_file, cells[asked.split_col], row_splits[kept], splits,
+                   " after --dropna" if asked.dropna else "")
     cells, numbers = cells[kept], numbers[kept]
-    labels = [";".join(row) for row in cells[list(targets)].itertuples(index=False)]
-    table, of_patients = csv_table(csv_file, cells, row_splits[kept], path_col, patient_col, labels)
+    labels = [";".join(row) for row in cells[targets].itertuples(index=False)]
+    table, of_patients = csv_table(csv_file, cells, row_splits[kept], asked.path_col, asked.patient_col,
+                                   labels)
     notes += of_patients
     for name in targets:
         table[f"true_{name}"] = numbers[name].to_numpy()
@@ -68,21 +74,22 @@ def read_regression_csv(csv_file, targets, path_col="path", split_col="split", p
             notes += _extreme(name, np.array(list(map(number_of, present))))
         except ValueError:  # a category
             refuse_two_spellings(csv_file, present)
-    return Data(
-        table, [], notes + _missing(table, targets, "true_") + _missing(table, covariates, "covariate_")
-    )
+    return Data(table, [], [*notes, *_missing(table, targets, "true_"),
+                            *_missing(table, covariates, "covariate_")])
 
 
-def _refuse_two_roles(csv_file, path_col, split_col, targets, covariates):
-    repeated = [name for name in dict.fromkeys(targets) if list(targets).count(name) > 1]
+def _refuse_two_roles(asked: DataOptions) -> None:
+    targets, others = asked.targets, (asked.path_col, asked.split_col)
+    repeated = [name for name in dict.fromkeys(targets) if targets.count(name) > 1]
     if repeated:
         raise InputError(f"--targets names {some(repeated)} twice")
-    both = [name for name in covariates if name in targets or name in (path_col, split_col)]
+    both = [name for name in asked.covariates if name in targets or name in others]
     if both:
-        raise InputError(f"--covariates {some(both)}: already a target, the path or the split of {csv_file}")
-    both = [name for name in targets if name in (path_col, split_col)]
+        raise InputError(f"--covariates {some(both)}: already a target, the path or the split of "
+                         f"{asked.csv_file}")
+    both = [name for name in targets if name in others]
     if both:
-        raise InputError(f"--targets {some(both)}: that column is the path or the split of {csv_file}")
+        raise InputError(f"--targets {some(both)}: that column is the path or the split of {asked.csv_file}")
 
 
 def _numbers(csv_file: str, cells: pd.Series) -> pd.Series:
@@ -91,8 +98,8 @@ def _numbers(csv_file: str, cells: pd.Series) -> pd.Series:
     text = cells[values.map(lambda value: value is None)]
     if len(text):
         comma = any(re.fullmatch(r"-?\d+,\d+", cell) for cell in text[:5])
-        what_to_do = ("write decimals with a point" if comma else
-                      "correct them, or leave the cells empty (missing)")
+        what_to_do = ("write decimals with a point" if comma
+                      else "correct them, or leave the cells empty (missing)")
         raise InputError(f"{csv_file}: column {cells.name} has text in {len(text)} of {len(cells)} rows: "
                          f"{_first(text)}{' and more' if len(text) > 5 else ''}; {what_to_do}")
     values = values.astype(np.float64)
@@ -123,7 +130,7 @@ def _refuse_not_positive(csv_file: str, values: pd.Series) -> None:
                          f"{len(wrong)} rows: {first}")
 
 
-def _extreme(name, values):
+def _extreme(name: str, values: np.ndarray) -> list[str]:
     """A warning for one value, several times, that lies further from all others than they do from each other:
     -999, 9999."""
     values = values[np.isfinite(values)]
@@ -139,7 +146,7 @@ def _extreme(name, values):
     return lines
 
 
-def _missing(table, names, prefix):
+def _missing(table: pd.DataFrame, names: Iterable[str], prefix: str) -> list[str]:
     """A note for each column that lacks values, by split."""
     notes = []
     for name in names:
@@ -148,16 +155,13 @@ def _missing(table, names, prefix):
         if absent.any():
             by_split = ", ".join(f"{split} {count:,} of {(table['split'] == split).sum():,}"
                                  for split, count in table["split"][absent].value_counts().items())
-            kind = (
-                "target, left out of loss and figures"
-                if prefix == "true_"
-                else "covariate, told to the model as missing"
-            )
+            kind = ("target, left out of loss and figures" if prefix == "true_"
+                    else "covariate, told to the model as missing")
             notes.append(f"{name} is missing in some rows ({by_split}): a missing {kind}")
     return notes
 
 
-def parse_transforms(given, targets):
+def parse_transforms(given: Sequence[str], targets: Sequence[str]) -> list[str]:
     """`--target_transform`: one for all, or one a target -> a list as long as targets. Raises InputError."""
     if len(given) == 1:
         return list(given) * len(targets)

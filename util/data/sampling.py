@@ -27,7 +27,7 @@ class StepPlan:
     accum_iter    micro-steps an optimizer step, at most
     even          an epoch's images are dealt evenly to its steps. Without it (runs that were begun before
                   there was this) all steps are full but the last, which may be of a few images: their noise
-                  is taken at the full rate.
+                  is taken at the full learning rate.
     """
 
     num_samples: int
@@ -55,11 +55,8 @@ class StepPlan:
 
     @property
     def micro_steps(self) -> int:
-        return (
-            self.steps * self.of_a_step
-            if self.even
-            else math.ceil(self.num_samples / (self.batch_size * self.world_size))
-        )
+        return (self.steps * self.of_a_step if self.even
+                else math.ceil(self.num_samples / (self.batch_size * self.world_size)))
 
     def of_step(self, step: int) -> tuple[int, int]:
         """First and end, in the epoch's order, of the images of optimizer step `step`."""
@@ -92,8 +89,8 @@ class StepPlan:
 
     def steps_within(self, samples: int) -> int:
         """Optimizer steps whose images are all among the first `samples` of the epoch."""
-        return max(step for step in range(self.steps + 1) if step == 0
-                   or self.of_step(step - 1)[1] <= samples)
+        return max(step for step in range(self.steps + 1)
+                   if step == 0 or self.of_step(step - 1)[1] <= samples)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -131,7 +128,7 @@ class TrainBatches:
     the first micro-steps (a run cut inside an epoch).
     """
 
-    def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None):
+    def __init__(self, plan: StepPlan, rank: int, seed: int, balanced: np.ndarray | None = None) -> None:
         """balanced: (num_samples,) targets, where each class is to come as often as the others
         (`balanced_order`)."""
         self.plan, self.rank, self.seed, self.balanced = plan, rank, seed, balanced
@@ -162,11 +159,11 @@ class TrainBatches:
 class EvalBatches:
     """Batch sampler for evaluation: whole batches are dealt to the processes in turn.
 
-    An image is computed in the same batch of the same images whatever the number of processes, so the figures
+    An image is computed in the same batch of the same images whatever the number of processes, so the metrics
     don't move by a rounding of the matrix products.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0):
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0) -> None:
         self.num_samples, self.batch_size = num_samples, batch_size
         self._starts = range(rank * batch_size, num_samples, batch_size * world_size)
         self.epoch = epoch  # whose random draws a sample gets, where it gets any

@@ -13,7 +13,9 @@ Everything a user can get wrong here is an `InputError` before anything is built
 """
 import hashlib
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -37,10 +39,14 @@ from util.data.csv_columns import (
 from util.data.image_endings import EXTENSIONS, left_out
 from util.data.images.files import ImageError, file_status
 from util.data.images.fundus_fields import Fields
-from util.data.images.reading_pass import read_images
+from util.data.images.reading_pass import Reader, read_images
 from util.data.images.scan import NO_FACTS, ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
 from util.metrics import class_order
+from util.options.data import DataOptions
+
+# class names -> them in their order, and lines about it
+OrderOf = Callable[[list[str]], tuple[list[str], list[str]]]
 
 
 @dataclass
@@ -49,14 +55,14 @@ class Data:
     over the files found: the round fields, with --fundus_crop auto, and the facts (`ImageFacts.of`)."""
 
     table: pd.DataFrame
-    class_names: list
-    notes: list = field(default_factory=list)
+    class_names: list[str]
+    notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
     fields: Fields | None = None
     facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
 
 
-def sorted_alone(names):
+def sorted_alone(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Class names as text has them: so the original's checkpoints know them."""
     return sorted(names), []
 
@@ -64,7 +70,8 @@ def sorted_alone(names):
 # Reading a folder
 
 
-def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
+def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
+                order_of: OrderOf = class_order.in_order) -> Data:
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
 
     order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
@@ -82,8 +89,7 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
             raise InputError(
                 f"--data_path {data_path}: no folder {split}; there is "
                 f"{some(_folders(data_path)) or 'no folder'}; expected "
-                f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}"
-            )
+                f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}")
         classes = _folders(folder)
         if not classes:
             raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} "
@@ -93,10 +99,9 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     for split, classes in found.items():
         empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
         if empty:
-            raise InputError(
-                f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, or remove "
-                "the class from every split" + "".join(f"; {line}" for line in left_out(ignored))
-            )
+            raise InputError(f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, "
+                             "or remove the class from every split"
+                             + "".join(f"; {line}" for line in left_out(ignored)))
     class_names, lines = order_of(list(found[splits[0]]))
     rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
     paths, labels, row_splits = zip(*rows, strict=True)
@@ -105,22 +110,22 @@ def read_folder(data_path, splits=SPLITS, order_of=class_order.in_order):
     return Data(table, class_names, lines + left_out(ignored))
 
 
-def _walk(folder):
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """os.walk of a folder with the links in it; InputError where one may not be read."""
-    def unreadable(error):
+    def unreadable(error: OSError) -> NoReturn:
         raise InputError(f"the folder {error.filename} cannot be read ({error.strerror.lower()}): mend its "
                          "rights, or remove it from the data") from error
 
     return os.walk(folder, onerror=unreadable, followlinks=True)
 
 
-def _folders(folder):
+def _folders(folder: str) -> list[str]:
     """Names of the folders in a folder, sorted, hidden ones left out."""
     _, names, _ = next(_walk(folder))
     return sorted(name for name in names if not name.startswith("."))
 
 
-def pictures_below(folder, ignored):
+def pictures_below(folder: str, ignored: list[str]) -> list[str]:
     """Paths of the images in a folder and below, in order; what is not taken is added to `ignored`: hidden
     files, other types, and charts, heat maps and sheets that this program wrote there."""
     by_folder, above = {}, {folder: ()}  # the real places of the folders that were passed on the way
@@ -128,12 +133,10 @@ def pictures_below(folder, ignored):
         passed = (*above.pop(current), os.path.realpath(current))
         hidden = [name for name in folders if name.startswith(".")]
         below = [os.path.join(current, name) for name in folders if name not in hidden]
-        # without links to their parents
-        above |= {path: passed for path in below
+        above |= {path: passed for path in below  # without links to their parents
                   if not (os.path.islink(path) and os.path.realpath(path) in passed)}
         folders[:] = [name for name in folders if os.path.join(current, name) in above]
-        taken = [name for name in names
-                 if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
+        taken = [name for name in names if not name.startswith(".") and name.lower().endswith(EXTENSIONS)]
         by_folder[current] = sorted(set(taken) - own_pictures(taken, list(filter(is_marker, names))))
         ignored += [os.path.join(current, name)
                     for name in sorted({*hidden, *names} - set(by_folder[current]))]
@@ -141,7 +144,7 @@ def pictures_below(folder, ignored):
     return [os.path.join(current, name) for current in sorted(by_folder) for name in by_folder[current]]
 
 
-def _same_classes(data_path, found):
+def _same_classes(data_path: str, found: dict[str, dict[str, list[str]]]) -> None:
     everywhere = set().union(*found.values())
     missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()}
     if any(missing.values()):
@@ -152,22 +155,22 @@ def _same_classes(data_path, found):
 # Reading a CSV
 
 
-def read_csv(csv_file, path_col="path", label_col="label", split_col="split", patient_col=None, splits=SPLITS,
-             order_of=class_order.in_order, path_suffix=""):
-    """A CSV with an image a row -> Data; relative paths start at the CSV's folder.
+def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
+             order_of: OrderOf = class_order.in_order) -> Data:
+    """The CSV that is asked for, with an image a row -> Data; relative paths start at the CSV's folder.
 
     Labels are names: "01" stays "01". Splits are train, val (or iv), test (or ev) in any case; every row is
     checked, those of `splits` are kept, and each of `splits` must occur. order_of: as in `read_folder`.
-    path_suffix: an ending that the paths lack. Raises InputError with the
-    line of the file.
+    Raises InputError with the line of the file.
     """
-    cells, row_splits, notes = read_images_csv(csv_file, path_col, split_col, patient_col,
-                                               {label_col: "--label_col"}, path_suffix)
-    labels = cells[label_col]
+    csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
+    cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
+                                               {asked.label_col: "--label_col"}, asked.path_suffix)
+    labels = cells[asked.label_col]
     refuse_empty(csv_file, labels)
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[split_col], row_splits, splits)
+    require_splits(csv_file, cells[asked.split_col], row_splits, splits)
     kept = row_splits.isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
@@ -176,8 +179,8 @@ def read_csv(csv_file, path_col="path", label_col="label", split_col="split", pa
     return _csv_classes(csv_file, Data(table, class_names, [*notes, *of_patients, *lines]), splits)
 
 
-def _csv_classes(csv_file, data, splits):
-    """Refuse classes that training never sees; a class that val or test lacks is only worth a note."""
+def _csv_classes(csv_file: str, data: Data, splits: Sequence[str]) -> Data:
+    """InputError for classes that training never sees; one that val or test lacks is only worth a note."""
     if "train" not in splits:
         return data
     labels = data.table.groupby("split")["label"].unique()
@@ -194,12 +197,13 @@ def _csv_classes(csv_file, data, splits):
 # What both have in common
 
 
-def _targets(table, class_names):
+def _targets(table: pd.DataFrame, class_names: Sequence[str]) -> pd.Series:
     """Each label's position in the order of classes."""
     return table["label"].map({name: target for target, name in enumerate(class_names)}).astype(np.int64)
 
 
-def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
+def csv_table(csv_file: str, cells: pd.DataFrame, row_splits: pd.Series, path_col: str,
+              patient_col: str | None, labels: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
     """Rows of `csv_columns.read_images_csv` -> (`picture_table` of them, a line about patients that are not
     known). Raises InputError for files that are not there, and for a patient in two spellings."""
     paths = pd.Series(joined(os.path.dirname(csv_file), cells[path_col]), cells.index, dtype=object)
@@ -210,27 +214,26 @@ def csv_table(csv_file, cells, row_splits, path_col, patient_col, labels):
     return picture_table(paths, labels, row_splits, patients), notes
 
 
-def picture_table(paths, labels, splits, patients):
+def picture_table(paths: Collection[str], labels: Collection[str], splits: Collection[str],
+                  patients: Collection[str]) -> pd.DataFrame:
     """Columns of equal length, in order -> the table. Raises InputError for names that no text file can
     hold."""
     require_utf8(paths)
-    return pd.DataFrame(
-        {
-            "index": np.arange(len(paths), dtype=np.int64),
-            "path": list(paths),
-            "label": list(labels),
-            "split": list(splits),
-            "patient": list(patients),
-        }
-    )
+    return pd.DataFrame({
+        "index": np.arange(len(paths), dtype=np.int64),
+        "path": list(paths),
+        "label": list(labels),
+        "split": list(splits),
+        "patient": list(patients),
+    })
 
 
-def _absent_classes(class_names, split, labels):
+def _absent_classes(class_names: Sequence[str], split: str, labels: Iterable[str]) -> list[str]:
     absent = sorted(set(class_names) - set(labels), key=list(class_names).index)
     return [f"{split} has no image of {some(absent, 10)}"] if absent else []
 
 
-def check_classes(data, nb_classes, explicit):
+def check_classes(data: Data, nb_classes: int, explicit: bool) -> Data:
     """Data, once its number of classes is what was asked for; len(class_names) is the number to use.
 
     explicit: the user typed --nb_classes, so a disagreement is an InputError; else what was found is taken,
@@ -248,17 +251,15 @@ def check_classes(data, nb_classes, explicit):
     return replace(data, notes=[*data.notes, f"{found} classes, as found in the data ({names})"])
 
 
-def match_classes(data, class_names):
+def match_classes(data: Data, class_names: Sequence[str]) -> Data:
     """Data with targets in the order of a checkpoint's classes, matched by name.
 
     Classes that the checkpoint does not know are an InputError, classes that a split lacks a note.
     """
     unknown = [name for name in data.class_names if name not in class_names]
     if unknown:
-        raise InputError(
-            f"the checkpoint has no class {some(unknown, 10)}; its classes are {some(class_names, 50)}: "
-            "rename yours"
-        )
+        raise InputError(f"the checkpoint has no class {some(unknown, 10)}; its classes are "
+                         f"{some(class_names, 50)}: rename yours")
     notes = list(data.notes)
     if data.class_names != [name for name in class_names if name in data.class_names]:
         notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
@@ -267,20 +268,20 @@ def match_classes(data, class_names):
     return Data(data.table.assign(target=_targets(data.table, class_names)), list(class_names), notes)
 
 
-def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, progress=True, fields=None,
-                others=()):
+def check_files(data: Data, bad_images: str, facts: ImageFacts | None = None,
+                skipped_file: str | os.PathLike | None = None, progress: bool = True,
+                fields: Fields | None = None, others: Sequence[tuple[Reader, Sequence[str]]] = ()) -> Data:
     """Decode every image once -> Data without the bad ones.
 
     bad_images: "stop" makes any bad file an InputError that names them all; "skip" leaves their rows out (the
     others keep their `index`), counts them in a note and writes path,reason to the CSV `skipped_file`.
-    facts: `util.data.images.scan.ImageFacts`, which remembers good files for the next launch. workers:
-    threads; None takes one a core. fields (`util.data.images.fundus_fields.Fields`) and others ([(a Reader,
-    its paths)]: util/data/images/reading_pass.py) take what they lack in the same pass. Raises InputError
-    also when a class of train, or a split, has no image left, OSError where `skipped_file` can't be written.
+    facts: remember good files for the next launch. fields and others ([(a Reader, its paths)]) take what they
+    lack in the same pass (util/data/images/reading_pass.py). Raises InputError also when a class of train, or
+    a split, has no image left, OSError where `skipped_file` can't be written.
     """
     paths, facts = list(dict.fromkeys(data.table["path"])), facts if facts is not None else ImageFacts(None)
     of_fields = [] if fields is None else [(fields, paths)]
-    bad = read_images([*of_fields, *others, (facts, paths)], workers or usable_cores(), progress)
+    bad = read_images([*of_fields, *others, (facts, paths)], usable_cores(), progress)
     notes = data.notes + [memory.note for memory in (facts, fields) if memory is not None and memory.note]
     if not bad:
         return replace(data, notes=notes)
@@ -304,19 +305,20 @@ def check_files(data, bad_images, facts=None, skipped_file=None, workers=None, p
     return Data(table, data.class_names, notes)
 
 
-def look_at_some(data, facts, fields=None, workers=None, progress=True, others=()):
+def look_at_some(data: Data, facts: ImageFacts, fields: Fields | None = None, progress: bool = True,
+                 others: Sequence[tuple[Reader, Sequence[str]]] = ()) -> Data:
     """Data, where its files are not checked: with some of them among the facts, and with the fields of all,
     where there are to be any; others: as of `check_files`. A file that can't be read is left to whoever reads
     it."""
     paths = list(dict.fromkeys(data.table["path"]))
     some_paths, note = some_to_look_at(paths)
     of_fields = [] if fields is None else [(fields, paths)]
-    read_images([*of_fields, *others, (facts, some_paths)], workers or usable_cores(), progress)
+    read_images([*of_fields, *others, (facts, some_paths)], usable_cores(), progress)
     notes = [note, *(memory.note for memory in (facts, fields) if memory is not None)]
     return replace(data, notes=[*data.notes, *filter(None, notes)])
 
 
-def subset(table, ratio, stratified, seed):
+def subset(table: pd.DataFrame, ratio: float, stratified: bool, seed: int) -> pd.DataFrame:
     """The share `ratio` (0…1] of the train rows, at least one (stratified: of each class); val and test
     whole.
 
@@ -334,40 +336,39 @@ def subset(table, ratio, stratified, seed):
         groups = [shuffled[targets == target] for target in np.unique(targets)]
     keep = (table["split"] != "train").to_numpy(copy=True)
     for group in groups:
-        keep[group[: max(1, round(ratio * len(group)))]] = True
+        keep[group[:max(1, round(ratio * len(group)))]] = True
     return table[keep].reset_index(drop=True)
 
 
-def patient_counts(table, class_names):
+def patient_counts(table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, int]]:
     """{split: {class: patients}} where patients are known, "" for all of a split; {} where none is."""
     known = table[table["patient"] != ""]
     return {split: {class_names[target]: int(number)
                     for target, number in rows.groupby("target")["patient"].nunique().items()}
-            | {"": int(rows["patient"].nunique())} for split, rows in known.groupby("split")}
+            | {"": int(rows["patient"].nunique())}
+            for split, rows in known.groupby("split")}
 
 
-def counts(table, class_names):
+def counts(table: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     """Images a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])
     return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table],
                          fill_value=0).astype(int)
 
 
-def fingerprint(table):
+def fingerprint(table: pd.DataFrame) -> str:
     """sha256 (hex) over path, label, split and file size of every row, in any order.
 
     Paths are taken below the folder that all have in common: data that were moved keep their fingerprint.
     """
     paths = joined(os.getcwd(), [os.path.normpath(path) for path in table["path"]])
     start = len(os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), ""))
-    rows = sorted(
-        "\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
-        for path, label, split in zip(paths, table["label"], table["split"], strict=True)
-    )
+    rows = sorted("\0".join((path[start:].replace(os.sep, "/"), label, split, str(_size_of(path))))
+                  for path, label, split in zip(paths, table["label"], table["split"], strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def _size_of(path):
+def _size_of(path: str) -> int:
     try:
         return file_status(path).st_size
     except ImageError as error:

@@ -41,8 +41,7 @@ def read_unlabelled(source: str, path_col: str = "path", covariates: tuple[str, 
     """All images in a folder and below (hidden files left out), or those of a CSV, in its order; InputError.
 
     Relative paths of a CSV start at its folder, or where the first of them is (`csv_columns.located`);
-    path_suffix: an ending that they lack; an image may stand there twice. covariates: columns that the model
-    reads.
+    path_suffix: an ending that they lack; an image may stand there twice. covariates: columns that are read.
     """
     if os.path.isdir(source):
         if covariates:
@@ -62,8 +61,7 @@ def _read_folder(folder: str) -> Unlabelled:
     notes = left_out(ignored)
     if not paths:
         raise InputError(f"--input {folder}: no image ({', '.join(end[1:] for end in EXTENSIONS)}) in it or "
-                         "below"
-                         + "".join(f"; {note}" for note in notes))
+                         "below" + "".join(f"; {note}" for note in notes))
     return Unlabelled(_table(paths), [], notes)
 
 
@@ -98,9 +96,8 @@ def _table(paths: list[str]) -> pd.DataFrame:
 def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """path, the CSV's other columns, the answers (a row a row of data.table) -> (the table, lines about
     renamed columns)."""
-    others = (
-        data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others) else pd.DataFrame()
-    )
+    others = (data.others.iloc[data.table["index"]].reset_index(drop=True) if len(data.others)
+              else pd.DataFrame())
     known, renamed = {"path", *answers.columns, *others.columns}, {}
     for name in others.columns:
         if name in ("path", *answers.columns):
@@ -158,7 +155,7 @@ def facts_file(output: str | os.PathLike) -> Path:
 
 
 def forget(output: str | os.PathLike) -> None:
-    """Remove what was remembered of the images for a start that is cut: the output is written."""
+    """Remove what was remembered of the images for a launch that is cut: the output is written."""
     for file in (facts_file(output), fundus_files(output)[2]):
         file.unlink(missing_ok=True)
         file.with_stem(f"{file.stem}_as_stored").unlink(missing_ok=True)

@@ -10,13 +10,13 @@ G is the number of heads, K of classes, N of images, P of tokens an image, W the
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from util.model.feature_kinds import averaged
-from util.model.probe_heads import Heads, HeadSetting, Trained, loss_by_head, train_stack
+from util.model.probe_heads import Heads, HeadSetting, Loss, Pass, Trained, loss_by_head, train_stack
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # decays of 1 and 10 changed nothing: the best epochs come early
 ROWS = 64  # images whose tokens are in memory at a time, where no gradient is taken
@@ -32,7 +32,7 @@ class AttentiveHeads(Heads):
     rows_at_once, on_disk = ROWS, True
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
-                 deviation: torch.Tensor):
+                 deviation: torch.Tensor) -> None:
         super().__init__(settings, num_classes, mean, deviation)
         self.query = mean.new_zeros(len(settings), len(mean)).requires_grad_()
         self.parameters.append(self.query)
@@ -49,7 +49,7 @@ class AttentiveHeads(Heads):
         averages = self._normalised(attention.transpose(1, 2) @ tokens).transpose(0, 1)
         return averages @ self.weight.transpose(1, 2) + self.bias[:, None]
 
-    def learn(self, tokens: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+    def learn(self, tokens: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
         losses = loss_by_head(self.logits(tokens), labels, loss)
         losses.mean(dim=1).sum().backward()
         return losses.detach()
@@ -63,14 +63,12 @@ class AttentiveHeads(Heads):
 
 
 def train_attentive(tokens: Sequence[np.ndarray], labels: torch.Tensor, val: np.ndarray,
-                    val_labels: torch.Tensor, settings: Sequence[HeadSetting], num_classes: int,
-                    loss: Callable, val_loss: Callable, epochs: int, batch_size: int,
-                    rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+                    val_labels: torch.Tensor, settings: Sequence[HeadSetting], run: Pass) -> Trained:
     """As util/model/probe_heads.py's `train_heads`, of (N, P, W) tokens in float16, which may lie on the
     disk."""
     moments = (values.to(labels.device) for values in _moments(tokens))
-    return train_stack(AttentiveHeads(settings, num_classes, *moments), tokens, labels, val, val_labels, loss,
-                       val_loss, epochs, batch_size, rate_at, order_at)
+    return train_stack(AttentiveHeads(settings, run.num_classes, *moments), tokens, labels, val, val_labels,
+                       run)
 
 
 @torch.no_grad()

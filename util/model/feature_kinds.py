@@ -12,11 +12,10 @@ attentive  the patch tokens of the last block, or the places of the last feature
            and of V-JEPA, 2024)
 
 Every token has passed the model's final norm. Where that norm comes after the pooling (RETFound_mae with its
-mean: fc_norm)
-each part passes it alone: every class token, the mean of the patch tokens, every token that a query attends
-to. Class and register tokens are no patch tokens. A kind that a model does not have, or that is another one
-of it, is not offered: CNNs have `pooled` and `attentive`; where the class token is what the model's own head
-reads, `cls` is `pooled`.
+mean: fc_norm) each part passes it alone: every class token, the mean of the patch tokens, every token that a
+query attends to. Class and register tokens are no patch tokens. A kind that a model does not have, or that is
+another one of it, is not offered: CNNs have `pooled` and `attentive`; where the class token is what the
+model's own head reads, `cls` is `pooled`.
 
 A head that reads another kind than `pooled` stands in timm's own head's place, under its name, and the rest
 of the model keeps timm's names: head.weight (K, V), head.bias (K,), and of an attentive one head.query (W,).
@@ -37,8 +36,7 @@ BLOCKS = 4
 
 
 def averaged(tokens: torch.Tensor, query: torch.Tensor,
-             shares: Callable[[torch.Tensor], torch.Tensor] = torch.clone
-             ) -> torch.Tensor:
+             shares: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> torch.Tensor:
     """(B, P, W) tokens -> (B, W), their mean weighted by the softmax of their products with a query (W,)."""
     return (shares(torch.softmax(tokens @ query, dim=1))[:, None] @ tokens)[:, 0]
 
@@ -48,7 +46,7 @@ class WideHead(torch.nn.Linear):
 
     kind = POOLED
 
-    def __init__(self, kind: str, width: int, num_classes: int):
+    def __init__(self, kind: str, width: int, num_classes: int) -> None:
         with torch.device("cpu"):  # so that it has values beside a backbone of shapes, too
             super().__init__(width, num_classes)
         self.kind = kind
@@ -63,7 +61,7 @@ class WideHead(torch.nn.Linear):
 class AttentiveHead(WideHead):
     """The same of tokens that a learned query has averaged: (B, P, W) -> (B, K)."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__(ATTENTIVE, width, num_classes)
         self.query = torch.nn.Parameter(torch.zeros(width, device="cpu"))
         self.shares = torch.nn.Identity()  # of the tokens, (B, P): heat maps listen to it
@@ -84,8 +82,8 @@ def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> dict[
     norm = getattr(model, "fc_norm", None) or torch.nn.Identity()
     middle = []
     if blocks > 1:
-        features, middle = model.forward_intermediates(
-            images, indices=blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True)
+        features, middle = model.forward_intermediates(images, indices=blocks, norm=True, output_fmt="NLC",
+                                                       return_prefix_tokens=True)
     else:
         features = model.forward_features(images)
     found = {"features": features}
@@ -93,8 +91,8 @@ def read(model: torch.nn.Module, images: torch.Tensor, blocks: int = 1) -> dict[
         return found
     if features.ndim == 4:
         channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return found | {"tokens": features.flatten(1, 2) if channels_last
-                        else features.flatten(2).transpose(1, 2)}
+        return found | {"tokens": (features.flatten(1, 2) if channels_last
+                                   else features.flatten(2).transpose(1, 2))}
     has_class = getattr(model, "cls_token", None) is not None
     patches = features[:, getattr(model, "num_prefix_tokens", int(has_class)):]
     classes = [*(prefix[:, 0] for _, prefix in middle[:-1]), *([features[:, 0]] if has_class else [])]
@@ -154,7 +152,7 @@ class KindsReader(torch.nn.Module):
     offered.
     """
 
-    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int):
+    def __init__(self, model: torch.nn.Module, layer: torch.nn.Linear, input_size: int) -> None:
         super().__init__()
         self.model, self.layer, self.with_tokens, self.tokens = model, layer, False, None
         self.own_forward, self.parts = model.forward, ("pooled",)

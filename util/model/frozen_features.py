@@ -10,6 +10,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,13 +104,14 @@ def stored_features(path: Path, rows: int, compute: Callable[[], Iterable[np.nda
     return torch.from_numpy(values), mapped, found
 
 
-def _read(path: Path, shape: tuple[int | None, ...], kind: type, **how) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int | None, ...], kind: type,
+          mmap_mode: Literal["r"] | None = None) -> np.ndarray | None:
     try:
-        values = np.load(path, allow_pickle=False, **how)
+        values = np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None  # damaged or gone: computed again
-    fits = values.ndim == len(shape) and all(wanted in (None, side)
-                                             for wanted, side in zip(shape, values.shape, strict=True))
+    fits = (values.ndim == len(shape)
+            and all(wanted in (None, side) for wanted, side in zip(shape, values.shape, strict=True)))
     return values if fits and values.dtype == kind else None
 
 
@@ -127,7 +130,7 @@ class _TokenFile(contextlib.ExitStack):
     error, or where there is a `problem`. By plain writes: a full disk is no error that a mapped file could
     tell."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]):
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.problem = ""
         with self._noted():
@@ -155,16 +158,17 @@ class _TokenFile(contextlib.ExitStack):
             with contextlib.suppress(OSError):  # of what was still to be written
                 super().__exit__(type(error), error, error.__traceback__)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         with self._noted():
-            super().__exit__(*error)
+            super().__exit__(kind, error, trace)
 
 
 class FeatureDataset(torch.utils.data.Dataset):
     """Stored features as samples, in the place of images: see util/data/dataset.py, ImageDataset."""
 
     def __init__(self, features: torch.Tensor, targets: np.ndarray, paths: list[str],
-                 covariates: torch.Tensor | None = None):
+                 covariates: torch.Tensor | None = None) -> None:
         self.features, self.covariates = features, covariates
         self._targets, self._paths = torch.tensor(targets), paths
 
@@ -174,7 +178,7 @@ class FeatureDataset(torch.utils.data.Dataset):
     def path(self, position: int) -> str:
         return self._paths[position]
 
-    def __getitem__(self, key: tuple[int, ...]):
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """key: (epoch, position, …) -> (feature (W,), target, position)."""
         position = key[1]
         return self.features[position], self._targets[position], position

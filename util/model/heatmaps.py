@@ -62,8 +62,8 @@ LONGEST_STEM = 80  # of an image's name in its overlay's name, in characters; fi
 
 
 def heat_maps(model: torch.nn.Module, images: torch.Tensor,
-              targets: Sequence[int] | torch.Tensor | None = None,
-              method: str = "auto", covariates: torch.Tensor | None = None) -> np.ndarray:
+              targets: Sequence[int] | torch.Tensor | None = None, method: str = "auto",
+              covariates: torch.Tensor | None = None) -> np.ndarray:
     """Where a model looked: images (B, 3, S, S), normalised as for the model -> (B, S, S) float32 in 0..1.
 
     model       a timm classifier, or a Regressor (a `backbone`, a `regression_head`)
@@ -86,8 +86,7 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
     at_once, maps = PICTURES_AT_ONCE, []
     if method in OF_TRANSFORMERS:
         at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model, images))
-    # Tensors made in inference mode can't take part in gradients: leave that mode, and copy what was made in
-    # it.
+    # Tensors made in inference mode can't take part in gradients: leave that mode, and copy those.
     with torch.inference_mode(False), torch.autocast(like.device.type, enabled=False), _laid_open(model):
         head = getattr(model, "regression_head", None)
         if covariates is None and len(getattr(head, "covariates", ())):
@@ -142,7 +141,7 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
     """Write an overlay an image to folder/*.png and its name into folder/heatmaps.json -> {absolute path:
     file name}.
 
-    paths: B pictures' files; maps (B, h, w) in 0..1; images: what the model saw of each, from `pictures_of`.
+    paths: B images' files; maps (B, h, w) in 0..1; pictures: what the model saw of each, from `pictures_of`.
     An overlay is named after its image and a digest of the whole path, so that images of one name in several
     folders don't meet and a second run writes the same files. What heatmaps.json holds already stays; several
     processes may write to one folder. Raises InputError where the folder can't be written or its
@@ -187,7 +186,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, str]:
 def _overlay_name(path: str) -> str:
     stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:LONGEST_STEM]
     if len(stem.encode()) > 2 * LONGEST_STEM:  # letters of three and four bytes each
-        stem = stem[: LONGEST_STEM // 2]
+        stem = stem[:LONGEST_STEM // 2]
     return f"{stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}.png"
 
 
@@ -236,7 +235,7 @@ def _laid_open(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _listened(modules: Iterable[torch.nn.Module], hook: Callable) -> Iterator[None]:
+def _listened(modules: Iterable[torch.nn.Module], hook: Callable[..., object]) -> Iterator[None]:
     """Each module's outputs are shown to a forward hook."""
     with ExitStack() as handles:
         for module in modules:
@@ -366,7 +365,7 @@ def _gradcam(model: torch.nn.Module, inputs: Sequence[torch.Tensor],
     order, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if channels_last else ((0, 1, 2, 3),) * 2
     shown = torch.nn.Identity()
 
-    def show(module, given, features: torch.Tensor) -> torch.Tensor:
+    def show(module: torch.nn.Module, given: tuple, features: torch.Tensor) -> torch.Tensor:
         return shown(features.permute(order)).permute(back)
 
     def score(images: torch.Tensor) -> torch.Tensor:
@@ -394,9 +393,7 @@ def _last_map(model: torch.nn.Module, inputs: Sequence[torch.Tensor], channels_l
                 if isinstance(features, torch.Tensor) and features.shape == last.shape)
 
 
-_COMPUTE: dict[str, Callable[[torch.nn.Module, Sequence[torch.Tensor], torch.Tensor | None],
-                             torch.Tensor]] = {
-    "gradient": _gradient, "rollout": _rollout, "gradcam": _gradcam}
+_COMPUTE = {"gradient": _gradient, "rollout": _rollout, "gradcam": _gradcam}
 
 
 def _stretched(maps: torch.Tensor) -> torch.Tensor:

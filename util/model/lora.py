@@ -50,9 +50,9 @@ class Settings:
         """Those of an adapter's file; InputError where it doesn't hold them."""
         stored, weights, options = (file.rest.get(name) for name in ("adapter", "weights", "options"))
         kinds = {"rank": int, "alpha": int | float, "dropout": int | float, "targets": str}
-        complete = all(isinstance(part, dict) for part in (stored, weights, options)) and all(
-            isinstance(stored.get(name), kind) for name, kind in kinds.items()) and all(
-            isinstance(weights.get(name), str) for name in ("name", "path", "sha256"))
+        complete = (all(isinstance(part, dict) for part in (stored, weights, options))
+                    and all(isinstance(stored.get(name), kind) for name, kind in kinds.items())
+                    and all(isinstance(weights.get(name), str) for name in ("name", "path", "sha256")))
         if (not complete or stored["rank"] < 1 or not 0 <= stored["dropout"] < 1
                 or not _is_expression(stored["targets"])):
             raise InputError(f"{file.path} is damaged: it does not say how its adapter was made")
@@ -97,11 +97,11 @@ def layers_to_adapt(model: torch.nn.Module, targets: str, heads: tuple[str, ...]
     expression that a layer's whole name matches, which may name convolutions too. InputError where there is
     none.
     """
-    kinds = (torch.nn.Linear,) if targets in NAMED_TARGETS or SUFFIXES.fullmatch(targets) else (
-        torch.nn.Linear, torch.nn.Conv2d)
+    kinds = ((torch.nn.Linear,) if targets in NAMED_TARGETS or SUFFIXES.fullmatch(targets)
+             else (torch.nn.Linear, torch.nn.Conv2d))
     pattern = re.compile(_expression(targets))
-    usable = [name for name, module in model.named_modules() if isinstance(module, kinds)
-              and getattr(module, "groups", 1) == 1
+    usable = [name for name, module in model.named_modules()
+              if isinstance(module, kinds) and getattr(module, "groups", 1) == 1
               and not any(name == head or name.startswith(f"{head}.") for head in heads)]
     found = [name for name in usable if pattern.fullmatch(name)]
     if not found:
@@ -136,8 +136,8 @@ def inject(model: torch.nn.Module, settings: Settings, heads: tuple[str, ...], a
     inject_adapter_in_model(config, model)
     if adapted_layers(model) != names:
         raise AssertionError("PEFT adapted other layers than it was told to")
-    model.layers_with_head = (layer_of | {name: layer_of[plain_name(name)]
-                                          for name, _ in model.named_parameters()}, last)
+    model.layers_with_head = (
+        layer_of | {name: layer_of[plain_name(name)] for name, _ in model.named_parameters()}, last)
     _call_adapted_layers(model)
 
 
@@ -151,8 +151,7 @@ def draw(model: torch.nn.Module, seed: int) -> None:
         digest = hashlib.blake2b(f"{seed},{name}".encode(), digest_size=7).digest()
         values = torch.empty(first.weight.shape)
         torch.nn.init.kaiming_uniform_(
-            values, a=math.sqrt(5), generator=torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        )
+            values, a=math.sqrt(5), generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
         first.weight = torch.nn.Parameter(values)
         second.weight = torch.nn.Parameter(torch.zeros(second.weight.shape))
 
@@ -190,8 +189,7 @@ def require_gradients(model: torch.nn.Module, input_size: int, arch: str) -> Non
         found = torch.autograd.grad(outputs.sum(), [parameters[name] for name in trained], allow_unused=True)
     model.train(was_training)
     without = list(dict.fromkeys(plain_name(name).removesuffix(".weight")
-                                 for name, gradient in zip(trained, found, strict=True)
-                                 if gradient is None))
+                                 for name, gradient in zip(trained, found, strict=True) if gradient is None))
     if without:
         raise InputError(f"--lora_targets: {arch} does not call {some_of(without, 3)} as layers of their "
                          "own, so that adapters there would learn nothing: name other layers")
@@ -249,8 +247,8 @@ def merge(model: torch.nn.Module) -> None:
 
 def _merge_shards(layer: torch.nn.Module) -> None:
     """The same in shards: the small matrices are gathered, and each process adds to its rows; collective."""
-    first, second = (whole.full_tensor() if isinstance(whole, DTensor) else whole for whole in (
-        layer.lora_A["default"].weight, layer.lora_B["default"].weight))
+    first, second = (whole.full_tensor() if isinstance(whole, DTensor) else whole
+                     for whole in (layer.lora_A["default"].weight, layer.lora_B["default"].weight))
     if first.ndim > 2:
         raise InputError("--lora_targets names convolutions, whose adapters can't be merged in shards: pass "
                          "--parallel ddp")
@@ -262,8 +260,7 @@ def tensors_of_peft(model: torch.nn.Module, also: Iterable[str]) -> dict[str, to
     """What `write_peft` writes, under PEFT's names; in shards where the model is."""
     prefixes = tuple(f"{name}." for name in also)
     return {f"base_model.model.{name.replace('.default.', '.')}": tensor
-            for name, tensor in model.state_dict().items()
-            if is_own(name) or name.startswith(prefixes)}
+            for name, tensor in model.state_dict().items() if is_own(name) or name.startswith(prefixes)}
 
 
 def write_peft(folder: Path, model: torch.nn.Module, also: Iterable[str], tensors: dict[str, torch.Tensor],

@@ -1,6 +1,6 @@
 """Parameter groups with layer-wise learning rates.
 
-A layer near the input keeps more of what it learned in pre-training: its rate is the run's rate times
+A layer near the input keeps more of what it learned in pre-training: its learning rate is the run's times
 layer_decay ** (layers - layer) (Clark et al., ELECTRA 2020; Bao et al., BEiT 2021; MAE's fine-tuning).
 """
 
@@ -55,14 +55,14 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     """Groups for an optimizer, one a layer and kind, of the parameters that are trained.
 
     Each holds `params`, `weight_decay` (0 for 1-D parameters and what the model names in no_weight_decay())
-    and `lr_scale`, which util/model/lr_schedule.py multiplies the rate with, and `names` for reading.
+    and `lr_scale`, which util/model/lr_schedule.py multiplies the learning rate with; `names` for reading.
     """
     layer_of, layers = layer_of_parameters(model)
     # what the model, or a part of it, wants without weight decay
     exempt = {f"{part}.{name}" if part else name for part, module in model.named_modules()
               if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
               for name in module.no_weight_decay()}
-    groups: dict[tuple, dict] = {}
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -45,11 +45,9 @@ class Need:
     """What a model and a batch ask for, in bytes, before it is decided how they lie on devices.
 
     trained: of the parameters, those with gradients. outside: tensors that autograd keeps outside the units
-    (blocks);
-    inside: those of each unit; inputs: what goes into each, kept instead where a unit is computed again in
-    the backward
-    pass. units, trained_units: parameters of each, and of those the trained ones; whole: parameters that
-    every device keeps even where the others are sharded.
+    (blocks); inside: those of each unit; inputs: what goes into each, kept instead where a unit is computed
+    again in the backward pass. units, trained_units: parameters of each, and of those the trained ones;
+    whole: parameters that every device keeps even where the others are sharded.
     """
 
     parameters: int
@@ -88,10 +86,9 @@ def need_of(model: torch.nn.Module, batch_size: int, input_size: int, precision:
 
     The batch runs through a copy of the model without memory behind it (fake tensors, as if on the CPU), and
     every tensor saved for the backward pass is counted once by its storage. `precision` is fp32, bf16 or
-    fp16;
-    `num_covariates`: what the model reads beside each image; `units`: the model's parts that are sharded and
-    computed again one by one; `whole`: parameters that stay whole. What is trained is what requires a
-    gradient.
+    fp16; `num_covariates`: what the model reads beside each image; `units`: the model's parts that are
+    sharded and computed again one by one; `whole`: parameters that stay whole. What is trained is what
+    requires a gradient.
     """
     outside, inside, inputs = _saved_bytes(model, batch_size, input_size, precision, num_covariates, units)
     parts = [model, *units]
@@ -105,9 +102,9 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, precision: str,
-                 num_covariates: int,
-                 units: Sequence[torch.nn.Module]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _saved_bytes(
+        model: torch.nn.Module, batch_size: int, input_size: int, precision: str, num_covariates: int,
+        units: Sequence[torch.nn.Module]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Bytes kept outside the units, inside each, and of the input of each."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -119,12 +116,12 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         getattr(shadow, "backbone", shadow).set_grad_checkpointing(False)
     kept, inputs, inside = {}, [0] * len(units), []
 
-    def enter(place: int, _, arguments: tuple) -> None:
+    def enter(place: int, _: torch.nn.Module, arguments: tuple) -> None:
         inside.append(place)
         size = sum(a.untyped_storage().nbytes() for a in arguments if torch.is_tensor(a))
         inputs[place] = max(inputs[place], size)
 
-    def leave(*_) -> None:
+    def leave(*_: object) -> None:
         inside.pop()
 
     for name, place in names.items():
@@ -134,7 +131,7 @@ def _saved_bytes(model: torch.nn.Module, batch_size: int, input_size: int, preci
         shadow.to_empty(device="cpu")
         owned = {_storage(tensor) for tensor in [*shadow.parameters(), *shadow.buffers()]}
 
-        def keep(tensor):
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
             if _storage(tensor) not in owned:
                 kept.setdefault(_storage(tensor),
                                 (tensor.untyped_storage().nbytes(), inside[-1] if inside else None))

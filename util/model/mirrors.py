@@ -13,7 +13,7 @@ class Mirrored(torch.nn.Module):
     softmax makes the means again. Of a regressor the outputs are averaged.
     """
 
-    def __init__(self, model: torch.nn.Module, classifies: bool):
+    def __init__(self, model: torch.nn.Module, classifies: bool) -> None:
         super().__init__()
         self.model, self.classifies = model, classifies
 

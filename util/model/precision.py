@@ -1,5 +1,4 @@
-"""In which number format the matrix products run, and what goes with it: the layout of weights, the kind of
-attention."""
+"""In which number format the matrix products run, and what goes with it: the layout of weights, attention."""
 
 import math
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ class Precision:
     # autocast's copies of weights stay until the forward pass ends; not of a sharded model's
     keeps_casts: bool = True
 
-    def autocast(self):
+    def autocast(self) -> nullcontext | torch.autocast:
         """The context that a forward pass runs in."""
         if self.name not in DTYPES:
             return nullcontext()
@@ -49,8 +48,7 @@ class Precision:
         for parameter in model.parameters() if lay_out else ():
             # module.to(memory_format=...) fails where there is a Conv3d (timm's lambda layers)
             if parameter.ndim == 4:
-                # not contiguous(): it leaves kernels of one pixel as they are, and their convolutions take
-                # the other way
+                # not contiguous(): it leaves kernels of one pixel as they are
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return model
 

@@ -1,24 +1,29 @@
 """All candidate heads of a linear probe, trained together in one pass over stored features.
 
 A head is a linear classifier with its own learning rate and weight decay, on the features as they are or on
-normalised ones.
-The heads of a grid share every batch: their losses are summed, so that none feels the others (as DINOv2's
-evaluation does, Oquab et al. 2023), and their AdamW steps are taken on one stack of weights. Normalisation is
-folded into the winner's weights, so that it reads the backbone's features like any other head.
+normalised ones. The heads of a grid share every batch: their losses are summed, so that none feels the others
+(as DINOv2's evaluation does, Oquab et al. 2023), and their AdamW steps are taken on one stack of weights.
+Normalisation is folded into the winner's weights, so that it reads the backbone's features like any other
+head.
 
 G is the number of heads, K of classes, W the width of a feature, N of images.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from util.data.sampling import part
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
@@ -27,6 +32,8 @@ NEIGHBOURS = 20
 MOST_ROWS = 10_000  # of train, for the nearest neighbours and the logistic regression
 PENALTIES = (0.001, 0.01, 0.1)  # scikit-learn's C: features are many, so the weaker ones overfit
 FEW_PRODUCTS = 2**24  # of a batch: with less, threads wait for each other longer than they help
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,22 +46,22 @@ class HeadSetting:
 
 
 def grid(learning_rate: float, weight_decay: float) -> list[HeadSetting]:
-    """The candidates: the usual rates and the run's own, no decay, a strong one and the run's own, raw and
-    normalised."""
+    """The candidates: the usual learning rates and the run's own; no weight decay, a strong one and the run's
+    own; raw and normalised."""
     rates, decays = sorted({*LEARNING_RATES, learning_rate}), sorted({*WEIGHT_DECAYS, weight_decay})
     return [HeadSetting(rate, decay, normalised)
             for normalised, rate, decay in itertools.product((False, True), rates, decays)]
 
 
 class Heads:
-    """A stack of linear heads: weight (G, K, W), bias (G, K), on the mean and deviation of the training
-    features."""
+    """A stack of linear heads: weight (G, K, W), bias (G, K). mean, deviation: (W,) of the training features,
+    their mean and standard deviation."""
 
     rows_at_once = 8192  # of a split that is scored
     on_disk = False  # what they read: rows of a batch are then taken in its order
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
-                 deviation: torch.Tensor):
+                 deviation: torch.Tensor) -> None:
         self.settings, self.mean = list(settings), mean
         # a feature that never changes tells nothing: it is not blown up
         self.deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation,
@@ -69,7 +76,8 @@ class Heads:
     def load(self, features: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
         return features[rows]
 
-    def logits(self, features: torch.Tensor, weight=None, bias=None) -> torch.Tensor:
+    def logits(self, features: torch.Tensor, weight: torch.Tensor | None = None,
+               bias: torch.Tensor | None = None) -> torch.Tensor:
         """(B, W) features -> (G, B, K) logits, of these weights or of others of the same shape."""
         weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
         heads, classes, width = weight.shape
@@ -77,7 +85,7 @@ class Heads:
         parts = [features @ flat[:cut].T, self._normalised(features) @ flat[cut:].T]
         return torch.cat(parts, dim=1).view(len(features), heads, classes).transpose(0, 1) + bias[:, None]
 
-    def learn(self, features: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+    def learn(self, features: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
         """The losses (G, B) of a batch; the gradients of their sum over heads, each head's mean, are in the
         parameters. Those of weights and biases come from that of the logits (G, B, K) by two products, which
         autograd would spread over some ten small steps a batch."""
@@ -106,7 +114,7 @@ class StackedAdamW:
     """AdamW (Loshchilov and Hutter 2019) with a learning rate and a weight decay of its own for each head of
     a stack."""
 
-    def __init__(self, heads: Heads):
+    def __init__(self, heads: Heads) -> None:
         self.parameters = heads.parameters
         self.rates, self.decays = (
             torch.tensor([getattr(setting, name) for setting in heads.settings], device=heads.weight.device)
@@ -116,7 +124,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """One step at `factor` times each head's rate; the weights alone are decayed."""
+        """One step at `factor` times each head's learning rate; the weights alone are decayed."""
         self.steps += 1
         one, two = (1 - beta**self.steps for beta in BETAS)
         for parameter, (first, second) in zip(self.parameters, self.moments, strict=True):
@@ -126,7 +134,7 @@ class StackedAdamW:
                 parameter.mul_(1 - rates * self.decays.view(shape))
             first.lerp_(parameter.grad, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
-            # rates / one * first / (sqrt(second / two) + epsilon), in as few passes as it can be
+            # rates / one * first / (sqrt(second / two) + EPSILON), in as few passes as it can be
             divisor = second.sqrt().add_(EPSILON * math.sqrt(two)).mul_(one / math.sqrt(two) / rates)
             parameter.addcdiv_(first, divisor, value=-1)
             parameter.grad = None
@@ -169,49 +177,55 @@ class Trained:
         return self.heads.folded(candidate.head, *candidate.values)
 
 
-def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor,
-                val_labels: torch.Tensor,
-                settings: Sequence[HeadSetting], num_classes: int, loss: Callable, val_loss: Callable,
-                epochs: int,
-                batch_size: int, rate_at: Callable[[float], float],
-                order_at: Callable[[int], np.ndarray]) -> Trained:
-    """One pass of `epochs` epochs for all heads, all of them from zero.
+@dataclass(frozen=True)
+class Pass:
+    """What all heads of a pass have in common.
 
-    views     (N, W) each: the training features, one view of the images after the other is taken, an epoch
-              each
     loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head
               is told by
-    rate_at   from a position in epochs to the factor of every head's rate; order_at: from an epoch to its
-              order of rows
+    rate_at   from a position in epochs to the factor of every head's learning rate; order_at: from an epoch
+              to its order of rows
     """
-    products = batch_size * len(settings) * num_classes * views[0].shape[1]
+
+    num_classes: int
+    loss: Loss
+    val_loss: Loss
+    epochs: int
+    batch_size: int
+    rate_at: Callable[[float], float]
+    order_at: Callable[[int], np.ndarray]
+
+
+def train_heads(views: Sequence[torch.Tensor], labels: torch.Tensor, val: torch.Tensor,
+                val_labels: torch.Tensor, settings: Sequence[HeadSetting], run: Pass) -> Trained:
+    """One pass for all heads, all of them from zero. views: (N, W) each, the training features; one view of
+    the images after the other is taken, an epoch each."""
+    products = run.batch_size * len(settings) * run.num_classes * views[0].shape[1]
     few = products < FEW_PRODUCTS and labels.device.type == "cpu"
     everything = views[0] if len(views) == 1 else torch.cat(list(views))
     with _threads(1 if few else torch.get_num_threads()):
-        heads = Heads(settings, num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
+        heads = Heads(settings, run.num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0))
         del everything
-        return train_stack(heads, views, labels, val, val_labels, loss, val_loss, epochs, batch_size, rate_at,
-                           order_at)
+        return train_stack(heads, views, labels, val, val_labels, run)
 
 
-def train_stack(heads: Heads, views: Sequence, labels: torch.Tensor, val: torch.Tensor | np.ndarray,
-                val_labels: torch.Tensor, loss: Callable, val_loss: Callable, epochs: int, batch_size: int,
-                rate_at: Callable[[float], float], order_at: Callable[[int], np.ndarray]) -> Trained:
+def train_stack(heads: Heads, views: Sequence[torch.Tensor] | Sequence[np.ndarray], labels: torch.Tensor,
+                val: torch.Tensor | np.ndarray, val_labels: torch.Tensor, run: Pass) -> Trained:
     """The same of heads that are there; views and val are what their `load` takes."""
-    optimizer, steps = StackedAdamW(heads), -(-len(labels) // batch_size)
+    optimizer, steps = StackedAdamW(heads), -(-len(labels) // run.batch_size)
     least = torch.full((len(heads.settings),), torch.inf, device=labels.device)
     kept = tuple(parameter.detach().clone() for parameter in heads.parameters)
     train_losses, val_losses = [], []
-    for epoch in range(epochs):
-        order = torch.from_numpy(order_at(epoch)).to(labels.device)
+    for epoch in range(run.epochs):
+        order = torch.from_numpy(run.order_at(epoch)).to(labels.device)
         total = torch.zeros_like(least)
         for step in range(steps):
             rows = order[slice(*part(len(order), steps, step))]
             rows = rows.sort().values if heads.on_disk else rows
             batch = heads.load(views[epoch % len(views)], rows)
-            total += heads.learn(batch, labels[rows], loss).sum(dim=1)
-            optimizer.step(rate_at(epoch + (step + 0.5) / steps))
-        now = _mean_loss(heads, val, val_labels, val_loss)
+            total += heads.learn(batch, labels[rows], run.loss).sum(dim=1)
+            optimizer.step(run.rate_at(epoch + (step + 0.5) / steps))
+        now = _mean_loss(heads, val, val_labels, run.val_loss)
         better = now < least
         least = torch.where(better, now, least)
         for stored, parameter in zip(kept, heads.parameters, strict=True):
@@ -223,7 +237,7 @@ def train_stack(heads: Heads, views: Sequence, labels: torch.Tensor, val: torch.
 
 
 @contextmanager
-def _threads(number: int):
+def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -232,7 +246,7 @@ def _threads(number: int):
         torch.set_num_threads(before)
 
 
-def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> torch.Tensor:
+def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """(G, B, K) logits -> (G, B) losses."""
     heads, rows, classes = logits.shape
     return loss(logits.reshape(heads * rows, classes), labels.repeat(heads)).view(heads, rows)
@@ -240,13 +254,14 @@ def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Callable) -> 
 
 @torch.no_grad()
 def _mean_loss(heads: Heads, val: torch.Tensor | np.ndarray, labels: torch.Tensor,
-               loss: Callable) -> torch.Tensor:
+               loss: Loss) -> torch.Tensor:
     parts = [slice(start, start + heads.rows_at_once) for start in range(0, len(labels), heads.rows_at_once)]
     return sum(loss_by_head(heads.logits(heads.load(val, rows)), labels[rows], loss).sum(dim=1)
                for rows in parts) / len(labels)
 
 
-def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list]:
+def classic_classifiers(train: np.ndarray, labels: np.ndarray,
+                        seed: int) -> "dict[str, list[KNeighborsClassifier | Pipeline]]":
     """{name: fitted scikit-learn classifiers to choose from}: neighbours by the cosine, logistic regression
     of standardised features. Above `MOST_ROWS` rows they see a random part of train."""
     from sklearn.linear_model import LogisticRegression
@@ -262,14 +277,14 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray, seed: int) -> dic
                                       algorithm="brute")
     logistic = [make_pipeline(StandardScaler(), LogisticRegression(C=penalty, tol=1e-2, max_iter=1000))
                 for penalty in PENALTIES]
-    # one thread: the many short products of a fit otherwise wait for the pools of scikit-learn, SciPy and
-    # PyTorch in turn
+    # one thread: the many short products of a fit would wait for the pools of three libraries in turn
     with threadpool_limits(1):
         return {"k nearest neighbours": [neighbours.fit(train, labels)],
                 "logistic regression": [classifier.fit(train, labels) for classifier in logistic]}
 
 
-def probabilities(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:
+def probabilities(classifier: "KNeighborsClassifier | Pipeline", features: np.ndarray,
+                  num_classes: int) -> np.ndarray:
     """(N, K) of a scikit-learn classifier; classes that it never saw have none."""
     found = np.zeros((len(features), num_classes))
     found[:, classifier.classes_] = classifier.predict_proba(features)

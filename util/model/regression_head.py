@@ -8,6 +8,7 @@ from torch import nn
 
 from util.core.errors import InputError
 from util.data.covariates import Covariate
+from util.options.model import HeadOptions
 
 # of the last layer's weights: a head that starts at the targets' means does not pull at the backbone
 START_SD = 2e-5
@@ -21,30 +22,29 @@ class RegressionHead(nn.Module):
     number from each target's token.
 
     width       of the image feature
-    embed_dim   the head's width; None: that of the image feature
+    options     the head's own: head_embed_dim, its width (None: that of the image feature), and the
+                transformer's
     InputError where the number of attention heads does not divide the head's width.
     """
 
-    def __init__(self, width: int, num_targets: int, embed_dim: int | None = None, depth: int = 2,
-                 num_heads: int = 4,
-                 mlp_ratio: float = 2.0, dropout: float = 0.1, covariates: Sequence[Covariate] = ()):
+    def __init__(self, width: int, num_targets: int, options: HeadOptions,
+                 covariates: Sequence[Covariate] = ()) -> None:
         super().__init__()
-        dim = embed_dim or width
+        dim, num_heads = options.head_embed_dim or width, options.head_num_heads
         if dim % num_heads:
             raise InputError(f"--head_num_heads {num_heads} does not divide the head's width {dim}: choose "
                              "another, or a width with --head_embed_dim")
         self.dim = dim
         self.project = nn.Linear(width, dim)
         # as large as the projected feature: small ones leave all tokens alike, and the head learns the
-        # targets' mean for hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) for
-        # every target)
+        # targets' mean for hundreds of steps before it tells them apart (on the demo: r of 1/sqrt(T) each)
         self.target_tokens = nn.Parameter(torch.randn(num_targets, dim))
         self.covariates = nn.ModuleList(CovariateToken(covariate, dim) for covariate in covariates)
-        # each layer made by itself: nn.TransformerEncoder copies one, so that all would start with the same
-        # weights
+        # each made by itself: nn.TransformerEncoder copies one, so that all would start with the same weights
+        hidden = max(1, round(dim * options.head_mlp_ratio))
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(dim, num_heads, max(1, round(dim * mlp_ratio)), dropout, "gelu",
-                                       batch_first=True, norm_first=True) for _ in range(depth))
+            nn.TransformerEncoderLayer(dim, num_heads, hidden, options.head_dropout, "gelu", batch_first=True,
+                                       norm_first=True) for _ in range(options.head_depth))
         self.norm = nn.LayerNorm(dim)
         self.read = nn.Linear(dim, 1)
         trunc_normal_(self.read.weight, std=START_SD)
@@ -69,7 +69,7 @@ class CovariateToken(nn.Module):
     """A covariate (B,), NaN where missing -> its token (B, D): a line for a number, an embedding for a
     category."""
 
-    def __init__(self, covariate: Covariate, dim: int):
+    def __init__(self, covariate: Covariate, dim: int) -> None:
         super().__init__()
         self.num_levels = len(covariate.levels)
         if covariate.is_category:

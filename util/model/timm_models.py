@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import timm
 import torch
-from timm.models import get_deprecated_models
+from timm.models import PretrainedCfg, get_deprecated_models
 
 from util.core import machine_faults
 from util.core.errors import InputError
@@ -55,7 +55,7 @@ def _without_owner(arch: str) -> str:
     return arch.removeprefix("hf-hub:").removeprefix("timm/")
 
 
-def settings_of(name: str):
+def settings_of(name: str) -> PretrainedCfg | None:
     """timm's settings (input size, normalisation, hub file) of a name that is known; None where timm has none
     of it."""
     return timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -121,7 +121,7 @@ def _why_not(build: Build, size: int) -> str | None:
     for device in ("meta", "cpu"):
         try:
             outputs = _step(build, size, device)
-        except Exception as error:  # every class of it is some architecture's refusal, and it is told
+        except Exception as error:  # whatever its class, it is some architecture's error, and it is told
             if machine_faults.explain(error):  # but this is the machine's, of which the caller tells
                 raise
             cause = error.__cause__ or error if isinstance(error, InputError) else error

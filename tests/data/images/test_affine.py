@@ -9,6 +9,7 @@ from timm.data import auto_augment
 
 from util.data.images import affine
 from util.data.images.transforms import TrainTransform, _augment_operations, train_settings
+from util.options.data import ImageOptions
 
 FILL = (124, 116, 104)
 OPERATIONS = ("shear_x", "shear_y", "translate_x_abs", "translate_y_abs", "translate_x_rel",
@@ -50,7 +51,7 @@ def test_what_comes_from_outside_is_filled():
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original"])
 def test_scaled_training_shears_so_and_full_as_timm_does(aa):
     for decode in ("scaled", "full"):
-        transform = TrainTransform(train_settings(32, (0.5,) * 3, (0.5,) * 3, decode, aa=aa))
+        transform = TrainTransform(train_settings(32, (0.5,) * 3, (0.5,) * 3, decode, ImageOptions(aa=aa)))
         moved = [op for op in _augment_operations(transform._augment)
                  if op.name.startswith(("Shear", "Translate"))]
         home = affine if decode == "scaled" else auto_augment

@@ -19,6 +19,7 @@ from util.data.images.files import ImageSource
 from util.data.images.reading_pass import read_images
 from util.data.images.scan import ImageFacts
 from util.data.images.transforms import EvalTransform, eval_settings, with_depth
+from util.options.model import ModelOptions
 
 HALF = (0.5, 0.5, 0.5)
 RNG = np.random.default_rng(0)
@@ -249,7 +250,8 @@ def test_pages_orientations_and_what_is_not_applied_are_counted(tmp_path):
     assert note == ("images of several pages or frames (the first is read): 2; turned as their EXIF "
                     "orientation says: 1; TIFF files turned as their orientation says: 1; with an "
                     "orientation after their pixels (not applied): 1")
-    (note,), _ = image_facts.describe(facts, eval_settings(32, HALF, HALF, "full", read_images="as_stored"))
+    (note,), _ = image_facts.describe(facts, eval_settings(32, HALF, HALF, "full",
+                                                         model=ModelOptions(read_images="as_stored")))
     assert "with an EXIF orientation (not applied: --read_images as_shown): 1" in note
 
 

@@ -20,6 +20,7 @@ from util.data.images.cache import Kept, KeptSource, default_side, lossless_side
 from util.data.images.files import ImageSource
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 from util.data.tables import read_folder
+from util.options.data import ImageOptions
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -59,7 +60,7 @@ def test_the_cache_changes_no_bit(photographs, tmp_path, decode, side):
     """An image that the cache lacks is brought to the same size, to the same numbers, whenever it is read."""
     cache = cached(photographs, tmp_path / "c", side, decode=decode)
     settings = (
-        train_settings(64, MEAN, STD, decode, kept=side),
+        train_settings(64, MEAN, STD, decode, ImageOptions(cache_size=side)),
         eval_settings(64, MEAN, STD, decode, kept=side),
     )
     for transform in (TrainTransform(settings[0]), EvalTransform(settings[1])):

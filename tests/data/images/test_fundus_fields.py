@@ -19,9 +19,12 @@ from util.data.images.fundus import Field
 from util.data.images.fundus_fields import Fields, SquareSource, source_of
 from util.data.images.reading_pass import read_images
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
+from util.options.data import ImageOptions
+from util.options.model import ModelOptions
 from util.report import fundus_sheet
 
 HALF = (0.5, 0.5, 0.5)
+CROPPED, WHOLE = ModelOptions(fundus_crop="auto"), ModelOptions(fundus_crop="off")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_the_square_is_that_of_the_padded_image(photographs, field):
 @pytest.mark.parametrize("name", ["f0.jpg", "f1.jpg"])
 def test_a_reduced_jpeg_gives_the_same_square(photographs, name):
     path = str(photographs / name)
-    whole, scaled = (EvalTransform(eval_settings(112, HALF, HALF, decode, fundus_crop="auto"))(path)
+    whole, scaled = (EvalTransform(eval_settings(112, HALF, HALF, decode, model=CROPPED))(path)
                      for decode in ("full", "scaled"))
     assert (whole - scaled).abs().mean() * 127.5 < 1  # grey levels
     uncut = EvalTransform(eval_settings(112, HALF, HALF, "full"))(path)
@@ -85,8 +88,8 @@ def test_evaluation_is_that_of_the_square_as_a_file(photographs, tmp_path):
     field = fundus_fields._found(ImageSource(path))
     Image.fromarray(square_by_hand(np.asarray(Image.open(path)), field)).save(tmp_path / "square.png")
     for decode in ("full", "scaled"):
-        cut, plain = (EvalTransform(eval_settings(96, HALF, HALF, decode, fundus_crop=crop))(str(file))
-                      for file, crop in ((path, "auto"), (tmp_path / "square.png", "off")))
+        cut, plain = (EvalTransform(eval_settings(96, HALF, HALF, decode, model=model))(str(file))
+                      for file, model in ((path, CROPPED), (tmp_path / "square.png", WHOLE)))
         assert torch.equal(cut, plain)
 
 
@@ -94,7 +97,7 @@ def test_training_crops_lie_in_the_square(photographs):
     path = str(photographs / "f0.jpg")
     field = fundus_fields._found(ImageSource(path))
     square = Image.fromarray(square_by_hand(np.asarray(Image.open(path)), field))
-    settings = train_settings(64, HALF, HALF, "full", aa="none", reprob=0, fundus_crop="auto")
+    settings = train_settings(64, HALF, HALF, "full", ImageOptions(aa="none", reprob=0), CROPPED)
     plain = TrainTransform({**settings, "fundus_crop": "off"})
 
     class OfSquare:
@@ -117,8 +120,8 @@ def test_training_crops_lie_in_the_square(photographs):
 def test_an_image_without_a_field_stays_whole(photographs):
     path = str(photographs / "scan.png")
     assert isinstance(source_of(path, AS_SHOWN, "auto", False), ImageSource)
-    assert torch.equal(*(EvalTransform(eval_settings(64, HALF, HALF, "scaled", fundus_crop=crop))(path)
-                         for crop in ("auto", "off")))
+    assert torch.equal(*(EvalTransform(eval_settings(64, HALF, HALF, "scaled", model=model))(path)
+                         for model in (CROPPED, WHOLE)))
 
 
 def test_a_field_is_looked_for_once_a_file(photographs, tmp_path, monkeypatch):
@@ -162,7 +165,7 @@ def test_a_damaged_image_is_found_by_the_same_pass(photographs, tmp_path):
 
 def test_a_cache_keeps_squares_apart_from_whole_images(photographs, tmp_path):
     path = str(photographs / "f0.jpg")
-    settings = eval_settings(64, HALF, HALF, "scaled", 100, "auto")
+    settings = eval_settings(64, HALF, HALF, "scaled", 100, CROPPED)
     lines = []
     caches = [open_cache(tmp_path, [path], Kept.of({**settings, "fundus_crop": crop}), 1, lines.append)
               for crop in ("auto", "off")]

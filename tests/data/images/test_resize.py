@@ -19,6 +19,8 @@ from util.data.images.transforms import (
     seen_share,
     train_settings,
 )
+from util.options.data import ImageOptions
+from util.options.model import ModelOptions
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -44,7 +46,8 @@ def scans(tmp_path_factory):
 
 
 def tensor(path, fit, decode="full", **more):
-    return EvalTransform(eval_settings(224, HALF, HALF, decode, fit=fit, **more))(str(path))
+    model = ModelOptions(resize=fit, **more)
+    return EvalTransform(eval_settings(224, HALF, HALF, decode, model=model))(str(path))
 
 
 def by_pillow(image):
@@ -97,7 +100,8 @@ def test_training_draws_its_crops_from_the_same_square(scans, decode, tmp_path):
     square.paste(image, (0, 520))
     square.save(tmp_path / "pad.png")
     for fit in ("squash", "pad"):
-        settings = train_settings(64, HALF, HALF, decode, crop_scale=(0.3, 1), aa="none", reprob=0, fit=fit)
+        images = ImageOptions(crop_scale=[0.3, 1], aa="none", reprob=0)
+        settings = train_settings(64, HALF, HALF, decode, images, ModelOptions(resize=fit))
         for seed in range(6):
             found = []
             for transform, path in ((TrainTransform(settings), scans / "one.png"),
@@ -111,7 +115,7 @@ def test_training_draws_its_crops_from_the_same_square(scans, decode, tmp_path):
 def test_a_cache_gives_the_same(scans, tmp_path):
     path = str(scans / "one.png")
     for fit, size in (("crop", (929, 300)), ("pad", (300, 300)), ("squash", (929, 300))):
-        settings = eval_settings(224, HALF, HALF, "scaled", 300, fit=fit)
+        settings = eval_settings(224, HALF, HALF, "scaled", 300, ModelOptions(resize=fit))
         cache = open_cache(tmp_path, [path], Kept.of(settings), 1, lambda line: None)
         assert cache(path).size == size
         assert torch.equal(EvalTransform(settings)(path), EvalTransform(settings)(cache(path)))
@@ -123,7 +127,8 @@ def test_the_share_that_is_seen():
     assert seen_share((1536, 496), settings) == pytest.approx(0.875**2 * 496 / 1536)
     assert seen_share((300, 900), eval_settings(384, HALF, HALF, "full")) == pytest.approx(1 / 3)
     for fit in ("pad", "squash"):
-        assert seen_share((1536, 496), eval_settings(224, HALF, HALF, "full", fit=fit)) == 1
+        model = ModelOptions(resize=fit)
+        assert seen_share((1536, 496), eval_settings(224, HALF, HALF, "full", model=model)) == 1
     assert resized_side(224) == 256 and resized_side(224, "pad") == 224 and resized_side(384, "crop") == 384
 
 
@@ -132,8 +137,8 @@ def test_lines(scans):
     lines = seen_area.describe(paths, eval_settings(224, HALF, HALF, "full"), None, NO_FACTS)
     assert "evaluation sees 25% of an image's area (median of 2; --resize crop)" in lines[0]
     assert lines[1].startswith("warning: what lies outside the centre") and len(lines) == 2
-    assert len(seen_area.describe(paths, eval_settings(224, HALF, HALF, "full", fit="pad"), None,
-                                  NO_FACTS)) == 1
+    padded = eval_settings(224, HALF, HALF, "full", model=ModelOptions(resize="pad"))
+    assert len(seen_area.describe(paths, padded, None, NO_FACTS)) == 1
     assert seen_area.describe([], eval_settings(224, HALF, HALF, "full"), None, NO_FACTS) == []
 
 

@@ -24,6 +24,7 @@ from util.data.images.transforms import (
     eval_settings,
     train_settings,
 )
+from util.options.data import ImageOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -79,7 +80,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_full_decoding_trains_on_exactly_what_timm_makes(jpeg, recipe):
-    ours = TrainTransform(train_settings(48, MEAN, STD, "full", **recipe))
+    ours = TrainTransform(train_settings(48, MEAN, STD, "full", ImageOptions(**recipe)))
     aa = recipe.get("aa", "rand-m9-mstd0.5-inc1")
     theirs = create_transform(
         48,
@@ -112,7 +113,8 @@ def test_full_decoding_trains_on_exactly_what_timm_makes(jpeg, recipe):
 
 
 def test_scaled_training_draws_the_same_crop_and_flip(large_jpeg):
-    settings = [train_settings(64, MEAN, STD, d, aa="none", reprob=0, vflip=0.5) for d in ("full", "scaled")]
+    settings = [train_settings(64, MEAN, STD, decode, ImageOptions(aa="none", reprob=0, vflip=0.5))
+                for decode in ("full", "scaled")]
     full, scaled = map(TrainTransform, settings)
     differences = []
     for number in range(6):
@@ -145,7 +147,7 @@ def parts(monkeypatch):
 
 
 def test_scaled_decoding_leaves_the_crop_its_resolution(jpeg, monkeypatch, parts):
-    scaled = TrainTransform(train_settings(40, MEAN, STD, "scaled", aa="none", reprob=0))
+    scaled = TrainTransform(train_settings(40, MEAN, STD, "scaled", ImageOptions(aa="none", reprob=0)))
     monkeypatch.setattr(scaled, "_draw_crop", lambda image, scale, ratio: (10, 20, *crop))
     for crop, size in (((79, 200), (200, 79)), ((80, 80), (40, 40)), ((159, 200), (100, 79)),
                        ((160, 160), (40, 40))):
@@ -212,7 +214,7 @@ def test_a_kept_size_is_where_the_crop_is_drawn(large_jpeg):
         results = []
         for kept, source in ((512, large_jpeg), (None, KeptSource(whole)), (512, KeptSource(whole))):
             seed(4)
-            results.append(transform(make(224, MEAN, STD, "full", kept=kept))(source))
+            results.append(transform(make(224, MEAN, STD, "full") | {"kept": kept})(source))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     scaled = EvalTransform(eval_settings(224, MEAN, STD, "scaled", kept=512))(large_jpeg)
     assert grey_levels(scaled, EvalTransform(eval_settings(224, MEAN, STD, "full"))(large_jpeg)) <= 2
@@ -242,8 +244,8 @@ def test_posterize_to_no_bits_is_black_as_it_used_to_be(jpeg, monkeypatch):
         assert (np.asarray(_posterize(picture, bits))
                 == np.asarray(auto_augment.posterize(picture, bits))).all()
 
-    transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full", aa="rand-m10-n1-inc1-p1",
-                                              reprob=0))
+    transform = TrainTransform(train_settings(32, (0, 0, 0), (1, 1, 1), "full",
+                                              ImageOptions(aa="rand-m10-n1-inc1-p1", reprob=0)))
     augmenting = next(step for step in transform._augment.transforms if hasattr(step, "ops"))
     posterizes = [op for op in augmenting.ops if op.name == "PosterizeIncreasing"]
     assert len(posterizes) == 1
@@ -267,7 +269,7 @@ def test_every_operation_runs_at_every_magnitude(name):
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3", "v0", "original", "v0r", "originalr",
                                 "3a"])
 def test_posterize_is_replaced_wherever_timm_puts_it(aa):
-    settings = train_settings(32, MEAN, STD, "full", aa=aa)
+    settings = train_settings(32, MEAN, STD, "full", ImageOptions(aa=aa))
     operations = list(_augment_operations(TrainTransform(settings)._augment))
     assert len(operations) > 2
     posterizes = [op for op in operations if op.name.startswith("Posterize")]
@@ -315,22 +317,24 @@ def test_settings_survive_a_checkpoint_and_a_spawned_worker(jpeg):
     ],
 )
 def test_wrong_settings_are_refused_by_the_flags_name(flag, wrong):
-    settings = {"input_size": 32, "mean": MEAN, "std": STD, "decode": "full"} | wrong
+    settings = {"input_size": 32, "mean": MEAN, "std": STD, "decode": "full"}
+    images = ImageOptions(**{name: value for name, value in wrong.items() if name not in settings})
+    settings |= {name: value for name, value in wrong.items() if name in settings}
     with pytest.raises(InputError, match=flag) as caught:
-        train_settings(**settings)
+        train_settings(**settings, images=images)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "rand", "rand-m7-n3-p0.5-mmax20-tweights",
                                 "augmix-m5-w4-d2"])
 def test_strings_that_timm_takes_are_taken(aa):
-    assert train_settings(32, MEAN, STD, "full", aa=aa)["aa"] == aa
-    TrainTransform(train_settings(32, MEAN, STD, "full", aa=aa))
+    assert train_settings(32, MEAN, STD, "full", ImageOptions(aa=aa))["aa"] == aa
+    TrainTransform(train_settings(32, MEAN, STD, "full", ImageOptions(aa=aa)))
 
 
 def test_whether_color_jitter_counts():
     def applies(**options):
-        return color_jitter_applies(train_settings(32, MEAN, STD, "full", **options))
+        return color_jitter_applies(train_settings(32, MEAN, STD, "full", ImageOptions(**options)))
 
     assert applies(aa="none", color_jitter=0.4) and applies(aa="3a", color_jitter=0.4)
     assert not applies(color_jitter=0.4) and not applies(aa="none")

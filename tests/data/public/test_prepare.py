@@ -16,6 +16,7 @@ from util.data.public import prepare as module
 from util.data.public.prepare import draw_split, prepare
 from util.data.public.sets import SETS
 from util.data.tables import read_csv, read_folder
+from util.options.data import DataOptions
 
 SPLITS = ("train", "val", "test")
 
@@ -32,7 +33,8 @@ def test_published_files_become_split_folders(name, tmp_path):
     assert f"{expected} images" in lines[0]
     # what training reads, as a folder and as a CSV: the same classes in the order of the table
     folder = read_folder(str(out))
-    table = read_csv(str(out / "split_list.csv"), label_col="class", patient_col="patient")
+    table = read_csv(DataOptions(csv_file=str(out / "split_list.csv"), label_col="class",
+                                 patient_col="patient"))
     assert (
         tuple(folder.class_names)
         == tuple(table.class_names)
@@ -56,7 +58,7 @@ def test_published_files_become_split_folders(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["APTOS2019", "MESSIDOR2", "PAPILA", "JSIEC"])
 def test_shares_are_kept_in_every_class(name, tmp_path):
-    prepare(name, str(make(name, tmp_path)), str(tmp_path / "out"), val=0.15, test=0.3)
+    prepare(name, str(make(name, tmp_path)), str(tmp_path / "out"), shares=(0.15, 0.3))
     rows = rows_of(tmp_path / "out")
     whole = Counter(row["class"] for row in rows)
     for split, share in (("val", 0.15), ("test", 0.3)):

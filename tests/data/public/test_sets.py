@@ -46,7 +46,7 @@ def test_labels_are_the_owners(tmp_path):
 
 def test_idrid_keeps_its_test_and_draws_val_of_its_training(tmp_path):
     raw = make("IDRID", tmp_path)
-    lines = prepare("IDRID", str(raw), str(tmp_path / "out"), val=0.2)
+    lines = prepare("IDRID", str(raw), str(tmp_path / "out"), shares=(0.2, 0.3))
     rows = rows_of(tmp_path / "out")
     test = {row["source"] for row in rows if "b. Testing Set" in row["source"]}
     assert {row["source"] for row in rows if row["split"] == "test"} == test and len(test) == 12

@@ -15,9 +15,9 @@ from timm.data import auto_augment
 CHANNELS = 3
 
 
-def _downwards(operation: Callable) -> Callable:
+def _downwards(operation: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
     """The same operation along y."""
-    def run(image: Image.Image, *how, **more) -> Image.Image:
+    def run(image: Image.Image, *how: object, **more: object) -> Image.Image:
         turned = operation(image.transpose(Image.Transpose.TRANSPOSE), *how, **more)
         return turned.transpose(Image.Transpose.TRANSPOSE)
     return run
@@ -44,7 +44,7 @@ def translate_x_rel(image: Image.Image, pct: float, resample: int,
 shear_y = _downwards(shear_x)
 translate_y_abs = _downwards(translate_x_abs)
 translate_y_rel = _downwards(translate_x_rel)
-_OURS = {
+_OURS: dict[Callable[..., Image.Image], Callable[..., Image.Image]] = {
     auto_augment.shear_x: shear_x,
     auto_augment.shear_y: shear_y,
     auto_augment.translate_x_abs: translate_x_abs,
@@ -77,7 +77,7 @@ def _along_x(image: Image.Image, shifts: np.ndarray, fill: tuple[int, ...]) -> I
     wide[:, before + width:before + width + 2] = pixels[:, -1:]
     starts = np.arange(height) * wide.shape[1] + before + whole - 1
     row = CHANNELS * (width + 3)
-    # one for every start
+    # a window for every start
     windows = np.ndarray((wide[..., 0].size - width - 2, row), np.uint8, wide, strides=(CHANNELS, 1))
     values = windows[starts].astype(np.float32)  # the neighbours of a number lie 0, 3, 6 and 9 numbers on
 

@@ -6,8 +6,9 @@ transparency, and an orientation that stands in the file's EXIF block. `Reading`
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
@@ -15,10 +16,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 # TIFF 6.0; EXIF has 274
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _MAX_SAMPLE, _SAMPLE_FORMAT = 258, 262, 274, 281, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # TIFF 6.0: values of the photometric tag and of the sample format
+# an orientation -> what brings the image upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-         4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}  # an orientation -> what brings the image upright
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
+         7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits that cameras and OCT devices fill
 _FLOAT_WHITES = (1, 255, 1023, 4095, 16383, 65535)
@@ -38,6 +39,7 @@ class Reading:
     values of more than 8 bits over the range that is used. Off, as the original project's loader: the
     orientation of TIFF files alone (Pillow applies it), the colours under transparency, the full range of the
     file's type.
+
     bits, floats: that range, of whole numbers and of floats; None: the file's own largest value says it
     (`bits_of`, `white_of`). A file that says its range itself is read by that: a TIFF of 12 bits a sample, or
     a MaxSampleValue of 4095.
@@ -87,7 +89,7 @@ def white_of(largest: float) -> float:
     return white if largest >= white / 8 else largest or 1.0
 
 
-def to_rgb(image, reading):
+def to_rgb(image: Image.Image, reading: Reading) -> Image.Image:
     """PIL image of any mode, loaded -> PIL RGB: grey, palette, CMYK and 1 bit are converted."""
     if _is_deep(image):
         return Image.fromarray(_scaled_to_8_bits(image, reading)).convert("RGB")
@@ -103,24 +105,23 @@ def to_rgb(image, reading):
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
-def _is_deep(image):
+def _is_deep(image: Image.Image) -> bool:
     """Whether Pillow gives one channel of more than 8 bits; colours of 16 bits it reads by their upper 8."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _scaled_to_8_bits(image, reading):
+def _scaled_to_8_bits(image: Image.Image, reading: Reading) -> np.ndarray:
     """Grey PIL image of mode I;16*, I or F -> (H, W) uint8. Negative values and NaN are black.
 
     Shown: from the range that the file says, else `reading`, else the file's largest value; what is above is
-    white.
-    Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16 bits: from
-    32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to 1 as 0…1,
-    up to 255 as 0…255, up to 65535 as 16 bits, above as 0…maximum.
+    white. Else from the full range of the type: unsigned 16 bits by 1/257 (12 bits: from 4095, signed 16
+    bits: from 32767), 32-bit integers as 16 bits where nothing exceeds 65535, else from 32 bits; floats up to
+    1 as 0…1, up to 255 as 0…255, up to 65535 as 16 bits, above as 0…maximum.
     """
     tags, values = getattr(image, "tag_v2", {}), _values_of(image)
     largest, said = values.max(), _range_said(image, reading.shown)
-    of_16 = 32767 if (_sample(tags, _BITS_PER_SAMPLE, 16),
-                      _sample(tags, _SAMPLE_FORMAT, 1)) == (16, _SIGNED) else 65535
+    stored = _sample(tags, _BITS_PER_SAMPLE, 16), _sample(tags, _SAMPLE_FORMAT, 1)
+    of_16 = 32767 if stored == (16, _SIGNED) else 65535
     if image.mode == "F":
         white = next((white for white in (1, 255, 65535) if largest <= white), largest)
         if reading.shown:
@@ -129,7 +130,7 @@ def _scaled_to_8_bits(image, reading):
         white = said
     else:
         bits = (reading.bits or bits_of(largest)) if reading.shown else 16 if largest <= of_16 else 32
-        of_32 = 2**31 - 1 if _sample(tags, _SAMPLE_FORMAT, 1) == _SIGNED else 2**32 - 1
+        of_32 = 2**31 - 1 if stored[1] == _SIGNED else 2**32 - 1
         white = {16: of_16, 32: of_32}.get(bits, 2**bits - 1)
     hidden = values == image.info["transparency"] if reading.shown and "transparency" in image.info else False
     grey = np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
@@ -139,7 +140,7 @@ def _scaled_to_8_bits(image, reading):
     return grey
 
 
-def _values_of(image):
+def _values_of(image: Image.Image) -> np.ndarray:
     """The values of a deep PIL image, (H, W) int64 or float64; NaN and infinite ones are 0."""
     if image.mode == "F":
         return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -150,7 +151,7 @@ def _values_of(image):
     return values
 
 
-def _range_said(image, shown=True):
+def _range_said(image: Image.Image, shown: bool = True) -> int | None:
     """The value of white that a TIFF says itself, or None: by fewer bits a sample than 16; shown: also by the
     largest sample where that is all of a number of bits (what it is otherwise is only the largest value of
     this image)."""
@@ -161,7 +162,7 @@ def _range_said(image, shown=True):
     return most if shown and most in {2**bits - 1 for bits in range(9, 16)} else None
 
 
-def _sample(tags, number, default):
+def _sample(tags: Mapping[int, Any], number: int, default: int) -> Any:
     """A tag of the first channel; most are tuples, a value a channel."""
     value = tags.get(number, default)
     return value[0] if isinstance(value, tuple) else value
@@ -169,7 +170,7 @@ def _sample(tags, number, default):
 
 # ---- what a file is besides its pixels ---------------------------------------------------------------------
 
-def flags_before(image):
+def flags_before(image: Image.Image) -> int:
     """Flags that are known before the pixels are loaded; a TIFF forgets its orientation then."""
     flags = PAGES if getattr(image, "n_frames", 1) > 1 else 0
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -177,11 +178,11 @@ def flags_before(image):
     return flags | (TURNED if orientation_of(image.info.get("exif")) in TURNS else 0)
 
 
-def facts_of(image, start, flags):
+def facts_of(image: Image.Image, start: bytes, flags: int) -> Facts:
     """Facts but for the size of a PIL image that is loaded; start: the first `PNG_HEADER` bytes of its
     file."""
-    if not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile) and (
-            orientation_of(image.info.get("exif")) in TURNS):
+    if (not flags & (TURNED | TURNED_TIFF) and isinstance(image, PngImagePlugin.PngImageFile)
+            and orientation_of(image.info.get("exif")) in TURNS):
         flags |= TURNED_LATE
     kind, largest = kind_of(image, start), 0.0
     if _is_deep(image):
@@ -196,21 +197,21 @@ def facts_of(image, start, flags):
     return Facts(kind, largest, flags)
 
 
-def kind_of(image, start):
+def kind_of(image: Image.Image, start: bytes) -> int:
     """What the values of a PIL image are; arguments as of `facts_of`."""
     if _is_deep(image):
         return FLOATS if image.mode == "F" else EIGHT_BITS if _range_said(image) else WHOLE_NUMBERS
     return DEEP_COLOURS if _bits_a_channel(image, start) > 8 else EIGHT_BITS
 
 
-def _bits_a_channel(image, start):
+def _bits_a_channel(image: Image.Image, start: bytes) -> int:
     """Of a PNG or TIFF, as the file says; 8 of others."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _sample(image.tag_v2, _BITS_PER_SAMPLE, 8)
     return start[PNG_HEADER - 1] if isinstance(image, PngImagePlugin.PngImageFile) else 8
 
 
-def exif_of(jpeg):
+def exif_of(jpeg: bytes) -> bytes:
     """The EXIF block of a JPEG, without its name; b"" where it has none before its pixels."""
     place = 2
     while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:
@@ -221,7 +222,7 @@ def exif_of(jpeg):
     return b""
 
 
-def orientation_of(exif):
+def orientation_of(exif: bytes | None) -> int:
     """The orientation in an EXIF block, 1 where it has none or can't be read: the pixels are whole all the
     same."""
     if not exif:

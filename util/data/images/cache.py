@@ -2,9 +2,8 @@
 pixels.
 
 What is kept is decided by the transform's settings (`kept`, the short side in pixels, `decode`,
-`fundus_crop`, `fit`), not
-by whether there is a cache: `kept_pixels` gives the same numbers, and a run without room for a cache ends
-with the same figures, only later.
+`fundus_crop`, `fit`), not by whether there is a cache: `kept_pixels` gives the same numbers, and a run
+without room for a cache ends with the same metrics, only later.
 
 A folder of the cache holds segments: NAME.pixels, 8-bit RGB of one image after the other, row by row, so that
 reading a crop touches the rows of that crop alone; and NAME.npy, where each image stands in it and what it
@@ -51,8 +50,7 @@ def lossless_side(input_size: int, crop_scale: tuple[float, float], crop_ratio: 
     """Pixels of a kept image's short side at which the smallest crop of a square image still has `input_size`
     of its own."""
     narrowest = min(crop_ratio[0], 1 / crop_ratio[1])
-    # the shorter side of the smallest crop, of the image's side
-    smallest_crop = math.sqrt(crop_scale[0] * narrowest)
+    smallest_crop = math.sqrt(crop_scale[0] * narrowest)  # its shorter side, of the image's side
     return math.ceil(input_size * max(LEAST_SPARE, 1 / smallest_crop))
 
 
@@ -84,18 +82,19 @@ class KeptSource:
     """A kept image, in the place of util/data/images/files.py's ImageSource: its size is that at which it is
     kept."""
 
-    def __init__(self, pixels: np.ndarray):
+    def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
 
     @property
     def size(self) -> tuple[int, int]:
         return self._pixels.shape[1], self._pixels.shape[0]
 
-    def part(self, box=None, resolution=None) -> np.ndarray:
+    def part(self, box: tuple[int, int, int, int] | None = None,
+             resolution: tuple[int, int] | None = None) -> np.ndarray:
         left, top, right, bottom = box or (0, 0, *self.size)
         return np.array(self._pixels[top:bottom, left:right])  # copied: a map of the file can't be written to
 
-    def whole(self, resolution) -> tuple[np.ndarray, tuple[int, int]]:
+    def whole(self, resolution: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         return self.part(), self.size
 
     def decode(self) -> Image.Image:
@@ -106,7 +105,8 @@ class ImageCache:
     """Kept images by path: a `KeptSource` for those that a segment has, the path itself for others. Made by
     `open_cache`."""
 
-    def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: list[str], identities: np.ndarray):
+    def __init__(self, segments: list[tuple[Path, np.ndarray]], paths: Sequence[str],
+                 identities: np.ndarray) -> None:
         self._files = [file for file, _ in segments]
         known = np.concatenate([np.empty(0, ENTRY), *(index for _, index in segments)])
         numbers = np.repeat(np.arange(len(segments)), [len(index) for _, index in segments])
@@ -115,8 +115,7 @@ class ImageCache:
                                   names="identity,entry,segment")
         found, same = entries_of(known, identities[:, 0])
         self.has = same & (found["entry"]["check"] == identities[:, 1])  # which of `paths` are kept
-        # by a hash of the path, in arrays: a dict of a million paths would be copied into every worker as it
-        # is counted
+        # by a hash of the path, in arrays: a dict of a million would be copied into every worker as it counts
         hashes = np.fromiter((_path_hash(path) for path in paths), np.uint64, len(paths))[self.has]
         order = np.argsort(hashes)
         self._hashes = hashes[order]
@@ -173,11 +172,11 @@ class Kept:
                 + ("" if self.fundus_crop == "off" else f"-fundus{FIELDS_VERSION}")
                 + ("-padded" if self.padded else ""))
 
-    def pixels(self, file: str | ImageFile) -> np.ndarray:
+    def pixels(self, file: str | os.PathLike | ImageFile) -> np.ndarray:
         """(H, W, 3) uint8 of a file, or of that at a path. Raises ImageError."""
         return kept_pixels(self.source(file), self.side, self.decode)
 
-    def source(self, file: str | ImageFile) -> ImageSource | SquareSource:
+    def source(self, file: str | os.PathLike | ImageFile) -> ImageSource | SquareSource:
         """What its pixels are made of. Raises ImageError."""
         return source_of(file, self.reading, self.fundus_crop, self.padded, self.fields)
 
@@ -197,7 +196,8 @@ class Filling:
     added, `left` were left out; `error`: what ended it early. What was written by then is kept.
     """
 
-    def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None], final: bool = True):
+    def __init__(self, folder: str | os.PathLike, kept: Kept, say: Callable[[str], None],
+                 final: bool = True) -> None:
         self.folder, self.kept, self.final = Path(folder) / kept.folder, kept, final
         self.count, self.left, self.error = 0, 0, None
         self.segments: list[Path] = []  # written by it
@@ -314,8 +314,7 @@ class Filling:
 
 
 def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers: int,
-               say: Callable[[str], None],
-               fill: bool = True, filled: Filling | None = None) -> ImageCache:
+               say: Callable[[str], None], fill: bool = True, filled: Filling | None = None) -> ImageCache:
     """The cache of these images, filled with those that it lacks (unless `fill` is off).
 
     filled: what this launch has added already, which is said here. Where there is no room, or the folder
@@ -338,11 +337,8 @@ def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers:
             "slower and gives the same figures")
     elif filling.count:
         size = sum(file.stat().st_size for file in cache._files)
-        again = (
-            f"; {filling.left:,} of more than 8 bits were read again, over the range of all"
-            if filling.left
-            else ""
-        )
+        again = (f"; {filling.left:,} of more than 8 bits were read again, over the range of all"
+                 if filling.left else "")
         say(f"images     {filling.count:,} decoded once to {filling.folder} (short side at most {kept.side}, "
             f"{size / 2**20:,.0f} MiB in all){again}")
     elif fill:
@@ -358,7 +354,7 @@ def _path_hash(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
 
 
-def _identities(paths: list[str]) -> np.ndarray:
+def _identities(paths: Sequence[str]) -> np.ndarray:
     """(N, 2) uint64: 128 bits of place, size and time of change of each file; 0 for one that is not there."""
     here = os.getcwd()
     files = (os.path.normpath(os.path.join(here, path)) for path in paths)
@@ -393,7 +389,7 @@ def _one_at_a_time(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """What killed starts left; called by the one process that may write."""
+    """What killed launches left; called by the one process that may write."""
     for file in [*folder.glob(".*.partial"), *folder.glob("*.pixels")]:
         if _read_index(file.with_suffix(".npy")) is None:
             file.unlink()

@@ -2,8 +2,8 @@
 
 Cameras and OCT devices export grey, palette, CMYK and 16-bit files. Pillow's plain `convert("RGB")` clips
 16-bit values to white, so that an OCT volume trains as blank images without a word; here they are scaled. A
-file that is
-cut short always raises: half an image padded with grey would be a sample like any other to the model.
+file that is cut short always raises: half an image padded with grey would be a sample like any other to the
+model.
 """
 import contextlib
 import errno
@@ -36,29 +36,26 @@ from util.data.images.as_shown import (
     to_rgb,
 )
 
-# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, starts an outside
-# program.
+# Named, so that a file's content never reaches Pillow's other plugins: EPS, for one, runs an outside program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 DCT_DENOMINATORS = (8, 4, 2, 1)  # the scales at which libjpeg can decode: 1/8, 1/4, 1/2 and 1
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
 # of a progressive JPEG (libjpeg-turbo's own bound); real ones have some ten, and each costs a whole pass
 MOST_SCANS = 500
-# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here, and the
-# rest is noise.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-_START_OF_SCAN = b"\xff\xda"
+_JPEG_MAGIC, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")  # CMYK is often stored inverted, which Pillow knows
+# Pillow warns of images of half its limit and of odd tags; what matters of that is an error here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
     """An image that cannot be read; `path` says which, `reason` why, in a few words."""
 
-    def __init__(self, path, reason):
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
@@ -81,7 +78,7 @@ class ImageFile:
     look: whether decoding finds what `facts` needs, too, which costs a look at every page.
     """
 
-    def __init__(self, path: str, look: bool = False):
+    def __init__(self, path: str | os.PathLike, look: bool = False) -> None:
         self.path, self._looks = path, look
         self._flags = 0
         self._stored: tuple[tuple[int, int], int] | None = None
@@ -196,7 +193,7 @@ class ImageSource:
     file: a path, or an `ImageFile` that others read, too.
     """
 
-    def __init__(self, file: str | ImageFile, reading: Reading = AS_SHOWN):
+    def __init__(self, file: str | os.PathLike | ImageFile, reading: Reading = AS_SHOWN) -> None:
         self.file = file if isinstance(file, ImageFile) else ImageFile(file)
         self.path, self.reading = self.file.path, reading
 
@@ -214,7 +211,8 @@ class ImageSource:
         size, orientation = self.file.stored()
         return size[::-1] if self.reading.shown and orientation in SIDEWAYS else size
 
-    def part(self, box=None, resolution=None):
+    def part(self, box: tuple[int, int, int, int] | None = None,
+             resolution: tuple[int, int] | None = None) -> np.ndarray:
         """The pixels in a box, decoded no finer than is needed: (h, w, 3) uint8, writable.
 
         box: (left, top, right, bottom) in pixels of the file; None: all. resolution: (width, height) that the
@@ -238,13 +236,12 @@ class ImageSource:
             image = image.crop((left, top, right, bottom))
         return np.array(image)
 
-    def whole(self, resolution):
+    def whole(self, resolution: tuple[int, int]) -> tuple[np.ndarray, tuple[float, float]]:
         """All of the image, decoded as by `part` -> ((h, w, 3) uint8, writable; (width, height) that it
         covers).
 
         Where a pixel is the mean of 8 x 8 of the file, an image of 2300 pixels covers 287.5, and the last of
-        its 288 is
-        half empty: `resized` wants to know, or the image would be stretched.
+        its 288 is half empty: `resized` wants to know, or the image would be stretched.
         """
         coarsest = _coarsest(self.size, resolution)
         pixels, factor = self._jpeg_at(coarsest) or (None, coarsest if self.reading.reduced == "any" else 1)
@@ -253,7 +250,7 @@ class ImageSource:
             pixels = np.array(image.reduce(factor) if factor > 1 else image)
         return pixels, (self.size[0] / factor, self.size[1] / factor)
 
-    def at_least(self, resolution):
+    def at_least(self, resolution: tuple[int, int]) -> Image.Image:
         """All of the image as PIL RGB, with at least `resolution` (width, height) unless the file has less,
         as by `part`; a JPEG averaged from what is decoded already, where that is finer. Raises ImageError."""
         factor = dct_denominator(self.size, resolution)
@@ -262,7 +259,7 @@ class ImageSource:
             return Image.fromarray(self.part(None, resolution))
         return decoded.crop((0, 0, *(max(1, round(edge / factor)) for edge in self.size)))  # as `part` rounds
 
-    def coarse(self, least):
+    def coarse(self, least: int) -> tuple[np.ndarray, int]:
         """All of the image, of a JPEG at the coarsest of libjpeg's scales that leaves `least` pixels a side,
         in full of another -> ((h, w, 3) uint8, the scale's denominator). Raises ImageError."""
         denominator = dct_denominator(self.size, least)
@@ -272,7 +269,7 @@ class ImageSource:
         image, denominator = self.decode_scaled(least)
         return np.asarray(image), denominator
 
-    def _jpeg_at(self, coarsest):
+    def _jpeg_at(self, coarsest: int) -> tuple[np.ndarray, int] | None:
         """All of a JPEG at the coarsest scale allowed -> (pixels, by how much it is reduced), or None."""
         if not self._plain:
             return None
@@ -280,27 +277,23 @@ class ImageSource:
         if self.file.plain_jpeg[1] == "Gray" and self.reading.reduced == "colour":
             factor = 1
         pixels = self.file.reduced(factor)
-        if (
-            pixels is not None
-            and factor > 1
-            and self.reading.reduced == "colour"
-            and not shows_colour(pixels)
-        ):
+        if (pixels is not None and factor > 1 and self.reading.reduced == "colour"
+                and not shows_colour(pixels)):
             pixels, factor = self.file.reduced(1), 1
         return None if pixels is None else (pixels, factor)
 
-    def decode(self, minimum_size=None):
+    def decode(self, minimum_size: int | tuple[int, int] | None = None) -> Image.Image:
         """The image as PIL RGB; arguments and errors as `decode_scaled`."""
         return self.decode_scaled(minimum_size)[0]
 
-    def decode_scaled(self, minimum_size=None):
+    def decode_scaled(self, minimum_size: int | tuple[int, int] | None = None) -> tuple[Image.Image, int]:
         """Decode, a JPEG at a reduced scale where that is enough.
 
         minimum_size: pixels, a number or (width, height), that the result must still have in both axes; only
         JPEGs are reduced, and only by 2, 4 or 8 (libjpeg computes fewer DCT coefficients). None: the full
+        image. Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the
+        file. Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no
         image.
-        Returns (PIL RGB image, denominator): a pixel of the result covers denominator² pixels of the file.
-        Raises ImageError when the file is absent, cut short, damaged, too large (Pillow's limit) or no image.
         """
         _, orientation = self.file.stored()
         turn = TURNS.get(orientation) if self.reading.shown else None
@@ -312,7 +305,7 @@ class ImageSource:
             return rgb if turn is None else rgb.transpose(turn), denominator
 
 
-def shows_colour(pixels):
+def shows_colour(pixels: np.ndarray) -> bool:
     """Whether a tenth of the (h, w, 3) pixels differs by more than 16 levels between red and blue.
 
     A fundus photograph does in nearly all of its field (IDRiD: at least three fifths of the image); a scan
@@ -322,7 +315,7 @@ def shows_colour(pixels):
     return np.count_nonzero(np.abs(some[..., 0] - some[..., 2]) > 16) > some.shape[0] * some.shape[1] / 10
 
 
-def _content(path):
+def _content(path: str | os.PathLike) -> bytes:
     """The bytes of a file that begins as a JPEG does, the first of another. OSError, also for a pipe, which
     would wait for its writer, or a device. By the system's own calls: python's file objects take twice as
     long."""
@@ -341,13 +334,13 @@ def _content(path):
         os.close(descriptor)
 
 
-def _coarsest(size, resolution):
+def _coarsest(size: tuple[int, int], resolution: tuple[int, int] | None) -> int:
     """By how much a part of `size` may be reduced so that `resolution` (None: its own) is left of it; (width,
     height)."""
     return 1 if resolution is None else max(1, min(size[0] // resolution[0], size[1] // resolution[1]))
 
 
-def file_status(path):
+def file_status(path: str | os.PathLike) -> os.stat_result:
     """os.stat of a regular file; ImageError with the reason for anything else (pipe, socket, device, folder)
     or nothing."""
     with _as_image_error(path):
@@ -356,7 +349,7 @@ def file_status(path):
         return status
 
 
-def _refuse_no_file(status):
+def _refuse_no_file(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for name, holds in (("folder", stat.S_ISDIR), ("pipe", stat.S_ISFIFO),
                                               ("socket", stat.S_ISSOCK))
@@ -364,7 +357,8 @@ def _refuse_no_file(status):
         raise OSError(errno.EINVAL, f"no file but a {kind}")
 
 
-def resized(pixels, size, box=None, covers=None, within=1 / 512):
+def resized(pixels: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int] | None = None,
+            covers: tuple[float, float] | None = None, within: float = 1 / 512) -> np.ndarray:
     """(h, w, 3) uint8 -> (height, width, 3) uint8 of `size` (width, height), or the part of it in a box.
 
     Bicubic with antialiasing, to a level or two what Pillow computes, in a fraction of its time. box: (left,
@@ -382,8 +376,7 @@ def resized(pixels, size, box=None, covers=None, within=1 / 512):
         return result.permute(1, 2, 0).contiguous().numpy()
     left, top, right, bottom = box or (0, 0, *size)
     (rows, above, up), (columns, before, along) = (
-        _needed(*one, within) for one in ((covers[1], size[1], top, bottom),
-                                          (covers[0], size[0], left, right)))
+        _needed(covers[1], size[1], top, bottom, within), _needed(covers[0], size[0], left, right, within))
     part = tensor[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
     result = torch.nn.functional.interpolate(part, scale_factor=(up, along), mode="bicubic",
                                              antialias=True)[0]
@@ -391,7 +384,7 @@ def resized(pixels, size, box=None, covers=None, within=1 / 512):
 
 
 @functools.lru_cache(maxsize=256)  # images of one camera are of one size
-def _needed(have, want, first, last, within):
+def _needed(have: float, want: int, first: int, last: int, within: float) -> tuple[slice, int, float]:
     """What of an axis that `have` pixels cover, resized to `want`, gives its pixels first to last: the slice
     to resize, where `first` stands in its result, and the factor."""
     pixels = have / want
@@ -399,13 +392,12 @@ def _needed(have, want, first, last, within):
     # the part starts where pixels of both grids begin together
     start = next((k for k in range(first - margin, 0, -1) if abs(k * pixels - round(k * pixels)) <= within),
                  0)
+    end = min(math.ceil(have), math.ceil((last + margin) * pixels))
     # PyTorch rounds the length of its result down: a millionth of a pixel more, lest 305 · (256 / 305) be 255
-    factor = (want + 1e-6) / have
-    return slice(round(start * pixels),
-                 min(math.ceil(have), math.ceil((last + margin) * pixels))), first - start, factor
+    return slice(round(start * pixels), end), first - start, (want + 1e-6) / have
 
 
-def dct_denominator(size, minimum_size):
+def dct_denominator(size: tuple[int, int], minimum_size: int | tuple[int, int]) -> int:
     """The largest of 1, 2, 4, 8 by which a JPEG of `size` (width, height) may be divided, see
     `decode_scaled`."""
     if not isinstance(minimum_size, (tuple, list)):
@@ -414,7 +406,7 @@ def dct_denominator(size, minimum_size):
     return next((d for d in DCT_DENOMINATORS if size[0] // d >= width and size[1] // d >= height), 1)
 
 
-def reason_of(error):
+def reason_of(error: Exception) -> str:
     """A few words, in one line and without the path, for what Pillow or the system raised."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that can be read"

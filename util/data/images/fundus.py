@@ -77,7 +77,7 @@ class Field:
         return grid * round((self.x - side / 2) / grid), grid * round((self.y - side / 2) / grid), side
 
 
-def small_image(source: ImageSource) -> tuple[np.ndarray, float]:
+def small_image(source: ImageSource) -> tuple[np.ndarray, int]:
     """-> ((h, w, 3) uint8; how many pixels of the file one of them is wide): the same for every way of
     decoding.
 
@@ -125,19 +125,15 @@ class _Image:
             return None
         image = cls(_above(pixels, ground),
                     np.sort((np.maximum(darkest, ground) - ground).max(1))[-len(darkest) // 50])
-        return (
-            image
-            if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE * image.bright)
-            else None
-        )
+        return (image if image.bright > DARKEST_FIELD and image.noise < max(12, MOST_NOISE * image.bright)
+                else None)
 
-    def __init__(self, levels: np.ndarray, noise: int):
+    def __init__(self, levels: np.ndarray, noise: int) -> None:
         self.levels, self.noise = levels, int(noise)
         self.size = levels.shape[::-1]
         some = levels.ravel()[::levels.size // 1000 + 1]
         self.bright = int(np.partition(some, -len(some) // 10)[-len(some) // 10])
-        # softness: below it, levels are noise
-        self._softness = 4 + self.noise
+        self._softness = 4 + self.noise  # below it, levels are noise
         self.logarithms = np.log1p(np.arange(256) / self._softness).astype(np.float32)
 
     def level(self, part: float) -> int:
@@ -171,20 +167,18 @@ class _Image:
         width, height = self.size
         step = max(1, min(self.size) // 40)
         start = step // 2
-        x, y = (
-            np.arange(start, width, step) + (0.5 - circle.x),
-            np.arange(start, height, step) + (0.5 - circle.y),
-        )
+        x, y = (np.arange(start, width, step) + (0.5 - circle.x),
+                np.arange(start, height, step) + (0.5 - circle.y))
         distance = (x * x + (y * y)[:, None]) / circle.radius**2
         levels = self.levels[start::step, start::step]
         inside, outside = levels[distance < 0.9**2], levels[distance > 1.04**2]
         if not len(outside) or not len(inside):
             return False
         return (np.count_nonzero(outside > max(12, 0.1 * self.bright)) < MOST_LIT * len(outside)
-                and np.count_nonzero(outside > max(2 * self.noise, 0.4 * self.bright)) < MOST_BRIGHT
-                * len(outside)
-                and np.count_nonzero(inside <= max(2 * self.noise, 0.08 * self.bright)) < MOST_DARK
-                * len(inside))
+                and (np.count_nonzero(outside > max(2 * self.noise, 0.4 * self.bright))
+                     < MOST_BRIGHT * len(outside))
+                and (np.count_nonzero(inside <= max(2 * self.noise, 0.08 * self.bright))
+                     < MOST_DARK * len(inside)))
 
 
 _ANGLES = np.arange(RAYS) * (2 * math.pi / RAYS)
@@ -197,12 +191,11 @@ _LITTLE = 1e-6 * np.eye(3)  # so that three equations that are nearly one have a
 class _Rim:
     """Where the levels fall most along rays from a circle's centre, within `reach` radii of the circle.
 
-    offset: (RAYS,) pixels by which the steepest step lies outside the circle. step: (RAYS,) its height. seen:
-    (RAYS,) whether the image holds the ray's piece of the circle. error: (RAYS,) pixels from the fitted
-    circle.
+    Of each ray, (RAYS,): offset, pixels by which the steepest step lies outside the circle; step, its height;
+    seen, whether the image holds the ray's piece of the circle; error, pixels from the fitted circle.
     """
 
-    def __init__(self, image: _Image, circle: Field, reach: float):
+    def __init__(self, image: _Image, circle: Field, reach: float) -> None:
         self.circle = circle
         wide = max(2, round(0.015 * circle.radius))  # pixels that are averaged on each side of a step
         half = math.ceil(reach * circle.radius) + wide
@@ -232,9 +225,9 @@ class _Rim:
         some = _DESIGN[:, near]
         moved = np.linalg.solve(some @ some.T + _LITTLE, some @ self.offset[near])
         self.error = np.abs(self.offset - moved @ _DESIGN)
-        radius = float(self.circle.radius + moved[2])
-        return Field(float(self.circle.x + moved[0]), float(self.circle.y + moved[1]),
-                     radius) if radius > 1 else None
+        fitted = Field(float(self.circle.x + moved[0]), float(self.circle.y + moved[1]),
+                       float(self.circle.radius + moved[2]))
+        return fitted if fitted.radius > 1 else None
 
     def is_seen(self) -> bool:
         """Whether most rays that the image holds have their step on the circle, and some on opposite

@@ -1,13 +1,11 @@
-"""Which image has which round field, found once and remembered; and an image cut to the square around its
-field.
+"""Which image has which round field, found once and remembered; and an image cut to the square around it.
 
 `--fundus_crop auto` is an entry of the stored transform, and the field is found on the same small copy of the
-image
-whatever else that says: a file has the same field in training, evaluation, features and predictions, with and
-without a
-cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
+image whatever else that says: a file has the same field in training, evaluation, features and predictions,
+with and without a cache. Reading goes: crop to the field, resize (or bring to the kept size), random crop.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,11 +35,11 @@ class Fields(Remembered):
     dtype = np.dtype([("identity", "<u8"), ("x", "<f4"), ("y", "<f4"), ("radius", "<f4")])
     again = "fields are looked for again in all images"
 
-    def __init__(self, file: Path | None, shown: bool = True):
+    def __init__(self, file: Path | None, shown: bool = True) -> None:
         """file: None keeps them in this process alone; images as they are stored have a file of their own
         beside it."""
         self.reading = Reading(shown=shown)
-        self._fresh: dict[str, Field | None] = {}  # of the files that the pass is reading
+        self._fresh: dict[str | os.PathLike, Field | None] = {}  # of the files that the pass is reading
         super().__init__(file if shown or file is None else file.with_stem(f"{file.stem}_as_stored"))
 
     def look(self, file: ImageFile) -> tuple[float, float, float]:
@@ -60,7 +58,7 @@ class Fields(Remembered):
         return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan)
                                                for name in ("x", "y", "radius")})
 
-    def __call__(self, file: str | ImageFile) -> Field | None:
+    def __call__(self, file: str | os.PathLike | ImageFile) -> Field | None:
         """The field of a file, or of that at a path. Raises ImageError where it is not remembered and the
         file can't be read."""
         path = file.path if isinstance(file, ImageFile) else file
@@ -79,15 +77,14 @@ def _found(source: ImageSource) -> Field | None:
     if field is None:
         return None
     field = field.times(factor)
-    # as it is remembered
-    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))
+    return Field(*(float(np.float32(value)) for value in (field.x, field.y, field.radius)))  # as remembered
 
 
 class SquareSource:
     """A square of an image, (left, top, side) in its pixels, in the place of the image that `source` is;
     black where it reaches beyond that."""
 
-    def __init__(self, source: ImageSource, square: tuple[int, int, int]):
+    def __init__(self, source: ImageSource, square: tuple[int, int, int]) -> None:
         self._source = source
         self._left, self._top, self._side = square
 
@@ -95,7 +92,8 @@ class SquareSource:
     def size(self) -> tuple[int, int]:
         return self._side, self._side
 
-    def part(self, box=None, resolution=None) -> np.ndarray:
+    def part(self, box: tuple[int, int, int, int] | None = None,
+             resolution: tuple[int, int] | None = None) -> np.ndarray:
         """As ImageSource.part, of the square's pixels."""
         left, top, right, bottom = box or (0, 0, *self.size)
         left, top, right, bottom = left + self._left, top + self._top, right + self._left, bottom + self._top
@@ -108,10 +106,8 @@ class SquareSource:
         if inside == (left, top, right, bottom):
             return self._source.part(inside, resolution)
         if resolution is not None:
-            resolution = (
-                -(-resolution[0] * across // (right - left)),
-                -(-resolution[1] * down // (bottom - top)),
-            )
+            resolution = (-(-resolution[0] * across // (right - left)),
+                          -(-resolution[1] * down // (bottom - top)))
         pixels = self._source.part(inside, resolution)
         factor = max(1, round(across / pixels.shape[1]))
         canvas = np.zeros((-(-(bottom - top) // factor), -(-(right - left) // factor), 3), np.uint8)
@@ -120,7 +116,7 @@ class SquareSource:
         room[:] = pixels[:room.shape[0], :room.shape[1]]
         return canvas
 
-    def whole(self, resolution) -> tuple[np.ndarray, tuple[float, float]]:
+    def whole(self, resolution: tuple[int, int]) -> tuple[np.ndarray, tuple[float, float]]:
         """As ImageSource.whole."""
         pixels = self.part(None, resolution)
         factor = max(1, round(self._side / pixels.shape[1]))
@@ -132,7 +128,7 @@ class SquareSource:
                                            self._top + self._side))
 
 
-def source_of(file: str | ImageFile, reading: Reading, fundus_crop: str, padded: bool,
+def source_of(file: str | os.PathLike | ImageFile, reading: Reading, fundus_crop: str, padded: bool,
               fields: Fields | None = None) -> ImageSource | SquareSource:
     """What the transforms read of a file: all of it; with "auto" the square around its field, where it has
     one; padded: an image that is no square gets black beside its longer sides until it is one.

@@ -32,7 +32,7 @@ class Reader(Protocol):
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """(N,) bool: which of these files it has to look at."""
 
-    def look(self, file: ImageFile) -> Any:
+    def look(self, file: ImageFile) -> object:
         """What it finds of a file, in a thread of the pass. Raises ImageError."""
 
     def take(self, paths: Sequence[str], found: Sequence[Any]) -> None:
@@ -85,7 +85,7 @@ def read_images(wanted: Sequence[tuple[Reader, Sequence[str]]], workers: int,
 
 
 def _in_order(pool: ThreadPoolExecutor, todo: list[str], lacking: dict[str, list[Reader]],
-              most: int) -> Iterator[tuple[list[str], list]]:
+              most: int) -> Iterator[tuple[list[str], list[list | ImageError]]]:
     """(paths, what `_look_at` gives of each), a group after the other, of which at most `most` are begun at a
     time."""
     begun = deque()

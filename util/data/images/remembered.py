@@ -25,7 +25,7 @@ class Remembered(ABC):
     # entries in the file; beyond, those that no call of this process asked for are dropped
     most: int | None = None
 
-    def __init__(self, file: str | os.PathLike | None):
+    def __init__(self, file: str | os.PathLike | None) -> None:
         """file: None keeps it in this process alone."""
         self.file, self.note = file, ""
         self._known, self._new, self._asked = np.empty(0, self.dtype), [], []
@@ -38,8 +38,7 @@ class Remembered(ABC):
             self._known = known
         except FileNotFoundError:
             pass  # the first launch
-        # AttributeError: np.load gave an archive
-        except (OSError, ValueError, EOFError, AttributeError) as error:
+        except (OSError, ValueError, EOFError, AttributeError) as error:  # the last one: it was an archive
             self.note = f"{file} is not usable ({reason_of(error)}): {self.again}"
 
     @abstractmethod
@@ -54,8 +53,8 @@ class Remembered(ABC):
 
     def take(self, paths: Sequence[str], found: Sequence[tuple]) -> None:
         """Remember what `look` found; `save` makes it last."""
-        entries = [(identity, *one)
-                   for identity, one in zip(identities(paths), found, strict=True) if identity]
+        entries = [(identity, *one) for identity, one in zip(identities(paths), found, strict=True)
+                   if identity]
         self._new.append(np.array(entries, self.dtype))
 
     def save(self) -> None:
@@ -77,7 +76,7 @@ class Remembered(ABC):
         except OSError as error:
             self.note = f"{self.file} cannot be written ({reason_of(error)}): the next time {self.again}"
 
-    def _entries(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _entries(self, paths: Sequence[str | os.PathLike]) -> tuple[np.ndarray, np.ndarray]:
         """What is remembered of files -> (entries, (N,) bool: which of them are of these files; the others
         mean nothing)."""
         return entries_of(self._known, identities(paths))
@@ -91,7 +90,7 @@ def entries_of(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
     return known[places], known["identity"][places] == wanted
 
 
-def identities(paths: Sequence[str]) -> np.ndarray:
+def identities(paths: Sequence[str | os.PathLike]) -> np.ndarray:
     """(N,) uint64 numbers of files as they are now."""
     folder = os.getcwd()
     return np.frombuffer(b"".join(file_identity(os.path.join(folder, path), 8) for path in paths), "<u8")

@@ -44,12 +44,8 @@ def some_to_look_at(paths: Sequence[str]) -> tuple[list[str], str]:
     and a note."""
     others = [path for path in dict.fromkeys(paths) if not path.lower().endswith(JPEG_ENDINGS)]
     others = others[::-(-len(others) // LOOKED_AT) or 1]
-    return (
-        others,
-        f"{len(others):,} files that are no JPEG were looked at, not all (--skip_file_check)"
-        if others
-        else "",
-    )
+    return others, (f"{len(others):,} files that are no JPEG were looked at, not all (--skip_file_check)"
+                    if others else "")
 
 
 def depth(facts: np.ndarray) -> tuple[int | None, float | None]:
@@ -57,9 +53,8 @@ def depth(facts: np.ndarray) -> tuple[int | None, float | None]:
     any."""
     whole, floats = (facts["largest"][facts["kind"] == kind]
                      for kind in (as_shown.WHOLE_NUMBERS, as_shown.FLOATS))
-    return bits_of(whole.max()) if len(whole) else None, float(white_of(floats.max())) if len(
-        floats
-    ) else None
+    return (bits_of(whole.max()) if len(whole) else None,
+            float(white_of(floats.max())) if len(floats) else None)
 
 
 def describe(facts: np.ndarray, settings: dict) -> tuple[list[str], list[str]]:
@@ -98,10 +93,8 @@ def _ranges(facts: np.ndarray, reading: Reading) -> tuple[list[str], list[str]]:
                                 "black; --read_images as_shown reads them over the range that they use")
             continue
         white = stored if kind == as_shown.FLOATS else 2**stored - 1
-        notes.append(
-            f"{text}, read from 0 to {white:,.6g}"
-            + (f" ({stored} bits)" if kind == as_shown.WHOLE_NUMBERS else "")
-        )
+        notes.append(f"{text}, read from 0 to {white:,.6g}"
+                     + (f" ({stored} bits)" if kind == as_shown.WHOLE_NUMBERS else ""))
         beyond = int(np.count_nonzero(largest > white))
         if beyond:
             warnings.append(f"warning: {beyond:,} of them go beyond {white:,.6g}, which the checkpoint reads "

@@ -16,8 +16,7 @@ ENOUGH = 2 / 3
 
 def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts: np.ndarray) -> list[str]:
     """Lines about the images of a run, read by the settings of an evaluation's transform. fields: with
-    --fundus_crop auto.
-    facts: `ImageFacts.of` these images; the headers of those that it lacks are read."""
+    --fundus_crop auto. facts: `ImageFacts.of` these images; the headers of those that it lacks are read."""
     paths = paths[::max(1, len(paths) // LOOKED_AT)]
     entries, known = entries_of(np.sort(facts, order="identity"), identities(paths))
     sizes = [(int(entry["width"]), int(entry["height"])) if is_known else None
@@ -30,11 +29,9 @@ def describe(paths: Sequence[str], settings: dict, fields: Fields | None, facts:
     lines = [f"           evaluation sees {share:.0%} of an image's area (median of {len(shares):,}; "
              f"--resize {settings.get('fit', 'crop')})"]
     if share < ENOUGH:
-        lines.append(
-            "warning: what lies outside the centre of these images is not looked at: --resize pad "
-            "or --resize squash shows all of it"
-            + ("" if fields is not None else ", --fundus_crop auto cuts photographs to their field")
-        )
+        lines.append("warning: what lies outside the centre of these images is not looked at: --resize pad "
+                     "or --resize squash shows all of it"
+                     + ("" if fields is not None else ", --fundus_crop auto cuts photographs to their field"))
     return lines
 
 

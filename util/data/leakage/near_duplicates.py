@@ -129,9 +129,8 @@ def _patterns(pictures: np.ndarray, places: np.ndarray, numbers: np.ndarray,
     bright = np.percentile(views, 99, axis=(1, 2), keepdims=True)
     inside = minimum_filter(views >= DARK * bright, (1, 5, 5))  # without the rim, which all images share
     patterns = np.where(inside, (views - mean) / (deviation + NOISE), 0)
-    patterns -= patterns.sum(axis=(1, 2), keepdims=True) / np.maximum(
-        inside.sum(axis=(1, 2), keepdims=True), 1
-    )
+    patterns -= (patterns.sum(axis=(1, 2), keepdims=True)
+                 / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1))
     patterns = np.where(inside, patterns, 0).reshape(len(views), -1)
     patterns /= np.maximum(np.linalg.norm(patterns, axis=1, keepdims=True), 1e-6)
     return patterns[again.reshape(-1)]
@@ -161,7 +160,8 @@ def nearest(pictures: np.ndarray, others: np.ndarray) -> Matches:
     return found
 
 
-def _search(pictures, block, others, usable, found: Matches) -> None:
+def _search(pictures: np.ndarray, block: np.ndarray, others: np.ndarray, usable: np.ndarray,
+            found: Matches) -> None:
     """`nearest` of the images at the places `block` among the others at the places `usable`, into `found`."""
     ours = _signs(pictures["bits"][block])
     candidates = [_sieve(ours, _signs(others["bits"][chunk][:, :1]), chunk)

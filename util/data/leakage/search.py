@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -49,9 +49,8 @@ CANNOT_SEE = ("crops off the centre by 2 % of the side or more, crops to less th
               "photograph of the same eye, and an image with next to no contrast unless its pixels are the "
               "same; patients are seen only where a column or --patient_regex names them. A near duplicate "
               "may be a mistake: look at the pair")
-NOT_DECODED = (
-    "images were not decoded (--skip_file_check), so only files with the same bytes were looked for; "
-)
+NOT_DECODED = ("images were not decoded (--skip_file_check), so only files with the same bytes were looked "
+               "for; ")
 TOO_MANY = ("images were not decoded: above {:,} comparing each with each takes hours; python -m "
             "util.leakage does it all the same; ")
 MOST_COMPARED = 100_000  # images that a training compares with each other
@@ -137,8 +136,8 @@ def _contents(paths: Sequence[str], workers: int) -> tuple[np.ndarray, dict[str,
     return numbers, unreadable
 
 
-def _tried(look):
-    def run(path: str):
+def _tried(look: Callable[[str], object]) -> Callable[[str], object]:
+    def run(path: str) -> object:
         try:
             return look(path)
         except OSError as error:
@@ -260,8 +259,7 @@ def name_patients(table: pd.DataFrame, expression: str,
         raise InputError(f"--patient_regex {expression}: found in none of {len(names):,} file names, such as "
                          f"{names[0]}: correct it, or leave it out")
     lines = [f"--patient_regex: {len(lacking):,} of {len(names):,} file names say no patient, such as "
-             f"{lacking[0]}"
-             ] if lacking else []
+             f"{lacking[0]}"] if lacking else []
     return table.assign(patient=patients), lines
 
 
@@ -291,8 +289,7 @@ def describe(found: dict, where: str = "") -> list[str]:
     lines = [f"leakage    warning: the splits share {summary(found)} ({'; '.join(parts)})"]
     lines += [f"           {first_of(found, kind)}" for kind in KINDS if found["counts"][kind]]
     lines.append("           figures of val and test will be too good: keep one of each pair, and each "
-                 "patient in one split"
-                 + (f"; all are listed in {where}" if where else ""))
+                 "patient in one split" + (f"; all are listed in {where}" if where else ""))
     return [*lines, *notes]
 
 
@@ -345,9 +342,8 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--leakage", choices=("warn", "stop"), default="warn",
                         help="stop: exit code 2 where anything is found")
     parser.add_argument("--json", default=None, metavar="FILE", help="write there everything that was found")
-    parser.add_argument(
-        "--cache", default=None, metavar="FILE", help="keep fingerprints there, for the next start"
-    )
+    parser.add_argument("--cache", default=None, metavar="FILE",
+                        help="keep fingerprints there, for the next start")
     return parser
 
 

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,8 +34,7 @@ from util.data.csv_columns import SPLITS
 from util.options.parsing import OneLineParser
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")
-# fewest and most lesions of a grade, both included
-LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))
+LESIONS_PER_GRADE = ((0, 0), (1, 2), (3, 5), (6, 9), (10, 14))  # fewest and most of a grade, both included
 FACT_NAMES = ("grade", "lesion_count", "lesion_area", "vessel_width", "disc_radius", "disc_x", "disc_y",
               "brightness")
 FIELD_RADIUS = 0.485  # of the image's side; every other length here is in units of this radius
@@ -60,7 +60,7 @@ class Lesion:
     phase: float
     exudate: bool  # yellowish; otherwise a dark red haemorrhage
 
-    def area(self):
+    def area(self) -> float:
         """Area inside the outline, in squared field radii: the integral of r(t)^2 / 2 over the full turn."""
         return math.pi * self.radius**2 * (1 + self.depth**2 / 2)
 
@@ -71,7 +71,7 @@ class Plan:
     down."""
 
     grade: int
-    lesions: tuple
+    lesions: tuple[Lesion, ...]
     vessel_width: float
     disc_x: float
     disc_y: float
@@ -80,7 +80,7 @@ class Plan:
     macula_y: float
     brightness: float
 
-    def facts(self):
+    def facts(self) -> dict[str, float]:
         """The numbers behind the image, by FACT_NAMES.
 
         lesion_area: percent of the field's area. vessel_width (the veins' calibre where they leave the disc),
@@ -94,14 +94,14 @@ class Plan:
         return dict(zip(FACT_NAMES, (self.grade, len(self.lesions), *percents), strict=True))
 
 
-def grade_of(index):
+def grade_of(index: int) -> int:
     """The grade of image `index`: each grade twice in ten images, and a patient's eyes differ by 1 at
     most."""
     patient, left = divmod(index, 2)
     return ((0, 1, 2, 3, 4), (1, 0, 2, 4, 3))[left][patient % 5]
 
 
-def plan(seed, index, grade=None):
+def plan(seed: int, index: int, grade: int | None = None) -> Plan:
     """Decide what image `index` shows: even indices are right eyes, odd ones left eyes, two in a row one
     patient.
 
@@ -122,7 +122,8 @@ def plan(seed, index, grade=None):
     return Plan(grade, lesions, vessel_width, disc_x, disc_y, disc_radius, macula_x, macula_y, brightness)
 
 
-def _place_lesions(rng, count, disc):
+def _place_lesions(rng: np.random.Generator, count: int,
+                   disc: tuple[float, float, float]) -> tuple[Lesion, ...]:
     """`count` lesions that touch neither each other nor the disc (x, y, radius): what can't be counted is no
     target."""
     lesions, taken = [], [disc]
@@ -139,7 +140,7 @@ def _place_lesions(rng, count, disc):
     return tuple(lesions)
 
 
-def draw(seed, index, size, grade=None):
+def draw(seed: int, index: int, size: int, grade: int | None = None) -> tuple[Image.Image, dict[str, float]]:
     """Image `index` of `seed` and its facts.
 
     Returns an RGB PIL.Image of (size, size) pixels and a dict by FACT_NAMES (units: `Plan.facts`). Raises
@@ -149,7 +150,7 @@ def draw(seed, index, size, grade=None):
     return render(drawn, seed, index, size), drawn.facts()
 
 
-def render(drawn, seed, index, size):
+def render(drawn: Plan, seed: int, index: int, size: int) -> Image.Image:
     """The image of a `Plan`: RGB PIL.Image of (size, size) pixels. Textures and vessels follow (seed,
     index)."""
     if size < 32:
@@ -158,8 +159,7 @@ def render(drawn, seed, index, size):
     axis = (((np.arange(size) + 0.5) / size - 0.5) / FIELD_RADIUS).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     radius = np.sqrt(x * x + y * y)
-    # (3, size, size): planes are several times faster here than pixels
-    picture = _background(look, drawn, x, y)
+    picture = _background(look, drawn, x, y)  # (3, size, size): planes are several times faster than pixels
     _paint_disc(look, picture, drawn, x, y)
     arteries, veins = _vessel_masks(tree, drawn, size)
     picture *= (1 - arteries * _colour(0.16, 0.46, 0.44)) * (1 - veins * _colour(0.32, 0.64, 0.60))
@@ -172,18 +172,18 @@ def render(drawn, seed, index, size):
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _colour(red, green, blue):
+def _colour(red: float, green: float, blue: float) -> np.ndarray:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
-def _texture(rng, cells, size):
-    """Smooth noise (size, size) with mean about 0 and deviation about 1, from a grid of cells x cells
-    values."""
+def _texture(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Smooth noise (size, size) with mean about 0 and standard deviation about 1, from a grid of cells x
+    cells values."""
     grid = Image.fromarray(rng.normal(0, 1.5, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _background(rng, drawn, x, y):
+def _background(rng: np.random.Generator, drawn: Plan, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The retina without disc, vessels and lesions: (3, size, size) float32. Hue varies, luminance is
     kept."""
     hue = _colour(rng.uniform(0.80, 0.92), rng.uniform(0.38, 0.48), rng.uniform(0.16, 0.26))
@@ -198,19 +198,20 @@ def _background(rng, drawn, x, y):
     return hue * (shade * (1 - pigment * _colour(0.55, 1.0, 0.8)) + reflex)
 
 
-def _paint_disc(rng, picture, drawn, x, y):
+def _paint_disc(rng: np.random.Generator, picture: np.ndarray, drawn: Plan, x: np.ndarray,
+                y: np.ndarray) -> None:
     """The optic disc with its cup and a faint halo, onto `picture` in place."""
     # discs are a little taller than wide; the area stays that of disc_radius
     stretch = rng.uniform(1.0, 1.10)
-    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch + (y - drawn.disc_y) ** 2
-                        / stretch) / drawn.disc_radius
+    from_disc = np.sqrt((x - drawn.disc_x) ** 2 * stretch
+                        + (y - drawn.disc_y) ** 2 / stretch) / drawn.disc_radius
     disc = np.clip((1 - from_disc) / 0.14 + 0.5, 0, 1)
     cup = np.clip((rng.uniform(0.30, 0.55) - from_disc) / 0.25 + 0.5, 0, 1)
     picture *= 1 + 0.16 * np.exp(-((from_disc / 1.6) ** 2))
     picture += 0.88 * disc * (_colour(1.00, 0.80, 0.50) + cup * _colour(0.08, 0.14, 0.22) - picture)
 
 
-def _paint_lesion(picture, lesion, axis, size):
+def _paint_lesion(picture: np.ndarray, lesion: Lesion, axis: np.ndarray, size: int) -> None:
     """One lesion onto `picture` in place: a window of it, with an edge of one pixel and a half."""
     reach = 1.3 * lesion.radius + 3 / size
     columns = slice(*np.searchsorted(axis, (lesion.x - reach, lesion.x + reach)))
@@ -225,28 +226,28 @@ def _paint_lesion(picture, lesion, axis, size):
         window -= 0.95 * cover * window * _colour(0.50, 0.80, 0.78)
 
 
-def _vessel_masks(rng, drawn, size):
+def _vessel_masks(rng: np.random.Generator, drawn: Plan, size: int) -> list[np.ndarray]:
     """Arteries and veins as two masks (size, size) in 0-1, drawn three times finer and averaged."""
     fine, temporal = 3, -1 if drawn.disc_x > 0 else 1
     sheets = [Image.new("L", (size * fine, size * fine)) for _ in range(2)]
     for up in (-1, 1):
         for sheet, calibre, lead in zip(sheets, (0.75, 1.0), rng.permutation((-7.0, 7.0)), strict=True):
-            pen, width = ImageDraw.Draw(sheet), calibre * drawn.vessel_width
+            width = calibre * drawn.vessel_width
             # Angles in degrees from the temporal direction; an arcade leaves steeply and bends round the
             # macula.
             arcade = (rng.uniform(82, 100) + lead, rng.uniform(-12, 4) + lead / 2, rng.uniform(0.38, 0.48))
             nasal = (rng.uniform(115, 135) + 2 * lead, rng.uniform(140, 165) + lead, rng.uniform(0.3, 0.6))
             start = (drawn.disc_x + rng.uniform(-0.02, 0.02), drawn.disc_y + rng.uniform(-0.02, 0.02))
-            for (leave, end, bend), share in ((arcade, 1.0), (nasal, 0.7)):
-                _grow(rng, pen, drawn, size * fine, start, (leave, end, bend), share * width, (temporal, up),
-                      0)
+            for course, share in ((arcade, 1.0), (nasal, 0.7)):
+                _grow(rng, sheet, drawn, start, (*course, share * width), (temporal, up), 0)
     return [np.asarray(sheet.reduce(fine), np.float32) / 255 for sheet in sheets]
 
 
-def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
+def _grow(rng: np.random.Generator, sheet: Image.Image, drawn: Plan, start: tuple[float, float],
+          course: tuple[float, float, float, float], mirror: tuple[int, int], order: int) -> None:
     """Draw one vessel and its branches (orders 0-2). course: first angle, last angle (degrees), bending
-    length."""
-    step, (leave, end, bend) = 0.04, course
+    length, and width."""
+    step, (leave, end, bend, width) = 0.04, course
     length = (2.2, 0.7, 0.35)[order] * rng.uniform(0.8, 1.1)
     steps = int(length / step)
     (x, y), wind, path = start, 0.0, []  # path: x, y, angle and width at every step
@@ -258,35 +259,35 @@ def _grow(rng, pen, drawn, side, start, course, width, mirror, order):
         y += mirror[1] * step * math.sin(math.radians(angle))
         if math.hypot(x - drawn.macula_x, y - drawn.macula_y) < 0.15 or math.hypot(x, y) > 1.02:
             break  # the fovea has no vessels, and the field ends
+    pen, side = ImageDraw.Draw(sheet), sheet.width
     points = [(side * (0.5 + FIELD_RADIUS * x), side * (0.5 + FIELD_RADIUS * y)) for x, y, _, _ in path]
     piece = (2, 4, 8)[order]  # steps drawn at one thickness
     for first in range(0, len(path) - 1, piece):
         thickness = max(1, round(path[first][3] * FIELD_RADIUS * side))
-        pen.line(points[first : first + piece + 1], 255, thickness, "curve" if thickness > 5 else None)
+        pen.line(points[first:first + piece + 1], 255, thickness, "curve" if thickness > 5 else None)
     if order == 2:
         return
     away, at = rng.choice((-1, 1)), rng.integers(4, 8)
     while at < len(path) - 2:
         x, y, angle, width_here = path[at]
         branch = (angle + away * rng.uniform(30, 55), angle + away * rng.uniform(0, 35),
-                  rng.uniform(0.2, 0.5))
-        _grow(rng, pen, drawn, side, (x, y), branch, 0.6 * width_here, mirror, order + 1)
+                  rng.uniform(0.2, 0.5), 0.6 * width_here)
+        _grow(rng, sheet, drawn, (x, y), branch, mirror, order + 1)
         away, at = -away, at + rng.integers(5, 11)
 
 
-def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.225), workers=None):
+def make_demo(folder: str | os.PathLike, pictures: int = 2000, size: int = 160, seed: int = 0,
+              splits: Sequence[float] = (0.65, 0.125, 0.225), workers: int | None = None) -> Path:
     """Fill `folder` with {train,val,test}/<grade>/p0012_L.jpg and demo.csv, unless these very images are
     there.
 
-    images: how many altogether, an even number (two eyes a patient) from 30 on; size: their side in pixels,
-    32-4096;
-    splits: the shares of train, val and test, which are rounded to fives of patients, so that grades stay
-    balanced;
-    workers: processes that draw (default: one a core). demo.csv has the columns path, label, split, patient,
-    eye and FACT_NAMES. demo.json, written first, says what is being drawn; demo.csv, written last, that all
-    of it is there. An interrupted call is completed by the next, other settings are drawn anew. Returns the
-    folder as a Path. Raises InputError for settings out of range and for a folder that holds files this
-    program did not make or may not be written, RunError for a full disk.
+    pictures: how many images altogether, an even number (two eyes a patient) from 30 on; size: their side in
+    pixels, 32-4096; splits: the shares of train, val and test, which are rounded to fives of patients, so
+    that grades stay balanced; workers: processes that draw (default: one a core). demo.csv has the columns
+    path, label, split, patient, eye and FACT_NAMES. demo.json, written first, says what is being drawn;
+    demo.csv, written last, that all of it is there. An interrupted call is completed by the next, other
+    settings are drawn anew. Returns the folder as a Path. Raises InputError for settings out of range and for
+    a folder that holds files this program did not make or may not be written, RunError for a full disk.
     """
     started, folder = time.monotonic(), Path(folder)
     _check_settings(pictures, size, seed, splits)
@@ -320,7 +321,7 @@ def make_demo(folder, pictures=2000, size=160, seed=0, splits=(0.65, 0.125, 0.22
     return folder
 
 
-def _check_settings(pictures, size, seed, splits):
+def _check_settings(pictures: int, size: int, seed: int, splits: Sequence[float]) -> None:
     fewest = 2 * FEWEST_PATIENTS * len(SPLITS)
     if pictures % 2 or pictures < fewest:
         raise InputError(f"--pictures {pictures}: must be an even number (two eyes a patient), {fewest} or "
@@ -332,7 +333,7 @@ def _check_settings(pictures, size, seed, splits):
                          "up to 1")
 
 
-def _paths(pictures, splits):
+def _paths(pictures: int, splits: Sequence[float]) -> list[str]:
     """The path of every image by its index, relative to the folder. Patients in order: none is in two
     splits."""
     patients = pictures // 2
@@ -345,7 +346,7 @@ def _paths(pictures, splits):
     return [f"{split_of[index // 2]}/{GRADE_NAMES[grade_of(index)]}/{name}" for index, name in names]
 
 
-def _read_settings(folder):
+def _read_settings(folder: Path) -> object:
     """What the folder was drawn with; None where nothing was drawn. InputError where other files lie
     there."""
     if not folder.exists():
@@ -364,14 +365,14 @@ def _read_settings(folder):
     return None
 
 
-def _remove_pictures(folder):
+def _remove_pictures(folder: Path) -> None:
     """Remove earlier demo images and half-written ones; a name that is not ours stays."""
     for path in list(folder.glob("*/*/*")):
         if _PICTURE.fullmatch(path.relative_to(folder).as_posix()):
             path.unlink()
 
 
-def _row(seed, index, path):
+def _row(seed: int, index: int, path: str) -> dict[str, str | float]:
     """Of demo.csv."""
     split, label, name = path.split("/")
     patient, eye = name.removesuffix(".jpg").split("_")
@@ -379,7 +380,7 @@ def _row(seed, index, path):
             **plan(seed, index).facts()}
 
 
-def _draw_to_file(folder, seed, size, picture):
+def _draw_to_file(folder: Path, seed: int, size: int, picture: tuple[int, str]) -> None:
     index, name = picture
     path = folder / name
     if not path.exists():
@@ -388,7 +389,8 @@ def _draw_to_file(folder, seed, size, picture):
         part.replace(path)
 
 
-def _draw_all(draw_one, missing, workers):
+def _draw_all(draw_one: Callable[[tuple[int, str]], None], missing: list[tuple[int, str]],
+              workers: int | None) -> None:
     """Draw on all cores; in this process where that is not worth it or where processes cannot be started."""
     if workers is None:  # starting processes costs about as much as drawing 50 images
         workers = min(usable_cores(), len(missing) // 50)
@@ -398,8 +400,7 @@ def _draw_all(draw_one, missing, workers):
                 list(pool.map(draw_one, missing, chunksize=8))
             return
         except (BrokenProcessPool, ImportError, NotImplementedError, OSError) as error:
-            # No semaphores here, or a main program that cannot be imported again. A full disk will be met
-            # again below.
+            # no semaphores, or a main program that can't be imported again; a full disk is met again below
             print(f"demo images: going on in one process ({error})")
     for picture in missing:
         draw_one(picture)

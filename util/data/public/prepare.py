@@ -155,7 +155,8 @@ def apply_split_list(items: pd.DataFrame, place: str,
             absent.append(path)
             continue
 
-        def fit(row: int, wanted=wanted, split=split, label=label) -> tuple[bool, ...]:
+        def fit(row: int, wanted: tuple[str, str, str] = wanted, split: str = split,
+                label: str = label) -> tuple[bool, ...]:
             """Equal images under several names, or one name in several folders: what counts most first."""
             _, source, stem = keys_of[row]
             as_published = (everything[row].split == "test") == (split == "test")
@@ -182,12 +183,10 @@ def apply_split_list(items: pd.DataFrame, place: str,
     kept = items[named].assign(split=items.index[named].map(split_of))
     lacking = [f"{split} has no {name}"
                for split, names in _absent(kept["label"], kept["split"], classes).items() for name in names]
-    notes = [
-        *counted(f"named in {place}, but not in RAW_DIR", absent),
-        *counted(f"not named in {place}, left out", list(items["source"][~named])),
-    ]
-    notes += ["training needs every class in every split, and by this list "
-              f"{some(lacking)}"] if lacking else []
+    notes = [*counted(f"named in {place}, but not in RAW_DIR", absent),
+             *counted(f"not named in {place}, left out", list(items["source"][~named]))]
+    notes += ([f"training needs every class in every split, and by this list {some(lacking)}"] if lacking
+              else [])
     return kept, notes
 
 
@@ -198,7 +197,7 @@ def _stem(path: str) -> str:
 # The folders
 
 
-def _sha256(path) -> str:
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -277,9 +276,10 @@ def _items(found: Found, raw: RawFolder) -> pd.DataFrame:
     return items.assign(sha256=digests)
 
 
-def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: float = 0.3, seed: int = 0,
-            split_list: str | None = None, link: bool = False) -> list[str]:
-    """Make OUT_DIR of RAW_DIR, as the module says -> the lines to print. Raises InputError, RunError."""
+def prepare(name: str, raw_dir: str, out_dir: str, *, shares: tuple[float, float] = (0.15, 0.3),
+            seed: int = 0, split_list: str | None = None, link: bool = False) -> list[str]:
+    """Make OUT_DIR of RAW_DIR, as the module says -> the lines to print. shares: those of val and test.
+    Raises InputError, RunError."""
     public_set, out = SETS[name], Path(os.path.realpath(out_dir))
     both = [os.path.realpath(raw_dir), str(out)]
     if os.path.commonpath(both) in both:
@@ -305,7 +305,7 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
     else:
         kept = [split for split in ("val", "test") if split in set(items["split"])]
         notes += [f"{' and '.join(kept)} as the owner publishes it; nothing of it is drawn"] if kept else []
-        items["split"] = draw_split(items, public_set.classes, val, test, seed)
+        items["split"] = draw_split(items, public_set.classes, *shares, seed)
     items["made"] = _destinations(items)
     listed = items.drop(columns="path").rename(columns={"made": "path", "label": "class"})
     text = listed.sort_values("path").to_csv(index=False, columns=LIST_COLUMNS, lineterminator="\n")
@@ -323,8 +323,8 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, val: float = 0.15, test: f
 def _patients(items: pd.DataFrame) -> list[str]:
     """What is known of patients, and a warning where the splits part what belongs together."""
     known = items[items["patient"] != ""]
-    lines = [f"  patients: {known['patient'].nunique()}" if len(known) else
-             "  patients: not published, the split is one of images"]
+    lines = [f"  patients: {known['patient'].nunique()}" if len(known)
+             else "  patients: not published, the split is one of images"]
     for kind, rows, column in (("patients", known, "patient"), ("images", items, "sha256")):
         count = (rows.groupby(column)["split"].nunique() > 1).sum()
         if count:
@@ -336,25 +336,21 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m util.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", choices=SETS, help=f"the data set: {', '.join(SETS)}")
     parser.add_argument("raw_dir", metavar="RAW_DIR", help="the files as downloaded, archives unpacked")
-    parser.add_argument(
-        "out_dir", metavar="OUT_DIR", help="the folder to make: new, empty, or made so before"
-    )
+    parser.add_argument("out_dir", metavar="OUT_DIR",
+                        help="the folder to make: new, empty, or made so before")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another split")
-    parser.add_argument(
-        "--val", type=float, default=0.15, help="share of all patients, or images, of a class that val gets"
-    )
+    parser.add_argument("--val", type=float, default=0.15,
+                        help="share of all patients, or images, of a class that val gets")
     parser.add_argument("--test", type=float, default=0.3,
                         help="share that test gets; no effect where the owner publishes a test split (IDRID)")
     parser.add_argument("--split_list", default=None, metavar="FILE",
                         help="take this split, draw none: a CSV with path and split, or a folder with "
                              "train/, val/, test/")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--copy", action="store_true", help="copy the images; this is what happens without --link"
-    )
-    how.add_argument(
-        "--link", action="store_true", help="symbolic links to RAW_DIR, which must then stay where it is"
-    )
+    how.add_argument("--copy", action="store_true",
+                     help="copy the images; this is what happens without --link")
+    how.add_argument("--link", action="store_true",
+                     help="symbolic links to RAW_DIR, which must then stay where it is")
     return parser
 
 
@@ -366,7 +362,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed}: 0 to {2**32 - 1}")
     try:
-        lines = prepare(options.name, options.raw_dir, options.out_dir, val=options.val, test=options.test,
+        lines = prepare(options.name, options.raw_dir, options.out_dir, shares=(options.val, options.test),
                         seed=options.seed, split_list=options.split_list, link=options.link)
     except KeyboardInterrupt:
         print(f"interrupted: nothing was made of {options.out_dir}", file=sys.stderr)

@@ -25,8 +25,7 @@ from util.data.image_endings import EXTENSIONS
 
 DR_GRADES = ("0_no_dr", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-                 "test": "test",
-                 "testing": "test"}
+                 "test": "test", "testing": "test"}
 # The names of JSIEC's own folders: their order as text is also that of the authors' checkpoints.
 JSIEC_CLASSES = (
     "0.0.Normal",
@@ -93,8 +92,8 @@ class Found:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A row of the table. images: how many the whole set has with a label; published: the splits its owner
-    makes."""
+    """A row of the table. pictures: how many images the whole set has with a label; published: the splits its
+    owner makes."""
 
     name: str
     url: str
@@ -104,7 +103,7 @@ class PublicSet:
     task: str
     classes: tuple[str, ...]
     pictures: int
-    reader: Callable
+    reader: Callable[["RawFolder"], Found]
     patients: str = ""
     published: tuple[str, ...] = ()
 
@@ -113,7 +112,7 @@ class RawFolder:
     """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed
     over."""
 
-    def __init__(self, folder: str | os.PathLike, public_set: PublicSet):
+    def __init__(self, folder: str | os.PathLike, public_set: PublicSet) -> None:
         from util.data.tables import pictures_below  # brings PyTorch, which --help does not need
 
         if not os.path.isdir(folder):
@@ -169,7 +168,7 @@ class RawFolder:
                        *counted(f"without a label in {what}, left out", unlabelled)]
 
 
-def counted(what: str, names: list) -> list[str]:
+def counted(what: str, names: list[str]) -> list[str]:
     """A note that says what, how many and which; none where there are none."""
     return [f"{what}: {len(names)} ({some(names)})"] if names else []
 
@@ -189,7 +188,7 @@ def _stem(name: str) -> str:
 # Labels in tables
 
 
-def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable) -> dict:
+def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable[str]) -> dict[str, str]:
     """{stem: value}; a name that is empty or stands there twice is an InputError with its lines."""
     found, line_of = {}, {}
     for (line, name), value in zip(names.items(), values, strict=True):
@@ -276,8 +275,7 @@ def _read_idrid(raw: RawFolder) -> Found:
         pictures = []
         for path in raw.pictures:
             above = [plain(name) for name in raw.folders_of(path)]
-            # parts A and C
-            other_part = any(name.endswith(("segmentation", "localization")) for name in above)
+            other_part = any(name.endswith(("segmentation", "localization")) for name in above)  # A and C
             if not other_part and any(name.endswith(f"{word.lower()}set") for name in above):
                 pictures.append(path)
         pairs, notes = raw.matched(pictures, labels, csv_file.name)
@@ -292,8 +290,7 @@ PAPILA_NUMBERS = ("0_normal", "2_glaucoma", "1_suspect")
 
 
 def _read_papila(raw: RawFolder) -> Found:
-    """FundusImages/RET001OD.jpg and ClinicalData/patient_data_{od,os}.xlsx: patients "#001", and their
-    Diagnosis.
+    """FundusImages/RET001OD.jpg and ClinicalData/patient_data_{od,os}.xlsx: patients "#001", their Diagnosis.
 
     The sheet's headers take two or three rows: Diagnosis is looked for in the first five, patients in the
     first column.
