@@ -30,7 +30,7 @@ def draws_for(rows: int, draws: int = DRAWS) -> int:
     return draws if rows <= MOST_ROWS else min(draws, DRAWS_OF_MANY)
 
 
-def groups_of(patients: Sequence[str]) -> np.ndarray | None:
+def groups_of(patients: Sequence[str] | np.ndarray) -> np.ndarray | None:
     """(N,) patient numbers, an image without a patient ("") standing alone; None where no patient has two
     images."""
     patients = np.asarray(patients, dtype=object)
@@ -102,7 +102,7 @@ def wilson_interval(hits: float, trials: float) -> tuple[float, float]:
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == trials else middle + half)
 
 
-def mean_of_defined(values: np.ndarray | Sequence[float]) -> np.ndarray:
+def mean_of_defined(values: np.ndarray | Sequence[float] | Sequence[np.ndarray]) -> np.ndarray:
     """(P, ...) -> (...) means over the first axis of what is not NaN; NaN where nothing is."""
     values = np.asarray(values, dtype=np.float64)
     defined = (~np.isnan(values)).sum(axis=0)

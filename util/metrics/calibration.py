@@ -89,7 +89,7 @@ def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray,
     if outcome.min(initial=1) == outcome.max(initial=0):
         return unknown
 
-    def loss(coefficients):
+    def loss(coefficients: np.ndarray) -> float:
         return np.logaddexp(0, (1 - 2 * outcome) * (design @ coefficients + offset)).sum()
 
     coefficients, before = start, loss(start)

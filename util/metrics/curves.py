@@ -97,19 +97,18 @@ class Curves:
     class the `quantiles` of its probability among its images and the rest.
     """
 
-    roc: dict[int, tuple]
-    precision_recall: dict[int, tuple]
-    calibration: list[tuple[str, tuple]]
+    roc: dict[int, tuple[np.ndarray, np.ndarray]]
+    precision_recall: dict[int, tuple[np.ndarray, np.ndarray]]
+    calibration: list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]
     of_what: str
     scores: list[tuple[str, np.ndarray]]
-    own: list
-    others: list
+    own: list[np.ndarray | None]
+    others: list[np.ndarray | None]
     left_out: int  # classes that get no curve, beyond MOST_CURVES
 
 
 def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, logits: np.ndarray,
-              names: list[str],
-              temperature: float | None = None) -> Curves:
+              names: list[str], temperature: float | None = None) -> Curves:
     """true, predicted: (N,) class numbers; probabilities, logits: (N, K)."""
     num_classes, images = len(names), np.bincount(true, minlength=len(names))
     shown = sorted(np.argsort(-images, kind="stable")[:MOST_CURVES].tolist())

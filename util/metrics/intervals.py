@@ -9,7 +9,7 @@ hold the truth.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -113,12 +113,13 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
 
 
 def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None,
-          **more) -> dict:
+          **more: object) -> dict:
     """One figure's part of metrics_*.json."""
     return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
 
 
-def _collect(figures, number: int, groups: np.ndarray | None, draws: int, seed: int) -> dict[str, np.ndarray]:
+def _collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int, groups: np.ndarray | None,
+             draws: int, seed: int) -> dict[str, np.ndarray]:
     parts = [figures(weights) for weights in resamples(number, groups, draws, seed)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -58,7 +58,7 @@ class TargetScale:
                 values[:, number] = np.exp(values[:, number])
         return values
 
-    def plain(self) -> dict:
+    def plain(self) -> dict[str, list]:
         return {key: list(value) for key, value in asdict(self).items()}
 
     @classmethod

@@ -106,7 +106,7 @@ class WeightedFigures:
     """
 
     def __init__(self, images: Images, thresholds: dict[str, float] | None = None,
-                 temperature: float | None = None):
+                 temperature: float | None = None) -> None:
         self.images = images
         self.operating_hits = operating_hits(images, (thresholds or {}) if len(images.names) == 2 else {})
         one_hot = images.one_hot
@@ -184,7 +184,7 @@ def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dic
     n, correct = true.sum(axis=-1), hits.sum(axis=-1)
     some = np.where(n > 0, 1.0, np.nan)
 
-    def macro(part, whole):
+    def macro(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return _quotient(part, whole, 0.0).mean(axis=-1) * some
 
     # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.

@@ -15,14 +15,15 @@ Random weights            the demo of a regression (test_resnet, 20 epochs, 1 se
 
 from util.options.groups import Options
 
-PRETRAINED_OTHER = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
-RANDOM = {"layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
+PRETRAINED_OTHER: dict[str, float | list[float]] = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
+RANDOM: dict[str, float | list[float]] = {
+    "layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
 # A regression's own crops are wide already: small ones destroy targets that are sizes.
 OF_CLASSIFICATION = ("crop_scale",)
 NAMES = tuple(dict.fromkeys([*PRETRAINED_OTHER, *RANDOM]))
 
 
-def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict:
+def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict[str, float | list[float]]:
     """{option: value} in which a run of this kind differs from the flags' own defaults."""
     chosen = RANDOM if not pretrained else {} if plain_vit else PRETRAINED_OTHER
     return {name: value for name, value in chosen.items() if not (regression and name in OF_CLASSIFICATION)}
@@ -51,5 +52,5 @@ def as_stored(options: Options, stored: dict, rows: tuple[dict, ...] = (PRETRAIN
                              and any(name in row and stored.get(name) == row[name] for row in rows)})
 
 
-def _text(value) -> str:
+def _text(value: float | list[float]) -> str:
     return " ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"

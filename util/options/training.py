@@ -71,7 +71,7 @@ class MetricOptions:
 class OptimisationOptions:
     """optimisation"""
 
-    batch_size: int | str = flag(
+    batch_size: int | str | None = flag(
         128,
         (
             "images a process and batch; auto: as many as fit into the device's memory, at most the "
@@ -132,7 +132,7 @@ class OptimisationOptions:
         read=not_negative,
         of_training=True,
     )
-    layer_decay: str = flag(
+    layer_decay: float = flag(
         0.65,
         "learning rate of a layer over that of the next one towards the head",
         read=share_above_0,

@@ -1,6 +1,7 @@
 """Metrics in a report: how they are written, and what stands in the tiles and tables of the page."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 from util.metrics.table import (
     BY_NAME,
@@ -111,7 +112,8 @@ def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) ->
             "begins": begins}
 
 
-def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+def of_names(run: Run,
+             found: Sequence[Mapping[str, dict | None]] | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """(name, cells) of each class or target of the main split; found: their metrics, where they were
     computed. [] where none is known."""
     columns, entries = of_each(run.kind), run.main.entries

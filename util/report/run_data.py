@@ -128,12 +128,12 @@ def read_run(folder: str | Path) -> Run:
 
 # ---- files -------------------------------------------------------------------------------------------------
 
-def as_dict(value) -> dict:
+def as_dict(value: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read(path: Path, missing: list[str], consequence: str, read: Callable = read_object,
-          is_needed: bool = False) -> dict | pd.DataFrame | None:
+def _read(path: Path, missing: list[str], consequence: str,
+          read: Callable[[Path], dict | pd.DataFrame] = read_object, is_needed: bool = False) -> dict | pd.DataFrame | None:
     """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
     needed nor there."""
     if not is_needed and not path.exists():
@@ -151,7 +151,7 @@ def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
             for name, entry in entries.items()}
 
 
-def number(value) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, else None."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_one else None

@@ -133,7 +133,7 @@ class Figures:
 
 
 def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
-               told: Callable = lambda: None) -> Figures:
+               told: Callable[[], object] = lambda: None) -> Figures:
     """Compute a group's figures; its runs are aligned (comparison_runs.align). told: called after each run.
 
     metrics: of which resamples are kept.
@@ -166,7 +166,7 @@ def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[s
 # ---- comparing ---------------------------------------------------------------------------------------------
 
 def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: int, seed: int,
-            told: Callable = lambda: None) -> Comparison:
+            told: Callable[[], object] = lambda: None) -> Comparison:
     """Figures of all groups and tests of all pairs. Their runs are aligned; metrics None: the kind's own.
 
     InputError for a metric that no run has.
@@ -314,7 +314,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     return JointTest(metric, JOINT, number, *found)
 
 
-def _subtracted(first: np.ndarray | float, second: np.ndarray | float):
+def _subtracted(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
     """first - second, and 0 where what is left is rounding, so that models that predict alike do not
     differ."""
     difference = np.subtract(first, second)
@@ -402,6 +402,6 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table_of_tests(tests: list[Test] | list[JointTest], kind: type) -> pd.DataFrame:
+def table_of_tests(tests: list[Test] | list[JointTest], kind: type[Test] | type[JointTest]) -> pd.DataFrame:
     """A row a test, with the columns of its kind, Test or JointTest."""
     return pd.DataFrame(map(vars, tests), columns=list(kind.__dataclass_fields__))

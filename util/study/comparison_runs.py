@@ -309,7 +309,7 @@ def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:
     return named if len(set(named)) == len(named) else [str(runs[0].folder) for runs in lists]
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -40,7 +40,7 @@ LOOK_EVERY_S = 15.0
 class Training:
     """A run inside its job: what submitit calls, and asks for a checkpoint before it queues the job again."""
 
-    def __init__(self, words: list[str], folder: Path):
+    def __init__(self, words: list[str], folder: Path) -> None:
         self.words, self.folder, self.pid = words, folder.absolute(), 0
 
     def __call__(self) -> None:
