@@ -15,8 +15,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from util.core.ending import exit_with
+
+if TYPE_CHECKING:
+    from models_vit import Backbone
 
 ROOT = Path(__file__).parent.parent
 BATCH, CLASSES = 2, 5
@@ -61,8 +65,8 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
             recompute_blocks(model)
         if sharded:
             parts = []
-            models_vit.load_backbone(model, row, str(weights), "", put=lambda part,
-                                     fitted: parts.append((part, fitted)))
+            models_vit.load_backbone(model, row, str(weights), "",
+                                     put=lambda part, fitted: parts.append((part, fitted)))
             sharding.shard(model, world)
             sharding.materialise(model, world.device, parts)
             del parts
@@ -84,11 +88,11 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
             print(json.dumps({"base": most[0], "start": most[1], "step": most[2]}), flush=True)
 
 
-def backbone(small: bool):
+def backbone(small: bool) -> "Backbone":
     import models_vit
 
-    return next(row for row in models_vit.BACKBONES
-                if row.arch == ("dinov3_vits16" if small else "retfound_dinov2"))
+    arch = "dinov3_vits16" if small else "retfound_dinov2"
+    return next(row for row in models_vit.BACKBONES if row.arch == arch)
 
 
 def write_weights(path: Path, small: bool) -> None:
@@ -102,10 +106,10 @@ def write_weights(path: Path, small: bool) -> None:
 
 
 def started(processes: int, words: list[str]) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc_per_node={processes}"] if (
-        processes > 1) else [sys.executable]
-    run = subprocess.run([*command, "-m" if processes == 1 else "--module", "benchmarks.memory", *words],
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--module"]
+    run = subprocess.run([*command, "benchmarks.memory", *words],
                          cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
@@ -114,9 +118,8 @@ def started(processes: int, words: list[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="a small model, to see that it runs")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone beside it"
-    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
+                        help="of the ways, the one alone beside it")
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -133,7 +133,8 @@ def as_dict(value: object) -> dict:
 
 
 def _read(path: Path, missing: list[str], consequence: str,
-          read: Callable[[Path], dict | pd.DataFrame] = read_object, is_needed: bool = False) -> dict | pd.DataFrame | None:
+          read: Callable[[Path], dict | pd.DataFrame] = read_object,
+          is_needed: bool = False) -> dict | pd.DataFrame | None:
     """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
     needed nor there."""
     if not is_needed and not path.exists():
