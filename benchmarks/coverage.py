@@ -6,9 +6,8 @@ distributions.
     python benchmarks/coverage.py --json FILE
 
 A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal
-distributions;
-more classes: a normal distribution each, in a row, as grades are. Probabilities are made too extreme on
-purpose. The truths are figures of a million images drawn alike.
+distributions; more classes: a normal distribution each, in a row, as grades are. Probabilities are made too
+extreme on purpose. The truths are figures of a million images drawn alike.
 """
 
 import argparse

@@ -42,8 +42,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al.
     2017).
 
-    The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the
-    end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is
+    The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the end
+    of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is
     returned.
     """
     from scipy.optimize import brentq  # slow to import, and only val's outputs need it

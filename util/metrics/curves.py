@@ -19,8 +19,7 @@ RELIABILITY_BINS = 10
 
 def counts_at_thresholds(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """True and false positives (T,) when all images with a score of at least each of the T distinct ones are
-    taken,
-    the highest score first. is_class: (N,) bool; scores: (N,)."""
+    taken, the highest score first. is_class: (N,) bool; scores: (N,)."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])),
                      len(scores) - 1) if len(scores) else np.zeros(0, np.int64)

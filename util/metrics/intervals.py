@@ -2,10 +2,9 @@
 figure.
 
 ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's.
-Calibration slope and
-intercept: their sandwich errors. Everything else, and every share where patients have several images: the
-bootstrap of patients, or of images where no patient is known. benchmarks/coverage.py measures how often they
-hold the truth.
+Calibration slope and intercept: their sandwich errors. Everything else, and every share where patients have
+several images: the bootstrap of patients, or of images where no patient is known. benchmarks/coverage.py
+measures how often they hold the truth.
 """
 
 import math
@@ -54,10 +53,9 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of
     two classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen
     on other images (see operating_thresholds) the operating points of two classes; with `temperature` loss,
-    brier and ece after it, _calibrated.
-    order: of the classes, where it was typed (util/metrics/class_order.py).
-    A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are
-    left out of it.
+    brier and ece after it, _calibrated. order: of the classes, where it was typed
+    (util/metrics/class_order.py). A bootstrap's entry also says resamples, seed and in how many resamples the
+    figure is undefined; these are left out of it.
     """
     images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)

@@ -234,8 +234,8 @@ def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np
 
 def operating_thresholds(images: Images) -> dict[str, float]:
     """For two classes, the probabilities of the second one (the positive class) from which on it is called,
-    chosen on these
-    images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one is absent.
+    chosen on these images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one
+    is absent.
 
     Of the thresholds that keep the given specificity, the one of highest sensitivity (the lowest); and the
     other way round.

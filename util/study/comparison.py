@@ -326,10 +326,9 @@ def paired_bootstrap(differences: np.ndarray, difference: float,
     """(lower, upper, p, undefined) of a difference from its values on B resamples.
 
     The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the
-    interval leaves out 0
-    (but for the last resample): twice the smaller share of differences on either side of 0, an equal one
-    being on both, with 1 added above and below (Davison and Hinkley, 1997), so that no p is 0. NaN
-    differences are left out and counted; p is NaN where nothing is left.
+    interval leaves out 0 (but for the last resample): twice the smaller share of differences on either side
+    of 0, an equal one being on both, with 1 added above and below (Davison and Hinkley, 1997), so that no p
+    is 0. NaN differences are left out and counted; p is NaN where nothing is left.
 
     shifted: of figures that resampling itself moves (ECE, which chance can only raise), differently for the
     two models, the differences' spread around their own mean counts alone: the interval is the observed

@@ -32,8 +32,7 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     all.
 
     Grey dots are single seeds. A difference is filled where Holm's p is below 0.05; AUCs' are DeLong's.
-    Returns lines for the
-    user: what was left out of the image, names that no installed font can draw.
+    Returns lines for the user: what was left out of the image, names that no installed font can draw.
     """
     from matplotlib import style
 

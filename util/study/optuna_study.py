@@ -4,8 +4,8 @@ The main process alone talks to the storage. What a trial runs is handed in by t
 
 A trial's lease: Optuna's own heartbeat knows databases only, so the process that runs a trial writes into it
 until when it may be believed to live, and renews that every epoch. A trial whose lease is over, or whose
-process on this very
-machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
+process on this very machine is gone, was killed: it is marked failed and its parameters are put in the queue
+again.
 """
 
 import contextlib
