@@ -128,8 +128,8 @@ def send(pid: int, number: int) -> bool:
 
 
 def strike(training: Training, kind: str, moment: float, rng: random.Random) -> int | None:
-    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training goes on
-    by itself.
+    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training
+    continues by itself.
 
     A training that was done before is left as it is.
     """

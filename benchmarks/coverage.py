@@ -7,7 +7,7 @@ distributions.
 
 A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal
 distributions; more classes: a normal distribution each, in a row, as grades are. Probabilities are made too
-extreme on purpose. The truths are figures of a million images drawn alike.
+extreme on purpose. The truths are metrics of a million images drawn alike.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LEAST, MOST = 0.925, 0.97
 @dataclass(frozen=True)
 class Kind:
     """Test sets of `images` images: shares of the classes, distance of neighbours' means, images a patient
-    that share half of the deviation."""
+    that share half of the standard deviation."""
 
     name: str
     shares: tuple[float, ...]
@@ -74,7 +74,7 @@ def draw(kind: Kind, images: int, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures, and the thresholds of the operating points, which are chosen on other images than they are
+    """The metrics, and the thresholds of the operating points, which are chosen on other images than they are
     tried on."""
     table = draw(kind, OF_TRUTH, np.random.default_rng(1))
     thresholds = operating_thresholds(Images.of(table))
@@ -84,7 +84,7 @@ def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
 
 def holds(kind: Kind, known: tuple[dict[str, float], dict[str, float]], start: int,
           stop: int) -> dict[str, tuple[int, int, int, float, str]]:
-    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below
+    """{metric: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below
     the truth."""
     found, (true, thresholds) = {}, known
     for number in range(start, stop):

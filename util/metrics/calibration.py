@@ -1,5 +1,5 @@
 """Whether probabilities mean what they say: calibration error, slope and intercept, and the temperature that
-mends them.
+fixes them.
 
 N is the number of images, K of classes.
 """

@@ -1,5 +1,4 @@
-"""A 95 % interval for every figure of a predictions table, by the method that holds its promise for that
-figure.
+"""A 95 % interval for every metric of a predictions table, by the method that holds its promise for it.
 
 ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's.
 Calibration slope and intercept: their sandwich errors. Everything else, and every share where patients have
@@ -46,16 +45,16 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
                              thresholds: dict[str, float] | None = None,
                              temperature: float | None = None,
                              order: Sequence[str] | None = None) -> dict[str, dict]:
-    """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method",
+    """All metrics of a predictions table with their intervals: {name: {"value", "lower", "upper", "method",
     …}}.
 
-    Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
-    average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of
+    Beside those of classification_metrics: of each class sensitivity, specificity, precision, f1, roc_auc,
+    average_precision and n as <metric>_<class>; calibration_slope and calibration_intercept (of the second of
     two classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen
     on other images (see operating_thresholds) the operating points of two classes; with `temperature` loss,
     brier and ece after it, _calibrated. order: of the classes, where it was typed
     (util/metrics/class_order.py). A bootstrap's entry also says resamples, seed and in how many resamples the
-    figure is undefined; these are left out of it.
+    metric is undefined; these are left out of it.
     """
     images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
@@ -74,7 +73,7 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
 
 def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0,
                               order: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are
+    """{metric: (draws,)} of resamples; tables of the same images and patients, and the same seed, are
     resampled alike.
     order: of the classes, where it was typed."""
     images = Images.of(table, order)
@@ -94,7 +93,7 @@ def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets
 
 def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = DRAWS,
                           seed: int = 0) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
+    """{metric: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
     columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
@@ -112,7 +111,7 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
 
 def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None,
           **more: object) -> dict:
-    """One figure's part of metrics_*.json."""
+    """One metric's part of metrics_*.json."""
     return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
 
 
@@ -123,7 +122,7 @@ def _collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int
 
 
 def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple[float, float, int]:
-    """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
+    """(lower, upper, undefined) of a metric from its resamples, by what suits that metric."""
     if is_shifted(name):
         return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
     if row_of(name).interval == CORRECTED:
@@ -164,7 +163,7 @@ def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.nd
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
-    # no error at all in any resample: that says nothing about how far off the figure may be
+    # no error at all in any resample: that says nothing about how far off the metric may be
     if lower == upper:
         lower = upper = math.nan
     method = "bootstrap of images" if groups is None else "bootstrap of patients"

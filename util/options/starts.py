@@ -1,8 +1,9 @@
 """Defaults that belong to a kind of backbone and a kind of start: one small table, chosen by measurement.
 
-Layer-wise rates and small crops are made for pre-trained vision transformers. A convolutional network hardly
-moves with a layer decay of 0.65, since timm counts some twenty layers in it; random weights have nothing that
-a low rate would keep. What is typed wins, and what differs from the flags' own defaults is said at the start.
+Layer-wise learning rates and small crops are made for pre-trained vision transformers. A convolutional
+network hardly moves with a layer decay of 0.65, since timm counts some twenty layers in it; random weights
+have nothing that a low learning rate would keep. What is typed wins, and what differs from the flags' own
+defaults is said at the start.
 
 Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; not measured here, for want of
                           weights.
@@ -33,7 +34,8 @@ def settled(options: Options, plain_vit: bool, regression: bool) -> tuple[Option
     """The options with the table's values where nothing was typed; a line that says so."""
     pretrained = bool(options.model.finetune)
     idle = set() if options.training.lr is None else {"blr"}
-    if options.model.adaptation == "lp":  # a probe has no such rates, and crops of random views alone
+    # a probe has no such learning rates, and crops of random views alone
+    if options.model.adaptation == "lp":
         idle |= set(NAMES).difference(OF_CLASSIFICATION if options.probe.lp_views > 1 else ())
     changed = {name: value for name, value in defaults(plain_vit, pretrained, regression).items()
                if name not in options.typed and name not in idle and options.value(name) != value}

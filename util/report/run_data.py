@@ -26,7 +26,7 @@ SPLITS = ("test", "val")  # the one that a report is about first
 
 @dataclass
 class Split:
-    """What stands of val or test: its predictions and its figures, {name: {"value", "lower", "upper", …}}."""
+    """What stands of val or test: its predictions and its metrics, {name: {"value", "lower", "upper", …}}."""
 
     name: str
     table: pd.DataFrame | None
@@ -81,7 +81,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Everything of a run's folder. InputError where it holds neither predictions nor figures."""
+    """Everything of a run's folder. InputError where it holds neither predictions nor metrics."""
     folder, missing = Path(folder), []
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name a run's, OUTPUT_DIR/TASK")

@@ -99,7 +99,7 @@ def epoch_line(task: "Task", epoch: int, epochs: int, training: dict[str, float]
 
 
 def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFolder") -> list[str]:
-    """A split's figures with their intervals, and where they are written. entries: from
+    """A split's metrics with their intervals, and where they are written. entries: from
     util/metrics/intervals.py."""
     parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown
              if name in entries]

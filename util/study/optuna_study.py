@@ -145,7 +145,7 @@ def _postgres_driver(shown: str) -> str:
 def open_study(storage: optuna.storages.BaseStorage, name: str, direction: str, job: dict, resume: bool,
                pruner: str) -> optuna.Study:
     """The study of that name, made where it is not there. job: what its values depend on, plain; a study made
-    for another is refused. InputError also where it is there and `resume` was not asked for."""
+    for another is an error. InputError also where it is there and `resume` was not asked for."""
     if name in optuna.get_all_study_names(storage) and not resume:
         raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, "
                          "or name another with --optuna_study_name")
@@ -282,7 +282,7 @@ def next_trial(study: optuna.Study, settings: Settings,
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
     """A sampler for one trial: what it proposes depends on the study's seed, the trial's number and the
-    trials before, not on which process asks or on how often a search was started."""
+    trials before, not on which process asks or on how often a search was launched."""
     seed = number_from("sampler", settings.seed, number)
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -321,7 +321,7 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures
+    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its metrics
     of test."""
     return pd.DataFrame([
         {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,

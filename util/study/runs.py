@@ -1,9 +1,9 @@
 """Running a study: its cells one after the other, each a job of its own; what is done is not done again.
 
 A cell is its folder. It is finished where test is scored and its options are those of the grid, begun where
-its options are written, else new. A finished one is skipped, a begun one goes on with --resume auto, one that
-fails is said and the rest go on. Several starts of one study may run beside each other: a lock, which lives
-as long as the process that trains, keeps each cell to one of them.
+its options are written, else new. A finished one is skipped, a begun one is resumed with --resume auto, one
+that fails is said and the rest are run all the same. Several launches of one study may run beside each other:
+a lock, which lives as long as the process that trains, keeps each cell to one of them.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ ELSEWHERE = -1000  # in place of an exit code: another process trains the cell
 
 @dataclass
 class Outcome:
-    """What a start of a study came to."""
+    """What a launch of a study came to."""
 
     failed: dict[str, int] = field(default_factory=dict)  # cells and their exit codes
     stopped_by: int = 0  # a signal's number
@@ -172,7 +172,7 @@ def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Optio
         if lock is None:
             _say(f"{title}: another process trains it, it is left to that one")
             return ELSEWHERE
-        state = state_of(cell, canonical)  # another start may have been at it in the meantime
+        state = state_of(cell, canonical)  # another launch may have been at it in the meantime
         if state == FINISHED:
             return 0
         _say(f"{title}{' goes on' if state == BEGUN else ''}")

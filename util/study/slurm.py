@@ -2,7 +2,7 @@
 
 The folder `slurm/` of a run holds JOB_submitted.pkl, the batch script and JOB_0_log.out of each of its jobs.
 These numbers and squeue tell a later call what is queued. A job that reaches its time limit or is preempted
-ends its run with a checkpoint and is queued again; the run's own `--resume auto` goes on.
+ends its run with a checkpoint and is queued again; the run's own `--resume auto` resumes it.
 """
 
 import contextlib
@@ -141,7 +141,7 @@ def plan(grid: Grid, found: dict[str, str]) -> tuple[list[Cell], list[Cell]]:
 
 def submit(grid: Grid, found: dict[str, str], processes: int, parameters: dict[str, str | int]) -> list[Cell]:
     """Queue what is neither finished nor queued nor trained elsewhere -> the runs that are in the queue now.
-    InputError where Slurm refuses a job."""
+    InputError where Slurm rejects a job."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     with locked(grid.folder) as lock:
