@@ -34,12 +34,13 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     class_names = list(class_names)
     logits = np.asarray(logits, dtype=np.float64)
     target = samples["target"].to_numpy(dtype=np.int64)
-    problems = {f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes":
-                logits.shape != (len(samples), len(class_names)),
-                f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
-                "an index stands in the samples twice": samples["index"].duplicated().any(),
-                f"targets must lie in 0..{len(class_names) - 1}":
-                bool(((target < 0) | (target >= len(class_names))).any())}
+    problems = {
+        f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes":
+            logits.shape != (len(samples), len(class_names)),
+        f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
+        "an index stands in the samples twice": samples["index"].duplicated().any(),
+        f"targets must lie in 0..{len(class_names) - 1}":
+            bool(((target < 0) | (target >= len(class_names))).any())}
     if any(problems.values()):
         raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
     require_finite(logits, samples["path"], "outputs")

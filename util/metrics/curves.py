@@ -21,8 +21,8 @@ def counts_at_thresholds(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.n
     """True and false positives (T,) when all images with a score of at least each of the T distinct ones are
     taken, the highest score first. is_class: (N,) bool; scores: (N,)."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])),
-                     len(scores) - 1) if len(scores) else np.zeros(0, np.int64)
+    ends = (np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores)
+            else np.zeros(0, np.int64))
     hits = np.cumsum(is_class[order])[ends] if len(scores) else np.zeros(0, np.int64)
     return hits, ends + 1 - hits
 
@@ -37,8 +37,8 @@ def roc_points(is_class: np.ndarray, scores: np.ndarray,
         return None
     hits, false_alarms = np.append(0, hits), np.append(0, false_alarms)
     corner = np.ones(len(hits), bool)  # whole numbers: what lies on a line does so exactly
-    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1] != np.diff(hits)[:-1]
-                    * np.diff(false_alarms)[1:])
+    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1]
+                    != np.diff(hits)[:-1] * np.diff(false_alarms)[1:])
     x, y = false_alarms[corner] / false_alarms[-1], hits[corner] / hits[-1]
     kept = evenly_along(x, y, most)
     return x[kept], y[kept]

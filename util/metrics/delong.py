@@ -106,8 +106,8 @@ def joint_test(aucs: np.ndarray, influences: np.ndarray,
     pairs in order, or too few images for so many models): the images do not say then how much chance does.
     """
     if groups is not None:
-        influences = np.array([np.bincount(groups, weights=one)
-                               for one in influences]) * math.sqrt(_correction(groups))
+        influences = (np.array([np.bincount(groups, weights=one) for one in influences])
+                      * math.sqrt(_correction(groups)))
     if np.isnan(influences).any() or np.isnan(aucs).any():
         return math.nan, 0, math.nan
     differences = aucs - aucs.mean()

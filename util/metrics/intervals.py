@@ -61,8 +61,8 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     values = figures.values() | ({} if temperature is None else {"temperature": temperature})
     draws = draws_for(len(images.true), draws)
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
-    entries = {name: entry(value) if not row_of(name).interval else
-               _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+    entries = {name: entry(value) if not row_of(name).interval
+               else _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
                for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images, values) | _calibration_entries(images)
@@ -147,8 +147,9 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     drawn = generator.multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
-    figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"
-                                        else figures[part] for part in SCORE_PARTS])
+    figures["score"] = mean_of_defined([
+        np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
+        for part in SCORE_PARTS])
     for name, replicates in figures.items():
         lower, upper, _ = percentile_interval(replicates)
         if name in entries and entries[name]["method"] and not math.isnan(lower):
@@ -191,8 +192,9 @@ def fewest_of(images: Images, name: str) -> int:
     """Independent images (or patients) of the rarer kind, the class of an AUC or the rest; of roc_auc, of the
     class with the fewest that has any."""
     units = np.arange(len(images.true)) if images.groups is None else images.groups
-    counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class]))) for label, is_class
-              in zip(images.names, images.one_hot.T, strict=True) if name in ("roc_auc", f"roc_auc_{label}")]
+    counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class])))
+              for label, is_class in zip(images.names, images.one_hot.T, strict=True)
+              if name in ("roc_auc", f"roc_auc_{label}")]
     return min(filter(None, counts), default=0)
 
 

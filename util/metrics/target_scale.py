@@ -13,8 +13,8 @@ TRANSFORMS = ("none", "log")
 
 @dataclass(frozen=True)
 class TargetScale:
-    """The T targets with their transform, mean and standard deviation (of the transformed training values, n
-    - 1).
+    """The T targets with their transform, mean and standard deviation (n - 1, of the transformed training
+    values).
 
     A standardised value is (f(value) - mean) / sd, f the identity or the natural logarithm.
     """

@@ -226,8 +226,8 @@ def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np
     others = true.sum(axis=-1)[..., None] - true
     by_figure = {"sensitivity": _quotient(hits, true),
                  "specificity": _quotient(others - (predicted - hits), others),
-                 "precision": _quotient(hits, predicted), "f1": _quotient(2 * hits, true + predicted),
-                 "n": true}
+                 "precision": _quotient(hits, predicted),
+                 "f1": _quotient(2 * hits, true + predicted), "n": true}
     return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items()
             for k, name in enumerate(names)}
 
@@ -257,8 +257,8 @@ def operating_thresholds(images: Images) -> dict[str, float]:
 def operating_hits(images: Images, thresholds: dict[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{operating point: ((N,) who is rightly called or passed over, (N,) among whom)}."""
     scores, positive = images.probabilities[:, -1], images.true == 1
-    return {name: (scores >= threshold, positive) if name.startswith("sensitivity") else
-            (scores < threshold, ~positive) for name, threshold in thresholds.items()}
+    return {name: (scores >= threshold, positive) if name.startswith("sensitivity")
+            else (scores < threshold, ~positive) for name, threshold in thresholds.items()}
 
 
 def _losses(logits: np.ndarray, one_hot: np.ndarray) -> np.ndarray:

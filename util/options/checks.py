@@ -41,8 +41,8 @@ def idle(options: Options) -> list[str]:
 
 def check_combinations(options: Options) -> Options:
     """Reject what contradicts itself whatever the data -> the options with what follows from them."""
-    model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run,
-                                            options.training)
+    model, images, mixing, run, training = (
+        options.model, options.images, options.mixing, options.run, options.training)
     pairs = {name: options.value(name) or (0, 0) for name in ("crop_scale", "crop_ratio", "cutmix_minmax")}
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     reject_if(

@@ -158,15 +158,15 @@ def _number(kind: type, low: float | None = None, high: float | None = None, ope
         try:
             value = number_of(text, kind)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no "
-                                             f"{'whole ' if kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         too_low = low is not None and (value < low or (open_low and value == low))
         too_high = high is not None and (value > high or (open_high and value == high))
         if value != value or too_low or too_high:
             left = "" if low is None else f"{'above' if open_low else 'at least'} {low:g}"
             right = "" if high is None else f"{'below' if open_high else 'at most'} {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: "
-                                             f"{' and '.join(filter(None, (left, right)))}")
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: {' and '.join(filter(None, (left, right)))}")
         return value
     return read
 

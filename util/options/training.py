@@ -148,17 +148,15 @@ class OptimisationOptions:
         programs=ALL,
         of_scoring=True,
         of_checkpoint=True,
-        at={
-            **dict.fromkeys(
-                USE,
-                Change(
-                    help=(
-                        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else "
-                        "fp32; not typed: the checkpoint's"
-                    )
-                ),
-            )
-        },
+        at=dict.fromkeys(
+            USE,
+            Change(
+                help=(
+                    "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32; "
+                    "not typed: the checkpoint's"
+                )
+            ),
+        ),
     )
     compile: bool = flag(
         False,
@@ -204,7 +202,7 @@ class SearchOptions:
     )
     optuna_storage: str | None = flag(
         None,
-        ("sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder"),
+        "sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder",
         programs=(REGRESSION,),
         of_launch=True,
     )

@@ -106,8 +106,8 @@ def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFold
     width = max(map(len, parts))
     lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
              for start in range(0, len(parts), FIGURES_A_LINE)]
-    return [f"{split} ({entries['n']['value']:,.0f} "
-            f"images{_how(entries)})", *lines, *task.lines_below(entries),
+    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines,
+            *task.lines_below(entries),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
 

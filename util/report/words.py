@@ -187,8 +187,8 @@ def _known_values(run: Run, split: str, target: str) -> tuple[str, str]:
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """[(term, text)] of run.json, as far as it says."""
     facts, options, model, data = run.facts, run.options, run.part("model"), run.part("data")
-    counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"),
-                                                         ("trained", "of them trained"))
+    counts = [f"{model[key]:,} {word}"
+              for key, word in (("parameters", "parameters"), ("trained", "of them trained"))
               if isinstance(model.get(key), int)]
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
     several = f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else ""

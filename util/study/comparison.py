@@ -395,8 +395,7 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
         for metric in comparison.metrics:
             one = comparison.summary(group.name, metric)
             row |= {metric: one.mean, f"{metric}_sd": one.sd, f"{metric}_lower": one.lower,
-                    f"{metric}_upper": one.upper,
-                    f"{metric}_interval": one.method}
+                    f"{metric}_upper": one.upper, f"{metric}_interval": one.method}
         rows.append(row | {"runs": ";".join(str(run.folder) for run in group.runs)})
     return pd.DataFrame(rows)
 

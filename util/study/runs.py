@@ -84,8 +84,7 @@ def _facts(cell: Cell) -> dict | None:
         facts = read_object(path, "options")
     except InputError as error:
         raise InputError(f"{path} can't be read ({error.__cause__ or error}): remove {cell.folder}, and its "
-                         "run begins anew"
-                         ) from error
+                         "run begins anew") from error
     return facts | {"options": as_now(facts["options"])}
 
 
@@ -96,10 +95,10 @@ def _is_scored(cell: Cell) -> bool:
 def _differences(stored: dict, cell: Cell, canonical: Callable[[Options], Options]) -> list[str]:
     """`--name stored -> now` of the options in which a stored run is not what the cell asks for."""
     asked = cell.options
-    now = starts.as_stored(asked.having(**{  # what is filled in: then what is stored says nothing against it
-        flag.name: stored.get(flag.name) for flag in flags_of(asked.program)
-        if flag.filled_in and flag.name not in asked.typed}), stored)
-    now, _ = take_params(now)
+    # what is stored says nothing against these
+    filled_in = {flag.name: stored.get(flag.name) for flag in flags_of(asked.program)
+                 if flag.filled_in and flag.name not in asked.typed}
+    now, _ = take_params(starts.as_stored(asked.having(**filled_in), stored))
     if (now.model.model, now.model.model_arch) != (stored.get("model"), stored.get("model_arch")):
         now = canonical(now)
     return differences(stored, now)

@@ -110,8 +110,8 @@ def executor_of(folder: Path, parameters: dict[str, str | int]) -> "submitit.Slu
     except ValueError as error:
         known = [name for name in re.findall(r"^  - (\w+)", str(error), re.M) if name not in NOT_FREE]
         unknown = ", ".join(name for name in parameters if name not in known)
-        raise InputError(f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}"
-                         ) from error
+        raise InputError(
+            f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}") from error
     return executor
 
 
