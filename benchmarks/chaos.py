@@ -193,8 +193,8 @@ def same(one: object, other: object) -> bool:
 class Tally:
     """What a series of kills came to."""
 
-    kills: Counter = field(default_factory=Counter)
-    codes: Counter = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    codes: Counter[int] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     rounds: int = 0
 

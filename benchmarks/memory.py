@@ -105,7 +105,7 @@ def write_weights(path: Path, small: bool) -> None:
     torch.save(model.state_dict(), path)
 
 
-def started(processes: int, words: list[str]) -> dict:
+def started(processes: int, words: list[str]) -> dict[str, int]:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--module"]

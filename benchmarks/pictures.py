@@ -2,6 +2,7 @@
 pixel."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ NOISE = 1.0
 
 
 def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = ".jpg", noise: float = NOISE,
-                **options: object) -> list[str]:
+                **options: Any) -> list[str]:
     """`count` images of `size` (width, height) in `folder` -> their paths; options are Pillow's for
     saving."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 Make = Callable[..., Callable[[], object]]  # of what is to be timed
+Way = tuple[Make, *tuple[object, ...]]  # with its arguments
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Measure:
     unit: str = "ms"
     of_plain: float = 1.0
     of_ours: float = 1.0
-    clock: Callable[[Callable[[], object]], float] = seconds
+    clock: Callable[[Callable[[], Any]], float] = seconds
     threads: int | None = None
 
 
@@ -109,7 +111,7 @@ def _serve(connection: Connection, threads: int | None, start_method: str, make:
         connection.send(seconds(work))
 
 
-def compare_apart(what: str, plain: tuple, ours: tuple, pairs: int, goal: str = "", limit: str = "",
+def compare_apart(what: str, plain: Way, ours: Way, pairs: int, goal: str = "", limit: str = "",
                   measure: Measure = MILLISECONDS) -> Row:
     """As `compare`, of (make, *arguments) for each way, each in a process of its own (for one pair, which
     shows no more than that it runs, in this one)."""

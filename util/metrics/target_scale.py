@@ -62,7 +62,7 @@ class TargetScale:
         return {key: list(value) for key, value in asdict(self).items()}
 
     @classmethod
-    def from_plain(cls, stored: dict) -> "TargetScale":
+    def from_plain(cls, stored: dict[str, list]) -> "TargetScale":
         return cls(**{key: tuple(value) for key, value in stored.items()})
 
 

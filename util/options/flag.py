@@ -152,8 +152,8 @@ def _is_scalar(value: object) -> bool:
 AUTO = "auto"
 
 
-def _number(kind: type, low: float | None = None, high: float | None = None, open_low: bool = False,
-            open_high: bool = False) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], low: float | None = None, high: float | None = None,
+            open_low: bool = False, open_high: bool = False) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = number_of(text, kind)

@@ -133,7 +133,7 @@ def _cell(entry: dict | None, column: str) -> tuple[str, str]:
 def methods(run: Run) -> list[str]:
     """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
     resamples."""
-    found: dict[tuple, dict] = {}
+    found: dict[tuple[str, object, object], dict[str, None]] = {}
     for name, entry in (item for split in run.splits.values() for item in split.entries.items()):
         if entry.get("method") and interval(entry):
             key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))

@@ -1,5 +1,7 @@
 """What a report says in words: what was run, on which data, and what a reader should be warned of."""
 
+from collections.abc import Sequence
+
 from util.core.plain_numbers import mean_and_deviation
 from util.metrics.table import is_better_low
 from util.report.metric_tables import undefined, written
@@ -52,7 +54,7 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _number_of_images(images: list) -> str:
+def _number_of_images(images: Sequence[object]) -> str:
     return "1 image" if len(images) == 1 else f"{len(images):,} images"
 
 
