@@ -18,6 +18,7 @@ import multiprocessing
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,9 +31,7 @@ if __name__ == "__main__":
 import main_finetune
 import predict
 from benchmarks.chaos import write_pictures
-from jobs import (
-    train,  # noqa: F401  (once, for all the processes)
-)
+from jobs import train  # noqa: F401  (once, for all the processes)
 from util.core.ending import exit_code_of
 
 # one or two of every family of timm 1.0.31, the small ones
@@ -65,7 +64,7 @@ FLAGS = ("--model timm --nb_classes 2 --batch_size 8 --epochs 1 --lr 1e-3 --num_
 TRAINS = "trains, predicts as evaluation does"
 
 
-def ended(main, words: list[str]) -> tuple[int, str]:
+def ended(main: Callable[[list[str]], int | None], words: list[str]) -> tuple[int, str]:
     """(exit code, last line of stderr) of a program in this process."""
     errors = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
@@ -85,9 +84,8 @@ def one(name: str, data: Path, folder: Path, sizes: tuple[int | None, ...] = SIZ
     if code:
         return {"name": name, "size": size, "code": code, "line": line}
     code, line = ended(predict.main, [
-        "--resume", str(where / "run/checkpoint-best.pth"), "--input", str(data / "test"), "--output",
-        str(where / "out.csv"),
-        "--num_workers", "0", "--device", "cpu", "--precision", "fp32"])
+        "--resume", str(where / "run/checkpoint-best.pth"), "--input", str(data / "test"),
+        "--output", str(where / "out.csv"), "--num_workers", "0", "--device", "cpu", "--precision", "fp32"])
     if code:
         return {"name": name, "size": size, "code": code, "line": f"predict.py: {line}"}
     first, second = (pd.read_csv(file) for file in (where / "run/predictions_test.csv", where / "out.csv"))
@@ -103,14 +101,8 @@ def _send(name: str, data: Path, folder: Path, pipe: Connection) -> None:
     try:
         pipe.send(one(name, data, folder))
     except Exception:  # what this program looks for
-        pipe.send(
-            {
-                "name": name,
-                "size": None,
-                "code": 1,
-                "line": f"TRACEBACK {traceback.format_exc().splitlines()[-1]}",
-            }
-        )
+        line = f"TRACEBACK {traceback.format_exc().splitlines()[-1]}"
+        pipe.send({"name": name, "size": None, "code": 1, "line": line})
 
 
 def measured(name: str, data: Path, seconds: float) -> dict:
@@ -122,8 +114,9 @@ def measured(name: str, data: Path, seconds: float) -> dict:
         process.start()
         theirs.close()
         try:
-            return ours.recv() if ours.poll(seconds) else {
-                "name": name, "size": None, "code": None, "line": f"no end after {seconds:g} s"}
+            if ours.poll(seconds):
+                return ours.recv()
+            return {"name": name, "size": None, "code": None, "line": f"no end after {seconds:g} s"}
         except EOFError:
             process.join()
             return {"name": name, "size": None, "code": process.exitcode, "line": "the process died"}
@@ -151,9 +144,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES.split(), help="architectures of timm; all of NAMES")
-    parser.add_argument(
-        "--results", type=Path, default=Path("architectures.jsonl"), help="where it writes, and goes on"
-    )
+    parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"),
+                        help="where it writes, and goes on")
     parser.add_argument("--seconds", type=float, default=600, help="the longest that one may take")
     parser.add_argument("--table", action="store_true", help="print what is known and run nothing")
     options = parser.parse_args()

@@ -32,8 +32,7 @@ FLAGS = shlex.split("--model timm --model_arch test_vit --input_size 32 --nb_cla
                     "--epochs 8 --lr 1e-3 --drop_path 0.2 --mixup 0.8 --num_workers 1 --device cpu "
                     "--save_every_steps 3 --warmup_epochs 1 --task run --resume same")
 COMPARED = ("metrics_val.csv", "metrics_test.csv", "metrics_val.json", "metrics_test.json",
-            "predictions_val.csv",
-            "predictions_test.csv")
+            "predictions_val.csv", "predictions_test.csv")
 KINDS = {
     "kill": "SIGKILL to everything at once, as a node that loses its power",
     "write": "the same in the middle of a checkpoint's writing",
@@ -72,20 +71,14 @@ class Training:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         launcher = [str(ROOT / "util/parallel/torchrun.py"), "--standalone", "--nproc_per_node",
-                    str(self.processes),
-                    "--max-restarts", "3", "--signals-to-handle",
+                    str(self.processes), "--max-restarts", "3", "--signals-to-handle",
                     "SIGTERM,SIGINT,SIGUSR1"] if self.processes > 1 else []
         words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path",
                  str(self.pictures)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with open(self.folder / "out.txt", "a") as out, open(self.folder / "err.txt", "a") as err:
-            self.process = subprocess.Popen(
-                words,
-                cwd=self.folder,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            )
+            self.process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=err,
+                                            start_new_session=True, env=environment)
 
     def ranks(self) -> list[int]:
         """The processes that train: what was started itself, or the launcher's children."""
@@ -98,9 +91,8 @@ class Training:
 
     def kill_all(self) -> None:
         """SIGKILL to what was started, its children and theirs."""
-        pids = [self.process.pid, *(pid for child in children(self.process.pid)
-                                    for pid in (child, *children(child)))]
-        for pid in pids:
+        below = [pid for child in children(self.process.pid) for pid in (child, *children(child))]
+        for pid in (self.process.pid, *below):
             send(pid, signal.SIGKILL)
         self.wait()
 
@@ -136,8 +128,8 @@ def send(pid: int, number: int) -> bool:
 
 
 def strike(training: Training, kind: str, moment: float, rng: random.Random) -> int | None:
-    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training goes on
-    by itself.
+    """Wait for `moment` (seconds), then kill as `kind` says -> the exit code; None where the training
+    continues by itself.
 
     A training that was done before is left as it is.
     """
@@ -186,15 +178,12 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + (["log.txt"] if rows[0] != rows[1] else [])
 
 
-def same(one, other) -> bool:
+def same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
-        return (
-            isinstance(other, dict)
-            and one.keys() == other.keys()
-            and all(same(one[key], other[key]) for key in one)
-        )
+        return (isinstance(other, dict) and one.keys() == other.keys()
+                and all(same(one[key], other[key]) for key in one))
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
     return one == other
@@ -204,8 +193,8 @@ def same(one, other) -> bool:
 class Tally:
     """What a series of kills came to."""
 
-    kills: Counter = field(default_factory=Counter)
-    codes: Counter = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    codes: Counter[int] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     rounds: int = 0
 
@@ -225,8 +214,7 @@ def undisturbed(folder: Path, pictures: Path, processes: int) -> tuple[Training,
 
 
 def one_round(training: Training, reference: Path, kinds: list[str], start_s: float, train_s: float,
-              rng: random.Random,
-              tally: Tally) -> None:
+              rng: random.Random, tally: Tally) -> None:
     """Start and kill, once for each of `kinds`, then let the training finish and compare it with the
     undisturbed one."""
     waiting = list(kinds)

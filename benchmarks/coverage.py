@@ -6,15 +6,15 @@ distributions.
     python benchmarks/coverage.py --json FILE
 
 A good 95 % interval holds the truth in 92.5 to 97 % of the test sets. Two classes: scores from two normal
-distributions;
-more classes: a normal distribution each, in a row, as grades are. Probabilities are made too extreme on
-purpose. The truths are figures of a million images drawn alike.
+distributions; more classes: a normal distribution each, in a row, as grades are. Probabilities are made too
+extreme on purpose. The truths are metrics of a million images drawn alike.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,7 @@ from util.metrics.weighted import Images, operating_thresholds
 
 SETS, IMAGES, OF_TRUTH = 2000, 500, 1_000_000
 SHOWN = ("roc_auc", "accuracy", "balanced_accuracy", "f1", "kappa", "qwk", "average_precision", "precision",
-         "recall",
-         "jaccard", "score", "loss", "brier", "mae_grades", "ece", "calibration_slope",
+         "recall", "jaccard", "score", "loss", "brier", "mae_grades", "ece", "calibration_slope",
          "calibration_intercept")
 LEAST, MOST = 0.925, 0.97
 
@@ -40,7 +39,7 @@ LEAST, MOST = 0.925, 0.97
 @dataclass(frozen=True)
 class Kind:
     """Test sets of `images` images: shares of the classes, distance of neighbours' means, images a patient
-    that share half of the deviation."""
+    that share half of the standard deviation."""
 
     name: str
     shares: tuple[float, ...]
@@ -68,14 +67,14 @@ def draw(kind: Kind, images: int, rng: np.random.Generator) -> pd.DataFrame:
     noise = own if kind.a_patient == 1 else (own + common) / np.sqrt(2)
     position = kind.distance * true + noise
     log_likelihood = -((position[:, None] - kind.distance * classes) ** 2) / 2 + np.log(kind.shares)
+    patient = np.repeat(np.arange(patients), kind.a_patient).astype(str) if kind.a_patient > 1 else ""
     rows = pd.DataFrame({"index": np.arange(len(true)), "path": "", "split": "test", "target": true,
-                         "patient": np.repeat(np.arange(patients), kind.a_patient).astype(str)
-                         if kind.a_patient > 1 else ""})
+                         "patient": patient})
     return predictions_table(rows, 1.3 * log_likelihood, [str(k) for k in classes])
 
 
 def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures, and the thresholds of the operating points, which are chosen on other images than they are
+    """The metrics, and the thresholds of the operating points, which are chosen on other images than they are
     tried on."""
     table = draw(kind, OF_TRUTH, np.random.default_rng(1))
     thresholds = operating_thresholds(Images.of(table))
@@ -83,9 +82,9 @@ def truth(kind: Kind) -> tuple[dict[str, float], dict[str, float]]:
     return {name: entry["value"] for name, entry in entries.items()}, thresholds
 
 
-def holds(kind: Kind, known: tuple[dict, dict], start: int,
+def holds(kind: Kind, known: tuple[dict[str, float], dict[str, float]], start: int,
           stop: int) -> dict[str, tuple[int, int, int, float, str]]:
-    """{figure: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below
+    """{metric: (sets, below, above, sum of widths, method)} of the test sets of these numbers; below: below
     the truth."""
     found, (true, thresholds) = {}, known
     for number in range(start, stop):
@@ -100,7 +99,7 @@ def holds(kind: Kind, known: tuple[dict, dict], start: int,
     return found
 
 
-def table_of(kinds, sets: int, processes: int) -> list[dict]:
+def table_of(kinds: Sequence[Kind], sets: int, processes: int) -> list[dict]:
     rows = []
     with ProcessPoolExecutor(processes) as pool:
         for kind in kinds:
@@ -111,14 +110,15 @@ def table_of(kinds, sets: int, processes: int) -> list[dict]:
             for name in dict.fromkeys(name for part in parts for name in part):
                 number, below, above, widths = (sum(part[name][place] for part in parts if name in part)
                                                 for place in range(4))
-                rows.append({"kind": kind.name, "figure": name, "truth": true[name], "method": next(
-                    part[name][4] for part in parts if name in part), "sets": number,
-                             "coverage": 1 - (below + above) / number,
-                    "too low": below / number, "too high": above / number, "mean width": widths / number})
+                method = next(part[name][4] for part in parts if name in part)
+                rows.append({"kind": kind.name, "figure": name, "truth": true[name], "method": method,
+                             "sets": number, "coverage": 1 - (below + above) / number,
+                             "too low": below / number, "too high": above / number,
+                             "mean width": widths / number})
     return rows
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -50,8 +50,8 @@ SETTINGS = (
 )
 
 JOINT_SETTINGS = ((3, 300, 150), (3, 300, 50), (3, 60, 30), (3, 43, 12), (5, 300, 150), (5, 200, 80),
-                  (5, 80, 40), (5, 60, 30),
-                  (8, 300, 150), (8, 140, 70), (8, 60, 30))  # models, images, of them positives
+                  (5, 80, 40), (5, 60, 30), (8, 300, 150), (8, 140, 70),
+                  (8, 60, 30))  # models, images, of them positives
 
 
 def one_set(setting: Setting, rng: np.random.Generator) -> list[Run]:
@@ -60,16 +60,15 @@ def one_set(setting: Setting, rng: np.random.Generator) -> list[Run]:
     chances = None if setting.positives is None else (1 - setting.positives / 300, setting.positives / 300)
     of_unit = rng.choice(setting.classes, units, p=chances)
     labels = np.repeat(of_unit, setting.images_a_patient)
-    samples = pd.DataFrame({
-        "index": np.arange(300), "path": [f"{n:03d}.png" for n in range(300)], "split": "test",
-        "target": labels,
-        "patient": [str(n // setting.images_a_patient) if setting.images_a_patient > 1 else ""
-                    for n in range(300)]})
+    several = setting.images_a_patient > 1
+    patients = [str(n // setting.images_a_patient) if several else "" for n in range(300)]
+    samples = pd.DataFrame({"index": np.arange(300), "path": [f"{n:03d}.png" for n in range(300)],
+                            "split": "test", "target": labels, "patient": patients})
     names = [str(k) for k in range(setting.classes)]
     runs = []
     for _ in range(2):
         errors = rng.normal(size=(300, setting.classes))
-        if setting.images_a_patient > 1:
+        if several:
             shared = np.repeat(rng.normal(size=(units, setting.classes)), setting.images_a_patient, axis=0)
             errors = (errors + shared) / np.sqrt(2)
         logits = errors + SKILL * np.eye(setting.classes)[labels]
@@ -83,8 +82,8 @@ def rates(setting: Setting, sets: int, seed: int) -> dict[tuple[str, str], float
     rng, called = np.random.default_rng(seed), Counter()
     for number in range(sets):
         first, second = one_set(setting, rng)
-        for test in compare([Group("A", [first]), Group("B", [second])], METRICS, "test", DRAWS,
-                            number).tests:
+        groups = [Group("A", [first]), Group("B", [second])]
+        for test in compare(groups, METRICS, "test", DRAWS, number).tests:
             called[test.metric, test.method] += test.p < LEVEL
     return {key: count / sets for key, count in called.items()}
 
@@ -107,13 +106,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sets", type=int, default=800, help="test sets of each setting")
     parser.add_argument("--seed", type=int, default=0, help="of the test sets")
     options = parser.parse_args(argv)
+    sets = 20 if options.quick else options.sets
     for setting in SETTINGS:
-        for (metric, method), rate in rates(setting, 20 if options.quick else options.sets,
-                                            options.seed).items():
+        for (metric, method), rate in rates(setting, sets, options.seed).items():
             print(f"{setting.name:<26} {metric:<8} {method:<17} {rate:6.1%}", flush=True)
     for models, images, positives in JOINT_SETTINGS:
         each = positives / (models - 1)
-        rate = joint_rate(models, images, positives, 20 if options.quick else options.sets, options.seed)
+        rate = joint_rate(models, images, positives, sets, options.seed)
         print(f"{f'{models} models, {positives} of {images} images':<26} {'roc_auc':<8} {JOINT:<17} "
               f"{rate:6.1%}  {each:.0f} positives for a degree of freedom, {ENOUGH} are enough", flush=True)
     return 0

@@ -31,8 +31,7 @@ DATA = ROOT.parent / "shared" / "data"
 PARTS = 60  # random parts of each ordinary photograph
 # Of those that ship with scikit-image: photographs of other things than eyes, and microscopy.
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass",
-               "gravel",
-               "hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "rocket", "text")
+               "gravel", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "rocket", "text")
 
 
 def drawn(number: int) -> None:
@@ -68,8 +67,8 @@ def digits() -> Iterator[np.ndarray]:
 
     for values in load_digits().images:
         for size in (64, 280):
-            yield np.asarray(Image.fromarray((values * 255 / 16).astype(np.uint8)).convert("RGB").resize(
-                (size, size), Image.Resampling.BICUBIC))
+            image = Image.fromarray((values * 255 / 16).astype(np.uint8)).convert("RGB")
+            yield np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def photographs() -> Iterator[np.ndarray]:
@@ -86,11 +85,8 @@ def photographs() -> Iterator[np.ndarray]:
     print(f"ordinary photographs: {len(images)}, each whole and in {PARTS} random parts")
     rng = np.random.default_rng(0)
     for image in images:
-        yield np.asarray(
-            Image.fromarray(image).resize(
-                [max(1, round(side * 300 / min(image.shape[:2]))) for side in image.shape[1::-1]]
-            )
-        )
+        size = [max(1, round(side * 300 / min(image.shape[:2]))) for side in image.shape[1::-1]]
+        yield np.asarray(Image.fromarray(image).resize(size))
         yield from crops(image, PARTS, rng)
 
 

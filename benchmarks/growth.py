@@ -3,6 +3,7 @@ the pixels."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.timing import Row
@@ -45,7 +46,7 @@ def make_folders(folder: Path, count: int) -> Path:
     return data
 
 
-def measured(work: str, *arguments) -> dict[str, float]:
+def measured(work: str, *arguments: object) -> dict[str, float]:
     """`work` of this file in a process of its own -> its seconds, and the memory that it added, in MB."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.growth", work, *map(str, arguments)], cwd=ROOT,
                           check=True, capture_output=True, text=True)
@@ -62,11 +63,8 @@ def rows(folder: Path, quick: bool) -> list[Row]:
              Row("its peak memory, PyTorch included", None, csv["peak"], "MB", goal="<= 1 GB"),
              Row(f"read a folder of {many:,} files", None,
                  measured("read_folder", make_folders(folder, many))["seconds"], "s", goal="<= 5 s")]
-    for what, work in (
-        ("read a CSV", "read_csv"),
-        ("an epoch's order and paths", "walk"),
-        ("figures and tables", "results"),
-    ):
+    for what, work in (("read a CSV", "read_csv"), ("an epoch's order and paths", "walk"),
+                       ("figures and tables", "results")):
         figures = [measured(work, make_csv(folder, paths[:size])) for size in sizes]
         for figure, kind, unit, scale in (("seconds", "time", "us", 1e6), ("MB", "memory", "bytes", 2**20)):
             values = ", ".join(f"{scale * values[figure] / size:,.1f}"
@@ -78,20 +76,20 @@ def rows(folder: Path, quick: bool) -> list[Row]:
 
 # ---- what is measured, in a process of its own -------------------------------------------------------------
 
-def _read_csv(file: str):
+def _read_csv(file: str) -> Callable[[], object]:
     from util.data.tables import read_csv
     from util.options.data import DataOptions
 
     return lambda: read_csv(DataOptions(csv_file=file, patient_col="patient"))
 
 
-def _read_folder(folder: str):
+def _read_folder(folder: str) -> Callable[[], object]:
     from util.data.tables import read_folder
 
     return lambda: read_folder(folder)
 
 
-def _walk(file: str):
+def _walk(file: str) -> Callable[[], None]:
     """An epoch's batches, and the path and place of every image of it."""
     from util.data.dataset import ImageDataset
     from util.data.sampling import StepPlan, TrainBatches
@@ -101,15 +99,16 @@ def _walk(file: str):
     table = read_csv(DataOptions(csv_file=file)).table
     dataset = ImageDataset(table, table["target"].to_numpy(), None, 0)
 
-    def work():
+    def work() -> None:
         plan = StepPlan(len(table), 64, 1, 1)
         for batch in TrainBatches(plan, 0, 0):
             for _, position in batch:
                 dataset.path(position)
+
     return work
 
 
-def _results(file: str):
+def _results(file: str) -> Callable[[], None]:
     import numpy as np
 
     from util.core.run_files import write_predictions
@@ -120,10 +119,11 @@ def _results(file: str):
     data = read_csv(DataOptions(csv_file=file))
     logits = np.random.default_rng(0).normal(size=(len(data.table), CLASSES))
 
-    def work():
+    def work() -> None:
         predictions = predictions_table(data.table, logits, data.class_names)
         classification_metrics(predictions)
         write_predictions(predictions, Path(file).with_suffix(".predictions.csv"))
+
     return work
 
 
@@ -132,8 +132,8 @@ def main(arguments: list[str]) -> None:
 
     from benchmarks.timing import seconds
 
-    work = {"read_csv": _read_csv, "read_folder": _read_folder, "walk": _walk,
-            "results": _results}[arguments[0]](arguments[1])
+    makers = {"read_csv": _read_csv, "read_folder": _read_folder, "walk": _walk, "results": _results}
+    work = makers[arguments[0]](arguments[1])
     before = _memory("VmRSS")
     took = seconds(work)
     print(took, before, _memory("VmHWM"))

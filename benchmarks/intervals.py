@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -28,15 +29,14 @@ from util.metrics.intervals import classification_intervals
 def table_of(images: int, classes: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     true = rng.integers(classes, size=images)
-    logits = (
-        rng.normal(size=(images, classes)).astype(np.float32) + 1.5 * np.eye(classes, dtype=np.float32)[true]
-    )
+    noise = rng.normal(size=(images, classes)).astype(np.float32)
+    logits = noise + 1.5 * np.eye(classes, dtype=np.float32)[true]
     rows = pd.DataFrame({"index": np.arange(images), "path": "p.jpg", "patient": "", "split": "test",
                          "target": true})
     return predictions_table(rows, logits, [f"grade {k}" for k in range(classes)])
 
 
-def measure(images: int, classes: int, connection) -> None:
+def measure(images: int, classes: int, connection: Connection) -> None:
     table = table_of(images, classes)
     began = time.perf_counter()
     entries = classification_intervals(table, temperature=1.2)
@@ -44,14 +44,12 @@ def measure(images: int, classes: int, connection) -> None:
     connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, len(entries)))
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
-    sizes = (
-        ((1000, 5, "", ""),) if options.quick else ((10_000, 5, "<= 20", ""), (10**6, 5, "<= 120", "<= 2"))
-    )
+    sizes = [(1000, 5, "", "")] if options.quick else [(10_000, 5, "<= 20", ""), (10**6, 5, "<= 120", "<= 2")]
     print(f"{'predictions':>12} {'classes':>8} {'resamples':>10} {'figures':>8} {'seconds':>8} {'goal':>8} "
           f"{'peak GB':>8} {'goal':>6}")
     for images, classes, seconds, memory in sizes:

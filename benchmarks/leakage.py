@@ -8,7 +8,7 @@ Images are drawn in two ways: as the demo's, whose eyes differ in where disc and
 colour; and as from one camera and one protocol, right eyes alone with all of that at one place, which look
 more alike than anything real. Two thirds of them are train, the rest test. Copies of a tenth are planted in
 test, of each kind, and looked up as a run does; then the same the other way round, the copies in train. False
-alarms are counted in images of test that have no copy in train. The time is that of a first start on
+alarms are counted in images of test that have no copy in train. The time is that of a first launch on
 photographs of 2048 x 2048 pixels, files hashed, decoded and compared, and of a second.
 """
 
@@ -41,8 +41,7 @@ from util.data.public.demo import plan, render  # noqa: E402
 
 SIZE, SEED = 320, 5
 ONE_PLACE = {"disc_x": 0.54, "disc_y": -0.02, "disc_radius": 0.145, "macula_x": -0.02, "macula_y": 0.04,
-             "brightness": 0.85,
-             "vessel_width": 0.036}
+             "brightness": 0.85, "vessel_width": 0.036}
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> Image.Image:
@@ -53,10 +52,8 @@ def jpeg(image: Image.Image, quality: int = 90) -> Image.Image:
 
 def crop(image: Image.Image, share: float, right: float = 0.0, down: float = 0.0) -> Image.Image:
     width, height = (round(share * edge) for edge in image.size)
-    left, top = (
-        round((image.width - width) / 2 + right * image.width),
-        round((image.height - height) / 2 + down * image.height),
-    )
+    left = round((image.width - width) / 2 + right * image.width)
+    top = round((image.height - height) / 2 + down * image.height)
     return jpeg(image.crop((left, top, left + width, top + height)))
 
 
@@ -104,8 +101,8 @@ def drawn(one_camera: bool, number: int) -> Image.Image:
 def prints_of(one_camera: bool, number: int, copied: bool) -> tuple[np.ndarray, list[np.ndarray]]:
     """The image's fingerprint, and those of its copies."""
     image = drawn(one_camera, number)
-    return fingerprint_of(image), [fingerprint_of(make(image))
-                                   for make, _ in COPIES.values()] if copied else []
+    makers = [make for make, _ in COPIES.values()] if copied else []
+    return fingerprint_of(image), [fingerprint_of(make(image)) for make in makers]
 
 
 def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
@@ -125,9 +122,8 @@ def errors(one_camera: bool, pictures: int, cores: int) -> list[dict]:
     train = 2 * pictures // 3
     found = nearest(every[train:], every[:train])
     rows.append({"what": f"distinct images taken for copies, {which}", "pictures": pictures - train,
-                 "among": train,
-                 "share": float((found.place >= 0).mean()), "most similar": _most_similar(every, train),
-                 "goal": "< 1 %"})
+                 "among": train, "share": float((found.place >= 0).mean()),
+                 "most similar": _most_similar(every, train), "goal": "< 1 %"})
     return rows
 
 
@@ -142,7 +138,7 @@ def _most_similar(every: np.ndarray, train: int) -> float:
 
 
 def times(folder: Path, pictures: int, size: int) -> list[dict]:
-    """Seconds of a first and a second start on files of their own (a few photographs, copied and made
+    """Seconds of a first and a second launch on files of their own (a few photographs, copied and made
     different)."""
     models = [Path(path) for path in photographs(folder / "models", (size, size), min(12, pictures))]
     rows = []
@@ -157,9 +153,8 @@ def times(folder: Path, pictures: int, size: int) -> list[dict]:
     for start in ("first", "second"):
         begun, used = time.perf_counter(), time.process_time()
         check(table, Fingerprints(known), progress=False)
-        found.append({"what": f"{start} start, {pictures:,} JPEGs of {size} x "
-                              f"{size}", "seconds": time.perf_counter() - begun,
-                      "core seconds": time.process_time() - used})
+        found.append({"what": f"{start} start, {pictures:,} JPEGs of {size} x {size}",
+                      "seconds": time.perf_counter() - begun, "core seconds": time.process_time() - used})
     return found
 
 
@@ -170,18 +165,15 @@ def search_time(pictures: int, distinct: int) -> dict:
         made = list(pool.map(partial(prints_of, True), range(distinct), [False] * distinct, chunksize=20))
     some = np.array([one for one, _ in made], FINGERPRINT)
     cut = 2 * distinct // 3
-    train, test = (
-        np.resize(some[:cut], 2 * pictures // 3),
-        np.resize(some[cut:], pictures - 2 * pictures // 3),
-    )
+    in_train = 2 * pictures // 3
+    train, test = np.resize(some[:cut], in_train), np.resize(some[cut:], pictures - in_train)
     begun, used = time.perf_counter(), time.process_time()
     nearest(test, train)
-    return {"what": f"comparison alone, {len(test):,} x {len(train):,} "
-                    "images", "seconds": time.perf_counter() - begun,
-            "core seconds": time.process_time() - used}
+    return {"what": f"comparison alone, {len(test):,} x {len(train):,} images",
+            "seconds": time.perf_counter() - begun, "core seconds": time.process_time() - used}
 
 
-def _text(name: str, value) -> str:
+def _text(name: str, value: str | int | float) -> str:
     if not isinstance(value, float):
         return f"{value}"
     return f"{value:.1%}" if name.startswith(("found", "share")) else f"{value:.3g}"

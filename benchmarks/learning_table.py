@@ -8,6 +8,7 @@ import math
 import platform
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -15,6 +16,9 @@ import torch
 import compare
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
+
+if TYPE_CHECKING:
+    from benchmarks.learning import Cell
 
 START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table -->"
 STORED, PAGES = Path("docs/learning.json"), {"en": "docs/speed.md", "zh": "docs/zh/speed.md"}
@@ -31,17 +35,8 @@ WORDS = {
         "probe": "ours, `--adaptation lp`",
         "logistic": "logistic regression on features",
         "plain": "plain loop",
-        "header": (
-            "Images",
-            "Start",
-            "Method",
-            "AUC",
-            "Accuracy",
-            "AUC above the plain loop's",
-            "p",
-            "p (new seeds)",
-            "Time",
-        ),
+        "header": ("Images", "Start", "Method", "AUC", "Accuracy", "AUC above the plain loop's", "p",
+                   "p (new seeds)", "Time"),
         "none": "Not measured yet.",
         "seeds": "seeds",
         "epochs": "epochs",
@@ -77,7 +72,7 @@ WORDS = {
 
 # ---- from runs to rows -------------------------------------------------------------------------------------
 
-def content(cells: list, work: Path, epochs: int) -> dict:
+def content(cells: "list[Cell]", work: Path, epochs: int) -> dict:
     """What docs/learning.json holds, of runs that are done: {machine, epochs, seeds, commits, rows}.
 
     Runs of the same images and start are compared with each other by compare.py, IDRiD with and without the
@@ -96,18 +91,17 @@ def content(cells: list, work: Path, epochs: int) -> dict:
             "commits": sorted({each["commit"] for each in facts if each.get("commit")}), "rows": rows}
 
 
-def _compared(cells: list, output: Path) -> list[dict]:
+def _compared(cells: "list[Cell]", output: Path) -> list[dict]:
     """Rows of runs of one start on the same test images, with the tests against the plain loop where it is
     among them."""
-    groups: dict[tuple[str, str], list] = {}
+    groups: dict[tuple[str, str], list[Cell]] = {}
     # the second of each pair: tests are first - second
     for cell in sorted(cells, key=lambda cell: cell.way == "plain"):
         groups.setdefault((cell.images, cell.way), []).append(cell)
     names = [f"{images} {way}" for images, way in groups]
     with contextlib.redirect_stdout(io.StringIO()):  # comparison.md says the same
-        compare.main([*(str(cell.folder) for members in groups.values() for cell in members), "--metric",
-                      *METRICS,
-                      "--names", *names, "--output", str(output)])
+        compare.main([*(str(cell.folder) for members in groups.values() for cell in members),
+                      "--metric", *METRICS, "--names", *names, "--output", str(output)])
     found = pd.read_csv(output / "comparison.csv").set_index("group")
     tests = pd.read_csv(output / "comparison_tests.csv")
     tests = tests[(tests["metric"] == "roc_auc") & (tests["method"] == "paired DeLong")]
@@ -151,8 +145,8 @@ def _cells(row: dict, words: dict) -> list[str]:
     if row["difference"] is not None:
         above = f"{row['difference']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]"
     return [words[row["images"]], words[row["start"]], words[row["way"]], _figure(row, "roc_auc"),
-            _figure(row, "accuracy"),
-            above, _p(row["p_holm"]), _p(row["p_seeds_holm"]), _time(row["seconds"], words)]
+            _figure(row, "accuracy"), above, _p(row["p_holm"]), _p(row["p_seeds_holm"]),
+            _time(row["seconds"], words)]
 
 
 def _figure(row: dict, name: str) -> str:

@@ -15,8 +15,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from util.core.ending import exit_with
+
+if TYPE_CHECKING:
+    from models_vit import Backbone
 
 ROOT = Path(__file__).parent.parent
 BATCH, CLASSES = 2, 5
@@ -27,7 +31,7 @@ GOALS = {"fsdp": 1.7, "fsdp, checkpointed": 2.0}  # times less than alone
 
 
 def resident(name: str) -> int:
-    """A figure of this process in bytes: VmRSS now, VmHWM the most since `forget_peak`."""
+    """A number of this process in bytes: VmRSS now, VmHWM the most since `forget_peak`."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
@@ -39,7 +43,7 @@ def forget_peak() -> None:
 
 
 def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
-    """One process of one way: prints its figures as JSON (the main process)."""
+    """One process of one way: prints its numbers as JSON (the main process)."""
     import torch
 
     import models_vit
@@ -61,8 +65,8 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
             recompute_blocks(model)
         if sharded:
             parts = []
-            models_vit.load_backbone(model, row, str(weights), "", put=lambda part,
-                                     fitted: parts.append((part, fitted)))
+            models_vit.load_backbone(model, row, str(weights), "",
+                                     put=lambda part, fitted: parts.append((part, fitted)))
             sharding.shard(model, world)
             sharding.materialise(model, world.device, parts)
             del parts
@@ -84,11 +88,11 @@ def measure(way: str, recomputed: bool, small: bool, weights: Path) -> None:
             print(json.dumps({"base": most[0], "start": most[1], "step": most[2]}), flush=True)
 
 
-def backbone(small: bool):
+def backbone(small: bool) -> "Backbone":
     import models_vit
 
-    return next(row for row in models_vit.BACKBONES
-                if row.arch == ("dinov3_vits16" if small else "retfound_dinov2"))
+    arch = "dinov3_vits16" if small else "retfound_dinov2"
+    return next(row for row in models_vit.BACKBONES if row.arch == arch)
 
 
 def write_weights(path: Path, small: bool) -> None:
@@ -101,11 +105,11 @@ def write_weights(path: Path, small: bool) -> None:
     torch.save(model.state_dict(), path)
 
 
-def started(processes: int, words: list[str]) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc_per_node={processes}"] if (
-        processes > 1) else [sys.executable]
-    run = subprocess.run([*command, "-m" if processes == 1 else "--module", "benchmarks.memory", *words],
+def started(processes: int, words: list[str]) -> dict[str, int]:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--module"]
+    run = subprocess.run([*command, "benchmarks.memory", *words],
                          cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
@@ -114,9 +118,8 @@ def started(processes: int, words: list[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true", help="a small model, to see that it runs")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="of the ways, the one alone beside it"
-    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
+                        help="of the ways, the one alone beside it")
     parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -11,12 +11,12 @@ from util.data.tables import Data, fingerprint
 from util.metrics.intervals import classification_intervals
 
 
-def write_run(folder: Path, data: Data, options: dict, predictions: dict[str, pd.DataFrame], **facts) -> None:
+def write_run(folder: Path, data: Data, options: dict, predictions: dict[str, pd.DataFrame],
+              **facts: object) -> None:
     """The files that compare.py reads; run.json last: where it is, the run is whole.
 
     options: what tells the run from others, under the names of main_finetune.py's flags where they mean the
-    same;
-    `adaptation` is the method. predictions: {split: predictions table}.
+    same; `adaptation` is the method. predictions: {split: predictions table}.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for split, table in predictions.items():

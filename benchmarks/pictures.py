@@ -2,6 +2,7 @@
 pixel."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ NOISE = 1.0
 
 
 def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = ".jpg", noise: float = NOISE,
-                **options) -> list[str]:
+                **options: Any) -> list[str]:
     """`count` images of `size` (width, height) in `folder` -> their paths; options are Pillow's for
     saving."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -24,10 +25,8 @@ def photographs(folder: Path, size: tuple[int, int], count: int, suffix: str = "
         side = (width - height) // 2
         wide = np.pad(retina, ((0, 0), (side, width - height - side), (0, 0)))
         grain = np.random.default_rng(number).normal(0, noise, (height, width, 1))
-        path = (
-            folder
-            / f"{width}x{height}-{noise:g}-{number}{'-p' if options.get('progressive') else ''}{suffix}"
-        )
+        kind = "-p" if options.get("progressive") else ""
+        path = folder / f"{width}x{height}-{noise:g}-{number}{kind}{suffix}"
         saved = {"quality": 90, **options} if suffix == ".jpg" else options
         Image.fromarray((wide + grain).clip(0, 255).astype(np.uint8)).save(path, **saved)
         paths.append(str(path))

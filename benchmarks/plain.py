@@ -14,13 +14,13 @@ def read(path: str) -> Image.Image:
         return Image.open(file).convert("RGB")
 
 
-def train_transform(input_size: int):
+def train_transform(input_size: int) -> transforms.Compose:
     """The usual recipe: random resized crop, flip, RandAugment, random erasing."""
     return create_transform(input_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1",
                             interpolation="bicubic", re_prob=0.25, re_mode="pixel", mean=MEAN, std=STD)
 
 
-def eval_transform(input_size: int):
+def eval_transform(input_size: int) -> transforms.Compose:
     return transforms.Compose([
         transforms.Resize(int(input_size / 0.875), interpolation=transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(input_size), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
@@ -29,7 +29,7 @@ def eval_transform(input_size: int):
 class Step:
     """A training step: forward in fp32 or under autocast, backward, AdamW, the loss read at once."""
 
-    def __init__(self, model: torch.nn.Module, bf16: bool = False, learning_rate: float = 1e-4):
+    def __init__(self, model: torch.nn.Module, bf16: bool = False, learning_rate: float = 1e-4) -> None:
         self.model, self.bf16 = model, bf16
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import latent_feature
@@ -35,22 +35,20 @@ STRENGTHS = np.logspace(-4, 1, 11)
 def features_of(options: argparse.Namespace, paths: pd.Series) -> np.ndarray:
     """(N, D) the features of images, by latent_feature.py."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = (
-            ("--finetune", options.finetune)
-            if options.finetune
-            else ("--random_weights", "--seed", options.seed)
-        )
-        words = ("--model", "timm", "--model_arch", options.model_arch, *weights, "--input_size",
-                 options.input_size,
-                 "--input", options.data_path, "--output", Path(folder) / "features.npz",
-                 *(("--fundus_crop", options.fundus_crop) if options.fundus_crop else ()))
+        weights = ("--random_weights", "--seed", options.seed)
+        if options.finetune:
+            weights = ("--finetune", options.finetune)
+        crop = ("--fundus_crop", options.fundus_crop) if options.fundus_crop else ()
+        words = ("--model", "timm", "--model_arch", options.model_arch, *weights,
+                 "--input_size", options.input_size, "--input", options.data_path,
+                 "--output", Path(folder) / "features.npz", *crop)
         latent_feature.main(list(map(str, words)))
         with np.load(Path(folder) / "features.npz") as file:
             place = {os.path.normpath(path): row for row, path in enumerate(file["paths"])}
             return file["pooled"][[place[os.path.normpath(path)] for path in paths]]
 
 
-def logits_of(model, features: np.ndarray) -> np.ndarray:
+def logits_of(model: Pipeline, features: np.ndarray) -> np.ndarray:
     """(N, K); of two classes scikit-learn gives one column, the second one's."""
     found = model.decision_function(features)
     return np.stack([np.zeros_like(found), found], axis=1) if found.ndim == 1 else found
@@ -63,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = {split: (data.table["split"] == split).to_numpy() for split in ("train", "val", "test")}
     targets = data.table["target"].to_numpy()
 
-    def predicted(model, split: str) -> pd.DataFrame:
+    def predicted(model: Pipeline, split: str) -> pd.DataFrame:
         return predictions_table(data.table[rows[split]], logits_of(model, features[rows[split]]),
                                  data.class_names)
 
@@ -88,9 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--model_arch", required=True)
-    parser.add_argument(
-        "--finetune", default="", help="weights under timm's names; empty: random ones of --seed"
-    )
+    parser.add_argument("--finetune", default="",
+                        help="weights under timm's names; empty: random ones of --seed")
     parser.add_argument("--input_size", type=int, default=224)
     parser.add_argument("--fundus_crop", choices=("off", "auto"), default=None)
     parser.add_argument("--seed", type=int, default=0)

@@ -19,12 +19,14 @@ choice     the epoch with the best score on val: mean of macro F1, ROC AUC and k
 import argparse
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -42,7 +44,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Images(torch.utils.data.Dataset):
     """Rows of a table through a transform."""
 
-    def __init__(self, rows: pd.DataFrame, transform):
+    def __init__(self, rows: pd.DataFrame, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.paths, self.targets, self.transform = list(rows["path"]), list(rows["target"]), transform
 
     def __len__(self) -> int:
@@ -55,11 +57,8 @@ class Images(torch.utils.data.Dataset):
 def build(options: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     """The model with the weights of the file and a new head. RuntimeError where other tensors than the head's
     don't fit."""
-    sized = (
-        {"img_size": options.input_size}
-        if timm.get_pretrained_cfg(options.model_arch).fixed_input_size
-        else {}
-    )
+    is_fixed = timm.get_pretrained_cfg(options.model_arch).fixed_input_size
+    sized = {"img_size": options.input_size} if is_fixed else {}
     model = timm.create_model(options.model_arch, num_classes=num_classes, **sized)
     if options.finetune:
         weights = torch.load(options.finetune, map_location="cpu", weights_only=True)
@@ -78,7 +77,8 @@ def schedule_of(optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: fl
 
 
 @torch.inference_mode()
-def evaluate(model: torch.nn.Module, loader, rows: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
+def evaluate(model: torch.nn.Module, loader: torch.utils.data.DataLoader, rows: pd.DataFrame,
+             class_names: list[str]) -> pd.DataFrame:
     """The predictions table of a split."""
     model.eval()
     logits = [model(images.to(DEVICE)).cpu().numpy() for images, _ in loader]
@@ -96,9 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = {split: data.table[data.table["split"] == split] for split in ("train", "val", "test")}
     loaders = {split: torch.utils.data.DataLoader(
         Images(rows[split], augmented if split == "train" else create_transform(**config)),
-        options.batch_size,
-        shuffle=split == "train", drop_last=split == "train", num_workers=options.num_workers,
-        persistent_workers=options.num_workers > 0) for split in rows}
+        options.batch_size, shuffle=split == "train", drop_last=split == "train",
+        num_workers=options.num_workers, persistent_workers=options.num_workers > 0) for split in rows}
     steps = len(loaders["train"])
     optimizer = torch.optim.AdamW(param_groups_weight_decay(model, 0.05), lr=options.lr)
     schedule = schedule_of(optimizer, options.epochs, options.warmup_epochs, steps)
@@ -112,8 +111,8 @@ def main(argv: list[str] | None = None) -> int:
             loss(model(images.to(DEVICE)), labels.to(DEVICE)).backward()
             optimizer.step()
             optimizer.zero_grad()
-        score = classification_metrics(evaluate(model, loaders["val"], rows["val"],
-                                                data.class_names))[0]["score"]
+        predictions = evaluate(model, loaders["val"], rows["val"], data.class_names)
+        score = classification_metrics(predictions)[0]["score"]
         if score > best:
             best, weights, best_epoch = score, copy.deepcopy(model.state_dict()), epoch
         print(f"epoch {epoch}: score on val {score:.4f}", flush=True)

@@ -5,9 +5,11 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -15,7 +17,7 @@ from sklearn.datasets import load_digits
 import main_finetune
 import models_vit
 from benchmarks import plain
-from benchmarks.timing import Row, compare_apart
+from benchmarks.timing import Measure, Row, compare_apart
 from jobs.loaders import features_of
 from jobs.setup import prepare
 from jobs.tasks.classification import Classification
@@ -34,19 +36,19 @@ ARCH = ("--model", "Dinov2", "--model_arch", "dinov2_vits14", "--finetune", "")
 class Pictures(torch.utils.data.Dataset):
     """Rows of a table through a transform, as an ImageFolder gives them."""
 
-    def __init__(self, rows, transform):
+    def __init__(self, rows: pd.DataFrame, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.paths, self.targets, self.transform = list(rows["path"]), list(rows["target"]), transform
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place):
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
         with contextlib.suppress(ValueError):  # timm's posterize fails under Pillow 13 for 0 bits
             return self.transform(plain.read(self.paths[place])), self.targets[place]
         return torch.zeros(3, SIZE, SIZE), self.targets[place]
 
 
-def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
+def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int) -> Callable[[], None]:
     """A call that trains the head one epoch on `a_class` images a class and split, and scores val, the
     backbone running for every image."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +64,7 @@ def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
                   for split, transform in (("train", plain.train_transform(size)),
                                            ("val", plain.eval_transform(size))))
 
-    def work():
+    def work() -> None:
         model.eval()
         for images, labels in train:
             with precision.autocast():
@@ -73,25 +75,27 @@ def epoch_through_the_backbone(data: Path, a_class: int, name: str, size: int):
         with torch.no_grad(), precision.autocast():
             for images, _ in val:
                 model(images.to(device)).cpu()
+
     return work
 
 
-def probe(data: Path, folder: Path, task: str, *more) -> float:
+def probe(data: Path, folder: Path, task: str, *more: object) -> float:
     """The program's own probe, from its flags to its results on the disk -> its score on val."""
-    words = [*ARCH, "--adaptation", "lp", "--data_path", data, "--epochs", EPOCHS, "--output_dir",
-             folder / "out", "--log_dir",
-             folder / "logs", "--task", task, "--batch_size", BATCH, "--num_workers", 2, *more]
+    words = [*ARCH, "--adaptation", "lp", "--data_path", data, "--epochs", EPOCHS,
+             "--output_dir", folder / "out", "--log_dir", folder / "logs", "--task", task,
+             "--batch_size", BATCH, "--num_workers", 2, *more]
     with contextlib.redirect_stdout(io.StringIO()):
         main_finetune.main(list(map(str, words)))
     return json.loads((folder / "out" / task / "metrics_val.json").read_text())["score"]["value"]
 
 
-def our_probe(data: Path, folder: Path, name: str, size: int, stored: bool):
+def our_probe(data: Path, folder: Path, name: str, size: int, stored: bool) -> Callable[[], None]:
     """A call that runs the program's probe, with the features of an earlier one or without."""
-    def work():
+    def work() -> None:
         for left in ("out/probe", *(() if stored else ("out/.features",))):
             shutil.rmtree(folder / left, ignore_errors=True)
         probe(data, folder, "probe", "--input_size", size, "--precision", name)
+
     return work
 
 
@@ -104,20 +108,19 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     counts, of_part = (t["split"].value_counts()
                        for t in (table, table.groupby(["split", "target"]).head(a_class)))
     # an epoch on a few images of train and val stands for one on all of them
-    seen = sum(counts[split] for split in ("train", "val")) / sum(
-        of_part[split] for split in ("train", "val")
-    )
+    learnt_from = ["train", "val"]
+    seen = counts[learnt_from].sum() / of_part[learnt_from].sum()
     name = "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
-    whole, timing = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} images", {"unit": "s", "scale": 1}
+    whole = f"probe of {EPOCHS} epochs, ViT-S/14, {pictures:,} images"
+    measure = Measure("s", of_plain=EPOCHS * seen)
     at_equal, in_fp32 = ((epoch_through_the_backbone, data, a_class, precision, size)
                          for precision in (name, "fp32"))
     fresh, again = ((our_probe, data, folder, name, size, stored) for stored in (False, True))
     found = [compare_apart(f"{whole}: at equal precision ({name})", at_equal, fresh, pairs, ">= 35x",
-                           "one pass is 1/50 of train and val, and test", of_plain=EPOCHS * seen, **timing),
-             compare_apart(f"{whole}: against fp32", in_fp32, fresh, pairs, ">= 60x", of_plain=EPOCHS * seen,
-                           **timing),
+                           "one pass is 1/50 of train and val, and test", measure),
+             compare_apart(f"{whole}: against fp32", in_fp32, fresh, pairs, ">= 60x", measure=measure),
              compare_apart(f"{whole}: a second one, features stored", at_equal, again, pairs, ">= 500x",
-                           of_plain=EPOCHS * seen, **timing)]
+                           measure=measure)]
     digits = write_digits(folder / "digits", 300 if quick else 1797)
     for what, place in (("demo", data), ("digits", digits)):
         mine = probe(place, folder, f"score-{what}", "--input_size", 56, "--precision", "fp32")
@@ -133,17 +136,17 @@ def write_digits(folder: Path, count: int) -> Path:
     for number in range(count):
         place = folder / ("train", "train", "train", "val", "test")[number % 5] / str(labels[number])
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((images[number].reshape(8, 8)
-                         * 15.9).astype(np.uint8)).resize((56, 56)).save(place / f"{number}.png")
+        pixels = (images[number].reshape(8, 8) * 15.9).astype(np.uint8)
+        Image.fromarray(pixels).resize((56, 56)).save(place / f"{number}.png")
     return folder
 
 
 def single_head(data: Path, folder: Path, *more: str) -> float:
-    """The best score on val of one head at the run's own rate and decay, over all epochs: what 50 epochs
-    through the backbone come to, augmentation aside."""
-    words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS), "--task",
-             "single", "--output_dir",
-             str(folder / "out"), "--log_dir", str(folder / "logs"), "--batch_size", str(BATCH), *more]
+    """The best score on val of one head at the run's own learning rate and decay, over all epochs: what 50
+    epochs through the backbone come to, augmentation aside."""
+    words = [*ARCH, "--adaptation", "lp", "--data_path", str(data), "--epochs", str(EPOCHS),
+             "--task", "single", "--output_dir", str(folder / "out"), "--log_dir", str(folder / "logs"),
+             "--batch_size", str(BATCH), *more]
     options = parse(FINETUNE, "", words)
     with contextlib.redirect_stdout(io.StringIO()):
         job = prepare(options, World(), Classification)
@@ -154,17 +157,12 @@ def single_head(data: Path, folder: Path, *more: str) -> float:
     torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=job.options.training.weight_decay)
     loss = job.task.loss(job.rows("train"))
-    best, steps = 0.0, -(-len(labels) // BATCH)
+    best, steps, schedule = 0.0, -(-len(labels) // BATCH), job.schedule
     for epoch in range(EPOCHS):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = learning_rate_at(
-                epoch + (step + 0.5) / steps,
-                job.schedule.peak,
-                job.schedule.minimum,
-                job.schedule.warmup_epochs,
-                EPOCHS,
-            )
+                epoch + (step + 0.5) / steps, schedule.peak, schedule.minimum, schedule.warmup_epochs, EPOCHS)
             rows_of_step = order[step * BATCH:(step + 1) * BATCH]
             loss(layer(features["train"][rows_of_step]), labels[rows_of_step]).mean().backward()
             optimizer.step()

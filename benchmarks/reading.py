@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from simplejpeg import decode_jpeg
 
 from benchmarks import plain
 from benchmarks.pictures import photographs
-from benchmarks.timing import Row, compare_apart, seconds
+from benchmarks.timing import Measure, Row, compare_apart, seconds
 from util.core.machine import keep_freed_memory
 from util.data.images.cache import Kept, default_side, open_cache
 from util.data.images.files import ImageSource, resized
@@ -27,36 +28,39 @@ def seed(number: int) -> None:
     torch.default_generator.manual_seed(number)
 
 
-def plain_way(what: str, paths: list[str], number: int):
+def plain_way(what: str, paths: list[str], number: int) -> Callable[[], None]:
     """A call that takes `number` images through the plain train or eval transform, the k-th with the same
     random draws every time."""
     transform = plain.train_transform(SIZE) if what == "train" else plain.eval_transform(SIZE)
 
-    def work():
+    def work() -> None:
         for k in range(number):
             seed(k)
             # timm's posterize fails under Pillow 13 for 0 bits, after all else is done
             with contextlib.suppress(ValueError):
                 transform(plain.read(paths[k % len(paths)]))
+
     return work
 
 
-def our_way(what: str, paths: list[str], number: int, kept: int | None = None, folder: Path | None = None):
+def our_way(what: str, paths: list[str], number: int, kept: int | None = None,
+            folder: Path | None = None) -> Callable[[], None]:
     """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in
     `folder`."""
     keep_freed_memory()
     transform = scaled(kept)[what == "eval"]
-    source = open_cache(folder, paths, Kept(kept, "scaled"), 1,
-                        lambda line: None) if kept else lambda path: path
+    source = (open_cache(folder, paths, Kept(kept, "scaled"), 1, lambda line: None) if kept else
+              lambda path: path)
 
-    def work():
+    def work() -> None:
         for k in range(number):
             seed(k)
             transform(source(paths[k % len(paths)]))
+
     return work
 
 
-def scaled(kept=None):
+def scaled(kept: int | None = None) -> tuple[TrainTransform, EvalTransform]:
     return (TrainTransform(train_settings(SIZE, plain.MEAN, plain.STD, "scaled",
                                           ImageOptions(cache_size=kept))),
             EvalTransform(eval_settings(SIZE, plain.MEAN, plain.STD, "scaled", kept=kept)))
@@ -84,9 +88,9 @@ def _files(folder: Path, quick: bool) -> list[Row]:
         paths = photographs(folder, size, 3, **options)
         limit = _limit(paths)
         for what, goal in zip(("train", "eval"), goals, strict=True):
-            found.append(compare_apart(f"{name}, {what}, an image", (plain_way, what, paths, number),
-                                       (our_way, what, paths, number), pairs, goal, limit,
-                                       of_plain=1 / number, of_ours=1 / number, threads=1))
+            found.append(compare_apart(
+                f"{name}, {what}, an image", (plain_way, what, paths, number), (our_way, what, paths, number),
+                pairs, goal, limit, Measure(of_plain=1 / number, of_ours=1 / number, threads=1)))
         if goals[0]:
             found.append(_difference(name, paths, number))
     return found
@@ -98,12 +102,13 @@ def _limit(paths: list[str]) -> str:
     contents = [Path(path).read_bytes() for path in paths]
     jpeg = paths[0].endswith(".jpg")
 
-    def decode():
+    def decode() -> None:
         for path, content in zip(paths, contents, strict=True):
             if jpeg:
                 decode_jpeg(content, "RGB", min_height=1, min_width=1)
             else:
                 Image.open(path).load()
+
     decode()
     least = min(seconds(decode) for _ in range(5)) / len(paths)
     return f"{1e3 * least:.1f} ms: {'its Huffman codes' if jpeg else 'decoding'} alone"
@@ -138,10 +143,10 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
     pairs, number, many = (1, 3, 6) if quick else (7, 12, 240)
     found = []
     for what, goal in (("train", ">= 20x"), ("eval", ">= 60x")):
-        found.append(compare_apart(f"image cache at {side}, {what}, an image of 2048x2048 from the second "
-                                   "epoch on", (plain_way, what, paths, number),
-                                   (our_way, what, paths, many, side, folder / "cache"),
-                                   pairs, goal, of_plain=1 / number, of_ours=1 / many, threads=1))
+        found.append(compare_apart(
+            f"image cache at {side}, {what}, an image of 2048x2048 from the second epoch on",
+            (plain_way, what, paths, number), (our_way, what, paths, many, side, folder / "cache"), pairs,
+            goal, measure=Measure(of_plain=1 / number, of_ours=1 / many, threads=1)))
     found.append(_kept_difference(paths, side, 3 if quick else 60))
     return found
 
@@ -161,5 +166,5 @@ def _kept_difference(paths: list[str], side: int, number: int) -> Row:
         box = tuple(scale * edge for edge in (left, top, left + width, top + height))
         exact = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         differences.append(np.abs(ours.astype(int) - exact).mean())
-    return Row(f"image cache at {side}, crops against the same part of the whole "
-               "image", None, float(np.mean(differences)), "grey levels", goal="<= 2")
+    return Row(f"image cache at {side}, crops against the same part of the whole image", None,
+               float(np.mean(differences)), "grey levels", goal="<= 2")

@@ -30,9 +30,8 @@ PARTS = {"reading": reading, "step": stepping, "probe": probing, "start": starti
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
-    parser.add_argument(
-        "--quick", action="store_true", help="run every measure once, on little: for its correctness"
-    )
+    parser.add_argument("--quick", action="store_true",
+                        help="run every measure once, on little: for its correctness")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts of the table")
     options = parser.parse_args(argv)
     rows = []
@@ -40,10 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.only:
             print(f"{name} …", file=sys.stderr, flush=True)
             rows += PARTS[name].rows(Path(folder), options.quick)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"{platform.machine()}, {usable_cores()} cores, bf16 instructions: "
-          f"{'yes' if cpu_has_bf16() else 'no'}; GPU: "
-          f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}; PyTorch "
-          f"{torch.__version__}\n")
+          f"{'yes' if cpu_has_bf16() else 'no'}; GPU: {gpu}; PyTorch {torch.__version__}\n")
     print(as_text(rows))
     if options.json:
         fields = ("what", "plain", "ours", "ratio", "goal")

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.pictures import photographs
-from benchmarks.timing import Row, compare
+from benchmarks.timing import Measure, Row, compare
 from util.data.images.cache import Filling, Kept
 from util.data.images.fundus_fields import Fields
-from util.data.images.reading_pass import read_images
+from util.data.images.reading_pass import Reader, read_images
 from util.data.images.scan import ImageFacts
 from util.data.leakage.fingerprints import Fingerprints
 from util.data.public.demo import make_demo
@@ -38,22 +38,22 @@ def run(*words: str, folder: Path) -> None:
 def rows(folder: Path, quick: bool) -> list[Row]:
     pairs, demo = 1 if quick else 5, folder / "demo"
     make_demo(demo, **({"pictures": 120} if quick else {}))
-    flags = ["--model", "timm", "--model_arch", "efficientvit_m0", "--input_size", "128", "--data_path",
-             str(demo),
-             "--task", "t", "--output_dir", str(folder / "out"), "--log_dir", str(folder / "logs"),
-             "--batch_size", "32"]
+    flags = ["--model", "timm", "--model_arch", "efficientvit_m0", "--input_size", "128",
+             "--data_path", str(demo), "--task", "t", "--output_dir", str(folder / "out"),
+             "--log_dir", str(folder / "logs"), "--batch_size", "32"]
 
-    def imports():
+    def imports() -> None:
         run("-c", "import torch, timm", folder=ROOT)
 
-    def first_step():
+    def first_step() -> None:
         run("-c", FIRST_STEP, *flags, folder=ROOT)
-    start = compare("start-up: importing torch and timm, and until the first training step of the "
-                    "demo", imports, first_step,
-                    pairs, "<= 2.5 times the imports (ratio >= 0.4x)", unit="s", scale=1)
+
+    start = compare("start-up: importing torch and timm, and until the first training step of the demo",
+                    imports, first_step, pairs, "<= 2.5 times the imports (ratio >= 0.4x)",
+                    measure=Measure("s"))
     help_text = compare("--help, against importing torch and timm", imports,
-                        lambda: run("main_finetune.py", "--help", folder=ROOT), pairs, "<= 2 s", unit="s",
-                        scale=1)
+                        lambda: run("main_finetune.py", "--help", folder=ROOT), pairs, "<= 2 s",
+                        measure=Measure("s"))
     return [start, help_text, one_pass(folder, quick, "off"), one_pass(folder, quick, "auto")]
 
 
@@ -64,21 +64,22 @@ def one_pass(folder: Path, quick: bool, crop: str) -> Row:
     paths = photographs(folder / "photographs", (side * 3 // 2, side), count)
     number = itertools.count()
 
-    def readers() -> list:
+    def readers() -> list[Reader]:
         fields = [Fields(None)] if crop == "auto" else []
         kept = Kept(512, "scaled", fundus_crop=crop, fields=fields[0] if fields else None)
         return [*fields, Filling(folder / f"{crop} {next(number)}", kept, print), Fingerprints(None),
                 ImageFacts(None)]
 
-    def apart():
+    def apart() -> None:
         for reader in readers():
             read_images([(reader, paths)], 1)
 
-    def together():
+    def together() -> None:
         read_images([(reader, paths) for reader in readers()], 1)
+
     return compare(f"first launch, {count} photographs of {3 * side // 2}x{side}, --fundus_crop {crop}: a "
-                   "pass for each of check, cache and fingerprints, and one for "
-                   "all", apart, together, 1 if quick else 5, ">= 1.2x", unit="s", scale=1, clock=cpu_seconds)
+                   "pass for each of check, cache and fingerprints, and one for all", apart, together,
+                   1 if quick else 5, ">= 1.2x", measure=Measure("s", clock=cpu_seconds))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

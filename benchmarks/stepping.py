@@ -3,6 +3,7 @@ what each part of ours gives."""
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import timm
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models_vit
 from benchmarks.plain import Step
-from benchmarks.timing import Row, compare, compare_apart, seconds
+from benchmarks.timing import Measure, Row, compare, compare_apart, seconds
 from engine_finetune import ClassificationLoss, Progress, Schedule, Trainer, train_one_epoch
 from util.core.machine import keep_freed_memory, usable_cores
 from util.data.sampling import StepPlan, TrainBatches
@@ -20,6 +21,7 @@ from util.model.precision import Precision, cpu_has_bf16
 from util.parallel.processes import World
 
 BATCH, STEPS, CLASSES = 16, 3, 5
+A_STEP = Measure(of_plain=1 / STEPS, of_ours=1 / STEPS)  # of calls of STEPS steps
 
 
 class Batches:
@@ -29,17 +31,17 @@ class Batches:
         covariates = None
 
         @staticmethod
-        def path(position):
+        def path(position: int) -> str:
             return str(position)
 
-    def __init__(self, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor):
+    def __init__(self, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.batch_sampler, self.dataset = TrainBatches(plan, 0, 0), self._Nothing()
         self.batch = images, labels, torch.arange(len(images))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         return iter([self.batch] * len(self))
 
 
@@ -49,9 +51,10 @@ class Unfused(torch.optim.AdamW):
     found_inf = property(lambda self: None, lambda self, value: None)
 
 
-def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.device, fused: bool = True):
-    """A call that trains STEPS steps through the program's own loop."""
-    precision = Precision(precision, device.type)
+def ours(model: torch.nn.Module, name: str, images: torch.Tensor, labels: torch.Tensor, device: torch.device,
+         fused: bool = True) -> Callable[[], object]:
+    """A call that trains STEPS steps through the program's own loop. name: of the precision."""
+    precision = Precision(name, device.type)
     model = precision.place(model.to(device))
     plan = StepPlan(STEPS * len(images), len(images), 1, 1)
     groups = parameter_groups(model, 0.05, 0.65)
@@ -62,12 +65,14 @@ def ours(model: torch.nn.Module, precision: str, images, labels, device: torch.d
     return lambda: train_one_epoch(trainer, loader, Progress(0))
 
 
-def plain(model: torch.nn.Module, images, labels, device: torch.device, bf16: bool = False):
+def plain(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device,
+          bf16: bool = False) -> Callable[[], None]:
     step = Step(model.to(device).train(), bf16)
 
-    def work():
+    def work() -> None:
         for _ in range(STEPS):
             step(images.to(device), labels.to(device))
+
     return work
 
 
@@ -89,11 +94,11 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     images, labels = torch.randn(BATCH, 3, size, size), torch.arange(BATCH) % CLASSES
     bf16 = device.type == "cuda" or cpu_has_bf16()
     name = "bf16" if bf16 else "fp32"
-    share = 1 / STEPS
 
-    def against(what, other, mine, goal="", limit=""):
-        return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal, limit,
-                       of_plain=share, of_ours=share)
+    def against(what: str, other: Callable[[], object], mine: Callable[[], object], goal: str = "") -> Row:
+        return compare(f"training step, ViT-S/14, batch {BATCH}: {what}", other, mine, pairs, goal,
+                       measure=A_STEP)
+
     found = [against("fp32 as it comes, ours", plain(vit(size), images, labels, device),
                      ours(vit(size), name, images, labels, device), ">= 1.7x, aim 2.3x" if bf16 else "")]
     whole = found[0]
@@ -119,7 +124,7 @@ def rows(folder: Path, quick: bool) -> list[Row]:
     return found
 
 
-def _fused_attention(work, model: torch.nn.Module):
+def _fused_attention(work: Callable[[], object], model: torch.nn.Module) -> Callable[[], object]:
     """The same call with PyTorch's fused attention, which `Precision.place` turns off on CPUs in bf16."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -133,36 +138,38 @@ def _rate(row: Row, size: int, device: torch.device) -> Row:
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(BATCH, 3, size, size, device=device)).sum().backward()
     rate, limit = counter.get_total_flops() / (row.ours / 1e3), product_rate(torch.bfloat16, device)
-    return Row("its products a second, of those of a matrix product alone in "
-               "bf16", None, 100 * rate / limit, "%",
-               goal=">= 50 %, aim 70 %", limit=f"{limit / 1e9:,.0f} GFLOP/s, reached {rate / 1e9:,.0f}")
+    return Row("its products a second, of those of a matrix product alone in bf16", None, 100 * rate / limit,
+               "%", goal=">= 50 %, aim 70 %",
+               limit=f"{limit / 1e9:,.0f} GFLOP/s, reached {rate / 1e9:,.0f}")
 
 
 def _channels_last(quick: bool, name: str, device: torch.device) -> Row:
     arch, size = ("test_resnet", 64) if quick else ("resnet50", 224)
     images, labels = torch.randn(BATCH, 3, size, size), torch.arange(BATCH) % CLASSES
 
-    def build():
+    def build() -> torch.nn.Module:
         torch.manual_seed(0)
         return timm.create_model(arch, num_classes=CLASSES)
+
     return compare(f"training step, {arch}, batch {BATCH}: channels last against first, both {name}",
                    plain(build(), images, labels, device, name == "bf16"),
-                   ours(build(), name, images, labels, device),
-                   1 if quick else 5, of_plain=1 / STEPS, of_ours=1 / STEPS)
+                   ours(build(), name, images, labels, device), 1 if quick else 5, measure=A_STEP)
 
 
-def plain_evaluation(size: int, device: torch.device):
+def plain_evaluation(size: int, device: torch.device) -> Callable[[], None]:
     """Forward passes of 32 images in batches of 16, in fp32 and without gradients."""
     model, images = vit(size).to(device).eval(), torch.randn(2 * BATCH, 3, size, size)
 
     @torch.no_grad()
-    def work():
+    def work() -> None:
         for part in images.split(BATCH):
             model(part.to(device)).cpu()
+
     return work
 
 
-def our_evaluation(size: int, device: torch.device, name: str, batch: int, keeps_memory: bool):
+def our_evaluation(size: int, device: torch.device, name: str, batch: int,
+                   keeps_memory: bool) -> Callable[[], None]:
     """The same at the training's precision; keeps_memory: as `keep_freed_memory` leaves the allocator."""
     if keeps_memory:
         keep_freed_memory()
@@ -170,17 +177,18 @@ def our_evaluation(size: int, device: torch.device, name: str, batch: int, keeps
     model = precision.place(vit(size).to(device)).eval()
 
     @torch.inference_mode()
-    def work():
+    def work() -> None:
         with precision.autocast():
             for part in images.split(batch):
                 model(part.to(device)).cpu()
+
     return work
 
 
 def _evaluation(size: int, name: str, device: torch.device, pairs: int) -> list[Row]:
     mine, theirs = (our_evaluation, size, device, name, BATCH, True), (plain_evaluation, size, device)
-    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} images: fp32 as it comes, "
-                          "ours", theirs, mine, pairs)
+    whole = compare_apart(f"evaluation, ViT-S/14, {2 * BATCH} images: fp32 as it comes, ours", theirs, mine,
+                          pairs)
     if device.type == "cpu":
         given_back = (our_evaluation, size, device, name, BATCH, False)
         return [whole, compare_apart("evaluation, of it, freed memory kept", given_back, mine, pairs)]
@@ -188,13 +196,14 @@ def _evaluation(size: int, name: str, device: torch.device, pairs: int) -> list[
     return [whole, compare_apart("evaluation, of it, twice training's batch", mine, twice, pairs)]
 
 
-def _threads(size: int, name: str, images, labels, pairs: int) -> Row:
+def _threads(size: int, name: str, images: torch.Tensor, labels: torch.Tensor, pairs: int) -> Row:
     """A process of torchrun gets one thread from it, and from us its share of the cores."""
     work, cores = ours(vit(size), name, images, labels, torch.device("cpu")), usable_cores()
 
-    def single():
+    def single() -> None:
         torch.set_num_threads(1)
         work()
         torch.set_num_threads(cores)
+
     return compare(f"a process with its share of the cores (here {cores}), against the one thread that "
-                   "torchrun sets", single, work, pairs, of_plain=1 / STEPS, of_ours=1 / STEPS)
+                   "torchrun sets", single, work, pairs, measure=A_STEP)

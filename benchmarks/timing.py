@@ -5,9 +5,14 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+Make = Callable[..., Callable[[], object]]  # of what is to be timed
+Way = tuple[Make, *tuple[object, ...]]  # with its arguments
 
 
 @dataclass
@@ -32,40 +37,51 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], pairs: int, goal: str = "",
-            limit: str = "",
-            unit: str = "ms", scale: float = 1e3, of_plain: float = 1.0, of_ours: float = 1.0,
-            clock: Callable[[Callable], float] = seconds) -> Row:
-    """Run both once unmeasured, then in turn `pairs` times.
+@dataclass(frozen=True)
+class Measure:
+    """How two ways are timed, and the unit (ms or s) in which that is shown.
 
     of_plain, of_ours: what a call's time is multiplied by to be the whole (a part of the work stands for all
-    of it).
-    clock: from a call to its seconds.
+    of it). clock: from a call to its seconds. threads: PyTorch's in a process of its own; None leaves them.
     """
+
+    unit: str = "ms"
+    of_plain: float = 1.0
+    of_ours: float = 1.0
+    clock: Callable[[Callable[[], Any]], float] = seconds
+    threads: int | None = None
+
+
+MILLISECONDS = Measure()
+
+
+def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], pairs: int, goal: str = "",
+            limit: str = "", measure: Measure = MILLISECONDS) -> Row:
+    """Run both once unmeasured, then in turn `pairs` times."""
     plain()
     ours()
-    times = []
+    times, clock = [], measure.clock
     for _ in range(pairs):
         gc.collect()
-        times.append((clock(plain) * of_plain, clock(ours) * of_ours))
+        times.append((clock(plain) * measure.of_plain, clock(ours) * measure.of_ours))
     ratios = [one / other for one, other in times]
+    scale = {"ms": 1e3, "s": 1}[measure.unit]
     medians = [statistics.median(side) * scale for side in zip(*times, strict=True)]
-    return Row(what, *medians, unit, statistics.median(ratios), (min(ratios), max(ratios)), goal, limit)
+    spread = min(ratios), max(ratios)
+    return Row(what, *medians, measure.unit, statistics.median(ratios), spread, goal, limit)
 
 
 @contextmanager
-def apart(make: Callable[..., Callable[[], object]], *arguments, threads: int | None = None):
+def apart(make: Make, *arguments: object, threads: int | None = None) -> Iterator[Callable[[], float]]:
     """`make(*arguments)` in a process of its own -> a call that runs it there and gives the seconds.
 
     Whoever does one thing alone has a memory allocator that serves that thing; what another one left in a
-    shared one would
-    be measured, too. threads: PyTorch's; None leaves them.
+    shared one would be measured, too. threads: PyTorch's; None leaves them.
     """
-    here, there = multiprocessing.get_context("spawn").Pipe()
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
     start_method = multiprocessing.get_start_method()  # loaders' workers start as they would from a shell
-    process = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(there, threads, start_method, make, arguments)
-    )
+    process = context.Process(target=_serve, args=(there, threads, start_method, make, arguments))
     process.start()
     there.close()
 
@@ -79,7 +95,8 @@ def apart(make: Callable[..., Callable[[], object]], *arguments, threads: int | 
         process.join()
 
 
-def _serve(connection, threads: int | None, start_method: str, make, arguments) -> None:
+def _serve(connection: Connection, threads: int | None, start_method: str, make: Make,
+           arguments: tuple[object, ...]) -> None:
     multiprocessing.set_start_method(start_method, force=True)
     if threads:
         import torch
@@ -94,18 +111,16 @@ def _serve(connection, threads: int | None, start_method: str, make, arguments) 
         connection.send(seconds(work))
 
 
-def compare_apart(what: str, plain: tuple, ours: tuple, pairs: int, goal: str = "", limit: str = "",
-                  unit: str = "ms",
-                  scale: float = 1e3, of_plain: float = 1.0, of_ours: float = 1.0,
-                  threads: int | None = None) -> Row:
+def compare_apart(what: str, plain: Way, ours: Way, pairs: int, goal: str = "", limit: str = "",
+                  measure: Measure = MILLISECONDS) -> Row:
     """As `compare`, of (make, *arguments) for each way, each in a process of its own (for one pair, which
     shows no more than that it runs, in this one)."""
     if pairs == 1:
-        return compare(what, plain[0](*plain[1:]), ours[0](*ours[1:]), pairs, goal, limit, unit, scale,
-                       of_plain, of_ours)
+        return compare(what, plain[0](*plain[1:]), ours[0](*ours[1:]), pairs, goal, limit, measure)
+    threads = measure.threads
     with apart(*plain, threads=threads) as run_plain, apart(*ours, threads=threads) as run_ours:
-        return compare(what, run_plain, run_ours, pairs, goal, limit, unit, scale, of_plain, of_ours,
-                       clock=lambda run: run())
+        timed_there = replace(measure, clock=lambda run: run())
+        return compare(what, run_plain, run_ours, pairs, goal, limit, timed_there)
 
 
 def as_text(rows: list[Row]) -> str:

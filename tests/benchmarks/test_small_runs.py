@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.timing import Row, as_text, compare
+from benchmarks.timing import Measure, Row, as_text, compare
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,8 @@ def test_every_measure_runs(tmp_path):
 
 def test_pairs_take_turns_and_parts_stand_for_the_whole():
     calls = []
-    row = compare("what", lambda: calls.append("plain"), lambda: calls.append("ours"), 3, of_plain=10)
+    row = compare("what", lambda: calls.append("plain"), lambda: calls.append("ours"), 3,
+                  measure=Measure(of_plain=10))
     assert calls == ["plain", "ours"] * 4
     assert row.spread[0] <= row.ratio <= row.spread[1] and row.plain > 0
 

@@ -1,9 +1,9 @@
-"""The bootstrap: which images a resample holds, and what the figures of many resamples say.
+"""The bootstrap: which images a resample holds, and what the metrics of many resamples say.
 
 A resample is a row of whole numbers, how often each image is in it (B, N). Patients are drawn where they are
 known, images elsewhere, with equal chances and never by class: fixing the classes' counts leaves out the part
 of the error that comes from them, so its intervals are too narrow. The same patients (or number of images)
-and the same seed give the same resamples, so that figures of two models on the same images may be subtracted
+and the same seed give the same resamples, so that metrics of two models on the same images may be subtracted
 draw by draw.
 
 B is the number of draws, N of images, G of patients.
@@ -30,7 +30,7 @@ def draws_for(rows: int, draws: int = DRAWS) -> int:
     return draws if rows <= MOST_ROWS else min(draws, DRAWS_OF_MANY)
 
 
-def groups_of(patients: Sequence[str]) -> np.ndarray | None:
+def groups_of(patients: Sequence[str] | np.ndarray) -> np.ndarray | None:
     """(N,) patient numbers, an image without a patient ("") standing alone; None where no patient has two
     images."""
     patients = np.asarray(patients, dtype=object)
@@ -57,7 +57,7 @@ def resamples(number: int, groups: np.ndarray | None, draws: int, seed: int) -> 
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[float, float, int]:
-    """(lower, upper, undefined): the middle 95 % of the draws where the figure is defined, and in how many it
+    """(lower, upper, undefined): the middle 95 % of the draws where the metric is defined, and in how many it
     is not."""
     undefined = int(np.isnan(replicates).sum())
     if undefined == len(replicates):
@@ -68,8 +68,8 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> tuple[f
 
 def basic_interval(replicates: np.ndarray, value: float, least: float = -math.inf,
                    level: float = LEVEL) -> tuple[float, float, int]:
-    """The percentiles' distances from the value, taken to the other side: for figures whose resamples are
-    shifted the way that the figure itself is, such as the calibration error, which chance can only raise.
+    """The percentiles' distances from the value, taken to the other side: for metrics whose resamples are
+    shifted the way that the metric itself is, such as the calibration error, which chance can only raise.
     Nothing lies below `least`."""
     lower, upper, undefined = percentile_interval(replicates, level)
     return max(least, 2 * value - upper), max(least, 2 * value - lower), undefined
@@ -102,7 +102,7 @@ def wilson_interval(hits: float, trials: float) -> tuple[float, float]:
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == trials else middle + half)
 
 
-def mean_of_defined(values: np.ndarray | Sequence[float]) -> np.ndarray:
+def mean_of_defined(values: np.ndarray | Sequence[float] | Sequence[np.ndarray]) -> np.ndarray:
     """(P, ...) -> (...) means over the first axis of what is not NaN; NaN where nothing is."""
     values = np.asarray(values, dtype=np.float64)
     defined = (~np.isnan(values)).sum(axis=0)

@@ -1,5 +1,5 @@
 """Whether probabilities mean what they say: calibration error, slope and intercept, and the temperature that
-mends them.
+fixes them.
 
 N is the number of images, K of classes.
 """
@@ -42,8 +42,8 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least negative log likelihood (Guo et al.
     2017).
 
-    The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the
-    end of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is
+    The loss is convex in the inverse temperature, so its slope has one zero at the most; where even the end
+    of LEAST_TEMPERATURE to MOST_TEMPERATURE is too timid (no error at all, or no signal), that end is
     returned.
     """
     from scipy.optimize import brentq  # slow to import, and only val's outputs need it
@@ -89,7 +89,7 @@ def _logistic(design: np.ndarray, outcome: np.ndarray, offset: np.ndarray,
     if outcome.min(initial=1) == outcome.max(initial=0):
         return unknown
 
-    def loss(coefficients):
+    def loss(coefficients: np.ndarray) -> float:
         return np.logaddexp(0, (1 - 2 * outcome) * (design @ coefficients + offset)).sum()
 
     coefficients, before = start, loss(start)

@@ -1,6 +1,6 @@
 """In which order classes stand: grades of a disease have one, diagnoses have none.
 
-Figures of distance (quadratic kappa, the mean distance of grades) mean something for classes whose order is
+Metrics of distance (quadratic kappa, the mean distance of grades) mean something for classes whose order is
 known alone: it was typed (--class_order), it is that of the whole numbers that the names begin with, or the
 names are grades that are known here.
 """
@@ -41,7 +41,7 @@ def ranks(names: Sequence[str], typed: Sequence[str] | None = None) -> np.ndarra
 def in_order(names: Sequence[str], typed: Sequence[str] | None = None,
              positive: str | None = None) -> tuple[list[str], list[str]]:
     """Class names in the order of a new run -> (names, lines about it). positive: of two classes, the one
-    that figures of a single class are of; it comes second. InputError where other names are typed."""
+    that metrics of a single class are of; it comes second. InputError where other names are typed."""
     if positive is not None:
         reject_if(
             (typed, "--class_order and --positive_class both say an order of the classes: pass one of them"),

@@ -34,12 +34,13 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     class_names = list(class_names)
     logits = np.asarray(logits, dtype=np.float64)
     target = samples["target"].to_numpy(dtype=np.int64)
-    problems = {f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes":
-                logits.shape != (len(samples), len(class_names)),
-                f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
-                "an index stands in the samples twice": samples["index"].duplicated().any(),
-                f"targets must lie in 0..{len(class_names) - 1}":
-                bool(((target < 0) | (target >= len(class_names))).any())}
+    problems = {
+        f"logits {logits.shape} for {len(samples)} samples and {len(class_names)} classes":
+            logits.shape != (len(samples), len(class_names)),
+        f"class names are not unique: {class_names}": len(set(class_names)) != len(class_names),
+        "an index stands in the samples twice": samples["index"].duplicated().any(),
+        f"targets must lie in 0..{len(class_names) - 1}":
+            bool(((target < 0) | (target >= len(class_names))).any())}
     if any(problems.values()):
         raise ValueError("; ".join(text for text, is_so in problems.items() if is_so))
     require_finite(logits, samples["path"], "outputs")
@@ -59,11 +60,11 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)
 
 
-# ---- figures -----------------------------------------------------------------------------------------------
+# ---- metrics -----------------------------------------------------------------------------------------------
 
 def classification_metrics(table: pd.DataFrame,
                            order: Sequence[str] | None = None) -> tuple[dict[str, float], list[str]]:
-    """All figures of a predictions table, and lines that say what they leave out. order: of the classes,
+    """All metrics of a predictions table, and lines that say what they leave out. order: of the classes,
     where it was typed.
 
     Returns ({loss, accuracy, f1, roc_auc, hamming, jaccard, precision, recall, average_precision, kappa,
@@ -72,7 +73,7 @@ def classification_metrics(table: pd.DataFrame,
     are defined, score the mean of f1, roc_auc and kappa (of those of them that are defined). brier is
     scikit-learn's: the squared error of the probabilities summed over the classes, halved for two classes, so
     that it is then the usual mean (p - y)^2. mae_grades is the mean distance of predicted and true class in
-    their order, ece the expected calibration error (see util/metrics/calibration.py). An undefined figure is
+    their order, ece the expected calibration error (see util/metrics/calibration.py). An undefined metric is
     NaN; the order of the rows changes nothing. Raises RunError for non-finite outputs or an empty table,
     InputError for a class that has no column.
     """
@@ -86,7 +87,7 @@ def classification_metrics(table: pd.DataFrame,
 
 
 def figures_of_outputs(images: Images) -> dict[str, float]:
-    """The figures of classification_metrics, of finite outputs."""
+    """The metrics of classification_metrics, of finite outputs."""
     figures = WeightedFigures(images).values()
     return {metric.name: figures[metric.name] for metric in of_kind(CLASSIFICATION, "csv")}
 

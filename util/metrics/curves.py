@@ -19,11 +19,10 @@ RELIABILITY_BINS = 10
 
 def counts_at_thresholds(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """True and false positives (T,) when all images with a score of at least each of the T distinct ones are
-    taken,
-    the highest score first. is_class: (N,) bool; scores: (N,)."""
+    taken, the highest score first. is_class: (N,) bool; scores: (N,)."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])),
-                     len(scores) - 1) if len(scores) else np.zeros(0, np.int64)
+    ends = (np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores)
+            else np.zeros(0, np.int64))
     hits = np.cumsum(is_class[order])[ends] if len(scores) else np.zeros(0, np.int64)
     return hits, ends + 1 - hits
 
@@ -38,8 +37,8 @@ def roc_points(is_class: np.ndarray, scores: np.ndarray,
         return None
     hits, false_alarms = np.append(0, hits), np.append(0, false_alarms)
     corner = np.ones(len(hits), bool)  # whole numbers: what lies on a line does so exactly
-    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1] != np.diff(hits)[:-1]
-                    * np.diff(false_alarms)[1:])
+    corner[1:-1] = (np.diff(hits)[1:] * np.diff(false_alarms)[:-1]
+                    != np.diff(hits)[:-1] * np.diff(false_alarms)[1:])
     x, y = false_alarms[corner] / false_alarms[-1], hits[corner] / hits[-1]
     kept = evenly_along(x, y, most)
     return x[kept], y[kept]
@@ -97,19 +96,18 @@ class Curves:
     class the `quantiles` of its probability among its images and the rest.
     """
 
-    roc: dict[int, tuple]
-    precision_recall: dict[int, tuple]
-    calibration: list[tuple[str, tuple]]
+    roc: dict[int, tuple[np.ndarray, np.ndarray]]
+    precision_recall: dict[int, tuple[np.ndarray, np.ndarray]]
+    calibration: list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]
     of_what: str
     scores: list[tuple[str, np.ndarray]]
-    own: list
-    others: list
+    own: list[np.ndarray | None]
+    others: list[np.ndarray | None]
     left_out: int  # classes that get no curve, beyond MOST_CURVES
 
 
 def curves_of(true: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, logits: np.ndarray,
-              names: list[str],
-              temperature: float | None = None) -> Curves:
+              names: list[str], temperature: float | None = None) -> Curves:
     """true, predicted: (N,) class numbers; probabilities, logits: (N, K)."""
     num_classes, images = len(names), np.bincount(true, minlength=len(names))
     shown = sorted(np.argsort(-images, kind="stable")[:MOST_CURVES].tolist())

@@ -66,8 +66,7 @@ def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, 
     """Interval of a share such as the AUC, symmetric on the logit scale, so that it stays within 0 and 1.
 
     fewest: independent images (or patients) of the rarer kind. Where all pairs are in order (or none),
-    DeLong's variance is
-    0: the bound is then Wilson's for so many successes out of as many trials.
+    DeLong's variance is 0: the bound is then Wilson's for so many successes out of as many trials.
     """
     if math.isnan(value) or math.isnan(variance_):
         return math.nan, math.nan
@@ -99,18 +98,16 @@ def joint_test(aucs: np.ndarray, influences: np.ndarray,
     """Whether several models on the same images have one AUC: (chi-square, degrees of freedom, p).
 
     aucs (G,); influences (G, N), image by image; groups as in `variance`. The test of DeLong, DeLong and
-    Clarke-Pearson
-    (1988): with S the covariance of the AUCs a and any L of G - 1 independent contrasts, (L a)' (L S L')^-1
-    (L a). L is the difference from the models' mean here and the inverse a pseudo-inverse, which gives the
-    same and knows rank-deficient
-    covariances: the rank is the degrees of freedom, so that a model that ranks the images as another does
-    adds none, and models that all do have a chi-square of 0 on 0, p 1. NaN where the variance is unknown, and
-    where the AUCs differ along a contrast without variance (all pairs in order, or too few images for so many
-    models): the images do not say then how much chance does.
+    Clarke-Pearson (1988): with S the covariance of the AUCs a and any L of G - 1 independent contrasts, (L
+    a)' (L S L')^-1 (L a). L is the difference from the models' mean here and the inverse a pseudo-inverse,
+    which gives the same and knows rank-deficient covariances: the rank is the degrees of freedom, so that a
+    model that ranks the images as another does adds none, and models that all do have a chi-square of 0 on 0,
+    p 1. NaN where the variance is unknown, and where the AUCs differ along a contrast without variance (all
+    pairs in order, or too few images for so many models): the images do not say then how much chance does.
     """
     if groups is not None:
-        influences = np.array([np.bincount(groups, weights=one)
-                               for one in influences]) * math.sqrt(_correction(groups))
+        influences = (np.array([np.bincount(groups, weights=one) for one in influences])
+                      * math.sqrt(_correction(groups)))
     if np.isnan(influences).any() or np.isnan(aucs).any():
         return math.nan, 0, math.nan
     differences = aucs - aucs.mean()

@@ -1,15 +1,13 @@
-"""A 95 % interval for every figure of a predictions table, by the method that holds its promise for that
-figure.
+"""A 95 % interval for every metric of a predictions table, by the method that holds its promise for it.
 
 ROC AUC: DeLong's on the logit scale. Shares of independent images (accuracy, sensitivity, …): Wilson's.
-Calibration slope and
-intercept: their sandwich errors. Everything else, and every share where patients have several images: the
-bootstrap of patients, or of images where no patient is known. benchmarks/coverage.py measures how often they
-hold the truth.
+Calibration slope and intercept: their sandwich errors. Everything else, and every share where patients have
+several images: the bootstrap of patients, or of images where no patient is known. benchmarks/coverage.py
+measures how often they hold the truth.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,25 +45,24 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
                              thresholds: dict[str, float] | None = None,
                              temperature: float | None = None,
                              order: Sequence[str] | None = None) -> dict[str, dict]:
-    """All figures of a predictions table with their intervals: {name: {"value", "lower", "upper", "method",
+    """All metrics of a predictions table with their intervals: {name: {"value", "lower", "upper", "method",
     …}}.
 
-    Beside classification_metrics' figures: of each class sensitivity, specificity, precision, f1, roc_auc,
-    average_precision and n as <figure>_<class>; calibration_slope and calibration_intercept (of the second of
+    Beside those of classification_metrics: of each class sensitivity, specificity, precision, f1, roc_auc,
+    average_precision and n as <metric>_<class>; calibration_slope and calibration_intercept (of the second of
     two classes; of more a mean over the classes, each against the rest); with `thresholds` that were chosen
     on other images (see operating_thresholds) the operating points of two classes; with `temperature` loss,
-    brier and ece after it, _calibrated.
-    order: of the classes, where it was typed (util/metrics/class_order.py).
-    A bootstrap's entry also says resamples, seed and in how many resamples the figure is undefined; these are
-    left out of it.
+    brier and ece after it, _calibrated. order: of the classes, where it was typed
+    (util/metrics/class_order.py). A bootstrap's entry also says resamples, seed and in how many resamples the
+    metric is undefined; these are left out of it.
     """
     images, thresholds = Images.of(table, order), thresholds or {}
     figures = WeightedFigures(images, thresholds, temperature)
     values = figures.values() | ({} if temperature is None else {"temperature": temperature})
     draws = draws_for(len(images.true), draws)
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
-    entries = {name: entry(value) if not row_of(name).interval else
-               _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+    entries = {name: entry(value) if not row_of(name).interval
+               else _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
                for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images, values) | _calibration_entries(images)
@@ -76,7 +73,7 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
 
 def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int = 0,
                               order: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples; tables of the same images and patients, and the same seed, are
+    """{metric: (draws,)} of resamples; tables of the same images and patients, and the same seed, are
     resampled alike.
     order: of the classes, where it was typed."""
     images = Images.of(table, order)
@@ -96,7 +93,7 @@ def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets
 
 def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = DRAWS,
                           seed: int = 0) -> dict[str, np.ndarray]:
-    """{figure: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
+    """{metric: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
     columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
@@ -113,18 +110,19 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
 
 
 def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None,
-          **more) -> dict:
-    """One figure's part of metrics_*.json."""
+          **more: object) -> dict:
+    """One metric's part of metrics_*.json."""
     return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
 
 
-def _collect(figures, number: int, groups: np.ndarray | None, draws: int, seed: int) -> dict[str, np.ndarray]:
+def _collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int, groups: np.ndarray | None,
+             draws: int, seed: int) -> dict[str, np.ndarray]:
     parts = [figures(weights) for weights in resamples(number, groups, draws, seed)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def bootstrap_interval(name: str, value: float, replicates: np.ndarray) -> tuple[float, float, int]:
-    """(lower, upper, undefined) of a figure from its resamples, by what suits that figure."""
+    """(lower, upper, undefined) of a metric from its resamples, by what suits that metric."""
     if is_shifted(name):
         return basic_interval(replicates, value, 0.0, SHIFTED_LEVEL)
     if row_of(name).interval == CORRECTED:
@@ -149,8 +147,9 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
     drawn = generator.multinomial(len(images.true), chances.ravel() / chances.sum(), size=draws)
     drawn = drawn.reshape(draws, number, number)
     figures = count_figures(drawn, images.ranks) | class_count_figures(drawn, images.names)
-    figures["score"] = mean_of_defined([np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc"
-                                        else figures[part] for part in SCORE_PARTS])
+    figures["score"] = mean_of_defined([
+        np.broadcast_to(entries[part]["value"], draws) if part == "roc_auc" else figures[part]
+        for part in SCORE_PARTS])
     for name, replicates in figures.items():
         lower, upper, _ = percentile_interval(replicates)
         if name in entries and entries[name]["method"] and not math.isnan(lower):
@@ -165,7 +164,7 @@ def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.nd
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
-    # no error at all in any resample: that says nothing about how far off the figure may be
+    # no error at all in any resample: that says nothing about how far off the metric may be
     if lower == upper:
         lower = upper = math.nan
     method = "bootstrap of images" if groups is None else "bootstrap of patients"
@@ -193,8 +192,9 @@ def fewest_of(images: Images, name: str) -> int:
     """Independent images (or patients) of the rarer kind, the class of an AUC or the rest; of roc_auc, of the
     class with the fewest that has any."""
     units = np.arange(len(images.true)) if images.groups is None else images.groups
-    counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class]))) for label, is_class
-              in zip(images.names, images.one_hot.T, strict=True) if name in ("roc_auc", f"roc_auc_{label}")]
+    counts = [min(len(np.unique(units[is_class])), len(np.unique(units[~is_class])))
+              for label, is_class in zip(images.names, images.one_hot.T, strict=True)
+              if name in ("roc_auc", f"roc_auc_{label}")]
     return min(filter(None, counts), default=0)
 
 

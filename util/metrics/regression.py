@@ -1,7 +1,7 @@
-"""From a table of predicted numbers to figures.
+"""From a table of predicted numbers to metrics.
 
 Everything is computed from that table (util/metrics/predictions.py); a true value that is missing is NaN and
-left out of that target's figures. N is the number of images, T of targets.
+left out of that target's metrics. N is the number of images, T of targets.
 """
 
 import math
@@ -98,9 +98,9 @@ def smooth_l1(error: np.ndarray, beta: float) -> np.ndarray:
 
 def regression_metrics(table: pd.DataFrame, scale: TargetScale,
                        beta: float) -> tuple[dict[str, float], list[str]]:
-    """All figures of a predictions table, and lines that say what they leave out.
+    """All metrics of a predictions table, and lines that say what they leave out.
 
-    Returns ({loss, r2, pearson, mae, rmse, n, then r2_<target> …, n_<target>}, notes): figures in the CSV's
+    Returns ({loss, r2, pearson, mae, rmse, n, then r2_<target> …, n_<target>}, notes): metrics in the CSV's
     units, the bare names their means over the targets where they are defined, n the number of images; loss is
     the mean smooth L1 of all known values in standardised units. Raises RunError for an empty table,
     InputError for another table.

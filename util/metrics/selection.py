@@ -1,4 +1,4 @@
-"""What makes the best epoch: a figure of val, or the mean of several."""
+"""What makes the best epoch: a metric of val, or the mean of several."""
 
 import argparse
 import math
@@ -26,7 +26,7 @@ def reader(kind: str) -> Callable[[str], str]:
 
 
 def figure_of(metric: str) -> str:
-    """The figure whose highest value on val makes the best epoch."""
+    """The metric whose highest value on val makes the best epoch."""
     return COMPOSED if "+" in metric or is_better_low(metric) else metric
 
 

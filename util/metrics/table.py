@@ -15,13 +15,7 @@ RANKING, DECISIONS, OPERATING, PROBABILITIES, NUMBERS, CHOICE = (
 # How an interval is made where every image stands alone. Where patients have several images, shares are
 # resampled, too.
 DELONG, WILSON, SANDWICH, PERCENTILES, CORRECTED, BASIC = (
-    "DeLong",
-    "Wilson",
-    "sandwich",
-    "percentiles",
-    "corrected",
-    "basic",
-)
+    "DeLong", "Wilson", "sandwich", "percentiles", "corrected", "basic")
 COMPOSED = "selection"  # what --select_metric names with several metrics, or with one of which less is better
 
 

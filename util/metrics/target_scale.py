@@ -13,8 +13,8 @@ TRANSFORMS = ("none", "log")
 
 @dataclass(frozen=True)
 class TargetScale:
-    """The T targets with their transform, mean and standard deviation (of the transformed training values, n
-    - 1).
+    """The T targets with their transform, mean and standard deviation (n - 1, of the transformed training
+    values).
 
     A standardised value is (f(value) - mean) / sd, f the identity or the natural logarithm.
     """
@@ -58,11 +58,11 @@ class TargetScale:
                 values[:, number] = np.exp(values[:, number])
         return values
 
-    def plain(self) -> dict:
+    def plain(self) -> dict[str, list]:
         return {key: list(value) for key, value in asdict(self).items()}
 
     @classmethod
-    def from_plain(cls, stored: dict) -> "TargetScale":
+    def from_plain(cls, stored: dict[str, list]) -> "TargetScale":
         return cls(**{key: tuple(value) for key, value in stored.items()})
 
 

@@ -1,4 +1,4 @@
-"""Figures of a classification for many weightings of the same images at once: ones give the figures,
+"""Metrics of a classification for many weightings of the same images at once: ones give the metrics,
 resamples the bootstrap.
 
 B is the number of weightings, N of images, K of classes. What stands in the order of the images
@@ -72,7 +72,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Images:
-    """What the figures of a predictions table are computed from."""
+    """What the metrics of a predictions table are computed from."""
 
     names: list[str]
     true: np.ndarray
@@ -102,11 +102,11 @@ class Images:
 class WeightedFigures:
     """figures(weights (B, N)) -> {name: (B,)}, of images and, for two classes, thresholds chosen on val.
 
-    temperature: also the figures of probabilities that are softened or sharpened by it, as <name>_calibrated.
+    temperature: also the metrics of probabilities that are softened or sharpened by it, as <name>_calibrated.
     """
 
     def __init__(self, images: Images, thresholds: dict[str, float] | None = None,
-                 temperature: float | None = None):
+                 temperature: float | None = None) -> None:
         self.images = images
         self.operating_hits = operating_hits(images, (thresholds or {}) if len(images.names) == 2 else {})
         one_hot = images.one_hot
@@ -114,7 +114,7 @@ class WeightedFigures:
         cells = images.true * len(images.names) + images.predicted
         self.by_cell = np.argsort(cells, kind="stable")
         self.cells, self.cell_starts = np.unique(cells[self.by_cell], return_index=True)
-        # a column each: sums of these over the images, divided by the weights' sum, are figures
+        # a column each: sums of these over the images, divided by the weights' sum, are metrics
         ranks = np.zeros(len(images.names)) if images.ranks is None else images.ranks
         columns = {"loss": _losses(images.logits, one_hot),
                    "brier": _squared_errors(images.probabilities, one_hot),
@@ -167,7 +167,7 @@ def confusion_matrix(true: np.ndarray, predicted: np.ndarray, num_classes: int) 
 
 
 def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The figures that need no more than counts, for one confusion matrix or a stack of them.
+    """The metrics that need no more than counts, for one confusion matrix or a stack of them.
 
     confusion: (..., K, K), rows true, columns predicted. Every value has shape (...).
     F1, Jaccard, precision and recall are means over all K classes, 0 for a class without what the quotient
@@ -184,7 +184,7 @@ def count_figures(confusion: np.ndarray, ranks: np.ndarray | None = None) -> dic
     n, correct = true.sum(axis=-1), hits.sum(axis=-1)
     some = np.where(n > 0, 1.0, np.nan)
 
-    def macro(part, whole):
+    def macro(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return _quotient(part, whole, 0.0).mean(axis=-1) * some
 
     # Both terms of kappa times n squared are whole numbers, so the 0/0 is met exactly and not as 1e-17.
@@ -215,7 +215,7 @@ def _quotient(part: np.ndarray, whole: np.ndarray, otherwise: float = np.nan) ->
 
 def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     """Sensitivity, specificity, precision and F1 of each class against the rest, and its images:
-    {<figure>_<class>: (...)}.
+    {<metric>_<class>: (...)}.
 
     confusion: (..., K, K). NaN where nothing is divided by: no image of the class, none of the others, none
     predicted.
@@ -226,16 +226,16 @@ def class_count_figures(confusion: np.ndarray, names: list[str]) -> dict[str, np
     others = true.sum(axis=-1)[..., None] - true
     by_figure = {"sensitivity": _quotient(hits, true),
                  "specificity": _quotient(others - (predicted - hits), others),
-                 "precision": _quotient(hits, predicted), "f1": _quotient(2 * hits, true + predicted),
-                 "n": true}
+                 "precision": _quotient(hits, predicted),
+                 "f1": _quotient(2 * hits, true + predicted), "n": true}
     return {f"{figure}_{name}": values[..., k] for figure, values in by_figure.items()
             for k, name in enumerate(names)}
 
 
 def operating_thresholds(images: Images) -> dict[str, float]:
     """For two classes, the probabilities of the second one (the positive class) from which on it is called,
-    chosen on these
-    images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one is absent.
+    chosen on these images: {"sensitivity_at_90_specificity": threshold, …}; {} for more classes or where one
+    is absent.
 
     Of the thresholds that keep the given specificity, the one of highest sensitivity (the lowest); and the
     other way round.
@@ -257,8 +257,8 @@ def operating_thresholds(images: Images) -> dict[str, float]:
 def operating_hits(images: Images, thresholds: dict[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{operating point: ((N,) who is rightly called or passed over, (N,) among whom)}."""
     scores, positive = images.probabilities[:, -1], images.true == 1
-    return {name: (scores >= threshold, positive) if name.startswith("sensitivity") else
-            (scores < threshold, ~positive) for name, threshold in thresholds.items()}
+    return {name: (scores >= threshold, positive) if name.startswith("sensitivity")
+            else (scores < threshold, ~positive) for name, threshold in thresholds.items()}
 
 
 def _losses(logits: np.ndarray, one_hot: np.ndarray) -> np.ndarray:

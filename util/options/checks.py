@@ -40,9 +40,9 @@ def idle(options: Options) -> list[str]:
 
 
 def check_combinations(options: Options) -> Options:
-    """Refuse what contradicts itself whatever the data -> the options with what follows from them."""
-    model, images, mixing, run, training = (options.model, options.images, options.mixing, options.run,
-                                            options.training)
+    """Reject what contradicts itself whatever the data -> the options with what follows from them."""
+    model, images, mixing, run, training = (
+        options.model, options.images, options.mixing, options.run, options.training)
     pairs = {name: options.value(name) or (0, 0) for name in ("crop_scale", "crop_ratio", "cutmix_minmax")}
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     reject_if(
@@ -74,13 +74,14 @@ def check_combinations(options: Options) -> Options:
         raise InputError(f"--min_lr {training.min_lr:g} is above --lr {training.lr:g}")
     check_part(options)
     if model.adaptation == "lora" and "layer_decay" not in options.typed:
-        # adapters start at nothing, so there is nothing of the early layers' that a lower rate would keep
+        # adapters start at nothing, so there is nothing of the early layers' that a lower learning rate would
+        # keep
         return options.having(layer_decay=1.0)
     return options
 
 
 def check_part(options: Options) -> None:
-    """Refuse two answers to which part of the model is trained. Raises InputError."""
+    """Reject two answers to which part of the model is trained. Raises InputError."""
     model = options.model
     reject_if(
         (options.part.train_last_blocks and model.adaptation != "finetune",
@@ -122,7 +123,7 @@ def take_params(options: Options) -> tuple[Options, list[str]]:
 
 
 def check_search(options: Options) -> tuple[Options, list[str]]:
-    """Refuse what contradicts itself among the search's flags -> the options with what follows; lines about
+    """Reject what contradicts itself among the search's flags -> the options with what follows; lines about
     it. InputError."""
     search, typed = options.search, options.typed
     if not search.optuna_trials:

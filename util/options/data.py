@@ -63,7 +63,7 @@ class DataOptions:
         "the CSV's column of paths (relative ones from the CSV's folder)",
         programs=ALL,
         idle=NO_CSV,
-        at={**dict.fromkeys(USE, Change(idle=OF_FOLDER))},
+        at=dict.fromkeys(USE, Change(idle=OF_FOLDER)),
     )
     path_suffix: str = flag(
         "",
@@ -72,7 +72,7 @@ class DataOptions:
         programs=ALL,
         before="",
         idle=NO_CSV,
-        at={**dict.fromkeys(USE, Change(idle=OF_FOLDER))},
+        at=dict.fromkeys(USE, Change(idle=OF_FOLDER)),
     )
     label_col: str = flag("label", "the CSV's column of class names", programs=(FINETUNE,), idle=NO_CSV)
     class_order: list[str] | None = flag(
@@ -105,7 +105,7 @@ class DataOptions:
     )
     target_transform: list[str] = flag(
         ["none"],
-        ("what the loss sees of the targets, their values or their logarithms: one for all, or one a target"),
+        "what the loss sees of the targets, their values or their logarithms: one for all, or one a target",
         words="+",
         choices=("none", "log"),
         programs=(REGRESSION,),
@@ -150,11 +150,11 @@ class DataOptions:
     )
     bad_images: str = flag(
         "stop",
-        ("images that don't decode: stop names them all and ends, skip leaves them out, counted and listed"),
+        "images that don't decode: stop names them all and ends, skip leaves them out, counted and listed",
         choices=("stop", "skip"),
         programs=ALL,
         idle=UNCHECKED,
-        at={**dict.fromkeys(USE, Change(idle=UNCHECKED_USE))},
+        at=dict.fromkeys(USE, Change(idle=UNCHECKED_USE)),
     )
     skip_file_check: bool = flag(
         False, "don't decode every image once at the start", programs=ALL, of_launch=True

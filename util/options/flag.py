@@ -10,9 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from util.core.plain_numbers import number_of
+
+if TYPE_CHECKING:
+    from util.options.groups import Options  # which imports the rows
 
 FINETUNE, REGRESSION, PREDICT, FEATURES = (
     "main_finetune.py", "main_regression.py", "predict.py", "latent_feature.py")
@@ -27,7 +30,7 @@ LARGEST_NUMBER = 10**18  # beyond it Python would spell out digits for as long a
 class Idle:
     """When a flag that was typed does nothing; why, in the words after `does nothing`."""
 
-    when: Callable[[Any], bool]  # of the Options (util/options/groups.py, which imports the rows)
+    when: "Callable[[Options], bool]"
     why: str
 
 
@@ -64,7 +67,7 @@ class Flag:
     help: str = ""
     read: Callable[[str], Any] | None = None
     words: int | str | None = None
-    choices: tuple = ()
+    choices: tuple[str, ...] | tuple[int, ...] = ()
     metavar: str | tuple[str, str] | None = None
     const: Any = None
     off: tuple[str, str] | None = None
@@ -91,7 +94,7 @@ class Flag:
         other.setdefault("help", change.no_effect or self.no_effect or self.help)
         return replace(self, at={}, **other)
 
-    def add_to(self, add_argument: Callable, defaults: bool = True) -> None:
+    def add_to(self, add_argument: Callable[..., object], defaults: bool = True) -> None:
         """The flag in a program's parser, by its or a group's add_argument; without `defaults` it is absent
         where it was not typed."""
         default, option = copy(self.default) if defaults else argparse.SUPPRESS, f"--{self.name}"
@@ -149,21 +152,21 @@ def _is_scalar(value: object) -> bool:
 AUTO = "auto"
 
 
-def _number(kind: type, low: float | None = None, high: float | None = None, open_low: bool = False,
-            open_high: bool = False) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], low: float | None = None, high: float | None = None,
+            open_low: bool = False, open_high: bool = False) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = number_of(text, kind)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no "
-                                             f"{'whole ' if kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         too_low = low is not None and (value < low or (open_low and value == low))
         too_high = high is not None and (value > high or (open_high and value == high))
         if value != value or too_low or too_high:
             left = "" if low is None else f"{'above' if open_low else 'at least'} {low:g}"
             right = "" if high is None else f"{'below' if open_high else 'at most'} {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: "
-                                             f"{' and '.join(filter(None, (left, right)))}")
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: {' and '.join(filter(None, (left, right)))}")
         return value
     return read
 

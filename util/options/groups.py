@@ -1,4 +1,4 @@
-"""The options of one start, typed and by group: what was asked for, which nothing changes, and new ones with
+"""The options of one launch, typed and by group: what was asked for, which nothing changes, and new ones with
 what was found."""
 
 from collections.abc import Collection, Mapping

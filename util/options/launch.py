@@ -1,4 +1,4 @@
-"""Rows of the table of flags: where a run lies, how it goes on, and the machine and processes that it runs
+"""Rows of the table of flags: where a run lies, how it is resumed, and the machine and processes that it runs
 on."""
 
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from typing import Any, NoReturn
 
 from util.core.errors import InputError
 from util.options.flag import USE
@@ -13,11 +14,11 @@ from util.options.table import FLAGS, PROGRAMS
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag's name for a misspelt one."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
                             **options})
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         if unknown != message.split(" ")[0] and unknown.startswith("--"):
             near = difflib.get_close_matches(unknown, re.findall(r"--[a-z]\w*", self.format_usage()), 1)

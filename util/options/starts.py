@@ -1,8 +1,9 @@
 """Defaults that belong to a kind of backbone and a kind of start: one small table, chosen by measurement.
 
-Layer-wise rates and small crops are made for pre-trained vision transformers. A convolutional network hardly
-moves with a layer decay of 0.65, since timm counts some twenty layers in it; random weights have nothing that
-a low rate would keep. What is typed wins, and what differs from the flags' own defaults is said at the start.
+Layer-wise learning rates and small crops are made for pre-trained vision transformers. A convolutional
+network hardly moves with a layer decay of 0.65, since timm counts some twenty layers in it; random weights
+have nothing that a low learning rate would keep. What is typed wins, and what differs from the flags' own
+defaults is said at the start.
 
 Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; not measured here, for want of
                           weights.
@@ -15,14 +16,15 @@ Random weights            the demo of a regression (test_resnet, 20 epochs, 1 se
 
 from util.options.groups import Options
 
-PRETRAINED_OTHER = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
-RANDOM = {"layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
+PRETRAINED_OTHER: dict[str, float | list[float]] = {"layer_decay": 1.0, "crop_scale": [0.3, 1.0]}
+RANDOM: dict[str, float | list[float]] = {
+    "layer_decay": 1.0, "drop_path": 0.0, "crop_scale": [0.3, 1.0], "blr": 5e-3}
 # A regression's own crops are wide already: small ones destroy targets that are sizes.
 OF_CLASSIFICATION = ("crop_scale",)
 NAMES = tuple(dict.fromkeys([*PRETRAINED_OTHER, *RANDOM]))
 
 
-def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict:
+def defaults(plain_vit: bool, pretrained: bool, regression: bool) -> dict[str, float | list[float]]:
     """{option: value} in which a run of this kind differs from the flags' own defaults."""
     chosen = RANDOM if not pretrained else {} if plain_vit else PRETRAINED_OTHER
     return {name: value for name, value in chosen.items() if not (regression and name in OF_CLASSIFICATION)}
@@ -32,7 +34,8 @@ def settled(options: Options, plain_vit: bool, regression: bool) -> tuple[Option
     """The options with the table's values where nothing was typed; a line that says so."""
     pretrained = bool(options.model.finetune)
     idle = set() if options.training.lr is None else {"blr"}
-    if options.model.adaptation == "lp":  # a probe has no such rates, and crops of random views alone
+    # a probe has no such learning rates, and crops of random views alone
+    if options.model.adaptation == "lp":
         idle |= set(NAMES).difference(OF_CLASSIFICATION if options.probe.lp_views > 1 else ())
     changed = {name: value for name, value in defaults(plain_vit, pretrained, regression).items()
                if name not in options.typed and name not in idle and options.value(name) != value}
@@ -51,5 +54,5 @@ def as_stored(options: Options, stored: dict, rows: tuple[dict, ...] = (PRETRAIN
                              and any(name in row and stored.get(name) == row[name] for row in rows)})
 
 
-def _text(value) -> str:
+def _text(value: float | list[float]) -> str:
     return " ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"

@@ -71,7 +71,7 @@ class MetricOptions:
 class OptimisationOptions:
     """optimisation"""
 
-    batch_size: int | str = flag(
+    batch_size: int | str | None = flag(
         128,
         (
             "images a process and batch; auto: as many as fit into the device's memory, at most the "
@@ -132,7 +132,7 @@ class OptimisationOptions:
         read=not_negative,
         of_training=True,
     )
-    layer_decay: str = flag(
+    layer_decay: float = flag(
         0.65,
         "learning rate of a layer over that of the next one towards the head",
         read=share_above_0,
@@ -148,17 +148,15 @@ class OptimisationOptions:
         programs=ALL,
         of_scoring=True,
         of_checkpoint=True,
-        at={
-            **dict.fromkeys(
-                USE,
-                Change(
-                    help=(
-                        "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else "
-                        "fp32; not typed: the checkpoint's"
-                    )
-                ),
-            )
-        },
+        at=dict.fromkeys(
+            USE,
+            Change(
+                help=(
+                    "auto: bf16 where the hardware has it, else fp16 on a GPU (not for DINOv3), else fp32; "
+                    "not typed: the checkpoint's"
+                )
+            ),
+        ),
     )
     compile: bool = flag(
         False,
@@ -204,7 +202,7 @@ class SearchOptions:
     )
     optuna_storage: str | None = flag(
         None,
-        ("sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder"),
+        "sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder",
         programs=(REGRESSION,),
         of_launch=True,
     )

@@ -61,7 +61,7 @@ class HeatmapOptions:
     )
     heatmap_method: str = flag(
         "auto",
-        ("auto: gradient-weighted attention for vision transformers, Grad-CAM for CNNs, see docs/predict.md"),
+        "auto: gradient-weighted attention for vision transformers, Grad-CAM for CNNs, see docs/predict.md",
         choices=("auto", "gradient", "rollout", "gradcam"),
         programs=(PREDICT,),
         idle=NO_MAPS,

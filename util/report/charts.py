@@ -16,9 +16,9 @@ import re
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -28,6 +28,7 @@ from util.metrics.table import BY_NAME
 from util.report.fonts import fit_fonts, one_line, shown_names
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -41,13 +42,15 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PANEL: "--panel", C
              **{colour: f"--s{number}" for number, colour in enumerate(SERIES)}}
 WIDTH, HEIGHT = 5.2, 4.0  # inches of one pair of axes with its labels
 # How matplotlib draws a line or a rectangle of each look.
-LINES = {"faint": {"color": MUTED, "alpha": 0.35, "linewidth": 0.8},
-         "plain": {"color": MUTED, "linewidth": 1.2, "linestyle": "--"},
-         **{f"s{number}": {"color": colour, "linewidth": 1.6, "zorder": 3,
-                           "linestyle": (0, (5, 2.2)) if number > 3 else "-"}
-            for number, colour in enumerate(SERIES)}}
-BOXES = {"faint": {"facecolor": MUTED, "alpha": 0.3},
-         **{f"s{number}": {"facecolor": colour, "alpha": 0.55} for number, colour in enumerate(SERIES)}}
+LINES: dict[str, dict[str, Any]] = {
+    "faint": {"color": MUTED, "alpha": 0.35, "linewidth": 0.8},
+    "plain": {"color": MUTED, "linewidth": 1.2, "linestyle": "--"},
+    **{f"s{number}": {"color": colour, "linewidth": 1.6, "zorder": 3,
+                      "linestyle": (0, (5, 2.2)) if number > 3 else "-"}
+       for number, colour in enumerate(SERIES)}}
+BOXES: dict[str, dict[str, Any]] = {
+    "faint": {"facecolor": MUTED, "alpha": 0.3},
+    **{f"s{number}": {"facecolor": colour, "alpha": 0.55} for number, colour in enumerate(SERIES)}}
 SHARES = (0, 0.2, 0.4, 0.6, 0.8, 1)
 LEARNING_RATE = "lr"
 MAX_WORD = 26  # characters
@@ -242,7 +245,7 @@ def save_png(chart: Chart, path: str | os.PathLike) -> list[str]:
     return notes
 
 
-def _words(chart: Chart) -> tuple[list, Box]:
+def _words(chart: Chart) -> "tuple[list[Artist], Box]":
     """Draw the headings above the panels, legend and notes below -> (what was added, the box of the
     whole)."""
     from matplotlib.lines import Line2D
@@ -282,7 +285,7 @@ def _words(chart: Chart) -> tuple[list, Box]:
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike, box: Box | str = "tight",
-                names: tuple[list[str], str] = ((), "")) -> list[str]:
+                names: tuple[Sequence[str], str] = ((), "")) -> list[str]:
     """Write to a temporary name, then rename, so that nobody ever reads half an image. box: what is kept.
 
     Every chart passes here, and gets the fonts that its text needs (names and their kind: see `fit_fonts`); a

@@ -7,7 +7,7 @@ from util.options.flag import FINETUNE, REGRESSION, Flag
 from util.options.table import flags_of
 
 PROGRAMS = {"classification": FINETUNE, "regression": REGRESSION}
-# How a run was begun, not what it was.
+# How a run was launched, not what it was.
 NOT_REPEATED = {"resume", "eval", "dry_run", "world_size", "local_rank"}
 # What stands in run.json where nothing was typed, beside the parser's None: the program fills it in again.
 FILLED_IN = {"decode": ("scaled", "full"), "fc_norm_passes": (1,)}

@@ -57,7 +57,7 @@ def learning_curves(log_rows: list[dict], best_epoch: int | None = None, heading
                  legend=[("s0", "validation", ""), ("plain", "training", "")])
 
 
-def _draw_line(axes, epochs: np.ndarray, values: np.ndarray, source: str, name: str) -> None:
+def _draw_line(axes: "charts.Axes", epochs: np.ndarray, values: np.ndarray, source: str, name: str) -> None:
     """A line, broken where a value lacks; few points are marked, and of many those that stand alone between
     two gaps."""
     known = np.isfinite(np.concatenate([[np.nan], values, [np.nan]]))

@@ -1,6 +1,7 @@
 """Metrics in a report: how they are written, and what stands in the tiles and tables of the page."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 from util.metrics.table import (
     BY_NAME,
@@ -111,7 +112,8 @@ def _row(name: str, label: str, hint: str, splits: list[Split], begins: bool) ->
             "begins": begins}
 
 
-def of_names(run: Run, found: list[dict[str, dict]] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+def of_names(run: Run,
+             found: Sequence[Mapping[str, dict | None]] | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """(name, cells) of each class or target of the main split; found: their metrics, where they were
     computed. [] where none is known."""
     columns, entries = of_each(run.kind), run.main.entries
@@ -131,7 +133,7 @@ def _cell(entry: dict | None, column: str) -> tuple[str, str]:
 def methods(run: Run) -> list[str]:
     """Lines on how the intervals were made: the metrics of each method, resamples, seeds, undefined
     resamples."""
-    found: dict[tuple, dict] = {}
+    found: dict[tuple[str, object, object], dict[str, None]] = {}
     for name, entry in (item for split in run.splits.values() for item in split.entries.items()):
         if entry.get("method") and interval(entry):
             key = (str(entry["method"]), entry.get("resamples"), entry.get("seed"))

@@ -26,7 +26,7 @@ SPLITS = ("test", "val")  # the one that a report is about first
 
 @dataclass
 class Split:
-    """What stands of val or test: its predictions and its figures, {name: {"value", "lower", "upper", …}}."""
+    """What stands of val or test: its predictions and its metrics, {name: {"value", "lower", "upper", …}}."""
 
     name: str
     table: pd.DataFrame | None
@@ -81,7 +81,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Everything of a run's folder. InputError where it holds neither predictions nor figures."""
+    """Everything of a run's folder. InputError where it holds neither predictions nor metrics."""
     folder, missing = Path(folder), []
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name a run's, OUTPUT_DIR/TASK")
@@ -128,11 +128,12 @@ def read_run(folder: str | Path) -> Run:
 
 # ---- files -------------------------------------------------------------------------------------------------
 
-def as_dict(value) -> dict:
+def as_dict(value: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read(path: Path, missing: list[str], consequence: str, read: Callable = read_object,
+def _read(path: Path, missing: list[str], consequence: str,
+          read: Callable[[Path], dict | pd.DataFrame] = read_object,
           is_needed: bool = False) -> dict | pd.DataFrame | None:
     """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
     needed nor there."""
@@ -151,7 +152,7 @@ def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
             for name, entry in entries.items()}
 
 
-def number(value) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, else None."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_one else None

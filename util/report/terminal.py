@@ -1,16 +1,22 @@
 """What the terminal shows: what will run, how an epoch went, what came out."""
 
 import math
+from typing import TYPE_CHECKING
 
 from util.core.plain_numbers import mean_and_deviation
-from util.data.tables import counts
+from util.data.tables import Data, counts
 from util.options.adaptation import KINDS
+
+if TYPE_CHECKING:
+    from jobs.job import Job
+    from jobs.run_folder import RunFolder
+    from jobs.tasks.base import Task
 
 MOST_CLASSES_LISTED = 60
 FIGURES_A_LINE = 3
 
 
-def describe(job) -> list[str]:
+def describe(job: "Job") -> list[str]:
     """The run on one screen: model, weights, data, device, training."""
     options, model, training = job.options, job.options.model, job.options.training
     world, backbone = job.world, job.backbone
@@ -57,7 +63,7 @@ def mirrors(tta: str) -> list[str]:
     return [line] if tta == "mirror" else []
 
 
-def _weights(job) -> str:
+def _weights(job: "Job") -> str:
     if job.resumed is not None:
         progress = job.resumed.rest.get("progress") or {}
         inside = f"epoch {progress['epoch']}, step {progress['steps']}" if progress.get("steps") else ""
@@ -67,7 +73,7 @@ def _weights(job) -> str:
     return job.started_from["text"].removeprefix("weights: ")
 
 
-def classes(data, source: str) -> list[str]:
+def classes(data: Data, source: str) -> list[str]:
     """How many images of each class each split has."""
     table = counts(data.table, data.class_names)
     totals = ", ".join(f"{split} {table[split].sum():,}" for split in table)
@@ -83,8 +89,8 @@ def classes(data, source: str) -> list[str]:
     return lines
 
 
-def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_best: bool,
-               seconds: float) -> str:
+def epoch_line(task: "Task", epoch: int, epochs: int, training: dict[str, float], metrics: dict[str, float],
+               is_best: bool, seconds: float) -> str:
     shown = [f"{label} {_figure(metrics[name])}" for name, label in task.shown[:4]]
     if task.score not in [name for name, _ in task.shown[:4]]:
         shown.append(f"{task.options.metrics.select_metric} {_figure(metrics[task.score])}")
@@ -92,16 +98,16 @@ def epoch_line(task, epoch: int, epochs: int, training: dict, metrics: dict, is_
             f"{metrics['loss']:.4f}  {'  '.join(shown)}{' best' if is_best else ''}  {duration(seconds)}")
 
 
-def figures(task, split: str, entries: dict[str, dict], folder) -> list[str]:
-    """A split's figures with their intervals, and where they are written. entries: from
+def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFolder") -> list[str]:
+    """A split's metrics with their intervals, and where they are written. entries: from
     util/metrics/intervals.py."""
     parts = [f"{label:<17}{figure_with_interval(entries[name])}" for name, label in task.shown
              if name in entries]
     width = max(map(len, parts))
     lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
              for start in range(0, len(parts), FIGURES_A_LINE)]
-    return [f"{split} ({entries['n']['value']:,.0f} "
-            f"images{_how(entries)})", *lines, *task.lines_below(entries),
+    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines,
+            *task.lines_below(entries),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
 

@@ -1,5 +1,7 @@
 """What a report says in words: what was run, on which data, and what a reader should be warned of."""
 
+from collections.abc import Sequence
+
 from util.core.plain_numbers import mean_and_deviation
 from util.metrics.table import is_better_low
 from util.report.metric_tables import undefined, written
@@ -52,7 +54,7 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _number_of_images(images: list) -> str:
+def _number_of_images(images: Sequence[object]) -> str:
     return "1 image" if len(images) == 1 else f"{len(images):,} images"
 
 
@@ -187,8 +189,8 @@ def _known_values(run: Run, split: str, target: str) -> tuple[str, str]:
 def facts_of(run: Run) -> list[tuple[str, str]]:
     """[(term, text)] of run.json, as far as it says."""
     facts, options, model, data = run.facts, run.options, run.part("model"), run.part("data")
-    counts = [f"{model[key]:,} {word}" for key, word in (("parameters", "parameters"),
-                                                         ("trained", "of them trained"))
+    counts = [f"{model[key]:,} {word}"
+              for key, word in (("parameters", "parameters"), ("trained", "of them trained"))
               if isinstance(model.get(key), int)]
     size = f"input {options['input_size']} pixels" if options.get("input_size") else ""
     several = f"{facts['processes']} processes" if (facts.get("processes") or 1) != 1 else ""

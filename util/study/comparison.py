@@ -1,9 +1,9 @@
-"""Models compared on the same images: figures of groups of runs with intervals, paired tests, Holm's
+"""Models compared on the same images: metrics of groups of runs with intervals, paired tests, Holm's
 correction.
 
-A group is one setting, trained once or with several seeds. Of several seeds the figure is the mean over them,
+A group is one setting, trained once or with several seeds. Of several seeds the metric is the mean over them,
 never that of an ensemble of them, which is another, better model that nobody trained. What is random is the
-test set: resamples draw images (or patients), and each resample's figure is again the mean over the seeds, as
+test set: resamples draw images (or patients), and each resample's metric is again the mean over the seeds, as
 the readers' mean is taken where fixed readers read random cases (Obuchowski and Rockette, 1995). Intervals
 and p therefore speak of these trained models on new patients. Whether a difference would also be there with
 other seeds is a second question: `with_seeds` answers it where both groups have several.
@@ -38,7 +38,7 @@ from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
 
 LEVEL = 0.05  # of the tests
-SAME = 1e-6  # a stored figure and the same one computed again from the predictions
+SAME = 1e-6  # a stored metric and the same one computed again from the predictions
 DELONG, BOOTSTRAP, JOINT = "paired DeLong", "paired bootstrap", "joint DeLong"
 ENOUGH = 20  # images of the rarer kind for a joint test's degree of freedom: see benchmarks/error_rates.py
 ROUNDING = 1e-12  # means over seeds are summed in different orders
@@ -46,7 +46,7 @@ ROUNDING = 1e-12  # means over seeds are summed in different orders
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one group."""
+    """One metric of one group."""
 
     group: str
     metric: str
@@ -57,7 +57,7 @@ class Summary:
 
     @property
     def mean(self) -> float:
-        """Over the seeds; NaN where the figure is undefined for one of them."""
+        """Over the seeds; NaN where the metric is undefined for one of them."""
         return float(np.mean(self.values))
 
     @property
@@ -127,14 +127,14 @@ class Comparison:
 class Figures:
     """What one group's tests are made of."""
 
-    values: dict[str, np.ndarray]  # (S,) by figure, computed from the predictions
+    values: dict[str, np.ndarray]  # (S,) by metric, computed from the predictions
     replicates: dict[str, np.ndarray]  # (B,), the mean over the seeds on each resample
     influences: dict[str, np.ndarray]  # (N,) of AUCs, the mean over the seeds
 
 
 def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
-               told: Callable = lambda: None) -> Figures:
-    """Compute a group's figures; its runs are aligned (comparison_runs.align). told: called after each run.
+               told: Callable[[], object] = lambda: None) -> Figures:
+    """Compute a group's metrics; its runs are aligned (comparison_runs.align). told: called after each run.
 
     metrics: of which resamples are kept.
     """
@@ -154,7 +154,7 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
 
 
 def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """A run's figures, and those of the resamples."""
+    """A run's metrics, and those of the resamples."""
     if run.kind == REGRESSION:
         return (regression_figures(run.table, run.labels),
                 regression_replicates(run.table, run.labels, draws, seed))
@@ -166,8 +166,8 @@ def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[s
 # ---- comparing ---------------------------------------------------------------------------------------------
 
 def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: int, seed: int,
-            told: Callable = lambda: None) -> Comparison:
-    """Figures of all groups and tests of all pairs. Their runs are aligned; metrics None: the kind's own.
+            told: Callable[[], object] = lambda: None) -> Comparison:
+    """Metrics of all groups and tests of all pairs. Their runs are aligned; metrics None: the kind's own.
 
     InputError for a metric that no run has.
     """
@@ -208,7 +208,7 @@ def _require_known(metrics: list[str], groups: list[Group]) -> None:
 
 def _summary(group: Group, metric: str, figures: Figures, patients: np.ndarray | None,
              notes: list[str]) -> Summary:
-    """A figure's value a seed and its interval: the stored one of a single run, else that of the mean over
+    """A metric's value a seed and its interval: the stored one of a single run, else that of the mean over
     the seeds."""
     stored = [run.entries.get(metric, {"value": math.nan, "lower": math.nan, "upper": math.nan})
               for run in group.runs]
@@ -251,7 +251,7 @@ def _interval(metric: str, figures: Figures, run: Run,
 
 def _tests(groups: list[Group], figures: list[Figures], metric: str, patients: np.ndarray | None, used: int,
            notes: list[str]) -> list[Test]:
-    """All pairs by each method of a figure; each method's p values are corrected over the pairs."""
+    """All pairs by each method of a metric; each method's p values are corrected over the pairs."""
     families: dict[str, list[Test]] = {}
     for (first, one), (second, other) in itertools.combinations(zip(groups, figures, strict=True), 2):
         values = one.values[metric], other.values[metric]
@@ -314,7 +314,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     return JointTest(metric, JOINT, number, *found)
 
 
-def _subtracted(first: np.ndarray | float, second: np.ndarray | float):
+def _subtracted(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
     """first - second, and 0 where what is left is rounding, so that models that predict alike do not
     differ."""
     difference = np.subtract(first, second)
@@ -326,12 +326,11 @@ def paired_bootstrap(differences: np.ndarray, difference: float,
     """(lower, upper, p, undefined) of a difference from its values on B resamples.
 
     The interval is the percentiles'; p is two-sided and inverts it, so that p is below 0.05 where the
-    interval leaves out 0
-    (but for the last resample): twice the smaller share of differences on either side of 0, an equal one
-    being on both, with 1 added above and below (Davison and Hinkley, 1997), so that no p is 0. NaN
-    differences are left out and counted; p is NaN where nothing is left.
+    interval leaves out 0 (but for the last resample): twice the smaller share of differences on either side
+    of 0, an equal one being on both, with 1 added above and below (Davison and Hinkley, 1997), so that no p
+    is 0. NaN differences are left out and counted; p is NaN where nothing is left.
 
-    shifted: of figures that resampling itself moves (ECE, which chance can only raise), differently for the
+    shifted: of metrics that resampling itself moves (ECE, which chance can only raise), differently for the
     two models, the differences' spread around their own mean counts alone: the interval is the observed
     difference and what 95 % of them keep within, p the share that lies further from their mean than the
     observed one from 0. Under no difference this calls 1 to 5 % different where percentiles call 0 to 2 % and
@@ -355,7 +354,7 @@ def with_seeds(difference: float, of_images: float, first: np.ndarray, second: n
     """Two-sided p of a difference of means over seeds where both images and seeds are random; NaN unless both
     have two seeds.
 
-    of_images: the variance that the images give to the difference; first, second: the figure, a seed each
+    of_images: the variance that the images give to the difference; first, second: the metric, a seed each
     (S,). The variances of the two means over the seeds are added to it, and the statistic is compared with
     Student's t, with the degrees of freedom of Welch and Satterthwaite (those of the images' part are many).
     The seeds' spread on these images holds a part of the images' variance already, so this errs on the side
@@ -396,12 +395,11 @@ def groups_table(comparison: Comparison) -> pd.DataFrame:
         for metric in comparison.metrics:
             one = comparison.summary(group.name, metric)
             row |= {metric: one.mean, f"{metric}_sd": one.sd, f"{metric}_lower": one.lower,
-                    f"{metric}_upper": one.upper,
-                    f"{metric}_interval": one.method}
+                    f"{metric}_upper": one.upper, f"{metric}_interval": one.method}
         rows.append(row | {"runs": ";".join(str(run.folder) for run in group.runs)})
     return pd.DataFrame(rows)
 
 
-def table_of_tests(tests: list[Test] | list[JointTest], kind: type) -> pd.DataFrame:
+def table_of_tests(tests: list[Test] | list[JointTest], kind: type[Test] | type[JointTest]) -> pd.DataFrame:
     """A row a test, with the columns of its kind, Test or JointTest."""
     return pd.DataFrame(map(vars, tests), columns=list(kind.__dataclass_fields__))

@@ -6,7 +6,7 @@ matplotlib is imported where the image is drawn (see util/report/charts.py).
 import math
 import os
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from util.metrics.table import is_better_low
 from util.report.charts import save_figure, titled
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 MOST_METRICS = 6  # beside each other
 MOST_PAIRS = 15  # beyond, the differences from the first group alone are drawn
 ROW, COLUMN = 0.34, 2.9  # inches
-NOTE = {"textcoords": "offset points", "fontsize": 6, "va": "bottom", "ha": "center", "color": "0.25",
-        "annotation_clip": False, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.4}}
+NOTE: dict[str, Any] = {
+    "textcoords": "offset points", "fontsize": 6, "va": "bottom", "ha": "center", "color": "0.25",
+    "annotation_clip": False, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.4}}
 BLUE, GREY, RED = "#08519c", "0.55", "#a50f15"
 
 
@@ -31,8 +32,7 @@ def forest_figure(comparison: Comparison, path: str | os.PathLike) -> list[str]:
     all.
 
     Grey dots are single seeds. A difference is filled where Holm's p is below 0.05; AUCs' are DeLong's.
-    Returns lines for the
-    user: what was left out of the image, names that no installed font can draw.
+    Returns lines for the user: what was left out of the image, names that no installed font can draw.
     """
     from matplotlib import style
 

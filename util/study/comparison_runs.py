@@ -257,7 +257,7 @@ def grouped(runs: list[Run], names: list[str] | None = None) -> tuple[list[Group
     settings and the same seed (of two releases of the code, say) are no repetition: the second one begins
     another group. InputError where the number of names is another one.
     """
-    members: dict[tuple, list[Run]] = {}
+    members: dict[tuple[str, int], list[Run]] = {}
     notes, taken = [], Counter()
     # an option that a run does not have is one that its release did not know, and is no choice
     known = set.intersection(*(set(run.settings) for run in runs))
@@ -309,7 +309,7 @@ def _names(lists: list[list[Run]], varying: list[str]) -> list[str]:
     return named if len(set(named)) == len(named) else [str(runs[0].folder) for runs in lists]
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"

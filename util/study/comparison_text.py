@@ -72,7 +72,7 @@ def explanations(comparison: Comparison) -> list[str]:
 # ---- cells -------------------------------------------------------------------------------------------------
 
 def figure_text(value: float) -> str:
-    """Three decimals, or three digits where the figure is in units of its own; – where it is undefined."""
+    """Three decimals, or three digits where the metric is in units of its own; – where it is undefined."""
     if math.isnan(value):
         return "–"
     if abs(value) < 0.0005:

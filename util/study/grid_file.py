@@ -78,7 +78,7 @@ def read_grid(path: str) -> Grid:
 
 
 class _Reader:
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         self.path = path
 
     def grid(self) -> Grid:
@@ -172,7 +172,7 @@ class _Reader:
             settings.append(Setting(self.checked_name(name, line, "adaptations"), given, line))
         return settings
 
-    def numbers(self, node: yaml.Node, key: str, flag: str, kind: type) -> list[Setting]:
+    def numbers(self, node: yaml.Node, key: str, flag: str, kind: type[int] | type[float]) -> list[Setting]:
         settings, what = [], {int: "whole number", float: "number"}[kind]
         for item in self.sequence(node, key):
             text, line = self.text(item, key), _line(item)
@@ -238,8 +238,7 @@ class _Reader:
                 self.require(row.name not in found, line, key, f"{flag} stands there twice")
                 found[row.name] = ([flag, *([value] if equals else [])], line)
             else:
-                self.require(found, line, key,
-                             f"{word!r} is no flag: --model NAME …, or a mapping of flags")
+                self.require(found, line, key, f"{word!r} is no flag: --model NAME …, or a mapping of flags")
                 found[row.name][0].append(word)
         return found
 

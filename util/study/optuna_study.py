@@ -4,8 +4,8 @@ The main process alone talks to the storage. What a trial runs is handed in by t
 
 A trial's lease: Optuna's own heartbeat knows databases only, so the process that runs a trial writes into it
 until when it may be believed to live, and renews that every epoch. A trial whose lease is over, or whose
-process on this very
-machine is gone, was killed: it is marked failed and its parameters are put in the queue again.
+process on this very machine is gone, was killed: it is marked failed and its parameters are put in the queue
+again.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapt
     return {name: propose for name, propose in found.items() if has.get(name, True)}
 
 
-def number_from(*parts) -> int:
+def number_from(*parts: object) -> int:
     """A seed, 32 bits, from whatever it belongs to."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
@@ -76,7 +76,7 @@ class WholeJournal(JournalFileBackend):
     study can't be read any more.
     """
 
-    def __init__(self, place: str):
+    def __init__(self, place: str) -> None:
         self._place, self._lines = Path(place), JournalFileSymlinkLock(place)
         super().__init__(place, self._lines)
 
@@ -89,7 +89,7 @@ class WholeJournal(JournalFileBackend):
             self._lines.release()
 
 
-def open_storage(place: str):
+def open_storage(place: str) -> optuna.storages.BaseStorage:
     """A storage from `--optuna_storage`: a database's URL (sqlite, PostgreSQL), or the path of a journal
     file. InputError."""
     if "://" not in place:
@@ -107,7 +107,7 @@ def open_storage(place: str):
     shown = url.render_as_string(hide_password=True)
     if url.drivername == "postgresql":
         url = url.set(drivername=f"postgresql+{_postgres_driver(shown)}")
-    engine = {"pool_pre_ping": True}
+    engine: dict[str, object] = {"pool_pre_ping": True}
     if url.drivername.startswith("sqlite"):
         engine = {"connect_args": {"timeout": 60}}  # waits for another process's writing instead of failing
         with _written(place):
@@ -142,9 +142,10 @@ def _postgres_driver(shown: str) -> str:
     return found[0]
 
 
-def open_study(storage, name: str, direction: str, job: dict, resume: bool, pruner: str) -> optuna.Study:
+def open_study(storage: optuna.storages.BaseStorage, name: str, direction: str, job: dict, resume: bool,
+               pruner: str) -> optuna.Study:
     """The study of that name, made where it is not there. job: what its values depend on, plain; a study made
-    for another is refused. InputError also where it is there and `resume` was not asked for."""
+    for another is an error. InputError also where it is there and `resume` was not asked for."""
     if name in optuna.get_all_study_names(storage) and not resume:
         raise InputError(f"a study named {name} is already in the storage: go on with it by --optuna_resume, "
                          "or name another with --optuna_study_name")
@@ -245,7 +246,8 @@ def take_back_killed(study: optuna.Study) -> list[str]:
     return lines
 
 
-def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Trial, dict] | None:
+def next_trial(study: optuna.Study, settings: Settings,
+               say: Callable[[str], object]) -> tuple[optuna.Trial, dict] | None:
     """The next trial and its parameters; None where the total is reached or the time is over. Waits while
     other processes run the last ones, since one of them may be killed."""
     said = False
@@ -280,7 +282,7 @@ def next_trial(study: optuna.Study, settings: Settings, say) -> tuple[optuna.Tri
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
     """A sampler for one trial: what it proposes depends on the study's seed, the trial's number and the
-    trials before, not on which process asks or on how often a search was started."""
+    trials before, not on which process asks or on how often a search was launched."""
     seed = number_from("sampler", settings.seed, number)
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -319,7 +321,7 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its figures
+    """A row a trial: number, state, value, seconds, reason, then its parameters and, if scored, its metrics
     of test."""
     return pd.DataFrame([
         {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,

@@ -1,9 +1,9 @@
 """Running a study: its cells one after the other, each a job of its own; what is done is not done again.
 
 A cell is its folder. It is finished where test is scored and its options are those of the grid, begun where
-its options are written, else new. A finished one is skipped, a begun one goes on with --resume auto, one that
-fails is said and the rest go on. Several starts of one study may run beside each other: a lock, which lives
-as long as the process that trains, keeps each cell to one of them.
+its options are written, else new. A finished one is skipped, a begun one is resumed with --resume auto, one
+that fails is said and the rest are run all the same. Several launches of one study may run beside each other:
+a lock, which lives as long as the process that trains, keeps each cell to one of them.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ ELSEWHERE = -1000  # in place of an exit code: another process trains the cell
 
 @dataclass
 class Outcome:
-    """What a start of a study came to."""
+    """What a launch of a study came to."""
 
     failed: dict[str, int] = field(default_factory=dict)  # cells and their exit codes
     stopped_by: int = 0  # a signal's number
@@ -84,8 +84,7 @@ def _facts(cell: Cell) -> dict | None:
         facts = read_object(path, "options")
     except InputError as error:
         raise InputError(f"{path} can't be read ({error.__cause__ or error}): remove {cell.folder}, and its "
-                         "run begins anew"
-                         ) from error
+                         "run begins anew") from error
     return facts | {"options": as_now(facts["options"])}
 
 
@@ -96,10 +95,10 @@ def _is_scored(cell: Cell) -> bool:
 def _differences(stored: dict, cell: Cell, canonical: Callable[[Options], Options]) -> list[str]:
     """`--name stored -> now` of the options in which a stored run is not what the cell asks for."""
     asked = cell.options
-    now = starts.as_stored(asked.having(**{  # what is filled in: then what is stored says nothing against it
-        flag.name: stored.get(flag.name) for flag in flags_of(asked.program)
-        if flag.filled_in and flag.name not in asked.typed}), stored)
-    now, _ = take_params(now)
+    # what is stored says nothing against these
+    filled_in = {flag.name: stored.get(flag.name) for flag in flags_of(asked.program)
+                 if flag.filled_in and flag.name not in asked.typed}
+    now, _ = take_params(starts.as_stored(asked.having(**filled_in), stored))
     if (now.model.model, now.model.model_arch) != (stored.get("model"), stored.get("model_arch")):
         now = canonical(now)
     return differences(stored, now)
@@ -172,7 +171,7 @@ def _run_cell(grid: Grid, cell: Cell, processes: int, canonical: Callable[[Optio
         if lock is None:
             _say(f"{title}: another process trains it, it is left to that one")
             return ELSEWHERE
-        state = state_of(cell, canonical)  # another start may have been at it in the meantime
+        state = state_of(cell, canonical)  # another launch may have been at it in the meantime
         if state == FINISHED:
             return 0
         _say(f"{title}{' goes on' if state == BEGUN else ''}")

@@ -2,7 +2,7 @@
 
 The folder `slurm/` of a run holds JOB_submitted.pkl, the batch script and JOB_0_log.out of each of its jobs.
 These numbers and squeue tell a later call what is queued. A job that reaches its time limit or is preempted
-ends its run with a checkpoint and is queued again; the run's own `--resume auto` goes on.
+ends its run with a checkpoint and is queued again; the run's own `--resume auto` resumes it.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ LOOK_EVERY_S = 15.0
 class Training:
     """A run inside its job: what submitit calls, and asks for a checkpoint before it queues the job again."""
 
-    def __init__(self, words: list[str], folder: Path):
+    def __init__(self, words: list[str], folder: Path) -> None:
         self.words, self.folder, self.pid = words, folder.absolute(), 0
 
     def __call__(self) -> None:
@@ -110,8 +110,8 @@ def executor_of(folder: Path, parameters: dict[str, str | int]) -> "submitit.Slu
     except ValueError as error:
         known = [name for name in re.findall(r"^  - (\w+)", str(error), re.M) if name not in NOT_FREE]
         unknown = ", ".join(name for name in parameters if name not in known)
-        raise InputError(f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}"
-                         ) from error
+        raise InputError(
+            f"--slurm {unknown}: no parameter of submitit; known are {', '.join(known)}") from error
     return executor
 
 
@@ -141,7 +141,7 @@ def plan(grid: Grid, found: dict[str, str]) -> tuple[list[Cell], list[Cell]]:
 
 def submit(grid: Grid, found: dict[str, str], processes: int, parameters: dict[str, str | int]) -> list[Cell]:
     """Queue what is neither finished nor queued nor trained elsewhere -> the runs that are in the queue now.
-    InputError where Slurm refuses a job."""
+    InputError where Slurm rejects a job."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     with locked(grid.folder) as lock:
