@@ -21,12 +21,12 @@ from jobs.model import load_adapter
 from jobs.run_folder import commit, now, versions
 from util.core.disk import writing
 from util.core.errors import InputError
+from util.core.plain_numbers import duration
 from util.data import feature_files, unlabelled
 from util.model import feature_kinds, lora
 from util.options.adaptation import KINDS
 from util.options.groups import Options
 from util.parallel.processes import World
-from util.report import terminal
 from util.weights import checkpoint, finding
 from util.weights.fitting import WeightFile
 
@@ -126,7 +126,7 @@ def extract(options: Options, world: World) -> None:
     partial.remove()
     unlabelled.forget(options.use.output)
     shapes = ", ".join(f"{name} {len(values):,} x {values.shape[1]:,}" for name, values in arrays.items())
-    world.say(f"written to {options.use.output}: {shapes}; {terminal.duration(time.monotonic() - began)}")
+    world.say(f"written to {options.use.output}: {shapes}; {duration(time.monotonic() - began)}")
 
 
 def _resolved(options: Options, file: WeightFile | None) -> tuple[Options, list[str]]:

@@ -12,6 +12,7 @@ import torch
 
 import models_vit
 from engine_finetune import make_loader, output_chunks
+from jobs import terminal
 from jobs.data import evaluation_settings, normalisation_source
 from jobs.loaders import GPU_EVAL_BATCHES, workers
 from jobs.model import idle_for_backbone, resolve_backbone
@@ -32,7 +33,7 @@ from util.options.checks import idle
 from util.options.groups import Options
 from util.options.table import FLAGS, own_values
 from util.parallel.processes import World
-from util.report import fundus_sheet, terminal
+from util.report import fundus_sheet
 from util.weights import checkpoint
 from util.weights.fitting import WeightFile
 

@@ -18,6 +18,7 @@ from jobs.checkpointing import content, write_last, write_model
 from jobs.job import Job
 from jobs.results import facts, finish_val, say_complete, say_end, write_test
 from util.core.errors import InputError, RunError
+from util.core.plain_numbers import duration
 from util.core.run_files import write_whole
 from util.data.sampling import balanced_order, epoch_order
 from util.metrics import selection
@@ -34,7 +35,6 @@ from util.model.probe_heads import (
     train_heads,
 )
 from util.options.adaptation import ATTENTIVE, KINDS, POOLED
-from util.report import terminal
 from util.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _train_and_choose(job: Job) -> dict | None:
                                        "the head of the least loss"))
     setting, candidate = chosen.setting, chosen.candidate
     job.world.say(
-        f"           trained for {epochs} epochs in {terminal.duration(seconds)}; best on val: "
+        f"           trained for {epochs} epochs in {duration(seconds)}; best on val: "
         f"{chosen.kind}, learning rate {setting.learning_rate:g}, weight decay {setting.weight_decay:g}, "
         f"{'normalised features' if setting.normalised else 'features as they are'}, epoch {candidate.epoch}")
     _log(job, chosen)

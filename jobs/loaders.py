@@ -14,6 +14,7 @@ from jobs.data import cached_splits
 from jobs.job import Job
 from util.core import disk, machine
 from util.core.errors import InputError
+from util.core.plain_numbers import duration
 from util.data import sampling, tables
 from util.data.dataset import ImageDataset
 from util.data.images import cache, transforms
@@ -30,7 +31,6 @@ from util.options.adaptation import ATTENTIVE, POOLED
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_sharded
-from util.report import terminal
 
 # training's batches in one of an evaluation, which keeps no activations; on CPUs more only cost time
 GPU_EVAL_BATCHES = 2
@@ -156,7 +156,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         counts[was_there] += len(job.rows(split))
     job.tokens = job.tokens if job.tokens and len(job.tokens) == len(wanted) else None
     world.say(f"features   {counts[False]:,} images computed, {counts[True]:,} found stored, width "
-              f"{found['val'].shape[1]:,}; {terminal.duration(time.monotonic() - began)}")
+              f"{found['val'].shape[1]:,}; {duration(time.monotonic() - began)}")
     return found
 
 

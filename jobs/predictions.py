@@ -13,6 +13,7 @@ import torch
 
 import models_vit
 from engine_finetune import loaded, to_device
+from jobs import terminal
 from jobs.inference import (
     AGAIN,
     Inference,
@@ -30,13 +31,13 @@ from jobs.tasks.classification import Classification
 from util.core import disk, run_files
 from util.core.errors import InputError
 from util.core.partial_rows import PartialRows
+from util.core.plain_numbers import duration
 from util.data.unlabelled import class_answers, forget, with_answers
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, pictures_of, write_overlays
 from util.model.mirrors import with_mirrors
 from util.options.adaptation import KINDS
 from util.options.groups import Options
 from util.parallel.processes import World
-from util.report import terminal
 from util.weights import checkpoint, finding
 from util.weights.fitting import WeightFile, set_buffers
 
@@ -75,7 +76,7 @@ def predict(options: Options, world: World) -> None:
             run_files.write_predictions(table, Path(options.use.output))
         world.say(*lines, *describe_answers(job, table),
                   f"written to {options.use.output}: {len(table):,} images; "
-                  f"{terminal.duration(time.monotonic() - began)}")
+                  f"{duration(time.monotonic() - began)}")
     if options.heatmaps.heatmaps is not None:
         draw_heatmaps(job, folder, partial, outputs)
     if partial is not None:

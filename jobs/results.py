@@ -5,12 +5,13 @@ import time
 import pandas as pd
 
 import models_vit
+from jobs import terminal
 from jobs.job import Job
 from jobs.run_folder import commit, now, versions
 from util.core import run_files, secrets
+from util.core.plain_numbers import duration
 from util.metrics.predictions import read_predictions
 from util.options.table import own_values
-from util.report import terminal
 from util.report.page import write_report
 from util.weights import checkpoint
 
@@ -65,7 +66,7 @@ def write_test(job: Job, predictions: pd.DataFrame, epoch: int | None, decided: 
 def say_end(job: Job, best: dict, began: float) -> None:
     metric = job.options.metrics.select_metric
     job.world.say(f"best epoch {best['epoch']} (val {metric} {best['score']:.4f}); trained in "
-                  f"{terminal.duration(time.monotonic() - began)}; results in {job.folder.path}")
+                  f"{duration(time.monotonic() - began)}; results in {job.folder.path}")
 
 
 def say_complete(job: Job) -> None:

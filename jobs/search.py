@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import models_vit
 from engine_finetune import Progress, Trainer
+from jobs import terminal
 from jobs.job import Job
 from jobs.loaders import features_of, fill_cache, loader, plan_training
 from jobs.model import choose_part, describe_part
@@ -31,11 +32,11 @@ from jobs.setup import prepare, without_effect_here
 from jobs.tasks.regression import Regression
 from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError
+from util.core.plain_numbers import duration
 from util.core.tensorboard import ScalarFile
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
-from util.report import terminal
 from util.study import optuna_study
 
 Result = TypeVar("Result")
@@ -268,7 +269,7 @@ class Search:
             result = f"{self.job.options.search.optuna_metric} {value:.4f}"
         sofar = "" if best is None else f"  best {best.value:.4f} (trial {best.number})"
         return (f"trial {number}  {'pruned, ' if state == 'pruned' else ''}{result}{sofar}  {shown}  "
-                f"{terminal.duration(seconds)}")
+                f"{duration(seconds)}")
 
     def _write_results(self) -> None:
         asked = self.job.options.search
@@ -281,7 +282,7 @@ class Search:
         states = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)
                   if optuna_study.counts(trial)]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
-        lines = [f"{len(states)} trials ({counted}) in {terminal.duration(time.monotonic() - began)}"]
+        lines = [f"{len(states)} trials ({counted}) in {duration(time.monotonic() - began)}"]
         best = optuna_study.best_of(self.study)
         if best is None:
             return False, lines

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from engine_finetune import Progress, Trainer, outputs, train_one_epoch
-from jobs import parallel
+from jobs import parallel, terminal
 from jobs.checkpointing import (
     NO_BEST,
     content,
@@ -40,7 +40,6 @@ from util.model import lr_decay, mirrors
 from util.options.groups import Options
 from util.parallel.processes import World, wrap
 from util.parallel.sharding import compile_in_place, is_sharded
-from util.report import terminal
 from util.weights import checkpoint
 
 

@@ -9,6 +9,7 @@ import torch
 
 import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
+from jobs import terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import AUGMENTATIONS, Task
 from util.core.errors import InputError
@@ -26,7 +27,7 @@ from util.metrics.table import BY_NAME, COMPOSED
 from util.model.feature_kinds import KindsReader, put_wide_head
 from util.options.adaptation import POOLED
 from util.options.groups import Options
-from util.report import charts, class_charts, terminal
+from util.report import charts, class_charts
 from util.weights.fitting import Fit, WeightFile, put_in
 
 

@@ -7,6 +7,7 @@ import torch
 
 import models_vit
 from engine_finetune import RegressionLoss
+from jobs import terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import AUGMENTATIONS, Task
 from util.core.errors import InputError
@@ -21,7 +22,7 @@ from util.metrics.table import COMPOSED
 from util.model import regression_head, timm_models
 from util.options.groups import Options
 from util.options.model import DEFAULT_WEIGHTS
-from util.report import bland_altman, charts, terminal
+from util.report import bland_altman, charts
 from util.weights.fitting import WeightFile
 
 LONGEST_TASK = 100  # letters of a task's name that is made of the targets

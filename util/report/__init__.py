@@ -1,4 +1,4 @@
-"""A run's folder becomes a page, charts and words; and what the terminal shows.
+"""A run's folder becomes a page, charts and words.
 
 Everything is made of the files in the folder, so it can be made again later.
 """

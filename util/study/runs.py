@@ -23,13 +23,13 @@ from pathlib import Path
 from util.core import run_lock, signals
 from util.core.child import Children
 from util.core.errors import InputError
+from util.core.plain_numbers import duration
 from util.core.run_files import read_object
 from util.options import starts
 from util.options.checks import take_params
 from util.options.groups import Options
 from util.options.stored import as_now, differences
 from util.options.table import flags_of
-from util.report.terminal import duration
 from util.study.grid_file import Cell, Grid
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from util.core.plain_numbers import mean_and_deviation
+from util.core.plain_numbers import duration, mean_and_deviation
 from util.data.tables import Data, counts
 from util.options.adaptation import KINDS
 
@@ -138,14 +138,6 @@ def _how(entries: dict[str, dict]) -> str:
     if lacking:
         text += f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking)}"
     return text
-
-
-def duration(seconds: float) -> str:
-    """3.2 s, 4 min 10 s, 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _figure(value: float) -> str:
