@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import forks
+from tests import forks, undrawn
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("healthy", "mild", "severe")
@@ -64,15 +64,19 @@ def fonts_not_told(monkeypatch):
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch, capsys, pictures):
+def charts_are_not_drawn(monkeypatch):
+    """What looks at charts overrides it."""
+    undrawn.install(monkeypatch.setattr)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys, pictures, charts_are_not_drawn):
     """start(*words) runs main_finetune.py in this process, in an empty folder -> (exit code, stdout,
     stderr)."""
     import main_finetune
-    from tests import undrawn
     from util.core.ending import exit_code_of
 
     monkeypatch.chdir(tmp_path)
-    undrawn.install(monkeypatch.setattr)
 
     def run(*words, data=pictures, small=True):
         argv = [*(SMALL if small else []), *(["--data_path", str(data)] if data else []), *map(str, words)]
