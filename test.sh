@@ -18,16 +18,16 @@ fi
 
 "$PYTHON" -m ruff check
 "$PYTHON" -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-cache
+cores=$(getconf _NPROCESSORS_ONLN)
 case "$#${1:-}" in
-    0) chosen="not slow" ;;
-    1quick) chosen="not slow and not long" ;;
+    0) chosen="not slow" processes=$((cores + 1)) ;;  # many of the tests wait
+    1quick) chosen="not slow and not long" processes=$cores ;;
     *) chosen= ;;
 esac
-if [ -n "$chosen" ]; then
-    # Files beside each other, with one thread each; one process more than there are cores, since many wait.
+if [ -n "$chosen" ]; then # files beside each other, with one thread each
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export OMP_NUM_THREADS
-    set -- -m "$chosen" -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --maxprocesses 5 \
+    set -- -m "$chosen" -n "$processes" --maxprocesses 5 \
         --dist loadfile --no-loadscope-reorder
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -21,12 +21,17 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
          "--device", "cpu", "--precision", "fp32"]
 
 
+# Whole programs, and what draws whole pages, calls models at full size or waits for a server.
+LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_browser.py",
+        "report/test_fonts.py", "weights/test_finding.py", "test_predict.py", "test_latent_feature.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that run whole programs are long, wherever they lie; others of some seconds are marked where they
     stand."""
     for item in items:
-        package = item.path.relative_to(ROOT / "tests").parts[0]
-        if package in ("end_to_end", "benchmarks", "scripts") or "start" in item.fixturenames:
+        path = item.path.relative_to(ROOT / "tests")
+        if any(path.is_relative_to(place) for place in LONG) or "start" in item.fixturenames:
             item.add_marker("long")
 
 

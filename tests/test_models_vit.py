@@ -60,6 +60,7 @@ def test_timm_names_and_safetensors_load_the_same(tmp_path, arch):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.long
 def test_timm_file_without_biases_means_zero_biases(tmp_path):
     import timm
 
@@ -107,6 +108,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
         load_backbone(model, row("dinov2_vits14"), str(path), "")
 
 
+@pytest.mark.long
 def test_line_of_a_load(tmp_path):
     model, loaded = build_and_load(recipe_file(tmp_path, "dinov2_vits14"), "dinov2_vits14", 224)
     assert (loaded["used"], loaded["expected"]) == (174, 174)
@@ -115,6 +117,7 @@ def test_line_of_a_load(tmp_path):
     assert sum(p.numel() for p in model.parameters()) == 21_628_800
 
 
+@pytest.mark.long
 def test_name_with_a_sha256_is_held_to_it(tmp_path):
     path = parity.weight_file(tmp_path / "dinov2_vits14_pretrain-00000000.pth", "dinov2_vits14")
     model = build_model(row("dinov2_vits14"), 0, 224)
@@ -208,6 +211,7 @@ def test_timm_models_build_train_and_load(tmp_path, name, size):
     assert all(same.values()) and loaded["used"] == len(same)
 
 
+@pytest.mark.long
 def test_two_passes_of_fc_norm(tmp_path):
     """The original's present code applies fc_norm twice; a second way of computing it here."""
     path = parity.weight_file(tmp_path / "mae.pth", "mae_vitl16_finetune_gp", depth=2,
@@ -230,6 +234,7 @@ def test_two_passes_of_fc_norm(tmp_path):
     assert (logits[1] - logits[2]).abs().max() > 1e-3
 
 
+@pytest.mark.long
 def test_original_checkpoint_in_metas_names_scores_here(tmp_path):
     """DINOv3 as the original saves it: Meta's names, head.*, args as a Namespace."""
     backbone_file = recipe_file(tmp_path, "dinov3_vits16", "bf16p_sharp_")

@@ -79,6 +79,7 @@ def test_every_adapter_of_every_backbone_has_a_gradient(arch):
         "regression_head.weight", "regression_head.bias"}
 
 
+@pytest.mark.long
 def test_an_adapter_that_is_never_called_is_refused():
     """DINOv3's attention multiplies with qkv.weight itself unless it is told to keep its biases apart."""
     model = adapted(on_meta("dinov3_vits16"), row("dinov3_vits16"))
@@ -89,6 +90,7 @@ def test_an_adapter_that_is_never_called_is_refused():
         lora.require_gradients(model, 32, "dinov3_vits16")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["retfound_mae", "dinov2_vits14", "dinov3_vits16", "dinov3_vits16plus"])
 def test_merged_is_the_same_model_and_loads_in_timm(arch):
     backbone, size = row(arch), 2 * row(arch).patch

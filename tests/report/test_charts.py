@@ -61,6 +61,7 @@ def test_many_classes_get_counts_alone_and_hundreds_none():
     assert set(sum(class_charts.cell_texts(np.ones((61, 61), dtype=int)), [])) == {""}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_text_stands_out_from_every_shade_of_a_cell(is_dark):
     """WCAG 2's contrast of 4.5, by the colours of the page's style sheet; the PNG has those of the light

@@ -63,6 +63,7 @@ def test_two_classes_are_delongs_test(metric, decimals):
                        / (half / norm.ppf(0.975))) == pytest.approx(p), "interval and p belong together"
 
 
+@pytest.mark.long
 def test_macro_auc_over_seeds_has_the_jackknifes_error():
     """Three classes and two seeds: the error of the mean over classes and seeds, leaving out one image at a
     time."""

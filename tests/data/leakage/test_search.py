@@ -327,6 +327,7 @@ def test_patients_of_names_stand_in_the_predictions(start, tmp_path, pictures):
     assert start("--task", "q", "--patient_regex", "(none)")[0] == 2
 
 
+@pytest.mark.long
 def test_several_processes_look_once(leaky, tmp_path):
     from tests.conftest import SMALL
 
