@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(ROOT / "tests")
         if any(path.is_relative_to(place) for place in LONG) or "start" in item.fixturenames:
             item.add_marker("long")
+    # first the files of long tests, so that no process is left alone with one at the end
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def picture(rng: np.random.Generator, level: int, size: int = 40) -> Image.Image:
