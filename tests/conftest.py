@@ -22,8 +22,9 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
 
 
 # Whole programs, and what draws whole pages, calls models at full size or waits for a server.
-LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_browser.py",
-        "report/test_fonts.py", "weights/test_finding.py", "test_predict.py", "test_latent_feature.py")
+LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_page_gaps.py",
+        "report/test_browser.py", "report/test_fonts.py", "weights/test_finding.py", "test_predict.py",
+        "test_latent_feature.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

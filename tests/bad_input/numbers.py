@@ -1,6 +1,6 @@
 """CSV files: the numbers of a regression."""
 
-from tests.bad_input.tables import (
+from tests.bad_input.csv_rows import (
     CONSTANT,
     COVARIATE,
     INFINITE,
@@ -13,7 +13,7 @@ from tests.bad_input.tables import (
     text_of,
     with_cell,
 )
-from tests.bad_input.tables import TABLE as TABLE
+from tests.bad_input.tables import TABLE as TABLE  # its cases come first
 
 # ---- numbers -----------------------------------------------------------------------------------------------
 

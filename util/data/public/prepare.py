@@ -33,7 +33,8 @@ from util.data.csv_columns import (
     some,
 )
 from util.data.image_endings import EXTENSIONS
-from util.data.public.sets import SETS, Found, Picture, RawFolder, counted
+from util.data.public.raw_folder import Found, Picture, RawFolder, counted
+from util.data.public.sets import SETS
 from util.options.parsing import OneLineParser
 
 LIST_FILE = "split_list.csv"

@@ -8,12 +8,9 @@ Glaucoma_fundus the names of the class folders are known so and the name of the 
 names of the images are and those of the folders are not.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import pandas as pd
@@ -21,7 +18,7 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
 from util.data.csv_columns import read_columns, some
-from util.data.image_endings import EXTENSIONS
+from util.data.public.raw_folder import Found, Picture, PublicSet, RawFolder, counted, plain, stem_of
 
 DR_GRADES = ("0_no_dr", "1_mild", "2_moderate", "3_severe", "4_proliferative")
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -70,121 +67,6 @@ JSIEC_CLASSES = (
 )
 
 
-class Picture(NamedTuple):
-    """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's
-    or ""."""
-
-    path: Path
-    label: str
-    patient: str = ""
-    split: str = ""
-
-
-@dataclass
-class Found:
-    """What a reader found; notes are lines worth telling. no_patients: why patients that are published are
-    not known."""
-
-    pictures: list[Picture]
-    notes: list[str] = field(default_factory=list)
-    no_patients: str = ""
-
-
-@dataclass(frozen=True)
-class PublicSet:
-    """A row of the table. pictures: how many images the whole set has with a label; published: the splits its
-    owner makes."""
-
-    name: str
-    url: str
-    files: str
-    terms: str
-    imaging: str
-    task: str
-    classes: tuple[str, ...]
-    pictures: int
-    reader: Callable[["RawFolder"], Found]
-    patients: str = ""
-    published: tuple[str, ...] = ()
-
-
-class RawFolder:
-    """All files below a folder, listed once. Hidden ones, and what macOS adds to archives, are passed
-    over."""
-
-    def __init__(self, folder: str | os.PathLike, public_set: PublicSet) -> None:
-        from util.data.tables import pictures_below  # brings PyTorch, which --help does not need
-
-        if not os.path.isdir(folder):
-            problem = "is not a folder" if os.path.exists(folder) else "is not there"
-            raise InputError(f"RAW_DIR {folder} {problem}: it must hold {public_set.files}, from "
-                             f"{public_set.url}")
-        self.folder, self.set, others = Path(folder), public_set, []
-        self.pictures = list(map(Path, pictures_below(str(self.folder), others)))
-        self.others = [Path(path) for path in sorted(others) if not os.path.basename(path).startswith(".")]
-
-    def missing(self, what: str) -> InputError:
-        return InputError(f"{self.set.name}: {what} below {self.folder}; needed are {self.set.files}, from "
-                          f"{self.set.url}")
-
-    def file(self, *names: str) -> Path | None:
-        """The file whose name ends with one of `names`, however it is punctuated; None where there is
-        none."""
-        found = [path for path in self.others if plain(path.name).endswith(tuple(map(plain, names)))]
-        contents = {path.read_bytes() for path in found} if len(found) > 1 else set()
-        if len(contents) > 1:
-            raise InputError(f"{self.set.name}: two different files could be {names[0]}: {some(found)}; keep "
-                             "one of them")
-        return found[0] if found else None
-
-    def needed(self, *names: str) -> Path:
-        found = self.file(*names)
-        if found is None:
-            raise self.missing(f"no file {' or '.join(names)}")
-        return found
-
-    def folders_of(self, path: Path) -> list[str]:
-        """The names of the folders between RAW_DIR and a file, the nearest first."""
-        return list(path.relative_to(self.folder).parts[-2::-1])
-
-    def matched(self, pictures: Iterable[Path], label_of: dict[str, str],
-                what: str) -> tuple[list[tuple[Path, str]], list[str]]:
-        """Images and {stem: label} -> ([(path, stem)] of those in both, in the labels' order; notes on the
-        others)."""
-        by_stem = {}
-        for path in pictures:
-            by_stem.setdefault(_stem(path.name), []).append(path)
-        twice = next((stem for stem in label_of if len(by_stem.get(stem, ())) > 1), None)
-        if twice is not None:
-            raise InputError(f"{self.set.name}: two images for {twice}: {some(by_stem[twice])}; keep one of "
-                             "them")
-        pairs = [(by_stem[stem][0], stem) for stem in label_of if stem in by_stem]
-        if not pairs:
-            raise self.missing(f"none of the {len(label_of)} images that {what} names, such as "
-                               f"{next(iter(label_of))},")
-        absent = [stem for stem in label_of if stem not in by_stem]
-        unlabelled = [path.name for stem, paths in by_stem.items() if stem not in label_of for path in paths]
-        return pairs, [*counted(f"named in {what}, but not there", absent),
-                       *counted(f"without a label in {what}, left out", unlabelled)]
-
-
-def counted(what: str, names: list[str]) -> list[str]:
-    """A note that says what, how many and which; none where there are none."""
-    return [f"{what}: {len(names)} ({some(names)})"] if names else []
-
-
-def plain(name: str) -> str:
-    """A name without what differs between copies: capitals, blanks (also as %20), dots, dashes."""
-    return re.sub(r"[^a-z0-9]", "", unquote(name).lower())
-
-
-def _stem(name: str) -> str:
-    """What names an image in lists and on disk alike: without folder, the ending of an image, and
-    capitals."""
-    name = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
-    return name.rsplit(".", 1)[0] if name.endswith(EXTENSIONS) else name
-
-
 # Labels in tables
 
 
@@ -192,7 +74,7 @@ def _by_stem(where: Path, column: str, names: pd.Series, values: Iterable[str]) 
     """{stem: value}; a name that is empty or stands there twice is an InputError with its lines."""
     found, line_of = {}, {}
     for (line, name), value in zip(names.items(), values, strict=True):
-        stem = _stem(name)
+        stem = stem_of(name)
         if not stem or stem in found:
             problem = f"{name} stands there twice, also on line {line_of[stem]}" if stem else "is empty"
             raise InputError(f"{where}, line {line}: {column} {problem}; keep one row an image")
@@ -254,7 +136,7 @@ def _read_messidor2(raw: RawFolder) -> Found:
         no_patients = "no file messidor-2.csv (which two images are one patient's eyes)"
     else:
         eyes, _ = read_columns(pairs_file, ["left", "right"], ragged=True)
-        patient = eyes["left"].where(eyes["left"] != "", eyes["right"]).map(_stem)
+        patient = eyes["left"].where(eyes["left"] != "", eyes["right"]).map(stem_of)
         names = eyes.stack()
         names = names[names != ""].droplevel(1)
         patients = _by_stem(pairs_file, "left or right", names, patient[names.index])
