@@ -230,7 +230,8 @@ def _load_best(job: Job, in_memory: dict | None) -> None:
             local(tensor).copy_(in_memory[name])
         return
     path = best_file(job)
-    if not path.exists():
+    gone = not path.exists()
+    if job.world.any(gone) if is_sharded(job.running) else gone:  # all that read it say it together
         raise InputError(f"{path} is gone, so the test split can't be scored with it")
     wanted, found = _state_to_keep(job.model), load_file(path)["model"]
     if wanted.keys() != found.keys():

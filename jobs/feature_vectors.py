@@ -70,7 +70,7 @@ class FeatureParts(torch.nn.Module):
         found = feature_kinds.read(self.model, images)
         parts = {"cls": found["cls0"]} if "cls0" in found else {}
         if "tokens" in found:
-            parts["patch_mean"] = found.get("mean", found["tokens"].mean(dim=1))
+            parts["patch_mean"] = found["mean"] if "mean" in found else found["tokens"].mean(dim=1)
         parts["pooled"] = self.model.forward_head(found["features"], pre_logits=True)
         return parts
 

@@ -139,8 +139,8 @@ def _train_and_choose(job: Job) -> dict | None:
         views = [values for name, values in job.tokens.items() if name.startswith("train")]
         trained[ATTENTIVE] = attentive_heads.train_attentive(
             views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), run)
-    scored = _score_all(job, trained)
     seconds = time.monotonic() - began
+    scored = _score_all(job, trained)
     if not scored:
         return None
     chosen = choose(scored)

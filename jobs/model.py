@@ -43,7 +43,7 @@ def new_model(backbone: models_vit.Backbone, world: World, task: Task, device: s
             with torch.device(device):
                 return task.build(backbone, drop_path)
         except models_vit.NoStochasticDepth:
-            if "drop_path" in options.typed:
+            if "drop_path" in options.typed or not drop_path:
                 raise
             if device == "cpu" or options.run.dry_run:
                 world.say(f"{backbone.arch} has no stochastic depth: --drop_path is 0")

@@ -132,9 +132,10 @@ class Search:
                    disable=not (world.is_main and sys.stderr.isatty()))
         self.say = (lambda line: bar.write(line) if not bar.disable else print(line, flush=True))
         while True:
-            started, chosen = time.monotonic(), world.from_main(self._alone(self._next))
+            chosen = world.from_main(self._alone(self._next))
             if chosen is None:
                 break
+            started = time.monotonic()  # a trial's time is without the wait for others' last ones
             number, params, seed = chosen
             state, value, reason = self._trial(params, seed)
             told = self._alone(self._tell, state, value, reason)
