@@ -24,7 +24,7 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
 # Whole programs, and what draws whole pages, calls models at full size or waits for a server.
 LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_page_gaps.py",
         "report/test_browser.py", "report/test_fonts.py", "weights/test_finding.py", "test_predict.py",
-        "test_latent_feature.py")
+        "test_latent_feature.py", "report/test_regression_run.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(path.is_relative_to(place) for place in LONG) or "start" in item.fixturenames:
             item.add_marker("long")
     # first the files of long tests, so that no process is left alone with one at the end
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def picture(rng: np.random.Generator, level: int, size: int = 40) -> Image.Image:
@@ -72,9 +73,11 @@ def fonts_not_told(monkeypatch):
 
 
 @pytest.fixture
-def charts_are_not_drawn(monkeypatch):
+def charts_are_not_drawn():
     """What looks at charts overrides it."""
-    undrawn.install(monkeypatch.setattr)
+    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs in the middle
+        undrawn.install(patch.setattr)
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import matplotlib.figure
 import matplotlib.pyplot  # takes Figure as it is when it is imported
 import numpy as np
+import optuna.visualization.matplotlib  # noqa: F401 (the same)
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 

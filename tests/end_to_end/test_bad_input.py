@@ -58,8 +58,11 @@ def test_case(case, place, bounded):
     judge(case, place, run_case(case, place))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case.real], ids=lambda case: case.id)
+REAL = [case for case in CASES if case.real]
+
+
+@pytest.mark.parametrize("case", [REAL[0], *(pytest.param(case, marks=pytest.mark.slow) for case in REAL[1:])],
+                         ids=lambda case: case.id)
 def test_case_through_a_real_start(case, place):
     judge(case, place, run_case(case, place, real=True))
 

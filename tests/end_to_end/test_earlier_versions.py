@@ -164,10 +164,18 @@ def test_a_cut_run_ends_as_it_would_have(earlier, capsys, one_thread):
     np.testing.assert_allclose(found["lr"], expected["lr"], rtol=1e-9)
     np.testing.assert_allclose(found["train_loss"][:2], expected["train_loss"][:2], rtol=0, atol=1e-3)
     np.testing.assert_allclose(found["val_loss"], expected["val_loss"], rtol=0, atol=2e-3)
-    if np.allclose(found["train_loss"], expected["train_loss"], rtol=0, atol=1e-5):
-        for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv"):
-            same_table(cut / name, whole / name, 1e-3)
-        same_metrics(cut / "metrics_test.json", whole / "metrics_test.json", 1e-3)
+    for split in ("val", "test"):
+        one, two = (read_predictions(folder / f"predictions_{split}.csv") for folder in (cut, whole))
+        assert one[["index", "path", "true_class"]].equals(two[["index", "path", "true_class"]])
+        metrics, _ = classification_metrics(one)
+        written = json.loads((cut / f"metrics_{split}.json").read_text())
+        assert metrics["roc_auc"] == pytest.approx(written["roc_auc"]["value"])
+    if not np.allclose(found["train_loss"], expected["train_loss"], rtol=0, atol=1e-5):
+        pytest.skip("this CPU rounds otherwise than the one that wrote the fixtures: all but the values of "
+                    "the last epochs was compared")
+    for name in ("metrics_val.csv", "metrics_test.csv", "predictions_val.csv", "predictions_test.csv"):
+        same_table(cut / name, whole / name, 1e-3)
+    same_metrics(cut / "metrics_test.json", whole / "metrics_test.json", 1e-3)
 
 
 def test_a_cut_run_of_the_second_generation_ends_as_it_would_have(earlier, capsys, one_thread):

@@ -191,10 +191,11 @@ def test_a_regression_starts_from_a_classification_and_back(predict, start, tmp_
     assert code == 0 and "not needed: regression head" in out, err
 
 
-def test_two_processes_and_the_chinese_name(demo, tmp_path):
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_and_the_chinese_name(demo, tmp_path, real):
     run = start_process(*SMALL, "--batch_size", 4, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo,
                         "--task", "two", folder=tmp_path, processes=2,
-                        program="多卡微调RETFound应用于回归任务.py", OMP_NUM_THREADS="1")
+                        program="多卡微调RETFound应用于回归任务.py", OMP_NUM_THREADS="1", real=real)
     assert run.returncode == 0, run.stderr
     run = start_process(*SMALL, "--drop_path", 0, "--head_dropout", 0, "--csv_file", demo, "--task", "one",
                         folder=tmp_path, program="main_regression.py", OMP_NUM_THREADS="1")

@@ -91,6 +91,7 @@ def _names_by(mark: str, header: str) -> int:
 def _text_of(csv_file: str | os.PathLike) -> str:
     """What stands in a file, InputError where it is no text. A pipe would wait for its writer, and a device
     may never end."""
+    require_utf8([os.path.abspath(csv_file)])  # whose folder stands before the paths
     try:
         mode = os.stat(csv_file).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading says it of a folder
@@ -235,8 +236,12 @@ def _file_names(folder: str) -> set[str]:
 
 
 def joined(folder: str | os.PathLike, paths: Iterable[str]) -> list[str]:
-    """os.path.join of a folder and each path."""
-    return [os.path.join(folder, path) for path in paths]
+    """os.path.join of a folder and each path, in a fraction of the time where no path is absolute."""
+    paths = list(paths)
+    if any(map(os.path.isabs, paths)):
+        return [os.path.join(folder, path) for path in paths]
+    folder = os.path.join(folder, "")
+    return [folder + path for path in paths]
 
 
 def located(csv_file: str, paths: Sequence[str]) -> list[str]:
@@ -300,7 +305,8 @@ def require_splits(csv_file: str, written: pd.Series, found: pd.Series, splits: 
                    after: str = "") -> None:
     """InputError where no row is left of one of `splits`. written: the column as it is; found: the splits of
     the rows that are left, after what."""
-    absent = [split for split in splits if split not in set(found)]
+    there = set(found)
+    absent = [split for split in splits if split not in there]
     if absent:
         raise InputError(f"{csv_file}: no row with {written.name} {some(absent)}{after}; there is "
                          f"{some(sorted(set(written)))}")

@@ -17,7 +17,8 @@ def usable_warmup(warmup_epochs: float, epochs: int) -> float:
 def learning_rate_at(position: float, peak: float, minimum: float, warmup_epochs: float,
                      epochs: float) -> float:
     """The learning rate at `position` (epochs done, a fraction within an epoch): linear from 0 to `peak`,
-    then half a cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017)."""
+    then half a cosine to `minimum` at `epochs` (Loshchilov and Hutter, SGDR, 2017). The warm-up is shorter
+    than the run (`usable_warmup`)."""
     if position < warmup_epochs:
         return peak * position / warmup_epochs
     share = min(1.0, (position - warmup_epochs) / (epochs - warmup_epochs))

@@ -93,7 +93,7 @@ def _complete(temporary: Path, sums: dict[int, int], path: Path) -> None:
             entries = archive.infolist()
             starts = [entry.header_offset for entry in entries]
             for offset, checksum in sums.items():
-                entries[bisect.bisect(starts, offset) - 1].CRC = checksum
+                entries[bisect.bisect_left(starts, offset) - 1].CRC = checksum
             archive.comment = b""  # makes zipfile write the directory again
         file.flush()
         os.fsync(file.fileno())

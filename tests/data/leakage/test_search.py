@@ -253,6 +253,15 @@ def test_command(planted, tmp_path, capsys):
     assert code == 2 and err.startswith("error: --leakage stop: the splits share") and err.count("\n") == 1
     code, _, err = run(tmp_path / "d.csv", "--patient_regex", "(x")
     assert code == 2 and "no regular expression" in err
+    unknown = planted.assign(patient=["NA", *planted["patient"][1:]])
+    unknown.to_csv(tmp_path / "unknown.csv", index=False)
+    code, out, err = run(tmp_path / "unknown.csv", "--patient_col", "patient")
+    assert code == 0 and "rows name no patient" in out, (out, err)
+    odd = tmp_path / "d\udcff"
+    odd.mkdir()
+    shutil.copy(tmp_path / "d.csv", odd)
+    code, _, err = run(odd / "d.csv")
+    assert code == 2 and "not valid UTF-8" in err and err.count("\n") == 1
     code, _, err = run(tmp_path / "none.csv")
     assert code == 2 and "none.csv" in err
     data = write_pictures(tmp_path / "folder", numbers=(2, 2, 2))

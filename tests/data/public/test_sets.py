@@ -246,6 +246,16 @@ def test_workbooks(tmp_path):
             read_first_sheet(put(tmp_path / "a" / "b.xlsx", text or "PK"))
 
 
+def test_a_cell_far_from_the_table_is_told(tmp_path):
+    from openpyxl import load_workbook
+
+    book = load_workbook(WORKBOOKS / "patient_data_od.xlsx")
+    book.worksheets[0].cell(1_048_576, 20, " ")
+    book.save(tmp_path / "far.xlsx")
+    with pytest.raises(InputError, match="used as far as row 1,048,576, column 20; delete what stands beyond"):
+        read_first_sheet(tmp_path / "far.xlsx")
+
+
 def test_workbooks_need_openpyxl(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(InputError, match="needs openpyxl, which is not installed: pip install -r requirements-prep"):
@@ -264,3 +274,18 @@ def test_papila_refuses_what_it_does_not_understand(tmp_path, monkeypatch):
         monkeypatch.setattr("util.data.public.sets.read_first_sheet", lambda path, changed=changed: changed)
         with pytest.raises(InputError, match=message):
             prepare("PAPILA", str(raw), str(tmp_path / "out"))
+
+
+def test_what_archives_of_macos_hold_is_passed_over(tmp_path):
+    raw = make("Glaucoma_fundus", tmp_path)
+    put(raw / "__MACOSX" / "normal_control" / "1.png", "another")
+    prepare("Glaucoma_fundus", str(raw), str(tmp_path / "out"))
+    assert len(rows_of(tmp_path / "out")) == 36
+
+
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path):
+    raw = make("Glaucoma_fundus", tmp_path)
+    put(raw / "normal_control" / "im\udcff.png", "odd")
+    with pytest.raises(InputError, match=r"file name is not valid UTF-8: normal_control/im\\xff.png; rename it"):
+        prepare("Glaucoma_fundus", str(raw), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -319,19 +319,21 @@ def write(found: dict, path: str | os.PathLike) -> None:
 # ---- on its own --------------------------------------------------------------------------------------------
 
 def read_table(data: str, path_col: str = "path", split_col: str = "split",
-               patient_col: str | None = None) -> pd.DataFrame:
-    """A folder with at least two of train, val and test, or a CSV with paths and splits -> the table. Raises
-    InputError."""
+               patient_col: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """A folder with at least two of train, val and test, or a CSV with paths and splits -> (the table, lines
+    for the user). Raises InputError."""
+    notes = []
     if os.path.isdir(data):
         there = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
         table = tables.read_folder(data, there or SPLITS).table
     else:
-        cells, splits, _ = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
-        table, _ = tables.csv_table(data, cells, splits, path_col, patient_col, [""] * len(cells))
+        cells, splits, notes = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
+        table, more = tables.csv_table(data, cells, splits, path_col, patient_col, [""] * len(cells))
+        notes = notes + more
     if table["split"].nunique() < 2:
         raise InputError(f"{data}: only {table['split'].iloc[0]} is there, and leakage is between splits: "
                          "name two or more")
-    return table
+    return table, notes
 
 
 def make_parser() -> OneLineParser:
@@ -353,10 +355,11 @@ def main(argv: Iterable[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     if options.patient_col and options.patient_regex:
         raise InputError("--patient_col and --patient_regex both name the patients: pass one of them")
-    table = read_table(options.data, options.path_col, options.split_col, options.patient_col)
+    table, lines = read_table(options.data, options.path_col, options.split_col, options.patient_col)
     if options.patient_regex:
-        table, lines = name_patients(table, options.patient_regex)
-        print(*lines, sep="\n", end="\n" if lines else "")
+        table, more = name_patients(table, options.patient_regex)
+        lines = lines + more
+    print(*lines, sep="\n", end="\n" if lines else "")
     from util.data.leakage.fingerprints import Fingerprints
 
     found = check(table, Fingerprints(options.cache), most_compared=None)

@@ -265,8 +265,9 @@ def _build(out: Path, text: str, items: pd.DataFrame, link: bool) -> None:
 
 def _items(found: Found, raw: RawFolder) -> pd.DataFrame:
     items = pd.DataFrame(found.pictures, columns=Picture._fields)
-    items["source"] = [path.relative_to(raw.folder).as_posix() for path in items["path"]]
-    require_utf8(items["source"])
+    sources = [path.relative_to(raw.folder).as_posix() for path in items["path"]]
+    require_utf8(sources)  # before pandas holds them as text
+    items["source"] = sources
     digests = []
     for path in tqdm(items["path"], desc="reading", disable=None):
         try:

@@ -63,8 +63,10 @@ class RawFolder:
             raise InputError(f"RAW_DIR {folder} {problem}: it must hold {public_set.files}, from "
                              f"{public_set.url}")
         self.folder, self.set, others = Path(folder), public_set, []
-        self.pictures = list(map(Path, pictures_below(str(self.folder), others)))
-        self.others = [Path(path) for path in sorted(others) if not os.path.basename(path).startswith(".")]
+        found = map(Path, pictures_below(str(self.folder), others))
+        self.pictures, self.others = ([path for path in paths if "__MACOSX" not in self.folders_of(path)]
+                                      for paths in (found, map(Path, sorted(others))))
+        self.others = [path for path in self.others if not path.name.startswith(".")]
 
     def missing(self, what: str) -> InputError:
         return InputError(f"{self.set.name}: {what} below {self.folder}; needed are {self.set.files}, from "

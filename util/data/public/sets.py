@@ -203,6 +203,9 @@ def _read_papila(raw: RawFolder) -> Found:
     return Found([Picture(path, labels[stem], patients[stem]) for path, stem in pairs], notes)
 
 
+MOST_CELLS = 10**6
+
+
 def read_first_sheet(path: Path) -> list[list[str]]:
     """A workbook's first sheet as rows of text, all of one length; empty cells are "", formulas the values
     that were stored with them. Raises InputError for a file that is no workbook, and without openpyxl."""
@@ -215,6 +218,9 @@ def read_first_sheet(path: Path) -> list[list[str]]:
         sheet = load_workbook(path, data_only=True).worksheets[0]
     except Exception as error:  # a damaged file makes it raise nearly anything
         raise InputError(f"{path}: not a workbook that can be read ({error}); save it as .xlsx") from error
+    if sheet.max_row * sheet.max_column > MOST_CELLS:  # openpyxl would make every one of them
+        raise InputError(f"{path}: its first sheet is used as far as row {sheet.max_row:,}, column "
+                         f"{sheet.max_column:,}; delete what stands beyond the table, and save it")
     return [["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
 
 
