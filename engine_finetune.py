@@ -17,7 +17,7 @@ import torch
 from timm.data import Mixup
 from tqdm import tqdm
 
-from util.core import machine, signals
+from util.core import machine, machine_faults, signals
 from util.core.errors import RunError
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
@@ -171,6 +171,7 @@ def _start_worker(number: int) -> None:
     each. Signals to end are the main process's to answer, which needs its workers until then."""
     machine.keep_freed_memory()
     signals.leave_to_parent()
+    sys.excepthook = machine_faults.unanswered
 
 
 def loaded(loader: torch.utils.data.DataLoader, title: str,

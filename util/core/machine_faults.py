@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from types import TracebackType
 
 from util.core.errors import RunError
 
@@ -65,6 +66,13 @@ def unraisable(found: "sys.UnraisableHookArgs") -> None:
     middle of a finalizer nobody hears it, and the loader says it again at its next batch."""
     if explain(found.exc_value) is None:
         sys.__unraisablehook__(found)
+
+
+def unanswered(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For sys.excepthook of a loader's process, whose thread for handing over tensors calls it. A connection
+    that breaks there means that the main process was killed: who killed it knows."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def speak_utf8() -> None:
