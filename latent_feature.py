@@ -16,9 +16,8 @@ it is started again.
 Exit codes: 0 done, 2 wrong input (one line), 1 a failed run.
 """
 
-import sys
 
-from util.core.ending import exit_code_of
+from util.core.ending import exit_code_of, exit_with
 from util.options import inference
 from util.options.flag import FEATURES
 from util.options.parsing import parse
@@ -40,4 +39,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_with(exit_code_of(main))

@@ -12,9 +12,8 @@ A start that was cut goes on when it is started again. Exit codes: 0 done, 2 wro
 failed run.
 """
 
-import sys
 
-from util.core.ending import exit_code_of
+from util.core.ending import exit_code_of, exit_with
 from util.options import inference
 from util.options.flag import PREDICT
 from util.options.parsing import parse
@@ -35,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_with(exit_code_of(main))

@@ -20,7 +20,8 @@ LAUNCHER_GRACE_S = 3.0
 # launcher starts the processes again whatever they ended of, and a wrong flag does not get right by that.
 ENDED_BY_ITSELF = "RETINA_ENDED_BY_ITSELF"
 ATTEMPT = "RETINA_ATTEMPT"  # a name that the launcher draws for each start of all processes
-THREADS_LEFT = "RETINA_THREADS_LEFT"  # the process whose threads outlive its process group, see `exit_with`
+# the process with a process group, whose threads may outlive it, see `exit_with`
+THREADS_LEFT = "RETINA_THREADS_LEFT"
 
 
 def exit_code_of(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
@@ -83,12 +84,13 @@ def _leave(code: int, is_main: bool) -> int:
 
 
 def exit_with(code: int) -> None:
-    """End this process with an exit code; at once, after all that is to be done at an exit, where threads
-    would be in the way.
+    """End this process with an exit code; at once, after all that is to be done at an exit, where a process
+    group's threads would be in the way.
 
-    A sharded model's process group lives on in PyTorch's caches, and a thread of it that wants Python while
-    Python is being taken down ends the process by a signal ("terminate called without an active exception",
-    seen once in some 15 launches).
+    A sharded model's group lives on in PyTorch's caches, and a thread of it that wants Python while Python is
+    being taken down ends the process by a signal ("terminate called without an active exception", seen once
+    in some 15 launches). After an error nobody takes the group down: that waits for peers that sit in a
+    collective.
     """
     if os.environ.get(THREADS_LEFT) == str(os.getpid()):
         atexit._run_exitfuncs()

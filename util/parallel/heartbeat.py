@@ -107,17 +107,17 @@ class Heartbeat:
 
     def close(self, word: str | None) -> None:
         """Leave; the others need this process no more. word: why they have to leave, too; None where all is
-        done."""
+        done: then they leave together, since a last message may still be on its way."""
         names = [f"gone/{rank}" for rank in range(self.size) if rank != self.rank]
-        if word is not None or not self.holds_store:
+        if word is not None:
             self._stop()
         ends_at = time.monotonic() + LINGER_S
         with contextlib.suppress(dist.DistError):  # it is gone already, and with it all who could read there
             if word:
                 self.store.set("word", word)
             self.store.set(f"gone/{self.rank}", "")
-            while (self.holds_store and not self.store.check(names)
-                   and (word is None or time.monotonic() < ends_at)):
+            while ((word is None or (self.holds_store and time.monotonic() < ends_at))
+                   and not self.store.check(names)):
                 time.sleep(0.05)
         self._stop()
 

@@ -1,7 +1,7 @@
 """Processes: the group in and out, the device, what the ranks tell each other.
 
-One context manager makes the process group and takes it down, so that no way out leaves one behind. One
-process on one device needs none: every method works there too.
+One context manager makes the process group and ends it. One process on one device needs none: every method
+works there too.
 """
 
 import os
@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from util.core import machine_faults, signals
 from util.core.disk import writing
-from util.core.ending import ATTEMPT
+from util.core.ending import ATTEMPT, THREADS_LEFT
 from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.machine import keep_freed_memory, usable_cores
 from util.core.secrets import without_secrets
@@ -160,8 +160,11 @@ class Agreement:
 
 @contextmanager
 def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = False) -> Iterator[World]:
-    """The process group of this launch, as a `World`; taken down on every way out. A process that dies ends
-    the others (util/parallel/heartbeat.py).
+    """The process group of this launch, as a `World`. A process that dies ends the others
+    (util/parallel/heartbeat.py).
+
+    It is taken down when all processes are done; after an error, which its peers may not know of while they
+    wait for this one, it ends with the process (`util.core.ending.exit_with`).
 
     Ranks come from torchrun's variables, or from Open MPI's with `dist_on_itp`; without them there is one
     process. gloo on CPUs, nccl on GPUs. A device that is not there falls back to the CPU, with a note.
@@ -206,7 +209,7 @@ def process_group(device: str, dist_url: str = "env://", dist_on_itp: bool = Fal
         signals.leave()
         if heartbeat is not None:
             heartbeat.close(word)
-        if dist.is_initialized():
+        if dist.is_initialized() and word is None:
             dist.destroy_process_group()
 
 
@@ -217,6 +220,7 @@ def _join(world: World, dist_url: str) -> Heartbeat:
         raise InputError("several processes, but MASTER_ADDR is not set: name the first machine's address, "
                          "or start with torchrun")
     # torchrun keeps its store over a restart: each launch of the processes has a name of its own there
+    os.environ[THREADS_LEFT] = str(os.getpid())
     attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     options = {"device_id": world.device} if world.device.type == "cuda" else {}
     try:

@@ -6,7 +6,6 @@ CPU while the shapes were built. Sharded tensors are cut along their first side,
 `torch.chunk` of the whole.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Set
 from contextlib import AbstractContextManager
@@ -18,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from util.core.ending import THREADS_LEFT
 from util.core.machine import give_back_freed_memory
 from util.parallel.processes import World
 from util.weights.fitting import Fit, set_buffers
@@ -49,7 +47,6 @@ def shard(model: torch.nn.Module, world: World, kept_whole: Set[torch.nn.Paramet
     kept_whole: parameters that every process keeps (a probe's head: it is run without the rest;
     `average_gradients`). A model's `backbone` is a unit of its own, so that it can be run alone.
     """
-    os.environ[THREADS_LEFT] = str(os.getpid())
     if world.device.type == "cpu":
         give_back_freed_memory()
     mesh = init_device_mesh(world.device.type, (world.size,))
