@@ -33,7 +33,7 @@ class EnvironmentFault(Exception):
 
 
 def unmet(requirements: Path) -> list[str]:
-    """What this interpreter lacks of a requirement file, as texts such as "timm>=1.0.20 (has 0.9.2)".
+    """What this interpreter lacks of a requirement file, as texts such as "timm>=1.0.23 (has 0.9.2)".
 
     Reads installed metadata only, so that the answer costs a fraction of a second (importing torch costs
     seconds).
