@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from util.model.frozen_features import FeatureDataset
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
+# devices whose fused AdamW leaves the weights alone when it is told that a loss is not finite: MPS's does not
+HEED_FOUND_INF = ("cpu", "cuda")
 CHUNK_SECONDS = 20  # of work between two pieces of `output_chunks`: what a crash costs at most
 # a loader's, each with the progress bar; None in the place of one that only other processes have
 Batches = Iterator[tuple[list[torch.Tensor], tqdm] | None]
@@ -271,7 +273,7 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
     t.optimizer.zero_grad(set_to_none=True)
     losses = StepLosses(t, loader.dataset, done)
     rate = t.schedule.at(epoch + max(0, done.steps - 0.5) / plan.steps)
-    covariates = loader.dataset.covariates
+    covariates = on_device(loader.dataset.covariates, device)
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
     for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
@@ -288,7 +290,9 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
         ends_step = plan.ends_step(micro_step)
         if t.world.size > 1:
             t.model.require_backward_grad_sync = ends_step
-        inputs = (images,) if covariates is None else (images, covariates[positions].to(device))
+        inputs = (images,)
+        if covariates is not None:
+            inputs += (covariates[positions.to(device, non_blocking=True)],)
         alone = len(images) == 1 and has_batch_norm and t.model.training
         if alone:  # batch norm needs two values: an image alone is taken twice, and counted once
             inputs = tuple(torch.cat([values, values]) for values in inputs)
@@ -305,8 +309,8 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
         t.scaler.scale(loss * (t.world.size / plan.samples_of_step(step))).backward()
         if ends_step:
             losses.end_step()
-            # it skips one step alone: so read before every step
-            last = losses.read() if t.scaler.is_enabled() else None
+            # the scaler skips one step alone, others none: so read before every step
+            last = losses.read() if t.scaler.is_enabled() or device.type not in HEED_FOUND_INF else None
             _optimizer_step(t)
             last = losses.read() if len(losses.losses) >= READ_EVERY else last
             if last is not None:
@@ -321,6 +325,11 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
     losses.read()
     return ({"train_loss": losses.total / plan.num_samples, "lr": rate},
             Progress(epoch, plan.steps, losses.total))
+
+
+def on_device(covariates: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """All images' covariates, (N, C), once: a step's copy of its own would wait for the device."""
+    return None if covariates is None else covariates.to(device)
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -409,10 +418,12 @@ def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | Fea
     Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all
     processes.
     """
+    covariates = on_device(dataset.covariates, world.device)
+
     def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         inputs: tuple[torch.Tensor, ...] = (to_device(images, world.device),)
-        if dataset.covariates is not None:
-            inputs += (dataset.covariates[where].to(world.device),)
+        if covariates is not None:
+            inputs += (covariates[where.to(world.device, non_blocking=True)],)
         with without_gradients(model), precision.autocast():
             return model(*inputs).float()
 

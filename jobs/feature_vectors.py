@@ -107,7 +107,6 @@ def extract(options: Options, world: World) -> None:
         world.say(f"           the checkpoint's head reads the {KINDS[kind]} ({kind}): pooled is what the "
                   "model's own head would read")
     precision.place(model)
-    precision.prepare()
     parts.to(world.device)
     facts = {"model": backbone.model, "model_arch": backbone.arch, "timm": backbone.timm_name,
              "seed": options.run.seed, "input_size": asked.input_size, "global_pool": asked.global_pool,

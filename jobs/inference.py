@@ -198,17 +198,13 @@ def computed(job: Inference, model: torch.nn.Module, depends_on: dict, title: st
     done = world.from_main(partial.rows if partial is not None else None)
     if done == len(paths):
         return partial
-    try:
-        for values in output_chunks(model, loader(job, done, size), job.precision, world, title):
-            wrong = ~np.isfinite(values).all(axis=1)
-            if wrong.any():
-                first = paths.iloc[done + int(np.argmax(wrong))]
-                raise RunError(f"outputs are NaN or infinite (the first of {first}): the weights have "
-                               "diverged or are damaged; or try --precision fp32", everywhere=True)
-            if partial is not None:
-                partial.append(values)
-            done += len(values)
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"the device's memory is full at --batch_size {job.options.training.batch_size}: "
-                       "lower it") from error
+    for values in output_chunks(model, loader(job, done, size), job.precision, world, title):
+        wrong = ~np.isfinite(values).all(axis=1)
+        if wrong.any():
+            first = paths.iloc[done + int(np.argmax(wrong))]
+            raise RunError(f"outputs are NaN or infinite (the first of {first}): the weights have "
+                           "diverged or are damaged; or try --precision fp32", everywhere=True)
+        if partial is not None:
+            partial.append(values)
+        done += len(values)
     return partial

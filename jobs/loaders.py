@@ -140,6 +140,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         settings = {"transform": job.eval_transform if view is None else job.train_transform,
                     "reading": transforms.READING, "precision": job.precision.name,
                     "backbone": job.backbone.timm_name, "batch": options.training.batch_size,
+                    **({} if job.world.device.type == "cpu" else {"device": job.world.device.type}),
                     **({} if view is None else {"view": view, "seed": options.run.seed}), **kinds}
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         files[name] = feature_file(Path(options.run.output_dir) / ".features", weights, pictures, settings)

@@ -208,10 +208,10 @@ def fits(job: Job, batch_size: int, for_training: bool = False) -> bool:
     several processes, the slack.
     """
     options, device = job.options, job.world.device
-    model = job.running.to(device).train()
+    model, room = job.running.train(), []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    room = []
     try:
+        model.to(device)
         if for_training:
             trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
             slack = SLACK * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0

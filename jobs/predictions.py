@@ -63,7 +63,6 @@ def predict(options: Options, world: World) -> None:
     folder = Path(options.heatmaps.heatmaps or Path(options.use.output).parent / "heatmaps")
     if options.heatmaps.heatmaps is not None:
         check_heatmaps(job, folder)
-    job.precision.prepare()
     job.model.to(world.device)
     made_by = {"timm": job.backbone.timm_name, "input_size": asked.input_size,
                "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}

@@ -58,7 +58,6 @@ def search(options: Options, world: World) -> None:
     if options.run.dry_run:
         world.say("dry run: no trial was begun")
         return
-    job.precision.prepare()
     job.model.to(world.device)
     if frozen:
         job.features = features_of(job)

@@ -53,7 +53,6 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
     if options.run.dry_run:
         world.say(*_memory(job), *describe_room(job), "dry run: nothing was trained")
         return
-    job.precision.prepare()
     try:
         world.main_alone(remove_torn, job)
         world.main_alone(require_room, job)
@@ -70,10 +69,6 @@ def run(options: Options, world: World, kind: type[Task]) -> None:
             probe(job)
         else:
             _train(job)
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"the device's memory is full at --batch_size {options.training.batch_size} "
-                       "(--dry_run estimates the need): lower --batch_size and raise --accum_iter alike, "
-                       "which keeps the effective batch, or begin with --batch_size auto") from error
     finally:
         job.folder.close()
 

@@ -181,9 +181,28 @@ FAULTS = (
     ),
     Fault(
         "The GPU's memory is full",
-        "`the device's memory is full at --batch_size …` (exit code 1)",
+        "`the device's memory is full: lower --batch_size …` (exit code 1)",
         "a smaller `--batch_size` with a larger `--accum_iter`, or `--batch_size auto`",
         "jobs/test_batch_size.py::test_a_full_memory_is_one_line",
+    ),
+    Fault(
+        "A GPU is there, and PyTorch can't use it: an old driver, a PyTorch for CPUs",
+        "`nvidia-smi lists a GPU, and PyTorch … can't use it (…): …` (exit code 2)",
+        "a newer driver or another PyTorch build, or `--device cpu`",
+        "parallel/test_processes.py::test_a_gpu_that_pytorch_cannot_use_stops_the_run",
+    ),
+    Fault(
+        "Two processes are given the same GPU",
+        "`2 processes would share the GPU …: …` (exit code 2)",
+        "as many processes as GPUs, or each with its own (`srun --gpus-per-task=1`)",
+        "parallel/test_processes.py::test_two_processes_do_not_share_a_gpu",
+    ),
+    Fault(
+        "The GPU fails: faulty memory, a driver's error, another program that has it for itself",
+        "`the GPU reports that its memory is faulty (ECC): …`, `the GPU's own software failed (…): …`, "
+        "`another process has the GPU for itself: …` (exit code 1)",
+        "another GPU (`CUDA_VISIBLE_DEVICES`), or start again: what was saved stays",
+        "end_to_end/test_environment_faults.py::test_known_messages",
     ),
     Fault(
         "A loader process is killed for memory",

@@ -175,6 +175,17 @@ SAID = {
     "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "--num_workers",
     "DataLoader worker (pid 71) is killed by signal: Segmentation fault. ": "(Segmentation fault)",
     "received 0 items of ancdata": "ulimit -n",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported": "--accum_iter",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "the device's memory is full",
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be":
+        "no code for this GPU",
+    "The NVIDIA driver on your system is too old (found version 11040). Please update": "up to date",
+    "CUDA error: CUDA driver version is insufficient for CUDA runtime version": "up to date",
+    "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors": "nvidia-smi -q -d ECC",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA": "has the GPU for itself",
+    "CUDA error: unspecified launch failure\nCUDA kernel errors might": "unspecified launch failure",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED": "start again",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa)`": "start again",
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
     "allocate 7 bytes.":
         "--batch_size",
@@ -191,6 +202,7 @@ def test_other_errors_stay_what_they_are():
     assert machine_faults.explain(MemoryError()) == machine_faults.MEMORY
     for error in (
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might"),  # a fault of ours
         FileNotFoundError(2, "No such file", "x.png"),
     ):
         assert machine_faults.explain(error) is None

@@ -96,6 +96,6 @@ def test_a_full_memory_is_one_line(start, monkeypatch):
 
     monkeypatch.setattr(models_vit, "build_model", build)
     code, _, err = start("--epochs", 1)
-    assert code == 1 and err.startswith("error: the device's memory is full at --batch_size "
-                                        "8") and err.count("\n") == 1
+    assert code == 1 and err.startswith("error: the device's memory is full: lower "
+                                        "--batch_size") and err.count("\n") == 1
     assert "lower --batch_size" in err and "--accum_iter" in err and "--batch_size auto" in err

@@ -1,12 +1,15 @@
 """One process needs no group; devices that are not there; how an error leaves."""
 
 import os
+import re
 
 import pytest
 import torch
 
+from tests.clone import executable
 from util.core.ending import exit_code_of
 from util.core.errors import InputError, PeerEnded, RunError
+from util.parallel import processes
 from util.parallel.processes import World, process_group
 
 
@@ -34,14 +37,45 @@ def test_a_device_that_is_not_there_falls_back_with_a_line(device, monkeypatch):
         assert world.note == ""
 
 
-def test_a_gpu_is_missing_for_this_process(monkeypatch):
+@pytest.mark.parametrize("visible, number", [(4, 3), (8, 3), (1, 0)])
+def test_a_gpu_a_process(visible, number, monkeypatch):
+    """That of its number, or the only one that its launcher lets it see; too few are refused."""
+    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="2 processes on this machine, but 1 GPUs are "
-                                         "visible"), process_group("cuda"):
-        raise AssertionError("not reached")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert processes._device("cuda", 3, 4) == (torch.device("cuda", number), "")
+    assert chosen == [torch.device("cuda", number)]
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(InputError, match="4 processes on this machine, but 3 GPUs are visible"):
+        processes._device("cuda", 3, 4)
+
+
+def test_two_processes_do_not_share_a_gpu():
+    processes._require_own_gpus(["GPU-1 of a", "GPU-2 of a", "GPU-1 of b"])
+    with pytest.raises(InputError, match="2 processes would share the GPU GPU-1 of a: start at most as many"):
+        processes._require_own_gpus(["GPU-1 of a", "GPU-2 of a", "GPU-1 of a"])
+
+
+@pytest.mark.parametrize("why", ["The NVIDIA driver on your system is too old (found version 11040).",
+                                 "Torch not compiled with CUDA enabled"])
+def test_a_gpu_that_pytorch_cannot_use_stops_the_run(why, monkeypatch, tmp_path):
+    executable(tmp_path / "nvidia-smi", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", lambda: (_ for _ in ()).throw(AssertionError(f"{why}\nPlease")))
+    with pytest.raises(InputError, match=re.escape(f"can't use it ({why}): bring the driver")):
+        processes._device("cuda", 0, 1)
+    assert processes._device("cpu", 0, 1) == (torch.device("cpu"), "")
+    for hidden in ("", "-1"):  # on purpose
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert processes._device("cuda", 0, 1)[0].type == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    executable(tmp_path / "nvidia-smi", "echo 'NVIDIA-SMI has failed' && exit 9\n")
+    assert processes._device("cuda", 0, 1)[1] == "no cuda device here: running on the CPU"
 
 
 def test_the_group_is_gone_after_an_error(monkeypatch, tmp_path):

@@ -1,5 +1,5 @@
 """What a machine does to a run, told in one line: a loader process that was killed, shared memory or memory
-that is full, too many open files, output that nobody reads."""
+that is full, too many open files, a GPU that fails, output that nobody reads."""
 
 import atexit
 import contextlib
@@ -14,6 +14,9 @@ from util.core.errors import RunError
 SHARED_MEMORY = ("the shared memory of this machine (/dev/shm) is too small for the loader processes: give "
                  "it more (docker run --shm-size=8g), or pass --num_workers 0, which needs none")
 MEMORY = "the machine's memory is full: lower --batch_size or --num_workers"
+DEVICE_MEMORY = ("the device's memory is full: lower --batch_size (in a training raise --accum_iter alike, "
+                 "which keeps the effective batch; --batch_size auto finds the largest, --dry_run estimates "
+                 "the need), or see with nvidia-smi what else runs there")
 # What torch's and Python's messages say -> what we say. The first that is found counts.
 KNOWN = (
     (r"DataLoader worker.*killed by signal: Bus error|"
@@ -30,6 +33,21 @@ KNOWN = (
     (r"Too many open files|received \d+ items of ancdata",
      "too many open files: raise the limit (ulimit -n 65536), or lower --num_workers"),
     (r"can't allocate memory|not enough memory|Cannot allocate memory", MEMORY),
+    (r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory|MPS backend out of memory", DEVICE_MEMORY),
+    (r"no kernel image is available",
+     "this PyTorch has no code for this GPU: install a build that has (pytorch.org/get-started), or pass "
+     "--device cpu"),
+    (r"driver (version is insufficient|on your system is too old)",
+     "the NVIDIA driver is older than this PyTorch needs: bring it up to date, or install a PyTorch for it "
+     "(pytorch.org/get-started); --device cpu runs without it"),
+    (r"ECC error",
+     "the GPU reports that its memory is faulty (ECC): have it looked at (nvidia-smi -q -d ECC), and choose "
+     "another one (CUDA_VISIBLE_DEVICES)"),
+    (r"device(s|\(s\))? (is|are|is/are) busy or unavailable",
+     "another process has the GPU for itself: wait for it, or choose another one (CUDA_VISIBLE_DEVICES)"),
+    (r"(CUBLAS_STATUS|CUDNN_STATUS|CUDA error|cuda runtime error)(?!.*device-side assert)[ :]*([^\n]*)",
+     r"the GPU's own software failed (\1 \2): start again to go on; if it comes back, bring the driver up to "
+     r"date, or see with nvidia-smi what else the machine does"),
 )
 
 
@@ -37,6 +55,8 @@ def explain(error: BaseException | None) -> str | None:
     """The line for an error that the machine is to blame for; None for any other."""
     if isinstance(error, MemoryError):
         return MEMORY
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does without
+        return DEVICE_MEMORY
     for pattern, line in KNOWN:
         found = re.search(pattern, str(error), re.DOTALL)
         if found:

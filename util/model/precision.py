@@ -29,11 +29,6 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=DTYPES[self.name], cache_enabled=self.keeps_casts)
 
-    def prepare(self) -> None:
-        """Matrix products that stay in fp32 may run as TF32 on a GPU, unless fp32 is what was asked for."""
-        torch.backends.cuda.matmul.allow_tf32 = self.name != "fp32"
-        torch.backends.cudnn.allow_tf32 = self.name != "fp32"
-
     def place(self, model: torch.nn.Module, device: torch.device | None = None,
               lay_out: bool = True) -> torch.nn.Module:
         """The model on its device, laid out for it: convolutions' weights with their channels last (1.1 to

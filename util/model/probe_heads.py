@@ -106,8 +106,11 @@ class Heads:
         """One head's (K, W) weight and (K,) bias -> those that read the features as they are."""
         if not self.settings[head].normalised:
             return weight.clone(), bias.clone()
-        scaled = weight.double() / self.deviation.double()
-        return scaled.float(), (bias.double() - scaled @ self.mean.double()).float()
+        device = weight.device
+        weight, bias, mean, deviation = (values.cpu().double()  # MPS has no float64
+                                         for values in (weight, bias, self.mean, self.deviation))
+        scaled = weight / deviation
+        return scaled.float().to(device), (bias - scaled @ mean).float().to(device)
 
 
 class StackedAdamW:

@@ -5,11 +5,13 @@ works there too.
 """
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ MEETING = timedelta(hours=2)  # for the others to be started
 PATIENCE = timedelta(days=1)
 # in a training step no process has work that the others have not
 STEP_PATIENCE = timedelta(seconds=SILENCE_S)
+START_FEWER = "start at most as many processes as there are GPUs, or pass --device cpu"
 
 
 @dataclass
@@ -229,9 +232,11 @@ def _join(world: World, dist_url: str) -> Heartbeat:
             dist.PrefixStore(f"attempt {attempt}", next(dist.rendezvous(dist_url, world.rank, world.size,
                                                                         timeout=MEETING))[0])
             for _ in range(2))
+        own.set(f"gpu/{world.rank}", _name_of(world.device, world.rank))
         own.set(f"host/{world.rank}", socket.gethostname())
         while not own.check([f"host/{rank}" for rank in range(world.size)]):
             time.sleep(0.1)  # and so a signal is answered, as of a launcher that has lost another process
+        _require_own_gpus([own.get(f"gpu/{rank}").decode() for rank in range(world.size)])
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store,
                                 rank=world.rank, world_size=world.size, timeout=PATIENCE, **options)
         world.steps = dist.new_group(timeout=STEP_PATIENCE)
@@ -243,6 +248,22 @@ def _join(world: World, dist_url: str) -> Heartbeat:
     # the store is the launcher's, and outlives us
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Heartbeat(own, world.rank, world.size, holds_store=world.rank == 0 and not by_agent)
+
+
+def _name_of(device: torch.device, rank: int) -> str:
+    """What no other process may use: a GPU by its serial name, which is the same however it was made
+    visible."""
+    if device.type != "cuda":
+        return str(rank)
+    return f"{torch.cuda.get_device_properties(device).uuid} of {socket.gethostname()}"
+
+
+def _require_own_gpus(names: list[str]) -> None:
+    """InputError where two processes would share a GPU."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{names.count(twice[0])} processes would share the GPU {twice[0]}: {START_FEWER}, "
+                         "or let each see its own (CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1)")
 
 
 def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
@@ -269,18 +290,48 @@ def _places(dist_on_itp: bool) -> tuple[int, int, int, int]:
 
 
 def _device(wanted: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
-    """The device of this process, and a note where it is not the one asked for. What is special to CUDA
-    stands here, in Precision.prepare and in `wrap`: a GPU a process of this machine."""
+    """The device of this process, and a note where it is not the one asked for. InputError where a GPU is
+    there that PyTorch can't use: a run that takes hours on it would take weeks on the CPU.
+
+    A GPU a process of this machine: the one of its number, or the only one that its launcher (Slurm, mpirun)
+    lets it see. Products that stay in fp32 (a classifier's, those of --precision fp32) are IEEE's there, not
+    TF32's.
+    """
     if wanted == "cuda" and torch.cuda.is_available():
-        if local_size > torch.cuda.device_count():
-            raise InputError(f"{local_size} processes on this machine, but {torch.cuda.device_count()} GPUs "
-                             "are visible: start at most as many processes as there are GPUs, or pass "
-                             "--device cpu")
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank), ""
+        visible = torch.cuda.device_count()
+        if 1 < visible < local_size:
+            raise InputError(f"{local_size} processes on this machine, but {visible} GPUs are visible: "
+                             f"{START_FEWER}")
+        device = torch.device("cuda", local_rank if visible >= local_size else 0)
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        return device, ""
+    reason = _unusable_gpu() if wanted == "cuda" else ""
+    if reason:
+        raise InputError(f"nvidia-smi lists a GPU, and PyTorch {torch.__version__} can't use it ({reason}): "
+                         "bring the driver up to date, or install a PyTorch for it "
+                         "(pytorch.org/get-started); --device cpu runs without it")
     if wanted == "cpu" or (wanted == "mps" and torch.backends.mps.is_available()):
         return torch.device(wanted), ""
     return torch.device("cpu"), f"no {wanted} device here: running on the CPU"
+
+
+def _unusable_gpu() -> str:
+    """Why PyTorch can't use the GPUs that the driver lists; "" where it lists none, or they are hidden on
+    purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1") or shutil.which("nvidia-smi") is None:
+        return ""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if not listed.startswith("GPU "):
+        return ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built for the CPU alone
+        return one_line(str(error).splitlines()[0])
+    return "it sees none"
 
 
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
