@@ -22,8 +22,9 @@ from util.core.errors import RunError
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.precision import Precision
+from util.parallel.compiled import filled_up, is_compiled
 from util.parallel.processes import Agreement, World
-from util.parallel.sharding import average_gradients, is_sharded, without_gradients
+from util.parallel.sharding import average_gradients, is_sharded, send_gradients, without_gradients
 
 if TYPE_CHECKING:
     from util.data.dataset import ImageDataset
@@ -135,6 +136,7 @@ class Trainer:
     clip_grad: float | None = None
     mixing: Mixing | None = None
     eval_mode: bool = False
+    keeps_gradients: bool = True  # of several micro-steps, for one message to the other processes
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,8 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
     covariates = on_device(loader.dataset.covariates, device)
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
+    # batch norm counts each image, and needs two: one that is alone is taken twice
+    rows = 2 * t.model.training if has_batch_norm else plan.samples_of(0, 0) if is_compiled(t.model) else 0
     for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
                                                                     first):
         step = micro_step // plan.of_a_step
@@ -289,13 +293,11 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
             images, labels = t.mixing(images, labels)
         ends_step = plan.ends_step(micro_step)
         if t.world.size > 1:
-            t.model.require_backward_grad_sync = ends_step
+            send_gradients(t.model, ends_step or not t.keeps_gradients)
         inputs = (images,)
         if covariates is not None:
             inputs += (covariates[positions.to(device, non_blocking=True)],)
-        alone = len(images) == 1 and has_batch_norm and t.model.training
-        if alone:  # batch norm needs two values: an image alone is taken twice, and counted once
-            inputs = tuple(torch.cat([values, values]) for values in inputs)
+        inputs = tuple(filled_up(values, rows) for values in inputs)
         with t.precision.autocast():
             predicted = t.model(*inputs)[:len(images)]
         loss = t.loss(predicted, labels).sum()
@@ -388,13 +390,14 @@ def output_chunks(model: torch.nn.Module, loader: torch.utils.data.DataLoader, p
     """
     model.eval()
     batches = loaded(loader, title, world)
+    rows = loader.batch_sampler.batch_size if is_compiled(model) else 0
     rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
     while done < rounds:
         began = time.monotonic()
         piece: Batches = itertools.islice(batches, size)
         if is_sharded(model) or signals.is_held():
             piece = _in_rounds(piece, min(size, rounds - done), world)
-        gathered = world.gather(_rows(model, piece, loader.dataset, precision, world))
+        gathered = world.gather(_rows(model, piece, loader.dataset, precision, world, rows))
         where = np.concatenate([positions for positions, _ in gathered])
         values = np.concatenate([rows for positions, rows in gathered if len(positions)])
         order = np.argsort(where, kind="stable")
@@ -412,8 +415,8 @@ def output_chunks(model: torch.nn.Module, loader: torch.utils.data.DataLoader, p
 
 
 def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | FeatureDataset",
-          precision: Precision, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """This process's (n,) positions and (n, K) outputs of some batches.
+          precision: Precision, world: World, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """This process's (n,) positions and (n, K) outputs of some batches, each filled up to `size` images.
 
     Where a batch is None, a sharded model runs an image that is not counted: its parts are gathered from all
     processes.
@@ -424,8 +427,9 @@ def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | Fea
         inputs: tuple[torch.Tensor, ...] = (to_device(images, world.device),)
         if covariates is not None:
             inputs += (covariates[where.to(world.device, non_blocking=True)],)
+        inputs = tuple(filled_up(values, size) for values in inputs)
         with without_gradients(model), precision.autocast():
-            return model(*inputs).float()
+            return model(*inputs)[:len(where)].float()
 
     positions, rows = [], []
     waiting = []  # on the device: the host reads them a few batches later, so that it does not wait for each

@@ -119,7 +119,9 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
     evaluation's, "train 0" to "train K-1". None, and a line, for a model whose head does not read one feature
     an image.
     """
-    world, options, reader = job.world, job.options, job.task.feature_reader(job.model)
+    world, options = job.world, job.options
+    with job.precision.autocast():
+        reader = job.task.feature_reader(job.model)
     if reader is None:
         world.say(f"{job.backbone.arch} has no single linear classifier: its head is trained through the "
                   "frozen backbone, which runs in every epoch")

@@ -25,6 +25,7 @@ USABLE = 0.9  # of a device's memory: the rest is the libraries' own
 SIZES = tuple(sorted({2**power for power in range(11)} | {3 * 2**power for power in range(9)}))
 LARGEST_WITHOUT_TRYING = 128  # what is only estimated; and on CPUs more costs memory and wins no time
 SHARE = 0.5  # of the memory that an estimate may fill: libraries, loaders and the system need some
+GRADIENTS_SHARE = 0.05  # of a device's memory, for what sharding would have spared
 SLACK = 0.05  # of a GPU's memory that a tried batch leaves free, since memory breaks into pieces
 EVALUATION = 64  # where a checkpoint that is only scored does not say its own
 
@@ -112,19 +113,28 @@ def table(options: Options, model: torch.nn.Module, others: dict[str, torch.nn.M
     return lines
 
 
-def deal_out(options: Options, world: World, model: torch.nn.Module, parts: sharding.Parts | None) -> str:
+def deal_out(options: Options, world: World, model: torch.nn.Module, parts: sharding.Parts | None,
+             precision: str) -> str:
     """Shard a model over the processes, in place -> a line where each process held all of it for a moment;
     collective.
 
     parts: what of files goes into a model of shapes; None for a model that has its values already.
     """
-    sharding.shard(model, world, kept_whole(options, model))
+    sent_as = torch.bfloat16 if precision == "bf16" else torch.float32
+    sharding.shard(model, world, kept_whole(options, model), sent_as)
     if parts is not None:
         sharding.materialise(model, world.device, parts)
         return ""
     model.to(world.device)
     return ("           each process built the whole model on its CPU before it was sharded: weights that "
             "start at random are not streamed")
+
+
+def keeps_gradients(model: torch.nn.Module, world: World) -> bool:
+    """Whether a process has room for a sharded model's whole gradients, which it then sends once a step, not
+    once a micro-step."""
+    whole = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    return whole <= GRADIENTS_SHARE * min(world.gather(device_memory(world.device, world.local_size)))
 
 
 def recompute_blocks(model: torch.nn.Module) -> None:

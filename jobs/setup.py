@@ -86,7 +86,8 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     precision.place(task.backbone_of(model), lay_out=way == "ddp")
     if way == "fsdp":
         precision = replace(precision, keeps_casts=False)
-        line = "\n".join(filter(None, [line, parallel.deal_out(options, world, model, parts)]))
+        dealt = parallel.deal_out(options, world, model, parts, precision.name)
+        line = "\n".join(filter(None, [line, dealt]))
         if resumed is not None:
             restore_values(model, resumed, task)
     world.say(*([line] if line else []))

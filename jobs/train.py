@@ -38,8 +38,9 @@ from util.data.sampling import TrainBatches
 from util.metrics import selection
 from util.model import lr_decay, mirrors
 from util.options.groups import Options
+from util.parallel.compiled import compile_in_place
 from util.parallel.processes import World, wrap
-from util.parallel.sharding import compile_in_place, is_sharded
+from util.parallel.sharding import is_sharded
 from util.weights import checkpoint
 
 
@@ -94,11 +95,12 @@ def trainer_of(job: Job) -> Trainer:
     groups = lr_decay.parameter_groups(job.running, training.weight_decay, training.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=job.schedule.peak, fused=True)
     if training.compile:
-        compile_in_place(job.running)
+        compile_in_place(job.running, world.device)
     return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed,
                    training.clip_grad, job.task.mixing(),
-                   eval_mode=options.model.adaptation == "lp" and job.features is None)
+                   options.model.adaptation == "lp" and job.features is None,
+                   not is_sharded(job.running) or parallel.keeps_gradients(job.running, world))
 
 
 def evaluate(job: Job, split: str, batches: torch.utils.data.DataLoader) -> pd.DataFrame | None:

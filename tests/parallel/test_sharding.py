@@ -1,6 +1,7 @@
 """Shards on the disk and the memory they save, in one process; several processes:
 tests/end_to_end/test_sharded.py."""
 
+import copy
 import os
 import pickle
 import shutil
@@ -9,18 +10,20 @@ import zipfile
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import models_vit
 from jobs import parallel
 from jobs.parallel import pick, recompute_blocks
 from jobs.run_folder import RunFolder
+from models_vit import find_backbone
 from util.core.errors import InputError
 from util.model.memory import Need, need_of
 from util.options.flag import FINETUNE
 from util.options.groups import Options
 from util.parallel.processes import World
-from util.parallel.sharding import fills_by_itself, shard_of, units
+from util.parallel.sharding import fills_by_itself, local, send_gradients, shard, shard_of, units
 from util.parallel.streamed_checkpoint import write_streamed
 from util.weights import checkpoint, shard_files
 
@@ -211,6 +214,49 @@ def test_models_that_cannot_recompute_are_refused():
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sent_as, most", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_gradients_are_sent_once_a_step_and_blocks_in_the_asked_format(group, sent_as, most):
+    """Two micro-steps, beside the same model whole; `most`: the relative difference of the gradients."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 3, 160, 160)
+    whole = models_vit.build_model(find_backbone("timm", "test_vit"), 3, 160, pretrained=False)
+    model, seen = copy.deepcopy(whole), []
+    shard(model, World(), sent_as=sent_as)
+    for part in (model.blocks[1].mlp.fc1, model.head):
+        part.register_forward_hook(lambda module, _, output: seen.append((module.weight.dtype, output.dtype)))
+    for micro_step, batch in enumerate(images):
+        send_gradients(model, micro_step == 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            model(batch).square().sum().backward()
+            whole(batch).square().sum().backward()
+        # a shard has its gradient when it was sent
+        assert {p.grad is None for p in model.parameters()} == {micro_step == 0}
+    assert seen == 2 * [(sent_as, torch.bfloat16), (torch.float32, torch.float32)]
+    for (name, mine), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert mine.dtype == mine.grad.dtype == torch.float32
+        if not name.endswith("qkv.bias"):
+            difference = local(mine.grad) - other.grad
+            assert difference.norm() <= most * other.grad.norm(), name
+
+
+def test_gradients_stay_whole_where_there_is_room(monkeypatch):
+    model = timm.create_model("test_vit", num_classes=3)
+    monkeypatch.setattr(parallel, "device_memory", lambda *_: 20 * GIB)
+    assert parallel.keeps_gradients(model, World())
+    monkeypatch.setattr(parallel, "device_memory", lambda *_: 10 * 2**20)
+    assert not parallel.keeps_gradients(model, World())
+    model.requires_grad_(False)  # a probe's backbone has none
+    assert parallel.keeps_gradients(model, World())
+
 
 def test_a_shard_of_everything_and_two_blocks_gathered():
     need = Need(parameters=1000, trained=400, buffers=8, outside=50, inside=(300, 300, 300),

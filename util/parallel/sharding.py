@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from timm.models._manipulate import reinit_non_persistent_buffers
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from util.core.machine import give_back_freed_memory
@@ -41,11 +41,14 @@ def units(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def shard(model: torch.nn.Module, world: World, kept_whole: Set[torch.nn.Parameter] = frozenset()) -> None:
+def shard(model: torch.nn.Module, world: World, kept_whole: Set[torch.nn.Parameter] = frozenset(),
+          sent_as: torch.dtype = torch.float32) -> None:
     """Cut the model's parameters into one shard a process, in place; collective.
 
     kept_whole: parameters that every process keeps (a probe's head: it is run without the rest;
-    `average_gradients`). A model's `backbone` is a unit of its own, so that it can be run alone.
+    `average_gradients`). A model's `backbone` is a unit of its own, so that it can be run alone. sent_as: how
+    blocks are gathered and computed with; shards, the rest (heads, embeddings), the activations between
+    blocks and the sums of gradients stay fp32.
     """
     if world.device.type == "cpu":
         give_back_freed_memory()
@@ -56,8 +59,32 @@ def shard(model: torch.nn.Module, world: World, kept_whole: Set[torch.nn.Paramet
     if not roots or any(parameter not in rest for parameter in model.parameters()):
         roots.append(model)
     for unit in [*units(model), *roots]:
+        policy = MixedPrecisionPolicy()
+        if unit not in roots and sent_as != torch.float32 and _may_be_sent_as_another(unit):
+            policy = MixedPrecisionPolicy(sent_as, reduce_dtype=torch.float32, cast_forward_inputs=False)
         # sharded again after the forward pass even at the root: a state dict read then is that of the shards
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=kept_whole)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=kept_whole)
+
+
+class Fp32LayerNorm(torch.nn.LayerNorm):
+    """A layer norm that computes in fp32, whatever its weights were gathered as."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x.float(), self.normalized_shape, self.weight.float(),
+                                              None if self.bias is None else self.bias.float(), self.eps)
+
+
+def _may_be_sent_as_another(unit: torch.nn.Module) -> bool:
+    """Make a transformer's block ready for weights in another format; False for what other norms and
+    convolutions would compute with them."""
+    modules = [module for module in unit.modules() if list(module.parameters(recurse=False))]
+    norms = [module for module in modules if "Norm" in type(module).__name__]
+    if (any(not isinstance(norm, torch.nn.LayerNorm) for norm in norms)
+            or any(isinstance(module, torch.nn.modules.conv._ConvNd) for module in modules)):
+        return False
+    for norm in norms:
+        norm.__class__ = Fp32LayerNorm
+    return True
 
 
 def fills_by_itself(model: torch.nn.Module, parts: Parts) -> bool:
@@ -166,14 +193,14 @@ def without_gradients(model: torch.nn.Module) -> AbstractContextManager:
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
 
-def compile_in_place(model: torch.nn.Module) -> None:
-    """Compile a model without changing its tensors' names; a sharded one unit by unit, between which it is
-    gathered."""
-    if not is_sharded(model):
-        model.compile()
-        return
-    for unit in units(model) or [model]:
-        unit.forward = torch.compile(unit.forward)
+def send_gradients(model: torch.nn.Module, now: bool) -> None:
+    """Whether the next backward pass of a wrapped or sharded model sends its gradients to the other
+    processes, or keeps them, whole, for one that does."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model.require_backward_grad_sync = now
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(now, recurse=False)
 
 
 def average_gradients(model: torch.nn.Module, world: World) -> None:
