@@ -24,7 +24,7 @@ from util.options import checks, flag, starts
 from util.options.groups import Options
 from util.options.stored import as_now, differences, with_stored
 from util.parallel import sharding
-from util.parallel.processes import World
+from util.parallel.processes import World, repeat_bits
 from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile
 
@@ -59,6 +59,8 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
         options = options.having(cache_size=side)
     task = kind(options)
     precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
+    if options.training.deterministic and world.device.type == "cuda":
+        repeat_bits()
     if not options.run.dry_run:
         world.main_first(folder.make)
         world.main_alone(folder.hold, world.say, together)  # where it was not there before
@@ -196,6 +198,8 @@ def without_effect_here(job: Job) -> list[str]:
         (processes < options.run.num_workers,
          f"loader processes: {processes} instead of {options.run.num_workers}, for {usable_cores()} cores "
          f"and {job.world.local_size} process(es) on this machine"),
+        (training.deterministic and job.world.device.type == "cpu",
+         "--deterministic changes nothing on a CPU, which gives the same bits anyway"),
         ("start_epoch" in typed and not is_new,
          "--start_epoch does nothing with --resume: the checkpoint says where to go on"),
         ("finetune" in typed and other_weights,

@@ -184,6 +184,8 @@ SAID = {
     "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors": "nvidia-smi -q -d ECC",
     "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA": "has the GPU for itself",
     "CUDA error: unspecified launch failure\nCUDA kernel errors might": "unspecified launch failure",
+    "upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but you set":
+        "needs upsample_bicubic2d_backward_out_cuda",
     "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED": "start again",
     "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa)`": "start again",
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "

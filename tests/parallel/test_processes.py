@@ -86,6 +86,17 @@ def test_the_group_is_gone_after_an_error(monkeypatch, tmp_path):
     assert not torch.distributed.is_initialized()
 
 
+def test_repeating_bits():
+    before = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        processes.repeat_bits()
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        if before is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
+
+
 def raising(error):
     def main(argv):
         raise error

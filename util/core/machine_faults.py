@@ -32,6 +32,8 @@ KNOWN = (
      "pass 0 to see what it says"),
     (r"Too many open files|received \d+ items of ancdata",
      "too many open files: raise the limit (ulimit -n 65536), or lower --num_workers"),
+    (r"(\S+) does not have a deterministic implementation",
+     r"--deterministic: this model needs \1, which gives other bits each time: leave the flag out"),
     (r"can't allocate memory|not enough memory|Cannot allocate memory", MEMORY),
     (r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory|MPS backend out of memory", DEVICE_MEMORY),
     (r"no kernel image is available",

@@ -166,6 +166,12 @@ class OptimisationOptions:
         ),
         of_training=True,
     )
+    deterministic: bool = flag(
+        False,
+        "on a GPU: only operations that give the same bits each time, which takes longer; on a CPU all do",
+        of_training=True,
+        before=False,
+    )
     activation_checkpointing: bool = flag(
         False,
         (

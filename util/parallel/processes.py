@@ -334,6 +334,14 @@ def _unusable_gpu() -> str:
     return "it sees none"
 
 
+def repeat_bits() -> None:
+    """From here on only operations that give the same bits each time. torch raises where a model needs
+    another."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins; torch asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+
+
 def wrap(model: torch.nn.Module, world: World) -> torch.nn.Module:
     """The model for training: DistributedDataParallel where there is more than one process and it is not
     sharded already. Freeze before this."""
