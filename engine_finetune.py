@@ -158,13 +158,34 @@ def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
     random.seed(number)
 
 
+class Loader(torch.utils.data.DataLoader):
+    """A loader fed by one of our batch samplers; workers stay for the run. What they read while the last
+    steps before are computed is not waited for: `begin`."""
+
+    _begun: Iterator | None = None
+
+    def begin(self) -> None:
+        """Let the workers read the first batches of the next pass."""
+        if self.num_workers and self._begun is None:
+            self._begun, self._of = super().__iter__(), self.batch_sampler.state
+
+    def __iter__(self) -> Iterator:
+        begun, self._begun = self._begun, None
+        # one of another epoch, or of an earlier step, is dropped
+        return begun if begun is not None and self._of == self.batch_sampler.state else super().__iter__()
+
+    def last(self) -> int:
+        """The number of the batch from which on the workers have less to read than they could."""
+        return max(0, len(self) - 1 - (self.prefetch_factor or 0) * self.num_workers)
+
+
 def make_loader(dataset: "ImageDataset | FeatureDataset", batches: TrainBatches | EvalBatches,
-                num_workers: int, pin_memory: bool) -> torch.utils.data.DataLoader:
-    """A loader fed by one of our batch samplers; workers stay for the run."""
+                num_workers: int, pin_memory: bool) -> Loader:
+    """The loader of a data set; `num_workers` processes."""
     if num_workers:
         atexit.unregister(signals.end_helpers)
         atexit.register(signals.end_helpers)
-    return torch.utils.data.DataLoader(
+    return Loader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_start_worker)
@@ -178,14 +199,16 @@ def _start_worker(number: int) -> None:
     sys.excepthook = machine_faults.unanswered
 
 
-def loaded(loader: torch.utils.data.DataLoader, title: str,
-           world: World) -> Generator[tuple[list[torch.Tensor], tqdm], None, None]:
+def loaded(loader: Loader, title: str, world: World,
+           then: Callable[[], None] | None = None) -> Generator[tuple[list[torch.Tensor], tqdm], None, None]:
     """The loader's batches behind a progress bar (on a terminal); an image's error in a worker keeps its one
-    line."""
+    line. then: called when the workers have read all."""
     bar = tqdm(total=len(loader), desc=title, leave=False, unit="batch",
                disable=not (world.is_main and sys.stderr.isatty()))
     try:
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            if then is not None and number == loader.last():
+                then()
             yield batch, bar
             bar.update()
     except RunError as error:
@@ -256,15 +279,15 @@ def set_mode(model: torch.nn.Module, training: bool) -> None:
             module.eval()
 
 
-def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done: Progress,
-                    keep: Callable[[Progress], None] | None = None,
-                    keep_every: int | None = None) -> tuple[dict[str, float], Progress]:
+def train_one_epoch(trainer: Trainer, loader: Loader, done: Progress,
+                    keep: Callable[[Progress], None] | None = None, keep_every: int | None = None,
+                    then: Callable[[], None] | None = None) -> tuple[dict[str, float], Progress]:
     """One pass over the training images, or what `done` leaves of it -> {"train_loss", "lr"} (the mean loss
     of all images, the last learning rate), and the finished progress.
 
     An optimizer step's gradient is the mean over its images, however many processes and micro-steps they were
     dealt to. `keep` writes a checkpoint: every `keep_every` steps of the epoch, and when the run is asked to
-    end.
+    end. `then` is called when the last images are read.
     RunError, in all processes and before the optimizer step changes a weight, when a loss is not finite.
     StopRequested, in all processes and after the same step, when one of them was asked to end.
     """
@@ -280,8 +303,8 @@ def train_one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, done:
                          for module in t.model.modules())
     # batch norm counts each image, and needs two: one that is alone is taken twice
     rows = 2 * t.model.training if has_batch_norm else plan.samples_of(0, 0) if is_compiled(t.model) else 0
-    for micro_step, ((images, labels, positions), bar) in enumerate(loaded(loader, f"epoch {epoch}", t.world),
-                                                                    first):
+    batches = loaded(loader, f"epoch {epoch}", t.world, then)
+    for micro_step, ((images, labels, positions), bar) in enumerate(batches, first):
         step = micro_step // plan.of_a_step
         if micro_step % plan.of_a_step == 0:
             # the middle of the step: at its start the learning rate of a warm-up's first step would be 0
@@ -361,13 +384,14 @@ def _not_finite(world: World, dataset: "ImageDataset | FeatureDataset", position
                     "fp32", everywhere=True)
 
 
-def outputs(model: torch.nn.Module, loader: torch.utils.data.DataLoader, precision: Precision, world: World,
-            title: str) -> np.ndarray:
+def outputs(model: torch.nn.Module, loader: Loader, precision: Precision, world: World, title: str,
+            then: Callable[[], None] | None = None) -> np.ndarray:
     """A row an image of the loader's data set, (N, K) in the order of positions, in fp32, in every process.
 
-    StopRequested, in all processes after the same batch, when signals are held and one was asked to end.
+    `then` is called when the last images are read. StopRequested, in all processes after the same batch, when
+    signals are held and one was asked to end.
     """
-    return np.concatenate(list(output_chunks(model, loader, precision, world, title)))
+    return np.concatenate(list(output_chunks(model, loader, precision, world, title, then=then)))
 
 
 def _in_rounds(batches: Batches, rounds: int, world: World) -> Batches:
@@ -380,8 +404,9 @@ def _in_rounds(batches: Batches, rounds: int, world: World) -> Batches:
             raise signals.StopRequested(together=True)
 
 
-def output_chunks(model: torch.nn.Module, loader: torch.utils.data.DataLoader, precision: Precision,
-                  world: World, title: str, most_batches: int = sys.maxsize) -> Iterator[np.ndarray]:
+def output_chunks(model: torch.nn.Module, loader: Loader, precision: Precision, world: World, title: str,
+                  most_batches: int = sys.maxsize,
+                  then: Callable[[], None] | None = None) -> Iterator[np.ndarray]:
     """The same rows piece by piece, each of whole batches and some CHUNK_SECONDS of work: (n, K) in every
     process. most_batches: of a process in a piece.
 
@@ -389,7 +414,7 @@ def output_chunks(model: torch.nn.Module, loader: torch.utils.data.DataLoader, p
     caller does with a piece is done while the loaders go on reading.
     """
     model.eval()
-    batches = loaded(loader, title, world)
+    batches = loaded(loader, title, world, then)
     rows = loader.batch_sampler.batch_size if is_compiled(model) else 0
     rounds, done, size, first = max(world.gather(len(loader))), 0, 1, 0
     while done < rounds:

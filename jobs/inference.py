@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import models_vit
-from engine_finetune import make_loader, output_chunks
+from engine_finetune import Loader, make_loader, output_chunks
 from jobs import terminal
 from jobs.data import evaluation_settings, normalisation_source
 from jobs.loaders import GPU_EVAL_BATCHES, workers
@@ -159,7 +159,7 @@ def describe(job: Inference) -> list[str]:
 
 # ---- computing ---------------------------------------------------------------------------------------------
 
-def loader(job: Inference, first: int, batch_size: int) -> torch.utils.data.DataLoader:
+def loader(job: Inference, first: int, batch_size: int) -> Loader:
     """Batches of the images from row `first` on, as evaluation reads them; whole batches are dealt to the
     processes."""
     table, world = job.data.table[first:], job.world

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine_finetune import Schedule, make_loader, output_chunks
+from engine_finetune import Loader, Schedule, make_loader, output_chunks
 from jobs.checkpointing import needed_bytes, size_of
 from jobs.data import cached_splits
 from jobs.job import Job
@@ -82,7 +82,7 @@ def fill_cache(job: Job) -> None:
 
 
 def loader(job: Job, split: str, batches: sampling.TrainBatches | sampling.EvalBatches | None = None,
-           view: int | None = None) -> torch.utils.data.DataLoader:
+           view: int | None = None) -> Loader:
     """Batches of a split: as `batches` says, through the training's transform; else all of it in order,
     through the evaluation's. view: all of it in order, through the training's transform as in that epoch."""
     options, rows = job.options, job.rows(split)
@@ -105,7 +105,8 @@ def loader(job: Job, split: str, batches: sampling.TrainBatches | sampling.EvalB
 
 def workers(options: Options, world: World) -> int:
     """Loader processes: as asked, at most this machine's cores divided by its processes."""
-    return min(options.run.num_workers, max(1, machine.usable_cores() // world.local_size))
+    most, asked = max(1, machine.usable_cores() // world.local_size), options.run.num_workers
+    return most if asked is None else min(asked, most)
 
 
 # ---- the features of a frozen backbone: of every split once, for all that is trained on them ---------------

@@ -195,7 +195,7 @@ def without_effect_here(job: Job) -> list[str]:
          f"warm-up: {warmup:g} of {training.epochs} epochs instead of {training.warmup_epochs:g}, at most a "
          "fifth of the run"),
         *((True, line) for line in idle_for_backbone(options, job.backbone)),
-        (processes < options.run.num_workers,
+        (processes < (options.run.num_workers or 0),
          f"loader processes: {processes} instead of {options.run.num_workers}, for {usable_cores()} cores "
          f"and {job.world.local_size} process(es) on this machine"),
         (training.deterministic and job.world.device.type == "cpu",

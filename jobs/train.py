@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from engine_finetune import Progress, Trainer, outputs, train_one_epoch
+from engine_finetune import Loader, Progress, Trainer, outputs, train_one_epoch
 from jobs import parallel, terminal
 from jobs.checkpointing import (
     NO_BEST,
@@ -103,11 +103,12 @@ def trainer_of(job: Job) -> Trainer:
                    not is_sharded(job.running) or parallel.keeps_gradients(job.running, world))
 
 
-def evaluate(job: Job, split: str, batches: torch.utils.data.DataLoader) -> pd.DataFrame | None:
-    """The predictions table of a split, in the main process (None in the others). RunError, in all of them,
-    where outputs are no numbers."""
+def evaluate(job: Job, split: str, batches: Loader,
+             then: Callable[[], None] | None = None) -> pd.DataFrame | None:
+    """The predictions table of a split, in the main process (None in the others); `then` is called when its
+    last images are read. RunError, in all of them, where outputs are no numbers."""
     model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind)
-    values = outputs(model, batches, job.precision, job.world, split)
+    values = outputs(model, batches, job.precision, job.world, split, then)
     table = problem = None
     if job.world.is_main:
         try:
@@ -139,14 +140,20 @@ def epochs(job: Job, trainer: Trainer, done: Progress,
     balanced = job.rows("train")["target"].to_numpy() if job.options.mixing.balanced_sampling else None
     train_loader = loader(job, "train",
                           TrainBatches(job.plan, job.world.rank, job.options.run.seed, balanced))
-    val_loader = loader(job, "val")
+    val_loader, last = loader(job, "val"), job.options.training.epochs - 1
+
+    def read_on() -> None:
+        train_loader.batch_sampler.set_epoch(number + 1)
+        train_loader.begin()
+
     for number in range(done.epoch, job.options.training.epochs):
         begun = time.monotonic()
         done = done if number == done.epoch else Progress(number)
-        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.run.save_every_steps)
+        figures, done = train_one_epoch(trainer, train_loader, done, keep, job.options.run.save_every_steps,
+                                        val_loader.begin)
         job.world.share_buffers(job.running)
         try:
-            predictions = evaluate(job, "val", val_loader)
+            predictions = evaluate(job, "val", val_loader, read_on if number < last else None)
         except signals.StopRequested as stop:
             if keep is None:
                 raise

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -240,6 +241,65 @@ def test_the_step_of_a_loss_that_is_not_finite_changes_nothing_nor_do_those_afte
         patched.setattr(engine_finetune, "_optimizer_step", count)
         train_one_epoch(until_then, loader_of(until_then, Numbers(size)), Progress(0))
     assert torch.equal(trainer.model.weight, until_then.model.weight)
+
+
+class Noted(Numbers):
+    """Leaves a file for each sample that a worker has read."""
+
+    def __init__(self, size, folder):
+        super().__init__(size)
+        self.folder = folder
+
+    def __getitem__(self, key):
+        (self.folder / "{}_{}".format(*key)).touch()
+        return super().__getitem__(key)
+
+
+def test_the_first_batches_are_read_before_they_are_asked_for(tmp_path):
+    plan = StepPlan(6, 2, 1, 1)
+    loader = make_loader(Noted(6, tmp_path), TrainBatches(plan, 0, 0), 1, False)
+    plain = make_loader(Numbers(6), TrainBatches(plan, 0, 0), 0, False)
+
+    def positions(of, epoch, start=0):
+        of.batch_sampler.set_epoch(epoch, start)
+        return [batch[2].tolist() for batch in of]
+
+    assert positions(loader, 0) == positions(plain, 0)
+    loader.batch_sampler.set_epoch(1)
+    loader.begin()
+    for _ in range(600):
+        if len(list(tmp_path.glob("1_*"))) == 6:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("nothing was read")
+    read = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert positions(loader, 1) == positions(plain, 1)
+    assert read == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}  # not a second time
+    for epoch, start in ((3, 0), (2, 1)):  # begun for another pass than the one that is asked for
+        loader.batch_sampler.set_epoch(2)
+        loader.begin()
+        assert positions(loader, epoch, start) == positions(plain, epoch, start)
+
+
+@pytest.mark.parametrize("workers, first", [(0, 5), (1, 1)])
+def test_the_next_pass_begins_when_the_last_images_are_read(workers, first):
+    """Six batches, four of which a worker reads ahead."""
+    trainer, loader = trainer_of(12), make_loader(Numbers(12), TrainBatches(StepPlan(12, 2, 1, 1), 0, 0), workers,
+                                                  False)
+    assert loader.last() == first
+    seen, calls = [], []
+    batches = engine_finetune.loaded(loader, "", World(), lambda: calls.append(len(seen)))
+    for batch, _ in batches:
+        seen.append(batch)
+    assert calls == [first]
+    train_one_epoch(trainer, loader, Progress(0), then=lambda: calls.append("train"))
+    engine_finetune.outputs(trainer.model, loader_of_all(12), FP32, World(), "", lambda: calls.append("eval"))
+    assert calls[1:] == ["train", "eval"]
+
+
+def loader_of_all(size):
+    return make_loader(Numbers(size), EvalBatches(size, 4, 0, 1), 0, False)
 
 
 def test_the_host_does_not_wait_for_a_step(monkeypatch):

@@ -26,7 +26,7 @@ DOCUMENTED = {
     "adaptation": "finetune", "data_path": "./data/", "nb_classes": 8, "output_dir": "./output_dir",
     "log_dir": "./output_logs", "dataratio": [1.0], "stratified": False, "device": "cuda", "seed": 0,
     "resume": "",
-    "start_epoch": 0, "eval": False, "dist_eval": False, "num_workers": 10, "pin_mem": True, "world_size": 1,
+    "start_epoch": 0, "eval": False, "dist_eval": False, "num_workers": None, "pin_mem": True, "world_size": 1,
     "local_rank": -1, "dist_on_itp": False, "dist_url": "env://", "savemodel": True, "norm": "backbone",
     "enhance": False, "datasets_seed": 2026, "crop_scale": [0.08, 1.0], "hflip": 0.5, "vflip": 0.0,
 }
@@ -123,7 +123,7 @@ def test_what_is_stored_gives_way_to_what_is_typed():
     before = {"epochs": 3, "blr": 0.1, "task": "old", "num_workers": 0}
     assert stored.differences(before, options, typed_alone=True) == ["--epochs 3 -> 7"]
     now = stored.with_stored(options, before)
-    assert (now.training.epochs, now.training.blr, now.run.task, now.run.num_workers) == (7, 0.1, "new", 10)
+    assert (now.training.epochs, now.training.blr, now.run.task, now.run.num_workers) == (7, 0.1, "new", None)
     assert options.training.blr == 5e-3  # what was asked for stays what it was
 
 

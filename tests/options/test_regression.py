@@ -14,7 +14,7 @@ DOCUMENTED = {
     "targets": ["tc", "ldl", "hdl", "tg", "apoa", "apob"],
     "huber_beta": 1.0, "head_embed_dim": None, "head_depth": 2, "head_num_heads": 4, "head_mlp_ratio": 2.0,
     "head_dropout": 0.1,
-    "batch_size": 64, "epochs": 30, "accum_iter": 2, "blr": 2e-3, "warmup_epochs": 5, "num_workers": 8,
+    "batch_size": 64, "epochs": 30, "accum_iter": 2, "blr": 2e-3, "warmup_epochs": 5, "num_workers": None,
     "task": "",
     "pretrained": False, "model": "RETFound_dinov2", "finetune": "RETFound_dinov2_meh",
     "crop_scale": [0.8, 1.0],

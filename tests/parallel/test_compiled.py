@@ -10,7 +10,15 @@ import torch.distributed as dist
 from torch._dynamo.utils import counters
 
 import models_vit
-from engine_finetune import ClassificationLoss, Progress, Schedule, Trainer, outputs, train_one_epoch
+from engine_finetune import (
+    ClassificationLoss,
+    Progress,
+    Schedule,
+    Trainer,
+    make_loader,
+    outputs,
+    train_one_epoch,
+)
 from tests.test_engine_finetune import FP32, loader_of
 from util.data.sampling import EvalBatches, StepPlan
 from util.parallel import compiled
@@ -56,7 +64,7 @@ def trainer_of(model, size, batch_size):
 
 
 def evaluated(model, images):
-    batches = torch.utils.data.DataLoader(images, batch_sampler=EvalBatches(len(images), 4, 0, 1))
+    batches = make_loader(images, EvalBatches(len(images), 4, 0, 1), 0, False)
     return outputs(model, batches, FP32, World(), "val")
 
 

@@ -137,6 +137,11 @@ class TrainBatches:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.epoch, self.start = epoch, start
 
+    @property
+    def state(self) -> tuple[int, int]:
+        """What the batches depend on."""
+        return self.epoch, self.start
+
     def __len__(self) -> int:
         return self.plan.micro_steps - self.start
 
@@ -166,7 +171,7 @@ class EvalBatches:
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int, epoch: int = 0) -> None:
         self.num_samples, self.batch_size = num_samples, batch_size
         self._starts = range(rank * batch_size, num_samples, batch_size * world_size)
-        self.epoch = epoch  # whose random draws a sample gets, where it gets any
+        self.epoch = self.state = epoch  # whose random draws a sample gets, where it gets any
 
     def __len__(self) -> int:
         return len(self._starts)

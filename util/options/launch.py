@@ -99,13 +99,13 @@ class RunOptions:
         programs=ALL,
         of_launch=True,
     )
-    num_workers: int = flag(
-        10,
-        "loader processes of each process; at most the machine's cores divided by its processes",
+    num_workers: int | None = flag(
+        None,
+        "loader processes of each process; at most, and where none is typed, the machine's cores divided by "
+        "its processes",
         read=whole,
         programs=ALL,
         of_launch=True,
-        at={REGRESSION: Change(default=8)},
     )
     pin_mem: bool = flag(
         True,
