@@ -1,6 +1,7 @@
 """What of a training outlives a kill: the last checkpoint and the best one, written, read back and found
 again; and whether the disk has room for them."""
 
+import functools
 import shutil
 import uuid
 from dataclasses import asdict
@@ -19,11 +20,14 @@ from util.options.table import own_values
 from util.parallel.sharding import fill, is_own, is_sharded, local, whole_tensors
 from util.parallel.streamed_checkpoint import write_streamed
 from util.weights import checkpoint, shard_files
+from util.weights.background import Background
 from util.weights.fitting import WeightFile, load_file
 
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
 GIB, MIB = 2**30, 2**20
+# what the last checkpoint holds beside what the best one does
+OF_LAST = ("optimizer", "scaler", "progress", "schedule", "data_fingerprint", "random_states")
 NO_BEST: dict = {"epoch": None, "score": None, "figures": {}}
 
 
@@ -46,17 +50,42 @@ def content(job: Job, epoch: int, best: dict) -> dict:
     }
 
 
-def keep_last(job: Job, trainer: Trainer, done: Progress, best: dict) -> None:
-    """Write the last checkpoint (all processes call this): all that a restart needs. Its `epoch` is the last
-    whole one; `done` says how far the next has come."""
+def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Background,
+         is_best: bool = False) -> None:
+    """Write the last checkpoint (all processes call this), all that a restart needs; then the best one, where
+    this is it. Its `epoch` is the last whole one; `done` says how far the next has come.
+
+    Written in the background, but for a sharded model, whose processes write together. RunError where what
+    was begun before could not be written.
+    """
     states = job.world.gather(checkpoint.random_states(job.world.device))
-    write_last(job, content(job, done.epoch - 1, best) | {
+    whole = content(job, done.epoch - 1, best) | {
         "optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict(),
         "progress": asdict(done),
         "schedule": {"position": done.epoch + done.steps / job.plan.steps,
                      "effective_batch": job.plan.step_size,
                      "even_steps": job.plan.even, **asdict(job.schedule)},
-        "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)})
+        "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)}
+    if is_sharded(job.model):
+        write_last(job, whole)
+        if is_best:
+            write_best(job, {name: whole[name] for name in whole if name not in OF_LAST})
+        return
+
+    def begin() -> None:
+        copy = background.copied(whole)
+        work = [functools.partial(_write, job, checkpoint.LAST, copy)]
+        if is_best:  # the last one first: it can stand in for the best of the same epoch
+            beside = {name: copy[name] for name in copy if name not in OF_LAST}
+            work += [functools.partial(_write, job, best_file(job).name, beside),
+                     functools.partial(_forget_earlier_best, job)]
+        background.begin(work)
+
+    job.world.main_alone(begin)
+
+
+def _write(job: Job, name: str, content: dict) -> None:
+    checkpoint.write(job.folder.file_to_write(name), content)
 
 
 def write_last(job: Job, content: dict) -> None:
@@ -146,7 +175,10 @@ def _require_best(job: Job, best: dict, last_epoch: int | None) -> tuple[dict, d
             and checkpoint.read(path).rest.get("epoch") == best["epoch"]):
         return best, None
     if best["epoch"] == last_epoch:
-        return best, keep_best(job, best)
+        if not writes_epochs(job):
+            return best, best_in_memory(job)
+        write_best(job, content(job, best["epoch"], best))
+        return best, None
     job.world.say(f"{path} does not hold the best epoch {best['epoch']}: the search for the best starts anew "
                   "from here")
     return NO_BEST, None
@@ -186,16 +218,28 @@ def _moments(parameters: list[torch.nn.Parameter], stored: dict, file: WeightFil
     return found
 
 
-def keep_best(job: Job, best: dict) -> dict | None:
-    """Write the best epoch's checkpoint, or return its weights where none is written now: with
-    --no_savemodel, and with stored features, whose epochs are shorter than a checkpoint's writing (it is
-    written at the end). All processes call this; what is returned is the main process's ({} elsewhere), of a
+def write_best(job: Job, content: dict) -> None:
+    """The best epoch's checkpoint (all processes call this)."""
+    write_model(job, best_file(job).name, content)
+    if job.world.is_main:
+        _forget_earlier_best(job)
+
+
+def _forget_earlier_best(job: Job) -> None:
+    """An earlier end's whole model, where the best adapters are now others."""
+    if lora.adapted_layers(job.model):
+        job.folder.file(checkpoint.BEST).unlink(missing_ok=True)
+
+
+def writes_epochs(job: Job) -> bool:
+    """Whether each epoch's checkpoint is written; not with --no_savemodel, nor with stored features, whose
+    epochs are shorter than the writing (theirs is written at the end)."""
+    return job.options.run.savemodel and job.features is None
+
+
+def best_in_memory(job: Job) -> dict:
+    """A copy of the best epoch's weights, where no file has them: the main process's ({} elsewhere), of a
     sharded model each one's shards."""
-    if job.options.run.savemodel and job.features is None:
-        write_model(job, best_file(job).name, content(job, best["epoch"], best))
-        if lora.adapted_layers(job.model) and job.world.is_main:
-            job.folder.file(checkpoint.BEST).unlink(missing_ok=True)  # an earlier end's: no longer the best
-        return None
     if not (job.world.is_main or is_sharded(job.running)):
         return {}
     return {name: local(tensor).cpu().clone() for name, tensor in _state_to_keep(job.running).items()}

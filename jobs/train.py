@@ -13,16 +13,17 @@ from engine_finetune import Loader, Progress, Trainer, outputs, train_one_epoch
 from jobs import parallel, terminal
 from jobs.checkpointing import (
     NO_BEST,
+    best_in_memory,
     content,
     describe_room,
-    keep_best,
-    keep_last,
+    keep,
     load_best,
     make_whole,
     remove_torn,
     require_room,
     resume,
     write_model,
+    writes_epochs,
 )
 from jobs.job import Job
 from jobs.linear_probe import probe
@@ -42,6 +43,7 @@ from util.parallel.compiled import compile_in_place
 from util.parallel.processes import World, wrap
 from util.parallel.sharding import is_sharded
 from util.weights import checkpoint
+from util.weights.background import Background
 
 
 def run(options: Options, world: World, kind: type[Task]) -> None:
@@ -184,13 +186,13 @@ def _train(job: Job) -> None:
     world.main_alone(lambda: folder.write_run(facts(job), resumed_at))
     started, epoch = time.monotonic(), None
     # without a checkpoint on the disk there is nothing that a few more seconds could save
-    keeps = options.run.savemodel and job.features is None
+    keeps, background = writes_epochs(job), Background()
 
-    def keep(progress: Progress) -> None:
-        keep_last(job, trainer, progress, best)
+    def keep_step(progress: Progress) -> None:
+        keep(job, trainer, progress, best, background)
 
-    with signals.held() if keeps else nullcontext():
-        for epoch in epochs(job, trainer, done, keep if keeps else None):
+    with signals.held() if keeps else nullcontext(), background:
+        for epoch in epochs(job, trainer, done, keep_step if keeps else None):
             is_best = is_better(epoch.metrics[job.task.score], best["score"])
             if epoch.number == done.epoch:
                 world.say(*(f"val: {note}" for note in epoch.notes),
@@ -200,13 +202,18 @@ def _train(job: Job) -> None:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score],
                         "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
-            kept = _keep_epoch(job, trainer, epoch, best)
-            best_weights = kept if is_best else best_weights
+            world.main_alone(_write_rows, job, epoch, is_best)
+            if keeps:
+                keep(job, trainer, Progress(epoch.number + 1), best, background, is_best)
+            elif is_best:
+                best_weights = best_in_memory(job)
+        world.main_alone(background.wait)
         if world.any(signals.asked()):
             raise signals.StopRequested("all epochs are trained, the test split is not scored yet",
                                         together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
-        keep_last(job, trainer, Progress(epoch.number + 1), best)
+        keep(job, trainer, Progress(epoch.number + 1), best, background)
+        world.main_alone(background.wait)
     world.main_alone(finish_val, job, best)
     load_best(job, best_weights)
     made_whole = make_whole(job)
@@ -214,17 +221,6 @@ def _train(job: Job) -> None:
         write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
     _score(job, best["epoch"], best)
     say_end(job, best, started)
-
-
-def _keep_epoch(job: Job, trainer: Trainer, epoch: Epoch, best: dict) -> dict | None:
-    """Write an epoch down (all processes call this) -> the best weights, where no checkpoint keeps them."""
-    is_best = best["epoch"] == epoch.number
-    job.world.main_alone(_write_rows, job, epoch, is_best)
-    # the last one first: it can stand in for the best of the same epoch, should the run be cut between the
-    # two
-    if job.options.run.savemodel and job.features is None:
-        keep_last(job, trainer, Progress(epoch.number + 1), best)
-    return keep_best(job, best) if is_best else None
 
 
 def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:

@@ -156,7 +156,7 @@ def test_a_folder_that_can_no_more_be_written(start, small_disk, uncut,  # noqa:
     words = ["--task", "t", "--epochs", EPOCHS, "--output_dir", there.path / "out", "--log_dir",
              there.path / "logs"]
     with monkeypatch.context() as patch:
-        when(patch, train, "keep_last", 2, lambda: getattr(there, fault)(folder))
+        when(patch, train, "keep", 2, lambda: getattr(there, fault)(folder))
         code, _, err = start(*words)
     assert code == 1 and err.count("\n") == 1, err
     assert re.search(says, err), err

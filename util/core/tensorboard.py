@@ -27,7 +27,7 @@ class ScalarFile:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.path = folder / (f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}."
-                              f"{next(_NUMBERS)}")
+                              f"{next(_NUMBERS):04d}")  # TensorBoard reads them in the order of names
         self._purge_step = purge_step
 
     def add(self, values: Mapping[str, float | None], step: int) -> None:
