@@ -74,7 +74,9 @@ def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Bac
 
     def begin() -> None:
         copy = background.copied(whole)
-        work = [functools.partial(_write, job, checkpoint.LAST, copy)]
+        work = [functools.partial(_write, job, checkpoint.LAST, copy),
+                # of a run that was sharded before
+                functools.partial(shard_files.remove_unnamed, job.folder.path, None)]
         if is_best:  # the last one first: it can stand in for the best of the same epoch
             beside = {name: copy[name] for name in copy if name not in OF_LAST}
             work += [functools.partial(_write, job, best_file(job).name, beside),

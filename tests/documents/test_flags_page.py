@@ -134,5 +134,5 @@ def test_defaults_that_differ_are_shown_and_no_other():
                  if "main_regression: " in row[1]}
     assert differing == {"--finetune": "`RETFound_dinov2_meh`", "--crop_scale": "0.8 1", "--batch_size": "64",
                          "--epochs": "30",
-                         "--accum_iter": "2", "--blr": "0.002", "--warmup_epochs": "5", "--num_workers": "8"}
+                         "--accum_iter": "2", "--blr": "0.002", "--warmup_epochs": "5"}
     assert not [row for row in rows_of("en") if "predict: " in row[1] or "latent_feature: " in row[1]]

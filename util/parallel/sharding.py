@@ -80,7 +80,8 @@ def _may_be_sent_as_another(unit: torch.nn.Module) -> bool:
     modules = [module for module in unit.modules() if list(module.parameters(recurse=False))]
     norms = [module for module in modules if "Norm" in type(module).__name__]
     if (any(not isinstance(norm, torch.nn.LayerNorm) for norm in norms)
-            or any(isinstance(module, torch.nn.modules.conv._ConvNd) for module in modules)):
+            or any(isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)
+                   for module in modules)):
         return False
     for norm in norms:
         norm.__class__ = Fp32LayerNorm
