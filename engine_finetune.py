@@ -27,7 +27,7 @@ from util.parallel.processes import Agreement, World
 from util.parallel.sharding import average_gradients, is_sharded, send_gradients, without_gradients
 
 if TYPE_CHECKING:
-    from util.data.dataset import ImageDataset
+    from util.data.dataset import ImageDataset, Pixels
     from util.model.frozen_features import FeatureDataset
 
 READ_EVERY = 10  # steps, or batches of an evaluation, after which the host reads from the device
@@ -188,7 +188,7 @@ def make_loader(dataset: "ImageDataset | FeatureDataset", batches: TrainBatches 
     return Loader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_start_worker)
+        worker_init_fn=_start_worker, collate_fn=getattr(dataset, "collate", None))
 
 
 def _start_worker(number: int) -> None:
@@ -357,9 +357,9 @@ def on_device(covariates: torch.Tensor | None, device: torch.device) -> torch.Te
     return None if covariates is None else covariates.to(device)
 
 
-def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(images: "torch.Tensor | Pixels", device: torch.device) -> torch.Tensor:
     """A batch of images on the device, channels last (as convolutions want them), without waiting for it."""
-    images = images.to(device, non_blocking=True)
+    images = images.to(device, non_blocking=True) if isinstance(images, torch.Tensor) else images.on(device)
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
@@ -448,7 +448,7 @@ def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | Fea
     """
     covariates = on_device(dataset.covariates, world.device)
 
-    def output(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    def output(images: "torch.Tensor | Pixels", where: torch.Tensor) -> torch.Tensor:
         inputs: tuple[torch.Tensor, ...] = (to_device(images, world.device),)
         if covariates is not None:
             inputs += (covariates[where.to(world.device, non_blocking=True)],)
@@ -464,7 +464,7 @@ def _rows(model: torch.nn.Module, batches: Batches, dataset: "ImageDataset | Fea
             waiting.append(output(images, where))
             positions.append(where.numpy())
         elif is_sharded(model):
-            output(dataset[0, 0][0][None], torch.zeros(1, dtype=torch.long))
+            output(dataset.collate([dataset[0, 0]])[0], torch.zeros(1, dtype=torch.long))
         if len(waiting) == READ_EVERY:
             rows += [values.cpu().numpy() for values in waiting]
             waiting = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 import models_vit
 from engine_finetune import loaded, to_device
@@ -33,7 +34,7 @@ from util.core.errors import InputError
 from util.core.partial_rows import PartialRows
 from util.core.plain_numbers import duration
 from util.data.unlabelled import class_answers, forget, with_answers
-from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, pictures_of, write_overlays
+from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, write_overlays
 from util.model.mirrors import with_mirrors
 from util.options.adaptation import KINDS
 from util.options.groups import Options
@@ -218,7 +219,7 @@ def draw_heatmaps(job: Prediction, folder: Path, partial: PartialRows | None,
         for (images, _, where), _ in itertools.islice(feed, BATCHES_A_PIECE):
             beside = None if covariates is None else covariates[where]
             maps.append(heat_maps(job.model, to_device(images, world.device), targets[where], method, beside))
-            pictures += pictures_of(images, job.transform["mean"], job.transform["std"])
+            pictures += map(Image.fromarray, images.values.numpy())
             positions += where.tolist()
         if positions:
             write_overlays(list(paths.iloc[positions]), np.concatenate(maps), folder, pictures)

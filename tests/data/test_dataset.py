@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine_finetune import make_loader, to_device
 from tests.data.test_tables import make_folder
 from util.core.errors import RunError
 from util.data.dataset import ImageDataset
@@ -72,6 +73,28 @@ def test_workers_make_the_same_samples(tmp_path):
     assert torch.equal(torch.cat([batch[0] for batch in batches]),
                        torch.stack([samples[key][0] for key in keys]))
     assert torch.cat([batch[2] for batch in batches]).tolist() == [4, 0, 26, 9]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("reprob", [0, 0.5])
+def test_a_batch_is_normalised_on_the_device_to_the_same_bits(tmp_path, reprob, workers):
+    """Pixels of 8 bits, but for images that random erasing has filled with noise."""
+    table = read_folder(make_folder(tmp_path)).table
+    transform = TrainTransform(train_settings(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), "scaled",
+                                              ImageOptions(reprob=reprob)))
+    samples = ImageDataset(table, table["target"].to_numpy(), transform, seed=0)
+    whole = ImageDataset(table, table["target"].to_numpy(), transform.__call__, seed=0)
+    keys, erased = [[(4, position) for position in range(first, first + 9)] for first in (0, 9)], 0
+    loader = make_loader(samples, keys, workers, False)
+    for batch, (pixels, targets, positions) in zip(keys, loader, strict=True):
+        assert pixels.values.dtype == torch.uint8 and len(pixels) == 9
+        images = to_device(pixels, torch.device("cpu"))
+        assert torch.equal(images, torch.stack([whole[key][0] for key in batch]))
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert positions.tolist() == [position for _, position in batch]
+        assert targets.tolist() == table["target"].iloc[positions.tolist()].tolist()
+        erased += len(pixels.places)
+    assert (erased > 0) == (reprob > 0) and erased < 18
 
 
 def test_a_picture_that_is_gone_in_mid_run_is_named(tmp_path):

@@ -26,7 +26,7 @@ from util.core.errors import InputError, RunError
 from util.data.covariates import Covariate
 from util.data.images.transforms import EvalTransform, eval_settings
 from util.model.feature_kinds import put_wide_head, wide_head
-from util.model.heatmaps import heat_maps, methods_of, overlay, pictures_of, read_index, write_overlays
+from util.model.heatmaps import heat_maps, methods_of, overlay, read_index, write_overlays
 from util.model.regression_head import RegressionHead
 from util.options.model import HeadOptions
 
@@ -366,8 +366,7 @@ def test_the_picture_is_what_the_model_saw(tmp_path, decode):
     coarse = Image.fromarray(rng.integers(0, 255, (9, 14, 3), dtype=np.uint8))
     picture = coarse.resize((280, 180), Image.Resampling.BICUBIC)
     picture.save(tmp_path / "a.png")
-    tensor = EvalTransform(eval_settings(112, IMAGENET_MEAN, IMAGENET_STD, decode))(tmp_path / "a.png")
-    seen = pictures_of(tensor[None], IMAGENET_MEAN, IMAGENET_STD)[0]
+    seen = EvalTransform(eval_settings(112, IMAGENET_MEAN, IMAGENET_STD, decode)).pixels(tmp_path / "a.png")
     expected = TF.center_crop(TF.resize(picture, 128, TF.InterpolationMode.BICUBIC), 112)
     difference = np.abs(np.asarray(seen, float) - np.asarray(expected, float))
     assert difference.max() == 0 if decode == "full" else difference.mean() < 2

@@ -1,16 +1,19 @@
 """The table of images -> samples for a loader."""
 
+import functools
 import hashlib
 import os
 import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import default_collate
 
 from util.core.errors import RunError
 from util.data.images.files import ImageError
@@ -30,7 +33,8 @@ class ImageDataset(torch.utils.data.Dataset):
     alone.
 
     table: of images (util/data/tables.py); targets: (N,) whole numbers or (N, T) floats, a row an image;
-    transform: a path -> (3, S, S) float32; covariates: (N, C) that the model reads beside the image, or None;
+    transform: a path -> (3, S, S) float32, or by its `pixels` what that is before the normalisation;
+    covariates: (N, C) that the model reads beside the image, or None;
     source: from a path to what the transform reads in its place (util/data/images/cache.py), or None.
     """
 
@@ -57,17 +61,75 @@ class ImageDataset(torch.utils.data.Dataset):
             self._path_bytes[self._path_ends[position]:self._path_ends[position + 1]].tobytes())
 
     def __getitem__(self, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """key: (epoch, position in the table) -> (float32 (3, S, S), target () or (T,), position). A third
-        number of the key counts how often the image was there before in this epoch. Raises RunError."""
+        """key: (epoch, position in the table) -> (uint8 or normalised float32 (3, S, S), target () or (T,),
+        position). A third number of the key counts how often the image was there before in this epoch. Raises
+        RunError."""
         epoch, position, *before = key
         with _seeded(self.seed, epoch, self._indices[position], *filter(None, before)):
             try:
                 path = self.path(position)
-                picture = self.transform(path if self.source is None else self.source(path))
+                picture = self._read(path if self.source is None else self.source(path))
             except ImageError as error:
                 raise PictureLost("an image that was there at the start cannot be read any more: "
                                   f"{error}") from None
+        if isinstance(picture, np.ndarray):
+            picture = torch.from_numpy(picture).permute(2, 0, 1)
         return picture, self._targets[position], position
+
+    def _read(self, source: object) -> np.ndarray | torch.Tensor:
+        return getattr(self.transform, "pixels", self.transform)(source)
+
+    def collate(self, samples: list[tuple]) -> tuple["Pixels", torch.Tensor, torch.Tensor]:
+        """Samples -> a batch: (images, targets, positions)."""
+        pictures, targets, positions = zip(*samples, strict=True)
+        finished = [place for place, picture in enumerate(pictures) if picture.is_floating_point()]
+        settings = getattr(self.transform, "settings", {})
+        blank = torch.zeros_like(pictures[0], dtype=torch.uint8)
+        rows = [(blank if picture.is_floating_point() else picture).permute(1, 2, 0) for picture in pictures]
+        return (Pixels(default_collate(rows),
+                       default_collate([pictures[place] for place in finished]) if finished else None,
+                       finished, tuple(settings.get("mean", ())), tuple(settings.get("std", ()))),
+                default_collate(targets), default_collate(positions))
+
+
+@dataclass
+class Pixels:
+    """A batch of images on its way to the device, which normalises them: a quarter of the bytes.
+
+    values: (B, S, S, 3) uint8; finished: (n, 3, S, S) float32, normalised already, of the images at `places`,
+    or None.
+    """
+
+    values: torch.Tensor
+    finished: torch.Tensor | None
+    places: list[int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def pin_memory(self) -> "Pixels":
+        finished = None if self.finished is None else self.finished.pin_memory()
+        return replace(self, values=self.values.pin_memory(), finished=finished)
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """(B, 3, S, S) float32 on the device, channels last, by the operations of timm and torchvision; not
+        waited for."""
+        images = self.values.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
+        if self.mean:
+            mean, std = _constants(self.mean, self.std, device)
+            images.div_(255).sub_(mean).div_(std)
+        for number, place in enumerate(self.places):
+            images[place].copy_(self.finished[number], non_blocking=True)
+        return images
+
+
+@functools.cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...],
+               device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    return mean, std
 
 
 @contextmanager

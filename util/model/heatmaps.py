@@ -109,22 +109,10 @@ def methods_of(model: torch.nn.Module) -> tuple[str, ...]:
     return OF_TRANSFORMERS if _attention_layers(model) else ("gradcam",)
 
 
-def pictures_of(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
-    """What the model saw: images (B, 3, S, S), normalised with mean and std a channel (of 0..1) -> B RGB
-    images.
-
-    The map of an image and this image are of the same pixels, whatever was resized, cropped or kept in a
-    cache before.
-    """
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    pixels = (images.detach().float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
-
-
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     """An image with its map, of the same size and in 0..1, laid over -> RGB image.
 
-    Both must show the same part of the eye: `pictures_of` gives the part that the model saw. Colour and
+    Both must show the same part of the eye, that which the model saw. Colour and
     opacity both grow with the map, so that a 0 leaves the image as it is and a 1 (yellow) covers two thirds
     of it.
     """
@@ -141,7 +129,7 @@ def write_overlays(paths: Sequence[str | os.PathLike], maps: np.ndarray, folder:
     """Write an overlay an image to folder/*.png and its name into folder/heatmaps.json -> {absolute path:
     file name}.
 
-    paths: B images' files; maps (B, h, w) in 0..1; pictures: what the model saw of each, from `pictures_of`.
+    paths: B images' files; maps (B, h, w) in 0..1; pictures: what the model saw of each.
     An overlay is named after its image and a digest of the whole path, so that images of one name in several
     folders don't meet and a second run writes the same files. What heatmaps.json holds already stays; several
     processes may write to one folder. Raises InputError where the folder can't be written or its

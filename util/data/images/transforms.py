@@ -12,6 +12,7 @@ are read as they were.
 """
 import math
 import os
+import random
 import re
 from collections.abc import Iterator, Sequence
 
@@ -165,6 +166,10 @@ class EvalTransform:
 
     def __call__(self, source: str | os.PathLike | Source) -> torch.Tensor:
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
+        return self._normalise(self.pixels(source))
+
+    def pixels(self, source: str | os.PathLike | Source) -> np.ndarray:
+        """(S, S, 3) uint8, before the normalisation. Raises ImageError."""
         settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
         short, edge = min(width, height), settings["input_size"]
@@ -174,12 +179,12 @@ class EvalTransform:
             size = edge, edge
         if settings["decode"] == "full" and size[0] * size[1] <= MOST_RESIZED:
             image = source.decode().resize(size, Image.Resampling.BICUBIC)  # as timm and torchvision do it
-            return self._normalise(np.array(F.center_crop(image, edge)))
+            return np.array(F.center_crop(image, edge))
         pixels, covers = source.whole(size)
         left, top = (round((side - edge) / 2) for side in size)
         # as checkpoints of before were scored
         within = 1 / 64 if Reading.of(settings).reduced == "any" else 1 / 512
-        return self._normalise(resized(pixels, size, (left, top, left + edge, top + edge), covers, within))
+        return resized(pixels, size, (left, top, left + edge, top + edge), covers, within)
 
 
 class TrainTransform:
@@ -218,6 +223,12 @@ class TrainTransform:
 
     def __call__(self, source: str | os.PathLike | Source) -> torch.Tensor:
         """source: a path, or an object like `ImageSource` -> (3, S, S) float32. Raises ImageError."""
+        found = self.pixels(source)
+        return found if isinstance(found, torch.Tensor) else self._normalise(found)
+
+    def pixels(self, source: str | os.PathLike | Source) -> np.ndarray | torch.Tensor:
+        """(S, S, 3) uint8, before the normalisation; (3, S, S) float32 of an image in which random erasing,
+        whose fillings are no pixels, has erased. Raises ImageError."""
         settings, source = self.settings, _as_source(source, self.settings, self._fields)
         width, height = source.size
         if squashes := settings.get("fit", "crop") == "squash":  # a crop of the square that the image becomes
@@ -236,7 +247,15 @@ class TrainTransform:
             crop = source.decode().crop(box).resize(size, Image.Resampling.BICUBIC)
         else:
             crop = Image.fromarray(resized(source.part(box, size), size))
-        return self._erase(self._normalise(np.array(self._augment(crop))))
+        pixels = np.array(self._augment(crop))
+        return self._erase(self._normalise(pixels)) if self._erases() else pixels
+
+    def _erases(self) -> bool:
+        """Whether timm's erasing, whose next draw decides that, will do anything."""
+        state = random.getstate()
+        drawn = random.random()
+        random.setstate(state)
+        return any(drawn <= step.probability for step in self._erase.transforms)
 
     def __reduce__(self) -> tuple[type["TrainTransform"], tuple[dict, Fields | None]]:
         return TrainTransform, (self.settings, self._fields)
