@@ -34,7 +34,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = torch.nn.functional.cross_entropy(self.model(images).float(), labels)
         loss.backward()
         self.optimizer.step()

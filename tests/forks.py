@@ -161,7 +161,7 @@ def run(program: Path, words: Sequence[str], folder: Path, environment: Mapping[
         environment.setdefault("OMP_NUM_THREADS", "1")
         common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
                   "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": str(_free_port())}
+                  "MASTER_PORT": str(free_port())}
         ranks = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         running = [_servers[0].start(Start(str(program), tuple(words), str(folder), environment | rank),
@@ -194,7 +194,7 @@ def _wait(running: list[Forked], deadline: float) -> int | None:
     return codes[0] if len(codes) == 1 else int(any(codes))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -21,17 +21,12 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, SMALL, start_process, weights_of
+from tests.forks import free_port
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nodes run on Linux")
 FLAGS = [word for word in SMALL if word not in ("--model", "timm", "--model_arch", "test_vit", "--nb_classes",
                                                 "3")]
 NODE_WAIT = "150"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
 
 
 def run_quietly(*command: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.chaos import differences
 from tests import slurm
 from tests.conftest import ROOT, SMALL, needs_package, not_installed, start_process
+from tests.forks import free_port
 
 OF_THE_SCRIPT = ("--model", "timm", "--model_arch", "test_vit", "--nb_classes", "3")
 EPOCHS = ["--epochs", "12"]
@@ -52,7 +53,8 @@ def submit(cluster, folder: Path, script: str, *words, options=(), **variables) 
     places = ("--output_dir", folder / "output_dir", "--log_dir", folder / "output_logs")
     return cluster.submit(*options, f"--output={folder}/job.out", f"examples/slurm/{script}", *words, *places,
                           folder=ROOT, PYTHON=sys.executable, OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1",
-                          **variables)
+                          # by itself it is made of the job's number, which two clusters of this machine share
+                          MASTER_PORT=str(free_port()), **variables)
 
 
 def goes_on(cluster, job: str, run: Path, whole: Path, log: Path) -> None:
