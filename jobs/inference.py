@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import models_vit
-from engine_finetune import Loader, make_loader, output_chunks
+from engine_finetune import output_chunks
 from jobs import terminal
 from jobs.data import evaluation_settings, normalisation_source
 from jobs.loaders import GPU_EVAL_BATCHES, workers
@@ -26,6 +26,7 @@ from util.core.partial_rows import PartialRows
 from util.data import sampling, tables
 from util.data.dataset import ImageDataset
 from util.data.images import fundus_fields, scan, seen_area, transforms
+from util.data.loader import Loader, make_loader
 from util.data.unlabelled import Unlabelled, facts_file, fundus_files, read_unlabelled, skipped_file
 from util.model import frozen_features, timm_models
 from util.model.precision import Precision, resolve_precision

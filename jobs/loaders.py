@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine_finetune import Loader, Schedule, make_loader, output_chunks
+from engine_finetune import Schedule, output_chunks
 from jobs.checkpointing import needed_bytes, size_of
 from jobs.data import cached_splits
 from jobs.job import Job
@@ -18,6 +18,7 @@ from util.core.plain_numbers import duration
 from util.data import sampling, tables
 from util.data.dataset import ImageDataset
 from util.data.images import cache, transforms
+from util.data.loader import Loader, make_loader
 from util.model import feature_kinds, lr_schedule
 from util.model.frozen_features import (
     FeatureDataset,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import models_vit
-from engine_finetune import loaded, to_device
+from engine_finetune import to_device
 from jobs import terminal
 from jobs.inference import (
     AGAIN,
@@ -33,6 +33,7 @@ from util.core import disk, run_files
 from util.core.errors import InputError
 from util.core.partial_rows import PartialRows
 from util.core.plain_numbers import duration
+from util.data.loader import loaded
 from util.data.unlabelled import class_answers, forget, with_answers
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, write_overlays
 from util.model.mirrors import with_mirrors

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from engine_finetune import Loader, Progress, Trainer, outputs, train_one_epoch
+from engine_finetune import Progress, Trainer, outputs, train_one_epoch
 from jobs import parallel, terminal
 from jobs.checkpointing import (
     NO_BEST,
@@ -35,6 +35,7 @@ from jobs.tasks.base import Task
 from util.core import signals
 from util.core.errors import InputError, RunError
 from util.data.images import seen_area
+from util.data.loader import Loader
 from util.data.sampling import TrainBatches
 from util.metrics import selection
 from util.model import lr_decay, mirrors

@@ -20,13 +20,13 @@ from engine_finetune import (
     Schedule,
     Trainer,
     balanced_class_weights,
-    make_loader,
     outputs,
     seed_step,
     train_one_epoch,
 )
 from util.core import signals
 from util.core.errors import RunError
+from util.data.loader import loaded, make_loader
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.precision import Precision
 from util.parallel.processes import World
@@ -289,7 +289,7 @@ def test_the_next_pass_begins_when_the_last_images_are_read(workers, first):
                                                   False)
     assert loader.last() == first
     seen, calls = [], []
-    batches = engine_finetune.loaded(loader, "", World(), lambda: calls.append(len(seen)))
+    batches = loaded(loader, "", World(), lambda: calls.append(len(seen)))
     for batch, _ in batches:
         seen.append(batch)
     assert calls == [first]

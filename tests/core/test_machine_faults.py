@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 PROGRAM = """
 import multiprocessing, os, socket, sys, time
 from multiprocessing.resource_sharer import DupFd
-from engine_finetune import _start_worker
+from util.data.loader import _start_worker
 
 def worker(pipe, known):
     if known:

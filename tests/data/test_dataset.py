@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine_finetune import make_loader, to_device
+from engine_finetune import to_device
 from tests.data.test_tables import make_folder
 from util.core.errors import RunError
 from util.data.dataset import ImageDataset
 from util.data.images.transforms import TrainTransform, train_settings
+from util.data.loader import make_loader
 from util.data.tables import read_folder
 from util.options.data import ImageOptions
 

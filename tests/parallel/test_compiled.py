@@ -15,11 +15,11 @@ from engine_finetune import (
     Progress,
     Schedule,
     Trainer,
-    make_loader,
     outputs,
     train_one_epoch,
 )
 from tests.test_engine_finetune import FP32, loader_of
+from util.data.loader import make_loader
 from util.data.sampling import EvalBatches, StepPlan
 from util.parallel import compiled
 from util.parallel.processes import World

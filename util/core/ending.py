@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from util.core import machine_faults, signals
 from util.core.disk import replacing
@@ -98,6 +99,18 @@ def exit_with(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def end_after_traceback() -> None:
+    """Let a bug of ours, too, end this process at once, when its traceback is printed: torch.distributed has
+    set how that is done."""
+    printed = sys.excepthook
+
+    def end(*error: Any) -> None:
+        printed(*error)
+        exit_with(1)
+
+    sys.excepthook = end
 
 
 def leave_mark(code: int) -> None:

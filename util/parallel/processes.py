@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from util.core import machine_faults, signals
 from util.core.disk import writing
-from util.core.ending import ATTEMPT, THREADS_LEFT
+from util.core.ending import ATTEMPT, THREADS_LEFT, end_after_traceback
 from util.core.errors import InputError, PeerEnded, PeerLost, RunError, one_line
 from util.core.machine import keep_freed_memory, usable_cores
 from util.core.secrets import without_secrets
@@ -240,6 +240,7 @@ def _join(world: World, dist_url: str) -> Heartbeat:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store,
                                 rank=world.rank, world_size=world.size, timeout=PATIENCE, **options)
         world.steps = dist.new_group(timeout=STEP_PATIENCE)
+        end_after_traceback()
     except dist.DistError as error:
         by_environment = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         where = by_environment if dist_url == "env://" else dist_url
