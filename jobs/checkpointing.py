@@ -14,6 +14,7 @@ from jobs.job import Job
 from jobs.run_folder import versions
 from util.core import disk, secrets
 from util.core.errors import InputError, RunError
+from util.core.plain_numbers import size_of
 from util.data.sampling import StepPlan
 from util.model import lora
 from util.options.table import own_values
@@ -25,7 +26,7 @@ from util.weights.fitting import WeightFile, load_file
 
 OTHER_BYTES, BYTES_A_PREDICTION = 8 * 2**20, 1000  # images, page, log; a row of predictions_*.csv
 OTHER_FILES = 64
-GIB, MIB = 2**30, 2**20
+
 # what the last checkpoint holds beside what the best one does
 OF_LAST = ("optimizer", "scaler", "progress", "schedule", "data_fingerprint", "random_states")
 NO_BEST: dict = {"epoch": None, "score": None, "figures": {}}
@@ -373,7 +374,3 @@ def _needed(job: Job) -> str:
     last, best = map(size_of, checkpoint_bytes(job))
     twice = "" if job.options.model.adaptation == "lp" else ", and one of them once more while it is replaced"
     return f"{total} (checkpoint-last.pth {last}, checkpoint-best.pth {best}{twice})"
-
-
-def size_of(number: int) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.1f} MiB"

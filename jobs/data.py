@@ -2,6 +2,7 @@
 are read."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ import models_vit
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
+from util.core.machine import usable_cores
 from util.data import tables
-from util.data.images import cache, fundus_fields, scan, transforms
+from util.data.images import cache, cache_choice, fundus_fields, scan, transforms
 from util.data.leakage import search
+from util.options.flag import AUTO, OFF
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.report import fundus_sheet
@@ -54,10 +57,10 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     # what is used of them, unless one turns out to be bad
     used, asked, others = _subset(options, data.table), options.data, []
     filled = None
-    if options.images.image_cache and settings.get("kept") and world.is_main and not options.run.dry_run:
-        kept = cache.Kept.of(settings, fields)
-        filled = cache.Filling(options.images.image_cache, kept, world.say, final=False)
-        others.append((filled, list(used["path"][used["split"].isin(cached_splits(options))])))
+    if world.is_main and not options.run.dry_run:
+        again = list(used["path"][used["split"].isin(cached_splits(options))])
+        filled = _filling(options, resumed, cache.Kept.of(settings, fields), again, world.say)
+        others += [] if filled is None else [(filled, again)]
     looks_for_leakage = (world.is_main and not options.run.eval and asked.leakage != "off"
                          and not asked.skip_file_check)
     prints = None
@@ -83,12 +86,45 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     return data, filled
 
 
+def cache_folder(options: Options) -> Path:
+    """Where decoded images are kept."""
+    asked = options.images.image_cache
+    return Path(options.run.output_dir) / ".pictures" if asked == AUTO else Path(asked)
+
+
+def _filling(options: Options, resumed: WeightFile | None, kept: cache.Kept, paths: list[str],
+             say: Callable[..., None]) -> cache.Filling | None:
+    """What brings images into the cache while they are checked; None where none are kept."""
+    if options.images.image_cache == OFF or not kept.side:
+        return None
+    filling = cache.Filling(cache_folder(options), kept, say, final=False)
+    if options.images.image_cache == AUTO:
+        worth, lines = cache_choice.worth_filling(filling, paths, _passes(options, resumed), usable_cores())
+        say(*lines)
+        return filling if worth else None
+    return filling
+
+
+def _passes(options: Options, resumed: WeightFile | None) -> int:
+    """How often this launch reads an image of train."""
+    if options.run.eval:
+        return 1
+    if options.search.optuna_trials:
+        return options.search.optuna_trials * options.search.optuna_epochs
+    if options.model.adaptation == "lp":
+        return options.probe.lp_views
+    return options.training.epochs - (0 if resumed is None else resumed.rest.get("epoch", -1) + 1)
+
+
 def cached_splits(options: Options) -> tuple[str, ...]:
-    """The splits that --image_cache keeps decoded: those that this launch reads again and again."""
+    """The splits that --image_cache keeps decoded: those that this launch reads again and again; in a folder
+    that was named, for other runs, those that are scored at the end, too."""
     if options.run.eval:
         return ("test",)
     if options.search.optuna_trials and options.model.adaptation == "lp":
         return ()
+    if options.images.image_cache == AUTO:
+        return ("train", "val")
     scores_test = not options.search.optuna_trials or options.search.optuna_eval_test
     return tables.SPLITS if scores_test else ("train", "val")
 
@@ -177,11 +213,11 @@ def evaluation_settings(options: Options, backbone: models_vit.Backbone, resumed
     mean, std, _ = _of_options(options, backbone, rest)
     stored = rest.get("transform", {}).get("eval")
     if not stored:
-        settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.cache_size,
+        settings = transforms.eval_settings(model.input_size, mean, std, images.decode, images.kept_side,
                                             model)
         return transforms.with_depth(settings, *scan.depth(facts))
     changed: dict[str, dict] = {
-        "decode": {"decode": images.decode}, "cache_size": {"kept": images.cache_size},
+        "decode": {"decode": images.decode}, "cache_size": {"kept": images.kept_side},
         "norm": {"mean": list(mean), "std": list(std)}, "fundus_crop": {"fundus_crop": model.fundus_crop},
         "resize": {"fit": model.resize}, "read_images": {"read_images": model.read_images}}
     fit = model.resize if "resize" in options.typed else stored.get("fit", "crop")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from engine_finetune import Schedule, output_chunks
-from jobs.checkpointing import needed_bytes, size_of
-from jobs.data import cached_splits
+from jobs.checkpointing import needed_bytes
+from jobs.data import cache_folder, cached_splits
 from jobs.job import Job
 from util.core import disk, machine
 from util.core.errors import InputError
-from util.core.plain_numbers import duration
+from util.core.plain_numbers import duration, size_of
 from util.data import sampling, tables
 from util.data.dataset import ImageDataset
 from util.data.images import cache, transforms
@@ -29,6 +29,7 @@ from util.model.frozen_features import (
     weights_digest,
 )
 from util.options.adaptation import ATTENTIVE, POOLED
+from util.options.flag import AUTO, OFF
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_sharded
@@ -60,23 +61,27 @@ def plan_training(job: Job) -> None:
 
 def fill_cache(job: Job) -> None:
     """With --image_cache: `job.cache` with the images that this launch reads again and again. The check of
-    all files has filled it (`job.filled`) on the main process's machine; what it had to leave out, and other
-    machines' own caches, are filled here by the first process of each machine."""
+    all files has filled it (`job.filled`) on the main process's machine; what it had to leave out, and the
+    folders that were named and that other machines have of their own, are filled here by the first process
+    of each machine."""
     options, world, side = job.options, job.world, job.eval_transform.get("kept")
-    if not options.images.image_cache:
+    asked = options.images.image_cache
+    if asked == OFF or (asked == AUTO and not world.from_main(job.filled is not None)):
         return
     if not side:
-        world.say(f"--image_cache does nothing: {options.run.resume} reads images at their own size "
+        whose = options.run.resume or "--cache_size own"
+        world.say(f"--image_cache does nothing: {whose} reads images at their own size "
                   "(--cache_size brings them to another)")
         return
     paths = list(job.data.table["path"][job.data.table["split"].isin(cached_splits(options))])
 
     def of(say: Callable[[str], None], fill: bool) -> cache.ImageCache:
         kept = cache.Kept.of(job.eval_transform, job.data.fields)
-        return cache.open_cache(options.images.image_cache, paths, kept, machine.usable_cores(), say, fill,
+        return cache.open_cache(cache_folder(options), paths, kept, machine.usable_cores(), say, fill,
                                 job.filled)
 
-    job.cache = of(world.say, fill=True) if world.local_rank == 0 else None
+    fills = world.is_main if asked == AUTO else world.local_rank == 0
+    job.cache = of(world.say, fill=True) if fills else None
     world.barrier()
     if job.cache is None:
         job.cache = of(world.say, fill=False)

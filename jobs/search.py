@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -44,9 +43,6 @@ Result = TypeVar("Result")
 
 def search(options: Options, world: World) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
-    if options.model.adaptation != "lp" and not options.images.image_cache:
-        # every trial reads every image again
-        options = options.having(image_cache=str(Path(options.run.output_dir) / ".pictures"))
     job = prepare(options, world, Regression)
     options = job.options
     frozen = options.model.adaptation == "lp"

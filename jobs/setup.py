@@ -53,10 +53,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
         options, lines = starts.settled(options, models_vit.has_plain_vit(backbone),
                                         kind.kind == "regression")
         world.say(*lines)
-    asked = options.images
-    if asked.image_cache and not asked.cache_size and not options.run.eval:
-        side = cache.default_side(options.model.input_size, asked.crop_scale, asked.crop_ratio)
-        options = options.having(cache_size=side)
+        options = options.having(cache_size=_first_side(options))
     task = kind(options)
     precision = resolve_precision(options.training.precision, world.device, backbone.timm_name)
     if options.training.deterministic and world.device.type == "cuda":
@@ -136,11 +133,21 @@ def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> W
     return file
 
 
+def _first_side(options: Options) -> int | str | None:
+    """To which short side a new run reduces images first: by its input and its random crops alone, so that
+    its metrics don't depend on whether the images are kept decoded. A probe without random views draws no
+    crops and reads each image once, at its own size, unless it is to be kept."""
+    images, named = options.images, options.images.image_cache not in (flag.AUTO, flag.OFF)
+    draws = options.model.adaptation != "lp" or options.probe.lp_views > 1
+    if images.cache_size is not None or options.run.eval or not (draws or named):
+        return images.cache_size
+    return cache.default_side(options.model.input_size, images.crop_scale, images.crop_ratio)
+
+
 def _as_it_would_be_stored(options: Options, stored: dict, kind: type[Task]) -> Options:
     """The options with what is filled in later filled in as the stored run did, so that only choices are
     compared."""
-    names = ["model_arch", "input_size", "decode", "fc_norm_passes", "class_order",
-             *(["cache_size"] if options.images.image_cache else [])]
+    names = ["model_arch", "input_size", "decode", "fc_norm_passes", "class_order", "cache_size"]
     filled = options.having(**{name: stored.get(name) for name in names if options.value(name) is None})
     # another spelling is no other choice
     backbone = models_vit.find_backbone(filled.model.model, filled.model.model_arch)
@@ -206,9 +213,6 @@ def without_effect_here(job: Job) -> list[str]:
          "--finetune does nothing with --resume: the weights are the checkpoint's"),
         (images.color_jitter is not None and not transforms.color_jitter_applies(job.train_transform),
          "--color_jitter does nothing beside --aa (timm's recipe): pass --aa none for it"),
-        (images.cache_size and not images.image_cache and "cache_size" not in typed,
-         f"images are brought to a short side of {images.cache_size} first, as this run began; --image_cache "
-         "DIR keeps them decoded"),
         (adaptation == "lora" and "layer_decay" not in typed and is_new,
          "--layer_decay is 1 with --adaptation lora, unless it is typed: adapters start at nothing in every "
          "layer"),

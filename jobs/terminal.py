@@ -54,7 +54,9 @@ def reading(transform: dict, norm: str, source: str) -> str:
     (jobs/data.py)."""
     is_cut = transform.get("fundus_crop", "off") == "auto"
     field = "cut to the round field (--fundus_crop auto); " if is_cut else ""
-    return (f"{field}decoding {transform['decode']}; normalised by "
+    side = transform.get("kept")
+    reduced = "" if side is None else f", reduced to a short side of {side} where that is larger"
+    return (f"{field}decoding {transform['decode']}{reduced}; normalised by "
             f"{mean_and_deviation(transform['mean'], transform['std'])} (--norm {norm}: {source})")
 
 

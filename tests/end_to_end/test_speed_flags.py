@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, start_process
+from util.data.images import cache_choice
 from util.metrics.predictions import read_predictions
 
 AUGMENTED = ("--aa", "rand-m9-mstd0.5-inc1", "--reprob", 0.25)
@@ -22,8 +23,8 @@ def test_a_cache_changes_the_time_alone(start, tmp_path):
     assert "87 decoded once to cache/68-scaled-2-colour-shown" in out  # 32 / sqrt(0.3 * 3 / 4)
     code, out, err = start("--task", "again", "--image_cache", "cache", *AUGMENTED, "--num_workers", 2)
     assert code == 0 and "87 found decoded" in out
-    code, out, err = start("--task", "each", "--cache_size", 68, *AUGMENTED)
-    assert code == 0 and "decoded once" not in out
+    code, out, err = start("--task", "each", "--image_cache", "off", *AUGMENTED)
+    assert code == 0 and "decoded once" not in out and "short side of 68" in out
     assert predictions(tmp_path, "kept") == predictions(tmp_path, "again") == predictions(tmp_path, "each")
     # scored as it was trained, with the cache and without
     for more in ((), ("--image_cache", "cache")):
@@ -39,13 +40,16 @@ def test_a_cache_and_a_resumed_run(start):
     code, out, err = start("--task", "a", "--epochs", 1, "--image_cache", "elsewhere", "--resume", "same")
     assert code == 0, err  # where it lies is no matter of the run
     code, out, err = start("--task", "a", "--epochs", 1, "--resume", "same")
-    assert code == 2 and "--cache_size 68 -> None" in err
+    assert code == 0, err  # nor whether there is one
+    code, out, err = start("--task", "a", "--epochs", 1, "--resume", "same", "--cache_size", "own")
+    assert code == 2 and "--cache_size 68 -> own" in err
     code, out, err = start("--task", "a", "--epochs", 2, "--resume", "auto")
-    assert code == 0 and "brought to a short side of 68 first, as this run began" in out
+    assert code == 0 and "reduced to a short side of 68" in out
 
 
 def test_a_cache_for_a_checkpoint_that_was_trained_without(start):
-    assert start("--task", "a", "--epochs", 1)[0] == 0
+    code, out, err = start("--task", "a", "--epochs", 1, "--cache_size", "own")
+    assert code == 0 and "reduced" not in out, err
     code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache")
     assert code == 0 and "--image_cache does nothing" in out and not os.path.exists("cache")
     code, out, err = start("--task", "a", "--eval", "--resume", "auto", "--image_cache", "cache",
@@ -86,3 +90,16 @@ def test_compile_without_a_compiler(start, monkeypatch):
 def test_wrong_values(start, words):
     code, out, err = start(*words)
     assert code == 2 and len(err.strip().splitlines()) == 1 and words[0] in err
+
+
+def test_the_cache_decides_for_itself_and_changes_no_figure(start, tmp_path, monkeypatch):
+    code, out, err = start("--task", "without", *AUGMENTED)
+    assert code == 0 and "decoded in every epoch" in out and not os.path.exists("output_dir/.pictures"), err
+    monkeypatch.setattr(cache_choice, "LEAST_SAVED", 0)
+    monkeypatch.setattr(cache_choice, "_seconds_of_writing", lambda pixels, folder: 0)
+    code, out, err = start("--task", "with", *AUGMENTED)
+    assert code == 0 and "kept decoded in output_dir/.pictures" in out, out
+    assert predictions(tmp_path, "with") == predictions(tmp_path, "without")
+    assert "58 decoded once to output_dir/.pictures/68-" in out  # test is read once
+    code, out, err = start("--task", "again", *AUGMENTED, "--image_cache", "off")
+    assert code == 0 and "decoded" not in out.replace("decoding", ""), err

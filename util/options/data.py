@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from util.options.flag import (
     ALL,
+    AUTO,
     FEATURES,
     FINETUNE,
+    OWN,
     REGRESSION,
     USE,
     Change,
@@ -19,7 +21,7 @@ from util.options.flag import (
     ratios,
     seed_number,
     share,
-    side,
+    side_or_own,
     up_to_1000,
 )
 
@@ -240,26 +242,32 @@ class ImageOptions:
             )
         },
     )
-    image_cache: str | None = flag(
-        None,
+    image_cache: str = flag(
+        AUTO,
         (
-            "folder in which every image is kept decoded, for the next epochs and runs (0.8 GB for a "
-            "thousand at 512), see docs/speed.md"
+            "keep every image decoded, for the next epochs and runs (0.8 GB for a thousand at 512): a "
+            "folder; auto: in OUTPUT_DIR/.pictures where that saves time and there is room; off. Changes "
+            "the time alone, see docs/speed.md"
         ),
-        metavar="DIR",
+        metavar="DIR|auto|off",
         of_launch=True,
+        before=None,
     )
-    cache_size: int | None = flag(
+    cache_size: int | str | None = flag(
         None,
         (
-            "short side in pixels to which images are first resized, kept or not. Not set, with "
-            "--image_cache: what the smallest crop needs, at most 16/7 of the input (512 at 224); "
-            "without: an image's own size"
+            "short side in pixels to which images are first reduced, kept or not; own: their own size. Not "
+            "set: what the smallest random crop needs, at most 16/7 of the input (512 at 224)"
         ),
-        read=side,
+        read=side_or_own,
         of_scoring=True,
         filled_in=True,
     )
+
+    @property
+    def kept_side(self) -> int | None:
+        """`cache_size` in pixels; None: an image's own size."""
+        return None if self.cache_size == OWN else self.cache_size
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class Flag:
     def accepts(self, value: object) -> bool:
         """Whether the flag, as it is in a program, could have given a value that was read from a file."""
         if value is None:
-            return self.default is None
+            return self.default is None or self.before is None
         if self.is_switch:
             return isinstance(value, bool)
         if isinstance(value, str | list) and len(value) > LONGEST_TEXT:
@@ -149,7 +149,7 @@ def _is_scalar(value: object) -> bool:
 
 # ---- readers of one word -----------------------------------------------------------------------------------
 
-AUTO = "auto"
+AUTO, OFF, OWN = "auto", "off", "own"
 
 
 def _number(kind: type[int] | type[float], low: float | None = None, high: float | None = None,
@@ -186,6 +186,10 @@ below_one = _number(float, 0, 1, open_high=True)
 
 def count_or_auto(text: str) -> int | str:
     return AUTO if text == AUTO else count(text)
+
+
+def side_or_own(text: str) -> int | str:
+    return OWN if text == OWN else side(text)
 
 
 def normalisation(text: str) -> str:

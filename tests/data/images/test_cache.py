@@ -16,6 +16,7 @@ from PIL import Image
 from util.core.errors import RunError
 from util.data.dataset import ImageDataset
 from util.data.images import cache as image_cache
+from util.data.images import cache_choice
 from util.data.images.cache import Kept, KeptSource, default_side, lossless_side, open_cache
 from util.data.images.files import ImageSource
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
@@ -211,3 +212,45 @@ def test_a_picture_that_is_gone_is_named(photographs, tmp_path):
         file.write(b"no image")
     with pytest.raises(RunError, match="cannot be read any more"):
         cached(photographs[["path"]].iloc[[1, 0]], tmp_path / "c", 300)
+
+
+def choice(photographs, tmp_path, passes):
+    lines = []
+    filling = image_cache.Filling(tmp_path / "output_dir" / ".pictures", Kept(200, "scaled"), lines.append)
+    worth, said = cache_choice.worth_filling(filling, list(photographs["path"]), passes, 2)
+    assert lines == [] and list(tmp_path.glob("output_dir/**/*")) == []  # nothing is left behind
+    return worth, said
+
+
+def test_pictures_are_kept_where_that_saves_time_and_there_is_room(photographs, tmp_path, monkeypatch):
+    (tmp_path / "output_dir").mkdir()
+    assert choice(photographs, tmp_path, 1) == (False, [])  # read once
+    worth, (line,) = choice(photographs, tmp_path, 3)
+    assert not worth and "decoded in every epoch: keeping them decoded would save 0." in line
+    worth, (line,) = choice(photographs, tmp_path, 100_000)
+    assert worth and "kept decoded in" in line and "of 100000 epochs" in line
+    monkeypatch.setattr(cache_choice, "free_of", lambda folder: (1000, None))
+    worth, (line,) = choice(photographs, tmp_path, 100_000)
+    assert not worth and "MiB, more than half of what is free" in line
+    monkeypatch.undo()
+    monkeypatch.setattr(cache_choice, "_seconds_of_writing", lambda pixels, folder: 10**6)
+    worth, (line,) = choice(photographs, tmp_path, 100_000)
+    assert not worth and "would take" in line
+    monkeypatch.undo()
+
+    def read_only(**arguments):
+        raise OSError(30, "Read-only file system")
+    monkeypatch.setattr(cache_choice.tempfile, "TemporaryFile", read_only)
+    worth, (line,) = choice(photographs, tmp_path, 100_000)
+    assert not worth and "(Read-only file system)" in line
+
+
+def test_what_is_kept_already_is_used_and_bad_files_are_left_to_the_check(photographs, tmp_path):
+    folder = tmp_path / "output_dir" / ".pictures"
+    cached(photographs, folder, 200)
+    filling = image_cache.Filling(folder, Kept(200, "scaled"), print)
+    assert cache_choice.worth_filling(filling, list(photographs["path"]), 1, 2) == (True, [])
+    assert cache_choice.worth_filling(filling, list(photographs["path"][:3]), 100, 2) == (True, [])
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    assert cache_choice.worth_filling(filling, [str(bad)], 100_000, 2) == (False, [])

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from util.core.errors import RunError
+from util.core.machine import available_bytes
 from util.core.run_lock import try_lock
 from util.data.images.as_shown import AS_SHOWN, FLOATS, WHOLE_NUMBERS, Reading
 from util.data.images.files import ImageFile, ImageSource, resized
@@ -41,6 +43,7 @@ LEAST_SPARE = 1.75
 MOST_SPARE = 16 / 7  # 512 at an input of 224
 ROOM_TO_SPARE = 1.1  # free space for each byte that is expected
 JUDGED_BY = 100  # images, or all where there are fewer, say how much room the others need
+IN_MEMORY = 1 / 8  # of what is free: so much is read from the disk before it is asked for
 SEGMENT_BYTES = 4 * 2**30
 ENTRY = np.dtype([("identity", "<u8"), ("check", "<u8"), ("offset", "<i8"), ("width", "<i4"),
                   ("height", "<i4")])
@@ -123,7 +126,11 @@ class ImageCache:
         self._map()
 
     def _map(self) -> None:
-        self._pixels = [np.memmap(file, dtype=np.uint8, mode="r") for file in self._files]
+        maps = [_mapped(file) for file in self._files]
+        if sum(map(len, maps)) <= IN_MEMORY * available_bytes():
+            for one in maps:  # read from the disk at once, in the background, and shared by all processes
+                one.madvise(mmap.MADV_WILLNEED)
+        self._pixels = [np.frombuffer(one, np.uint8) for one in maps]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pixels": None}
@@ -205,19 +212,21 @@ class Filling:
         self._todo, self._bytes = 0, 0  # images asked for, and bytes of those that were added
         self._stream, self._index = None, []
 
+    def absent(self, paths: Sequence[str], identities: np.ndarray | None = None) -> np.ndarray:
+        """(N,) bool: which of these files no segment has."""
+        known = _identities(paths) if identities is None else identities
+        return ~ImageCache(_read_segments(self.folder), paths, known).has
+
     def lacks(self, paths: Sequence[str]) -> np.ndarray:
         """As a `Reader`. From here on until `save` no other process fills this cache."""
         identities = _identities(paths)
-
-        def absent() -> np.ndarray:
-            return ~ImageCache(_read_segments(self.folder), paths, identities).has
-        found = absent()
+        found = self.absent(paths, identities)
         if found.any():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock.enter_context(_one_at_a_time(self.folder / "lock", self._say))
                 _remove_unfinished(self.folder)
-                found = absent()  # another launch may have added them meanwhile
+                found = self.absent(paths, identities)  # another launch may have added them meanwhile
             except OSError as error:
                 self.error = error
         self._todo = np.count_nonzero(found)
@@ -344,6 +353,11 @@ def open_cache(folder: str | os.PathLike, paths: list[str], kept: Kept, workers:
     elif fill:
         say(f"images     {len(paths):,} found decoded in {filling.folder} (short side at most {kept.side})")
     return cache
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    with open(file, "rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _partial(segment: Path) -> Path:

@@ -104,7 +104,7 @@ def seen_share(size: tuple[int, int], settings: dict) -> float:
 def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float], decode: str,
                    images: ImageOptions = USUAL_IMAGES, model: ModelOptions = USUAL_MODEL) -> dict:
     """Settings of `TrainTransform`; input_size, mean, std, decode and model as in `eval_settings`; of the
-    images' options (whose cache_size is its `kept`):
+    images' options (whose kept_side is its `kept`):
 
     crop_scale: (least, most) share of the image's area in a crop; crop_ratio: (least, most) width / height.
     hflip, vflip: probabilities. aa: a timm auto-augment string; none or "" is off. color_jitter: a strength,
@@ -115,7 +115,7 @@ def train_settings(input_size: int, mean: Sequence[float], std: Sequence[float],
     A random crop is one of the image as it is (crop), with its black (pad), or as a square (squash). Raises
     InputError naming the flag.
     """
-    settings = _common_settings("train", input_size, mean, std, decode, images.cache_size, model)
+    settings = _common_settings("train", input_size, mean, std, decode, images.kept_side, model)
     for flag, (low, high), most in (("--crop_scale", images.crop_scale, 1),
                                     ("--crop_ratio", images.crop_ratio, math.inf)):
         if not 0 < low <= high <= most:
