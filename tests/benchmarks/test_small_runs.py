@@ -34,6 +34,7 @@ def test_every_measure_runs(tmp_path):
         "a folder of",
         "channels last",
         "share of the cores",
+        "the whole program",
     ):
         assert any(topic in row["what"] for row in rows), topic
         assert f"| {topic}" in run.stdout or topic in run.stdout
