@@ -45,11 +45,11 @@ def plain_way(what: str, paths: list[str], number: int) -> Callable[[], None]:
 
 def our_way(what: str, paths: list[str], number: int, kept: int | None = None,
             folder: Path | None = None) -> Callable[[], None]:
-    """The same through ours, in memory as the program's loaders have it; with `kept` from the cache in
-    `folder`."""
+    """The same through ours, in memory as the program's loaders have it. kept: the short side to which images
+    are first reduced; folder: from the cache there."""
     keep_freed_memory()
     transform = scaled(kept)[what == "eval"]
-    source = (open_cache(folder, paths, Kept(kept, "scaled"), 1, lambda line: None) if kept else
+    source = (open_cache(folder, paths, Kept(kept, "scaled"), 1, lambda line: None) if folder else
               lambda path: path)
 
     def work() -> None:
@@ -147,6 +147,10 @@ def _cached(folder: Path, quick: bool) -> list[Row]:
             f"image cache at {side}, {what}, an image of 2048x2048 from the second epoch on",
             (plain_way, what, paths, number), (our_way, what, paths, many, side, folder / "cache"), pairs,
             goal, measure=Measure(of_plain=1 / number, of_ours=1 / many, threads=1)))
+        found.append(compare_apart(
+            f"JPEG 2048x2048, {what}, an image, reduced to {side} but not kept",
+            (plain_way, what, paths, number), (our_way, what, paths, number, side), pairs,
+            measure=Measure(of_plain=1 / number, of_ours=1 / number, threads=1)))
     found.append(_kept_difference(paths, side, 3 if quick else 60))
     return found
 
