@@ -15,6 +15,7 @@ from benchmarks.plain import Step
 from benchmarks.timing import Measure, Row, compare, compare_apart, seconds
 from engine_finetune import ClassificationLoss, Progress, Schedule, Trainer, train_one_epoch
 from util.core.machine import keep_freed_memory, usable_cores
+from util.data.dataset import Pixels
 from util.data.sampling import StepPlan, TrainBatches
 from util.model.lr_decay import parameter_groups
 from util.model.precision import Precision, cpu_has_bf16
@@ -35,14 +36,14 @@ class Batches:
         def path(position: int) -> str:
             return str(position)
 
-    def __init__(self, plan: StepPlan, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def __init__(self, plan: StepPlan, images: torch.Tensor | Pixels, labels: torch.Tensor) -> None:
         self.batch_sampler, self.dataset = TrainBatches(plan, 0, 0), self._Nothing()
         self.batch = images, labels, torch.arange(len(images))
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | Pixels, torch.Tensor, torch.Tensor]]:
         return iter([self.batch] * len(self))
 
 
@@ -52,17 +53,23 @@ class Unfused(torch.optim.AdamW):
     found_inf = property(lambda self: None, lambda self, value: None)
 
 
-def ours(model: torch.nn.Module, name: str, images: torch.Tensor, labels: torch.Tensor, device: torch.device,
-         fused: bool = True) -> Callable[[], object]:
-    """A call that trains STEPS steps through the program's own loop. name: of the precision."""
+def trainer_of(model: torch.nn.Module, name: str, batch: int, device: torch.device, steps: int = STEPS,
+               fused: bool = True) -> Trainer:
+    """The program's trainer for epochs of so many steps. name: of the precision."""
     precision = Precision(name, device.type)
     model = precision.place(model.to(device))
-    plan = StepPlan(STEPS * len(images), len(images), 1, 1)
     groups = parameter_groups(model, 0.05, 0.65)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if fused else Unfused(groups, lr=1e-4)
-    trainer = Trainer(model, ClassificationLoss(CLASSES), optimizer, precision.scaler(),
-                      Schedule(1e-4, 1e-6, 0, 1000), plan, precision, World(device=device), 0)
-    loader = Batches(plan, images, labels)
+    return Trainer(model, ClassificationLoss(CLASSES).to(device), optimizer, precision.scaler(),
+                   Schedule(1e-4, 1e-6, 0, 1000), StepPlan(steps * batch, batch, 1, 1), precision,
+                   World(device=device), 0)
+
+
+def ours(model: torch.nn.Module, name: str, images: torch.Tensor | Pixels, labels: torch.Tensor,
+         device: torch.device, fused: bool = True) -> Callable[[], object]:
+    """A call that trains STEPS steps through the program's own loop. name: of the precision."""
+    trainer = trainer_of(model, name, len(images), device, fused=fused)
+    loader = Batches(trainer.plan, images, labels)
     return lambda: train_one_epoch(trainer, loader, Progress(0))
 
 
@@ -138,16 +145,21 @@ def _fused_attention(work: Callable[[], object], model: torch.nn.Module) -> Call
     return work
 
 
-def _rate(row: Row, size: int, device: torch.device) -> Row:
-    """The step's matrix products a second, of what this machine's products alone reach. Those of attention
-    are counted as plain products, since the counter does not know the CPU's fused ones."""
-    model = vit(size).to(device).train()
-    for module in model.modules():
+def operations(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Operations of a forward and a backward pass. Those of attention are counted as plain products, since
+    the counter does not know the CPU's fused ones; shapes alone (meta) do."""
+    for module in model.train().modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     with FlopCounterMode(display=False) as counter:
-        model(torch.randn(BATCH, 3, size, size, device=device)).sum().backward()
-    rate, limit = counter.get_total_flops() / (row.ours / 1e3), product_rate(torch.bfloat16, device)
+        model(images).sum().backward()
+    return counter.get_total_flops()
+
+
+def _rate(row: Row, size: int, device: torch.device) -> Row:
+    """The step's matrix products a second, of what this machine's products alone reach."""
+    counted = operations(vit(size).to(device), torch.randn(BATCH, 3, size, size, device=device))
+    rate, limit = counted / (row.ours / 1e3), product_rate(torch.bfloat16, device)
     return Row("its products a second, of those of a matrix product alone in bf16", None, 100 * rate / limit,
                "%", goal=">= 50 %, aim 70 %",
                limit=f"{limit / 1e9:,.0f} GFLOP/s, reached {rate / 1e9:,.0f}")
