@@ -19,7 +19,7 @@ from benchmarks.gpu_watched import FILE
 from benchmarks.pictures import photographs
 from util.core.machine import usable_cores
 
-EVERY_MS = 200  # between two looks at the GPU
+EVERY_S = 0.2  # between two looks at the GPU
 EPOCHS, UNIQUE = 4, 32  # photographs, each of which is linked several times
 COUNTS = {"train": 1920, "val": 120, "test": 40}
 TINY_COUNTS = {"train": 30, "val": 10, "test": 5}
@@ -33,29 +33,26 @@ class Meter:
         self.rows: list[tuple[float, float]] = []
 
     def __enter__(self) -> "Meter":
-        command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits",
-                   f"-lms={EVERY_MS}"]
-        try:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                             text=True)
-        except OSError:
-            self._process = None
-            return self
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read)
         self._thread.start()
         return self
 
     def _read(self) -> None:
-        for line in self._process.stdout:
-            if line.strip().isdecimal():
-                self.rows.append((time.time(), float(line)))
+        command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        while not self._over.wait(EVERY_S):
+            when = time.time()
+            try:
+                said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+            except (OSError, subprocess.TimeoutExpired):
+                return
+            if said.isdecimal():
+                self.rows.append((when, float(said)))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._thread.join(5)
+        self._over.set()
+        self._thread.join()
 
     def share(self, began: float, ended: float) -> float | None:
         """The mean share in a stretch of time; None where nothing was read then."""

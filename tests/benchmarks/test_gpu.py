@@ -148,11 +148,8 @@ def test_weights_that_a_bad_step_has_changed_are_found(setting, monkeypatch):
     """Where the optimizer does not heed the mark on the device."""
     from benchmarks import gpu_checks, stepping
 
-    plain = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: stepping.Unfused(groups, lr=lr))
-    monkeypatch.setattr(gpu_checks, "SMALL", gpu_setting.SMALL)
     gpu_checks.not_finite(setting)
-    assert plain is not torch.optim.AdamW
     assert [row["weights_stay"] for row in rows_of(setting.output)] == [False, False, True]  # fp16: read before
 
 
@@ -200,9 +197,10 @@ def test_memory_that_does_not_do_is_said(setting, monkeypatch):
 def test_the_whole_program_is_watched(setting, monkeypatch):
     """By a fork, and with a GPU's utilisation as nvidia-smi prints it."""
     monkeypatch.setattr(gpu_setting, "start", forks.run)
+    monkeypatch.setattr(gpu_whole, "EVERY_S", 0.005)
     tool = setting.work / "bin/nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\nwhile echo 75; do sleep 0.01; done\n")
+    tool.write_text("#!/bin/sh\necho 75\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     gpu_whole.whole(setting)
