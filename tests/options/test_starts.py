@@ -30,12 +30,14 @@ def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_win
     )
     options, (line,) = starts.settled(asked("crop_scale", finetune="", blr=5e-3), plain_vit=True,
                                       regression=False)
-    assert options == asked("crop_scale", finetune="", blr=5e-3, layer_decay=1.0,
-                            drop_path=0.0) and "random weights" in line
+    assert options == asked("crop_scale", finetune="", blr=2e-3, layer_decay=1.0, drop_path=0.0,
+                            aa="none") and "random weights" in line
+    assert "--blr 0.002 instead of 0.005" in line and "--aa none instead of rand-m9-mstd0.5-inc1" in line
     for lr, blr in ((None, 5e-3), (1e-3, 2e-3)):  # beside --lr it would do nothing
         options, lines = starts.settled(asked(finetune="", blr=2e-3, lr=lr), plain_vit=False, regression=True)
         assert lines and options.training.blr == blr
-        assert options.images.crop_scale == [0.08, 1.0]  # a regression's own
+        # a regression's own
+        assert options.images.crop_scale == [0.08, 1.0] and options.images.aa == asked().images.aa
     probe = asked(adaptation="lp")
     assert starts.settled(probe, plain_vit=False, regression=False) == (probe, [])
 
