@@ -4,6 +4,7 @@ again; and whether the disk has room for them."""
 import functools
 import shutil
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def content(job: Job, epoch: int, best: dict) -> dict:
 
 
 def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Background,
-         is_best: bool = False) -> None:
-    """Write the last checkpoint (all processes call this), all that a restart needs; then the best one, where
-    this is it. Its `epoch` is the last whole one; `done` says how far the next has come.
+         rows: Sequence[Callable[[], object]] = (), is_best: bool = False) -> None:
+    """Write `rows`, then the last checkpoint (all processes call this), all that a restart needs; then the
+    best one, where this is it. Its `epoch` is the last whole one; `done` says how far the next has come.
 
     Written in the background, but for a sharded model, whose processes write together. RunError where what
     was begun before could not be written.
@@ -68,6 +69,8 @@ def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Bac
                      "even_steps": job.plan.even, **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)}
     if is_sharded(job.model):
+        for write in rows:
+            job.world.main_alone(write)
         write_last(job, whole)
         if is_best:
             write_best(job, {name: whole[name] for name in whole if name not in OF_LAST})
@@ -75,7 +78,7 @@ def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Bac
 
     def begin() -> None:
         copy = background.copied(whole)
-        work = [functools.partial(_write, job, checkpoint.LAST, copy),
+        work = [*rows, functools.partial(_write, job, checkpoint.LAST, copy),
                 # of a run that was sharded before
                 functools.partial(shard_files.remove_unnamed, job.folder.path, None)]
         if is_best:  # the last one first: it can stand in for the best of the same epoch
@@ -245,7 +248,7 @@ def best_in_memory(job: Job) -> dict:
     sharded model each one's shards."""
     if not (job.world.is_main or is_sharded(job.running)):
         return {}
-    return {name: local(tensor).cpu().clone() for name, tensor in _state_to_keep(job.running).items()}
+    return {name: local(tensor).to("cpu", copy=True) for name, tensor in _state_to_keep(job.running).items()}
 
 
 def _state_to_keep(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -156,7 +156,7 @@ def _train_and_choose(job: Job) -> dict | None:
     values = chosen.trained.folded(candidate)
     _compare(job, {name: values[:, job.kinds[POOLED]] for name, values in features.items()})
     predictions, figures = _scored(job, "val", _logits(job, chosen.kind, "val", *values))
-    job.folder.add_evaluation("val", predictions, figures, candidate.epoch, keep=True)
+    job.folder.add_evaluation("val", predictions, figures, candidate.epoch)
     return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
             "head": {name: value.cpu().numpy()
                      for name, value in zip(("weight", "bias", "query"), values, strict=False)},

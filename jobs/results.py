@@ -55,7 +55,7 @@ def write_test(job: Job, predictions: pd.DataFrame, epoch: int | None, decided: 
     """The test split's metrics with their intervals, its predictions and images, and the page of all."""
     metrics, notes = job.task.metrics(predictions)
     entries = job.task.intervals(predictions, metrics, decided)
-    job.folder.add_evaluation("test", predictions, metrics, epoch, keep=True, entries=entries)
+    job.folder.add_evaluation("test", predictions, metrics, epoch, entries)
     notes += _draw(job, "test")
     job.world.say(*(f"test: {note}" for note in notes),
                   *terminal.figures(job.task, "test", entries, job.folder))

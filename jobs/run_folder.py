@@ -194,16 +194,17 @@ class RunFolder:
     def log_rows(self) -> list[dict]:
         return read_log(self.file("log.txt"))[0]
 
-    def add_evaluation(self, split: str, predictions: pd.DataFrame, figures: dict[str, float],
-                       epoch: int | None, keep: bool, entries: dict[str, dict] | None = None) -> None:
-        """One row of metrics_SPLIT.csv; with `keep` also the predictions, and the metrics with their
-        intervals (`entries`)."""
+    def add_evaluation(self, split: str, predictions: pd.DataFrame | None, figures: dict[str, float],
+                       epoch: int | None, entries: dict[str, dict] | None = None,
+                       rest: Callable[[float], object] | None = None) -> None:
+        """One row of metrics_SPLIT.csv; with predictions those, too, and the metrics with their intervals
+        (`entries`). rest: see write_predictions."""
         with self.writing(self.path):
             if split == "test" and epoch is not None:
                 # it is written last: there again, all of this is whole
                 self.file("report.html").unlink(missing_ok=True)
-            if keep:
-                write_predictions(predictions, self.file(f"predictions_{split}.csv"))
+            if predictions is not None:
+                write_predictions(predictions, self.file(f"predictions_{split}.csv"), rest)
                 write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)
             append_metrics_row(self.file(f"metrics_{split}.csv"), figures, self.columns, epoch)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -203,11 +204,14 @@ def _train(job: Job) -> None:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score],
                         "figures": epoch.metrics}
                 best |= job.task.decide(epoch.predictions) if world.is_main else {}
-            world.main_alone(_write_rows, job, epoch, is_best)
+            world.say(terminal.epoch_line(job.task, epoch.number, options.training.epochs, epoch.training,
+                                          epoch.metrics, is_best, epoch.seconds))
+            rows = [partial(_write_rows, job, epoch, is_best, background.rest)]
             if keeps:
-                keep(job, trainer, Progress(epoch.number + 1), best, background, is_best)
-            elif is_best:
-                best_weights = best_in_memory(job)
+                keep(job, trainer, Progress(epoch.number + 1), best, background, rows, is_best)
+            else:
+                world.main_alone(background.begin, rows)
+                best_weights = best_in_memory(job) if is_best else best_weights
         world.main_alone(background.wait)
         if world.any(signals.asked()):
             raise signals.StopRequested("all epochs are trained, the test split is not scored yet",
@@ -224,14 +228,13 @@ def _train(job: Job) -> None:
     say_end(job, best, started)
 
 
-def _write_rows(job: Job, epoch: Epoch, is_best: bool) -> None:
+def _write_rows(job: Job, epoch: Epoch, is_best: bool, rest: Callable[[float], object]) -> None:
     """An epoch's rows and scalars. Those past the checkpoint are cut when the run is resumed, so they are
-    written before it."""
+    written before it. rest: see `Background`."""
     folder, values = job.folder, {f"val_{name}": value for name, value in epoch.metrics.items()}
-    folder.add_evaluation("val", epoch.predictions, epoch.metrics, epoch.number, keep=is_best)
+    predictions = epoch.predictions if is_best else None
+    folder.add_evaluation("val", predictions, epoch.metrics, epoch.number, rest=rest)
     folder.add_log({"epoch": epoch.number, **epoch.training, **values, "seconds": round(epoch.seconds, 1)})
-    job.world.say(terminal.epoch_line(job.task, epoch.number, job.options.training.epochs, epoch.training,
-                                      epoch.metrics, is_best, epoch.seconds))
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 

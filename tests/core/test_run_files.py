@@ -42,6 +42,18 @@ def test_metrics_csv_of_another_program_is_left_alone(tmp_path):
         assert path.read_text() == text
 
 
+def test_predictions_that_are_written_in_pieces_are_the_same(tmp_path):
+    number = 2 * run_files.PIECE + 1
+    paths = pd.Series([f'"{n}",\r\n \udce4' for n in range(number)], dtype=object)
+    table = pd.DataFrame({"index": range(number), "path": paths, "patient": "", "x": [math.nan, 1e-300, 0.1 + 0.2] * (number // 3) + [1.0] * (number % 3)})
+    rests = []
+    for rows in (table, table[:run_files.PIECE], table[:0]):
+        run_files.write_predictions(rows, tmp_path / "once.csv")
+        run_files.write_predictions(rows, tmp_path / "pieces.csv", rests.append)
+        assert (tmp_path / "once.csv").read_bytes() == (tmp_path / "pieces.csv").read_bytes()
+    assert len(rests) == 3 + 1 + 1 and min(rests) > 0
+
+
 def write_rows(path, epochs):
     figures, _ = classification.classification_metrics(random_table(3))
     for epoch in epochs:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from jobs.run_folder import RunFolder
 from tests.conftest import start_process
 from util.data.public.demo import make_demo
 from util.metrics.predictions import read_predictions
@@ -86,17 +87,15 @@ def test_train_resume_and_score_again(predict, tmp_path):
 
 
 def test_cut_run_ends_with_the_same_bits(predict, tmp_path, monkeypatch):
-    from jobs import train
-
     assert predict("--task", "whole", "--epochs", 3)[0] == 0
-    say_line = train.terminal.epoch_line
+    add_scalars = RunFolder.add_scalars
 
-    def die(task, epoch, *rest):
+    def die(folder, values, epoch):
         if epoch == 1:
             raise KeyboardInterrupt
-        return say_line(task, epoch, *rest)
+        add_scalars(folder, values, epoch)
 
-    monkeypatch.setattr(train.terminal, "epoch_line", die)
+    monkeypatch.setattr(RunFolder, "add_scalars", die)
     assert predict("--task", "cut", "--epochs", 3)[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

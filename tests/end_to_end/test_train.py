@@ -15,6 +15,7 @@ import timm
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
+from jobs.run_folder import RunFolder
 from tests.conftest import ROOT, SMALL, start_process, weights_of, write_pictures
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import read_predictions
@@ -96,16 +97,14 @@ def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after
     options = ("--epochs", 4, "--mixup", 0.4, "--aa", "rand-m9-mstd0.5-inc1", "--clip_grad", 1,
                "--accum_iter", 2)
     assert start("--task", "whole", *options)[0] == 0
-    from jobs import train
+    add_scalars = RunFolder.add_scalars
 
-    say_line = train.terminal.epoch_line
-
-    def die(task, epoch, *rest):
+    def die(folder, values, epoch):
         if epoch == cut_after + 1:  # the epoch after: its log row is written, its checkpoint is not
             raise KeyboardInterrupt
-        return say_line(task, epoch, *rest)
+        add_scalars(folder, values, epoch)
 
-    monkeypatch.setattr(train.terminal, "epoch_line", die)
+    monkeypatch.setattr(RunFolder, "add_scalars", die)
     code, _, err = start("--task", "cut", *options)
     assert code == 130 and "goes on with --resume auto" in err
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 told."""
 
 import collections
+import functools
 import os
 import threading
 
@@ -55,6 +56,13 @@ def test_an_error_is_told_by_the_next_call_and_once(tmp_path, call):
             background.wait()
     assert done == [] and "checkpoint" not in {thread.name for thread in threading.enumerate()}
     background.wait()
+
+
+def test_a_rest_ends_when_somebody_waits():
+    with Background() as background:
+        for _ in range(2):
+            background.begin([functools.partial(background.rest, 600)])
+        background.wait()
 
 
 def test_what_was_begun_becomes_whole_when_the_run_is_ended(tmp_path):

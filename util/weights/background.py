@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: copied, then written by a thread while the next steps run."""
+"""Files written beside the training, by a thread while the next steps run; checkpoints are copied before."""
 
 import copy
 import threading
@@ -18,6 +18,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._kept: dict[tuple, torch.Tensor] = {}
+        self._is_waited_for = threading.Event()
 
     def copied(self, content: dict) -> dict:
         """`content` with its tensors as they are now, on the CPU, in memory that is used again by the next
@@ -43,6 +44,7 @@ class Background:
     def begin(self, work: Sequence[Callable[[], object]]) -> None:
         """Let the thread do these things, one after the other; nothing more after one that fails."""
         self.wait()
+        self._is_waited_for.clear()
 
         def run() -> None:
             try:
@@ -54,8 +56,14 @@ class Background:
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()
 
+    def rest(self, seconds: float) -> None:
+        """In the thread: leave the interpreter to the training for so long, or until somebody waits. Python
+        code, such as the text of a table, would otherwise hold it, and the steps could not be launched."""
+        self._is_waited_for.wait(seconds)
+
     def wait(self) -> None:
         """Until all is done."""
+        self._is_waited_for.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
