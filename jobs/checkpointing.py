@@ -57,8 +57,8 @@ def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Bac
     """Write `rows`, then the last checkpoint (all processes call this), all that a restart needs; then the
     best one, where this is it. Its `epoch` is the last whole one; `done` says how far the next has come.
 
-    Written in the background, but for a sharded model, whose processes write together. RunError where what
-    was begun before could not be written.
+    Written in the background, but for a sharded model, whose processes write together, and for a probe, which
+    writes once and has nothing else to do. RunError where what was begun before could not be written.
     """
     states = job.world.gather(checkpoint.random_states(job.world.device))
     whole = content(job, done.epoch - 1, best) | {
@@ -68,7 +68,7 @@ def keep(job: Job, trainer: Trainer, done: Progress, best: dict, background: Bac
                      "effective_batch": job.plan.step_size,
                      "even_steps": job.plan.even, **asdict(job.schedule)},
         "data_fingerprint": job.data.fingerprint, "random_states": checkpoint.plain(states)}
-    if is_sharded(job.model):
+    if is_sharded(job.model) or not writes_epochs(job):
         for write in rows:
             job.world.main_alone(write)
         write_last(job, whole)

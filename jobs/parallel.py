@@ -49,6 +49,15 @@ def need(options: Options, model: torch.nn.Module, precision: str, num_covariate
     return replace(found, outside=0, inside=nothing, inputs=nothing) if options.run.eval else found
 
 
+def copied_bytes(options: Options, found: Need) -> int:
+    """Bytes of the host's memory that hold what a checkpoint of a model that is not sharded is written from,
+    while the training goes on (util/weights/background.py). A probe's is written once, without a copy."""
+    if not options.run.savemodel or options.model.adaptation == "lp":
+        return 0
+    weights = found.trained if options.model.adaptation == "lora" else found.parameters + found.buffers
+    return weights + 2 * found.trained
+
+
 def choose_parallel(options: Options, world: World, find_need: Callable[[], Need]) -> tuple[str, str]:
     """(ddp or fsdp, a line on it or ''). auto: ddp, unless only fsdp fits; find_need() estimates, in the main
     process.
@@ -94,7 +103,10 @@ def table(options: Options, model: torch.nn.Module, others: dict[str, torch.nn.M
              for kind, of_kind in kinds.items()}
     mine, devices = needs[options.model.adaptation], max(options.compatibility.world_size, world.size)
     asked, checkpointing = options.processes.parallel, options.training.activation_checkpointing
+    copied = copied_bytes(options, mine)
     lines = [f"memory     about {mine.on(devices, 'ddp', checkpointing)}",
+             *([f"           and in the main process {gib(copied)} of the host's memory, from which "
+                "checkpoints are written (ddp)"] if copied else []),
              f"           GiB a device, batch {options.training.batch_size} on each"
              + "".join(f"{number:>9}" for number in DEVICES) + "  devices"]
     for kind, found in needs.items():
@@ -199,13 +211,14 @@ def _estimated(job: Job, sizes: list[int]) -> int:
     processes."""
     options, world = job.options, job.world
     covariates = job.task.num_covariates(job.rows("train"))
-    small, large = (need_of(job.model, size, options.model.input_size, job.precision.name, covariates).on()
+    small, large = (need_of(job.model, size, options.model.input_size, job.precision.name, covariates)
                     for size in (2, 4))
-    a_picture = max(0, large.activations - small.activations) / 2
-    fixed = large.total - 4 * a_picture
-    free = available_bytes() / world.local_size
+    a_picture = max(0, large.on().activations - small.on().activations) / 2
+    fixed, free = large.on().total - 4 * a_picture, available_bytes() / world.local_size
     if world.device.type == "cuda":
         free = torch.cuda.mem_get_info(world.device)[0]
+    else:
+        fixed += copied_bytes(options, large)
     return _largest([size for size in sizes if size <= LARGEST_WITHOUT_TRYING],
                     lambda size: fixed + size * a_picture <= SHARE * free)
 

@@ -218,7 +218,6 @@ def _train(job: Job) -> None:
                                         together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
         keep(job, trainer, Progress(epoch.number + 1), best, background)
-        world.main_alone(background.wait)
     world.main_alone(finish_val, job, best)
     load_best(job, best_weights)
     made_whole = make_whole(job)

@@ -26,6 +26,7 @@ from util.parallel.processes import World
 from util.parallel.sharding import fills_by_itself, local, send_gradients, shard, shard_of, units
 from util.parallel.streamed_checkpoint import write_streamed
 from util.weights import checkpoint, shard_files
+from util.weights.background import Background
 
 NAME = "checkpoint-last.0123456789ab.shards"
 GIB = 2**30
@@ -292,6 +293,27 @@ def test_auto_takes_fsdp_where_only_that_fits():
     assert pick(need, 4, 0, False)[0] == "ddp"  # a system that does not tell
 
 
+@pytest.mark.parametrize("adaptation", ["finetune", "lora"])
+def test_a_checkpoints_copy_is_what_background_keeps(adaptation):
+    model = timm.create_model("test_vit", num_classes=5)
+    if adaptation == "lora":
+        model.requires_grad_(False).blocks.requires_grad_(True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values())
+    model(torch.zeros(1, 3, 160, 160)).sum().backward()
+    optimizer.step()
+    with Background() as background:
+        kept = background.copied({"model": model.state_dict() if adaptation == "finetune" else trained,
+                                  "optimizer": optimizer.state_dict()["state"]})
+        tensors = [*kept["model"].values(),
+                   *(part for state in kept["optimizer"].values() for part in state.values())]
+    needed = need_of(model, 1, 160, "fp32")
+    found = parallel.copied_bytes(Options.of(FINETUNE, {"adaptation": adaptation}), needed)
+    assert found == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=1e-3)
+    for nothing in ({"adaptation": "lp"}, {"savemodel": False}):
+        assert parallel.copied_bytes(Options.of(FINETUNE, nothing), needed) == 0
+
+
 def test_one_process_holds_the_whole_model():
     options = Options.of(FINETUNE, {"parallel": "fsdp"})
     assert parallel.choose_parallel(options, World(), None) == (
@@ -308,6 +330,8 @@ def test_a_dry_run_tells_every_number_of_devices(start):
     for name in ("finetune, ddp", "finetune, fsdp, checkpointed", "lp, ddp", "lp, fsdp"):
         assert sum(line.strip().startswith(name + "  ") for line in lines) == 1
     assert any(line.startswith("parallel   fsdp, as asked: about ") for line in lines)
+    line = "and in the main process 0.00 GiB of the host's memory, from which checkpoints are written"
+    assert line in out and line not in start("--dry_run", "--no_savemodel", "--task", "x")[1]
 
 
 @pytest.mark.long

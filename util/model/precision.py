@@ -75,7 +75,7 @@ def resolve_precision(wanted: str, device: torch.device, architecture: str) -> P
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices itself (AVX512-BF16, AMX, Arm's BF16)."""
-    if hasattr(torch.cpu, "get_capabilities"):
+    if hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.10, the lowest release, does not have it
         found = torch.cpu.get_capabilities()
         return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
