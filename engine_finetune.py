@@ -148,12 +148,16 @@ class Progress:
     loss: float = 0.0
 
 
-def seed_step(seed: int, epoch: int, micro_step: int, rank: int) -> None:
+def seed_step(seed: int, epoch: int, micro_step: int, rank: int, device: torch.device) -> None:
     """All generators from where the run stands: drop path, dropout and mixing are the same after a
     restart."""
     digest = hashlib.blake2b(f"{seed},{epoch},{micro_step},{rank}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
-    torch.manual_seed(number >> 1)  # torch takes 63 bits
+    for_torch = number >> 1  # which takes 63 bits
+    # not torch.manual_seed: for each kind of device that is not in use it writes down the whole call stack
+    torch.default_generator.manual_seed(for_torch)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(for_torch)
     np.random.seed(number % 2**32)
     random.seed(number)
 
@@ -250,7 +254,7 @@ def train_one_epoch(trainer: Trainer, loader: Loader, done: Progress,
             # the middle of the step: at its start the learning rate of a warm-up's first step would be 0
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
-        seed_step(t.seed, epoch, micro_step, t.world.rank)
+        seed_step(t.seed, epoch, micro_step, t.world.rank, device)
         images, labels = to_device(images, device), labels.to(device, non_blocking=True)
         if t.mixing is not None:
             images, labels = t.mixing(images, labels)

@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ from util.data.loader import loaded, make_loader
 from util.data.sampling import EvalBatches, StepPlan, TrainBatches
 from util.model.precision import Precision
 from util.parallel.processes import World
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_balanced_weights_are_scikit_learns():
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_mixing_takes_odd_batches(mode, size):
     images, labels = torch.rand(size, 3, 8, 8), torch.arange(size) % 3
-    seed_step(0, 0, 0, 0)
+    seed_step(0, 0, 0, 0, CPU)
     before = images.clone()
     mixed, soft = Mixing(0.8, 1.0, mode=mode, label_smoothing=0.1, num_classes=3)(images, labels)
     assert mixed.shape == (size, 3, 8, 8) and soft.shape == (size, 3)
@@ -82,9 +85,9 @@ def test_mixing_takes_odd_batches(mode, size):
 
 def test_mixing_equals_timms_on_an_even_batch():
     images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
-    seed_step(1, 2, 3, 0)
+    seed_step(1, 2, 3, 0, CPU)
     mixed, soft = Mixing(0.8, 0.0, label_smoothing=0.1, num_classes=3)(images, labels)
-    seed_step(1, 2, 3, 0)
+    seed_step(1, 2, 3, 0, CPU)
     theirs = timm.data.Mixup(mixup_alpha=0.8, label_smoothing=0.1, num_classes=3)
     expected, targets = theirs(images.clone(), labels)
     assert torch.equal(mixed, expected) and torch.allclose(soft, targets)
@@ -92,12 +95,21 @@ def test_mixing_equals_timms_on_an_even_batch():
 
 def test_draws_of_a_step_depend_on_where_the_run_stands():
     def draw(*where):
-        seed_step(*where)
+        seed_step(*where, CPU)
         return torch.rand(1).item(), np.random.rand()
 
     assert draw(0, 1, 2, 0) == draw(0, 1, 2, 0)
     assert len({draw(*where) for where in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0),
                                            (0, 1, 2, 1)]}) == 5
+
+
+def test_the_devices_generator_gets_the_seed_of_the_cpus(monkeypatch):
+    seeds, other = [], torch.device("meta")
+    monkeypatch.setattr(torch, "get_device_module", {other: types.SimpleNamespace(manual_seed=seeds.append)}.get)
+    seed_step(0, 1, 2, 0, other)
+    assert seeds == [torch.initial_seed()]
+    seed_step(0, 1, 3, 0, CPU)
+    assert seeds != [torch.initial_seed()]
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------
