@@ -1,7 +1,7 @@
 """How much sooner things are done than in the plain way, on this machine: one table.
 
     python benchmarks/speed.py                       # all of it, some 30 minutes on two cores
-    python benchmarks/speed.py --only step           # reading, step, probe, start, growth or whole
+    python benchmarks/speed.py --only step           # reading, step, wait, probe, start, growth or whole
     python benchmarks/speed.py --json speed.json     # also as rows {what, plain, ours, ratio, goal}
     python benchmarks/speed.py --quick               # every measure once, small: that it runs, not how fast
 
@@ -19,13 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from benchmarks import growth, probing, reading, starting, stepping, whole_program  # noqa: E402
+from benchmarks import (  # noqa: E402
+    growth,
+    probing,
+    reading,
+    starting,
+    stepping,
+    waiting,
+    whole_program,
+)
 from benchmarks.timing import as_text  # noqa: E402
 from util.core.machine import usable_cores  # noqa: E402
 from util.model.precision import cpu_has_bf16  # noqa: E402
 
-PARTS = {"reading": reading, "step": stepping, "probe": probing, "start": starting, "growth": growth,
-         "whole": whole_program}
+PARTS = {"reading": reading, "step": stepping, "wait": waiting, "probe": probing, "start": starting,
+         "growth": growth, "whole": whole_program}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,6 +35,10 @@ def test_every_measure_runs(tmp_path):
         "channels last",
         "share of the cores",
         "the whole program",
+        "until the first batch of evaluation",
+        "until the first batch of training",
+        "500 predictions",
+        "after a checkpoint",
     ):
         assert any(topic in row["what"] for row in rows), topic
         assert f"| {topic}" in run.stdout or topic in run.stdout

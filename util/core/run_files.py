@@ -23,7 +23,7 @@ PIECE = 200  # rows of a table of predictions that a thread writes at a time: so
 def write_predictions(table: pd.DataFrame, path: str | os.PathLike,
                       rest: Callable[[float], object] | None = None) -> None:
     """Write the table as CSV (UTF-8), whole or not at all; floats get as many digits as reading them back
-    needs. rest: called between pieces with the seconds that a thread should rest, so that it takes a fifth of
+    needs. rest: called between pieces with the seconds that a thread should rest, so that it takes a tenth of
     the interpreter's time."""
     size, pieces = len(table) if rest is None else PIECE, []
     for start in range(0, max(1, len(table)), max(1, size)):
@@ -32,7 +32,7 @@ def write_predictions(table: pd.DataFrame, path: str | os.PathLike,
         pieces.append(table[start:start + size].to_csv(index=False, header=start == 0, lineterminator="\n",
                                                        quoting=csv.QUOTE_NONNUMERIC))
         if rest is not None:
-            rest(4 * (time.perf_counter() - began))
+            rest(9 * (time.perf_counter() - began))
     write_whole(path, "".join(pieces))
 
 
