@@ -19,6 +19,7 @@ from jobs.run_folder import RunFolder
 from tests.conftest import ROOT, SMALL, start_process, weights_of, write_pictures
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import read_predictions
+from util.weights import checkpoint
 
 
 def test_train_then_eval(start, tmp_path):
@@ -124,6 +125,20 @@ def test_cut_run_ends_with_the_same_bits(start, tmp_path, monkeypatch, cut_after
     rows = [json.loads(line)["epoch"] for line in (tmp_path
                                                    / "output_dir/cut/log.txt").read_text().splitlines()]
     assert rows == [0, 1, 2, 3]
+
+
+def test_an_epochs_rows_stand_there_before_its_checkpoint(start, tmp_path, monkeypatch):
+    folder, found, write = tmp_path / "output_dir/t", [], checkpoint.write
+
+    def look(path, content):
+        found.append((path.name, content["epoch"], len((folder / "log.txt").read_text().splitlines()),
+                      len(pd.read_csv(folder / "metrics_val.csv")), (folder / "predictions_val.csv").exists()))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write", look)
+    assert start("--task", "t", "--epochs", 3)[0] == 0
+    assert [row for row in found if row[0] == checkpoint.LAST] == [
+        (checkpoint.LAST, epoch, epoch + 1, epoch + 1, True) for epoch in range(3)]
 
 
 def test_killed_for_real_then_resumed(pictures, tmp_path):
