@@ -14,15 +14,23 @@ all the same), 99 asked to end, 130 interrupted.
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
 
 from util.core.ending import exit_code_of
 from util.core.errors import InputError, RunError, reject_if
+from util.data.splits import is_test
 from util.options.flag import REGRESSION, Flag, count, seed_number
 from util.options.groups import Options
 from util.options.parsing import OneLineParser
+
+
+def scored_split(text: str) -> str:
+    if text != "val" and not is_test(text):
+        raise ArgumentTypeError(f"{text} is no split that is scored: test, test_NAME or val")
+    return text
+
 
 DEFAULT_OUTPUT = "./output_dir/comparison"
 OF_A_STUDY = ("nproc", "slurm", "dry_run")
@@ -31,8 +39,9 @@ FLAGS = {
         Flag(name="metric", words="+", metavar="NAME",
              help="metrics to compare, by their names in metrics_test.json, after the folders; not set: "
                   "roc_auc average_precision f1, or r2 pearson mae of a regression"),
-        Flag(name="split", choices=("test", "val"), default="test",
-             help="whose predictions are compared (val chose the best epoch, so its metrics are too good)"),
+        Flag(name="split", read=scored_split, default="test", metavar="SPLIT",
+             help="whose predictions are compared: test, test_NAME of a further test set, or val (which "
+                  "chose the best epoch, so its metrics are too good)"),
         Flag(name="output", metavar="DIR",
              help=f"folder for the tables and the chart; not set: {DEFAULT_OUTPUT}, or the study's own "
                   "folder with --run"),

@@ -10,6 +10,7 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 # ---- What to score. Edit here, or set in the environment. ----
 CKPT=${CKPT:-}                                # the checkpoint, ours or one of the original scripts
 DATA_PATH=${DATA_PATH:-}                      # a folder with train/, val/ and test/, a folder a class in each
+EXTERNAL=${EXTERNAL:-}                        # more folders, blanks between them: external test sets
 NUM_CLASS=${NUM_CLASS:-}                      # the number of classes
 MODEL=${MODEL:-}                              # the model that was trained; empty: as the checkpoint says
 MODEL_ARCH=${MODEL_ARCH:-}                    # its architecture; empty: as the checkpoint says
@@ -49,6 +50,10 @@ if [ "$demo" = yes ]; then
 else
     if [ -n "$DATA_PATH" ]; then
         set -- --data_path "$DATA_PATH" "$@"
+    fi
+    if [ -n "$EXTERNAL" ]; then
+        # shellcheck disable=SC2086 # a list of folders
+        set -- --external $EXTERNAL "$@"
     fi
     for_model=
     [ -z "$MODEL" ] || for_model="--model $MODEL"

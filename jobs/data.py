@@ -18,6 +18,7 @@ from util.core.machine import usable_cores
 from util.data import tables
 from util.data.images import cache, cache_choice, fundus_fields, scan, transforms
 from util.data.leakage import search
+from util.data.splits import plain
 from util.options.flag import AUTO, OFF
 from util.options.groups import Options
 from util.parallel.processes import World
@@ -58,7 +59,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     used, asked, others = _subset(options, data.table), options.data, []
     filled = None
     if world.is_main and not options.run.dry_run:
-        again = list(used["path"][used["split"].isin(cached_splits(options))])
+        again = list(used["path"][used["split"].map(plain).isin(cached_splits(options))])
         filled = _filling(options, resumed, cache.Kept.of(settings, fields), again, world.say)
         others += [] if filled is None else [(filled, again)]
     looks_for_leakage = (world.is_main and not options.run.eval and asked.leakage != "off"
@@ -117,8 +118,8 @@ def _passes(options: Options, resumed: WeightFile | None) -> int:
 
 
 def cached_splits(options: Options) -> tuple[str, ...]:
-    """The splits that --image_cache keeps decoded: those that this launch reads again and again; in a folder
-    that was named, for other runs, those that are scored at the end, too."""
+    """What --image_cache keeps decoded, train, val or test (sets): what this launch reads again and again; in
+    a folder that was named, for other runs, what is scored at the end, too."""
     if options.run.eval:
         return ("test",)
     if options.search.optuna_trials and options.model.adaptation == "lp":

@@ -16,7 +16,7 @@ import torch
 
 from jobs.checkpointing import content, write_last, write_model
 from jobs.job import Job
-from jobs.results import facts, finish_val, say_complete, say_end, write_test
+from jobs.results import facts, finish_val, say_complete, say_end, write_tests
 from util.core.errors import InputError, RunError
 from util.core.plain_numbers import duration
 from util.core.run_files import write_whole
@@ -81,7 +81,7 @@ def _is_complete(job: Job) -> bool:
         job.world.say("a probe is not gone on with: it is trained anew, from the backbone of "
                       f"{job.resumed.path}")
     return job.world.from_main(mine and rest["epoch"] + 1 >= job.options.training.epochs
-                               and folder.is_scored(rest["best"]["epoch"]))
+                               and folder.is_scored(rest["best"]["epoch"], job.data.test_sets))
 
 
 def _labels(job: Job, split: str) -> torch.Tensor:
@@ -245,7 +245,7 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
                       "training images")
     for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
         scored = [{split: _scored(job, split, _as_logits(one, features[split], len(task.class_names)))[1]
-                   for split in ("val", "test")} for one in candidates]
+                   for split in ("val", *job.data.test_sets)} for one in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
         rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
         shown = "; ".join(
@@ -263,7 +263,10 @@ def _as_logits(classifier: "KNeighborsClassifier | Pipeline", features: torch.Te
 
 
 def _score(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...]) -> None:
-    """What the main process leaves on the disk once the head is in the model; test is scored here, once."""
-    logits = _logits(job, kind, "test", *values)
+    """What the main process leaves on the disk once the head is in the model; the test sets are scored here,
+    once."""
     finish_val(job, best)
-    write_test(job, job.task.predictions(job.rows("test"), logits.cpu().numpy()), best["epoch"], best)
+    predictions = {split: job.task.predictions(job.rows(split),
+                                               _logits(job, kind, split, *values).cpu().numpy())
+                   for split in job.data.test_sets}
+    write_tests(job, predictions, best["epoch"], best)

@@ -15,10 +15,11 @@ from jobs.job import Job
 from util.core import disk, machine
 from util.core.errors import InputError
 from util.core.plain_numbers import duration, size_of
-from util.data import sampling, tables
+from util.data import sampling
 from util.data.dataset import ImageDataset
 from util.data.images import cache, transforms
 from util.data.loader import Loader, make_loader
+from util.data.splits import plain
 from util.model import feature_kinds, lr_schedule
 from util.model.frozen_features import (
     FeatureDataset,
@@ -73,7 +74,7 @@ def fill_cache(job: Job) -> None:
         world.say(f"--image_cache does nothing: {whose} reads images at their own size "
                   "(--cache_size brings them to another)")
         return
-    paths = list(job.data.table["path"][job.data.table["split"].isin(cached_splits(options))])
+    paths = list(job.data.table["path"][job.data.table["split"].map(plain).isin(cached_splits(options))])
 
     def of(say: Callable[[str], None], fill: bool) -> cache.ImageCache:
         kept = cache.Kept.of(job.eval_transform, job.data.fields)
@@ -135,7 +136,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
         return None
     head, kinds = job.task.head_of(job.model), {}
     # name, split, random view or None for the evaluation's
-    wanted: list[tuple[str, str, int | None]] = [(split, split, None) for split in tables.SPLITS]
+    wanted: list[tuple[str, str, int | None]] = [(split, split, None) for split in job.data.splits]
     if job.task.head_is_linear:
         if options.probe.lp_views > 1:
             wanted[:1] = [(f"train {view}", "train", view) for view in range(options.probe.lp_views)]

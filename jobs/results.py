@@ -10,6 +10,7 @@ from jobs.job import Job
 from jobs.run_folder import commit, now, versions
 from util.core import run_files, secrets
 from util.core.plain_numbers import duration
+from util.metrics.intervals import drop_table, drops
 from util.metrics.predictions import read_predictions
 from util.options.table import own_values
 from util.report.page import write_report
@@ -31,7 +32,9 @@ def facts(job: Job) -> dict:
         "weights": job.started_from,
         "normalisation": {"mean": job.eval_transform["mean"], "std": job.eval_transform["std"],
                           "source": job.norm_source},
-        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data), "notes": job.data.notes},
+        "data": {"fingerprint": job.data.fingerprint, **job.task.facts(job.data),
+                 **({"external": list(job.data.external)} if job.data.external else {}),
+                 "notes": job.data.notes},
         **planned})
 
 
@@ -51,16 +54,31 @@ def finish_val(job: Job, best: dict) -> None:
     job.world.say(*(f"val: {note}" for note in notes))
 
 
-def write_test(job: Job, predictions: pd.DataFrame, epoch: int | None, decided: dict) -> None:
-    """The test split's metrics with their intervals, its predictions and images, and the page of all."""
-    metrics, notes = job.task.metrics(predictions)
-    entries = job.task.intervals(predictions, metrics, decided)
-    job.folder.add_evaluation("test", predictions, metrics, epoch, entries)
-    notes += _draw(job, "test")
-    job.world.say(*(f"test: {note}" for note in notes),
-                  *terminal.figures(job.task, "test", entries, job.folder))
+def write_tests(job: Job, tables: dict[str, pd.DataFrame], epoch: int | None, decided: dict) -> None:
+    """Of each test set's predictions the metrics with their intervals and the images; what is lost on
+    external sets; the page of all."""
+    found = {split: _write_test(job, split, predictions, epoch, decided)
+             for split, predictions in tables.items()}
+    main, *others = found
+    for split in others:
+        if split in job.data.external and main not in job.data.external:
+            lost = drops(found[main], found[split])
+            with job.folder.writing(job.folder.file(f"drop_{split}.csv")) as path:
+                run_files.write_whole(path, drop_table(found[main], found[split], lost))
+            job.world.say(*terminal.drop(job.task, main, split, lost, job.folder))
     with job.folder.writing():
         job.world.say(*write_report(job.folder.path))
+
+
+def _write_test(job: Job, split: str, predictions: pd.DataFrame, epoch: int | None,
+                decided: dict) -> dict[str, dict]:
+    metrics, notes = job.task.metrics(predictions)
+    entries = job.task.intervals(predictions, metrics, decided)
+    job.folder.add_evaluation(split, predictions, metrics, epoch, entries)
+    notes += _draw(job, split)
+    job.world.say(*(f"{split}: {note}" for note in notes),
+                  *terminal.figures(job.task, split, entries, job.folder))
+    return entries
 
 
 def say_end(job: Job, best: dict, began: float) -> None:
@@ -71,5 +89,6 @@ def say_end(job: Job, best: dict, began: float) -> None:
 
 def say_complete(job: Job) -> None:
     """What the terminal shows of a run that was trained and scored before."""
-    job.world.say(*terminal.figures(job.task, "test", job.folder.figures("test"), job.folder),
+    job.world.say(*(line for split in job.data.test_sets
+                    for line in terminal.figures(job.task, split, job.folder.figures(split), job.folder)),
                   f"this run is complete: its results stand in {job.folder.path}")

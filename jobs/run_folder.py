@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -33,12 +33,13 @@ from util.core.run_files import (
     write_predictions,
     write_whole,
 )
+from util.data.splits import is_test
 from util.report.charts import save_png
 from util.report.learning_curves import learning_curves
 from util.weights.fitting import WeightFile
 
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "metrics_*.json",
-        "predictions_*.csv", "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
+        "predictions_*.csv", "drop_*.csv", "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
         "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html", "probe_*.csv",
         "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",
         "fundus_crop.earlier.csv", "fundus_crop.earlier.png")
@@ -147,15 +148,18 @@ class RunFolder:
             cut_log_after(self.file("log.txt"), epoch)
             cut_rows_after(self.file("metrics_val.csv"), epoch, self.columns)
 
-    def is_scored(self, epoch: int | None) -> bool:
-        """Whether metrics_test.csv holds the test of this epoch's weights, and all that comes after it was
-        written, too."""
-        path = self.file("metrics_test.csv")
-        if epoch is None or not all(self.file(name).exists()
-                                    for name in (path.name, "metrics_test.json", "report.html")):
+    def is_scored(self, epoch: int | None, test_sets: Sequence[str]) -> bool:
+        """Whether metrics_test.csv, and that of each further test set, holds the test of this epoch's
+        weights, and all that comes after it was written, too."""
+        if epoch is None or not self.file("report.html").exists():
             return False
-        return any(line.split(",")[0] == str(epoch)
-                   for line in path.read_text(encoding="utf-8").splitlines()[1:])
+
+        def holds(split: str) -> bool:
+            path = self.file(f"metrics_{split}.csv")
+            return self.file(f"metrics_{split}.json").exists() and path.exists() and any(
+                line.split(",")[0] == str(epoch)
+                for line in path.read_text(encoding="utf-8").splitlines()[1:])
+        return all(map(holds, test_sets))
 
     def put_foreign_tables_aside(self) -> list[str]:
         """Rename metrics files with other columns (the original scripts'), so that rows can be appended;
@@ -200,7 +204,7 @@ class RunFolder:
         """One row of metrics_SPLIT.csv; with predictions those, too, and the metrics with their intervals
         (`entries`). rest: see write_predictions."""
         with self.writing(self.path):
-            if split == "test" and epoch is not None:
+            if is_test(split) and epoch is not None:
                 # it is written last: there again, all of this is whole
                 self.file("report.html").unlink(missing_ok=True)
             if predictions is not None:

@@ -201,7 +201,8 @@ class Search:
             return "fail", None, f"{options.search.optuna_metric} on val is undefined"
         if options.search.optuna_eval_test:
             job.running.load_state_dict(best_weights)
-            self._alone(self._enter_test, job, evaluate(job, "test", loader(job, "test")))
+            main = job.data.test_sets[0]
+            self._alone(self._enter_test, job, evaluate(job, main, loader(job, main)))
         return "complete", best, ""
 
     def _report(self, epoch: Epoch, best: float, longest: float, figures: ScalarFile) -> bool:

@@ -114,6 +114,13 @@ def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFold
             f"{task.pictures(split)}"]
 
 
+def drop(task: "Task", main: str, split: str, lost: dict[str, dict], folder: "RunFolder") -> list[str]:
+    """What is lost from the main test set to an external one."""
+    parts = [f"{label} {figure_with_interval(lost[name])}" for name, label in task.shown[:4] if name in lost]
+    return [f"from {main} to {split}, independent images; positive: worse on {split}",
+            f"  {'   '.join(parts)}", f"written to {folder.file(f'drop_{split}.csv')}"]
+
+
 def figure_with_interval(entry: dict, digits: str = ".4f") -> str:
     """0.9037 (0.871-0.929), or the value alone."""
     value, lower, upper = entry["value"], entry["lower"], entry["upper"]

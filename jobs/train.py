@@ -30,7 +30,7 @@ from jobs.job import Job
 from jobs.linear_probe import probe
 from jobs.loaders import features_of, fill_cache, loader
 from jobs.model import describe_part, shapes_adapted
-from jobs.results import facts, finish_val, say_complete, say_end, write_test
+from jobs.results import facts, finish_val, say_complete, say_end, write_tests
 from jobs.setup import prepare, without_effect_here
 from jobs.tasks.base import Task
 from util.core import signals
@@ -182,7 +182,8 @@ def _train(job: Job) -> None:
     else:
         done, best, best_weights = resume(job, trainer)
         resumed_at = done.epoch
-    if world.from_main(done.epoch >= options.training.epochs and folder.is_scored(best["epoch"])):
+    is_trained = done.epoch >= options.training.epochs
+    if world.from_main(is_trained and folder.is_scored(best["epoch"], job.data.test_sets)):
         say_complete(job)
         return
     world.main_alone(lambda: folder.write_run(facts(job), resumed_at))
@@ -238,9 +239,9 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool, rest: Callable[[float], o
 
 
 def _score(job: Job, epoch: int | None, decided: dict) -> None:
-    """Evaluate the test split, write what came out, and print it."""
-    predictions = evaluate(job, "test", loader(job, "test"))
-    job.world.main_alone(write_test, job, predictions, epoch, decided)
+    """Evaluate the test sets, write what came out, and print it."""
+    predictions = {split: evaluate(job, split, loader(job, split)) for split in job.data.test_sets}
+    job.world.main_alone(write_tests, job, predictions, epoch, decided)
 
 
 def _begin_evaluation(job: Job) -> None:

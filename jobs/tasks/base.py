@@ -165,7 +165,7 @@ class Task(ABC):
 
     @abstractmethod
     def facts(self, data: Data) -> dict:
-        """What run.json says of the data, for this task."""
+        """What run.json says of the data, for this task. Its "images" name the splits, in order."""
 
     @staticmethod
     @abstractmethod

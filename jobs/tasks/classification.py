@@ -52,7 +52,7 @@ class Classification(Task):
         if options.data.csv_file:
             data = tables.read_csv(options.data, splits, order_of)
         else:
-            data = tables.read_folder(options.data.data_path, splits, order_of)
+            data = tables.read_folder(options.data.data_path, splits, order_of, options.data.external)
         if not known:
             data = tables.check_classes(data, options.data.nb_classes, explicit="nb_classes" in options.typed)
         elif "nb_classes" in options.typed and options.data.nb_classes != len(known):

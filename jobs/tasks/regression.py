@@ -169,16 +169,14 @@ class Regression(Task):
 
     def describe_data(self, data: tables.Data) -> list[str]:
         table = data.table
-        totals = ", ".join(f"{split} {(table['split'] == split).sum():,}" for split in tables.SPLITS
-                           if (table["split"] == split).any())
+        totals = ", ".join(f"{split} {(table['split'] == split).sum():,}" for split in data.splits)
         lines = [f"data       {self.options.data.csv_file}: {len(self.scale.names)} targets; {totals}"]
         width = max(map(len, self.scale.names))
         for name, transform, mean, sd in zip(*self.scale.plain().values(), strict=True):
             logarithm = ", of the logarithm" if transform == "log" else ""
             known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
             lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; "
-                         "known in " + ", ".join(f"{split} {known[split]:,}" for split in tables.SPLITS
-                                                 if split in known))
+                         "known in " + ", ".join(f"{split} {known[split]:,}" for split in data.splits))
         for covariate in self.covariates_read:
             kind = (f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else
                     f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
@@ -196,7 +194,7 @@ class Regression(Task):
 
     def facts(self, data: tables.Data) -> dict:
         return {**self.stored(), "images": {split: int((data.table["split"] == split).sum())
-                                            for split in tables.SPLITS}}
+                                            for split in data.splits}}
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:

@@ -17,11 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from util.core.errors import InputError, one_line
+from util.data import splits as split_names
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
-SPLITS = ("train", "val", "test")
-# internal, external
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "iv": "val", "ev": "test"}
 
 
 def read_columns(
@@ -137,11 +135,22 @@ def refuse_empty(csv_file: str, cells: pd.Series) -> None:
 
 def refuse_unknown(csv_file: str, cells: pd.Series, known: Collection[str]) -> None:
     """InputError when a cell, in lower case, is none of `known`."""
-    unknown = cells[~cells.str.lower().isin(list(known))]
+    _refuse_words(csv_file, cells, cells.str.lower().isin(list(known)), known)
+
+
+def _refuse_words(csv_file: str, cells: pd.Series, is_known: pd.Series, known: Collection[str]) -> None:
+    unknown = cells[~is_known]
     if len(unknown):
         wrong = [f"line {line} {cell}" for line, cell in unknown.items()]
-        raise InputError(f"{csv_file}: column {cells.name} takes {some(known)}; other values in {len(wrong)} "
-                         f"rows: {some(wrong)}")
+        raise InputError(f"{csv_file}: column {cells.name} takes {some(known, 7)}; other values in "
+                         f"{len(wrong)} rows: {some(wrong)}")
+
+
+def splits_of(csv_file: str, cells: pd.Series) -> pd.Series:
+    """The splits that a column's cells mean (util/data/splits.py). InputError for other words."""
+    found = {cell: split_names.split_of(cell) for cell in set(cells)}
+    _refuse_words(csv_file, cells, cells.map(found).notna(), split_names.KNOWN)
+    return cells.map(found)
 
 
 # What stands for a missing value, in any case: in every column but that of classes, where "none" is a grade.
@@ -297,15 +306,14 @@ def read_images_csv(csv_file: str, path_col: str, split_col: str, patient_col: s
     cells[path_col] = file_names(csv_file, cells[path_col], path_suffix)
     for column in (path_col, split_col):
         refuse_empty(csv_file, cells[column])
-    refuse_unknown(csv_file, cells[split_col], SPLIT_NAMES)
-    return cells, cells[split_col].str.lower().map(SPLIT_NAMES), notes
+    return cells, splits_of(csv_file, cells[split_col]), notes
 
 
 def require_splits(csv_file: str, written: pd.Series, found: pd.Series, splits: Sequence[str],
                    after: str = "") -> None:
     """InputError where no row is left of one of `splits`. written: the column as it is; found: the splits of
     the rows that are left, after what."""
-    there = set(found)
+    there = set(map(split_names.plain, set(found)))
     absent = [split for split in splits if split not in there]
     if absent:
         raise InputError(f"{csv_file}: no row with {written.name} {some(absent)}{after}; there is "

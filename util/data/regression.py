@@ -16,7 +16,6 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
 from util.data.csv_columns import (
-    SPLITS,
     is_missing,
     read_images_csv,
     refuse_repeated,
@@ -24,6 +23,7 @@ from util.data.csv_columns import (
     require_splits,
     some,
 )
+from util.data.splits import SPLITS, external_of, plain
 from util.data.tables import Data, csv_table
 from util.options.data import DataOptions
 
@@ -51,7 +51,7 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
             _refuse_not_positive(csv_file, numbers[name])
     refuse_repeated(csv_file, cells[asked.path_col], {"in two splits": row_splits})
 
-    kept = row_splits.isin(splits)
+    kept = row_splits.map(plain).isin(splits)
     if asked.dropna:
         lacking = kept & numbers.isna().any(axis=1)
         if lacking.any():
@@ -75,7 +75,8 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
         except ValueError:  # a category
             refuse_two_spellings(csv_file, present)
     return Data(table, [], [*notes, *_missing(table, targets, "true_"),
-                            *_missing(table, covariates, "covariate_")])
+                            *_missing(table, covariates, "covariate_")],
+                external=external_of(cells[asked.split_col]))
 
 
 def _refuse_two_roles(asked: DataOptions) -> None:

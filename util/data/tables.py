@@ -7,7 +7,7 @@ came from:
     path     str, as the user would type it
     label    str, the name of the class
     target   int64, the label's position in the order of classes
-    split    "train", "val" or "test"
+    split    "train", "val", "test", or "test_NAME" of a further test set (util/data/splits.py)
     patient  str, "" where it is not known
 Everything a user can get wrong here is an `InputError` before anything is built.
 """
@@ -23,8 +23,8 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
+from util.data import splits as split_names
 from util.data.csv_columns import (
-    SPLITS,
     joined,
     patients_of,
     read_images_csv,
@@ -42,6 +42,7 @@ from util.data.images.fundus_fields import Fields
 from util.data.images.reading_pass import Reader, read_images
 from util.data.images.scan import NO_FACTS, ImageFacts, some_to_look_at
 from util.data.own_images import is_marker, own_pictures
+from util.data.splits import SPLITS
 from util.metrics import class_order
 from util.options.data import DataOptions
 
@@ -51,8 +52,9 @@ OrderOf = Callable[[list[str]], tuple[list[str], list[str]]]
 
 @dataclass
 class Data:
-    """What was read: the table, the class names in order, lines worth telling the user; and what the pass
-    over the files found: the round fields, with --fundus_crop auto, and the facts (`ImageFacts.of`)."""
+    """What was read: the table, the class names in order, lines worth telling the user, the external ones of
+    its test sets; and what the pass over the files found: the round fields, with --fundus_crop auto, and the
+    facts (`ImageFacts.of`)."""
 
     table: pd.DataFrame
     class_names: list[str]
@@ -60,6 +62,17 @@ class Data:
     fingerprint: str = ""
     fields: Fields | None = None
     facts: np.ndarray = field(default_factory=lambda: NO_FACTS)
+    external: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that the table has, in order."""
+        return split_names.in_order(set(self.table["split"]), self.external)
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Those that are scored at the end."""
+        return split_names.test_sets(self.splits)
 
 
 def sorted_alone(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -71,8 +84,10 @@ def sorted_alone(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
-                order_of: OrderOf = class_order.in_order) -> Data:
+                order_of: OrderOf = class_order.in_order, others: Sequence[str] = ()) -> Data:
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
+    Folders test_NAME and ev_NAME are further test sets (util/data/splits.py). others: folders of external
+    test sets, OTHER/test/<class>/ or OTHER/<class>/, named after themselves.
 
     order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
     splits: those to read; each must be there, with the same classes and no class empty. Hidden files and
@@ -82,14 +97,24 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
     if not os.path.isdir(data_path):
         raise InputError(f"--data_path {data_path}: "
                          f"{'not a folder' if os.path.exists(data_path) else 'not there'}")
-    found, ignored = {}, []
+    found, ignored, folders = {}, [], split_folders(data_path)
     for split in splits:
-        folder = os.path.join(data_path, split)
-        if not os.path.isdir(folder):
+        if split not in map(split_names.plain, folders):
             raise InputError(
                 f"--data_path {data_path}: no folder {split}; there is "
                 f"{some(_folders(data_path)) or 'no folder'}; expected "
                 f"{os.path.join(data_path, '{' + ','.join(splits) + '}', 'CLASS', 'image files')}")
+    external = split_names.external_of(folders.values())
+    folders = {split: os.path.join(data_path, folder) for split, folder in folders.items()}
+    for other in others:
+        split, folder = _external_folder(other)
+        if split in folders:
+            raise InputError(f"--external {other}: {folders[split]} has the same name, and each test set "
+                             "needs its own: rename one")
+        folders[split], external = folder, (*external, split)
+    folders = {split: folders[split] for split in split_names.in_order(folders, external)
+               if split_names.plain(split) in splits}
+    for split, folder in folders.items():
         classes = _folders(folder)
         if not classes:
             raise InputError(f"{folder}: no class folder in it; expected {os.path.join(folder, 'CLASS')} "
@@ -97,17 +122,41 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
         found[split] = {name: pictures_below(os.path.join(folder, name), ignored) for name in classes}
     _same_classes(data_path, found)
     for split, classes in found.items():
-        empty = [os.path.join(data_path, split, name) for name, paths in classes.items() if not paths]
+        empty = [os.path.join(folders[split], name) for name, paths in classes.items() if not paths]
         if empty:
             raise InputError(f"no image ({', '.join(e[1:] for e in EXTENSIONS)}) in {some(empty)}: add some, "
                              "or remove the class from every split"
                              + "".join(f"; {line}" for line in left_out(ignored)))
-    class_names, lines = order_of(list(found[splits[0]]))
-    rows = [(path, name, split) for split in splits for name in class_names for path in found[split][name]]
+    class_names, lines = order_of(sorted(set().union(*found.values())))
+    for split, classes in found.items():
+        lines = [*lines, *_absent_classes(class_names, split, classes)]
+    rows = [(path, name, split) for split in found for name in class_names
+            for path in found[split].get(name, ())]
     paths, labels, row_splits = zip(*rows, strict=True)
     table = picture_table(paths, labels, row_splits, [""] * len(rows))
     table.insert(3, "target", _targets(table, class_names))
-    return Data(table, class_names, lines + left_out(ignored))
+    return Data(table, class_names, lines + left_out(ignored), external=external)
+
+
+def _external_folder(place: str) -> tuple[str, str]:
+    """(split, the folder of its classes) of an external test set. InputError."""
+    if not os.path.isdir(place):
+        raise InputError(f"--external {place}: {'not a folder' if os.path.exists(place) else 'not there'}")
+    name = os.path.basename(os.path.abspath(place))
+    below = os.path.join(place, "test")
+    return split_names.split_of(f"ev:{name}"), below if os.path.isdir(below) else place
+
+
+def split_folders(data_path: str) -> dict[str, str]:
+    """{split: name of its folder}. InputError for one split in two folders (test and ev)."""
+    found: dict[str, str] = {}
+    for name in _folders(data_path):
+        split = split_names.split_of(name) if name in SPLITS or name.startswith(("test_", "ev_")) else None
+        if split in found:
+            raise InputError(f"{data_path}: {found[split]} and {name} would both be the test set "
+                             f"{split.removeprefix('test_')}: rename one")
+        found |= {} if split is None else {split: name}
+    return found
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -145,8 +194,14 @@ def pictures_below(folder: str, ignored: list[str]) -> list[str]:
 
 
 def _same_classes(data_path: str, found: dict[str, dict[str, list[str]]]) -> None:
-    everywhere = set().union(*found.values())
-    missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()}
+    """InputError where the classes of a split differ; a further test set may lack some."""
+    everywhere = set().union(*(classes for split, classes in found.items() if split in SPLITS))
+    missing = {split: sorted(everywhere - classes.keys()) for split, classes in found.items()
+               if split in SPLITS}
+    strange = {split: sorted(classes.keys() - everywhere) for split, classes in found.items()}
+    if everywhere and any(strange.values()):
+        lists = "; ".join(f"{split} has {some(names, 10)}" for split, names in strange.items() if names)
+        raise InputError(f"--data_path {data_path}: test sets have classes that the others have not: {lists}")
     if any(missing.values()):
         lists = "; ".join(f"{split} lacks {some(names, 10)}" for split, names in missing.items() if names)
         raise InputError(f"--data_path {data_path}: the class folders differ between splits: {lists}")
@@ -171,12 +226,14 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
     require_splits(csv_file, cells[asked.split_col], row_splits, splits)
-    kept = row_splits.isin(splits)
+    kept = row_splits.map(split_names.plain).isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
     class_names, lines = order_of(sorted(set(labels)))
     table.insert(3, "target", _targets(table, class_names))
-    return _csv_classes(csv_file, Data(table, class_names, [*notes, *of_patients, *lines]), splits)
+    data = Data(table, class_names, [*notes, *of_patients, *lines],
+                external=split_names.external_of(cells[asked.split_col][kept]))
+    return _csv_classes(csv_file, data, splits)
 
 
 def _csv_classes(csv_file: str, data: Data, splits: Sequence[str]) -> Data:
@@ -186,7 +243,7 @@ def _csv_classes(csv_file: str, data: Data, splits: Sequence[str]) -> Data:
     labels = data.table.groupby("split")["label"].unique()
     train = set(labels["train"])
     notes = list(data.notes)
-    for split in splits:
+    for split in data.splits:
         unseen = sorted(set(labels[split]) - train)
         if unseen:
             raise InputError(f"{csv_file}: {split} has classes that train has not: {some(unseen, 10)}")
@@ -265,7 +322,8 @@ def match_classes(data: Data, class_names: Sequence[str]) -> Data:
         notes.append(f"classes are taken by name, in the checkpoint's order: {some(class_names, 50)}")
     for split, rows in data.table.groupby("split", sort=False):
         notes += _absent_classes(class_names, split, rows["label"].unique())
-    return Data(data.table.assign(target=_targets(data.table, class_names)), list(class_names), notes)
+    return replace(data, table=data.table.assign(target=_targets(data.table, class_names)),
+                   class_names=list(class_names), notes=notes)
 
 
 def check_files(data: Data, bad_images: str, facts: ImageFacts | None = None,
@@ -302,7 +360,7 @@ def check_files(data: Data, bad_images: str, facts: ImageFacts | None = None,
         write_whole(skipped_file, pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False))
     written = f", listed in {skipped_file}" if skipped_file else ""
     notes.append(f"left out {len(bad)} of {len(paths)} images that cannot be read{written}")
-    return Data(table, data.class_names, notes)
+    return replace(data, table=table, notes=notes)
 
 
 def look_at_some(data: Data, facts: ImageFacts, fields: Fields | None = None, progress: bool = True,
@@ -352,7 +410,7 @@ def patient_counts(table: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
 def counts(table: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     """Images a class (rows, in order) and a split (columns) as a DataFrame of int."""
     table = pd.crosstab(table["label"], table["split"])
-    return table.reindex(index=class_names, columns=[s for s in SPLITS if s in table],
+    return table.reindex(index=class_names, columns=split_names.in_order(table.columns),
                          fill_value=0).astype(int)
 
 

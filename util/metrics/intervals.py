@@ -26,7 +26,7 @@ from util.metrics.bootstrap import (
 )
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
 from util.metrics.regression import moments, pairs_of, target_figures_of
-from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, row_of
+from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, is_better_low, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
@@ -107,6 +107,43 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
         return found
 
     return _collect(figures, len(table), groups, draws, seed)
+
+
+def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dict]:
+    """How much worse each metric is on an external test set, with its interval: {name: {"value", "lower",
+    "upper", "method"}}, positive where it is worse there.
+
+    internal, external: entries of two sets of different images and patients. The interval is made of theirs,
+    whatever method made them: with (l, u) about x and (l', u') about y, that of x - y reaches down by
+    sqrt((x - l)^2 + (u' - y)^2) and up by sqrt((u - x)^2 + (y - l')^2) (Zou and Donner, Statistics in
+    Medicine 2008; of two shares with Wilson's intervals it is Newcombe's). Metrics without an interval in
+    both are left out.
+    """
+    found = {}
+    for name, one in internal.items():
+        other = external.get(name)
+        if other is None or not (_has_interval(one) and _has_interval(other)):
+            continue
+        better, worse = (other, one) if is_better_low(name) else (one, other)
+        down = math.hypot(better["value"] - better["lower"], worse["upper"] - worse["value"])
+        up = math.hypot(better["upper"] - better["value"], worse["value"] - worse["lower"])
+        lost = better["value"] - worse["value"]
+        found[name] = entry(lost, lost - down, lost + up, "of both intervals")
+    return found
+
+
+def _has_interval(found: dict) -> bool:
+    return all(isinstance(found.get(part), float | int) and math.isfinite(found[part])
+               for part in ("value", "lower", "upper"))
+
+
+def drop_table(internal: dict[str, dict], external: dict[str, dict], lost: dict[str, dict]) -> str:
+    """What `drops` found as a CSV."""
+    rows = [{"metric": name, "internal": internal[name]["value"], "external": external[name]["value"],
+             "drop": found["value"], "lower": found["lower"], "upper": found["upper"]}
+            for name, found in lost.items()]
+    columns = ["metric", "internal", "external", "drop", "lower", "upper"]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def entry(value: float, lower: float = math.nan, upper: float = math.nan, method: str | None = None,

@@ -101,7 +101,22 @@ class DataOptions:
         of_scoring=True,
         before=None,
     )
-    split_col: str = flag("split", "the CSV's column of train, val, test (or iv, ev)", idle=NO_CSV)
+    external: list[str] = flag(
+        [],
+        (
+            "folders of external test sets, each with a folder a class, in test/ where there is one; each is "
+            "scored under its folder's name, as test_NAME"
+        ),
+        words="+",
+        metavar="DIR",
+        programs=(FINETUNE,),
+        before=[],
+        idle=Idle(lambda options: options.data.csv_file is not None,
+                  "with --csv_file: its rows with the split ev:NAME are such a set"),
+    )
+    split_col: str = flag(
+        "split", "the CSV's column of train, val, test (or iv, ev, test:NAME, ev:NAME)", idle=NO_CSV
+    )
     targets: list[str] = flag(
         DEFAULT_TARGETS, "the CSV's columns of numbers to predict", words="+", programs=(REGRESSION,)
     )

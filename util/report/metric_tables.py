@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+from util.metrics.intervals import drops
 from util.metrics.table import (
     BY_NAME,
     CLASSIFICATION,
@@ -46,7 +47,8 @@ def with_interval(entry: dict) -> str:
 def tiles(run: Run) -> list[dict[str, object]]:
     """The headline metrics of the main split. scale: where its interval begins, its width, and the value, in
     per cent; beside: the other split's value."""
-    split, other = run.main, next((s for s in run.splits.values() if s is not run.main), None)
+    split, other = run.main, next((s for s in run.splits.values() if s is not run.main and
+                                   (s.name == "val" or s.is_external)), None)
     found = []
     for name, label, hint in [tile for tile in _headline(run) if tile[0] in split.entries][:MOST_TILES]:
         entry, row, scale = split.entries[name], row_of(name), None
@@ -58,6 +60,22 @@ def tiles(run: Run) -> list[dict[str, object]]:
         found.append({"label": label, "hint": hint, "value": written(value), "bounds": bounds, "scale": scale,
                       "beside": f"{other.name} {written(beside['value'])}" if beside else ""})
     return found
+
+
+def drops_of(run: Run) -> list[dict[str, object]]:
+    """What is lost from the main test set to each external one: rows of (metric, main, external, drop), each
+    a (value, interval); [] where there are none."""
+    found = []
+    for split in run.splits.values():
+        if not split.is_external or run.main.is_external:
+            continue
+        lost = drops(run.main.entries, split.entries)
+        rows = [(row.label, [(written(entry["value"]), interval(entry))
+                             for entry in (run.main.entries[row.name], split.entries[row.name],
+                                           lost[row.name])])
+                for row in METRICS if row.name in lost]
+        found.append({"name": split.name, "rows": rows})
+    return [one for one in found if one["rows"]]
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:

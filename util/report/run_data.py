@@ -15,22 +15,23 @@ import pandas as pd
 
 from util.core.errors import InputError
 from util.core.run_files import read_log, read_metrics_json, read_object
+from util.data.splits import in_order, plain, test_sets
 from util.metrics.classification import classification_metrics
 from util.metrics.predictions import kind_and_names, read_predictions
 from util.metrics.regression import figures_of, pairs_of
 from util.metrics.table import CLASSIFICATION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
-SPLITS = ("test", "val")  # the one that a report is about first
-
 
 @dataclass
 class Split:
-    """What stands of val or test: its predictions and its metrics, {name: {"value", "lower", "upper", …}}."""
+    """What stands of val or of a test set: its predictions and its metrics, {name: {"value", "lower",
+    "upper", …}}."""
 
     name: str
     table: pd.DataFrame | None
     entries: dict[str, dict]
+    is_external: bool = False
 
     @property
     def images(self) -> int:
@@ -88,8 +89,8 @@ def read_run(folder: str | Path) -> Run:
     facts = _read(folder / "run.json", missing, "what was run, and how to repeat it, is not known",
                   is_needed=True) or {}
     names, kind = _names_in(facts)
-    splits = {}
-    for name in SPLITS:
+    splits, external = {}, _external(folder, facts)
+    for name in _scored_splits(folder, external):
         table = _read(folder / f"predictions_{name}.csv", missing,
                       f"{name} is shown by its stored metrics alone", read_predictions)
         entries = _read(folder / f"metrics_{name}.json", missing, "the predictions alone count",
@@ -100,7 +101,7 @@ def read_run(folder: str | Path) -> Run:
                 missing.append(f"predictions_{name}.csv holds no image")
                 table = None
         if table is not None or entries:
-            splits[name] = Split(name, table, _without_nan(entries or {}))
+            splits[name] = Split(name, table, _without_nan(entries or {}), name in external)
     if not splits:
         raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor "
                          "figures: name a run's folder, OUTPUT_DIR/TASK")
@@ -114,7 +115,8 @@ def read_run(folder: str | Path) -> Run:
             split.entries = _without_nan({metric: {"value": value} for metric, value in figures.items()})
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
-    missing += [f"no {name} split was scored in this folder" for name in SPLITS if name not in splits]
+    missing += [f"no {name} split was scored in this folder" for name in ("test", "val")
+                if name not in map(plain, splits)]
     log, bad = read_log(folder / "log.txt")
     if bad:
         missing.append(f"log.txt: {bad} line{'s' if bad > 1 else ''} that tell of no epoch")
@@ -122,7 +124,8 @@ def read_run(folder: str | Path) -> Run:
     skipped = _read_skipped(folder / "skipped_images.csv", missing)
     maps = _read(folder / "heatmaps/heatmaps.json", missing, "heat maps are not shown") or {}
     overlays = {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}
-    return Run(folder, kind or "classification", names, facts, splits, log, _best_epoch(folder), leakage,
+    return Run(folder, kind or "classification", names, facts, splits, log,
+               _best_epoch(folder, next(iter(splits))), leakage,
                skipped, overlays, missing)
 
 
@@ -158,6 +161,21 @@ def number(value: object) -> float | None:
     return value if is_one else None
 
 
+def _external(folder: Path, facts: dict) -> list[str]:
+    """Its external test sets: those of its training, and of later evaluations those with a drop."""
+    found = as_dict(facts.get("data")).get("external")
+    trained = [str(name) for name in found] if isinstance(found, list) else []
+    return [*trained, *(path.stem.removeprefix("drop_") for path in folder.glob("drop_test_*.csv"))]
+
+
+def _scored_splits(folder: Path, external: list[str]) -> list[str]:
+    """The test sets that were scored here, internal ones first, then val."""
+    there = {"test", "val"} | {path.stem.partition("_")[2] for begin in ("predictions", "metrics")
+                               for path in folder.glob(f"{begin}_test_*.*")
+                               if path.suffix in (".csv", ".json")}
+    return [*test_sets(in_order(there, external)), "val"]
+
+
 def _names_in(facts: dict) -> tuple[list[str], str]:
     data = as_dict(facts.get("data"))
     if isinstance(data.get("class_names"), list):
@@ -166,10 +184,11 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
 
 
-def _best_epoch(folder: Path) -> int | None:
-    """The epoch whose weights were scored on test last: of metrics_test.csv's last row that names one."""
+def _best_epoch(folder: Path, main: str) -> int | None:
+    """The epoch whose weights were scored on the main test set last: of its metrics_*.csv's last row that
+    names one."""
     try:
-        with open(folder / "metrics_test.csv", encoding="utf-8", newline="") as file:
+        with open(folder / f"metrics_{main}.csv", encoding="utf-8", newline="") as file:
             epochs = [row.get("epoch") for row in csv.DictReader(file)]
     except (OSError, csv.Error, UnicodeDecodeError):
         return None

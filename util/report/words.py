@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from util.core.plain_numbers import mean_and_deviation
+from util.data.splits import in_order
 from util.metrics.table import is_better_low
 from util.report.metric_tables import undefined, written
 from util.report.run_data import Run, as_dict
@@ -127,7 +128,11 @@ def _images(run: Run) -> dict[str, dict[str, int]]:
     for split in run.splits.values():
         if split.table is not None and "true_class" in split.table:
             counts[split.name] = {str(k): int(n) for k, n in split.table["true_class"].value_counts().items()}
-    return {split: counts[split] for split in ("train", "val", "test") if split in counts}
+    return {split: counts[split] for split in in_order(counts, _external(run))}
+
+
+def _external(run: Run) -> list[str]:
+    return [split.name for split in run.splits.values() if split.is_external]
 
 
 def _patients(run: Run) -> dict[str, dict[str, int]]:
@@ -164,7 +169,7 @@ def _targets(run: Run) -> dict[str, object]:
     stored = as_dict(run.part("data").get("images"))
     counts = {split: number for split, number in stored.items() if isinstance(number, int)}
     counts |= {split.name: split.images for split in run.splits.values() if split.images}
-    splits = [split for split in ("train", "val", "test") if split in counts]
+    splits = in_order(counts, _external(run))
     known = {split.name: split.patients for split in run.splits.values()}
     rows = [(name, [_known_values(run, split, name) for split in splits]) for name in run.names]
     last = [_images_and_patients(counts[split], known.get(split)) for split in splits]

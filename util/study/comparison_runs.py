@@ -86,7 +86,7 @@ def read_run(folder: Path, split: str) -> Run:
     lacking = [file.name for file in (metrics, path) if not file.exists()]
     if lacking:
         remedy = "its training was cut before the first epoch's end"
-        if split == "test":
+        if split != "val":
             remedy = ("score it: main_finetune.py (or main_regression.py) --eval --resume "
                       f"{folder}/checkpoint-best.pth --task {folder.name} with the flags of its data")
         raise InputError(f"{folder} has no {' and no '.join(lacking)}, so its {split} split was never "

@@ -31,10 +31,10 @@ from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 from util.data import csv_columns, tables
-from util.data.csv_columns import SPLITS
 from util.data.images.files import ImageError, ImageSource
 from util.data.images.reading_pass import read_images
 from util.data.leakage.eye_names import pairs_across
+from util.data.splits import SPLITS, in_order, is_test, plain
 from util.options.flag import FINETUNE
 from util.options.parsing import OneLineParser
 from util.options.table import FLAGS
@@ -77,7 +77,7 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
     """
     begun, workers = time.monotonic(), workers or usable_cores()
     paths, splits = list(table["path"]), table["split"].to_numpy()
-    rows = {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}
+    rows = {split: np.flatnonzero(splits == split) for split in in_order(set(splits))}
     compared = decode and is_compared(table, most_compared)
     content, unreadable = _contents(paths, workers)
     notes, values = [], None
@@ -91,6 +91,8 @@ def check(table: pd.DataFrame, prints: "Fingerprints | None" = None, decode: boo
     within = pd.DataFrame({"split": splits, "content": content})[content >= 0].duplicated().sum()
     findings = []
     for earlier, later in itertools.combinations(rows, 2):
+        if is_test(earlier) and is_test(later):
+            continue  # nothing is learned from either
         pairs = _copies(content, rows[earlier], rows[later])
         if values is not None:
             left = np.setdiff1d(rows[later], [row for _, _, row, _ in pairs])
@@ -219,8 +221,10 @@ def _same_pixels(one: str, other: str) -> bool:
 def _patients(table: pd.DataFrame) -> list[dict]:
     known = table[table["patient"] != ""]
     counts = known.groupby(["patient", "split"], sort=False).size().unstack(fill_value=0)
-    counts = counts[[split for split in SPLITS if split in counts]]
-    found = counts[(counts > 0).sum(axis=1) > 1]
+    counts = counts[in_order(counts.columns)]
+    of_test = [split for split in counts if is_test(split)]
+    purposes = counts.drop(columns=of_test).assign(tests=counts[of_test].sum(axis=1))
+    found = counts[(purposes > 0).sum(axis=1) > 1]
     return [{"kind": "same patient", "splits": [split for split, number in row.items() if number],
              "patient": str(patient),
              "counts": {split: int(number) for split, number in row.items() if number}, "similarity": None}
@@ -324,8 +328,8 @@ def read_table(data: str, path_col: str = "path", split_col: str = "split",
     for the user). Raises InputError."""
     notes = []
     if os.path.isdir(data):
-        there = [split for split in SPLITS if os.path.isdir(os.path.join(data, split))]
-        table = tables.read_folder(data, there or SPLITS).table
+        there = set(map(plain, tables.split_folders(data)))
+        table = tables.read_folder(data, in_order(there) or SPLITS).table
     else:
         cells, splits, notes = csv_columns.read_images_csv(data, path_col, split_col, patient_col, {})
         table, more = tables.csv_table(data, cells, splits, path_col, patient_col, [""] * len(cells))

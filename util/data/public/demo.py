@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 from util.core.errors import InputError, RunError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
-from util.data.csv_columns import SPLITS
+from util.data.splits import SPLITS
 from util.options.parsing import OneLineParser
 
 GRADE_NAMES = ("0_no", "1_mild", "2_moderate", "3_severe", "4_proliferative")

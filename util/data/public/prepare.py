@@ -23,18 +23,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from util.core.errors import InputError, RunError
-from util.data.csv_columns import (
-    SPLIT_NAMES,
-    SPLITS,
-    read_columns,
-    refuse_empty,
-    refuse_unknown,
-    require_utf8,
-    some,
-)
+from util.data.csv_columns import read_columns, refuse_empty, refuse_unknown, require_utf8, some
 from util.data.image_endings import EXTENSIONS
 from util.data.public.raw_folder import Found, Picture, RawFolder, counted
 from util.data.public.sets import SETS
+from util.data.splits import SPLIT_NAMES, SPLITS
 from util.options.parsing import OneLineParser
 
 LIST_FILE = "split_list.csv"

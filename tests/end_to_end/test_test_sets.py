@@ -1,0 +1,85 @@
+"""Several test sets in one run: further internal and external ones, from folders and from a CSV."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import CLASSES
+from util.metrics.predictions import read_predictions
+
+
+@pytest.fixture(scope="module")
+def several(pictures, tmp_path_factory):
+    """The usual images, with an internal test set LATER of the same files and an external one OTHER without
+    one class."""
+    place = tmp_path_factory.mktemp("several") / "data"
+    shutil.copytree(pictures, place)
+    shutil.copytree(pictures / "val", place / "test_LATER")
+    shutil.copytree(pictures / "val", place / "ev_OTHER", ignore=lambda folder, names: [CLASSES[0]])
+    return place
+
+
+def test_one_run_scores_all_of_them(start, several, tmp_path):
+    code, out, err = start("--task", "run", "--leakage", "off", data=several)
+    assert code == 0, err
+    run = tmp_path / "output_dir/run"
+    sets = {split: read_predictions(run / f"predictions_{split}.csv")
+            for split in ("test", "test_LATER", "test_OTHER")}
+    for split, table in sets.items():
+        assert set(table["split"]) == {split} and (run / f"metrics_{split}.json").exists()
+        assert (run / f"confusion_matrix_{split}.png").exists() and f"\n{split} (" in out
+    # the same files were scored on val
+    outputs = [name for name in sets["test"] if name.startswith("logit_")]
+    val = read_predictions(run / "predictions_val.csv")
+    np.testing.assert_array_equal(val[outputs], sets["test_LATER"][outputs])
+    lost = pd.read_csv(run / "drop_test_OTHER.csv").set_index("metric")
+    assert not (run / "drop_test_LATER.csv").exists()
+    metrics = {split: json.loads((run / f"metrics_{split}.json").read_text()) for split in sets}
+    for name in ("roc_auc", "accuracy"):
+        both = [metrics[split][name]["value"] for split in ("test", "test_OTHER")]
+        assert lost["drop"][name] == pytest.approx(both[0] - both[1])
+        assert lost["lower"][name] <= lost["drop"][name] <= lost["upper"][name]
+    assert lost["drop"]["brier"] == pytest.approx(metrics["test_OTHER"]["brier"]["value"]
+                                                  - metrics["test"]["brier"]["value"])
+    assert json.loads((run / "run.json").read_text())["data"]["external"] == ["test_OTHER"]
+    page = (run / "report.html").read_text()
+    places = [page.index(f'id="charts-{split}"') for split in ("test", "test_LATER", "test_OTHER", "val")]
+    assert places == sorted(places) and "From test to test_OTHER" in page
+    assert "From test to test_LATER" not in page
+    # complete: nothing is done twice
+    code, out, err = start("--task", "run", "--leakage", "off", "--resume", "same", data=several)
+    assert code == 0 and "this run is complete" in out and "test_OTHER (" in out, err
+
+
+def test_folders_beside_the_data_and_a_csv_say_the_same(start, several, tmp_path):
+    """--external at an evaluation, and rows ev:OTHER of a CSV."""
+    assert start("--task", "run", "--epochs", 1, data=several)[0] == 0
+    shutil.copytree(several / "ev_OTHER", tmp_path / "OTHER" / "test")
+    plain = tmp_path / "plain"
+    shutil.copytree(several, plain, ignore=shutil.ignore_patterns("ev_*", "test_*"))
+    best = tmp_path / "output_dir/run/checkpoint-best.pth"
+    code, out, err = start("--task", "again", "--eval", "--resume", best, "--external", tmp_path / "OTHER",
+                           data=plain)
+    assert code == 0 and "from test to test_OTHER" in out, err
+    rows = [(path, path.parent.name, {"ev_OTHER": "ev:OTHER", "test_LATER": "test:LATER"}.get(
+        path.parts[-3], path.parts[-3])) for path in sorted(several.glob("*/*/*.png"))]
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(tmp_path / "d.csv", index=False)
+    code, out, err = start("--task", "csv", "--eval", "--resume", best, "--csv_file", tmp_path / "d.csv",
+                           data=None)
+    assert code == 0, err
+    outputs = [f"logit_{name}" for name in CLASSES]
+    tables = [read_predictions(tmp_path / f"output_dir/{task}/predictions_test_OTHER.csv")
+              for task in ("run", "again", "csv")]
+    for table in tables[1:]:
+        np.testing.assert_allclose(table[outputs], tables[0][outputs], atol=1e-6)
+    page = (tmp_path / "output_dir/again/report.html").read_text()
+    assert "From test to test_OTHER" in page
+
+
+def test_a_probe_scores_all_of_them(start, several, tmp_path):
+    code, out, err = start("--task", "probe", "--adaptation", "lp", "--leakage", "off", data=several)
+    assert code == 0 and "from test to test_OTHER" in out, err
+    assert (tmp_path / "output_dir/probe/predictions_test_LATER.csv").exists()
