@@ -5,7 +5,7 @@ import time
 import pandas as pd
 
 import models_vit
-from jobs import terminal
+from jobs import recalibration, terminal
 from jobs.job import Job
 from jobs.run_folder import commit, now, versions
 from util.core import run_files, secrets
@@ -66,6 +66,9 @@ def write_tests(job: Job, tables: dict[str, pd.DataFrame], epoch: int | None, de
             with job.folder.writing(job.folder.file(f"drop_{split}.csv")) as path:
                 run_files.write_whole(path, drop_table(found[main], found[split], lost))
             job.world.say(*terminal.drop(job.task, main, split, lost, job.folder))
+    if job.options.metrics.recalibrate is not None:
+        split = recalibration.split_of(job.options.metrics.recalibrate)
+        job.world.say(*recalibration.write(job.folder, split, tables[split], job.options))
     with job.folder.writing():
         job.world.say(*write_report(job.folder.path))
 

@@ -9,7 +9,7 @@ import torch
 
 import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
-from jobs import terminal
+from jobs import recalibration, terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import AUGMENTATIONS, Task
 from util.core.errors import InputError
@@ -63,6 +63,9 @@ class Classification(Task):
         self.class_names = data.class_names
         self.options = options.having(nb_classes=len(data.class_names))
         self._require_order(resumed)
+        asked = options.metrics.recalibrate
+        if asked is not None and recalibration.split_of(asked) not in data.test_sets:
+            raise InputError(f"--recalibrate {asked}: no such test set; there is {', '.join(data.test_sets)}")
         return data
 
     def _require_order(self, resumed: WeightFile | None) -> None:

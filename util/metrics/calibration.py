@@ -5,6 +5,7 @@ N is the number of images, K of classes.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit, log_softmax, logsumexp
@@ -14,6 +15,7 @@ from util.metrics.delong import variance
 
 BINS = 15  # of the calibration error, of equal width, as Guo et al. (ICML 2017) take them
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 100.0
+MOST_SLOPE = 1 / LEAST_TEMPERATURE  # of a recalibration
 Estimate = tuple[float, np.ndarray]  # a value and its influences (N,)
 _STEPS = 100  # of Newton's method, which needs some five
 
@@ -59,6 +61,55 @@ def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     if slope(high) <= 0:
         return LEAST_TEMPERATURE
     return 1 / brentq(slope, low, high, xtol=1e-12, rtol=1e-12)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """Logits -> slope * logits + intercepts, the intercepts (K,) with the mean 0."""
+
+    slope: float
+    intercepts: tuple[float, ...]
+    log_likelihood: float  # of the images that it was fitted to
+
+    def of(self, logits: np.ndarray) -> np.ndarray:
+        return self.slope * logits + np.array(self.intercepts)
+
+
+def fit_recalibration(logits: np.ndarray, true: np.ndarray, with_slope: bool) -> Recalibration | None:
+    """The intercepts, and with `with_slope` the one slope of all classes, of the greatest likelihood; None
+    where there is none (a class without images, or classes that the logits part without an error).
+
+    Of two classes it is the logistic recalibration of Cox (1958) as Steyerberg (Clinical Prediction Models,
+    2009) uses it. Where the classes' shares alone are others than in training, intercepts alone are exact:
+    they add the logarithm of the ratio of the shares (Saerens et al., Neural Computation 2002).
+    """
+    from scipy.optimize import minimize
+
+    number, rows = logits.shape[1], np.arange(len(true))
+    one_hot = np.eye(number)[true]
+    if not one_hot.any(axis=0).all():
+        return None
+
+    def parts(values: np.ndarray) -> tuple[float, np.ndarray]:
+        return (values[0] if with_slope else 1.0), np.append(values[-(number - 1):], 0.0)
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, intercepts = parts(values)
+        changed = log_softmax(slope * logits + intercepts, axis=1)
+        surplus = np.exp(changed) - one_hot
+        gradient = surplus.mean(axis=0)[:-1]
+        if with_slope:
+            gradient = np.append((surplus * logits).sum(axis=1).mean(), gradient)
+        return -changed[rows, true].mean(), gradient
+
+    start = np.append(np.ones(int(with_slope)), np.zeros(number - 1))
+    found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-8})
+    slope, intercepts = parts(found.x)
+    separated = with_slope and ((slope * logits + intercepts).argmax(axis=1) == true).all()
+    if separated or np.abs(found.jac).max() > 1e-5 or not 0 < slope < MOST_SLOPE:
+        return None
+    return Recalibration(float(slope), tuple((intercepts - intercepts.mean()).tolist()),
+                         -float(found.fun) * len(true))
 
 
 def class_log_odds(logits: np.ndarray, k: int) -> np.ndarray:

@@ -181,6 +181,7 @@ positive = _number(float, 0, open_low=True, high=math.inf, open_high=True)
 not_negative = _number(float, 0, high=math.inf, open_high=True)
 share = _number(float, 0, 1)
 share_above_0 = _number(float, 0, 1, open_low=True)
+share_below_1 = _number(float, 0, 1, open_low=True, open_high=True)
 below_one = _number(float, 0, 1, open_high=True)
 
 

@@ -9,6 +9,7 @@ from util.metrics.table import REGRESSION as REGRESSION_KIND
 from util.options.flag import (
     ALL,
     FEATURES,
+    FINETUNE,
     PREDICT,
     REGRESSION,
     USE,
@@ -21,6 +22,7 @@ from util.options.flag import (
     positive,
     seed_number,
     share_above_0,
+    share_below_1,
     whole,
 )
 
@@ -64,6 +66,26 @@ class MetricOptions:
         ),
         of_training=True,
         at={REGRESSION: Change(no_effect="a regression has no probabilities")},
+    )
+    recalibrate: str | None = flag(
+        None,
+        (
+            "a test set, by its NAME or test: fit intercepts, and a slope, of its probabilities on a share "
+            "of it, and show what they do to its other images"
+        ),
+        metavar="NAME",
+        programs=(FINETUNE,),
+        of_launch=True,
+        before=None,
+    )
+    recalibrate_share: float = flag(
+        0.5,
+        "the share of its patients, or images, that --recalibrate fits to",
+        read=share_below_1,
+        programs=(FINETUNE,),
+        of_launch=True,
+        before=0.5,
+        idle=Idle(lambda options: options.metrics.recalibrate is None, "without --recalibrate"),
     )
 
 
