@@ -62,6 +62,13 @@ SPLIT = Row(
     "…: column … takes …; other values in … rows: line …",
     "write train, val and test (or iv, ev)",
 )
+TEST_SET = Row(
+    KIND,
+    "A test set's name holds what no file's name can (`test:a/b`), or one name is internal and external",
+    "…: …",
+    "letters, numbers and . _ - alone; a name for each set",
+    does="one line that names the set",
+)
 LACKS_SPLIT = Row(
     KIND,
     "No row belongs to train, val or test",

@@ -52,6 +52,14 @@ WRONG_NUMBER = Row(
     "--nb_classes …, but found … classes (…): pass --nb_classes …",
     "pass what was found, or look for a stray folder among the names",
 )
+TEST_SETS = Row(
+    KIND,
+    "A further test set has a name that no file can have, the name of another one, or classes that train has "
+    "not; a folder of `--external` is not there",
+    "…: …",
+    "name it otherwise; give it classes of train alone",
+    does="one line that names the set",
+)
 IGNORED = Row(
     KIND,
     "Other files lie among the images: `.DS_Store`, `Thumbs.db`, `._copy.jpg`, notes, hidden folders",
@@ -111,6 +119,21 @@ TABLE.add(
     lambda place: [(place.folder / "link").symlink_to("link")] and train(place, "--data_path", "link"),
 )
 TABLE.add(NO_FOLDER, "a name too long for any file", lambda place: train(place, "--data_path", "x" * 5000))
+
+changed(TEST_SETS, "a name with a blank", lambda data: shutil.copytree(data / "test", data / "test_a b"),
+        "'a b'")
+changed(TEST_SETS, "internal and external", lambda data: [
+    shutil.copytree(data / "test", data / name) for name in ("test_A", "ev_A")], "ev_A and test_A")
+changed(TEST_SETS, "another class", lambda data: [
+    shutil.copytree(data / "test", data / "test_A"), (data / "test_A/dry").rename(data / "test_A/Dry")], "Dry")
+changed(TEST_SETS, "no class", lambda data: (data / "ev_A").mkdir(), "ev_A")
+changed(TEST_SETS, "external, not there", lambda data: None, "nowhere", words=("--external", "nowhere"))
+changed(TEST_SETS, "external, a file", lambda data: (data.parent / "A").write_text("x"), "not a folder",
+        words=("--external", "A"))
+changed(TEST_SETS, "external, twice", lambda data: shutil.copytree(data / "test", data.parent / "A/test"),
+        "same name", words=("--external", "A", "A"))
+changed(TEST_SETS, "recalibrated, not there", lambda data: None, "there is test",
+        words=("--recalibrate", "A"))
 
 for split in ("train", "val", "test"):
     changed(NO_SPLIT, f"no {split}", lambda data, split=split: shutil.rmtree(data / split), split)

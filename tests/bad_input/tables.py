@@ -22,6 +22,7 @@ from tests.bad_input.csv_rows import (
     SPELLING,
     SPLIT,
     TABLE,
+    TEST_SET,
     TWICE,
     TWICE_COLUMN,
     UNEVEN,
@@ -147,6 +148,11 @@ for number, column in enumerate(("path", "label", "split")):
 file(EMPTY_CELL, "prediction", with_cell(6, 0, ""), "column path is empty", program=PREDICTED)
 for name in ("holdout", "training", "0", "train;val"):
     file(SPLIT, name, with_cell(7, 2, name), "column split takes train, val, test, iv, ev", f"line 7 {name}")
+file(TEST_SET, "a slash", with_cell(15, 2, "test:a/b"), "'a/b' becomes part of file names")
+file(TEST_SET, "numbers, a blank", with_cell(15, 2, "ev:a b"), "'a b'", program=NUMBERS)
+file(TEST_SET, "internal and external", lambda rows: [
+    [*row[:2], {13: "ev:A", 14: "test:A"}.get(line, row[2]), *row[3:]] for line, row in enumerate(rows)],
+    "both internal (test:A) and external (ev:A)")
 for split in ("train", "val", "test"):
     file(
         LACKS_SPLIT,

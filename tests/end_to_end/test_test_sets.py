@@ -83,3 +83,22 @@ def test_a_probe_scores_all_of_them(start, several, tmp_path):
     code, out, err = start("--task", "probe", "--adaptation", "lp", "--leakage", "off", data=several)
     assert code == 0 and "from test to test_OTHER" in out, err
     assert (tmp_path / "output_dir/probe/predictions_test_LATER.csv").exists()
+
+
+def test_probabilities_are_fitted_anew(start, several, tmp_path):
+    """To a set where some labels are others', so that no outputs part its classes."""
+    mixed = tmp_path / "MIXED"
+    shutil.copytree(several / "train", mixed)
+    for number, name in enumerate(CLASSES):
+        for path in sorted((several / "train" / name).glob("*.png"))[:5]:
+            other = CLASSES[(number + 1) % len(CLASSES)]
+            (mixed / name / path.name).rename(mixed / other / f"of_{name}_{path.name}")
+    code, out, err = start("--task", "run", "--leakage", "off", "--external", mixed, "--recalibrate", "MIXED",
+                           data=several)
+    assert code == 0 and "test_MIXED recalibrated on" in out, out
+    found = json.loads((tmp_path / "output_dir/run/recalibration_test_MIXED.json").read_text())
+    assert set(found["metrics"]) == {"as it is", "intercepts", "slope and intercepts"}
+    assert found["fitted"] + found["scored"] == len(list(mixed.glob("*/*.png")))
+    assert "Probabilities fitted anew to test_MIXED" in (tmp_path / "output_dir/run/report.html").read_text()
+    code, out, err = start("--task", "other", "--recalibrate", "NONE", data=several)
+    assert code == 2 and "there is test, test_LATER, test_OTHER" in err

@@ -26,7 +26,7 @@ from util.metrics.bootstrap import (
 )
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
 from util.metrics.regression import moments, pairs_of, target_figures_of
-from util.metrics.table import BASIC, CORRECTED, SCORE_PARTS, is_better_low, row_of
+from util.metrics.table import BASIC, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
@@ -117,12 +117,15 @@ def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dic
     whatever method made them: with (l, u) about x and (l', u') about y, that of x - y reaches down by
     sqrt((x - l)^2 + (u' - y)^2) and up by sqrt((u - x)^2 + (y - l')^2) (Zou and Donner, Statistics in
     Medicine 2008; of two shares with Wilson's intervals it is Newcombe's). Metrics without an interval in
-    both are left out.
+    both are left out, and those whose best value is neither the highest nor the lowest (calibration slope and
+    intercept).
     """
     found = {}
     for name, one in internal.items():
-        other = external.get(name)
-        if other is None or not (_has_interval(one) and _has_interval(other)):
+        other, row = external.get(name), row_of(name)
+        if row is None or row.interval in ("", SANDWICH) or other is None:
+            continue
+        if not (_has_interval(one) and _has_interval(other)):
             continue
         better, worse = (other, one) if is_better_low(name) else (one, other)
         down = math.hypot(better["value"] - better["lower"], worse["upper"] - worse["value"])

@@ -15,7 +15,7 @@ from util.metrics.table import (
     of_kind,
     row_of,
 )
-from util.report.run_data import Run, Split
+from util.report.run_data import Run, Split, as_dict, number
 
 TO = " to "
 UNDEFINED = "undefined"
@@ -76,6 +76,22 @@ def drops_of(run: Run) -> list[dict[str, object]]:
                 for row in METRICS if row.name in lost]
         found.append({"name": split.name, "rows": rows})
     return [one for one in found if one["rows"]]
+
+
+def recalibrations_of(run: Run) -> list[dict[str, object]]:
+    """What probabilities that were fitted anew to a test set are like on its other images: rows of (metric,
+    cells), a cell (value, interval) for each correction."""
+    found = []
+    for split, one in run.recalibrations.items():
+        metrics = {str(name): as_dict(entries) for name, entries in as_dict(one["metrics"]).items()}
+        shown = [row for row in METRICS if any(row.name in entries for entries in metrics.values())]
+        rows = [(row.label, [_cell(entries.get(row.name), row.name) for entries in metrics.values()])
+                for row in shown]
+        chance = number(one.get("p_of_slope"))
+        found.append({"name": split, "corrections": list(metrics), "rows": rows, "fitted": one.get("fitted"),
+                      "scored": one.get("scored"), "slope": written(number(one.get("slope"))),
+                      "p": written(chance), "is_enough": chance is not None and chance >= 0.05})
+    return found
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:

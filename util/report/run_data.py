@@ -61,6 +61,7 @@ class Run:
     leakage: dict | None
     skipped: list[tuple[str, str]]  # path and reason of each image that was left out
     heat_maps: dict[str, Path]  # absolute path of an image -> its overlay
+    recalibrations: dict[str, dict]  # by test set (jobs/recalibration.py)
     missing: list[str]  # what a reader may look for and does not find, with the reason
 
     def part(self, name: str) -> dict:
@@ -124,9 +125,14 @@ def read_run(folder: str | Path) -> Run:
     skipped = _read_skipped(folder / "skipped_images.csv", missing)
     maps = _read(folder / "heatmaps/heatmaps.json", missing, "heat maps are not shown") or {}
     overlays = {str(path): folder / "heatmaps" / Path(str(name)).name for path, name in maps.items()}
+    recalibrations = {
+        path.stem.removeprefix("recalibration_"): found
+        for path in sorted(folder.glob("recalibration_test*.json"))
+        if (found := _read(path, missing, "what a recalibration does is not shown",
+                           lambda file: read_object(file, "metrics")))}
     return Run(folder, kind or "classification", names, facts, splits, log,
                _best_epoch(folder, next(iter(splits))), leakage,
-               skipped, overlays, missing)
+               skipped, overlays, recalibrations, missing)
 
 
 # ---- files -------------------------------------------------------------------------------------------------
