@@ -71,8 +71,8 @@ def recalibrate(table: pd.DataFrame, share: float, seed: int, order: list[str] |
     corrections = {INTERCEPTS: calibration.fit_recalibration(logits[fitted], true[fitted], False),
                    SLOPE: calibration.fit_recalibration(logits[fitted], true[fitted], True)}
     if fitted.all() or not fitted.any() or None in corrections.values():
-        return {}, (f"{fitted.sum():,} images say nothing of it: a class is absent among them, or the "
-                    "outputs part the classes without an error; take another --recalibrate_share")
+        return {}, (f"nothing can be fitted to {fitted.sum():,} images: a class is absent among them, or the "
+                    "outputs part the classes without an error, or don't tell them apart")
     plain, both = corrections.values()
     outputs = {AS_IT_IS: logits} | {name: one.of(logits) for name, one in corrections.items()}
     metrics = {name: _metrics(table[~fitted], values[~fitted], seed, order, draws)

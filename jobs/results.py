@@ -5,11 +5,12 @@ import time
 import pandas as pd
 
 import models_vit
-from jobs import recalibration, terminal
+from jobs import group_metrics, recalibration, terminal
 from jobs.job import Job
 from jobs.run_folder import commit, now, versions
 from util.core import run_files, secrets
 from util.core.plain_numbers import duration
+from util.data.groups import columns_of
 from util.metrics.intervals import drop_table, drops
 from util.metrics.predictions import read_predictions
 from util.options.table import own_values
@@ -59,6 +60,9 @@ def write_tests(job: Job, tables: dict[str, pd.DataFrame], epoch: int | None, de
     external sets; the page of all."""
     found = {split: _write_test(job, split, predictions, epoch, decided)
              for split, predictions in tables.items()}
+    for split, predictions in tables.items():
+        if columns_of(predictions):
+            job.world.say(*group_metrics.write(job.task, job.folder, split, predictions, decided))
     main, *others = found
     for split in others:
         if split in job.data.external and main not in job.data.external:

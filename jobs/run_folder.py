@@ -39,7 +39,7 @@ from util.report.learning_curves import learning_curves
 from util.weights.fitting import WeightFile
 
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "metrics_*.json",
-        "predictions_*.csv", "drop_*.csv", "recalibration_*.json",
+        "predictions_*.csv", "drop_*.csv", "recalibration_*.json", "groups_*.csv", "gaps_*.csv",
         "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
         "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html", "probe_*.csv",
         "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",

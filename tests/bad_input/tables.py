@@ -7,6 +7,7 @@ from tests.bad_input.csv_rows import (
     ABSENT,
     CLASSES,
     EMPTY_CELL,
+    GROUPS,
     LACKS_SPLIT,
     NO_COLUMN,
     NO_ROW,
@@ -148,6 +149,24 @@ for number, column in enumerate(("path", "label", "split")):
 file(EMPTY_CELL, "prediction", with_cell(6, 0, ""), "column path is empty", program=PREDICTED)
 for name in ("holdout", "training", "0", "train;val"):
     file(SPLIT, name, with_cell(7, 2, name), "column split takes train, val, test, iv, ev", f"line 7 {name}")
+def grouped(values):
+    """The rows with a column `site`, whose cells are these, in turn."""
+    return lambda rows: [[*row, "site" if line == 0 else values[(line - 1) % len(values)]]
+                         for line, row in enumerate(rows)]
+
+
+for name, values, says, words in (
+        ("one group", ("A",), "has 1 group", ()), ("no cell", ("",), "has 0 group", ()),
+        ("another spelling", ("A", "a"), "in two ways", ()),
+        ("an identifier", tuple(f"P{number}" for number in range(50)), "at most 12", ()),
+        ("text in bands", ("30", "50", "old", "60"), "'old'", ("--group_bins", "site=40")),
+        ("bands of another column", ("30", "50"), "age is none of", ("--group_bins", "age=40")),
+        ("falling bands", ("30", "50"), "rising", ("--group_bins", "site=60,40"))):
+    file(GROUPS, name, grouped(values), says, words=("--group_col", "site", *words))
+file(GROUPS, "a lone image", lambda rows: [[*row, "site" if line == 0 else "B" if line == 5 else "A"]
+                                          for line, row in enumerate(rows)], "line 6",
+     words=("--group_col", "site"))
+file(NO_COLUMN, "of groups", lambda rows: rows, "no column site (--group_col)", words=("--group_col", "site"))
 file(TEST_SET, "a slash", with_cell(15, 2, "test:a/b"), "'a/b' becomes part of file names")
 file(TEST_SET, "numbers, a blank", with_cell(15, 2, "ev:a b"), "'a b'", program=NUMBERS)
 file(TEST_SET, "internal and external", lambda rows: [

@@ -102,3 +102,32 @@ def test_probabilities_are_fitted_anew(start, several, tmp_path):
     assert "Probabilities fitted anew to test_MIXED" in (tmp_path / "output_dir/run/report.html").read_text()
     code, out, err = start("--task", "other", "--recalibrate", "NONE", data=several)
     assert code == 2 and "there is test, test_LATER, test_OTHER" in err
+
+
+def test_groups_of_a_csv(start, several, tmp_path):
+    rows = [(path, path.parent.name, path.parts[-3], f"site {number % 2}", str(20 + 7 * number % 60))
+            for split in ("train", "val", "test")
+            for number, path in enumerate(sorted(several.glob(f"{split}/*/*.png")))]
+    table = pd.DataFrame(rows, columns=["path", "label", "split", "site", "age"])
+    table.loc[3, "site"] = ""
+    table.to_csv(tmp_path / "d.csv", index=False)
+    words = ("--csv_file", tmp_path / "d.csv", "--leakage", "off", "--group_col", "site", "age")
+    code, out, err = start("--task", "run", *words, "--group_bins", "age=40,60", data=None)
+    assert code == 0 and "test by site" in out and "no gap between them is sure" in out, err
+    assert "1 of " in out and "rows name no site" in out
+    run = tmp_path / "output_dir/run"
+    groups = pd.read_csv(run / "groups_test.csv")
+    predictions = read_predictions(run / "predictions_test.csv")
+    assert set(groups["group"]) == {"site 0", "site 1", "below 40", "40 to 60", "60 and above"}
+    for (column, name), part in groups.groupby(["column", "group"]):
+        own = predictions[predictions[f"group_{column}"] == name]
+        values = part.set_index("metric")["value"]
+        assert values["n"] == len(own)
+        assert values["accuracy"] == pytest.approx((own["true_class"] == own["predicted_class"]).mean())
+    gaps = pd.read_csv(run / "gaps_test.csv")
+    assert list(gaps[gaps["column"] == "site"]["metric"]) == ["roc_auc", "accuracy", "balanced_accuracy", "f1"]
+    assert gaps["p"].isna().all()  # fewer than 20 images a group
+    page = (run / "report.html").read_text()
+    assert "test by site" in page and "Gaps between groups of age, test" in page and "too few" in page
+    code, out, err = start("--task", "other", *words, data=None)
+    assert code == 2 and "--group_bins age=40,60" in err

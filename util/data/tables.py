@@ -23,6 +23,7 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
+from util.data import groups
 from util.data import splits as split_names
 from util.data.csv_columns import (
     joined,
@@ -220,7 +221,8 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     """
     csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
     cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
-                                               {asked.label_col: "--label_col"}, asked.path_suffix)
+                                               {asked.label_col: "--label_col", **groups.flags(asked)},
+                                               asked.path_suffix)
     labels = cells[asked.label_col]
     refuse_empty(csv_file, labels)
     refuse_two_spellings(csv_file, labels)
@@ -231,6 +233,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
     class_names, lines = order_of(sorted(set(labels)))
     table.insert(3, "target", _targets(table, class_names))
+    notes += groups.add(table, csv_file, cells[kept], asked)
     data = Data(table, class_names, [*notes, *of_patients, *lines],
                 external=split_names.external_of(cells[asked.split_col][kept]))
     return _csv_classes(csv_file, data, splits)

@@ -24,9 +24,10 @@ from util.metrics.bootstrap import (
     resamples,
     wilson_interval,
 )
+from util.metrics.predictions import kind_and_names
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
 from util.metrics.regression import moments, pairs_of, target_figures_of
-from util.metrics.table import BASIC, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
+from util.metrics.table import BASIC, CLASSIFICATION, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
@@ -96,6 +97,18 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
     """{metric: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
+    return _collect(_regression_figures(table, targets), len(table), groups, draws, seed)
+
+
+def weighted_figures(table: pd.DataFrame) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """weights (B, N) of a predictions table's rows, which are in the order of their index -> {metric:
+    (B,)}."""
+    kind, names = kind_and_names(table)
+    return WeightedFigures(Images.of(table)) if kind == CLASSIFICATION else _regression_figures(table, names)
+
+
+def _regression_figures(table: pd.DataFrame,
+                        targets: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
 
     def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,7 +119,7 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
             found[figure] = mean_of_defined([found[f"{figure}_{name}"] for name in targets])
         return found
 
-    return _collect(figures, len(table), groups, draws, seed)
+    return figures
 
 
 def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dict]:

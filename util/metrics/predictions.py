@@ -2,7 +2,8 @@
 
 Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class>
 and logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and
-pred_<target>, in the CSV's own units. A table that was written is read back equal in every bit.
+pred_<target>, in the CSV's own units; group_<column> of each --group_col. A table that was written is read
+back equal in every bit.
 """
 
 import csv
@@ -29,6 +30,11 @@ def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
     classes = class_names_of(columns)
     targets = [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
     return (CLASSIFICATION, classes) if classes else (REGRESSION, targets)
+
+
+def group_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of a table, or its header, that say a row's group (util/data/groups.py)."""
+    return [name for name in columns if name.startswith("group_")]
 
 
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:

@@ -138,6 +138,25 @@ class DataOptions:
     patient_col: str | None = flag(
         None, "the CSV's column of patients, for the predictions table", idle=NO_CSV
     )
+    group_col: list[str] = flag(
+        [],
+        (
+            "columns of the CSV, such as camera, site or sex, for whose groups the test sets' metrics are "
+            "told apart and compared"
+        ),
+        words="+",
+        metavar="COLUMN",
+        before=[],
+        idle=NO_CSV,
+    )
+    group_bins: list[str] = flag(
+        [],
+        "cut a column of numbers of --group_col into bands, such as age=40,60",
+        words="+",
+        metavar="COLUMN=NUMBERS",
+        before=[],
+        idle=Idle(lambda options: not options.data.group_col, "without --group_col"),
+    )
     nb_classes: int = flag(
         8,
         "number of classes; checked where typed, else taken from the data",

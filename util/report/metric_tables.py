@@ -78,6 +78,44 @@ def drops_of(run: Run) -> list[dict[str, object]]:
     return [one for one in found if one["rows"]]
 
 
+def groups_of(run: Run, split: Split) -> list[dict[str, object]]:
+    """Of each column that groups were taken from: the groups' metrics, rows of (name, cells), and the gaps
+    between them, rows of (metric, groups, gap, interval, p)."""
+    found = []
+    for column in dict.fromkeys(row.get("column", "") for row in split.groups):
+        entries: dict[str, dict[str, dict]] = {}
+        for row in split.groups:
+            if row.get("column") == column:
+                values = {part: _number(row.get(part)) for part in ("value", "lower", "upper")}
+                entries.setdefault(str(row.get("group")), {})[str(row.get("metric"))] = values
+        shown = [(name, label) for name, label, _ in _headline(run)
+                 if any(name in of_group for of_group in entries.values())][:MOST_TILES]
+        rows = [(group, [_cell(of_group.get("n"), "n"),
+                         *(_cell(of_group.get(name), name) for name, _ in shown)])
+                for group, of_group in entries.items()]
+        gaps = [(_label(str(gap.get("metric"))), f"{gap.get('first')} and {gap.get('second')}",
+                 written(_number(gap.get("value"))),
+                 interval({part: _number(gap.get(part)) for part in ("lower", "upper")}) or "–",
+                 written(p) if (p := _number(gap.get("p_holm"))) is not None else "too few")
+                for gap in split.gaps if gap.get("column") == column]
+        found.append({"column": column, "labels": ["Images", *(label for _, label in shown)], "rows": rows,
+                      "gaps": gaps})
+    return found
+
+
+def _label(name: str) -> str:
+    row = row_of(name)
+    of = name.removeprefix(row.name).lstrip("_") if row else ""
+    return name if row is None else f"{row.label}{f' of {of}' if of else ''}"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return number(float(text or "nan"))
+    except ValueError:
+        return None
+
+
 def recalibrations_of(run: Run) -> list[dict[str, object]]:
     """What probabilities that were fitted anew to a test set are like on its other images: rows of (metric,
     cells), a cell (value, interval) for each correction."""

@@ -7,7 +7,7 @@ that was cut, of an older program's, or of one whose files were copied away.
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Split:
     table: pd.DataFrame | None
     entries: dict[str, dict]
     is_external: bool = False
+    groups: list[dict[str, str]] = field(default_factory=list)  # rows of groups_*.csv and gaps_*.csv
+    gaps: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -102,7 +104,9 @@ def read_run(folder: str | Path) -> Run:
                 missing.append(f"predictions_{name}.csv holds no image")
                 table = None
         if table is not None or entries:
-            splits[name] = Split(name, table, _without_nan(entries or {}), name in external)
+            groups, gaps = (_read(folder / f"{kind}_{name}.csv", missing, "groups are not shown", _rows) or []
+                            for kind in ("groups", "gaps"))
+            splits[name] = Split(name, table, _without_nan(entries or {}), name in external, groups, gaps)
     if not splits:
         raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor "
                          "figures: name a run's folder, OUTPUT_DIR/TASK")
@@ -142,8 +146,8 @@ def as_dict(value: object) -> dict:
 
 
 def _read(path: Path, missing: list[str], consequence: str,
-          read: Callable[[Path], dict | pd.DataFrame] = read_object,
-          is_needed: bool = False) -> dict | pd.DataFrame | None:
+          read: Callable[[Path], dict | list | pd.DataFrame] = read_object,
+          is_needed: bool = False) -> dict | list | pd.DataFrame | None:
     """What `read` makes of a file, or None and a line with the consequence; no line of a file that is neither
     needed nor there."""
     if not is_needed and not path.exists():
@@ -153,6 +157,15 @@ def _read(path: Path, missing: list[str], consequence: str,
     except InputError as error:
         missing.append(f"{str(error).removeprefix(f'{path.parent}/')}: {consequence}")
     return None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """A CSV's rows. InputError where it can't be read."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
 
 
 def _without_nan(entries: dict[str, dict]) -> dict[str, dict]:
