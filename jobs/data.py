@@ -60,7 +60,9 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     filled = None
     if world.is_main and not options.run.dry_run:
         again = list(used["path"][used["split"].map(plain).isin(cached_splits(options))])
-        filled = _filling(options, resumed, cache.Kept.of(settings, fields), again, world.say)
+        kept = cache.Kept.of(settings, fields)
+        filling = cache.Filling(cache_folder(options), kept, world.say, final=False)
+        filled = filling if _is_filled(options, resumed, filling, again, facts, world.say) else None
         others += [] if filled is None else [(filled, again)]
     looks_for_leakage = (world.is_main and not options.run.eval and asked.leakage != "off"
                          and not asked.skip_file_check)
@@ -93,17 +95,17 @@ def cache_folder(options: Options) -> Path:
     return Path(options.run.output_dir) / ".pictures" if asked == AUTO else Path(asked)
 
 
-def _filling(options: Options, resumed: WeightFile | None, kept: cache.Kept, paths: list[str],
-             say: Callable[..., None]) -> cache.Filling | None:
-    """What brings images into the cache while they are checked; None where none are kept."""
-    if options.images.image_cache == OFF or not kept.side:
-        return None
-    filling = cache.Filling(cache_folder(options), kept, say, final=False)
-    if options.images.image_cache == AUTO:
-        worth, lines = cache_choice.worth_filling(filling, paths, _passes(options, resumed), usable_cores())
-        say(*lines)
-        return filling if worth else None
-    return filling
+def _is_filled(options: Options, resumed: WeightFile | None, filling: cache.Filling, paths: list[str],
+               facts: scan.ImageFacts, say: Callable[..., None]) -> bool:
+    """Whether images are brought into the cache while they are checked."""
+    if options.images.image_cache == OFF or not filling.kept.side:
+        return False
+    if options.images.image_cache != AUTO:
+        return True
+    worth, lines = cache_choice.worth_filling(filling, paths, _passes(options, resumed), usable_cores(),
+                                              None if options.data.skip_file_check else facts)
+    say(*lines)
+    return worth
 
 
 def _passes(options: Options, resumed: WeightFile | None) -> int:

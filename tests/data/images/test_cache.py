@@ -19,6 +19,7 @@ from util.data.images import cache as image_cache
 from util.data.images import cache_choice
 from util.data.images.cache import Kept, KeptSource, default_side, lossless_side, open_cache
 from util.data.images.files import ImageSource
+from util.data.images.scan import ImageFacts
 from util.data.images.transforms import EvalTransform, TrainTransform, eval_settings, train_settings
 from util.data.tables import read_folder
 from util.options.data import ImageOptions
@@ -217,7 +218,7 @@ def test_a_picture_that_is_gone_is_named(photographs, tmp_path):
 def choice(photographs, tmp_path, passes):
     lines = []
     filling = image_cache.Filling(tmp_path / "output_dir" / ".pictures", Kept(200, "scaled"), lines.append)
-    worth, said = cache_choice.worth_filling(filling, list(photographs["path"]), passes, 2)
+    worth, said = cache_choice.worth_filling(filling, list(photographs["path"]), passes, 2, ImageFacts(None))
     assert lines == [] and list(tmp_path.glob("output_dir/**/*")) == []  # nothing is left behind
     return worth, said
 
@@ -249,8 +250,8 @@ def test_what_is_kept_already_is_used_and_bad_files_are_left_to_the_check(photog
     folder = tmp_path / "output_dir" / ".pictures"
     cached(photographs, folder, 200)
     filling = image_cache.Filling(folder, Kept(200, "scaled"), print)
-    assert cache_choice.worth_filling(filling, list(photographs["path"]), 1, 2) == (True, [])
-    assert cache_choice.worth_filling(filling, list(photographs["path"][:3]), 100, 2) == (True, [])
+    assert cache_choice.worth_filling(filling, list(photographs["path"]), 1, 2, ImageFacts(None)) == (True, [])
+    assert cache_choice.worth_filling(filling, list(photographs["path"][:3]), 100, 2, ImageFacts(None)) == (True, [])
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
-    assert cache_choice.worth_filling(filling, [str(bad)], 100_000, 2) == (False, [])
+    assert cache_choice.worth_filling(filling, [str(bad)], 100_000, 2, ImageFacts(None)) == (False, [])

@@ -15,19 +15,22 @@ from util.core.disk import free_of, reason
 from util.core.plain_numbers import duration, size_of
 from util.data.images.cache import Filling
 from util.data.images.files import ImageError
+from util.data.images.scan import ImageFacts
 
 MOST_TRIED = 32  # files
 MOST_SECONDS = 2.0  # for decoding them
-LEAST_SAVED = 10.0  # seconds: less is not worth a folder
+LEAST_SAVED = 5.0  # seconds: less is not worth a folder
 FREE_SHARE = 0.5  # of the free disk: the run's checkpoints need room, too
 
 
-def worth_filling(filling: Filling, paths: Sequence[str], passes: int,
-                  threads: int) -> tuple[bool, list[str]]:
+def worth_filling(filling: Filling, paths: Sequence[str], passes: int, threads: int,
+                  facts: ImageFacts | None) -> tuple[bool, list[str]]:
     """Whether this launch, which reads each image `passes` times in `threads` at once, ends sooner with the
     cache; and lines that say why not.
 
     Images that are in the cache already count as kept. Files that can't be read are left to the check.
+    facts: of the check, which reads files that it does not know with or without a cache, so that to decode
+    them costs nothing more; None: nothing is checked.
     """
     lacking = np.flatnonzero(filling.absent(paths))
     if not len(lacking) or passes < 2:
@@ -36,8 +39,11 @@ def worth_filling(filling: Filling, paths: Sequence[str], passes: int,
     if not pixels:
         return False, []
     once = len(lacking) * seconds / threads
-    if (passes - 1) * once < LEAST_SAVED:
-        return False, [_declined(f"keeping them decoded would save {duration((passes - 1) * once)} at most")]
+    some = [paths[place] for place in lacking[:MOST_TRIED]]
+    reads_anyway = facts is not None and len(facts.of(some)) < len(some) / 2
+    most = (passes if reads_anyway else passes - 1) * once
+    if most < LEAST_SAVED:
+        return False, [_declined(f"keeping them decoded would save {duration(most)} at most")]
     needed = len(lacking) * sum(len(one) for one in pixels) / len(pixels)
     folder = next(one for one in filling.folder.parents if one.is_dir())
     room = FREE_SHARE * free_of(folder)[0]
@@ -48,12 +54,11 @@ def worth_filling(filling: Filling, paths: Sequence[str], passes: int,
         writing = len(lacking) * _seconds_of_writing(pixels, folder)
     except OSError as error:
         return False, [_declined(f"nothing can be kept in {folder} ({reason(error)})")]
-    saved = (passes - 1) * once - writing
-    if saved < LEAST_SAVED:
+    if most - writing < LEAST_SAVED:
         return False, [_declined(f"writing them to {folder} would take {duration(writing)}, and save "
-                                 f"{duration((passes - 1) * once)}")]
-    where = filling.folder.parent
-    return True, [f"images     kept decoded in {where}: saves some {duration(saved)} of {passes} epochs "
+                                 f"{duration(most)}")]
+    where, saved = filling.folder.parent, duration(most - writing)
+    return True, [f"images     kept decoded in {where}: saves some {saved} of {passes} epochs "
                   "(--image_cache auto)"]
 
 
