@@ -73,7 +73,7 @@ GROUPS = Row(
     KIND,
     "A column of `--group_col` has one group, a group of one image, more than 12 groups, or text where "
     "`--group_bins` needs numbers",
-    "…: column … …",
+    "…: …",
     "merge groups, leave cells empty, or cut numbers into bands: `--group_bins age=40,60`",
     does="one line that names the column, and the line of a lone image",
 )

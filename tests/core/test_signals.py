@@ -91,3 +91,20 @@ def test_under_our_launcher_only_an_end_that_all_know_of_is_marked_as_meant(
     monkeypatch.setenv(ENDED_BY_ITSELF, str(marker))
     assert exit_code_of(main, []) == 99
     assert marker.exists() == together and ("stopped by" in capsys.readouterr().err) == together
+
+
+def test_a_ctrl_c_that_gets_lost_is_asked_for_again(capsys):
+    """A library may take the KeyboardInterrupt of a callback for an error of its own, and go on."""
+    def main(argv):
+        with signals.held():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                pass
+            signals.asked()
+        raise AssertionError("not reached")
+
+    before = signal.getsignal(signal.SIGINT)
+    assert exit_code_of(main) == 130 and "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before and not signals.asked()

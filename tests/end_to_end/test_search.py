@@ -28,7 +28,8 @@ def trials(folder, task="s"):
 
 
 def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
-    code, out, err = predict(*SEARCH, "--optuna_trials", 3, "--optuna_eval_test")
+    kept = ("--image_cache", "kept")
+    code, out, err = predict(*SEARCH, *kept, "--optuna_trials", 3, "--optuna_eval_test")
     assert code == 0, err
     assert "3 trials of 2 epochs in total, maximize r2 on val" in out and out.count("\ntrial ") == 3
     assert "images     60 decoded once" in out
@@ -46,7 +47,7 @@ def test_a_search_and_its_final_run(predict, tmp_path):  # noqa: F811
     # a second start without --optuna_resume is refused, with it there is nothing to do
     code, _, err = predict(*SEARCH, "--optuna_trials", 3)
     assert code == 2 and "--optuna_resume" in err and err.count("\n") == 1
-    code, out, _ = predict(*SEARCH, "--optuna_trials", 3, "--optuna_resume", "--optuna_eval_test")
+    code, out, _ = predict(*SEARCH, *kept, "--optuna_trials", 3, "--optuna_resume", "--optuna_eval_test")
     assert (
         code == 0
         and out.count("\ntrial ") == 0

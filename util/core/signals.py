@@ -34,6 +34,7 @@ class StopRequested(BaseException):
 
 class _Wish:
     signal_name = ""  # of the first signal that came
+    interrupted = False  # by Ctrl-C
     holders = 0
     # what answered the end of a child until `leave`
     child_handler: Callable[[int, FrameType | None], object] | int | None = None
@@ -45,7 +46,10 @@ def code_of(number: int) -> int:
 
 
 def asked() -> bool:
-    """Whether this process was asked to end."""
+    """Whether this process was asked to end. KeyboardInterrupt where one was raised before and got lost, as
+    in a library that takes any error of a callback for its own."""
+    if _Wish.interrupted:
+        raise KeyboardInterrupt
     return bool(_Wish.signal_name)
 
 
@@ -80,15 +84,17 @@ def answered() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _Wish.signal_name, _Wish.holders = "", 0
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+    _Wish.signal_name, _Wish.interrupted, _Wish.holders = "", False, 0
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:
+        if number != signal.SIGINT and handler != signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    if before[signal.SIGINT] == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
     try:
         yield
     finally:
-        _Wish.signal_name = ""
+        _Wish.signal_name, _Wish.interrupted = "", False
         if _Wish.child_handler is not None:
             signal.signal(signal.SIGCHLD, _Wish.child_handler)
             _Wish.child_handler = None
@@ -101,6 +107,11 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _Wish.signal_name = _Wish.signal_name or signal.Signals(number).name
     if first and not _Wish.holders:
         raise StopRequested
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    _Wish.interrupted = True
+    raise KeyboardInterrupt
 
 
 def leave() -> None:
