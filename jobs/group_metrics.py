@@ -9,7 +9,7 @@ of a column's gaps are corrected together (Holm), so that in 95 % of data withou
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from util.study.comparison import holm
 SMALLEST = 20  # images, or patients: below, a gap is shown and not tested
 EXCHANGES = 2000
 LEVEL = 0.05
+GROUP_COLUMNS = ["column", "group", "metric", "value", "lower", "upper"]
 CHUNK = 2**22  # cells of the exchanges that are computed at a time
 
 
@@ -68,9 +69,11 @@ def write(task: Task, folder: RunFolder, split: str, table: pd.DataFrame, decide
         found = gaps_of(table, column, entries, task.options.run.seed)
         gaps += found
         lines += _lines(task, split, column, entries, found)
-    for name, content in (("groups", rows), ("gaps", [vars(gap) for gap in gaps])):
+    for name, content, columns in (("groups", rows, GROUP_COLUMNS),
+                                   ("gaps", [vars(gap) for gap in gaps], [one.name for one in fields(Gap)])):
         with folder.writing(folder.file(f"{name}_{split}.csv")) as path:
-            write_whole(path, pd.DataFrame(content).to_csv(index=False, lineterminator="\n"))
+            text = pd.DataFrame(content, columns=columns).to_csv(index=False, lineterminator="\n")
+            write_whole(path, text)
     return lines
 
 
@@ -109,10 +112,12 @@ def exchange_test(pair: pd.DataFrame, is_first: pd.Series, metrics: list[str],
     as the gap that is there. NaN where a group is smaller than SMALLEST, or the metric undefined in one.
 
     Units are patients (`groups_of`), exchanged among those whose commonest class is the same; of a regression
-    among all.
+    among all. A patient with images in both groups is a unit in each, which makes p larger rather than
+    smaller: what the two have in common is then taken for chance.
     """
     units = groups_of(pair["patient"].to_numpy(dtype=object))
     units = np.arange(len(pair)) if units is None else units
+    units = np.unique(2 * units + is_first.to_numpy(), return_inverse=True)[1]
     member = pd.Series(is_first.to_numpy()).groupby(units).first().to_numpy()
     if min(member.sum(), (~member).sum()) < SMALLEST:
         return dict.fromkeys(metrics, math.nan)
@@ -157,14 +162,19 @@ def _lines(task: Task, split: str, column: str, entries: dict[str, dict], gaps: 
     lines = [f"{split} by {column}"]
     for name, of_group in entries.items():
         found = of_group[metric]
-        small = "  too few for a test" if of_group["n"]["value"] < SMALLEST else ""
+        own = [gap for gap in gaps if name in (gap.first, gap.second)]
+        small = "  too few for a test" if own and all(math.isnan(gap.p) for gap in own) else ""
         lines.append(f"  {name:<{width}}  {label} {_written(found)}  {of_group['n']['value']:,.0f} images"
                      + small)
     sure = [gap for gap in gaps if gap.p_holm < LEVEL]
     lines += [f"  gap of {gap.metric} between {gap.first} and {gap.second}: {gap.value:.3f} "
               f"({gap.lower:.3f} to {gap.upper:.3f}), p {gap.p_holm:.3g} after Holm's correction"
               for gap in sure]
-    return lines if sure else [*lines, "  no gap between them is sure (exchange tests, Holm's correction)"]
+    if not sure:
+        tested = any(not math.isnan(gap.p) for gap in gaps)
+        lines.append("  no gap between them is sure (exchange tests, Holm's correction)" if tested else
+                     "  no gap was tested" if gaps else "  one group alone: nothing to compare")
+    return lines
 
 
 def _written(found: dict) -> str:

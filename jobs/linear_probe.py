@@ -16,7 +16,7 @@ import torch
 
 from jobs.checkpointing import content, write_last, write_model
 from jobs.job import Job
-from jobs.results import facts, finish_val, say_complete, say_end, write_tests
+from jobs.results import facts, finish_val, is_scored, say_complete, say_end, write_tests
 from util.core.errors import InputError, RunError
 from util.core.plain_numbers import duration
 from util.core.run_files import write_whole
@@ -81,7 +81,7 @@ def _is_complete(job: Job) -> bool:
         job.world.say("a probe is not gone on with: it is trained anew, from the backbone of "
                       f"{job.resumed.path}")
     return job.world.from_main(mine and rest["epoch"] + 1 >= job.options.training.epochs
-                               and folder.is_scored(rest["best"]["epoch"], job.data.test_sets))
+                               and is_scored(job, rest["best"]["epoch"]))
 
 
 def _labels(job: Job, split: str) -> torch.Tensor:

@@ -88,6 +88,14 @@ def _write_test(job: Job, split: str, predictions: pd.DataFrame, epoch: int | No
     return entries
 
 
+def is_scored(job: Job, epoch: int | None) -> bool:
+    """Whether the folder holds all that is asked for of this epoch's weights."""
+    asked = job.options.metrics.recalibrate
+    file = None if asked is None else f"recalibration_{recalibration.split_of(asked)}.json"
+    return (job.folder.is_scored(epoch, job.data.test_sets)
+            and (file is None or job.folder.file(file).exists()))
+
+
 def say_end(job: Job, best: dict, began: float) -> None:
     metric = job.options.metrics.select_metric
     job.world.say(f"best epoch {best['epoch']} (val {metric} {best['score']:.4f}); trained in "

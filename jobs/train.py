@@ -30,7 +30,7 @@ from jobs.job import Job
 from jobs.linear_probe import probe
 from jobs.loaders import features_of, fill_cache, loader
 from jobs.model import describe_part, shapes_adapted
-from jobs.results import facts, finish_val, say_complete, say_end, write_tests
+from jobs.results import facts, finish_val, is_scored, say_complete, say_end, write_tests
 from jobs.setup import prepare, without_effect_here
 from jobs.tasks.base import Task
 from util.core import signals
@@ -183,7 +183,7 @@ def _train(job: Job) -> None:
         done, best, best_weights = resume(job, trainer)
         resumed_at = done.epoch
     is_trained = done.epoch >= options.training.epochs
-    if world.from_main(is_trained and folder.is_scored(best["epoch"], job.data.test_sets)):
+    if world.from_main(is_trained and is_scored(job, best["epoch"])):
         say_complete(job)
         return
     world.main_alone(lambda: folder.write_run(facts(job), resumed_at))

@@ -221,3 +221,24 @@ def test_drawn_numbers_are_learned(tmp_path):
     figures = json.loads((tmp_path / "output_dir/demo/metrics_test.json").read_text())
     for name in ("lesion_area", "brightness", "disc_x"):
         assert figures[f"r2_{name}"]["value"] >= 0.8, figures
+
+
+def test_an_external_set_and_groups_of_a_regression(predict, demo, tmp_path):
+    table = pd.read_csv(demo)
+    table["path"] = [str((demo.parent / path).resolve()) for path in table["path"]]
+    tests = table.index[table["split"] == "test"]
+    table.loc[tests[::2], "split"] = "ev:OTHER"
+    table["site"] = ["A", "B"] * (len(table) // 2) + ["A"] * (len(table) % 2)
+    table.to_csv(tmp_path / "d.csv", index=False)
+    code, out, err = predict("--task", "r", "--epochs", 1, "--group_col", "site", csv=tmp_path / "d.csv")
+    assert code == 0 and "from test to test_OTHER" in out and "test_OTHER by site" in out, err
+    lost = pd.read_csv(tmp_path / "output_dir/r/drop_test_OTHER.csv").set_index("metric")["drop"]
+    metrics = [json.loads((tmp_path / f"output_dir/r/metrics_{split}.json").read_text())["mae"]["value"]
+               for split in ("test", "test_OTHER")]
+    assert lost["mae"] == pytest.approx(metrics[1] - metrics[0])  # less is better
+    groups = pd.read_csv(tmp_path / "output_dir/r/groups_test.csv")
+    assert set(groups["group"]) <= {"A", "B"} and {"r2", "mae", "n"} <= set(groups["metric"])
+    gaps = pd.read_csv(tmp_path / "output_dir/r/gaps_test.csv")  # its columns also where there is one group
+    assert len(gaps) == 2 * (groups["group"].nunique() - 1) and {"first", "p_holm"} <= set(gaps)
+    page = (tmp_path / "output_dir/r/report.html").read_text()
+    assert "From test to test_OTHER" in page and "test by site" in page

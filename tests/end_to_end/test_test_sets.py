@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from compare import main
 from tests.conftest import CLASSES
 from util.metrics.predictions import read_predictions
 
@@ -49,6 +50,9 @@ def test_one_run_scores_all_of_them(start, several, tmp_path):
     places = [page.index(f'id="charts-{split}"') for split in ("test", "test_LATER", "test_OTHER", "val")]
     assert places == sorted(places) and "From test to test_OTHER" in page
     assert "From test to test_LATER" not in page
+    for split in ("test_OTHER", "val"):
+        assert main([str(run), "--split", split, "--output", str(tmp_path / split)]) == 0
+        assert (tmp_path / split / "comparison.csv").exists()
     # complete: nothing is done twice
     code, out, err = start("--task", "run", "--leakage", "off", "--resume", "same", data=several)
     assert code == 0 and "this run is complete" in out and "test_OTHER (" in out, err
@@ -100,6 +104,12 @@ def test_probabilities_are_fitted_anew(start, several, tmp_path):
     assert set(found["metrics"]) == {"as it is", "intercepts", "slope and intercepts"}
     assert found["fitted"] + found["scored"] == len(list(mixed.glob("*/*.png")))
     assert "Probabilities fitted anew to test_MIXED" in (tmp_path / "output_dir/run/report.html").read_text()
+    # asked for once a run is complete, it is still done
+    (tmp_path / "output_dir/run/recalibration_test_MIXED.json").unlink()
+    code, out, err = start("--task", "run", "--leakage", "off", "--external", mixed, "--recalibrate", "MIXED",
+                           "--resume", "same", data=several)
+    assert code == 0 and "test_MIXED recalibrated on" in out, err
+    assert json.loads((tmp_path / "output_dir/run/recalibration_test_MIXED.json").read_text()) == found
     code, out, err = start("--task", "other", "--recalibrate", "NONE", data=several)
     assert code == 2 and "there is test, test_LATER, test_OTHER" in err
 
@@ -113,7 +123,7 @@ def test_groups_of_a_csv(start, several, tmp_path):
     table.to_csv(tmp_path / "d.csv", index=False)
     words = ("--csv_file", tmp_path / "d.csv", "--leakage", "off", "--group_col", "site", "age")
     code, out, err = start("--task", "run", *words, "--group_bins", "age=40,60", data=None)
-    assert code == 0 and "test by site" in out and "no gap between them is sure" in out, err
+    assert code == 0 and "test by site" in out and "no gap was tested" in out, err
     assert "1 of " in out and "rows name no site" in out
     run = tmp_path / "output_dir/run"
     groups = pd.read_csv(run / "groups_test.csv")
@@ -128,6 +138,6 @@ def test_groups_of_a_csv(start, several, tmp_path):
     assert list(gaps[gaps["column"] == "site"]["metric"]) == ["roc_auc", "accuracy", "balanced_accuracy", "f1"]
     assert gaps["p"].isna().all()  # fewer than 20 images a group
     page = (run / "report.html").read_text()
-    assert "test by site" in page and "Gaps between groups of age, test" in page and "too few" in page
+    assert "test by site" in page and "Gaps between groups of age, test" in page and "too few" in page and "too few for a test" in out
     code, out, err = start("--task", "other", *words, data=None)
     assert code == 2 and "--group_bins age=40,60" in err

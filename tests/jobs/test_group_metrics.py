@@ -134,3 +134,16 @@ def test_bands_hold_their_lower_edge():
 def test_a_gap_is_written_as_a_row():
     assert set(vars(Gap("site", "roc_auc", "A", "B", 0.1, 0.0, 0.2, 0.04))) == {
         "column", "metric", "first", "second", "value", "lower", "upper", "p", "p_holm"}
+
+
+def test_a_patient_may_have_images_in_both_groups():
+    """Each of 100 patients was photographed by both cameras; those of the second are worse."""
+    one, other = drawn(4, (100,), (3.0,)), drawn(5, (100,), (0.3,))
+    table = pd.concat([one.assign(patient=[str(k) for k in range(100)]),
+                       other.assign(group_site="B", patient=[str(k) for k in range(100)])])
+    table = table.assign(index=np.arange(200)).reset_index(drop=True)
+    p = exchange_test(table, table["group_site"] == "A", ["roc_auc"], 0)
+    assert p["roc_auc"] < 0.01
+    # few patients, each with many images in both groups
+    assert math.isnan(exchange_test(table.assign(patient=[str(k % 10) for k in range(200)]),
+                                    table["group_site"] == "A", ["roc_auc"], 0)["roc_auc"])

@@ -386,3 +386,16 @@ def test_the_hint_of_eyes_and_that_patients_are_not_known(tmp_path):
         and "by their names" not in " ".join(lines)
         and "not known" not in lines[0]
     )
+
+
+def test_two_test_sets_may_share_what_train_has_not(tmp_path):
+    """Nothing is learned from a test set: the same image or patient in two of them is no leakage."""
+    rng = np.random.default_rng(0)
+    names = [("0", "train", "a"), ("1", "test", "b"), ("2", "test_X", "b"), ("3", "test_X", "a")]
+    for name, _, _ in names:
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
+    table = table_of([(tmp_path / f"{name}.png", split, patient) for name, split, patient in names])
+    found = check(table, workers=1, progress=False)
+    assert found["counts"] == {"same bytes": 0, "same pixels": 0, "near duplicate": 0, "same patient": 1}
+    assert found["findings"][0]["patient"] == "a" and found["findings"][0]["splits"] == ["train", "test_X"]
