@@ -17,7 +17,7 @@ import pandas as pd
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.run_files import write_whole
-from util.data.groups import PREFIX, columns_of
+from util.data.groups import PREFIX, columns_of, in_order
 from util.metrics.bootstrap import groups_of
 from util.metrics.intervals import drops, entry, weighted_figures
 from util.metrics.predictions import kind_and_names
@@ -80,7 +80,7 @@ def write(task: Task, folder: RunFolder, split: str, table: pd.DataFrame, decide
 def parts_of(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """(name, rows) of each group of a column."""
     groups = table[PREFIX + column]
-    for name in sorted(set(groups) - {""}):
+    for name in in_order(set(groups) - {""}):
         yield name, table[groups == name].reset_index(drop=True)
 
 
@@ -172,7 +172,7 @@ def _lines(task: Task, split: str, column: str, entries: dict[str, dict], gaps: 
               for gap in sure]
     if not sure:
         tested = any(not math.isnan(gap.p) for gap in gaps)
-        lines.append("  no gap between them is sure (exchange tests, Holm's correction)" if tested else
+        lines.append("  no significant gap (exchange tests, Holm's correction)" if tested else
                      "  no gap was tested" if gaps else "  one group alone: nothing to compare")
     return lines
 

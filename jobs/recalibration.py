@@ -43,8 +43,8 @@ def write(folder: RunFolder, split: str, predictions: pd.DataFrame, options: Opt
         shown = "  ".join(f"{metric.replace('calibration_', '')} {_written(entries[metric]['value'])}"
                           for metric in SHOWN)
         lines.append(f"  {name:<20}  {shown}")
-    enough = ("the shares of the classes alone explain the difference" if found["p_of_slope"] >= 0.05 else
-              "other shares of the classes alone don't explain the difference")
+    enough = ("intercepts seem to be enough" if found["p_of_slope"] >= 0.05 else
+              "more has changed than the shares of the classes")
     return [*lines, f"  slope {found['slope']:.3f}, p {found['p_of_slope']:.3g} against 1: {enough}"]
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from jobs import group_metrics
 from jobs.group_metrics import Gap, exchange_test, gaps_of
 from util.core.errors import InputError
-from util.data.groups import bins_of, named
+from util.data.groups import bins_of, in_order, named
 from util.metrics.classification import predictions_table
 from util.metrics.intervals import classification_intervals, drops
 from util.metrics.regression import predictions_table as regression_table
@@ -129,6 +129,11 @@ def test_bands_hold_their_lower_edge():
     for word in ("age", "age=", "age=60,40", "age=x", "sex=1", "age=nan"):
         with pytest.raises(InputError):
             bins_of([word], ["age"])
+
+
+def test_bands_are_shown_by_their_size():
+    assert in_order({"65 and above", "below 5", "45 to 65", "5 to 45", "right", "10", "left"}) == [
+        "below 5", "5 to 45", "10", "45 to 65", "65 and above", "left", "right"]
 
 
 def test_a_gap_is_written_as_a_row():

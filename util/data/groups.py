@@ -5,7 +5,8 @@ says nothing.
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,15 @@ def add(table: pd.DataFrame, csv_file: str, cells: pd.DataFrame, asked: DataOpti
 def columns_of(table: pd.DataFrame) -> list[str]:
     """The columns that groups are taken from, without the prefix."""
     return [name.removeprefix(PREFIX) for name in table if name.startswith(PREFIX)]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Groups' names: bands and numbers by their size, then others by the alphabet."""
+    def place(name: str) -> tuple[float, bool, str]:
+        first = name.removeprefix("below ").split(" ")[0]
+        number = number_of(first) if _is_number(first) else math.inf
+        return number, not name.startswith("below "), name
+    return sorted(names, key=place)
 
 
 def bins_of(words: Sequence[str], columns: Sequence[str]) -> dict[str, list[float]]:

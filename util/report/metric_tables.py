@@ -63,16 +63,16 @@ def tiles(run: Run) -> list[dict[str, object]]:
 
 
 def drops_of(run: Run) -> list[dict[str, object]]:
-    """What is lost from the main test set to each external one: rows of (metric, main, external, drop), each
-    a (value, interval); [] where there are none."""
+    """What is lost from the main test set to each external one: rows of (metric, drop, main, external), each
+    of these a (value, interval); [] where there are none."""
     found = []
     for split in run.splits.values():
         if not split.is_external or run.main.is_external:
             continue
         lost = drops(run.main.entries, split.entries)
         rows = [(row.label, [(written(entry["value"]), interval(entry))
-                             for entry in (run.main.entries[row.name], split.entries[row.name],
-                                           lost[row.name])])
+                             for entry in (lost[row.name], run.main.entries[row.name],
+                                           split.entries[row.name])])
                 for row in METRICS if row.name in lost]
         found.append({"name": split.name, "rows": rows})
     return [one for one in found if one["rows"]]
@@ -93,7 +93,7 @@ def groups_of(run: Run, split: Split) -> list[dict[str, object]]:
         rows = [(group, [_cell(of_group.get("n"), "n"),
                          *(_cell(of_group.get(name), name) for name, _ in shown)])
                 for group, of_group in entries.items()]
-        gaps = [(_label(str(gap.get("metric"))), f"{gap.get('first')} and {gap.get('second')}",
+        gaps = [(_label(str(gap.get("metric"))), f"{gap.get('first')} against {gap.get('second')}",
                  written(_number(gap.get("value"))),
                  interval({part: _number(gap.get(part)) for part in ("lower", "upper")}) or "–",
                  written(p) if (p := _number(gap.get("p_holm"))) is not None else "too few")
