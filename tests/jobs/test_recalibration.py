@@ -49,6 +49,8 @@ def test_a_slope_comes_back(seed):
     assert metric(found, SLOPE, "calibration_slope") == pytest.approx(1.0, abs=0.1)
     assert found["slope"] == pytest.approx(0.5, abs=0.05) and found["p_of_slope"] < 1e-6
     assert metric(found, SLOPE, "loss") < metric(found, INTERCEPTS, "loss")
+    # on the images of the fit itself the intercept would be 0, to rounding
+    assert abs(metric(found, SLOPE, "calibration_intercept")) > 1e-4
 
 
 def test_the_fit_is_a_logistic_regression():
@@ -72,6 +74,10 @@ def test_patients_are_on_one_side_and_what_cannot_be_fitted_is_said():
     table = drawn(400, a_patient=4)
     found, _ = recalibrate(table, 0.25, 0, draws=2)
     assert found["fitted"] == 100 and found["scored"] == 300
+    # one patient of 300 images and 100 of one: he is on one side, whole
+    table["patient"] = ["P"] * 300 + [str(number) for number in range(100)]
+    found, _ = recalibrate(table, 0.5, 0, draws=2)
+    assert found["fitted"] in (50, 51) or found["fitted"] in (349, 350)
     parted = drawn(60)
     parted["logit_1"] = np.where(parted["true_class"] == "1", 5.0, -5.0)
     parted["logit_0"] = 0.0
