@@ -28,6 +28,10 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import project_environment  # noqa: E402
+
 FLAGS = shlex.split("--model timm --model_arch test_vit --input_size 32 --nb_classes 2 --batch_size 4 "
                     "--epochs 8 --lr 1e-3 --drop_path 0.2 --mixup 0.8 --num_workers 1 --device cpu "
                     "--save_every_steps 3 --warmup_epochs 1 --task run --resume same")
@@ -75,7 +79,7 @@ class Training:
                     "SIGTERM,SIGINT,SIGUSR1"] if self.processes > 1 else []
         words = [sys.executable, *launcher, str(ROOT / "main_finetune.py"), *FLAGS, "--data_path",
                  str(self.pictures)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = project_environment(OMP_NUM_THREADS="1")
         with open(self.folder / "out.txt", "a") as out, open(self.folder / "err.txt", "a") as err:
             self.process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=err,
                                             start_new_session=True, env=environment)

@@ -2,7 +2,6 @@
 started."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from benchmarks import project_environment
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ class Setting:
         began = time.monotonic()
         try:
             run = start(ROOT / str(words[0]), [str(word) for word in words[1:]], self.work,
-                        os.environ | {"PYTHONPATH": str(ROOT)}, 1, seconds)
+                        project_environment(), 1, seconds)
         except subprocess.TimeoutExpired as error:
             said = [part.decode(errors="replace") if isinstance(part, bytes) else part or ""
                     for part in (error.stdout, error.stderr)]

@@ -10,13 +10,13 @@ from nothing to the weights in place, out of a file; "step": two steps of AdamW,
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import project_environment
 from util.core.ending import exit_with
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def started(processes: int, words: list[str]) -> dict[str, int]:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--module"]
     run = subprocess.run([*command, "benchmarks.memory", *words],
                          cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
-                         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                         env=project_environment(OMP_NUM_THREADS="1"))
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
 
 

@@ -225,6 +225,17 @@ def test_a_program_that_fails_is_recorded(setting, monkeypatch):
     assert expected["ok"] and "nobody" in (setting.output / "failures.txt").read_text()
 
 
+def test_programs_find_the_packages_that_this_python_was_given(setting, monkeypatch):
+    """PYTHONPATH names a folder of packages where they were installed beside the interpreter's own."""
+    for name, text in (("folder/only_here.py", ""), ("program.py", "import only_here, models_vit")):
+        path = setting.work / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(setting.work / "folder"))
+    setting.program("package", [setting.work / "program.py"])
+    assert rows_of(setting.output)[0]["ok"]
+
+
 def test_a_line_that_was_cut_is_left_out(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"stage": "a", "what": "b"}\n{"stage": "a", "wha')
     assert read(tmp_path) == [{"stage": "a", "what": "b"}]
