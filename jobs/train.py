@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -219,12 +219,11 @@ def _train(job: Job) -> None:
                                         together=True)
     if job.features is not None and epoch is not None and options.run.savemodel:
         keep(job, trainer, Progress(epoch.number + 1), best, background)
-    world.main_alone(finish_val, job, best)
     load_best(job, best_weights)
     made_whole = make_whole(job)
     if (made_whole or best_weights is not None) and options.run.savemodel:
         write_model(job, checkpoint.BEST, content(job, best["epoch"], best))
-    _score(job, best["epoch"], best)
+    _score(job, best["epoch"], best, [partial(finish_val, job, best)])
     say_end(job, best, started)
 
 
@@ -238,9 +237,16 @@ def _write_rows(job: Job, epoch: Epoch, is_best: bool, rest: Callable[[float], o
     folder.add_scalars({**epoch.training, **values}, epoch.number)
 
 
-def _score(job: Job, epoch: int | None, decided: dict) -> None:
-    """Evaluate the test sets, write what came out, and print it."""
-    predictions = {split: evaluate(job, split, loader(job, split)) for split in job.data.test_sets}
+def _score(job: Job, epoch: int | None, decided: dict, beside: Sequence[Callable[[], object]] = ()) -> None:
+    """Evaluate the test sets, write what came out, and print it. beside: what a thread of the main process
+    does during the first of them, such as val's 2,000 resamples, which would keep a GPU waiting."""
+    loaders, predictions = {split: loader(job, split) for split in job.data.test_sets}, {}
+    next(iter(loaders.values())).begin()  # its workers are forked before there is a thread
+    with Background() as background:
+        job.world.main_alone(background.begin, beside)
+        for split, batches in loaders.items():
+            predictions[split] = evaluate(job, split, batches)
+            job.world.main_alone(background.wait)
     job.world.main_alone(write_tests, job, predictions, epoch, decided)
 
 

@@ -4,6 +4,7 @@ it goes on."""
 import json
 import os
 import signal
+import threading
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import torch
 import engine_finetune
 from benchmarks.chaos import differences
 from jobs import train
+from jobs.tasks import classification
 
 EPOCH = 6  # steps: 44 images, 8 a step at most
 OPTIONS = ("--epochs", 3, "--mixup", 0.4, "--drop_path", 0.2)
@@ -131,3 +133,36 @@ def test_killed_between_the_test_scores_and_the_report(start, tmp_path, monkeypa
     assert len(pd.read_csv(tmp_path / "output_dir/cut/metrics_test.csv")) == 1
     code, out, err = start("--task", "cut", *OPTIONS, "--resume", "same")
     assert code == 0 and "this run is complete" in out
+
+
+def test_vals_intervals_are_computed_while_the_test_images_are_read(start, tmp_path, monkeypatch):
+    """On a GPU the one would keep the other waiting. Asked to end meanwhile, it ends at once, and goes on."""
+    evaluated, intervals, ends = threading.Event(), classification.classification_intervals, []
+    evaluate = train.evaluate
+
+    def evaluating(job, split, *rest):
+        if split == "test":
+            evaluated.set()
+        return evaluate(job, split, *rest)
+
+    def while_evaluated(table, *rest, **options):
+        if table["split"].eq("val").all():
+            assert evaluated.wait(60) and threading.current_thread() is not threading.main_thread()
+            if ends:
+                os.kill(os.getpid(), ends.pop())
+        return intervals(table, *rest, **options)
+
+    monkeypatch.setattr(train, "evaluate", evaluating)
+    monkeypatch.setattr(classification, "classification_intervals", while_evaluated)
+    for task, number, code, says in (("plain", None, 0, ""), ("term", signal.SIGTERM, 99, "stopped by SIGTERM"),
+                                     ("ctrl_c", signal.SIGINT, 130, "interrupted")):
+        evaluated.clear()
+        ends[:] = [] if number is None else [number]
+        ended, _, err = start("--task", task)
+        assert (ended, err.count("\n")) == (code, int(bool(says))) and err.startswith(says), err
+        folder = tmp_path / "output_dir" / task
+        assert (folder / "metrics_test.json").exists() is (code == 0)
+        assert start("--task", task, "--resume", "same")[0] == 0
+        for split in ("val", "test"):
+            name = f"metrics_{split}.json"
+            assert (folder / name).read_bytes() == (tmp_path / "output_dir/plain" / name).read_bytes()

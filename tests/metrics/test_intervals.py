@@ -10,6 +10,7 @@ from sklearn import metrics as sklearn_metrics
 
 from jobs.tasks.classification import Classification
 from tests.metrics.test_classification import make_table, random_table
+from util.core import signals
 from util.metrics import bootstrap, classification, intervals
 from util.metrics.regression import regression_metrics
 from util.metrics.regression import target_figures as figures_of_target
@@ -253,6 +254,13 @@ def test_regression_resamples_are_figures_of_the_rows():
     assert all(entries[name]["value"] == pytest.approx(figures[name], nan_ok=True) for name in figures)
     assert entries["r2_a"]["lower"] < figures["r2_a"] < entries["r2_a"]["upper"]
     assert entries["loss"]["method"] is None and entries["n"]["method"] is None
+
+
+def test_resamples_end_where_the_process_is_asked_to(monkeypatch):
+    """A handler interrupts the main thread alone."""
+    monkeypatch.setattr(signals, "asked", lambda: True)
+    with pytest.raises(signals.StopRequested):
+        intervals.classification_intervals(random_table(2))
 
 
 def test_the_draws_are_fewer_for_very_many_images():

@@ -71,6 +71,11 @@ def held() -> Iterator[None]:
         yield
     finally:
         _Wish.holders -= 1
+    end_if_asked()
+
+
+def end_if_asked() -> None:
+    """StopRequested (KeyboardInterrupt) where a signal came that is not held back."""
     if asked() and not is_held():
         raise StopRequested
 

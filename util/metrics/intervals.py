@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from util.core import signals
 from util.metrics import calibration, delong
 from util.metrics.bootstrap import (
     DRAWS,
@@ -170,7 +171,10 @@ def entry(value: float, lower: float = math.nan, upper: float = math.nan, method
 
 def _collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int, groups: np.ndarray | None,
              draws: int, seed: int) -> dict[str, np.ndarray]:
-    parts = [figures(weights) for weights in resamples(number, groups, draws, seed)]
+    parts = []
+    for weights in resamples(number, groups, draws, seed):
+        signals.end_if_asked()  # no handler interrupts a thread that computes it
+        parts.append(figures(weights))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -1,4 +1,5 @@
-"""Files written beside the training, by a thread while the next steps run; checkpoints are copied before."""
+"""What a thread does beside the model: it writes files while the next steps run, checkpoints from a copy, and
+computes intervals while test images are read."""
 
 import copy
 import threading
@@ -53,7 +54,7 @@ class Background:
             except BaseException as error:  # noqa: BLE001 - raised by whoever waits
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread = threading.Thread(target=run, name="beside")
         self._thread.start()
 
     def rest(self, seconds: float) -> None:
