@@ -259,7 +259,7 @@ def test_regression_resamples_are_figures_of_the_rows():
 def test_resamples_end_where_the_process_is_asked_to(monkeypatch):
     """A handler interrupts the main thread alone."""
     monkeypatch.setattr(signals, "asked", lambda: True)
-    with pytest.raises(signals.StopRequested):
+    with pytest.raises(signals.StopRequested), signals.answered():
         intervals.classification_intervals(random_table(2))
 
 

@@ -54,7 +54,7 @@ def test_an_error_is_told_by_the_next_call_and_once(tmp_path, call):
             background.begin([])
         elif call == "wait":
             background.wait()
-    assert done == [] and "checkpoint" not in {thread.name for thread in threading.enumerate()}
+    assert done == [] and "beside" not in {thread.name for thread in threading.enumerate()}
     background.wait()
 
 
