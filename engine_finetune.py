@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from util.core import signals
 from util.core.errors import RunError
+from util.data.dataset import ImagesOfCases
 from util.data.loader import Loader, loaded
 from util.data.sampling import StepPlan
+from util.model.case_attention import attended
 from util.model.lr_schedule import learning_rate_at, set_learning_rate
 from util.model.precision import Precision
 from util.parallel.compiled import filled_up, is_compiled
@@ -137,6 +139,7 @@ class Trainer:
     mixing: Mixing | None = None
     eval_mode: bool = False
     keeps_gradients: bool = True  # of several micro-steps, for one message to the other processes
+    images_a_sample: int = 1  # at most: of a case several
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,8 @@ def train_one_epoch(trainer: Trainer, loader: Loader, done: Progress,
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
                          for module in t.model.modules())
     # batch norm counts each image, and needs two: one that is alone is taken twice
-    rows = 2 * t.model.training if has_batch_norm else plan.samples_of(0, 0) if is_compiled(t.model) else 0
+    rows = (2 * t.model.training if has_batch_norm else
+            plan.samples_of(0, 0) * t.images_a_sample if is_compiled(t.model) else 0)
     batches = loaded(loader, f"epoch {epoch}", t.world, then)
     for micro_step, ((images, labels, positions), bar) in enumerate(batches, first):
         step = micro_step // plan.of_a_step
@@ -255,6 +259,9 @@ def train_one_epoch(trainer: Trainer, loader: Loader, done: Progress,
             rate = t.schedule.at(epoch + (step + 0.5) / plan.steps)
             set_learning_rate(t.optimizer, rate)
         seed_step(t.seed, epoch, micro_step, t.world.rank, device)
+        owners = None  # of each image the case, where cases are the samples
+        if isinstance(images, ImagesOfCases):
+            images, owners = images.images, images.owners.to(device, non_blocking=True)
         images, labels = to_device(images, device), labels.to(device, non_blocking=True)
         if t.mixing is not None:
             images, labels = t.mixing(images, labels)
@@ -267,6 +274,8 @@ def train_one_epoch(trainer: Trainer, loader: Loader, done: Progress,
         inputs = tuple(filled_up(values, rows) for values in inputs)
         with t.precision.autocast():
             predicted = t.model(*inputs)[:len(images)]
+        if owners is not None:
+            predicted = attended(predicted, owners, len(labels))
         loss = t.loss(predicted, labels).sum()
         if plan.samples_of(micro_step, t.world.rank) == 0:
             loss = loss * 0  # another process's image, computed so that all take part in the step

@@ -234,8 +234,8 @@ def final_linear(model: torch.nn.Module) -> torch.nn.Linear | None:
     """The last linear layer of a timm model's classifier; None where there are several classifiers, or none
     that is linear and has a bias."""
     names = head_names(model)
-    layers = [module for module in model.get_submodule(names[0]).modules()
-              if isinstance(module, torch.nn.Linear)] if len(names) == 1 else []
+    layers = [module for name, module in model.get_submodule(names[0]).named_modules()
+              if isinstance(module, torch.nn.Linear) and "attention." not in name] if len(names) == 1 else []
     return layers[-1] if layers and layers[-1].bias is not None else None
 
 

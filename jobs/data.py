@@ -15,7 +15,7 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.core.machine import usable_cores
-from util.data import tables
+from util.data import cases, tables
 from util.data.images import cache, cache_choice, fundus_fields, scan, transforms
 from util.data.leakage import search
 from util.data.splits import plain
@@ -51,6 +51,8 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
         data.table, lines = search.name_patients(data.table, options.data.patient_regex,
                                                  "patient_regex" in options.typed)
         data.notes += lines
+    data.table, lines = cases.named(data.table, options.data, options.typed)
+    data.notes += lines
     facts, fields = scan.ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
         fields = fundus_fields.Fields(Path(options.run.output_dir) / ".fundus_fields.npy",

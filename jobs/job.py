@@ -10,7 +10,7 @@ import models_vit
 from engine_finetune import Schedule
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
-from util.data import sampling, tables
+from util.data import cases, sampling, tables
 from util.data.images.cache import Filling, ImageCache
 from util.model.precision import Precision
 from util.options.groups import Options
@@ -57,5 +57,12 @@ class Job:
         """What a loader's batches are given to: the model, or its head where features are stored."""
         return self.model if self.features is None else self.task.head_of(self.model)
 
+    def samples(self, split: str) -> pd.DataFrame:
+        """What a step of the training takes: the rows of the images, or of cases where an attention over
+        their images is trained."""
+        rows = self.rows(split)
+        return cases.of_images(rows)[0] if self.options.data.attends else rows
+
     def rows(self, split: str) -> pd.DataFrame:
+        """The split's images."""
         return self.data.table[self.data.table["split"] == split].reset_index(drop=True)

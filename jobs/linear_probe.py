@@ -20,9 +20,12 @@ from jobs.results import facts, finish_val, is_scored, say_complete, say_end, wr
 from util.core.errors import InputError, RunError
 from util.core.plain_numbers import duration
 from util.core.run_files import write_whole
+from util.data import cases
 from util.data.sampling import balanced_order, epoch_order
 from util.metrics import selection
-from util.model import attentive_heads, lr_schedule
+from util.metrics.predictions import Evaluated
+from util.model import attentive_heads, case_attention, lr_schedule
+from util.model.case_attention import CaseFeatures, case_outputs, train_case_heads
 from util.model.probe_heads import (
     MOST_ROWS,
     Candidate,
@@ -34,7 +37,8 @@ from util.model.probe_heads import (
     probabilities,
     train_heads,
 )
-from util.options.adaptation import ATTENTIVE, KINDS, POOLED
+from util.options.adaptation import ATTENTIVE, KINDS, OF_CASES, POOLED
+from util.options.data import MEAN
 from util.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -85,7 +89,7 @@ def _is_complete(job: Job) -> bool:
 
 
 def _labels(job: Job, split: str) -> torch.Tensor:
-    return torch.tensor(job.task.targets(job.rows(split)))
+    return torch.tensor(job.task.targets(job.samples(split)))
 
 
 @dataclass
@@ -123,7 +127,7 @@ def _train_and_choose(job: Job) -> dict | None:
         order = partial(balanced_order, labels.cpu().numpy(), options.run.seed)
     run = Pass(
         len(task.class_names),
-        task.loss(job.rows("train")).to(device),
+        task.loss(job.samples("train")).to(device),
         lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
         epochs,
         job.plan.step_size,
@@ -132,10 +136,12 @@ def _train_and_choose(job: Job) -> dict | None:
     )
     job.world.say(*_announced(job, settings))
     trained = {}
-    for kind, columns in job.kinds.items():
+    if options.data.attends:
+        trained[OF_CASES] = _train_attention(job, features, labels, val_labels, run)
+    for kind, columns in () if options.data.attends else job.kinds.items():
         views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
         trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, run)
-    if job.tokens:
+    if job.tokens and not options.data.attends:
         views = [values for name, values in job.tokens.items() if name.startswith("train")]
         trained[ATTENTIVE] = attentive_heads.train_attentive(
             views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), run)
@@ -159,14 +165,28 @@ def _train_and_choose(job: Job) -> dict | None:
     job.folder.add_evaluation("val", predictions, figures, candidate.epoch)
     return {"epoch": candidate.epoch, "score": figures[task.score], "figures": figures, "reads": chosen.kind,
             "head": {name: value.cpu().numpy()
-                     for name, value in zip(("weight", "bias", "query"), values, strict=False)},
-            **task.decide(predictions)}
+                     for name, value in zip(chosen.trained.heads.names, values, strict=True)},
+            **task.decide(predictions.table)}
+
+
+def _train_attention(job: Job, features: dict[str, torch.Tensor], labels: torch.Tensor,
+                     val_labels: torch.Tensor, run: Pass) -> Trained:
+    """Heads of cases on what the model's own head reads (--pool attention)."""
+    columns = job.kinds[POOLED]
+    of_cases = {name: CaseFeatures.of(values[:, columns], cases.of_images(job.rows(name.split(" ")[0]))[1])
+                for name, values in features.items() if name.startswith(("train", "val"))}
+    views = [of_case for name, of_case in of_cases.items() if name.startswith("train")]
+    return train_case_heads(views, labels, of_cases["val"], val_labels, run, job.options.run.seed)
 
 
 def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
     """The line of how many heads are trained, on which kinds of features."""
     rates, decays = (len({getattr(setting, name) for setting in settings})
                      for name in ("learning_rate", "weight_decay"))
+    if job.options.data.attends:
+        width = job.features["val"][:, job.kinds[POOLED]].shape[1]
+        return [f"probe      {len(case_attention.LEARNING_RATES)} heads (learning rates), each with an "
+                f"attention over a case's images; {KINDS[POOLED]}, width {width:,}"]
     kinds, attentive = job.kinds, len(attentive_heads.attentive_grid()) if job.tokens else 0
     more = f", and {attentive} attentive ones" if attentive else ""
     return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of "
@@ -179,16 +199,19 @@ def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
 
 
 def _logits(job: Job, kind: str, split: str, weight: torch.Tensor, bias: torch.Tensor,
-            *query: torch.Tensor) -> torch.Tensor:
-    """(N, K) of a head of a kind of features."""
+            *more: torch.Tensor) -> torch.Tensor:
+    """(N, K) of a head of a kind of features; with an attention over cases (N, K + 1)."""
+    if kind == OF_CASES:
+        return case_outputs(job.features[split][:, job.kinds[POOLED]], (weight, bias, *more))
     if kind == ATTENTIVE:
-        return attentive_heads.attentive_logits(job.tokens[split], weight, bias, *query)
+        return attentive_heads.attentive_logits(job.tokens[split], weight, bias, *more)
     return job.features[split][:, job.kinds[kind]] @ weight.T + bias
 
 
-def _scored(job: Job, split: str, logits: torch.Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
-    predictions = job.task.predictions(job.rows(split), logits.cpu().numpy())
-    return predictions, job.task.metrics(predictions)[0]
+def _scored(job: Job, split: str, logits: torch.Tensor,
+            pool: str | None = None) -> tuple[Evaluated, dict[str, float]]:
+    predictions = job.task.evaluated(job.rows(split), logits.cpu().numpy(), pool)
+    return predictions, job.task.metrics(predictions.table)[0]
 
 
 def choose(scored: list[Scored]) -> Scored:
@@ -239,12 +262,14 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     """Two classic classifiers on the same features: probe_classic.csv, and a line each."""
     task, rows = job.task, []
     train = next(values for name, values in features.items() if name.startswith("train")).cpu().numpy()
-    labels = _labels(job, "train").numpy()
+    labels = job.task.targets(job.rows("train"))
+    pool = MEAN if job.options.data.attends else None  # they know of no attention
     if len(labels) > MOST_ROWS:
         job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} "
                       "training images")
     for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
-        scored = [{split: _scored(job, split, _as_logits(one, features[split], len(task.class_names)))[1]
+        scored = [{split: _scored(job, split,
+                                  _as_logits(one, features[split], len(task.class_names)), pool)[1]
                    for split in ("val", *job.data.test_sets)} for one in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
         rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
@@ -266,7 +291,7 @@ def _score(job: Job, best: dict, kind: str, values: tuple[torch.Tensor, ...]) ->
     """What the main process leaves on the disk once the head is in the model; the test sets are scored here,
     once."""
     finish_val(job, best)
-    predictions = {split: job.task.predictions(job.rows(split),
-                                               _logits(job, kind, split, *values).cpu().numpy())
+    predictions = {split: job.task.evaluated(job.rows(split),
+                                             _logits(job, kind, split, *values).cpu().numpy())
                    for split in job.data.test_sets}
     write_tests(job, predictions, best["epoch"], best)

@@ -15,8 +15,8 @@ from jobs.job import Job
 from util.core import disk, machine
 from util.core.errors import InputError
 from util.core.plain_numbers import duration, size_of
-from util.data import sampling
-from util.data.dataset import ImageDataset
+from util.data import cases, sampling
+from util.data.dataset import CaseDataset, ImageDataset
 from util.data.images import cache, transforms
 from util.data.loader import Loader, make_loader
 from util.data.splits import plain
@@ -50,14 +50,22 @@ def plan_training(job: Job) -> None:
     # a dry run is one process and may plan for several
     planned = job.options.compatibility.world_size if job.options.run.dry_run else 1
     even = job.resumed is None or job.resumed.rest.get("schedule", {}).get("even_steps", False)
-    job.plan = sampling.StepPlan(len(job.rows("train")), training.batch_size, training.accum_iter,
-                                 max(planned, job.world.size), even)
-    peak = training.lr if training.lr is not None else training.blr * job.plan.step_size / 256
+    # of a case as many images as --case_size says are in a step
+    a_sample = images_a_sample(job.options)
+    job.plan = sampling.StepPlan(len(job.samples("train")), max(1, training.batch_size // a_sample),
+                                 training.accum_iter, max(planned, job.world.size), even)
+    peak = training.lr if training.lr is not None else training.blr * job.plan.step_size * a_sample / 256
     if training.min_lr > peak:
         raise InputError(f"--min_lr {training.min_lr:g} is above the peak rate {peak:g}: lower it, or raise "
                          "--lr or --blr")
     warmup = lr_schedule.usable_warmup(training.warmup_epochs, training.epochs)
     job.schedule = Schedule(peak, training.min_lr, warmup, training.epochs)
+
+
+def images_a_sample(options: Options) -> int:
+    """Most images of a training step's sample: of a case, where an attention over them is trained."""
+    data = options.data
+    return data.case_size if data.attends and options.model.adaptation != "lp" else 1
 
 
 def fill_cache(job: Job) -> None:
@@ -107,6 +115,9 @@ def loader(job: Job, split: str, batches: sampling.TrainBatches | sampling.EvalB
     pinned = options.run.pin_mem and job.world.device.type == "cuda"
     dataset = ImageDataset(rows, job.task.targets(rows), transform, options.run.seed,
                            job.task.covariates(rows), job.cache)
+    if isinstance(batches, sampling.TrainBatches) and options.data.attends:
+        samples, owners = cases.of_images(rows)
+        dataset = CaseDataset(dataset, owners, job.task.targets(samples), images_a_sample(options))
     return make_loader(dataset, batches, workers(options, job.world), pinned)
 
 
@@ -154,7 +165,7 @@ def features_of(job: Job) -> dict[str, torch.Tensor] | None:
                     **({} if view is None else {"view": view, "seed": options.run.seed}), **kinds}
         pictures = world.from_main(pictures_digest(list(rows["path"])) if world.is_main else None)
         files[name] = feature_file(Path(options.run.output_dir) / ".features", weights, pictures, settings)
-    if job.kinds:
+    if job.kinds and not options.data.attends:
         reader.with_tokens = world.from_main(_has_room(job, reader, wanted, files) if world.is_main else None)
     shape = (reader.columns, reader.tokens if reader.with_tokens else None) if job.kinds else ()
     for name, split, view in wanted:

@@ -2,8 +2,6 @@
 
 import time
 
-import pandas as pd
-
 import models_vit
 from jobs import group_metrics, recalibration, terminal
 from jobs.job import Job
@@ -12,7 +10,7 @@ from util.core import run_files, secrets
 from util.core.plain_numbers import duration
 from util.data.groups import columns_of
 from util.metrics.intervals import drop_table, drops
-from util.metrics.predictions import read_predictions
+from util.metrics.predictions import Evaluated, read_predictions
 from util.options.table import own_values
 from util.report.page import write_report
 from util.weights import checkpoint
@@ -55,11 +53,12 @@ def finish_val(job: Job, best: dict) -> None:
     job.world.say(*(f"val: {note}" for note in notes))
 
 
-def write_tests(job: Job, tables: dict[str, pd.DataFrame], epoch: int | None, decided: dict) -> None:
+def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, decided: dict) -> None:
     """Of each test set's predictions the metrics with their intervals and the images; what is lost on
     external sets; the page of all."""
     found = {split: _write_test(job, split, predictions, epoch, decided)
-             for split, predictions in tables.items()}
+             for split, predictions in evaluated.items()}
+    tables = {split: predictions.table for split, predictions in evaluated.items()}
     for split, predictions in tables.items():
         if columns_of(predictions):
             job.world.say(*group_metrics.write(job.task, job.folder, split, predictions, decided))
@@ -77,10 +76,10 @@ def write_tests(job: Job, tables: dict[str, pd.DataFrame], epoch: int | None, de
         job.world.say(*write_report(job.folder.path))
 
 
-def _write_test(job: Job, split: str, predictions: pd.DataFrame, epoch: int | None,
+def _write_test(job: Job, split: str, predictions: Evaluated, epoch: int | None,
                 decided: dict) -> dict[str, dict]:
-    metrics, notes = job.task.metrics(predictions)
-    entries = job.task.intervals(predictions, metrics, decided)
+    metrics, notes = job.task.metrics(predictions.table)
+    entries = job.task.intervals(predictions.table, metrics, decided)
     job.folder.add_evaluation(split, predictions, metrics, epoch, entries)
     notes += _draw(job, split)
     job.world.say(*(f"{split}: {note}" for note in notes),

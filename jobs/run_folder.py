@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from util.core import disk, run_lock, tensorboard
 from util.core.errors import InputError
 from util.core.run_files import (
@@ -34,13 +32,14 @@ from util.core.run_files import (
     write_whole,
 )
 from util.data.splits import is_test
+from util.metrics.predictions import Evaluated
 from util.report.charts import save_png
 from util.report.learning_curves import learning_curves
 from util.weights.fitting import WeightFile
 
 OURS = ("checkpoint-*.pth", "checkpoint-*.shards", "log.txt", "metrics_*.csv", "metrics_*.json",
-        "predictions_*.csv", "drop_*.csv", "recalibration_*.json", "groups_*.csv", "gaps_*.csv",
-        "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
+        "predictions_*.csv", "images_*.csv", "drop_*.csv", "recalibration_*.json", "groups_*.csv",
+        "gaps_*.csv", "confusion_matrix_*.png", "agreement_*.png", "roc_*.png",
         "precision_recall_*.png", "reliability_*.png", "scores_*.png", "report.html", "probe_*.csv",
         "learning_curves.png", "run.json", "adapter", "skipped_images.earlier.csv", "leakage.earlier.json",
         "fundus_crop.earlier.csv", "fundus_crop.earlier.png")
@@ -199,7 +198,7 @@ class RunFolder:
     def log_rows(self) -> list[dict]:
         return read_log(self.file("log.txt"))[0]
 
-    def add_evaluation(self, split: str, predictions: pd.DataFrame | None, figures: dict[str, float],
+    def add_evaluation(self, split: str, predictions: Evaluated | None, figures: dict[str, float],
                        epoch: int | None, entries: dict[str, dict] | None = None,
                        rest: Callable[[float], object] | None = None) -> None:
         """One row of metrics_SPLIT.csv; with predictions those, too, and the metrics with their intervals
@@ -209,7 +208,9 @@ class RunFolder:
                 # it is written last: there again, all of this is whole
                 self.file("report.html").unlink(missing_ok=True)
             if predictions is not None:
-                write_predictions(predictions, self.file(f"predictions_{split}.csv"), rest)
+                if predictions.images is not None:
+                    write_predictions(predictions.images(), self.file(f"images_{split}.csv"), rest)
+                write_predictions(predictions.table, self.file(f"predictions_{split}.csv"), rest)
                 write_metrics_json(self.file(f"metrics_{split}.json"), entries or figures)
             append_metrics_row(self.file(f"metrics_{split}.csv"), figures, self.columns, epoch)
 

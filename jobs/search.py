@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 import optuna
-import pandas as pd
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import RunError
 from util.core.plain_numbers import duration
 from util.core.tensorboard import ScalarFile
+from util.metrics.predictions import Evaluated
 from util.options.groups import Options
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
@@ -219,8 +219,8 @@ class Search:
             path.mkdir(exist_ok=True)
         return ScalarFile(path)
 
-    def _enter_test(self, job: Job, predictions: pd.DataFrame) -> None:
-        metrics, _ = job.task.metrics(predictions)
+    def _enter_test(self, job: Job, predictions: Evaluated) -> None:
+        metrics, _ = job.task.metrics(predictions.table)
         self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
                                           for name, value in metrics.items()})
 

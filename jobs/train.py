@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
 import torch
 
 from engine_finetune import Progress, Trainer, outputs, train_one_epoch
@@ -28,7 +27,7 @@ from jobs.checkpointing import (
 )
 from jobs.job import Job
 from jobs.linear_probe import probe
-from jobs.loaders import features_of, fill_cache, loader
+from jobs.loaders import features_of, fill_cache, images_a_sample, loader
 from jobs.model import describe_part, shapes_adapted
 from jobs.results import facts, finish_val, is_scored, say_complete, say_end, write_tests
 from jobs.setup import prepare, without_effect_here
@@ -39,6 +38,7 @@ from util.data.images import seen_area
 from util.data.loader import Loader
 from util.data.sampling import TrainBatches
 from util.metrics import selection
+from util.metrics.predictions import Evaluated
 from util.model import lr_decay, mirrors
 from util.options.groups import Options
 from util.parallel.compiled import compile_in_place
@@ -100,38 +100,40 @@ def trainer_of(job: Job) -> Trainer:
     optimizer = torch.optim.AdamW(groups, lr=job.schedule.peak, fused=True)
     if training.compile:
         compile_in_place(job.running, world.device)
-    return Trainer(wrap(job.running, world), job.task.loss(job.rows("train")).to(world.device), optimizer,
+    return Trainer(wrap(job.running, world), job.task.loss(job.samples("train")).to(world.device), optimizer,
                    job.precision.scaler(), job.schedule, job.plan, job.precision, world, options.run.seed,
                    training.clip_grad, job.task.mixing(),
                    options.model.adaptation == "lp" and job.features is None,
-                   not is_sharded(job.running) or parallel.keeps_gradients(job.running, world))
+                   not is_sharded(job.running) or parallel.keeps_gradients(job.running, world),
+                   images_a_sample(options))
 
 
 def evaluate(job: Job, split: str, batches: Loader,
-             then: Callable[[], None] | None = None) -> pd.DataFrame | None:
-    """The predictions table of a split, in the main process (None in the others); `then` is called when its
+             then: Callable[[], None] | None = None) -> Evaluated | None:
+    """What a split's outputs come to, in the main process (None in the others); `then` is called when its
     last images are read. RunError, in all of them, where outputs are no numbers."""
-    model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind)
+    model = mirrors.with_mirrors(job.running, job.options.model.tta, job.task.kind,
+                                 job.options.data.attends)
     values = outputs(model, batches, job.precision, job.world, split, then)
-    table = problem = None
+    found = problem = None
     if job.world.is_main:
         try:
-            table = job.task.predictions(job.rows(split), values)
+            found = job.task.evaluated(job.rows(split), values)
         except RunError as error:
             problem = str(error)
     problem = job.world.from_main(problem)
     if problem:
         raise RunError(problem, everywhere=True)
-    return table
+    return found
 
 
 @dataclass
 class Epoch:
-    """What an epoch came to. The predictions table is the main process's; the metrics are everybody's."""
+    """What an epoch came to. The predictions are the main process's; the metrics are everybody's."""
 
     number: int
     training: dict[str, float]
-    predictions: pd.DataFrame | None
+    predictions: Evaluated | None
     metrics: dict[str, float]
     notes: list[str]
     seconds: float
@@ -141,7 +143,7 @@ def epochs(job: Job, trainer: Trainer, done: Progress,
            keep: Callable[[Progress], None] | None = None) -> Iterator[Epoch]:
     """Train and evaluate on val, epoch by epoch from where `done` stands; the caller may stop in between.
     `keep` writes a checkpoint inside an epoch."""
-    balanced = job.rows("train")["target"].to_numpy() if job.options.mixing.balanced_sampling else None
+    balanced = job.samples("train")["target"].to_numpy() if job.options.mixing.balanced_sampling else None
     train_loader = loader(job, "train",
                           TrainBatches(job.plan, job.world.rank, job.options.run.seed, balanced))
     val_loader, last = loader(job, "val"), job.options.training.epochs - 1
@@ -164,7 +166,8 @@ def epochs(job: Job, trainer: Trainer, done: Progress,
             keep(done)
             raise signals.StopRequested(f"epoch {number} is trained and in the last checkpoint, not yet "
                                         "evaluated", together=True) from stop
-        metrics, notes = job.world.from_main(job.task.metrics(predictions) if job.world.is_main else None)
+        metrics, notes = job.world.from_main(job.task.metrics(predictions.table) if job.world.is_main
+                                             else None)
         yield Epoch(number, figures, predictions, metrics, notes, time.monotonic() - begun)
 
 
@@ -204,7 +207,7 @@ def _train(job: Job) -> None:
             if is_best:
                 best = {"epoch": epoch.number, "score": epoch.metrics[job.task.score],
                         "figures": epoch.metrics}
-                best |= job.task.decide(epoch.predictions) if world.is_main else {}
+                best |= job.task.decide(epoch.predictions.table) if world.is_main else {}
             world.say(terminal.epoch_line(job.task, epoch.number, options.training.epochs, epoch.training,
                                           epoch.metrics, is_best, epoch.seconds))
             rows = [partial(_write_rows, job, epoch, is_best, background.rest)]

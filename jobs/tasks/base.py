@@ -9,8 +9,10 @@ import torch
 from engine_finetune import Mixing
 from jobs.run_folder import RunFolder
 from models_vit import Backbone, Put, load_trained
+from util.data import cases
 from util.data.tables import Data
 from util.metrics import selection, table
+from util.metrics.predictions import Evaluated
 from util.options.groups import Options
 from util.weights.fitting import Fit, WeightFile, put_in
 
@@ -110,6 +112,23 @@ class Task(ABC):
 
     # ---- metrics
 
+    def evaluated(self, rows: pd.DataFrame, outputs: np.ndarray, pool: str | None = None) -> Evaluated:
+        """What the model's outputs for rows of images come to, by case where images are judged together: by
+        --pool, or another `pool`."""
+        if cases.COLUMN not in rows:
+            return Evaluated(self.predictions(rows, outputs))
+        table, of_cases, weights = self._pooled(rows, outputs, pool)
+
+        def images() -> pd.DataFrame:
+            own = outputs[:, :of_cases.shape[1]]  # without attention's scores
+            return self.predictions(rows.assign(weight=weights), own)
+
+        return Evaluated(self.predictions(table, of_cases), images)
+
+    def _pooled(self, rows: pd.DataFrame, outputs: np.ndarray,
+                pool: str | None = None) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+        return cases.pooled(rows, outputs, pool or self.options.data.pool, self.kind == table.CLASSIFICATION)
+
     @abstractmethod
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         """The predictions table of rows and the model's outputs for them."""
@@ -127,7 +146,12 @@ class Task(ABC):
         """Names of the files that `draw` makes, for the last line on the terminal."""
 
     def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
-        """The `score` of outputs for these rows, without the table."""
+        """The `score` of outputs for these rows of images, without the table."""
+        if cases.COLUMN in rows:
+            rows, outputs, _ = self._pooled(rows, outputs)
+        return self._score_of(rows, outputs)
+
+    def _score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         return self.metrics(self.predictions(rows, outputs))[0][self.score]
 
     def decide(self, predictions: pd.DataFrame) -> dict:

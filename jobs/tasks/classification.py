@@ -24,8 +24,9 @@ from util.metrics.classification import (
 from util.metrics.intervals import classification_intervals, entry
 from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
+from util.model.case_attention import put_attention
 from util.model.feature_kinds import KindsReader, put_wide_head
-from util.options.adaptation import POOLED
+from util.options.adaptation import OF_CASES, POOLED
 from util.options.groups import Options
 from util.report import charts, class_charts
 from util.weights.fitting import Fit, WeightFile, put_in
@@ -106,6 +107,12 @@ class Classification(Task):
                                        pretrained=bool(asked.finetune))
         if self.reads is not None:
             self._put_wide_head(model)
+        if self.options.data.attends:
+            layer = models_vit.final_linear(model)
+            if layer is None:
+                raise InputError(f"--pool attention needs a model with one linear classifier, and "
+                                 f"{backbone.arch} has none: choose another, or --pool mean")
+            put_attention(layer)
         return model
 
     def _put_wide_head(self, model: torch.nn.Module) -> None:
@@ -115,7 +122,7 @@ class Classification(Task):
     @torch.no_grad()
     def put_probe_head(self, model: torch.nn.Module, kind: str, values: dict[str, torch.Tensor]) -> None:
         """A trained head of a kind of features (util/model/feature_kinds.py) into the model."""
-        if kind != POOLED:
+        if kind not in (POOLED, OF_CASES):
             self.reads = {"kind": kind, "width": values["weight"].shape[1]}
             self._put_wide_head(model)
             self.head_of(model).to(values["weight"].device)
@@ -164,7 +171,7 @@ class Classification(Task):
         figures, notes = classification_metrics(predictions, self.options.data.class_order)
         return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 
-    def score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
+    def _score_of(self, rows: pd.DataFrame, outputs: np.ndarray) -> float:
         logits = np.asarray(outputs, dtype=np.float64)
         ranks = class_order.ranks(self.class_names, self.options.data.class_order)
         images = weighted.Images(self.class_names, self.targets(rows), logits.argmax(axis=1),

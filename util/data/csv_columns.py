@@ -276,6 +276,38 @@ def file_names(csv_file: str, cells: pd.Series, suffix: str = "") -> pd.Series:
     return cells.map(name_of)
 
 
+def names_in_paths(paths: Sequence[str], expression: str, what: str, must_match: bool = True,
+                   with_folder: bool = False) -> tuple[list[str], list[str]]:
+    """What a regular expression with one group finds in each file's name, "" where it finds nothing, and a
+    line about those.
+
+    what: patient or case, of --patient_regex or --case_regex. with_folder: where a name says nothing, its
+    folder and name are searched, FOLDER/NAME. Raises InputError where the expression is none, has another
+    number of groups, or (with must_match) is found in no name.
+    """
+    flag = f"--{what}_regex"
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise InputError(f"{flag} {expression}: no regular expression ({error}); such as "
+                         f"'({what[0]}\\d+)_'") from error
+    if pattern.groups != 1:
+        raise InputError(f"{flag} {expression}: has {pattern.groups} groups, and one says the {what}: put it "
+                         "into (), and other brackets as (?:)")
+    names = [os.path.basename(path) for path in paths]
+    found = [pattern.search(name) for name in names]
+    if with_folder:
+        found = [match or pattern.search("/".join(path.split(os.sep)[-2:]))
+                 for match, path in zip(found, paths, strict=True)]
+    said = [(match[1] or "") if match else "" for match in found]
+    lacking = [name for name, text in zip(names, said, strict=True) if not text]
+    if len(lacking) == len(names) and must_match:
+        raise InputError(f"{flag} {expression}: found in none of {len(names):,} file names, such as "
+                         f"{names[0]}: correct it, or leave it out")
+    return said, [f"{flag}: {len(lacking):,} of {len(names):,} file names say no {what}, such as "
+                  f"{lacking[0]}"] if lacking else []
+
+
 def require_utf8(paths: Iterable[str]) -> None:
     """InputError for a name that no text file can hold."""
     try:

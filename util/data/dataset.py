@@ -92,6 +92,62 @@ class ImageDataset(torch.utils.data.Dataset):
                 default_collate(targets), default_collate(positions))
 
 
+class CaseDataset(torch.utils.data.Dataset):
+    """Cases as samples of a training: `most` of the images of each, drawn by (seed, epoch, case).
+
+    images: of all of them; owners: (N,) the place of each image's case, 0 to C - 1; targets: a row a case.
+    """
+
+    covariates = None
+
+    def __init__(self, images: ImageDataset, owners: np.ndarray, targets: np.ndarray, most: int) -> None:
+        self.images, self.most = images, most
+        self._places = np.argsort(owners, kind="stable")
+        self._ends = np.cumsum(np.bincount(owners))
+        self._targets = torch.tensor(targets)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _members(self, case: int) -> np.ndarray:
+        """Places of a case's images."""
+        return self._places[self._ends[case - 1] if case else 0:self._ends[case]]
+
+    def path(self, position: int) -> str:
+        """The case's first image."""
+        return self.images.path(self._members(position)[0])
+
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[list[tuple], torch.Tensor, int]:
+        """key: as of ImageDataset, of a case -> (samples of its images, its target, position)."""
+        epoch, position, *before = key
+        members = self._members(position)
+        if len(members) > self.most:
+            # what a file is called says nothing of the draw, its place in the table does
+            generator = np.random.default_rng([self.images.seed, epoch, position, *before])
+            members = np.sort(generator.choice(members, self.most, replace=False))
+        samples = [self.images[epoch, int(place), *before] for place in members]
+        return samples, self._targets[position], position
+
+    def collate(self, samples: list[tuple]) -> tuple["ImagesOfCases", torch.Tensor, torch.Tensor]:
+        """Samples -> a batch: (the images of all cases, targets and positions of the cases)."""
+        of_cases, targets, positions = zip(*samples, strict=True)
+        owners = np.repeat(np.arange(len(of_cases)), list(map(len, of_cases)))
+        images, _, _ = self.images.collate([sample for of_case in of_cases for sample in of_case])
+        return (ImagesOfCases(images, torch.from_numpy(owners)), default_collate(targets),
+                default_collate(positions))
+
+
+@dataclass
+class ImagesOfCases:
+    """A batch of images, and the place of each one's case in it: owners (M,)."""
+
+    images: "Pixels"
+    owners: torch.Tensor
+
+    def pin_memory(self) -> "ImagesOfCases":
+        return ImagesOfCases(self.images.pin_memory(), self.owners.pin_memory())
+
+
 @dataclass
 class Pixels:
     """A batch of images on its way to the device, which normalises them: a quarter of the bytes.

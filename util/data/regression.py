@@ -15,7 +15,7 @@ import pandas as pd
 
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
-from util.data import groups
+from util.data import cases, groups
 from util.data.csv_columns import (
     is_missing,
     read_images_csv,
@@ -43,7 +43,7 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
     csv_file, targets, covariates = asked.csv_file, asked.targets, asked.covariates
     transforms = parse_transforms(asked.target_transform, targets)
     _refuse_two_roles(asked)
-    others = (groups.flags(asked) | dict.fromkeys(targets, "--targets")
+    others = (groups.flags(asked) | cases.flags(asked) | dict.fromkeys(targets, "--targets")
               | dict.fromkeys(covariates, "--covariates"))
     cells, row_splits, notes = read_images_csv(csv_file, asked.path_col, asked.split_col, asked.patient_col,
                                                others, asked.path_suffix)
@@ -65,7 +65,8 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
     labels = [";".join(row) for row in cells[targets].itertuples(index=False)]
     table, of_patients = csv_table(csv_file, cells, row_splits[kept], asked.path_col, asked.patient_col,
                                    labels)
-    notes += [*of_patients, *groups.add(table, csv_file, cells, asked)]
+    notes += [*of_patients, *groups.add(table, csv_file, cells, asked),
+              *cases.add(table, csv_file, cells, asked)]
     for name in targets:
         table[f"true_{name}"] = numbers[name].to_numpy()
         notes += _extreme(name, numbers[name].to_numpy())

@@ -9,6 +9,7 @@ came from:
     target   int64, the label's position in the order of classes
     split    "train", "val", "test", or "test_NAME" of a further test set (util/data/splits.py)
     patient  str, "" where it is not known
+    case     str, where images are judged together (util/data/cases.py)
 Everything a user can get wrong here is an `InputError` before anything is built.
 """
 import hashlib
@@ -23,7 +24,7 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
-from util.data import groups
+from util.data import cases, groups
 from util.data import splits as split_names
 from util.data.csv_columns import (
     joined,
@@ -221,7 +222,8 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     """
     csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
     cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
-                                               {asked.label_col: "--label_col", **groups.flags(asked)},
+                                               {asked.label_col: "--label_col", **groups.flags(asked),
+                                                **cases.flags(asked)},
                                                asked.path_suffix)
     labels = cells[asked.label_col]
     refuse_empty(csv_file, labels)
@@ -234,6 +236,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     class_names, lines = order_of(sorted(set(labels)))
     table.insert(3, "target", _targets(table, class_names))
     notes += groups.add(table, csv_file, cells[kept], asked)
+    notes += cases.add(table, csv_file, cells[kept], asked)
     data = Data(table, class_names, [*notes, *of_patients, *lines],
                 external=split_names.external_of(cells[asked.split_col][kept]))
     return _csv_classes(csv_file, data, splits)

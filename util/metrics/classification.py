@@ -12,7 +12,7 @@ import pandas as pd
 
 from util.core.errors import RunError
 from util.metrics.calibration import softmax
-from util.metrics.predictions import group_columns, require_finite
+from util.metrics.predictions import further_columns, require_finite
 from util.metrics.table import CLASSIFICATION, SCORE_PARTS, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
@@ -57,7 +57,7 @@ def predictions_table(samples: pd.DataFrame, logits: np.ndarray, class_names: li
     probabilities = softmax(logits)
     columns |= {f"prob_{name}": probabilities[:, k] for k, name in enumerate(class_names)}
     columns |= {f"logit_{name}": logits[:, k] for k, name in enumerate(class_names)}
-    columns |= {name: samples[name].to_numpy(dtype=object) for name in group_columns(samples)}
+    columns |= {name: samples[name].to_numpy(dtype=object) for name in further_columns(samples)}
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)
 
 

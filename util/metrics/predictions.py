@@ -1,14 +1,17 @@
-"""The predictions table, from which every metric is computed: a row an image, and one reader for both tasks.
+"""The predictions table, from which every metric is computed: a row an image or case, and one reader for
+both tasks.
 
 Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class>
 and logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and
-pred_<target>, in the CSV's own units; group_<column> of each --group_col. A table that was written is read
-back equal in every bit.
+pred_<target>, in the CSV's own units; group_<column> of each --group_col. Where images are judged together, a
+row is a case: case and images say which and of how many, and path is its first image. A table that was
+written is read back equal in every bit.
 """
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,18 @@ from util.core.errors import InputError, RunError
 from util.metrics.table import CLASSIFICATION, REGRESSION
 
 SAMPLE_COLUMNS = ("path", "patient", "split")
+# the case, how many images it has; in a table of its images the weight of each
+OF_CASES = ("case", "images", "weight")
 CLASS_COLUMNS = ("true_class", "predicted_class")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The predictions table of a split, a row an image or case; of cases also that of their images, each with
+    its weight, made where it is called."""
+
+    table: pd.DataFrame
+    images: Callable[[], pd.DataFrame] | None = None
 
 
 def class_names_of(columns: Iterable[str]) -> list[str]:
@@ -32,9 +46,10 @@ def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
     return (CLASSIFICATION, classes) if classes else (REGRESSION, targets)
 
 
-def group_columns(columns: Iterable[str]) -> list[str]:
-    """The columns of a table, or its header, that say a row's group (util/data/groups.py)."""
-    return [name for name in columns if name.startswith("group_")]
+def further_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of a table, or its header, of its groups (util/data/groups.py) and cases
+    (util/data/cases.py)."""
+    return [name for name in columns if name in OF_CASES or name.startswith("group_")]
 
 
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:

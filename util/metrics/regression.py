@@ -11,7 +11,7 @@ import pandas as pd
 
 from util.core.errors import InputError, RunError
 from util.metrics.bootstrap import mean_of_defined
-from util.metrics.predictions import SAMPLE_COLUMNS, group_columns, require_finite
+from util.metrics.predictions import SAMPLE_COLUMNS, further_columns, require_finite
 from util.metrics.table import REGRESSION, of_kind
 from util.metrics.target_scale import TargetScale
 
@@ -34,7 +34,7 @@ def predictions_table(samples: pd.DataFrame, true: np.ndarray, predicted: np.nda
     """
     require_finite(predicted, samples["path"], "predictions")
     columns = {name: samples[name].to_numpy()
-               for name in ("index", *SAMPLE_COLUMNS, *group_columns(samples))}
+               for name in ("index", *SAMPLE_COLUMNS, *further_columns(samples))}
     for number, name in enumerate(targets):
         columns |= {f"true_{name}": true[:, number], f"pred_{name}": predicted[:, number]}
     return pd.DataFrame(columns).sort_values("index", ignore_index=True)

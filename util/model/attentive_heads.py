@@ -30,6 +30,7 @@ class AttentiveHeads(Heads):
     """A stack of attentive heads: weight (G, K, W), bias (G, K), query (G, W)."""
 
     rows_at_once, on_disk = ROWS, True
+    names = (*Heads.names, "query")
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
                  deviation: torch.Tensor) -> None:

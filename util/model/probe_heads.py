@@ -58,6 +58,7 @@ class Heads:
     their mean and standard deviation."""
 
     rows_at_once = 8192  # of a split that is scored
+    names: tuple[str, ...] = ("weight", "bias")  # of `parameters`, as a head in a model has them
     on_disk = False  # what they read: rows of a batch are then taken in its order
 
     def __init__(self, settings: Sequence[HeadSetting], num_classes: int, mean: torch.Tensor,
@@ -176,7 +177,7 @@ class Trained:
         return found
 
     def folded(self, candidate: Candidate) -> tuple[torch.Tensor, ...]:
-        """(K, W) weight and (K,) bias, and of an attentive head its (W,) query, as they go into the model."""
+        """A head's tensors as they go into the model, in the order of `Heads.names`."""
         return self.heads.folded(candidate.head, *candidate.values)
 
 

@@ -5,6 +5,7 @@ import re
 
 # what a probe's head may read of a frozen backbone (util/model/feature_kinds.py)
 POOLED, ATTENTIVE = "pooled", "attentive"
+OF_CASES = "cases"  # what the model's own head reads, with an attention over the images of a case
 KINDS = {
     POOLED: "what the model's own head reads",
     "cls": "class token",

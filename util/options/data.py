@@ -9,7 +9,9 @@ from util.options.flag import (
     FEATURES,
     FINETUNE,
     OWN,
+    PREDICT,
     REGRESSION,
+    TRAINING,
     USE,
     Change,
     Idle,
@@ -25,9 +27,11 @@ from util.options.flag import (
     up_to_1000,
 )
 
+MEAN, MAX, ATTENTION = "mean", "max", "attention"  # what a case's outputs are of its images' (--pool)
 DEFAULT_TARGETS = ["tc", "ldl", "hdl", "tg", "apoa", "apob"]
 NO_CSV = Idle(lambda options: options.data.csv_file is None, "without --csv_file")
 OF_FOLDER = Idle(lambda options: os.path.isdir(options.use.input), "with a folder as --input")
+NO_CASES = Idle(lambda options: not options.data.has_cases, "without --case_col, --case_regex or --case")
 UNCHECKED = Idle(lambda options: options.data.skip_file_check, "with --skip_file_check")
 UNCHECKED_USE = Idle(
     lambda options: options.data.skip_file_check,
@@ -157,6 +161,63 @@ class DataOptions:
         before=[],
         idle=Idle(lambda options: not options.data.group_col, "without --group_col"),
     )
+    case_col: str | None = flag(
+        None,
+        (
+            "the CSV's column of cases: the images of an eye, a patient or a volume, which are judged "
+            "together"
+        ),
+        metavar="COLUMN",
+        programs=(*TRAINING, PREDICT),
+        of_scoring=True,
+        of_checkpoint=True,
+        before=None,
+        idle=NO_CSV,
+        at={PREDICT: Change(idle=OF_FOLDER)},
+    )
+    case_regex: str | None = flag(
+        None,
+        (
+            "where no column names the cases: a regular expression whose one group is the case in an image's "
+            "file name, else in FOLDER/NAME, such as '(.+)/' for a folder a volume"
+        ),
+        metavar="RE",
+        programs=(*TRAINING, PREDICT),
+        of_scoring=True,
+        of_checkpoint=True,
+        before=None,
+    )
+    case: str | None = flag(
+        None,
+        "patient: all images of a patient are one case",
+        choices=("patient",),
+        of_scoring=True,
+        before=None,
+    )
+    pool: str = flag(
+        MEAN,
+        (
+            "what a case's outputs are of its images': their mean; max, those of the image that is least "
+            "like the first class (of numbers the largest); attention, a mean whose weights are learned"
+        ),
+        choices=(MEAN, MAX, ATTENTION),
+        of_scoring=True,
+        before=MEAN,
+        idle=NO_CASES,
+    )
+    case_size: int = flag(
+        16,
+        (
+            "with --pool attention most images of a case in a training step, drawn anew in each epoch; a "
+            "step has as many cases as make --batch_size images"
+        ),
+        read=count,
+        programs=(FINETUNE,),
+        of_training=True,
+        before=16,
+        idle=Idle(lambda options: options.data.pool != ATTENTION or options.model.adaptation == "lp",
+                  "without --pool attention, or with --adaptation lp, which reads all"),
+    )
     nb_classes: int = flag(
         8,
         "number of classes; checked where typed, else taken from the data",
@@ -213,6 +274,16 @@ class DataOptions:
         ),
         metavar="RE",
     )
+
+
+    @property
+    def has_cases(self) -> bool:
+        return bool(self.case_col or self.case_regex or self.case)
+
+    @property
+    def attends(self) -> bool:
+        """Whether the weights of a case's images are learned."""
+        return self.has_cases and self.pool == ATTENTION
 
 
 @dataclass(frozen=True)

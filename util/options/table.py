@@ -52,6 +52,7 @@ PROGRAMS = {
         CompatibilityOptions),
     PREDICT: _sections(
         PREDICT, ("checkpoint, images and result", ("resume", *_IMAGES, "output", "class_names")),
+        ("cases: several images, one prediction", ("case_col", "case_regex")),
         HeatmapOptions,
         ("model of a checkpoint that does not name its own (of the original scripts)", _OF_MODEL),
         ("run", _MACHINE)),

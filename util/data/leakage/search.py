@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,23 +246,7 @@ def name_patients(table: pd.DataFrame, expression: str,
     expression: a regular expression with one group, searched in each file's name. Raises InputError where it
     is none, has another number of groups, or (with must_match) is found in no name.
     """
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise InputError(f"--patient_regex {expression}: no regular expression ({error}); such as "
-                         "'(p\\d+)_'") from error
-    if pattern.groups != 1:
-        raise InputError(f"--patient_regex {expression}: has {pattern.groups} groups, and one says the "
-                         "patient: put it into (), and other brackets as (?:)")
-    names = [os.path.basename(path) for path in table["path"]]
-    found = [pattern.search(name) for name in names]
-    patients = [(match[1] or "") if match else "" for match in found]
-    lacking = [name for name, patient in zip(names, patients, strict=True) if not patient]
-    if len(lacking) == len(names) and must_match:
-        raise InputError(f"--patient_regex {expression}: found in none of {len(names):,} file names, such as "
-                         f"{names[0]}: correct it, or leave it out")
-    lines = [f"--patient_regex: {len(lacking):,} of {len(names):,} file names say no patient, such as "
-             f"{lacking[0]}"] if lacking else []
+    patients, lines = csv_columns.names_in_paths(table["path"], expression, "patient", must_match)
     return table.assign(patient=patients), lines
 
 
