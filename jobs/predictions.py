@@ -4,7 +4,7 @@ to bottom."""
 import itertools
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,17 @@ from util.core import disk, run_files
 from util.core.errors import InputError
 from util.core.partial_rows import PartialRows
 from util.core.plain_numbers import duration
+from util.data import cases
 from util.data.loader import loaded
-from util.data.unlabelled import class_answers, forget, with_answers
+from util.data.unlabelled import (
+    SPLIT,
+    Unlabelled,
+    class_answers,
+    forget,
+    images_file,
+    name_cases,
+    with_answers,
+)
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, write_overlays
 from util.model.mirrors import with_mirrors
 from util.options.adaptation import KINDS
@@ -68,15 +77,19 @@ def predict(options: Options, world: World) -> None:
     job.model.to(world.device)
     made_by = {"timm": job.backbone.timm_name, "input_size": asked.input_size,
                "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}
-    partial = computed(job, with_mirrors(job.model, asked.tta, job.task.kind),
+    partial = computed(job, with_mirrors(job.model, asked.tta, job.task.kind, options.data.attends),
                        {"checkpoint": job.digest, "model": made_by}, "predicting")
     outputs = None if partial is None else partial.values()
     if partial is not None:
-        table, lines = with_answers(job.data, answers(job, outputs))
+        table, lines = with_answers(*judged(job, outputs))
         with disk.writing(f"--output {options.use.output}", again=AGAIN):
+            if options.data.has_cases:
+                listed = images_file(options.use.output)
+                run_files.write_predictions(images_of_cases(job, outputs), listed)
+                lines.append(f"the images of each case and their weights: {listed}")
             run_files.write_predictions(table, Path(options.use.output))
         world.say(*lines, *describe_answers(job, table),
-                  f"written to {options.use.output}: {len(table):,} images; "
+                  f"written to {options.use.output}: {len(table):,} {options.data.unit}; "
                   f"{duration(time.monotonic() - began)}")
     if options.heatmaps.heatmaps is not None:
         draw_heatmaps(job, folder, partial, outputs)
@@ -103,6 +116,7 @@ def prepare(options: Options, world: World) -> Prediction:
                          f"{', '.join(names)}")
     covariates = tuple(entry["name"] for entry in file.rest.get("covariates", ()))
     data, transform, norm_source = read_pictures(options, world, backbone, ours, covariates)
+    data = name_cases(data, options.data, options.use.input, options.typed)
     task.settle(data, file)
     model = task.build(backbone, 0.0)
     line = load_whole(task, model, backbone, file)
@@ -114,7 +128,8 @@ def prepare(options: Options, world: World) -> Prediction:
                      task.covariates(data.table), task=task, names=names, digest=digest,
                      best={} if ours is None else file.rest.get("best") or {})
     world.say(f"checkpoint {file.path}  sha256 {digest}  {line}; epoch {file.rest.get('epoch', 'unknown')}",
-              *_describe_model(job), *describe(job), *terminal.mirrors(options.model.tta))
+              *_describe_model(job), *describe(job), *cases.describe(data.table, [SPLIT], options.data),
+              *terminal.mirrors(options.model.tta))
     return job
 
 
@@ -157,11 +172,34 @@ def _describe_model(job: Prediction) -> list[str]:
 
 # ---- what is written ---------------------------------------------------------------------------------------
 
-def answers(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
-    """What the model says of each image: classes with their probabilities and logits, or numbers in the CSV's
-    units."""
+def judged(job: Prediction, outputs: np.ndarray) -> tuple[Unlabelled, pd.DataFrame]:
+    """The rows that are judged, images or cases, and what is said of each."""
+    if not job.options.data.has_cases:
+        return job.data, answers(job, job.data.table, outputs)
+    table, of_cases, _ = _pooled(job, outputs)
+    said = answers(job, table, of_cases)
+    for place, name in enumerate(("case", "images")):
+        said.insert(place, name, table[name])
+    return replace(job.data, table=table), said
+
+
+def images_of_cases(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
+    """Each image with its case, its weight in it, and what the model says of the image alone."""
+    _, of_cases, weights = _pooled(job, outputs)
+    table = job.data.table
+    said = answers(job, table, outputs[:, :of_cases.shape[1]])
+    return pd.concat([table[["path", "case"]], pd.DataFrame({"weight": weights}), said], axis=1)
+
+
+def _pooled(job: Prediction, outputs: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    return cases.pooled(job.data.table, outputs, job.options.data.pool, isinstance(job.task, Classification))
+
+
+def answers(job: Prediction, table: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+    """What the model says of each row of a table: classes with their probabilities and logits, or numbers in
+    the CSV's units."""
     if isinstance(job.task, Classification):
-        return class_answers(job.data.table["path"], outputs, job.names, job.best.get("temperature"),
+        return class_answers(table["path"], outputs, job.names, job.best.get("temperature"),
                              job.best.get("thresholds"))
     values = job.task.scale.restore(outputs)
     return pd.DataFrame({f"pred_{name}": values[:, number] for number, name in enumerate(job.names)})
@@ -235,7 +273,16 @@ def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor,
     """(N,) numbers of the outputs whose maps are shown, and what they are."""
     asked = job.options.heatmaps.heatmap_of
     if asked is None and isinstance(job.task, Classification):
-        predicted = job.world.from_main(None if outputs is None else outputs.argmax(axis=1))
-        return torch.from_numpy(predicted), "the predicted class"
+        predicted = job.world.from_main(None if outputs is None else _predicted(job, outputs))
+        whose = " of the case" if job.options.data.has_cases else ""
+        return torch.from_numpy(predicted), f"the predicted class{whose}"
     name = asked or job.names[0]
     return torch.full((len(job.data.table),), job.names.index(name)), name
+
+
+def _predicted(job: Prediction, outputs: np.ndarray) -> np.ndarray:
+    """(N,) the predicted class of each image, or of its case."""
+    if not job.options.data.has_cases:
+        return outputs.argmax(axis=1)
+    _, owners = cases.of_images(job.data.table)
+    return _pooled(job, outputs)[1].argmax(axis=1)[owners]

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from util.core.plain_numbers import duration, mean_and_deviation
+from util.data import cases
 from util.data.tables import Data, counts
 from util.options.adaptation import KINDS
 
@@ -36,6 +37,7 @@ def describe(job: "Job") -> list[str]:
              f"model      {backbone.model} {backbone.arch}, {total:,} parameters ({what}), input "
              f"{model.input_size} pixels{reads}",
              f"weights    {_weights(job)}", *job.task.describe_data(job.data),
+             *cases.describe(job.data.table, job.data.splits, options.data),
              *(f"           note: {note}" for note in job.data.notes),
              f"device     {world.device} ({cores}), precision {job.precision.name}",
              f"reading    {reading(job.eval_transform, model.norm, job.norm_source)}", *mirrors(model.tta)]
@@ -108,7 +110,7 @@ def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFold
     width = max(map(len, parts))
     lines = ["  " + "   ".join(f"{part:<{width}}" for part in parts[start:start + FIGURES_A_LINE]).rstrip()
              for start in range(0, len(parts), FIGURES_A_LINE)]
-    return [f"{split} ({entries['n']['value']:,.0f} images{_how(entries)})", *lines,
+    return [f"{split} ({entries['n']['value']:,.0f} {task.options.data.unit}{_how(entries)})", *lines,
             *task.lines_below(entries),
             f"written to {folder.path}: metrics_{split}.csv, metrics_{split}.json, predictions_{split}.csv, "
             f"{task.pictures(split)}"]
@@ -117,7 +119,7 @@ def figures(task: "Task", split: str, entries: dict[str, dict], folder: "RunFold
 def drop(task: "Task", main: str, split: str, lost: dict[str, dict], folder: "RunFolder") -> list[str]:
     """What is lost from the main test set to an external one."""
     parts = [f"{label} {figure_with_interval(lost[name])}" for name, label in task.shown[:4] if name in lost]
-    return [f"from {main} to {split}, independent images; positive: worse on {split}",
+    return [f"from {main} to {split}, independent {task.options.data.unit}; positive: worse on {split}",
             f"  {'   '.join(parts)}", f"written to {folder.file(f'drop_{split}.csv')}"]
 
 

@@ -218,7 +218,8 @@ class Classification(Task):
     def draw(self, folder: RunFolder, split: str) -> list[str]:
         predictions = read_predictions(folder.file(f"predictions_{split}.csv"))
         chart = class_charts.confusion_matrix(split, predictions, self.class_names,
-                                              f"{split}, {len(predictions):,} images")
+                                              f"{split}, {len(predictions):,} {self.options.data.unit}",
+                                              self.options.data.unit)
         return charts.save_png(chart, folder.file(self.pictures(split)))
 
     def pictures(self, split: str) -> str:

@@ -98,14 +98,16 @@ def _require_one(table: pd.DataFrame, column: str, what: str, remedy: str) -> No
         raise InputError(f"{several.sum():,} cases {what}, the first is {first} ({shown}): {remedy}")
 
 
-def describe(table: pd.DataFrame, splits: Sequence[str], pool: str) -> str:
-    """The terminal's line about them."""
+def describe(table: pd.DataFrame, splits: Sequence[str], asked: DataOptions) -> list[str]:
+    """The terminal's line about them, where there are any."""
+    if COLUMN not in table:
+        return []
     sizes = table.groupby([COLUMN, "split"], sort=False).size()
     numbers = sizes.groupby("split").size()
     counted = ", ".join(f"{split} {numbers[split]:,}" for split in splits)
     low, high = sizes.min(), sizes.max()
     images = f"{low:,} to {high:,} images" if low < high else f"{low:,} image{'s' if low > 1 else ''}"
-    return f"cases      {counted}; of {images} each, judged together by --pool {pool}"
+    return [f"cases      {counted}; of {images} each, judged together by --pool {asked.pool}"]
 
 
 # ---- from images to cases ----------------------------------------------------------------------------------

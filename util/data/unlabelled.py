@@ -6,13 +6,14 @@ stands beside as in util/data/regression.py. The CSV's other columns are kept as
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
+from util.data import cases
 from util.data.csv_columns import (
     file_names,
     is_missing,
@@ -22,8 +23,10 @@ from util.data.csv_columns import (
     refuse_empty,
 )
 from util.data.image_endings import EXTENSIONS, left_out
+from util.data.leakage.search import name_patients
 from util.data.tables import Data, picture_table, pictures_below
 from util.metrics.classification import predictions_table
+from util.options.data import DataOptions
 
 SPLIT = "input"
 
@@ -91,6 +94,25 @@ def _table(paths: list[str]) -> pd.DataFrame:
     return picture_table(paths, empty, [SPLIT] * len(paths), empty)
 
 
+def name_cases(data: Unlabelled, asked: DataOptions, source: str, typed: frozenset[str]) -> Unlabelled:
+    """The images with the cases that a model judges (util/data/cases.py), named as in its training.
+    InputError where nothing says which they are."""
+    table, notes = data.table, []
+    by_name = asked.case_regex and (asked.case_col is None or "case_regex" in typed)
+    column = None if by_name or not asked.has_cases else asked.case_col or asked.patient_col
+    if column is not None:
+        if column not in data.others:
+            raise InputError(f"--input {source} has no column {column}, which names the cases that this "
+                             "model judges: pass a CSV with it, or name them by --case_col or --case_regex")
+        names = data.others[column].iloc[table["index"]]
+        names = list(names.mask(names.map(is_missing), ""))
+        table = table.assign(**{cases.COLUMN if asked.case_col else "patient": names})
+    elif not by_name and asked.case and asked.patient_regex:
+        table, notes = name_patients(table, asked.patient_regex)
+    table, lines = cases.named(table, asked, typed)
+    return replace(data, table=table, notes=[*data.notes, *notes, *lines])
+
+
 # ---- what is written ---------------------------------------------------------------------------------------
 
 def with_answers(data: Unlabelled, answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -138,6 +160,12 @@ def skipped_file(output: str | os.PathLike) -> Path:
     FILE.npz.skipped.csv."""
     path = Path(output)
     return path.with_name(path.name.removesuffix(".csv") + ".skipped.csv")
+
+
+def images_file(output: str | os.PathLike) -> Path:
+    """Where the images of the cases are listed, with their weights."""
+    path = Path(output)
+    return path.with_name(path.name.removesuffix(".csv") + ".images.csv")
 
 
 def fundus_files(output: str | os.PathLike) -> tuple[Path, Path, Path]:

@@ -102,11 +102,11 @@ def _notes(images: Images, figures: dict[str, float]) -> list[str]:
          "qwk and mae_grades are left out: nothing says in which order these classes stand (--class_order, "
          "or names that begin with whole numbers)"),
         (absent,
-         f"no images of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 in f1, "
+         f"no {images.unit} of {len(absent)} of the {len(names)} classes ({listed}): each counts as 0 in f1, "
          "jaccard, precision and recall; roc_auc and average_precision are means over the others"),
-        (math.isnan(figures["roc_auc"]), "roc_auc is undefined: all images are of one class"),
+        (math.isnan(figures["roc_auc"]), f"roc_auc is undefined: all {images.unit} are of one class"),
         (math.isnan(figures["kappa"]),
-         "kappa is undefined: all images are of one class and all are predicted as it"),
+         f"kappa is undefined: all {images.unit} are of one class and all are predicted as it"),
         (len(defined) < len(SCORE_PARTS),
          f"the score is made of {' and '.join(defined)} alone, so it compares with no other score"))
     return [text for is_so, text in notes if is_so]

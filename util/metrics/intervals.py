@@ -25,7 +25,7 @@ from util.metrics.bootstrap import (
     resamples,
     wilson_interval,
 )
-from util.metrics.predictions import kind_and_names
+from util.metrics.predictions import kind_and_names, unit_of
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
 from util.metrics.regression import moments, pairs_of, target_figures_of
 from util.metrics.table import BASIC, CLASSIFICATION, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
@@ -64,7 +64,7 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     draws = draws_for(len(images.true), draws)
     replicates = _collect(figures, len(images.true), images.groups, draws, seed)
     entries = {name: entry(value) if not row_of(name).interval
-               else _bootstrapped(name, value, replicates[name], images.groups, draws, seed)
+               else _bootstrapped(name, value, replicates[name], images.groups, draws, seed, images.unit)
                for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images, values) | _calibration_entries(images)
@@ -88,7 +88,8 @@ def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets
     values, from regression_metrics (its loss has no interval: it is in units of the training's loss)."""
     groups, draws = groups_of(table["patient"].to_numpy(dtype=object)), draws_for(len(table), draws)
     replicates = regression_replicates(table, targets, draws, seed)
-    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed)
+    unit = unit_of(table)
+    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed, unit)
             if name in replicates else entry(value)
             for name, value in figures.items()}
 
@@ -217,14 +218,14 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
 
 
 def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int,
-                  seed: int) -> dict:
+                  seed: int, unit: str) -> dict:
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
     # no error at all in any resample: that says nothing about how far off the metric may be
     if lower == upper:
         lower = upper = math.nan
-    method = "bootstrap of images" if groups is None else "bootstrap of patients"
+    method = f"bootstrap of {unit}" if groups is None else "bootstrap of patients"
     return entry(value, lower, upper, method, resamples=draws, seed=seed, undefined=undefined)
 
 

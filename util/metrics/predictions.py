@@ -34,6 +34,11 @@ class Evaluated:
     images: Callable[[], pd.DataFrame] | None = None
 
 
+def unit_of(columns: Iterable[str]) -> str:
+    """What a row of a table, or of one with this header, is: images or cases."""
+    return "cases" if "case" in columns else "images"
+
+
 def class_names_of(columns: Iterable[str]) -> list[str]:
     """The K class names of a table or its header, in the order of the outputs; [] of a regression."""
     return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]

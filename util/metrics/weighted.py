@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from util.metrics import class_order
 from util.metrics.bootstrap import groups_of, mean_of_defined
 from util.metrics.calibration import BINS, confidence_bins, softmax
-from util.metrics.predictions import class_names_of, class_numbers
+from util.metrics.predictions import class_names_of, class_numbers, unit_of
 from util.metrics.table import METRICS, SCORE_PARTS
 
 OPERATING_POINTS = (90, 95)  # per cent
@@ -81,6 +81,7 @@ class Images:
     logits: np.ndarray
     groups: np.ndarray | None  # patients
     ranks: np.ndarray | None  # (K,) places of the classes in their order, where it is known
+    unit: str = "images"  # or cases
 
     @classmethod
     def of(cls, table: pd.DataFrame, order: Sequence[str] | None = None) -> "Images":
@@ -92,7 +93,7 @@ class Images:
         return cls(names, class_numbers(table, "true_class", names),
                    class_numbers(table, "predicted_class", names),
                    probabilities, logits, groups_of(table["patient"].to_numpy(dtype=object)),
-                   class_order.ranks(names, order))
+                   class_order.ranks(names, order), unit_of(table))
 
     @property
     def one_hot(self) -> np.ndarray:

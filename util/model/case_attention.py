@@ -21,7 +21,7 @@ import torch
 from util.model.probe_heads import Heads, HeadSetting, Loss, Pass, Trained, loss_by_head, train_stack
 
 HIDDEN = 128  # H, as in the paper
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 CASES = 64  # whose features are in memory at a time, where no gradient is taken
 NAMES = ("tanh.weight", "tanh.bias", "gate.weight", "gate.bias", "score.weight")
 

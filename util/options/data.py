@@ -281,6 +281,11 @@ class DataOptions:
         return bool(self.case_col or self.case_regex or self.case)
 
     @property
+    def unit(self) -> str:
+        """What is judged, in the plural."""
+        return "cases" if self.has_cases else "images"
+
+    @property
     def attends(self) -> bool:
         """Whether the weights of a case's images are learned."""
         return self.has_cases and self.pool == ATTENTION

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from util.metrics.predictions import unit_of
 from util.report import charts
 from util.report.charts import HEIGHT, MUTED, SERIES, WIDTH, Chart, Panel, axes_in, own_style
 from util.report.metric_tables import written
@@ -38,9 +39,9 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
     if not len(true):
         return None
     shown = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
-    some = f"; {len(true):,} images"
+    some = f"; {len(true):,} {unit_of(table)}"
     if len(shown) < len(true):
-        some = f"; {len(shown):,} of {len(true):,} images drawn"
+        some = f"; {len(shown):,} of {len(true):,} {unit_of(table)} drawn"
     figure, (left, bottom, right, top) = charts.empty_figure(2 * WIDTH, HEIGHT), FRAME
     how = (5.0, 0.55) if len(shown) <= 300 else (3.5, 0.4)
     ends = room_around(np.concatenate([true, predicted]))
@@ -63,7 +64,8 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
     limits = " to ".join(written(value if np.isfinite(value) else None) for value in (lower, upper))
     panels = [
         Panel(f"scatter-{split}-{number}", f"{target}: predicted against true",
-              f"{split}. Each dot is an image; the broken line is equality. True values from "
+              f"{split}. Each dot is one of the {unit_of(table)}; the broken line is equality. True values "
+              "from "
               f"{written(float(true.min()))} to {written(float(true.max()))}.",
               (0, 0, WIDTH, HEIGHT), [scatter], f"Broken line: equality{some}"),
         Panel(f"bland-{split}-{number}", f"{target}: Bland-Altman plot",
@@ -71,7 +73,7 @@ def agreement(split: str, table: pd.DataFrame, targets: list[str], number: int) 
               f"{written(bias)}, 95 % limits of agreement {limits}.",
               (WIDTH, 0, 2 * WIDTH, HEIGHT), [plot],
               f"Mean difference ± 1.96 sd: the 95 % limits of agreement{some}")]
-    return Chart(figure, panels, f"{target}, {split} ({len(true):,} images)", targets, "target")
+    return Chart(figure, panels, f"{target}, {split} ({len(true):,} {unit_of(table)})", targets, "target")
 
 
 def _draw_dots(axes: "charts.Axes", x: np.ndarray, y: np.ndarray, size: float, alpha: float) -> None:

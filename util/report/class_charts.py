@@ -40,6 +40,7 @@ class Scored:
     counts: np.ndarray
     rows: list[dict[str, dict]]
     entries: dict[str, dict]
+    unit: str = "images"
 
     @property
     def of_what(self) -> str:
@@ -96,7 +97,8 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
         legend.append(("faint", f"{grey} other classes: their metrics stand in the table of classes", ""))
     small = ((True, f"{label} and its 95 % interval" if has_bounds else label),
              (grey, f"in colour, the {len(SERIES)} classes of lowest ROC AUC"),
-             (scored.curves.left_out, f"{scored.curves.left_out} classes of fewer images are not drawn"))
+             (scored.curves.left_out,
+              f"{scored.curves.left_out} classes of fewer {scored.unit} are not drawn"))
     said = "; ".join(f"{scored.names[k]}: {texts[k]}" for k in list(points)[:len(SERIES)])
     panel = Panel(f"{'roc' if is_roc else 'precision_recall'}-{scored.split}", title,
                   f"{label} of each class against the rest, {scored.split}. {said}.", BOX, [axes],
@@ -109,7 +111,7 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
 @own_style()
 def reliability(scored: Scored) -> Chart:
     """The reliability diagram, and below it how many images stand behind each point."""
-    calibration, lower, (left, bottom, right, top) = scored.curves.calibration, 1.3, FRAME
+    unit, calibration, lower, (left, bottom, right, top) = scored.unit, scored.curves.calibration, 1.3, FRAME
     _, (mean, share, counts) = calibration[0]
     bins, most, filled = len(counts), int(counts.max(initial=1)), np.flatnonzero(counts)
     figure = charts.empty_figure(WIDTH, HEIGHT + lower)
@@ -123,11 +125,11 @@ def reliability(scored: Scored) -> Chart:
         axes.plot(mean[images > 0], share[images > 0], **charts.LINES[f"s{place}"], marker="o",
                   markersize=4.5, clip_on=False, gid=charts.hint(label))
     below = axes_in(figure, (left, bottom, right, bottom + 1.0), (0, 1), (0, most * 1.28),
-                    (scored.of_what, "Images"))
+                    (scored.of_what, scored.unit.capitalize()))
     below.set(xticks=SHARES, yticks=[0, most], yticklabels=["0", f"{most:,}"])
     below.grid(False)
     charts.bars(below, (filled + 0.5) / bins, np.stack([0 * filled, counts[filled]]), 0.84 / bins, "s0",
-                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} images" for k in filled])
+                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.unit}" for k in filled])
     for k in filled:
         text = f"{counts[k]}" if counts[k] < 10000 else f"{counts[k] / 1000:.0f}k"
         below.text((k + 0.5) / bins, counts[k] + 0.04 * most, text, ha="center", color=INK, fontsize=8)
@@ -135,12 +137,12 @@ def reliability(scored: Scored) -> Chart:
     texts = {name: with_interval(scored.entries[name]) for name in errors if name in scored.entries}
     legend = [(f"s{place}", label, texts.get(name, "") if len(scored.names) > 2 else "")
               for place, ((label, _), name) in enumerate(zip(calibration, errors, strict=False))]
-    small = (f"{scored.curves.of_what}; {counts.sum():,} images in {bins} bins. Upright lines: Wilson 95 % "
+    small = (f"{scored.curves.of_what}; {counts.sum():,} {unit} in {bins} bins. Upright lines: Wilson 95 % "
              "intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
     said = "; ".join(f"{errors[name]} {text}" for name, text in texts.items())
-    said = (f"Share of the images of {scored.split} that are what was predicted, against the predicted "
-            f"probability, in {bins} bins. {said}. Images in each bin, from the lowest probability to the "
-            f"highest: {', '.join(map(str, counts.tolist()))}.")
+    said = (f"Share of the {unit} of {scored.split} that are what was predicted, against the predicted "
+            f"probability, in {bins} bins. {said}. {unit.capitalize()} in each bin, from the lowest "
+            f"probability to the highest: {', '.join(map(str, counts.tolist()))}.")
     panel = Panel(f"reliability-{scored.split}", "Reliability diagram", said, (0, 0, WIDTH, HEIGHT + lower),
                   [axes, below], small, [*legend, ("plain", "perfect calibration", "")])
     return Chart(figure, [panel], scored.heading, scored.names)
@@ -150,26 +152,26 @@ def reliability(scored: Scored) -> Chart:
 def scores(scored: Scored) -> Chart:
     """Of two classes the event's probability by true class, else the highest probability of right and wrong
     answers."""
-    found, is_event = scored.curves.scores, len(scored.names) == 2
+    unit, found, is_event = scored.unit, scored.curves.scores, len(scored.names) == 2
     heights = [counts / max(1, counts.sum()) if is_event else counts.astype(float) for _, counts in found]
     bases = [np.zeros(len(heights[0])) if is_event else heights[1], np.zeros(len(heights[0]))]
     tops, bins = [base + height for base, height in zip(bases, heights, strict=True)], len(heights[0])
     figure = charts.empty_figure(WIDTH, HEIGHT)
     axes = axes_in(figure, FRAME, (0, 1), (0, 1.05 * max(map(np.max, tops)) or 1),
-                   (scored.of_what, "Share of the true class" if is_event else "Images"))
+                   (scored.of_what, "Share of the true class" if is_event else scored.unit.capitalize()))
     axes.set_xticks(SHARES)
     axes.locator_params(axis="y", nbins=6)
     for place, (name, counts) in enumerate(found):
         filled = np.flatnonzero(counts)
-        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} images" for k in filled]
+        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {unit}" for k in filled]
         ends = np.stack([bases[place], tops[place]])[:, filled]
         charts.bars(axes, (filled + 0.5) / bins, ends, 1 / bins, f"s{place}", hints)
     legend = [(f"box s{place}", name if is_event else f"predicted {name}", f"{counts.sum():,}")
               for place, (name, counts) in enumerate(found)]
-    said = "; ".join(f"{name}: {counts.sum():,} images" for name, counts in found)
-    small = f"{scored.curves.of_what}, {bins} bins" + ("; numbers: images" if is_event else "")
-    panel = Panel(f"scores-{scored.split}", "Score distribution", f"Images of {scored.split}. {said}.", BOX,
-                  [axes], small, legend)
+    said = "; ".join(f"{name}: {counts.sum():,} {scored.unit}" for name, counts in found)
+    small = f"{scored.curves.of_what}, {bins} bins" + (f"; numbers: {scored.unit}" if is_event else "")
+    panel = Panel(f"scores-{scored.split}", "Score distribution",
+                  f"{unit.capitalize()} of {scored.split}. {said}.", BOX, [axes], small, legend)
     return Chart(figure, [panel], scored.heading, scored.names)
 
 
@@ -197,18 +199,20 @@ def spread_of_classes(scored: Scored) -> Chart | None:
         boxes = axes.barh(middles, high - low, 0.3, low, **charts.BOXES[look])
         axes.vlines(median, middles - 0.19, middles + 0.19, color=INK, linewidth=1.2)
         for box, (_, k), begin, end in zip(boxes, found, low, high, strict=True):
-            box.set_gid(charts.hint(f"{names[k]}: half of the images between {begin:.2f} and {end:.2f}"))
+            box.set_gid(charts.hint(f"{names[k]}: half of the {scored.unit} between {begin:.2f} and "
+                                    f"{end:.2f}"))
     for place, lines in enumerate(texts):
         charts.write_lines(axes, (-0.07 / (width - 0.14 - left), place + 0.5), lines, 9, color=MUTED,
                            ha="right", va="center")
     axes.set(xticks=SHARES, yticks=[])
-    said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own images"
+    said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own {scored.unit}"
                      + (f", {others[k][2]:.2f} of the others" if others[k] is not None else "")
                      for k in rows[:12])
     panel = Panel(f"spread-{scored.split}", "Probability of each class", f"{scored.split}. {said}.",
                   (0, 0, width, height), [axes],
-                  "Lines: 5 to 95 % of the images; boxes: the middle half; upright: the median",
-                  [("box s0", "images of the class", ""), ("box faint", "all other images", "")])
+                  f"Lines: 5 to 95 % of the {scored.unit}; boxes: the middle half; upright: the median",
+                  [("box s0", f"{scored.unit} of the class", ""),
+                   ("box faint", f"all other {scored.unit}", "")])
     return Chart(figure, [panel], scored.heading, names)
 
 
@@ -216,7 +220,7 @@ def spread_of_classes(scored: Scored) -> Chart | None:
 
 @own_style()
 def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, names: list[str],
-                     heading: str = "") -> Chart:
+                     heading: str = "", unit: str = "images") -> Chart:
     """The confusion matrix: rows are true classes, columns predicted ones.
 
     table_or_counts: a predictions table (columns true_class and predicted_class), or counts (K, K). Colour is
@@ -255,7 +259,7 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
         charts.write_lines(axes, (-gap, k + 0.5), rows[k], size, color=INK, ha="right", va="center")
     how = {"color": MUTED, "fontsize": size}
     figure.text(left / width, 1 - 0.2 / height, "Predicted class", **how)
-    figure.text(0.08 / width, (0.1 + side) / height, "True class (images)", rotation=90, va="top", **how)
+    figure.text(0.08 / width, (0.1 + side) / height, f"True class ({unit})", rotation=90, va="top", **how)
     if is_dense:  # which share a shade means, for cells that do not say it
         edge, top, parts = left + side + 0.15, 0.1 + side, np.arange(20) / 20
         bar = axes_in(figure, (edge, top - min(side, 2.5), edge + 0.14, top), (0, 1), (0, 1))
@@ -263,10 +267,10 @@ def confusion_matrix(split: str, table_or_counts: pd.DataFrame | np.ndarray, nam
         bar.bar(0.5, 0.05, 1, parts, color=shades, linewidth=0)
         bar.yaxis.tick_right()
         bar.set(xticks=[], yticks=(0, 0.5, 1), yticklabels=["0 %", "50 %", "100 %"])
-    caption = said = _caption(counts)
+    caption = said = _caption(counts, unit)
     if not is_dense:
         cells = [", ".join(f"{n:,} predicted {names[k]}" for k, n in enumerate(row) if n) for row in counts]
-        said = " ".join(f"Of {row.sum():,} images of {name}: {text}."
+        said = " ".join(f"Of {row.sum():,} {unit} of {name}: {text}."
                         for name, row, text in zip(names, counts, cells, strict=True) if text)
     panel = Panel(f"confusion-{split}", "Confusion matrix", f"{split}, {num_classes} classes. {said}",
                   (0, 0, width, height), list(figure.axes), caption, is_wide=width > MAX_HALF)
@@ -344,17 +348,17 @@ def _counts(table_or_counts: pd.DataFrame | np.ndarray, names: list[str]) -> np.
     return table_or_counts
 
 
-def _caption(counts: np.ndarray) -> str:
-    right, images, empty = int(np.trace(counts)), int(counts.sum()), int((counts.sum(axis=1) == 0).sum())
-    cells = "Each cell: images, and their share of the true class (row)."
+def _caption(counts: np.ndarray, unit: str) -> str:
+    right, number, empty = int(np.trace(counts)), int(counts.sum()), int((counts.sum(axis=1) == 0).sum())
+    cells = f"Each cell: {unit}, and their share of the true class (row)."
     if len(counts) > MAX_CLASSES_WITH_SHARES:
-        cells = "Number: images (blank: none). Colour: share of the true class (row)."
+        cells = f"Number: {unit} (blank: none). Colour: share of the true class (row)."
     if len(counts) > MAX_CLASSES_WITH_COUNTS:
         cells = "Colour: share of the true class (row)."
     which = "this class" if empty == 1 else f"these {empty} classes"
-    grey = f" Grey: no images of {which}." if empty else ""
-    share = f" ({100 * right / images:.1f} %)" if images else ""
-    return f"{cells}{grey} {right:,} of {images:,} images on the diagonal{share}"
+    grey = f" Grey: no {unit} of {which}." if empty else ""
+    share = f" ({100 * right / number:.1f} %)" if number else ""
+    return f"{cells}{grey} {right:,} of {number:,} {unit} on the diagonal{share}"
 
 
 def _percent(share: float) -> str:

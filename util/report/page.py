@@ -19,7 +19,7 @@ from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
 from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
 from util.report.learning_curves import learning_curves
-from util.report.mistakes import mistakes
+from util.report.mistakes import mistakes, right_ones, shown
 from util.report.run_data import Run, Split, class_metrics, read_run
 
 PAGE = "report.html"
@@ -58,9 +58,9 @@ def _scored(run: Run, split: Split) -> Scored:
     curves = curves_of(images.true, images.predicted, images.probabilities, images.logits, run.names,
                        temperature)
     counts = count_confusions(images.true, images.predicted, len(run.names))
-    heading = f"{run.title}, {split.name}, {split.images:,} images"
+    heading = f"{run.title}, {split.name}, {split.images:,} {split.unit}"
     return Scored(split.name, heading, run.names, curves, counts,
-                  class_metrics(images, split.entries), split.entries)
+                  class_metrics(images, split.entries), split.entries, split.unit)
 
 
 def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str],
@@ -83,7 +83,7 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
         drawn = _save(draw(scored), run.folder / file if split is run.main else None, None, notes)
         panels += drawn
         pngs += [file] if drawn and split is run.main else []
-    matrix = class_charts.confusion_matrix(split.name, scored.counts, names, scored.heading)
+    matrix = class_charts.confusion_matrix(split.name, scored.counts, names, scored.heading, split.unit)
     is_shown = len(names) <= class_charts.MAX_CLASSES_WITH_COUNTS
     panels += _save(matrix, run.folder / f"confusion_matrix_{split.name}.png", table, notes, is_shown)
     for panel in _save(class_charts.spread_of_classes(scored), None, None, notes):
@@ -132,18 +132,21 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
     notes += lines
     has_maps = any(mistake["heat_map"] for mistake in found)
     if run.kind == "classification":
-        heading, lead = "Most confident mistakes", f"No image of {split.name} is predicted wrong."
+        heading, lead = "Most confident mistakes", f"No {split.unit[:-1]} of {split.name} is predicted wrong."
         which = "most confident first"
         if total > len(found):
             which = f"these {len(found)} with the highest probability"
         if total:
-            lead = f"{total:,} of {split.images:,} images of {split.name} are predicted wrong; {which}."
+            lead = f"{total:,} of {split.images:,} {split.unit} of {split.name} are predicted wrong; {which}."
     else:
         heading = "Largest errors"
         worst = " (the worst target of each)" if len(run.names) > 1 else ""
-        lead = (f"The {len(found)} images of {split.name} with the largest error, in standard deviations of "
-                f"the true values{worst}.")
+        lead = (f"The {len(found)} {split.unit} of {split.name} with the largest error, in standard "
+                f"deviations of the true values{worst}.")
+    right, lines = shown(run, split, right_ones(run, split))
+    notes += lines
     return {"mistakes": [_item(run, split, mistake) for mistake in found], "has_maps": has_maps,
+            "right": [_item(run, split, one) for one in right],
             "mistakes_heading": heading,
             "mistakes_lead": lead + (" On the right, where the model looked." if has_maps else "")}
 
@@ -158,7 +161,12 @@ def _item(run: Run, split: Split, mistake: dict[str, object]) -> dict[str, objec
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
         answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")
                    for target, said, true in pairs]
-    return mistake | {"file": mistake["path"].replace("\\", "/").rsplit("/", 1)[-1], "answers": answers}
+    case = ""
+    if split.images_of_cases is not None:
+        weights = ", ".join(f"{weight:.2f}" for weight in mistake["weights"])
+        case = f"{row['case']}: weights {weights} of {row['images']} images"
+    return mistake | {"file": mistake["path"].replace("\\", "/").rsplit("/", 1)[-1], "answers": answers,
+                      "case": case}
 
 
 def _again(run: Run) -> dict[str, object]:

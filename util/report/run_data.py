@@ -17,7 +17,7 @@ from util.core.errors import InputError
 from util.core.run_files import read_log, read_metrics_json, read_object
 from util.data.splits import in_order, plain, test_sets
 from util.metrics.classification import classification_metrics
-from util.metrics.predictions import kind_and_names, read_predictions
+from util.metrics.predictions import kind_and_names, read_predictions, unit_of
 from util.metrics.regression import figures_of, pairs_of
 from util.metrics.table import CLASSIFICATION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
@@ -34,12 +34,17 @@ class Split:
     is_external: bool = False
     groups: list[dict[str, str]] = field(default_factory=list)  # rows of groups_*.csv and gaps_*.csv
     gaps: list[dict[str, str]] = field(default_factory=list)
+    images_of_cases: pd.DataFrame | None = None  # with the weight of each
 
     @property
     def images(self) -> int:
         if self.table is not None:
             return len(self.table)
         return int(self.entries.get("n", {}).get("value") or 0)
+
+    @property
+    def unit(self) -> str:
+        return "images" if self.table is None else unit_of(self.table)
 
     @property
     def patients(self) -> int:
@@ -107,6 +112,10 @@ def read_run(folder: str | Path) -> Run:
             groups, gaps = (_read(folder / f"{kind}_{name}.csv", missing, "groups are not shown", _rows) or []
                             for kind in ("groups", "gaps"))
             splits[name] = Split(name, table, _without_nan(entries or {}), name in external, groups, gaps)
+            if splits[name].unit == "cases":
+                splits[name].images_of_cases = _read(
+                    folder / f"images_{name}.csv", missing, f"the images of {name}'s cases are not shown",
+                    read_predictions)
     if not splits:
         raise InputError(f"{folder} holds neither predictions_test.csv nor predictions_val.csv of a run, nor "
                          "figures: name a run's folder, OUTPUT_DIR/TASK")

@@ -27,7 +27,7 @@ def subtitle(run: Run) -> str:
     options = run.options
     said = _joined(run.part("model").get("arch") or options.get("model_arch") or options.get("model"),
                    _adaptation(options), str(run.facts.get("started") or "")[:10])
-    counted = "; ".join(f"{split.name}: {split.images:,} images"
+    counted = "; ".join(f"{split.name}: {split.images:,} {split.unit}"
                         + (f" of {split.patients:,} patients" if split.patients else "")
                         for split in run.splits.values())
     return ". ".join(filter(None, (said, counted)))

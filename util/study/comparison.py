@@ -32,6 +32,7 @@ from util.metrics.intervals import (
     is_shifted,
     regression_replicates,
 )
+from util.metrics.predictions import unit_of
 from util.metrics.regression import figures_of as regression_figures
 from util.metrics.table import REGRESSION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
@@ -109,6 +110,7 @@ class Comparison:
     draws: int
     seed: int
     split: str
+    unit: str  # images or cases
     joint: list[JointTest]  # one an AUC; none of fewer than three groups, whose test is that of the pair
     notes: list[str] = field(default_factory=list)
 
@@ -177,7 +179,8 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     _require_known(metrics, groups)
     used = draws_for(len(first.table), draws)
     figures = [figures_of(group, used, seed, metrics, told) for group in groups]
-    notes = [f"{used} instead of {draws} resamples, for {len(first.table):,} images"] if used < draws else []
+    unit = unit_of(first.table)
+    notes = [f"{used} instead of {draws} resamples, for {len(first.table):,} {unit}"] if used < draws else []
     summaries = [_summary(group, metric, each, patients, notes)
                  for group, each in zip(groups, figures, strict=True)
                  for metric in metrics]
@@ -190,7 +193,8 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
     joint = [_joint_test(metric, groups, figures, patients, notes) for metric in metrics
              if len(groups) > 2 and metric in figures[0].influences]
     number = None if patients is None else int(patients.max()) + 1
-    return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split, joint,
+    return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split,
+                      unit, joint,
                       list(dict.fromkeys(notes)))
 
 
@@ -244,7 +248,7 @@ def _interval(metric: str, figures: Figures, run: Run,
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
-    return lower, upper, "bootstrap of images" if patients is None else "bootstrap of patients"
+    return lower, upper, f"bootstrap of {unit_of(run.table)}" if patients is None else "bootstrap of patients"
 
 
 # ---- tests -------------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
                               patients)
     _, freedom, p = found
     fewest = fewest_of(Images.of(groups[0].runs[0].table), metric)
-    units = "images" if patients is None else "patients"
+    units = unit_of(groups[0].runs[0].table) if patients is None else "patients"
     problems = (
         (np.isnan(influences).any(),
          f"no joint test of {metric}: its variance is unknown with fewer than two images of a class or of "

@@ -140,7 +140,7 @@ def _keep_inside(axes: "Axes") -> None:
 
 def _caption(comparison: Comparison, metrics: list[str], tested: bool) -> str:
     several = any(len(group.runs) > 1 for group in comparison.groups)
-    parts = [f"{comparison.split}, {comparison.images:,} images. Bars: 95 % intervals.",
+    parts = [f"{comparison.split}, {comparison.images:,} {comparison.unit}. Bars: 95 % intervals.",
              "Squares: means over seeds; circles: single seeds." if several else "",
              "Filled (red): Holm-corrected p < 0.05." if tested else ""]
     parts += [f"Test that all {test.groups} have one {titled(test.metric)}: chi-square "

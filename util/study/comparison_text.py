@@ -41,7 +41,7 @@ def explanations(comparison: Comparison) -> list[str]:
     """What the numbers mean, for whoever reads them without docs/compare.md."""
     several = any(len(group.runs) > 1 for group in comparison.groups)
     methods = dict.fromkeys(one.method for one in comparison.summaries if one.method)
-    of = "images" if comparison.patients is None else "patients"
+    of = comparison.unit if comparison.patients is None else "patients"
     pairs = len({(test.first, test.second) for test in comparison.tests})
     correction = f", Holm's correction over the {pairs} pairs of a metric and method" if pairs > 1 else ""
     has_seeds = any(not math.isnan(test.p_seeds) for test in comparison.tests)
@@ -49,14 +49,14 @@ def explanations(comparison: Comparison) -> list[str]:
     lines = (
         (several,
          "± is the standard deviation over seeds; the interval is that of the mean over the seeds, for these "
-         "trained models on new images"),
+         f"trained models on new {comparison.unit}"),
         (True, f"[ ] are 95 % intervals ({', '.join(methods) or 'none stored'})"),
         (comparison.tests,
-         f"differences are first - second, on the same images; {comparison.draws} resamples of {of}, seed "
-         f"{comparison.seed}; p two-sided{correction}"),
+         f"differences are first - second, on the same {comparison.unit}; {comparison.draws} resamples of "
+         f"{of}, seed {comparison.seed}; p two-sided{correction}"),
         (comparison.joint,
          "joint DeLong: one test of whether all groups have the same ROC AUC, for these trained models on "
-         "new images; which of them differ, the pairs say"),
+         f"new {comparison.unit}; which of them differ, the pairs say"),
         (has_seeds,
          "p holds for these trained models; p (new seeds) counts the spread over seeds too: it says whether "
          "the same would be found after training again"),
@@ -105,7 +105,7 @@ def _interval_text(one: Summary | Test) -> str:
 
 def _what(comparison: Comparison) -> str:
     patients = "" if comparison.patients is None else f" of {comparison.patients:,} patients"
-    return f"{comparison.split}: {comparison.images:,} images{patients}, the same for all"
+    return f"{comparison.split}: {comparison.images:,} {comparison.unit}{patients}, the same for all"
 
 
 def _groups_rows(comparison: Comparison) -> list[list[str]]:
