@@ -185,8 +185,9 @@ def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
                      for name in ("learning_rate", "weight_decay"))
     if job.options.data.attends:
         width = job.features["val"][:, job.kinds[POOLED]].shape[1]
-        return [f"probe      {len(case_attention.LEARNING_RATES)} heads (learning rates), each with an "
-                f"attention over a case's images; {KINDS[POOLED]}, width {width:,}"]
+        rates, decays = map(len, (case_attention.LEARNING_RATES, case_attention.WEIGHT_DECAYS))
+        return [f"probe      {rates * decays} heads ({rates} learning rates x {decays} weight decays), each "
+                f"with an attention over a case's images; {KINDS[POOLED]}, width {width:,}"]
     kinds, attentive = job.kinds, len(attentive_heads.attentive_grid()) if job.tokens else 0
     more = f", and {attentive} attentive ones" if attentive else ""
     return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of "

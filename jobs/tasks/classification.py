@@ -27,6 +27,7 @@ from util.metrics.table import BY_NAME, COMPOSED
 from util.model.case_attention import put_attention
 from util.model.feature_kinds import KindsReader, put_wide_head
 from util.options.adaptation import OF_CASES, POOLED
+from util.options.data import DataOptions
 from util.options.groups import Options
 from util.report import charts, class_charts
 from util.weights.fitting import Fit, WeightFile, put_in
@@ -64,6 +65,7 @@ class Classification(Task):
         self.class_names = data.class_names
         self.options = options.having(nb_classes=len(data.class_names))
         self._require_order(resumed)
+        self._require_pool(resumed)
         asked = options.metrics.recalibrate
         if asked is not None and recalibration.split_of(asked) not in data.test_sets:
             raise InputError(f"--recalibrate {asked}: no such test set; there is {', '.join(data.test_sets)}")
@@ -89,6 +91,18 @@ class Classification(Task):
                              "lowest grade on")
         # as the run chose its best epoch so far
         self.options = options.having(class_order=list(self.class_names))
+
+    def _require_pool(self, resumed: WeightFile | None) -> None:
+        """InputError where the checkpoint's head has an attention over cases and this launch wants none, or
+        the other way round."""
+        data, then = self.options.data, resumed.rest.get("options", {}) if resumed is not None else None
+        if then is None:
+            return
+        names = ("case_col", "case_regex", "case", "pool")
+        before = DataOptions(**{name: then[name] for name in names if name in then})
+        if before.attends != data.attends:
+            raise InputError(f"--pool {data.pool}: {resumed.path} was trained with --pool {before.pool}, and "
+                             "its head is made for that: leave the flag out")
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return rows["target"].to_numpy(np.int64)

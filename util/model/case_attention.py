@@ -12,6 +12,7 @@ B is the number of cases of a batch, M of their images, P of images of the large
 feature, K of classes, G of heads that are trained together, H the width of the attention.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,10 @@ import torch
 from util.model.probe_heads import Heads, HeadSetting, Loss, Pass, Trained, loss_by_head, train_stack
 
 HIDDEN = 128  # H, as in the paper
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES, WEIGHT_DECAYS = (3e-4, 1e-3, 3e-3), (0.0, 10.0)
+# w counts so many times: the attention learns the faster by it. Without, the classifier fits the few
+# training cases by their means before the attention has left them
+SCALE = 10.0
 CASES = 64  # whose features are in memory at a time, where no gradient is taken
 NAMES = ("tanh.weight", "tanh.bias", "gate.weight", "gate.bias", "score.weight")
 
@@ -48,7 +52,7 @@ def scores_of(features: torch.Tensor, tanh: torch.Tensor, of_tanh: torch.Tensor,
     """(..., W) features -> (...) scores; the tensors are those of NAMES."""
     linear = torch.nn.functional.linear
     gated = torch.tanh(linear(features, tanh, of_tanh)) * torch.sigmoid(linear(features, gate, of_gate))
-    return gated @ score[0]
+    return SCALE * (gated @ score[0])
 
 
 def start_of(width: int, seed: int) -> dict[str, torch.Tensor]:
@@ -168,7 +172,8 @@ def train_case_heads(views: Sequence[CaseFeatures], labels: torch.Tensor, val: C
     """As util/model/probe_heads.py's `train_heads`, of cases: labels are theirs, views the training features
     of their images."""
     everything = torch.cat([view.features for view in views])
-    settings = [HeadSetting(rate, 0.0, True) for rate in LEARNING_RATES]
+    settings = [HeadSetting(rate, decay, True)
+                for rate, decay in itertools.product(LEARNING_RATES, WEIGHT_DECAYS)]
     heads = CaseHeads(settings, run.num_classes, everything.mean(dim=0), everything.std(dim=0, correction=0),
                       seed)
     return train_stack(heads, views, labels, val, val_labels, run)
