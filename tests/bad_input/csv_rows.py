@@ -77,6 +77,14 @@ GROUPS = Row(
     "merge groups, leave cells empty, or cut numbers into bands: `--group_bins age=40,60`",
     does="one line that names the column, and the line of a lone image",
 )
+CASE = Row(
+    KIND,
+    "The images of a case (`--case_col`, `--case_regex`, `--case patient`) have different labels, splits or "
+    "patients",
+    "… cases …, the first is … (…): …",
+    "one label, split and patient a case",
+    does="one line that names the first such case and two of its images",
+)
 LACKS_SPLIT = Row(
     KIND,
     "No row belongs to train, val or test",

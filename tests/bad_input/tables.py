@@ -5,6 +5,7 @@ import shutil
 
 from tests.bad_input.csv_rows import (
     ABSENT,
+    CASE,
     CLASSES,
     EMPTY_CELL,
     GROUPS,
@@ -167,6 +168,19 @@ file(GROUPS, "a lone image", lambda rows: [[*row, "site" if line == 0 else "B" i
                                           for line, row in enumerate(rows)], "line 6",
      words=("--group_col", "site"))
 file(NO_COLUMN, "of groups", lambda rows: rows, "no column site (--group_col)", words=("--group_col", "site"))
+def _cases(rows):
+    """The kit's rows with a column of one case for all images of a label in a split."""
+    return [[*rows[0], "eye"], *([*row, f"{row[1]} {row[2]}"] for row in rows[1:])]
+
+
+for name, place, text, says in (
+        ("two labels", 1, "wet", "1 cases have images with different labels, the first is dry train"),
+        ("two splits", 2, "val", "1 cases stand in two splits, the first is dry train")):
+    file(CASE, name, lambda rows, place=place, text=text: [
+        [*row[:place], text, *row[place + 1:]] if line == 1 else row for line, row in enumerate(_cases(rows))],
+        says, words=("--case_col", "eye"))
+file(CASE, "two splits by name", lambda rows: rows, "stand in two splits", words=("--case_regex", "(.)"))
+file(NO_COLUMN, "of cases", lambda rows: rows, "no column eye (--case_col)", words=("--case_col", "eye"))
 file(TEST_SET, "a slash", with_cell(15, 2, "test:a/b"), "'a/b' becomes part of file names")
 file(TEST_SET, "numbers, a blank", with_cell(15, 2, "ev:a b"), "'a b'", program=NUMBERS)
 file(TEST_SET, "internal and external", lambda rows: [
