@@ -181,7 +181,7 @@ def test_a_comparison_has_the_names_of_groups_and_metrics(tmp_path, no_other_fon
     run = SimpleNamespace  # only what the image reads
     groups = [run(name=name, runs=[1]) for name in NAMES]
     one = run(mean=0.5, lower=0.4, upper=0.6, values=[0.5])
-    comparison = run(metrics=["mae_血糖"], groups=groups, split="test", images=9, joint=[], main_tests=list,
+    comparison = run(metrics=["mae_血糖"], groups=groups, split="test", images=9, unit="images", joint=[], main_tests=list,
                      summary=lambda name, metric: one)
     monkeypatch.setattr("util.study.comparison_chart.summary_text", lambda summary: "0.5")
     texts = texts_of(monkeypatch)
