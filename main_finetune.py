@@ -18,7 +18,7 @@ from util.options.parsing import parse
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = checks.check_combinations(parse(FINETUNE, __doc__, argv))
+    options, lines = checks.checked(parse(FINETUNE, __doc__, argv))
 
     # torch and timm take seconds to import: --help does not wait
     from jobs.tasks.classification import Classification
@@ -27,9 +27,14 @@ def main(argv: list[str] | None = None) -> int:
 
     with process_group(options.run.device, options.processes.dist_url,
                        options.processes.dist_on_itp) as world:
-        world.say(*checks.without_effect(options), *filter(None, [world.note]))
-        for one in checks.one_run_a_ratio(options):
-            run(one, world, Classification)
+        world.say(*checks.without_effect(options), *lines, *filter(None, [world.note]))
+        if options.search.optuna_trials:
+            from jobs.search import search
+
+            search(options, world, Classification)
+        else:
+            for one in checks.one_run_a_ratio(options):
+                run(one, world, Classification)
     return 0
 
 

@@ -14,6 +14,7 @@ from util.data.tables import Data
 from util.metrics import selection, table
 from util.metrics.predictions import Evaluated
 from util.options.groups import Options
+from util.options.training import SPACES, Space
 from util.weights.fitting import Fit, WeightFile, put_in
 
 AUGMENTATIONS = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
@@ -102,6 +103,11 @@ class Task(ABC):
         """Whether the checkpoint's head has no place in the model, which keeps its own as it was drawn."""
         return False
 
+    def new_head(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """The model with its frozen backbone and a head that starts anew, for another training on stored
+        features; None where such a training makes heads of its own (jobs/linear_probe.py)."""
+        return None
+
     @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
@@ -109,6 +115,16 @@ class Task(ABC):
     def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None
+
+    # ---- a search
+
+    def space(self, model: torch.nn.Module) -> Space:
+        """What a search may propose for a model."""
+        return SPACES[self.program]
+
+    @abstractmethod
+    def made_for(self) -> dict:
+        """What of this task a study's values depend on, plain: one made for another is not gone on with."""
 
     # ---- metrics
 

@@ -81,14 +81,17 @@ class Classification(Task):
                              "train anew for another")
         if options.data.class_order:
             class_order.require_same(self.class_names, options.data.class_order)
-        asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
+        flags = ["select_metric"] + ["optuna_metric"] * bool(options.search.optuna_trials)
+        asked = [(flag, name) for flag in flags for name in options.value(flag).split("+")
+                 if BY_NAME[name].needs_order]
         known = class_order.ranks(self.class_names, options.data.class_order) is not None
         if options.run.eval or not asked or known:
             return
         if resumed is None:
-            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which "
-                             f"order {', '.join(self.class_names)} stand: --class_order names them from the "
-                             "lowest grade on")
+            flag, name = asked[0]
+            raise InputError(f"--{flag} {name} needs classes in order, and nothing says in which order "
+                             f"{', '.join(self.class_names)} stand: --class_order names them from the lowest "
+                             "grade on")
         # as the run chose its best epoch so far
         self.options = options.having(class_order=list(self.class_names))
 
@@ -175,6 +178,9 @@ class Classification(Task):
         return Mixing(mixing.mixup, mixing.cutmix, mixing.cutmix_minmax, mixing.mixup_prob,
                       mixing.mixup_switch_prob, mixing.mixup_mode, label_smoothing=mixing.smoothing,
                       num_classes=len(self.class_names))
+
+    def made_for(self) -> dict:
+        return {"classes": list(self.class_names)}
 
     # ---- metrics
 

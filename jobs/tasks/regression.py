@@ -22,6 +22,7 @@ from util.metrics.table import COMPOSED
 from util.model import regression_head, timm_models
 from util.options.groups import Options
 from util.options.model import DEFAULT_WEIGHTS
+from util.options.training import SPACES, OneOf, Space
 from util.report import bland_altman, charts
 from util.weights.fitting import WeightFile
 
@@ -109,12 +110,27 @@ class Regression(Task):
         # the same head
         torch.manual_seed(torch.initial_seed())
         with torch.device("cpu"):
-            head = self.new_head(models_vit.feature_width(features))
+            return self.new_head(features)
+
+    def new_head(self, model: torch.nn.Module) -> models_vit.Regressor:
+        features = getattr(model, "backbone", model)
+        head = regression_head.RegressionHead(models_vit.feature_width(features), len(self.scale.names),
+                                              self.options.head, self.covariates_read)
         return models_vit.Regressor(features, head)
 
-    def new_head(self, width: int) -> regression_head.RegressionHead:
-        return regression_head.RegressionHead(width, len(self.scale.names), self.options.head,
-                                              self.covariates_read)
+    def space(self, model: models_vit.Regressor) -> Space:
+        """Without numbers of attention heads that don't divide the head's width; InputError where none is
+        left."""
+        row, dim = SPACES[self.program]["head_num_heads"], model.regression_head.dim
+        fitting = tuple(number for number in row.values if dim % number == 0)
+        if not fitting:
+            raise InputError(f"the head's width {dim} is divided by none of the searched numbers of "
+                             f"attention heads {', '.join(map(str, row.values))}: pass another "
+                             "--head_embed_dim")
+        return {**SPACES[self.program], "head_num_heads": OneOf(fitting)}
+
+    def made_for(self) -> dict:
+        return {"targets": list(self.options.data.targets)}
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone

@@ -41,6 +41,7 @@ class Change:
     default: Any = UNSET
     help: str = ""
     read: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] = ()
     metavar: str | None = None
     required: bool = False
     no_effect: str = ""

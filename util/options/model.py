@@ -276,9 +276,3 @@ class HeadOptions:
         2.0, "width of the head's MLPs over its own", read=width_ratio, programs=(REGRESSION,)
     )
     head_dropout: float = flag(0.1, "dropout in the head", read=below_one, programs=(REGRESSION,))
-    params: str | None = flag(
-        None,
-        "the settings of a search, its optuna_best.json; what is typed wins",
-        metavar="FILE",
-        programs=(REGRESSION,),
-    )

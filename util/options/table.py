@@ -45,7 +45,7 @@ _OF_MODEL = names_of(ModelOptions)
 PROGRAMS = {
     FINETUNE: _sections(
         FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
-        MetricOptions, OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions),
+        MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions, CompatibilityOptions),
     REGRESSION: _sections(
         REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
         MixingOptions, MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions,
