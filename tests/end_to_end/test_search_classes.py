@@ -54,6 +54,7 @@ def test_the_best_trial_is_what_a_final_run_comes_to(start, weights, tmp_path, a
     val, test = (json.loads((tmp_path / f"output_dir/f/metrics_{split}.json").read_text())["score"]["value"]
                  for split in ("val", "test"))
     assert val == best["value"] and test == row["test_score"]
+    assert "found by a search" in (tmp_path / "output_dir/f/report.html").read_text()
     # a second start adds what is missing; the settings of another job's study are not mixed with it
     code, out, _ = start(*common, *SEARCH, "--optuna_trials", 4, "--optuna_resume", small=False)
     assert code == 0 and out.count("\ntrial ") == 1 and "4 trials (4 complete)" in out
@@ -97,6 +98,35 @@ def test_settings_that_a_file_holds(start, tmp_path):
                    {"balanced_sampling": "yes"}, {"smoothing": 1.5}, {"head_depth": 2}):
         code, _, err = take(params)
         assert code == 2 and "p.json" in err and err.count("\n") == 1, params
+
+
+def test_the_name_that_users_type_and_its_flags(pictures, tmp_path):
+    """A column partition with the classes, rows without one, and that script's words for two flags."""
+    rows = [(path, path.parent.name, path.parent.parent.name) for path in sorted(pictures.rglob("*.png"))]
+    table = pd.DataFrame(rows, columns=["path", "partition", "split"])
+    table.loc[[0, 5, 60], "partition"] = ""
+    table.to_csv(tmp_path / "d.csv", index=False)
+    name = "微调RETFound 多卡分类任务.py"
+    words = [*SMALL, "--csv_file", "d.csv", "--task", "t", "--epochs", 1]
+    run = start_process(*words, folder=tmp_path, program=name)
+    assert run.returncode == 2 and "partition is empty in 3 rows: line 2, 7, 62" in run.stderr
+    assert "--ignore_unlabeled" in run.stderr
+    run = start_process(*words, "--ignore_unlabeled", "--use_class_weights", folder=tmp_path, program=name)
+    assert run.returncode == 0 and f"left out 3 of {len(table)} rows" in run.stdout, run.stderr
+    options = torch.load(tmp_path / "output_dir/t/checkpoint-best.pth", weights_only=True)["options"]
+    assert (options["label_col"], options["class_weights"], options["balanced_sampling"]) == (
+        "partition", "balanced", False)
+    run = start_process(*words, "--ignore_unlabeled", "--use_weighted_sampler", "--dry_run", folder=tmp_path,
+                        program=name)
+    assert run.returncode == 0, run.stderr
+    run = start_process(*words, "--use_weighted_sampler", "--use_class_weights", folder=tmp_path, program=name)
+    assert run.returncode == 2 and "both even out the classes" in run.stderr
+    # under the other name the column is label, and a checkpoint knows its own
+    assert start_process(*words, folder=tmp_path).returncode == 2
+    run = start_process("--eval", "--resume", "output_dir/t/checkpoint-best.pth", "--task", "e", "--device",
+                        "cpu", folder=tmp_path)
+    assert run.returncode == 0 and "left out 3" in run.stdout, run.stderr
+    assert "found by a search" not in (tmp_path / "output_dir/t/report.html").read_text()
 
 
 def test_kill_9_in_a_trial_loses_and_doubles_nothing(pictures, tmp_path):

@@ -126,11 +126,12 @@ def _places(csv_file: str | os.PathLike, names: list[str], columns: Sequence[str
     return {column: names.index(column) for column in columns}
 
 
-def refuse_empty(csv_file: str, cells: pd.Series) -> None:
+def refuse_empty(csv_file: str, cells: pd.Series, remedy: str = "") -> None:
     """InputError when a cell of the column holds nothing."""
     empty = cells.index[cells == ""]
     if len(empty):
-        raise InputError(f"{csv_file}: column {cells.name} is empty in {len(empty)} rows: line {some(empty)}")
+        raise InputError(f"{csv_file}: column {cells.name} is empty in {len(empty)} rows: line "
+                         f"{some(empty)}{remedy}")
 
 
 def refuse_unknown(csv_file: str, cells: pd.Series, known: Collection[str]) -> None:
@@ -153,6 +154,7 @@ def splits_of(csv_file: str, cells: pd.Series) -> pd.Series:
     return cells.map(found)
 
 
+UNLABELLED = ("", "na", "nan", "null")  # a label that --ignore_unlabeled takes for none, in any case
 # What stands for a missing value, in any case: in every column but that of classes, where "none" is a grade.
 MISSING = {"", "na", "n/a", "nan", "null", "none", "unknown", "unk", "missing", "?", "-"}
 

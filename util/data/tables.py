@@ -27,6 +27,7 @@ from util.core.run_files import write_whole
 from util.data import cases, groups
 from util.data import splits as split_names
 from util.data.csv_columns import (
+    UNLABELLED,
     joined,
     patients_of,
     read_images_csv,
@@ -225,11 +226,17 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
                                                {asked.label_col: "--label_col", **groups.flags(asked),
                                                 **cases.flags(asked)},
                                                asked.path_suffix)
+    after = ""
+    if asked.ignore_unlabeled:
+        lacking = cells[asked.label_col].str.lower().isin(UNLABELLED)
+        notes.append(f"--ignore_unlabeled left out {lacking.sum():,} of {len(cells):,} rows, which have no "
+                     "label")
+        cells, row_splits, after = cells[~lacking], row_splits[~lacking], " after --ignore_unlabeled"
     labels = cells[asked.label_col]
-    refuse_empty(csv_file, labels)
+    refuse_empty(csv_file, labels, "; --ignore_unlabeled leaves such rows out")
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[asked.split_col], row_splits, splits)
+    require_splits(csv_file, cells[asked.split_col], row_splits, splits, after)
     kept = row_splits.map(split_names.plain).isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)

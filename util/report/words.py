@@ -206,6 +206,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
             "Normalisation": _normalisation(run.part("normalisation")),
             "Adaptation": _adaptation(options),
             "Training": _training(run),
+            "Settings": f"found by a search: {options['params']}" if options.get("params") else "",
             "Chosen by": _chosen_by(str(options.get("select_metric") or "")),
             "Device": _joined(facts.get("device"), several, precision),
             "Started": _when(facts),
