@@ -24,7 +24,7 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
-from util.data import cases, groups
+from util.data import cases, covariates, groups
 from util.data import splits as split_names
 from util.data.csv_columns import (
     UNLABELLED,
@@ -222,10 +222,10 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     Raises InputError with the line of the file.
     """
     csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
+    others = (groups.flags(asked) | cases.flags(asked)
+              | covariates.flags(asked, (asked.label_col, path_col, asked.split_col)))
     cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
-                                               {asked.label_col: "--label_col", **groups.flags(asked),
-                                                **cases.flags(asked)},
-                                               asked.path_suffix)
+                                               {asked.label_col: "--label_col", **others}, asked.path_suffix)
     after = ""
     if asked.ignore_unlabeled:
         lacking = cells[asked.label_col].str.lower().isin(UNLABELLED)
@@ -244,6 +244,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     table.insert(3, "target", _targets(table, class_names))
     notes += groups.add(table, csv_file, cells[kept], asked)
     notes += cases.add(table, csv_file, cells[kept], asked)
+    notes += covariates.add(table, csv_file, cells[kept], asked)
     data = Data(table, class_names, [*notes, *of_patients, *lines],
                 external=split_names.external_of(cells[asked.split_col][kept]))
     return _csv_classes(csv_file, data, splits)

@@ -75,6 +75,9 @@ def check_combinations(options: Options) -> Options:
         (mixing.balanced_sampling and mixing.class_weights != "none",
          f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
          "one of them"),
+        (options.program == FINETUNE and options.data.covariates
+         and bool(mixing.mixup or mixing.cutmix or mixing.cutmix_minmax),
+         "--covariates are not mixed, and --mixup and --cutmix mix images and labels: pass one of them"),
         (run.start_epoch >= training.epochs and not run.eval,
          f"--start_epoch {run.start_epoch} leaves nothing of --epochs {training.epochs}"),
         (run.task == "." or ".." in run.task.split("/") or run.task.startswith("/"),

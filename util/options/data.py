@@ -139,7 +139,7 @@ class DataOptions:
         programs=(REGRESSION,),
     )
     covariates: list[str] = flag(
-        [], "columns that the head reads beside the image", words="+", programs=(REGRESSION,)
+        [], "columns of the CSV that the head reads beside the image", words="+", before=[]
     )
     dropna: bool = flag(
         False,
