@@ -204,7 +204,7 @@ class Classification(Task):
                       num_classes=len(self.class_names))
 
     def made_for(self) -> dict:
-        return {"classes": list(self.class_names)}
+        return {"classes": list(self.class_names), "covariates": list(self.options.data.covariates)}
 
     # ---- metrics
 

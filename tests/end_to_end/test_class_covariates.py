@@ -121,6 +121,7 @@ def test_predict_heat_maps_and_features(classify, tmp_path, drawn, capsys):
     table.to_csv(tmp_path / "new.csv", index=False)
     words = ("--resume", best, "--output", tmp_path / "p.csv", "--device", "cpu", "--num_workers", 0)
     assert use("predict", *words, "--input", tmp_path / "new.csv", "--heatmaps", tmp_path / "maps") == 0
+    assert "beside each image it reads age, sex" in capsys.readouterr().out
     found, scored = pd.read_csv(tmp_path / "p.csv"), read_predictions(
         tmp_path / "output_dir/c/predictions_test.csv")
     assert np.allclose(found["logit_sick"], scored["logit_sick"], atol=1e-5)
@@ -159,6 +160,9 @@ def test_a_frozen_backbone_and_a_search(classify, tmp_path):
         code, out, err = classify("--task", f"s{adaptation}", "--optuna_trials", 2, "--optuna_epochs", 1,
                                   "--adaptation", adaptation, *COVARIATES)
         assert code == 0 and "2 trials (2 complete)" in out, err
+    code, _, err = classify("--task", "slp", "--optuna_trials", 3, "--optuna_epochs", 1, "--adaptation", "lp",
+                            "--covariates", "sex", "--optuna_resume")
+    assert code == 2 and "covariates ['age', 'sex'] -> ['sex']" in err
 
 
 def test_other_models_parts_and_flags(classify, tmp_path):

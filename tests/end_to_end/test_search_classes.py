@@ -100,38 +100,38 @@ def test_settings_that_a_file_holds(start, tmp_path):
         assert code == 2 and "p.json" in err and err.count("\n") == 1, params
 
 
-def test_the_name_that_users_type_and_its_flags(pictures, tmp_path):
+def test_the_name_that_users_type_and_its_flags(start, pictures, tmp_path):
     """A column partition with the classes, rows without one, and that script's words for two flags."""
     rows = [(path, path.parent.name, path.parent.parent.name) for path in sorted(pictures.rglob("*.png"))]
     table = pd.DataFrame(rows, columns=["path", "partition", "split"])
     table.loc[[0, 5, 60], "partition"] = ""
     table.to_csv(tmp_path / "d.csv", index=False)
-    name = "微调RETFound 多卡分类任务.py"
-    words = [*SMALL, "--csv_file", "d.csv", "--task", "t", "--epochs", 1]
-    run = start_process(*words, folder=tmp_path, program=name)
-    assert run.returncode == 2 and "partition is empty in 3 rows: line 2, 7, 62" in run.stderr
-    assert "--ignore_unlabeled" in run.stderr
-    run = start_process(*words, "--ignore_unlabeled", "--use_class_weights", folder=tmp_path, program=name)
+    words = ["--csv_file", "d.csv", "--task", "t", "--epochs", 1]
+    run = start_process(*SMALL, *words, "--ignore_unlabeled", "--use_class_weights", folder=tmp_path,
+                        program="微调RETFound 多卡分类任务.py")
     assert run.returncode == 0 and f"left out 3 of {len(table)} rows" in run.stdout, run.stderr
+    assert "found by a search" not in (tmp_path / "output_dir/t/report.html").read_text()
     options = torch.load(tmp_path / "output_dir/t/checkpoint-best.pth", weights_only=True)["options"]
     assert (options["label_col"], options["class_weights"], options["balanced_sampling"]) == (
         "partition", "balanced", False)
-    run = start_process(*words, "--ignore_unlabeled", "--use_weighted_sampler", "--dry_run", folder=tmp_path,
-                        program=name)
-    assert run.returncode == 0, run.stderr
-    run = start_process(*words, "--use_weighted_sampler", "--use_class_weights", folder=tmp_path, program=name)
-    assert run.returncode == 2 and "both even out the classes" in run.stderr
     # under the other name the column is label, and a checkpoint knows its own
-    assert start_process(*words, folder=tmp_path).returncode == 2
-    run = start_process("--eval", "--resume", "output_dir/t/checkpoint-best.pth", "--task", "e", "--device",
-                        "cpu", folder=tmp_path)
-    assert run.returncode == 0 and "left out 3" in run.stdout, run.stderr
-    assert "found by a search" not in (tmp_path / "output_dir/t/report.html").read_text()
+    code, out, err = start("--eval", "--resume", "output_dir/t/checkpoint-best.pth", "--task", "e", "--device",
+                           "cpu", data=None, small=False)
+    assert code == 0 and "left out 3" in out, err
+    code, _, err = start(*words, data=None)
+    assert code == 2 and "no column label (--label_col)" in err
+    code, _, err = start(*words, "--label_col", "partition", data=None)
+    assert code == 2 and "is empty in 3 rows: line 2, 7, 62; --ignore_unlabeled leaves such rows out" in err
+    code, _, err = start(*words, "--label_col", "partition", "--ignore_unlabeled", "--use_weighted_sampler",
+                         "--dry_run", data=None)
+    assert code == 0, err
+    code, _, err = start(*words, "--use_weighted_sampler", "--use_class_weights", data=None)
+    assert code == 2 and "both even out the classes" in err
 
 
 def test_kill_9_in_a_trial_loses_and_doubles_nothing(pictures, tmp_path):
     place = f"sqlite:///{tmp_path}/o.db"
-    words = [*WITHOUT_LR, "--task", "k", "--optuna_epochs", 12, "--data_path", pictures, "--optuna_trials", 2,
+    words = [*WITHOUT_LR, "--task", "k", "--optuna_epochs", 6, "--data_path", pictures, "--optuna_trials", 2,
              "--optuna_storage", place, "--optuna_resume"]
     process = begin(tmp_path, *words, program="main_finetune.py")
     running_epoch(optuna_study.open_storage(place), "k", enough=0)
@@ -146,7 +146,7 @@ def test_kill_9_in_a_trial_loses_and_doubles_nothing(pictures, tmp_path):
 
 
 def test_a_signal_ends_it_and_the_next_start_goes_on(pictures, tmp_path):
-    words = [*WITHOUT_LR, "--task", "k", "--optuna_epochs", 12, "--data_path", pictures, "--optuna_trials", 2,
+    words = [*WITHOUT_LR, "--task", "k", "--optuna_epochs", 6, "--data_path", pictures, "--optuna_trials", 2,
              "--optuna_resume"]
     process = begin(tmp_path, *words, program="main_finetune.py")
     deadline = time.monotonic() + 200

@@ -81,8 +81,11 @@ def encode_all(covariates: Sequence[Covariate], columns: Sequence[Sequence[str]]
 
 
 def flags(asked: DataOptions, taken: Collection[str]) -> dict[str, str]:
-    """{column: the flag that names it}. InputError for a column that is taken already: of labels or targets,
-    of paths, of splits."""
+    """{column: the flag that names it}. InputError for a column that is named twice or taken already: of
+    labels or targets, of paths, of splits."""
+    repeated = [name for name in dict.fromkeys(asked.covariates) if asked.covariates.count(name) > 1]
+    if repeated:
+        raise InputError(f"--covariates names {some(repeated)} twice")
     both = [name for name in asked.covariates if name in taken]
     if both:
         raise InputError(f"--covariates {some(both)}: already a target, the label, the path or the split of "

@@ -85,6 +85,8 @@ def check_combinations(options: Options) -> Options:
     if training.lr is not None and training.min_lr > training.lr:
         raise InputError(f"--min_lr {training.min_lr:g} is above --lr {training.lr:g}")
     check_part(options)
+    if options.program == FINETUNE and options.data.covariates:
+        options = options.having(lp_views=1)  # as a regression's, the head sees the evaluation's view alone
     if model.adaptation == "lora" and "layer_decay" not in options.typed:
         # adapters start at nothing, so there is nothing of the early layers' that a lower learning rate would
         # keep
