@@ -84,6 +84,32 @@ def test_typed_values_settings_and_metrics(start, tmp_path):
         assert code == 2 and says in err and err.count("\n") == 1, err
 
 
+def test_every_trial_has_its_own_settings_and_the_same_weights(start, monkeypatch):
+    """--lr and --balanced_sampling are typed, and the search's values take their place."""
+    from jobs import search
+
+    seen, epochs = [], search.epochs
+
+    def look(job, trainer, first):
+        body = {name: tensor.clone() for name, tensor in job.model.state_dict().items()
+                if not name.startswith("head.")}
+        seen.append((job, body, trainer.plan.step_size, trainer.loss.class_weights, trainer.loss.smoothing))
+        return epochs(job, trainer, first)
+
+    monkeypatch.setattr(search, "epochs", look)
+    code, _, err = start(*SEARCH, "--optuna_trials", 6, "--optuna_epochs", 1, "--optuna_sampler", "random",
+                         "--balanced_sampling")
+    assert code == 0, err
+    assert all(torch.equal(body[name], seen[0][1][name]) for _, body, *_ in seen for name in body)
+    for job, _, step, class_weights, smoothing in seen:
+        options = job.options
+        assert step == 8 * options.training.accum_iter and smoothing == options.mixing.smoothing
+        assert job.schedule.peak == options.training.blr * step / 256
+        assert (class_weights is not None) == (options.mixing.class_weights == "balanced")
+        assert not (options.mixing.balanced_sampling and class_weights is not None)
+    assert len({job.options.mixing.class_weights for job, *_ in seen}) == 2
+
+
 def test_settings_that_a_file_holds(start, tmp_path):
     def take(params, *words):
         (tmp_path / "p.json").write_text(json.dumps({"params": params}))
