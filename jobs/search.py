@@ -118,7 +118,7 @@ def _describe(job: Job, space: Space) -> list[str]:
     batch = f"batch {training.batch_size} x processes {job.plan.world_size}"
     rate = f"lr is taken as it is; {batch} x accumulation {training.accum_iter} = {job.plan.step_size}"
     if "accum_iter" in space:
-        rate = f"learning rate = blr x {size} x accum_iter / 256; {batch} = {size}"
+        rate = f"learning rate = blr x {size} x accum_iter / 256: a batch of all processes has {size} images"
     return [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
             f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
             f"pruner {search.optuna_pruner}",

@@ -183,6 +183,20 @@ def test_other_models_parts_and_flags(classify, tmp_path):
         assert code == 2 and says in err and err.count("\n") == 1, (words, err)
 
 
+def test_images_of_a_case_with_their_own_covariates(classify, tmp_path, drawn):
+    table = pd.read_csv(drawn, dtype=str, keep_default_na=False)
+    table["path"] = [str(drawn.parent / path) for path in table["path"]]
+    table["case"] = table.groupby(["split", "label"]).cumcount() // 2
+    table["case"] = table["split"] + table["label"] + table["case"].astype(str)
+    table.to_csv(tmp_path / "c.csv", index=False)
+    words = ("--epochs", 1, "--case_col", "case", *COVARIATES)
+    code, _, err = classify("--task", "c", *words, "--pool", "mean", csv=tmp_path / "c.csv")
+    cases = read_predictions(tmp_path / "output_dir/c/predictions_test.csv")
+    assert code == 0 and len(cases) == table.query("split == 'test'")["case"].nunique(), err
+    code, _, err = classify("--task", "a", *words, "--pool", "attention", csv=tmp_path / "c.csv")
+    assert code == 2 and "pass --pool mean or max" in err
+
+
 def test_two_processes_train_like_one(drawn, tmp_path):
     losses = []
     for processes in (1, 2):

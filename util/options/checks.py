@@ -7,7 +7,7 @@ from pathlib import Path
 
 from util.core.errors import InputError, reject_if
 from util.metrics.table import CLASSIFICATION, choices, is_better_low
-from util.options.flag import FINETUNE, TRAINING
+from util.options.flag import FINETUNE, REGRESSION, TRAINING
 from util.options.groups import Options
 from util.options.table import FLAGS, flags_of
 from util.options.training import KINDS_OF, RIVALS, SPACES
@@ -75,6 +75,9 @@ def check_combinations(options: Options) -> Options:
         (mixing.balanced_sampling and mixing.class_weights != "none",
          f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
          "one of them"),
+        (options.data.attends and options.data.covariates,
+         "--pool attention weighs the outputs of timm's own classifier, and --covariates have another head: "
+         "pass --pool mean or max"),
         (options.program == FINETUNE and options.data.covariates
          and bool(mixing.mixup or mixing.cutmix or mixing.cutmix_minmax),
          "--covariates are not mixed, and --mixup and --cutmix mix images and labels: pass one of them"),
