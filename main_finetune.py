@@ -5,6 +5,9 @@ On a laptop's CPU, with the demo's images (sh train.sh does this):
 On one GPU or several of a machine:
     torchrun --nproc_per_node=1 main_finetune.py --model RETFound_dinov2 --finetune RETFound_dinov2_meh \
         --batch_size 24 --epochs 50 --nb_classes 5 --data_path DIR --task NAME --adaptation finetune
+A search for good settings, then the final run with what it found:
+    python main_finetune.py --csv_file data/dr.csv --optuna_trials 20 --optuna_epochs 10 --task S
+    python main_finetune.py --csv_file data/dr.csv --params output_dir/S/optuna_best.json --task F
 Score a checkpoint:
     python main_finetune.py --model RETFound_dinov2 --nb_classes 5 --data_path DIR --task NAME --eval \
         --resume output_dir/NAME/checkpoint-best.pth
@@ -17,8 +20,9 @@ from util.options.flag import FINETUNE
 from util.options.parsing import parse
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = checks.check_combinations(parse(FINETUNE, __doc__, argv))
+def main(argv: list[str] | None = None, **defaults: str) -> int:
+    """defaults: other ones of flags, of another name of this program."""
+    options, lines = checks.checked(parse(FINETUNE, __doc__, argv, defaults))
 
     # torch and timm take seconds to import: --help does not wait
     from jobs.tasks.classification import Classification
@@ -27,9 +31,14 @@ def main(argv: list[str] | None = None) -> int:
 
     with process_group(options.run.device, options.processes.dist_url,
                        options.processes.dist_on_itp) as world:
-        world.say(*checks.without_effect(options), *filter(None, [world.note]))
-        for one in checks.one_run_a_ratio(options):
-            run(one, world, Classification)
+        world.say(*checks.without_effect(options), *lines, *filter(None, [world.note]))
+        if options.search.optuna_trials:
+            from jobs.search import search
+
+            search(options, world, Classification)
+        else:
+            for one in checks.one_run_a_ratio(options):
+                run(one, world, Classification)
     return 0
 
 

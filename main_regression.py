@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(REGRESSION, __doc__, argv)
     if not options.data.csv_file and not options.run.resume:
         raise InputError("--csv_file is not given: name the CSV with the columns path, split and the targets")
-    options, lines = checks.take_params(options)
-    options, of_search = checks.check_search(checks.check_combinations(options))
-    lines += of_search
+    options, lines = checks.checked(options)
 
     # torch and timm take seconds to import: --help does not wait for them
     from jobs.tasks.regression import Regression, resolve_names
@@ -40,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.search.optuna_trials:
             from jobs.search import search
 
-            search(options, world)
+            search(options, world, Regression)
         else:
             for one in checks.one_run_a_ratio(options):
                 run(one, world, Regression)

@@ -6,6 +6,7 @@ numbers in tests/test_models_vit.py. Nothing is downloaded by building a model.
 """
 
 import functools
+import types
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from util.core.errors import InputError
 from util.model import feature_kinds, lora, lr_decay, timm_models
 from util.weights import checkpoint, file_checks, finding
-from util.weights.fitting import HEAD_PREFIX, Fit, WeightFile, fit, put_in
+from util.weights.fitting import COVARIATE_HEAD, HEAD_PREFIX, Fit, WeightFile, fit, put_in
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_OWNER = "YukunZhou"
@@ -213,6 +214,38 @@ class Regressor(torch.nn.Module):
 
     def forward(self, images: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
         return self.regression_head(self.backbone(images), covariates)
+
+
+def put_covariate_head(model: torch.nn.Module, head: torch.nn.Module, num_classes: int) -> None:
+    """A head that reads covariates beside the feature of a timm model that was built without a classifier:
+    the model then takes (B, 3, S, S) and (B, C), or None, and gives out (B, num_classes). timm's names stay,
+    the head's begin with covariate_head."""
+    layer_of, last = lr_decay.layer_of_parameters(model)
+    model.covariate_head, model.num_classes = head, num_classes
+    head.read.__class__ = ExactLinear
+    model.without_head = (*model.without_head, COVARIATE_HEAD.removesuffix("."))
+    model.layers_with_head = (
+        layer_of | {COVARIATE_HEAD + name: last for name, _ in head.named_parameters()}, last)
+    model.forward = types.MethodType(_forward_with_covariates, model)
+
+
+def _forward_with_covariates(model: torch.nn.Module, images: torch.Tensor,
+                             covariates: torch.Tensor | None = None) -> torch.Tensor:
+    return model.covariate_head(type(model).forward(model, images), covariates)
+
+
+class FeatureOfModel(torch.nn.Module):
+    """What a model's covariate head reads of the image: (B, 3, S, S) -> (B, W)."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        plain = types.MethodType(type(self.model).forward, self.model)
+        # inside of the model's own call, where FSDP2 has gathered what it needs
+        with feature_kinds.instead_of_forward(self.model, plain):
+            return self.model(images)
 
 
 def feature_width(model: torch.nn.Module) -> int:

@@ -1,17 +1,19 @@
 #!/bin/sh
-# Searches settings of a regression, then trains with what it found. With nothing set it is a demo on drawn images;
-# for your own:
+# Searches settings, of a regression or of a classification, then trains with what it found. With nothing set it is a
+# demo on drawn images; for your own:
 #
 #   CSV_FILE=/data/retina.csv TARGETS="tc ldl hdl" sh search.sh                 all GPUs of this machine, or its CPU
 #   CSV_FILE=/data/retina.csv TARGETS="tc ldl hdl" sh search.sh --batch_size 16  flags of main_regression.py may follow
+#   CSV_FILE=/data/retina.csv LABEL=grade sh search.sh                          classes; flags of main_finetune.py
 #
 # Started again it goes on where it was interrupted: trials that are done are not done again.
 set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 
 # ---- What to search on. Edit here, or set in the environment. ----
-CSV_FILE=${CSV_FILE:-}                        # a CSV with the columns path, split and the targets
-TARGETS=${TARGETS:-tc ldl hdl tg apoa apob}   # the numeric columns to predict
+CSV_FILE=${CSV_FILE:-}                        # a CSV with the columns path, split and the targets or the label
+TARGETS=${TARGETS:-}                          # the numeric columns to predict; empty: tc ldl hdl tg apoa apob
+LABEL=${LABEL:-}                              # instead of TARGETS, for a classification: the column of classes
 MODEL=${MODEL:-RETFound_dinov2}               # RETFound_dinov2, RETFound_mae, Dinov3, Dinov2, timm or a name of timm
 MODEL_ARCH=${MODEL_ARCH:-}                    # its architecture, where the model has several
 FINETUNE=${FINETUNE-RETFound_dinov2_meh}      # weights: a name or a file; set but empty: train from scratch
@@ -31,6 +33,10 @@ MASTER_PORT=${MASTER_PORT:-48767}
 
 . "$ROOT/util/launch.sh"
 CSV_FILE=$(value_of --csv_file --csv_file "$CSV_FILE" "$@")
+LABEL=$(value_of --label_col --label_col "$LABEL" "$@")
+[ -z "$LABEL" ] || [ -z "$TARGETS" ] ||
+    stop "LABEL=$LABEL is for a classification and TARGETS=$TARGETS for a regression: set one of the two"
+[ -z "$LABEL" ] || [ -n "$CSV_FILE" ] || stop "LABEL=$LABEL is set but CSV_FILE is not: set it to the CSV that has this column"
 demo=no
 if [ -z "$CSV_FILE" ]; then
     demo=yes
@@ -58,15 +64,21 @@ else
 fi
 [ -z "$STORAGE" ] || storage=$STORAGE
 
-# shellcheck disable=SC2086 # TARGETS is a list of column names
-set -- --targets $TARGETS "$@"
+program=$ROOT/main_regression.py
+if [ -n "$LABEL" ]; then
+    program=$ROOT/main_finetune.py
+    set -- --label_col "$LABEL" "$@"
+else
+    # shellcheck disable=SC2086 # TARGETS is a list of column names
+    set -- --targets ${TARGETS:-tc ldl hdl tg apoa apob} "$@"
+fi
 if given --dry_run "$@" || asks_for_help "$@"; then
-    launch "$ROOT/main_regression.py" "$@" --task "$TASK" --optuna_trials "$TRIALS" --optuna_epochs "$TRIAL_EPOCHS"
+    launch "$program" "$@" --task "$TASK" --optuna_trials "$TRIALS" --optuna_epochs "$TRIAL_EPOCHS"
 fi
 # in shells of their own: launch takes the place of the one that calls it
-(launch "$ROOT/main_regression.py" "$@" --task "$TASK" --optuna_trials "$TRIALS" --optuna_epochs "$TRIAL_EPOCHS" \
+(launch "$program" "$@" --task "$TASK" --optuna_trials "$TRIALS" --optuna_epochs "$TRIAL_EPOCHS" \
     --optuna_resume ${storage:+--optuna_storage "$storage"}) || exit $?
 folder=$(value_of --output_dir --output_dir ./output_dir "$@")
 echo "the final run, with the settings of the best trial"
-launch "$ROOT/main_regression.py" "$@" --task "${TASK}_final" --epochs "$EPOCHS" --params "$folder/$TASK/optuna_best.json" \
+launch "$program" "$@" --task "${TASK}_final" --epochs "$EPOCHS" --params "$folder/$TASK/optuna_best.json" \
     --resume same

@@ -115,36 +115,12 @@ class Scored:
 def _train_and_choose(job: Job) -> dict | None:
     """The best head on val: its metrics and folded weights; what else came out is written and said (main
     process)."""
-    options, device, task = job.options, job.world.device, job.task
+    options, task, epochs = job.options, job.task, job.options.training.epochs
     job.world.say(*job.folder.put_aside())
     job.folder.write_run(facts(job))
-    job.features = features = {name: values.to(device) for name, values in job.features.items()}
-    labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
-    settings = grid(job.schedule.peak, options.training.weight_decay)
-    began, epochs = time.monotonic(), options.training.epochs
-    order = partial(epoch_order, len(labels), options.run.seed)
-    if options.mixing.balanced_sampling:
-        order = partial(balanced_order, labels.cpu().numpy(), options.run.seed)
-    run = Pass(
-        len(task.class_names),
-        task.loss(job.samples("train")).to(device),
-        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
-        epochs,
-        job.plan.step_size,
-        lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs, epochs),
-        order,
-    )
+    settings, began = grid(job.schedule.peak, options.training.weight_decay), time.monotonic()
     job.world.say(*_announced(job, settings))
-    trained = {}
-    if options.data.attends:
-        trained[OF_CASES] = _train_attention(job, features, labels, val_labels, run)
-    for kind, columns in () if options.data.attends else job.kinds.items():
-        views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
-        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, run)
-    if job.tokens and not options.data.attends:
-        views = [values for name, values in job.tokens.items() if name.startswith("train")]
-        trained[ATTENTIVE] = attentive_heads.train_attentive(
-            views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), run)
+    trained, features = _train_all(job, settings), job.features
     seconds = time.monotonic() - began
     scored = _score_all(job, trained)
     if not scored:
@@ -177,6 +153,64 @@ def _train_attention(job: Job, features: dict[str, torch.Tensor], labels: torch.
                 for name, values in features.items() if name.startswith(("train", "val"))}
     views = [of_case for name, of_case in of_cases.items() if name.startswith("train")]
     return train_case_heads(views, labels, of_cases["val"], val_labels, run, job.options.run.seed)
+
+
+@dataclass(frozen=True)
+class BestHead:
+    """What the best head of a grid on val came to: its epoch, what its training says ("train_loss", "lr"),
+    the metrics of val and, where it was asked for, of test."""
+
+    epoch: int
+    training: dict[str, float]
+    metrics: dict[str, float]
+    test: dict[str, float] | None
+
+
+def best_head(job: Job, with_test: bool) -> BestHead | None:
+    """Train and choose as `probe` does, and write nothing (main process); None where no head's outputs are
+    numbers."""
+    trained = _train_all(job, grid(job.schedule.peak, job.options.training.weight_decay))
+    scored = _score_all(job, trained)
+    if not scored:
+        return None
+    chosen = choose(scored)
+    values, candidate = chosen.trained.folded(chosen.candidate), chosen.candidate
+    figures = {split: _scored(job, split, _logits(job, chosen.kind, split, *values))[1]
+               for split in ("val", *job.data.test_sets[:with_test])}
+    loss = float(chosen.trained.train_loss[candidate.epoch, candidate.head])
+    return BestHead(candidate.epoch, {"train_loss": loss, "lr": chosen.setting.learning_rate},
+                    figures.pop("val"), next(iter(figures.values()), None))
+
+
+def _train_all(job: Job, settings: list[HeadSetting]) -> dict[str, Trained]:
+    """Every candidate of each kind of features, {kind: what its pass came to} (main process)."""
+    options, device, task = job.options, job.world.device, job.task
+    job.features = features = {name: values.to(device) for name, values in job.features.items()}
+    labels, val_labels = (_labels(job, split).to(device) for split in ("train", "val"))
+    epochs = options.training.epochs
+    order = partial(epoch_order, len(labels), options.run.seed)
+    if options.mixing.balanced_sampling:
+        order = partial(balanced_order, labels.cpu().numpy(), options.run.seed)
+    run = Pass(
+        len(task.class_names),
+        task.loss(job.samples("train")).to(device),
+        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+        epochs,
+        job.plan.step_size,
+        lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs, epochs),
+        order,
+    )
+    if options.data.attends:
+        return {OF_CASES: _train_attention(job, features, labels, val_labels, run)}
+    trained = {}
+    for kind, columns in job.kinds.items():
+        views = [values[:, columns] for name, values in features.items() if name.startswith("train")]
+        trained[kind] = train_heads(views, labels, features["val"][:, columns], val_labels, settings, run)
+    if job.tokens:
+        views = [values for name, values in job.tokens.items() if name.startswith("train")]
+        trained[ATTENTIVE] = attentive_heads.train_attentive(
+            views, labels, job.tokens["val"], val_labels, attentive_heads.attentive_grid(), run)
+    return trained
 
 
 def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:

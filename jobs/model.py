@@ -17,7 +17,7 @@ from util.options.groups import Options
 from util.parallel import sharding
 from util.parallel.processes import World
 from util.weights import finding, shard_files
-from util.weights.fitting import HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in, set_buffers
+from util.weights.fitting import COVARIATE_HEAD, HEAD_PREFIX, MAY_BE_NEW, WeightFile, put_in, set_buffers
 
 
 def resolve_backbone(options: Options, resumed: WeightFile | None) -> tuple[Options, models_vit.Backbone]:
@@ -200,7 +200,7 @@ def load_adapter(model: torch.nn.Module, body: torch.nn.Module, backbone: models
     _inject(model, body, backbone, settings, seed=0)  # the values are the file's
     tensors = file.tensors
     if model is body and not model.num_classes:  # for features: built without a head
-        heads = (HEAD_PREFIX, *(f"{head}." for head in models_vit.head_names(model)))
+        heads = (HEAD_PREFIX, COVARIATE_HEAD, *(f"{head}." for head in models_vit.head_names(model)))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     count = lora.put_in(model, tensors, file.path)
     return weights | {"path": loaded["path"]}, (

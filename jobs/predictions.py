@@ -162,6 +162,9 @@ def _describe_model(job: Prediction) -> list[str]:
     if job.task.reads is not None:
         lines.append(f"           its head reads the {KINDS[job.task.reads['kind']]} "
                      f"({job.task.reads['kind']})")
+    if job.task.covariates_read:
+        lines.append("           beside each image it reads "
+                     + ", ".join(one.name for one in job.task.covariates_read))
     if isinstance(job.task, Classification):
         temperature = job.best.get("temperature")
         lines.append("           probabilities are " + (

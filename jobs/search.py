@@ -1,4 +1,4 @@
-"""A search for good settings of a regression: trials under one process or several, every one from the same
+"""A search for good settings, for every task: trials under one process or several, every one from the same
 start.
 
 The main process owns the study: it asks, reports, decides to prune and tells; parameters, decisions and
@@ -23,17 +23,20 @@ import models_vit
 from engine_finetune import Progress, Trainer
 from jobs import terminal
 from jobs.job import Job
-from jobs.loaders import features_of, fill_cache, loader, plan_training
+from jobs.linear_probe import best_head
+from jobs.loaders import features_of, fill_cache, images_a_sample, loader, plan_training
 from jobs.model import choose_part, describe_part
 from jobs.parallel import fits
 from jobs.setup import prepare, without_effect_here
-from jobs.tasks.regression import Regression
+from jobs.tasks.base import Task
 from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
-from util.core.errors import RunError
+from util.core.errors import InputError, RunError
 from util.core.plain_numbers import duration
 from util.core.tensorboard import ScalarFile
-from util.metrics.predictions import Evaluated
+from util.metrics.table import COMPOSED
+from util.options.checks import setting_text
 from util.options.groups import Options
+from util.options.training import NOT_PROPOSED, RIVALS, Space
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
 from util.study import optuna_study
@@ -41,28 +44,48 @@ from util.study import optuna_study
 Result = TypeVar("Result")
 
 
-def search(options: Options, world: World) -> None:
+def search(options: Options, world: World, kind: type[Task]) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
-    job = prepare(options, world, Regression)
+    job = prepare(options, world, kind)
     options = job.options
-    frozen = options.model.adaptation == "lp"
-    depth = has_stochastic_depth(job)
-    parameters = optuna_study.space(job.model.regression_head.dim, frozen, depth,
-                                    adapters=options.model.adaptation == "lora")
+    space, lines = proposed(job)
+    _require_rates(job, space)
     world.say(*terminal.describe(job), *describe_part(options, job.model), *without_effect_here(job),
-              *_describe(job, parameters, frozen, depth))
+              *_describe(job, space), *lines)
     if options.run.dry_run:
         world.say("dry run: no trial was begun")
         return
     job.model.to(world.device)
-    if frozen:
+    if options.model.adaptation == "lp":
         job.features = features_of(job)
     else:
         fill_cache(job)
     try:
-        Search(job, parameters).run()
+        Search(job, space).run()
     finally:
         job.folder.close()
+
+
+def proposed(job: Job) -> tuple[Space, list[str]]:
+    """What has an effect in this job of all that a search of its task may propose, and lines about the rest
+    and about what was typed in vain. InputError where nothing of a setting is left."""
+    options, space = job.options, dict(job.task.space(job.model))
+    adaptation = options.model.adaptation
+    without_depth = adaptation != "lp" and not has_stochastic_depth(job)
+    reasons = ((("layer_decay", "drop_path"), "the backbone is frozen", adaptation == "lp"),
+               (("layer_decay",), "adapters start at nothing in every layer", adaptation == "lora"),
+               (("drop_path",), f"{job.backbone.arch} has no stochastic depth", without_depth))
+    lines = []
+    for names, why, applies in reasons:
+        if applies:
+            space = {name: row for name, row in space.items() if name not in names}
+            verb = "are" if len(names) > 1 else "is"
+            lines.append(f"           {' and '.join(names)} {verb} not proposed: {why}")
+    replaced = {*space, *map(RIVALS.get, space)} & options.typed
+    if replaced:
+        lines.append("           the search proposes its own values instead of "
+                     + ", ".join(f"--{name}" for name in sorted(replaced)))
+    return space, lines
 
 
 def has_stochastic_depth(job: Job) -> bool:
@@ -76,45 +99,57 @@ def has_stochastic_depth(job: Job) -> bool:
     return True
 
 
-def _describe(job: Job, parameters: optuna_study.Space, frozen: bool, depth: bool) -> list[str]:
-    options = job.options
-    search, training = options.search, options.training
-    not_proposed = {
-        "layer_decay and drop_path are not proposed: the backbone is frozen": frozen,
-        "layer_decay is not proposed: adapters start at nothing in every layer":
-            options.model.adaptation == "lora",
-        f"drop_path is not proposed: {job.backbone.arch} has no stochastic depth": not depth}
+def _require_rates(job: Job, space: Space) -> None:
+    """InputError where a trial's schedule could end above its highest learning rate."""
+    training = job.options.training
+    name = "lr" if "lr" in space else "blr"
+    lowest = space[name].low if name == "lr" else space[name].low * _images_a_batch(job) / 256
+    if training.min_lr > lowest:
+        raise InputError(f"--min_lr {training.min_lr:g} is above {lowest:g}, the lowest learning rate that "
+                         "the search may propose: lower it")
+
+
+def _images_a_batch(job: Job) -> int:
+    return job.plan.step_size // job.options.training.accum_iter * images_a_sample(job.options)
+
+
+def _describe(job: Job, space: Space) -> list[str]:
+    search, training, size = job.options.search, job.options.training, _images_a_batch(job)
+    batch = f"batch {training.batch_size} x processes {job.plan.world_size}"
+    rate = f"lr is taken as it is; {batch} x accumulation {training.accum_iter} = {job.plan.step_size}"
+    if "accum_iter" in space:
+        rate = f"learning rate = blr x {size} x accum_iter / 256: a batch of all processes has {size} images"
     return [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
-             f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
-             f"pruner {search.optuna_pruner}",
-             f"           {', '.join(parameters)}",
-             f"           lr is taken as it is; batch {training.batch_size} x accumulation "
-             f"{training.accum_iter} x processes = {job.plan.step_size}",
-             *[f"           {line}" for line, applies in not_proposed.items() if applies][:1]]
+            f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
+            f"pruner {search.optuna_pruner}",
+            f"           {', '.join(space)}", f"           {rate}"]
 
 
 class Search:
     """The trials of this group of processes."""
 
-    def __init__(self, job: Job, parameters: optuna_study.Space) -> None:
+    def __init__(self, job: Job, space: Space) -> None:
         options, asked = job.options, job.options.search
         self.job, self.world, self.folder = job, job.world, job.folder
         seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed
         ends_at = None if asked.optuna_timeout is None else time.monotonic() + asked.optuna_timeout
-        self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, parameters,
+        self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, space,
                                               ends_at)
-        self.backbone_state = {plain_name(name): tensor.clone()
-                               for name, tensor in job.model.backbone.state_dict().items()
-                               if not is_own(name)}  # each trial's adapters are new
-        self.backbone_buffers = {plain_name(name): tensor.clone()
-                                 for name, tensor in job.model.backbone.named_buffers()}
+        # several metrics joined by + are one of them all
+        self.metric = COMPOSED if "+" in asked.optuna_metric else asked.optuna_metric
+        # a trial's head and adapters are new
+        body = job.task.backbone_of(job.model)
+        own = models_vit.head_prefixes(body)
+        self.state, self.buffers = ({plain_name(name): tensor.clone() for name, tensor in named
+                                     if not is_own(name) and not name.startswith(own)}
+                                    for named in (body.state_dict().items(), body.named_buffers()))
         self.study = self._alone(self._open)
 
     def _open(self) -> optuna.Study:
         options, asked = self.job.options, self.job.options.search
         storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
         made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs,
-                    "targets": list(options.data.targets), "model": self.job.backbone.arch,
+                    **self.job.task.made_for(), "model": self.job.backbone.arch,
                     "adaptation": options.model.adaptation, "data": self.job.data.fingerprint}
         return optuna_study.open_study(optuna_study.open_storage(storage),
                                        asked.optuna_study_name or options.run.task,
@@ -164,6 +199,8 @@ class Search:
         processes."""
         try:
             job = self._job_of(params, seed)
+            if job.features is not None and job.task.head_is_linear:
+                return self._heads(job)
             if self.world.size > 1 and self.world.any(not fits(job, job.options.training.batch_size)):
                 return "fail", None, self._memory_is_full()
             return self._epochs(job, trainer_of(job))
@@ -187,7 +224,7 @@ class Search:
         sign = 1 if options.search.optuna_direction == "maximize" else -1
         figures = self._alone(self._trial_scalars)
         for epoch in epochs(job, trainer, Progress(0)):
-            value = epoch.metrics[options.search.optuna_metric]
+            value = epoch.metrics[self.metric]
             longest = max(longest, epoch.seconds)
             if is_better(sign * value, None if best is None else sign * best):
                 best = value
@@ -202,8 +239,27 @@ class Search:
         if options.search.optuna_eval_test:
             job.running.load_state_dict(best_weights)
             main = job.data.test_sets[0]
-            self._alone(self._enter_test, job, evaluate(job, main, loader(job, main)))
+            predictions = evaluate(job, main, loader(job, main))
+            self._alone(lambda: self._enter_test(job.task.metrics(predictions.table)[0]))
         return "complete", best, ""
+
+    def _heads(self, job: Job) -> tuple[str, float | None, str]:
+        """The same of a probe, whose heads are trained in one pass: what its run would choose."""
+        asked, began = job.options.search, time.monotonic()
+        figures = self._alone(self._trial_scalars)
+        found = self.world.from_main(self._alone(best_head, job, asked.optuna_eval_test))
+        if found is None:
+            return "fail", None, "no head of the probe gives numbers on val"
+        value = found.metrics[self.metric]
+        if math.isnan(value):
+            return "fail", None, f"{asked.optuna_metric} on val is undefined"
+        self._alone(lambda: self.trial.set_user_attr("best_epoch", found.epoch))
+        if found.test is not None:
+            self._alone(self._enter_test, found.test)
+        last = Epoch(asked.optuna_epochs - 1, found.training, None, found.metrics, [],
+                     time.monotonic() - began)
+        is_pruned = self.world.from_main(self._alone(self._report, last, value, last.seconds, figures))
+        return "pruned" if is_pruned else "complete", value, ""
 
     def _report(self, epoch: Epoch, best: float, longest: float, figures: ScalarFile) -> bool:
         """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
@@ -219,27 +275,25 @@ class Search:
             path.mkdir(exist_ok=True)
         return ScalarFile(path)
 
-    def _enter_test(self, job: Job, predictions: Evaluated) -> None:
-        metrics, _ = job.task.metrics(predictions.table)
+    def _enter_test(self, metrics: dict[str, float]) -> None:
         self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
                                           for name, value in metrics.items()})
 
     def _job_of(self, params: dict, seed: int) -> Job:
         """The job of a trial: its own settings and head, the backbone as the search found it."""
         base = self.job
-        own = {"drop_path": 0.0, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
+        own = {**NOT_PROPOSED, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
         task = copy.copy(base.task)
         task.options = base.options.having(**own)
         torch.manual_seed(seed)
         if base.features is not None:
-            model = models_vit.Regressor(base.model.backbone,
-                                         task.new_head(models_vit.feature_width(base.model.backbone)))
+            model = task.new_head(base.model) or base.model
         else:
             model = task.build(base.backbone, task.options.model.drop_path)
-            base.precision.place(model.backbone)
-            model.backbone.load_state_dict(self.backbone_state)
-            for name, buffer in model.backbone.named_buffers():
-                buffer.copy_(self.backbone_buffers[name])
+            body = base.precision.place(task.backbone_of(model))
+            body.load_state_dict({**body.state_dict(), **self.state})
+            for name, buffer in body.named_buffers():
+                buffer.copy_(self.buffers[name])
         choose_part(task, model, base.backbone)
         job = replace(base, task=task, model=model.to(self.world.device))
         plan_training(job)
@@ -260,7 +314,7 @@ class Search:
 
     def _trial_line(self, number: int, state: str, value: float | None, reason: str, params: dict,
                     best: optuna.trial.FrozenTrial | None, seconds: float) -> str:
-        shown = "  ".join(f"{name} {entry:.3g}" for name, entry in params.items())
+        shown = "  ".join(f"{name} {setting_text(entry, '.3g')}" for name, entry in params.items())
         result = f"failed: {reason}"
         if state != "fail":
             result = f"{self.job.options.search.optuna_metric} {value:.4f}"
@@ -285,7 +339,7 @@ class Search:
             return False, lines
         with self.folder.writing():
             lines += optuna_study.draw(self.study, path, metric)
-        found = ", ".join(f"{name} {value:.4g}" for name, value in best.params.items())
+        found = ", ".join(f"{name} {setting_text(value, '.4g')}" for name, value in best.params.items())
         return True, [
             *lines, f"best: trial {best.number}, {metric} {best.value:.4f}: {found}",
             f"written to {path}: optuna_best.json, optuna_trials.csv, optuna_history.png, "

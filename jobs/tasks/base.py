@@ -1,6 +1,8 @@
 """What a classification and a regression do differently; the rest of a job is the same for both."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -9,15 +11,27 @@ import torch
 from engine_finetune import Mixing
 from jobs.run_folder import RunFolder
 from models_vit import Backbone, Put, load_trained
-from util.data import cases
+from util.core.errors import InputError
+from util.data import cases, covariates
+from util.data.covariates import Covariate, encode_all
 from util.data.tables import Data
 from util.metrics import selection, table
 from util.metrics.predictions import Evaluated
 from util.options.groups import Options
+from util.options.training import SPACES, Space
 from util.weights.fitting import Fit, WeightFile, put_in
 
+Head = TypeVar("Head", bound=torch.nn.Module)
 AUGMENTATIONS = ("crop_scale", "crop_ratio", "hflip", "vflip", "color_jitter", "aa", "reprob", "remode",
                  "recount")
+
+
+def started_on_cpu(make: Callable[[], Head]) -> Head:
+    """A head from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing,
+    has the same one."""
+    torch.manual_seed(torch.initial_seed())
+    with torch.device("cpu"):
+        return make()
 
 
 class Task(ABC):
@@ -41,6 +55,7 @@ class Task(ABC):
         (`read`)."""
         self.options = options
         self.score = selection.figure_of(options.metrics.select_metric)
+        self.covariates_read: tuple[Covariate, ...] = ()
 
     @property
     def curves(self) -> tuple[str, ...]:
@@ -65,9 +80,33 @@ class Task(ABC):
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         """What the loss compares with, a row an image: (N,) labels or (N, T) numbers."""
 
+    def settle_covariates(self, data: Data, resumed: WeightFile | None) -> None:
+        """Their scales: of the training rows, or of those that the checkpoint was trained on. InputError."""
+        asked, train = self.options.data, data.table[data.table["split"] == "train"]
+        if resumed is not None:
+            self.covariates_read = tuple(map(Covariate.from_plain, resumed.rest.get("covariates", ())))
+        else:
+            self.covariates_read = tuple(Covariate.learn(name, list(train[covariates.PREFIX + name]))
+                                         for name in asked.covariates)
+        data.notes += covariates.check(str(asked.csv_file), self.covariates_read, data.table)
+
+    def require_covariates(self, resumed: WeightFile | None) -> None:
+        """InputError where others are typed than a checkpoint reads."""
+        if resumed is None or "covariates" not in self.options.typed:
+            return
+        known = [entry["name"] for entry in resumed.rest.get("covariates", ())]
+        if self.options.data.covariates != known:
+            reads = f"reads {' '.join(known)}" if known else "reads nothing beside the image"
+            raise InputError(f"--covariates {' '.join(self.options.data.covariates)}: {resumed.path} "
+                             f"{reads}; leave the flag out, or train anew")
+
     def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
         """What the model reads beside the image, (N, C), or None."""
-        return None
+        return encode_all(self.covariates_read,
+                          [list(rows[covariates.PREFIX + one.name]) for one in self.covariates_read])
+
+    def describe_covariates(self) -> list[str]:
+        return [f"           covariate {one.name}: {one.describe()}" for one in self.covariates_read]
 
     def num_covariates(self, rows: pd.DataFrame) -> int:
         covariates = self.covariates(rows[:1])
@@ -102,6 +141,11 @@ class Task(ABC):
         """Whether the checkpoint's head has no place in the model, which keeps its own as it was drawn."""
         return False
 
+    def new_head(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """The model with its frozen backbone and a head that starts anew, for another training on stored
+        features; None where such a training makes heads of its own (jobs/linear_probe.py)."""
+        return None
+
     @abstractmethod
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
@@ -109,6 +153,16 @@ class Task(ABC):
     def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None
+
+    # ---- a search
+
+    def space(self, model: torch.nn.Module) -> Space:
+        """What a search may propose for a model."""
+        return SPACES[self.program]
+
+    @abstractmethod
+    def made_for(self) -> dict:
+        """What of this task a study's values depend on, plain: one made for another is not gone on with."""
 
     # ---- metrics
 

@@ -11,7 +11,7 @@ import models_vit
 from engine_finetune import ClassificationLoss, Mixing, balanced_class_weights
 from jobs import recalibration, terminal
 from jobs.run_folder import RunFolder
-from jobs.tasks.base import AUGMENTATIONS, Task
+from jobs.tasks.base import AUGMENTATIONS, Task, started_on_cpu
 from util.core.errors import InputError
 from util.data import tables
 from util.metrics import calibration, class_order, selection, weighted
@@ -26,6 +26,7 @@ from util.metrics.predictions import read_predictions
 from util.metrics.table import BY_NAME, COMPOSED
 from util.model.case_attention import put_attention
 from util.model.feature_kinds import KindsReader, put_wide_head
+from util.model.regression_head import RegressionHead
 from util.options.adaptation import OF_CASES, POOLED
 from util.options.data import DataOptions
 from util.options.groups import Options
@@ -37,12 +38,15 @@ class Classification(Task):
     """One class of several an image."""
 
     kind, program = "classification", "main_finetune.py"
-    head_is_linear = True
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.class_names: list[str] = []
         self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
+
+    @property
+    def head_is_linear(self) -> bool:
+        return not self.covariates_read
 
     # ---- data
 
@@ -51,8 +55,13 @@ class Classification(Task):
         known = resumed.rest.get("class_names") if resumed is not None else None
         order_of = tables.sorted_alone if resumed is not None else partial(
             class_order.in_order, typed=options.data.class_order, positive=options.data.positive_class)
+        self.require_covariates(resumed)
         if options.data.csv_file:
             data = tables.read_csv(options.data, splits, order_of)
+        elif options.data.covariates:
+            raise InputError(f"--covariates {' '.join(options.data.covariates)}: the model reads these "
+                             "columns beside each image, and a folder has none; name a CSV that has them "
+                             "with --csv_file")
         else:
             data = tables.read_folder(options.data.data_path, splits, order_of, options.data.external)
         if not known:
@@ -81,14 +90,17 @@ class Classification(Task):
                              "train anew for another")
         if options.data.class_order:
             class_order.require_same(self.class_names, options.data.class_order)
-        asked = [name for name in options.metrics.select_metric.split("+") if BY_NAME[name].needs_order]
+        flags = ["select_metric"] + ["optuna_metric"] * bool(options.search.optuna_trials)
+        asked = [(flag, name) for flag in flags for name in options.value(flag).split("+")
+                 if BY_NAME[name].needs_order]
         known = class_order.ranks(self.class_names, options.data.class_order) is not None
         if options.run.eval or not asked or known:
             return
         if resumed is None:
-            raise InputError(f"--select_metric {asked[0]} needs classes in order, and nothing says in which "
-                             f"order {', '.join(self.class_names)} stand: --class_order names them from the "
-                             "lowest grade on")
+            flag, name = asked[0]
+            raise InputError(f"--{flag} {name} needs classes in order, and nothing says in which order "
+                             f"{', '.join(self.class_names)} stand: --class_order names them from the lowest "
+                             "grade on")
         # as the run chose its best epoch so far
         self.options = options.having(class_order=list(self.class_names))
 
@@ -108,7 +120,8 @@ class Classification(Task):
         return rows["target"].to_numpy(np.int64)
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:
-        """Learn what the checkpoint's head reads. A probe is trained anew, and val chooses again."""
+        """Learn what the head reads. A probe is trained anew, and val chooses again."""
+        self.settle_covariates(data, resumed)
         if resumed is not None and (self.options.run.eval or self.options.model.adaptation != "lp"):
             self.reads = resumed.rest.get("reads") or None
 
@@ -116,6 +129,10 @@ class Classification(Task):
 
     def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
         asked = self.options.model
+        if self.covariates_read:
+            model = models_vit.build_model(backbone, 0, asked.input_size, drop_path, asked.global_pool,
+                                           asked.fc_norm_passes)
+            return self.new_head(model)
         model = models_vit.build_model(backbone, len(self.class_names), asked.input_size, drop_path,
                                        asked.global_pool, asked.fc_norm_passes,
                                        pretrained=bool(asked.finetune))
@@ -127,6 +144,14 @@ class Classification(Task):
                 raise InputError(f"--pool attention needs a model with one linear classifier, and "
                                  f"{backbone.arch} has none: choose another, or --pool mean")
             put_attention(layer)
+        return model
+
+    def new_head(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        if not self.covariates_read:
+            return None
+        head = started_on_cpu(lambda: RegressionHead(models_vit.feature_width(model), len(self.class_names),
+                                                     self.options.head, self.covariates_read))
+        models_vit.put_covariate_head(model, head, len(self.class_names))
         return model
 
     def _put_wide_head(self, model: torch.nn.Module) -> None:
@@ -144,9 +169,11 @@ class Classification(Task):
             parameter.copy_(values[name])
 
     def head_of(self, model: torch.nn.Module) -> torch.nn.Module:
-        return models_vit.final_linear(model) or model
+        return getattr(model, "covariate_head", None) or models_vit.final_linear(model) or model
 
-    def feature_reader(self, model: torch.nn.Module) -> KindsReader | None:
+    def feature_reader(self, model: torch.nn.Module) -> KindsReader | models_vit.FeatureOfModel | None:
+        if self.covariates_read:
+            return models_vit.FeatureOfModel(model)
         return models_vit.feature_reader(model, self.options.model.input_size)
 
     def load_trained(self, model: torch.nn.Module, backbone: models_vit.Backbone, file: WeightFile,
@@ -175,6 +202,9 @@ class Classification(Task):
         return Mixing(mixing.mixup, mixing.cutmix, mixing.cutmix_minmax, mixing.mixup_prob,
                       mixing.mixup_switch_prob, mixing.mixup_mode, label_smoothing=mixing.smoothing,
                       num_classes=len(self.class_names))
+
+    def made_for(self) -> dict:
+        return {"classes": list(self.class_names), "covariates": list(self.options.data.covariates)}
 
     # ---- metrics
 
@@ -245,6 +275,9 @@ class Classification(Task):
         if self.options.model.adaptation != "lp":
             typed = "lp_views" in self.options.typed
             return ["--lp_views does nothing without --adaptation lp"] if typed else []
+        if self.covariates_read:
+            return self.idle_in_a_probe((*AUGMENTATIONS, "lp_views"),
+                                        "with --covariates features are those of the whole image")
         names, of = ("mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
                      "clip_grad", "min_lr", "compile"), ""
         if self.options.probe.lp_views == 1:
@@ -252,16 +285,23 @@ class Classification(Task):
         return self.idle_in_a_probe(names, f"heads are trained on stored features{of}")
 
     def describe_data(self, data: tables.Data) -> list[str]:
-        return terminal.classes(data, self.options.data.csv_file or self.options.data.data_path)
+        source = self.options.data.csv_file or self.options.data.data_path
+        return terminal.classes(data, source) + self.describe_covariates()
 
     def stored(self) -> dict:
-        return {"class_names": self.class_names, **({"reads": self.reads} if self.reads is not None else {})}
+        return {"class_names": self.class_names, **({"reads": self.reads} if self.reads is not None else {}),
+                **self._stored_covariates()}
+
+    def _stored_covariates(self) -> dict:
+        if not self.covariates_read:
+            return {}
+        return {"covariates": [covariate.plain() for covariate in self.covariates_read]}
 
     def facts(self, data: tables.Data) -> dict:
         counts = tables.counts(data.table, data.class_names)
         patients = tables.patient_counts(data.table, data.class_names)
         return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
-                **({"patients": patients} if patients else {})}
+                **({"patients": patients} if patients else {}), **self._stored_covariates()}
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:

@@ -9,19 +9,20 @@ import models_vit
 from engine_finetune import RegressionLoss
 from jobs import terminal
 from jobs.run_folder import RunFolder
-from jobs.tasks.base import AUGMENTATIONS, Task
+from jobs.tasks.base import AUGMENTATIONS, Task, started_on_cpu
 from util.core.errors import InputError
-from util.data import csv_columns, tables
-from util.data.covariates import Covariate, encode_all
+from util.data import tables
 from util.data.regression import parse_transforms, read_regression_csv
 from util.metrics import selection, target_scale
 from util.metrics.intervals import entry, regression_intervals
 from util.metrics.predictions import read_predictions
 from util.metrics.regression import metric_columns, predictions_table, regression_metrics
 from util.metrics.table import COMPOSED
-from util.model import regression_head, timm_models
+from util.model import timm_models
+from util.model.regression_head import RegressionHead
 from util.options.groups import Options
 from util.options.model import DEFAULT_WEIGHTS
+from util.options.training import SPACES, OneOf, Space
 from util.report import bland_altman, charts
 from util.weights.fitting import WeightFile
 
@@ -36,7 +37,6 @@ class Regression(Task):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.scale: target_scale.TargetScale | None = None
-        self.covariates_read: tuple[Covariate, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -54,6 +54,7 @@ class Regression(Task):
             if data.targets != known:
                 raise InputError(f"--targets {' '.join(data.targets)}: {resumed.path} predicts "
                                  f"{' '.join(known)}; leave the flag out")
+        self.require_covariates(resumed)
         return read_regression_csv(data, splits)
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:
@@ -62,32 +63,11 @@ class Regression(Task):
         names, train = self.options.data.targets, data.table[data.table["split"] == "train"]
         if resumed is not None:
             self.scale = target_scale.TargetScale.from_plain(resumed.rest["targets"])
-            self.covariates_read = tuple(map(Covariate.from_plain, resumed.rest["covariates"]))
         else:
             transforms = parse_transforms(self.options.data.target_transform, names)
             values = train[[f"true_{name}" for name in names]].to_numpy(np.float64)
             self.scale = target_scale.TargetScale.learn(names, transforms, values)
-            self.covariates_read = tuple(Covariate.learn(name, list(train[f"covariate_{name}"]))
-                                         for name in self.options.data.covariates)
-        self._check_covariates(data)
-
-    def _check_covariates(self, data: tables.Data) -> None:
-        """InputError for text in a column of numbers; a note for levels that training did not have."""
-        for covariate in self.covariates_read:
-            cells = data.table[f"covariate_{covariate.name}"]
-            missing = cells.map(csv_columns.is_missing)
-            if covariate.is_category:
-                unknown = sorted(set(cells[~missing]) - set(covariate.levels))
-                if unknown:
-                    data.notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
-                                      f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
-                continue
-            numbers = pd.to_numeric(cells.mask(missing, "nan"), errors="coerce")
-            wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
-            if wrong.any():
-                found = ", ".join(map(repr, cells[wrong].unique()[:5]))
-                raise InputError(f"{self.options.data.csv_file}: covariate {covariate.name} is a number in "
-                                 f"train, but elsewhere there is {found}: correct the column")
+        self.settle_covariates(data, resumed)
 
     def _true(self, rows: pd.DataFrame) -> np.ndarray:
         return rows[[f"true_{name}" for name in self.scale.names]].to_numpy(np.float64)
@@ -95,26 +75,34 @@ class Regression(Task):
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
         return self.scale.standardise(self._true(rows)).astype(np.float32)
 
-    def covariates(self, rows: pd.DataFrame) -> torch.Tensor | None:
-        return encode_all(self.covariates_read,
-                          [list(rows[f"covariate_{c.name}"]) for c in self.covariates_read])
-
     # ---- model
 
     def build(self, backbone: models_vit.Backbone, drop_path: float) -> torch.nn.Module:
         asked = self.options.model
         features = models_vit.build_model(backbone, 0, asked.input_size, drop_path, asked.global_pool,
                                           asked.fc_norm_passes)
-        # from the seed alone and on the CPU, so that a backbone of shapes (meta), which draws nothing, has
-        # the same head
-        torch.manual_seed(torch.initial_seed())
-        with torch.device("cpu"):
-            head = self.new_head(models_vit.feature_width(features))
+        return self.new_head(features)
+
+    def new_head(self, model: torch.nn.Module) -> models_vit.Regressor:
+        features = getattr(model, "backbone", model)
+        width = models_vit.feature_width(features)
+        head = started_on_cpu(lambda: RegressionHead(width, len(self.scale.names), self.options.head,
+                                                     self.covariates_read))
         return models_vit.Regressor(features, head)
 
-    def new_head(self, width: int) -> regression_head.RegressionHead:
-        return regression_head.RegressionHead(width, len(self.scale.names), self.options.head,
-                                              self.covariates_read)
+    def space(self, model: models_vit.Regressor) -> Space:
+        """Without numbers of attention heads that don't divide the head's width; InputError where none is
+        left."""
+        row, dim = SPACES[self.program]["head_num_heads"], model.regression_head.dim
+        fitting = tuple(number for number in row.values if dim % number == 0)
+        if not fitting:
+            raise InputError(f"the head's width {dim} is divided by none of the searched numbers of "
+                             f"attention heads {', '.join(map(str, row.values))}: pass another "
+                             "--head_embed_dim")
+        return {**SPACES[self.program], "head_num_heads": OneOf(fitting)}
+
+    def made_for(self) -> dict:
+        return {"targets": list(self.options.data.targets)}
 
     def backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.backbone
@@ -177,11 +165,7 @@ class Regression(Task):
             known = table[f"true_{name}"].notna().groupby(table["split"]).sum()
             lines.append(f"           {name:<{width}}  mean {mean:.4g}, sd {sd:.4g} in train{logarithm}; "
                          "known in " + ", ".join(f"{split} {known[split]:,}" for split in data.splits))
-        for covariate in self.covariates_read:
-            kind = (f"one of {', '.join(covariate.levels[:8])}" if covariate.is_category else
-                    f"number, mean {covariate.mean:.4g}, sd {covariate.sd:.4g} in train")
-            lines.append(f"           covariate {covariate.name}: {kind}")
-        return lines
+        return lines + self.describe_covariates()
 
     def idle(self) -> list[str]:
         if self.options.model.adaptation != "lp":

@@ -95,6 +95,14 @@ for name, text in TEXTS.items():
         "p.json",
         program="main_regression.py",
     )
+for text in ('{"params": {"head_depth": 2}}', '{"params": {"class_weights": 1}}',
+             '{"params": {"balanced_sampling": "on"}}', '{"params": {"accum_iter": true}}'):
+    TABLE.add(
+        PARAMS,
+        f"of a classification: {text}",
+        lambda place, text=text: [place.write("p.json", text)] and [*train(place), "--params", "p.json"],
+        "p.json",
+    )
 for name in ("none.json", ".", "/dev/null", "x" * 3000):
     TABLE.add(
         PARAMS,

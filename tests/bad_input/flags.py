@@ -248,6 +248,14 @@ contradicts(
 )
 contradicts(CONTRADICTION, "--optuna_trials", 2, "--resume", "x", program=REGRESSION,
             says=("--optuna_resume",))
+contradicts(CONTRADICTION, "--optuna_trials", 2, "--eval", "--resume", "x", says=("pass one of them",))
+contradicts(CONTRADICTION, "--optuna_trials", 2, "--dataratio", "0.5,1", says=("name one share",))
+contradicts(CONTRADICTION, "--optuna_trials", 2, "--select_metric", "ece", "--optuna_direction", "maximize",
+            says=("--select_metric ece is to be minimized", "contradicts it"))
+contradicts(CONTRADICTION, "--covariates", "age", "--cutmix", 1, says=("--covariates are not mixed",))
+contradicts(CONTRADICTION, "--covariates", "age", says=("a folder has none", "--csv_file"))
+contradicts(CONTRADICTION, "--use_class_weights", "--use_weighted_sampler",
+            says=("--balanced_sampling and --class_weights",))
 contradicts(
     CONTRADICTION,
     "--optuna_trials",

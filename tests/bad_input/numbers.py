@@ -60,6 +60,22 @@ file(ROLES, "a target twice", lambda rows: rows, "twice", program=NUMBERS,
 file(ROLES, "the path as target", lambda rows: rows, "path", program=NUMBERS, words=("--targets", "path"))
 file(ROLES, "a target as covariate", lambda rows: rows, "depth", program=NUMBERS,
      words=("--covariates", "depth"))
+file(ROLES, "the label as covariate", lambda rows: rows, "label", words=("--covariates", "label"))
+file(ROLES, "a covariate twice", lambda rows: rows, "twice", words=("--covariates", "depth", "depth"))
+file(
+    COVARIATE,
+    "one value, of a classification",
+    lambda rows: [rows[0], *([*row[:3], "5"] for row in rows[1:])],
+    "1 value(s) in train",
+    words=("--covariates", "depth"),
+)
+file(
+    COVARIATE,
+    "text in test, of a classification",
+    lambda rows: [rows[0], *([*row[:3], "deep" if row[2] == "test" else row[3]] for row in rows[1:])],
+    "'deep'",
+    words=("--covariates", "depth"),
+)
 file(
     COVARIATE,
     "one value",

@@ -54,8 +54,8 @@ def shown_default(action: argparse.Action) -> str | list[float]:
         return "required"
     if isinstance(action, argparse._StoreTrueAction):
         return "on" if action.default else "off"
-    if isinstance(action, argparse._StoreFalseAction):
-        return "off"
+    if isinstance(action, argparse._StoreConstAction):
+        return "off"  # another word for a value that is not the default
     if action.default is None:
         return "none"
     if isinstance(action.default, str):

@@ -145,7 +145,7 @@ OTHERS = ("#", "hf auth login", "python3 -m venv .venv")  # comments, other prog
 
 
 def parser_of(program: str) -> argparse.ArgumentParser:
-    if program == "search.sh" or program.endswith("任务.py"):
+    if program == "search.sh" or program.endswith("回归任务.py"):
         program = "main_regression.py"
     return PROGRAMS[program if program in PROGRAMS else "main_finetune.py"]()
 
@@ -202,9 +202,9 @@ def parse(name: str, arguments: list[str], line: str) -> None:
     if not isinstance(parser, OneLineParser) or parser.prog not in TRAINING:
         parser.parse_args(arguments)  # an InputError names the flag
         return
-    options = checks.check_combinations(parse_options(parser.prog, "", arguments))
+    options = parse_options(parser.prog, "", arguments)
+    options, _ = checks.check_search(checks.check_combinations(options))  # a file of --params is not there
     if parser.prog == REGRESSION:
-        options, _ = checks.check_search(options)
         options = resolve_names(options)
     models_vit.find_backbone(options.model.model, options.model.model_arch)
 

@@ -258,6 +258,34 @@ def test_a_regression_and_its_search_train_adapters(predict, tmp_path, base):  #
     assert "layer_decay" not in params and "drop_path" in params
 
 
+def test_adapters_of_a_classification_with_covariates(start, tmp_path, base, pictures):
+    """Its checkpoint is scored as it was, whole or as the adapter alone, and gives features."""
+    needs_package("peft")
+    rows = ["path,label,split,age"] + [f"{path},{path.parts[-2]},{path.parts[-3]},{30 + number % 40}"
+                                       for number, path in enumerate(sorted(pictures.glob("*/*/*.png")))]
+    (tmp_path / "c.csv").write_text("\n".join(rows) + "\n")
+    words = (*LORA, "--finetune", base, "--csv_file", "c.csv", "--covariates", "age")
+    code, out, err = start("--task", "c", "--epochs", 2, *words, data=None)
+    assert code == 0 and "adapters   LoRA of rank 4" in out, err
+    folder = tmp_path / "output_dir/c"
+    scored = (folder / "predictions_test.csv").read_bytes()
+    for name in ("checkpoint-best.pth", "checkpoint-adapter.pth"):
+        code, _, err = start("--task", "c", "--eval", "--resume", folder / name, data=None)
+        assert code == 0, err
+    rows = pd.read_csv(folder / "metrics_test.csv")
+    assert len(rows) == 3 and rows["val_loss"].std() < 1e-6
+    assert start("--task", "c", "--eval", "--resume", "auto", data=None)[0] == 0
+    assert (folder / "predictions_test.csv").read_bytes() == scored
+    after, before = weights_of(folder / "checkpoint-best.pth"), torch.load(base, weights_only=True)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name.removeprefix("backbone.") for name in ATTENTION}
+    code, out, err = start("--task", "c", "--epochs", 3, "--resume", "auto", *words, data=None)
+    assert code == 0 and "resumed at epoch 2" in out, err
+    import latent_feature
+    assert latent_feature.main(["--resume", str(folder / "checkpoint-adapter.pth"), "--input", str(pictures),
+                                "--output", "f.npz", "--device", "cpu", "--num_workers", "0"]) == 0
+
+
 @pytest.mark.parametrize("arch", ["test_vit", "resnet18"])
 def test_blocks_before_the_last_stay_as_they_are(start, tmp_path, base, arch):
     """To the bit, batch norm's statistics too; the last ones and what follows them move."""

@@ -172,8 +172,8 @@ def test_two_processes_search_like_one(demo, tmp_path):  # noqa: F811
     assert one[columns].equals(two[columns]) and list(two["state"]) == ["complete"] * 3
 
 
-def begin(folder, *words):
-    return subprocess.Popen([sys.executable, str(ROOT / "main_regression.py"), *map(str, words)], cwd=folder,
+def begin(folder, *words, program="main_regression.py"):
+    return subprocess.Popen([sys.executable, str(ROOT / program), *map(str, words)], cwd=folder,
                             text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -194,20 +194,22 @@ def test_probes_of_both_tasks(trained, weights, pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_regressions_head_beside_a_sharded_backbone(weights, pictures, tmp_path):
-    rows = ["path,split,a,b,age"]
+@pytest.mark.parametrize("program", ["main_regression.py", "main_finetune.py"])
+def test_a_head_with_covariates_beside_a_sharded_backbone(weights, pictures, tmp_path, program):
+    rows = ["path,split,a,b,age,label"]
     for number, path in enumerate(sorted(pictures.glob("*/*/*.png"))):
-        rows.append(f"{path},{path.parts[-3]},{(number * 7) % 11},{(number * 5) % 13},{30 + number % 40}")
+        rows.append(f"{path},{path.parts[-3]},{(number * 7) % 11},{(number * 5) % 13},{30 + number % 40},"
+                    f"{path.parts[-2]}")
     (tmp_path / "r.csv").write_text("\n".join(rows) + "\n")
     words = ["--model", "timm", "--model_arch", "test_vit", "--input_size", 32, "--batch_size", 4, "--epochs",
              2, "--lr", 1e-3,
              "--num_workers", 0, "--aa", "none", "--device", "cpu", "--precision", "fp32", "--csv_file",
-             tmp_path / "r.csv",
-             "--targets", "a", "b", "--covariates", "age", "--finetune", weights]
+             tmp_path / "r.csv", "--covariates", "age", "--finetune", weights]
+    words += ["--targets", "a", "b"] if program == "main_regression.py" else []
     for adaptation in ("finetune", "lp"):
         for way in ("ddp", "fsdp"):
             started(*words, "--adaptation", adaptation, "--parallel", way, "--task", way, "--output_dir",
-                    f"{adaptation}_{way}", folder=tmp_path, program="main_regression.py")
+                    f"{adaptation}_{way}", folder=tmp_path, program=program)
         a, b = (tmp_path / f"{adaptation}_{way}" / way for way in ("ddp", "fsdp"))
         assert furthest(weights_of(a / "checkpoint-best.pth"), weights_of(b / "checkpoint-best.pth")) < 1e-5
         assert len(list(b.glob("*.shards"))) == 1

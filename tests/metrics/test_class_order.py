@@ -105,6 +105,8 @@ def test_the_whole_way(start, tmp_path):
 
     code, _, err = start("--epochs", 1, "--task", "q", "--select_metric", "qwk", data=data)
     assert code == 2 and "--select_metric qwk needs classes in order" in err and err.count("\n") == 1
+    code, _, err = start("--task", "q", "--optuna_trials", 1, "--optuna_metric", "mae_grades", data=data)
+    assert code == 2 and "--optuna_metric mae_grades needs classes in order" in err
     typed = ("--class_order", "normal", "glaucoma", "cataract")
     code, _, err = start("--epochs", 1, "--class_order", "normal", "glaucoma", data=data)
     assert code == 2 and "name each of them once" in err

@@ -312,6 +312,20 @@ def test_a_search_and_then_its_final_run(clone, stub, shell, tmp_path):
                               "--params": ["./output_dir/r_search/optuna_best.json"]}
 
 
+def test_a_search_of_a_classification(clone, stub):
+    run = Run(clone, stub, "search.sh", CSV_FILE="d.csv", LABEL="grade of dr", TRIALS="7")
+    assert (run.returncode, run.stderr) == (0, "")
+    (program, *searching), (other, *final) = run.calls
+    assert program == other == str(clone / "main_finetune.py")
+    assert options(searching)["--label_col"] == ["grade of dr"] == options(final)["--label_col"]
+    assert options(searching)["--optuna_trials"] == ["7"] and "--targets" not in options(final)
+    assert options(final)["--params"] == ["./output_dir/d_search/optuna_best.json"]
+    for names, says in (({"LABEL": "a", "TARGETS": "b", "CSV_FILE": "d.csv"}, "set one of the two"),
+                        ({"LABEL": "a"}, "CSV_FILE is not")):
+        run = Run(clone, stub, "search.sh", **names)
+        assert run.returncode == 2 and says in run.stderr and not run.calls
+
+
 def test_a_failed_search_has_no_final_run(clone, stub):
     run = Run(clone, stub, "search.sh", CSV_FILE="r.csv", STUB_EXIT="2")
     assert run.returncode == 2 and len(run.calls) == 1

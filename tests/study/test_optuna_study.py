@@ -10,14 +10,16 @@ from optuna.trial import TrialState
 
 from tests.conftest import needs_package
 from util.core.errors import InputError
-from util.options.training import SEARCHED
+from util.options.flag import FINETUNE, REGRESSION
+from util.options.table import FLAGS
+from util.options.training import SPACES
 from util.study import optuna_study
 
 JOB = {"metric": "r2", "epochs": 3}
 
 
-def settings(total=3, seed=0, sampler="tpe", width=64):
-    return optuna_study.Settings(total, seed, sampler, optuna_study.space(width))
+def settings(total=3, seed=0, sampler="tpe", program=REGRESSION):
+    return optuna_study.Settings(total, seed, sampler, SPACES[program])
 
 
 @pytest.fixture(params=["sqlite", "journal"])
@@ -39,25 +41,39 @@ def run_all(study, settings, value=lambda trial, params: -abs(params["lr"] - 1e-
     return done, lines
 
 
-def test_space_is_the_contracts():
+def test_spaces_are_the_contracts():
+    real, log, one_of = (optuna.distributions.FloatDistribution, {"log": True},
+                         optuna.distributions.CategoricalDistribution)
     trial = optuna.create_study().ask()
-    for name, propose in optuna_study.space(64).items():
-        propose(trial, name)
-    real, log = optuna.distributions.FloatDistribution, {"log": True}
-    assert tuple(trial.distributions) == SEARCHED
+    assert list(optuna_study.proposals(trial, SPACES[REGRESSION])) == list(SPACES[REGRESSION])
     assert trial.distributions == {
         "lr": real(5e-5, 5e-3, **log), "weight_decay": real(1e-6, 0.1, **log), "layer_decay": real(0.4, 0.95),
         "drop_path": real(0.0, 0.4), "head_dropout": real(0.0, 0.5), "head_mlp_ratio": real(1.0, 4.0),
         "head_depth": optuna.distributions.IntDistribution(1, 4), "huber_beta": real(0.5, 2.0),
-        "head_num_heads": optuna.distributions.CategoricalDistribution((2, 4, 8))}
+        "head_num_heads": one_of((2, 4, 8))}
+    study = optuna.create_study()
+    study.enqueue_trial({"class_weights": "none"})
+    trial = study.ask()
+    assert list(optuna_study.proposals(trial, SPACES[FINETUNE])) == list(SPACES[FINETUNE])
+    assert trial.distributions == {
+        "blr": real(5e-4, 5e-3, **log), "weight_decay": real(1e-6, 5e-2, **log), "drop_path": real(0.0, 0.4),
+        "layer_decay": real(0.5, 1.0), "smoothing": real(0.0, 0.15), "accum_iter": one_of((1, 2)),
+        "class_weights": one_of(("none", "balanced")), "balanced_sampling": one_of((False, True))}
 
 
-def test_heads_that_do_not_divide_are_never_proposed_and_a_frozen_backbone_has_less():
-    assert optuna_study.space(12)["head_num_heads"].keywords == {"choices": (2, 4)}
-    with pytest.raises(InputError, match="--head_embed_dim"):
-        optuna_study.space(15)
-    assert {"layer_decay", "drop_path"}.isdisjoint(optuna_study.space(64, frozen=True))
-    assert "drop_path" not in optuna_study.space(64, stochastic_depth=False)
+def test_classes_are_never_evened_out_twice():
+    asked = settings(30, sampler="random", program=FINETUNE)
+    done, _ = run_all(optuna.create_study(), asked, lambda trial, params: trial.number)
+    together = [(params["class_weights"], params.get("balanced_sampling")) for _, params, _ in done]
+    assert set(together) == {("balanced", None), ("none", True), ("none", False)}
+
+
+@pytest.mark.parametrize("program", SPACES)
+def test_every_proposal_is_what_its_flag_takes(program):
+    for row, name in ((row, name) for name, row in SPACES[program].items()):
+        flag = FLAGS[name].in_program(program)
+        ends = getattr(row, "values", None) or (row.low, row.high)
+        assert all(flag.accepts(end) for end in ends), name
 
 
 def test_total_is_of_the_study_and_the_same_whoever_asks(place, tmp_path):
@@ -85,7 +101,7 @@ def test_a_study_is_not_continued_by_accident_or_for_another_job(place):
 def kill(study, hold):
     """Leave a trial running as a process that was killed leaves it."""
     trial = study.ask()
-    params = {name: propose(trial, name) for name, propose in optuna_study.space(64).items()}
+    params = optuna_study.proposals(trial, SPACES[REGRESSION])
     if hold is not None:
         trial.set_user_attr("lease", hold)
     return trial.number, params
@@ -188,6 +204,6 @@ def test_a_storage_that_does_not_open_is_one_line_without_the_password(place, sa
 
 
 def test_no_trial_is_begun_when_the_time_is_over(place):
-    late = optuna_study.Settings(3, 0, "random", optuna_study.space(64), ends_at=time.monotonic() - 1)
+    late = optuna_study.Settings(3, 0, "random", SPACES[REGRESSION], ends_at=time.monotonic() - 1)
     study = study_in(place)
     assert run_all(study, late) == ([], []) and study.trials == []

@@ -1,17 +1,23 @@
-"""Numbers or names that are read beside an image: their scales, learnt from the training rows.
+"""Numbers or names that are read beside an image: their columns, and their scales, learnt from the training
+rows.
 
-They are stored in the checkpoint as plain values.
+A column of a CSV becomes a column covariate_NAME of the table of images, text as it is written. The scales
+are stored in the checkpoint as plain values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
-from util.data.csv_columns import is_missing
+from util.data.csv_columns import extreme_values, is_missing, missing_values, refuse_two_spellings, some
+from util.options.data import DataOptions
+
+PREFIX = "covariate_"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Covariate:
         values = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
         return ((values - self.mean) / self.sd).astype(np.float32)
 
+    def describe(self) -> str:
+        if self.is_category:
+            return f"one of {', '.join(self.levels[:8])}"
+        return f"number, mean {self.mean:.4g}, sd {self.sd:.4g} in train"
+
     def plain(self) -> dict:
         return {"name": self.name, "levels": list(self.levels), "mean": self.mean, "sd": self.sd}
 
@@ -67,3 +78,54 @@ def encode_all(covariates: Sequence[Covariate], columns: Sequence[Sequence[str]]
         return None
     return torch.from_numpy(np.stack([c.encode(cells) for c, cells in zip(covariates, columns, strict=True)],
                                      axis=1))
+
+
+def flags(asked: DataOptions, taken: Collection[str]) -> dict[str, str]:
+    """{column: the flag that names it}. InputError for a column that is named twice or taken already: of
+    labels or targets, of paths, of splits."""
+    repeated = [name for name in dict.fromkeys(asked.covariates) if asked.covariates.count(name) > 1]
+    if repeated:
+        raise InputError(f"--covariates names {some(repeated)} twice")
+    both = [name for name in asked.covariates if name in taken]
+    if both:
+        raise InputError(f"--covariates {some(both)}: already a target, the label, the path or the split of "
+                         f"{asked.csv_file}")
+    return dict.fromkeys(asked.covariates, "--covariates")
+
+
+def add(table: pd.DataFrame, csv_file: str, cells: pd.DataFrame, asked: DataOptions) -> list[str]:
+    """Add the covariates' columns to a table of images, whose rows are those of `cells`; lines about values
+    that are missing or far from all others. InputError for one name in two spellings."""
+    notes = []
+    for name in asked.covariates:
+        table[PREFIX + name] = list(cells[name])
+        present = cells[name][~cells[name].map(is_missing)]
+        try:
+            notes += extreme_values(name, np.array(list(map(number_of, present))))
+        except ValueError:  # a category
+            refuse_two_spellings(csv_file, present)
+    for name in asked.covariates:
+        notes += missing_values(name, table[PREFIX + name].map(is_missing), table["split"],
+                                "covariate, told to the model as missing")
+    return notes
+
+
+def check(csv_file: str, covariates: Sequence[Covariate], table: pd.DataFrame) -> list[str]:
+    """InputError for text in a column of numbers; lines about levels that training did not have."""
+    notes = []
+    for covariate in covariates:
+        cells = table[PREFIX + covariate.name]
+        missing = cells.map(is_missing)
+        if covariate.is_category:
+            unknown = sorted(set(cells[~missing]) - set(covariate.levels))
+            if unknown:
+                notes.append(f"covariate {covariate.name}: training had no {', '.join(unknown[:5])} "
+                             f"({cells.isin(unknown).sum():,} rows): told to the model as missing")
+            continue
+        numbers = pd.to_numeric(cells.mask(missing, "nan"), errors="coerce")
+        wrong = (numbers.isna() & ~missing) | np.isinf(numbers)
+        if wrong.any():
+            found = ", ".join(map(repr, cells[wrong].unique()[:5]))
+            raise InputError(f"{csv_file}: covariate {covariate.name} is a number in train, but elsewhere "
+                             f"there is {found}: correct the column")
+    return notes

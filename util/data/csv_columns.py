@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError, one_line
@@ -126,11 +127,12 @@ def _places(csv_file: str | os.PathLike, names: list[str], columns: Sequence[str
     return {column: names.index(column) for column in columns}
 
 
-def refuse_empty(csv_file: str, cells: pd.Series) -> None:
+def refuse_empty(csv_file: str, cells: pd.Series, remedy: str = "") -> None:
     """InputError when a cell of the column holds nothing."""
     empty = cells.index[cells == ""]
     if len(empty):
-        raise InputError(f"{csv_file}: column {cells.name} is empty in {len(empty)} rows: line {some(empty)}")
+        raise InputError(f"{csv_file}: column {cells.name} is empty in {len(empty)} rows: line "
+                         f"{some(empty)}{remedy}")
 
 
 def refuse_unknown(csv_file: str, cells: pd.Series, known: Collection[str]) -> None:
@@ -153,12 +155,38 @@ def splits_of(csv_file: str, cells: pd.Series) -> pd.Series:
     return cells.map(found)
 
 
+UNLABELLED = ("", "na", "nan", "null")  # a label that --ignore_unlabeled takes for none, in any case
 # What stands for a missing value, in any case: in every column but that of classes, where "none" is a grade.
 MISSING = {"", "na", "n/a", "nan", "null", "none", "unknown", "unk", "missing", "?", "-"}
 
 
 def is_missing(cell: str) -> bool:
     return cell.lower() in MISSING
+
+
+def extreme_values(name: str, values: np.ndarray) -> list[str]:
+    """A warning for one value, several times, that lies further from all others than they do from each other:
+    -999, 9999."""
+    values = values[np.isfinite(values)]
+    lines = []
+    for value in (values.min(), values.max()) if len(values) else ():
+        others = values[values != value]
+        if (count := np.count_nonzero(values == value)) < 2 or len(np.unique(others)) < 3:
+            continue
+        if np.abs(others - value).min() > np.ptp(others):
+            lines.append(f"warning: {name} is {value:g} in {count:,} rows, far from all others "
+                         f"({others.min():g} to {others.max():g}): if that stands for a missing value, leave "
+                         "these cells empty")
+    return lines
+
+
+def missing_values(name: str, absent: pd.Series, splits: pd.Series, kind: str) -> list[str]:
+    """A note where a column lacks values, by split. kind: what it is, and what is done about it."""
+    if not absent.any():
+        return []
+    by_split = ", ".join(f"{split} {count:,} of {(splits == split).sum():,}"
+                         for split, count in splits[absent].value_counts().items())
+    return [f"{name} is missing in some rows ({by_split}): a missing {kind}"]
 
 
 def refuse_two_spellings(csv_file: str, cells: pd.Series) -> None:

@@ -8,19 +8,20 @@ them.
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
 from util.core.plain_numbers import number_of
-from util.data import cases, groups
+from util.data import cases, covariates, groups
 from util.data.csv_columns import (
+    extreme_values,
     is_missing,
+    missing_values,
     read_images_csv,
     refuse_repeated,
-    refuse_two_spellings,
     require_splits,
     some,
 )
@@ -40,11 +41,11 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
     in a target, a logarithm of what is not above 0, an unknown split, one image twice, files that are not
     there.
     """
-    csv_file, targets, covariates = asked.csv_file, asked.targets, asked.covariates
+    csv_file, targets = asked.csv_file, asked.targets
     transforms = parse_transforms(asked.target_transform, targets)
     _refuse_two_roles(asked)
     others = (groups.flags(asked) | cases.flags(asked) | dict.fromkeys(targets, "--targets")
-              | dict.fromkeys(covariates, "--covariates"))
+              | covariates.flags(asked, (*targets, asked.path_col, asked.split_col)))
     cells, row_splits, notes = read_images_csv(csv_file, asked.path_col, asked.split_col, asked.patient_col,
                                                others, asked.path_suffix)
     numbers = pd.DataFrame({name: _numbers(csv_file, cells[name]) for name in targets})
@@ -69,17 +70,12 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
               *cases.add(table, csv_file, cells, asked)]
     for name in targets:
         table[f"true_{name}"] = numbers[name].to_numpy()
-        notes += _extreme(name, numbers[name].to_numpy())
-    for name in covariates:
-        table[f"covariate_{name}"] = list(cells[name])
-        present = cells[name][~cells[name].map(is_missing)]
-        try:
-            notes += _extreme(name, np.array(list(map(number_of, present))))
-        except ValueError:  # a category
-            refuse_two_spellings(csv_file, present)
-    return Data(table, [], [*notes, *_missing(table, targets, "true_"),
-                            *_missing(table, covariates, "covariate_")],
-                external=external_of(cells[asked.split_col]))
+        notes += extreme_values(name, numbers[name].to_numpy())
+    of_covariates = covariates.add(table, csv_file, cells, asked)
+    for name in targets:
+        notes += missing_values(name, table[f"true_{name}"].isna(), table["split"],
+                                "target, left out of loss and figures")
+    return Data(table, [], [*notes, *of_covariates], external=external_of(cells[asked.split_col]))
 
 
 def _refuse_two_roles(asked: DataOptions) -> None:
@@ -87,10 +83,6 @@ def _refuse_two_roles(asked: DataOptions) -> None:
     repeated = [name for name in dict.fromkeys(targets) if targets.count(name) > 1]
     if repeated:
         raise InputError(f"--targets names {some(repeated)} twice")
-    both = [name for name in asked.covariates if name in targets or name in others]
-    if both:
-        raise InputError(f"--covariates {some(both)}: already a target, the path or the split of "
-                         f"{asked.csv_file}")
     both = [name for name in targets if name in others]
     if both:
         raise InputError(f"--targets {some(both)}: that column is the path or the split of {asked.csv_file}")
@@ -132,37 +124,6 @@ def _refuse_not_positive(csv_file: str, values: pd.Series) -> None:
         first = "; ".join(f"line {line} {value:g}" for line, value in wrong[:5].items())
         raise InputError(f"{csv_file}: --target_transform log, but column {values.name} is not above 0 in "
                          f"{len(wrong)} rows: {first}")
-
-
-def _extreme(name: str, values: np.ndarray) -> list[str]:
-    """A warning for one value, several times, that lies further from all others than they do from each other:
-    -999, 9999."""
-    values = values[np.isfinite(values)]
-    lines = []
-    for value in (values.min(), values.max()) if len(values) else ():
-        others = values[values != value]
-        if (count := np.count_nonzero(values == value)) < 2 or len(np.unique(others)) < 3:
-            continue
-        if np.abs(others - value).min() > np.ptp(others):
-            lines.append(f"warning: {name} is {value:g} in {count:,} rows, far from all others "
-                         f"({others.min():g} to {others.max():g}): if that stands for a missing value, leave "
-                         "these cells empty")
-    return lines
-
-
-def _missing(table: pd.DataFrame, names: Iterable[str], prefix: str) -> list[str]:
-    """A note for each column that lacks values, by split."""
-    notes = []
-    for name in names:
-        column = table[prefix + name]
-        absent = column.isna() if prefix == "true_" else column.map(is_missing)
-        if absent.any():
-            by_split = ", ".join(f"{split} {count:,} of {(table['split'] == split).sum():,}"
-                                 for split, count in table["split"][absent].value_counts().items())
-            kind = ("target, left out of loss and figures" if prefix == "true_"
-                    else "covariate, told to the model as missing")
-            notes.append(f"{name} is missing in some rows ({by_split}): a missing {kind}")
-    return notes
 
 
 def parse_transforms(given: Sequence[str], targets: Sequence[str]) -> list[str]:

@@ -24,9 +24,10 @@ import pandas as pd
 from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
-from util.data import cases, groups
+from util.data import cases, covariates, groups
 from util.data import splits as split_names
 from util.data.csv_columns import (
+    UNLABELLED,
     joined,
     patients_of,
     read_images_csv,
@@ -221,15 +222,21 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     Raises InputError with the line of the file.
     """
     csv_file, path_col, patient_col = asked.csv_file, asked.path_col, asked.patient_col
+    others = (groups.flags(asked) | cases.flags(asked)
+              | covariates.flags(asked, (asked.label_col, path_col, asked.split_col)))
     cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
-                                               {asked.label_col: "--label_col", **groups.flags(asked),
-                                                **cases.flags(asked)},
-                                               asked.path_suffix)
+                                               {asked.label_col: "--label_col", **others}, asked.path_suffix)
+    after = ""
+    if asked.ignore_unlabeled:
+        lacking = cells[asked.label_col].str.lower().isin(UNLABELLED)
+        notes.append(f"--ignore_unlabeled left out {lacking.sum():,} of {len(cells):,} rows, which have no "
+                     "label")
+        cells, row_splits, after = cells[~lacking], row_splits[~lacking], " after --ignore_unlabeled"
     labels = cells[asked.label_col]
-    refuse_empty(csv_file, labels)
+    refuse_empty(csv_file, labels, "; --ignore_unlabeled leaves such rows out")
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[asked.split_col], row_splits, splits)
+    require_splits(csv_file, cells[asked.split_col], row_splits, splits, after)
     kept = row_splits.map(split_names.plain).isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)
@@ -237,6 +244,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     table.insert(3, "target", _targets(table, class_names))
     notes += groups.add(table, csv_file, cells[kept], asked)
     notes += cases.add(table, csv_file, cells[kept], asked)
+    notes += covariates.add(table, csv_file, cells[kept], asked)
     data = Data(table, class_names, [*notes, *of_patients, *lines],
                 external=split_names.external_of(cells[asked.split_col][kept]))
     return _csv_classes(csv_file, data, splits)

@@ -70,7 +70,7 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
     targets     (B,) numbers of the classes or outputs to explain; None: the predicted class, of a regression
                 output 0
     method      auto (gradient for vision transformers, gradcam for others) or one of `methods_of` the model
-    covariates  (B, C) of a regression that reads them, NaN where missing; None: all missing
+    covariates  (B, C) of a model that reads them, NaN where missing; None: all missing
 
     Each map is stretched so that its least is 0 and its most is 1: maps tell places of one image apart, they
     don't compare images. A map that is the same everywhere (Grad-CAM finds nothing that speaks for the
@@ -88,9 +88,6 @@ def heat_maps(model: torch.nn.Module, images: torch.Tensor,
         at_once = max(1, TOKENS_AT_ONCE // _num_tokens(model, images))
     # Tensors made in inference mode can't take part in gradients: leave that mode, and copy those.
     with torch.inference_mode(False), torch.autocast(like.device.type, enabled=False), _laid_open(model):
-        head = getattr(model, "regression_head", None)
-        if covariates is None and len(getattr(head, "covariates", ())):
-            covariates = torch.full((len(images), len(head.covariates)), torch.nan)
         targets = None if targets is None else torch.as_tensor(targets).to(like.device).clone().long()
         for first in range(0, len(images), at_once):
             part = slice(first, first + at_once)

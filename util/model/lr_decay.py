@@ -59,8 +59,9 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     """
     layer_of, layers = layer_of_parameters(model)
     # what the model, or a part of it, wants without weight decay
+    parts = ("", "backbone", "regression_head", "covariate_head")
     exempt = {f"{part}.{name}" if part else name for part, module in model.named_modules()
-              if part in ("", "backbone", "regression_head") and hasattr(module, "no_weight_decay")
+              if part in parts and hasattr(module, "no_weight_decay")
               for name in module.no_weight_decay()}
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
-"""The head of a regression: one token a target, mixed by a small transformer, one number read from each."""
+"""The head of a regression, and of a classification that reads covariates: one token a target or class, mixed
+by a small transformer, one number read from each."""
 
 from collections.abc import Sequence
 
@@ -15,13 +16,14 @@ START_SD = 2e-5
 
 
 class RegressionHead(nn.Module):
-    """An image feature (B, W) and covariates (B, C) or None -> standardised targets (B, T).
+    """An image feature (B, W) and covariates (B, C), or None where all are missing -> standardised targets
+    (B, T), or the logits of T classes.
 
     The feature is projected to the head's width and a learned token a target is added to it; covariates are
     further tokens; a pre-norm transformer encoder (GELU) mixes all of them, and one linear layer reads a
     number from each target's token.
 
-    width       of the image feature
+    width       of the image feature; num_targets: or classes
     options     the head's own: head_embed_dim, its width (None: that of the image feature), and the
                 transformer's
     InputError where the number of attention heads does not divide the head's width.
@@ -58,6 +60,8 @@ class RegressionHead(nn.Module):
         tokens = self.project(features)[:, None] + self.target_tokens
         num_targets = tokens.shape[1]
         if len(self.covariates):
+            if covariates is None:
+                covariates = torch.full((len(tokens), len(self.covariates)), torch.nan, device=tokens.device)
             extra = [token(covariates[:, place]) for place, token in enumerate(self.covariates)]
             tokens = torch.cat([tokens, torch.stack(extra, dim=1).to(tokens.dtype)], dim=1)
         for layer in self.layers:

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 from util.core.errors import InputError, reject_if
+from util.metrics.table import CLASSIFICATION, choices, is_better_low
 from util.options.flag import FINETUNE, REGRESSION, TRAINING
 from util.options.groups import Options
 from util.options.table import FLAGS, flags_of
-from util.options.training import METRICS, SEARCHED
+from util.options.training import KINDS_OF, RIVALS, SPACES
 
 
 def one_run_a_ratio(options: Options) -> list[Options]:
@@ -74,6 +75,12 @@ def check_combinations(options: Options) -> Options:
         (mixing.balanced_sampling and mixing.class_weights != "none",
          f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
          "one of them"),
+        (options.data.attends and options.data.covariates,
+         "--pool attention weighs the outputs of timm's own classifier, and --covariates have another head: "
+         "pass --pool mean or max"),
+        (options.program == FINETUNE and options.data.covariates
+         and bool(mixing.mixup or mixing.cutmix or mixing.cutmix_minmax),
+         "--covariates are not mixed, and --mixup and --cutmix mix images and labels: pass one of them"),
         (run.start_epoch >= training.epochs and not run.eval,
          f"--start_epoch {run.start_epoch} leaves nothing of --epochs {training.epochs}"),
         (run.task == "." or ".." in run.task.split("/") or run.task.startswith("/"),
@@ -81,6 +88,8 @@ def check_combinations(options: Options) -> Options:
     if training.lr is not None and training.min_lr > training.lr:
         raise InputError(f"--min_lr {training.min_lr:g} is above --lr {training.lr:g}")
     check_part(options)
+    if options.program == FINETUNE and options.data.covariates:
+        options = options.having(lp_views=1)  # as a regression's, the head sees the evaluation's view alone
     if model.adaptation == "lora" and "layer_decay" not in options.typed:
         # adapters start at nothing, so there is nothing of the early layers' that a lower learning rate would
         # keep
@@ -100,44 +109,69 @@ def check_part(options: Options) -> None:
          "weights that fit"))
 
 
-# ---- a regression ------------------------------------------------------------------------------------------
+# ---- a search, and what it found ---------------------------------------------------------------------------
+
+def checked(options: Options) -> tuple[Options, list[str]]:
+    """A training program's options as they were typed -> them with the settings of --params and with what
+    follows from what was typed; lines about it. InputError."""
+    options, of_params = take_params(options)
+    options, of_search = check_search(check_combinations(options))
+    return options, of_params + of_search
+
 
 def take_params(options: Options) -> tuple[Options, list[str]]:
     """The options with the settings of --params, where they were not typed; lines that say so. Raises
     InputError."""
-    file = options.head.params
+    file = options.search.params
     if not file:
         return options, []
     try:
         stored = json.loads(Path(file).read_text(encoding="utf-8"))
         params = dict(stored["params"].items())
-        unknown = [name for name in params if name not in SEARCHED]
+        unknown = [name for name in params if name not in SPACES[options.program]]
     except OSError as error:
         raise InputError(f"--params {file}: can't be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--params {file}: not the optuna_best.json of a search ({error})") from error
     if unknown:
-        raise InputError(f"--params {file}: unknown settings {', '.join(unknown)}")
+        raise InputError(f"--params {file}: unknown settings {', '.join(unknown)}; a search of "
+                         f"{options.program} finds {', '.join(SPACES[options.program])}")
     for name, value in params.items():
-        flag = FLAGS[name].in_program(REGRESSION)
-        if isinstance(value, bool | str) or value is None or not flag.accepts(value):
-            raise InputError(f"--params {file}: {name} is no number that --{name} takes")
-    kept = [name for name in params if name in options.typed or (name == "lr" and "blr" in options.typed)]
+        flag = FLAGS[name].in_program(options.program)
+        is_word = flag.is_switch or bool(flag.choices)
+        if isinstance(value, bool | str) is not is_word or value is None or not flag.accepts(value):
+            raise InputError(f"--params {file}: {name} is nothing that --{name} takes")
+    kept = [name for name in params if {name, RIVALS.get(name)} & options.typed]
     taken = {name: value for name, value in params.items() if name not in kept}
-    settings = ", ".join(f"{name} {value:g}" for name, value in taken.items()) or "none"
+    settings = ", ".join(f"{name} {setting_text(value)}" for name, value in taken.items()) or "none"
     lines = [f"settings of {file}: {settings}"]
     lines += [f"typed values win over {file}: {', '.join(kept)}"] if kept else []
     return options.typing(**taken), lines
 
 
+def setting_text(value: float | str, digits: str = "g") -> str:
+    """A setting that a search proposes, in words. digits: the format of a number."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else format(value, digits)
+
+
 def check_search(options: Options) -> tuple[Options, list[str]]:
     """Reject what contradicts itself among the search's flags -> the options with what follows; lines about
     it. InputError."""
-    search, typed = options.search, options.typed
+    search, typed, kind = options.search, options.typed, KINDS_OF[options.program]
     if not search.optuna_trials:
-        names = [f"--{name}" for name in vars(search) if name in typed - {"optuna_trials"}]
+        names = [f"--{name}" for name in vars(search) if name in typed - {"optuna_trials", "params"}]
         return options, [f"without --optuna_trials these do nothing: {', '.join(names)}"] if names else []
-    metric, direction = search.optuna_metric, search.optuna_direction
+    direction, is_typed = search.optuna_direction, "optuna_direction" in typed
+    of_best_epoch = options.metrics.select_metric if kind == CLASSIFICATION else "r2"
+    asked = f"--optuna_metric {search.optuna_metric}"
+    metric = choices(kind).get(search.optuna_metric or "")
+    if metric is None:
+        metric, asked = of_best_epoch, f"--select_metric {of_best_epoch}"
+        if direction == "minimize" and is_typed and not is_better_low(metric):
+            metric = "loss"
+    way = "minimize" if is_better_low(metric) else "maximize"
     reject_if(
         (options.run.eval,
          "--eval scores a checkpoint and --optuna_trials starts a search: pass one of them"),
@@ -145,17 +179,17 @@ def check_search(options: Options) -> tuple[Options, list[str]]:
          "--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one device"),
         (options.run.resume not in ("", "same"),
          "--resume goes on with a training; a search goes on with --optuna_resume"),
-        (metric and "optuna_direction" in typed and METRICS[metric] != direction,
-         f"--optuna_metric {metric} is to be {METRICS.get(metric)}d: --optuna_direction {direction} "
-         "contradicts it; leave one of the two out"))
-    searched = ", ".join(f"--{name}" for name in SEARCHED if name in typed)
+        (len(options.data.dataratio) > 1,
+         "--dataratio names several shares, each a run of its own, and --optuna_trials starts one search: "
+         "name one share"),
+        (is_typed and way != direction,
+         f"{asked} is to be {way}d: --optuna_direction {direction} contradicts it; leave one of the two "
+         "out"))
     lines = (
-        (not metric and direction == "minimize",
+        (metric == "loss" and asked.startswith("--select") and metric != of_best_epoch,
          "--optuna_direction minimize: the search minimizes the loss on val"),
         (search.optuna_n_jobs > 1,
          f"--optuna_n_jobs {search.optuna_n_jobs} has no effect: trials would share one device; start "
-         "several processes on one --optuna_storage instead"),
-        (searched, f"the search proposes its own values instead of {searched}"))
-    metric = metric or {"maximize": "r2", "minimize": "loss"}[direction]
-    return (options.having(optuna_metric=metric, optuna_direction=METRICS[metric]),
+         "several processes on one --optuna_storage instead"))
+    return (options.having(optuna_metric=metric, optuna_direction=way),
             [text for is_so, text in lines if is_so])

@@ -81,6 +81,13 @@ class DataOptions:
         at=dict.fromkeys(USE, Change(idle=OF_FOLDER)),
     )
     label_col: str = flag("label", "the CSV's column of class names", programs=(FINETUNE,), idle=NO_CSV)
+    ignore_unlabeled: bool = flag(
+        False,
+        "leave out the CSV's rows whose label is empty, NA, nan or null, and count them",
+        programs=(FINETUNE,),
+        before=False,
+        idle=NO_CSV,
+    )
     class_order: list[str] | None = flag(
         None,
         (
@@ -132,7 +139,7 @@ class DataOptions:
         programs=(REGRESSION,),
     )
     covariates: list[str] = flag(
-        [], "columns that the head reads beside the image", words="+", programs=(REGRESSION,)
+        [], "columns of the CSV that the head reads beside the image", words="+", before=[]
     )
     dropna: bool = flag(
         False,
@@ -447,6 +454,7 @@ class MixingOptions:
         programs=(FINETUNE,),
         of_training=True,
         before=False,
+        also=("--use_weighted_sampler", True, "another name of --balanced_sampling"),
     )
     class_weights: str = flag(
         "none",
@@ -454,4 +462,5 @@ class MixingOptions:
         choices=("none", "balanced"),
         programs=(FINETUNE,),
         of_training=True,
+        also=("--use_class_weights", "balanced", "another name of --class_weights balanced"),
     )

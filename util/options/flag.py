@@ -41,6 +41,7 @@ class Change:
     default: Any = UNSET
     help: str = ""
     read: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] = ()
     metavar: str | None = None
     required: bool = False
     no_effect: str = ""
@@ -50,7 +51,8 @@ class Change:
 @dataclass(frozen=True, kw_only=True)
 class Flag:
     """A row. read: of one word, an argparse type; words: how many, as argparse's nargs; off: the flag that
-    turns a switch off, and its help.
+    turns a switch off, and its help; also: a word of another script that stands for a value of this flag,
+    that value, and its help.
 
     of_launch      it belongs to a machine or a launch, not to the run: neither taken from a checkpoint nor
                    compared with one
@@ -71,6 +73,7 @@ class Flag:
     metavar: str | tuple[str, str] | None = None
     const: Any = None
     off: tuple[str, str] | None = None
+    also: tuple[str, str | bool, str] | None = None
     required: bool = False
     programs: tuple[str, ...] = TRAINING
     at: Mapping[str, Change] = field(default_factory=dict)
@@ -98,6 +101,12 @@ class Flag:
         """The flag in a program's parser, by its or a group's add_argument; without `defaults` it is absent
         where it was not typed."""
         default, option = copy(self.default) if defaults else argparse.SUPPRESS, f"--{self.name}"
+        self._add_option(add_argument, option, default)
+        if self.also:
+            word, const, text = self.also
+            add_argument(word, help=text, default=default, action="store_const", const=const, dest=self.name)
+
+    def _add_option(self, add_argument: Callable[..., object], option: str, default: object) -> None:
         if not self.is_switch:
             add_argument(option, help=self.help, default=default, type=self.read, nargs=self.words,
                          choices=self.choices or None, metavar=self.metavar, const=self.const,

@@ -23,6 +23,9 @@ from util.options.flag import (
 
 DEFAULT_WEIGHTS = "RETFound_dinov2_meh"  # of a regression
 NO_LORA = Idle(lambda options: options.model.adaptation != "lora", "without --adaptation lora")
+# a classification without covariates has timm's own head
+NO_COVARIATES = {FINETUNE: Change(idle=Idle(lambda options: not options.data.covariates,
+                                            "without --covariates"))}
 NO_FINETUNE = Idle(lambda options: not options.model.finetune, "without --finetune")
 
 
@@ -266,19 +269,13 @@ class HeadOptions:
         programs=(REGRESSION,),
     )
     head_embed_dim: int | None = flag(
-        None, "the head's width; not set: that of the image feature", read=side, programs=(REGRESSION,)
+        None, "the head's width; not set: that of the image feature", read=side, at=NO_COVARIATES
     )
-    head_depth: int = flag(2, "layers of the head's transformer", read=up_to_1000, programs=(REGRESSION,))
+    head_depth: int = flag(2, "layers of the head's transformer", read=up_to_1000, at=NO_COVARIATES)
     head_num_heads: int = flag(
-        4, "attention heads; they must divide the width", read=count, programs=(REGRESSION,)
+        4, "attention heads; they must divide the width", read=count, at=NO_COVARIATES
     )
     head_mlp_ratio: float = flag(
-        2.0, "width of the head's MLPs over its own", read=width_ratio, programs=(REGRESSION,)
+        2.0, "width of the head's MLPs over its own", read=width_ratio, at=NO_COVARIATES
     )
-    head_dropout: float = flag(0.1, "dropout in the head", read=below_one, programs=(REGRESSION,))
-    params: str | None = flag(
-        None,
-        "the settings of a search, its optuna_best.json; what is typed wins",
-        metavar="FILE",
-        programs=(REGRESSION,),
-    )
+    head_dropout: float = flag(0.1, "dropout in the head", read=below_one, at=NO_COVARIATES)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from util.core.errors import InputError
@@ -47,8 +48,11 @@ def parser_of(program: str, documentation: str, defaults: bool = True) -> OneLin
     return parser
 
 
-def parse(program: str, documentation: str, argv: list[str] | None) -> Options:
-    """Read a command line; InputError for anything that the program does not understand."""
-    values, typed = (vars(parser_of(program, documentation, defaults).parse_args(argv))
-                     for defaults in (True, False))
+def parse(program: str, documentation: str, argv: list[str] | None,
+          other_defaults: Mapping[str, str] | None = None) -> Options:
+    """Read a command line; InputError for anything that the program does not understand. other_defaults: of
+    the name that the program was started under."""
+    parser = parser_of(program, documentation)
+    parser.set_defaults(**(other_defaults or {}))
+    values, typed = (vars(one.parse_args(argv)) for one in (parser, parser_of(program, documentation, False)))
     return Options.of(program, values, typed)

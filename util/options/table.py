@@ -44,8 +44,9 @@ _OF_MODEL = names_of(ModelOptions)
 # own.
 PROGRAMS = {
     FINETUNE: _sections(
-        FINETUNE, ModelOptions, ProbeOptions, PartOptions, DataOptions, ImageOptions, MixingOptions,
-        MetricOptions, OptimisationOptions, RunOptions, ProcessOptions, CompatibilityOptions),
+        FINETUNE, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
+        MixingOptions, MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions,
+        CompatibilityOptions),
     REGRESSION: _sections(
         REGRESSION, ModelOptions, ProbeOptions, PartOptions, HeadOptions, DataOptions, ImageOptions,
         MixingOptions, MetricOptions, OptimisationOptions, SearchOptions, RunOptions, ProcessOptions,

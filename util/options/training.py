@@ -1,10 +1,11 @@
 """Rows of the table of flags: what is optimised and how, what is chosen on val, and a search for good
-settings."""
+settings; THE TABLE OF WHAT A SEARCH PROPOSES, a space for each program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from util.metrics import selection
-from util.metrics.table import CLASSIFICATION, choices, is_better_low
+from util.metrics.table import CLASSIFICATION, choices
 from util.metrics.table import REGRESSION as REGRESSION_KIND
 from util.options.flag import (
     ALL,
@@ -26,10 +27,46 @@ from util.options.flag import (
     whole,
 )
 
-# The options that a search proposes, in the order in which it draws them.
-SEARCHED = ("lr", "weight_decay", "layer_decay", "drop_path", "head_dropout", "head_depth", "head_mlp_ratio",
-            "head_num_heads", "huber_beta")
-METRICS = {name: "minimize" if is_better_low(name) else "maximize" for name in choices(REGRESSION_KIND)}
+
+@dataclass(frozen=True)
+class Between:
+    """A number that a search proposes. log: evenly over its logarithm; whole: without a fraction."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several values that a search proposes. only_with: another setting of the space, and the value
+    of it beside which alone this one is proposed."""
+
+    values: tuple[str | int, ...]
+    only_with: tuple[str, str] | None = None
+
+
+Space = Mapping[str, Between | OneOf]  # {an option: what is proposed for it}, in the order of drawing
+SPACES: dict[str, Space] = {
+    FINETUNE: {
+        "blr": Between(5e-4, 5e-3, log=True), "weight_decay": Between(1e-6, 5e-2, log=True),
+        "drop_path": Between(0.0, 0.4), "layer_decay": Between(0.5, 1.0), "smoothing": Between(0.0, 0.15),
+        "accum_iter": OneOf((1, 2)), "class_weights": OneOf(("none", "balanced")),
+        # both even out the classes, and together they would do it twice
+        "balanced_sampling": OneOf((False, True), only_with=("class_weights", "none"))},
+    REGRESSION: {
+        "lr": Between(5e-5, 5e-3, log=True), "weight_decay": Between(1e-6, 0.1, log=True),
+        "layer_decay": Between(0.4, 0.95), "drop_path": Between(0.0, 0.4),
+        "head_dropout": Between(0.0, 0.5), "head_depth": Between(1, 4, whole=True),
+        "head_mlp_ratio": Between(1.0, 4.0), "head_num_heads": OneOf((2, 4, 8)),
+        "huber_beta": Between(0.5, 2.0)}}
+# What a trial has of these options where its search proposes nothing for them, whatever was typed.
+NOT_PROPOSED = {"drop_path": 0.0, "lr": None, "balanced_sampling": False}
+# Two options that answer one question: what is typed of one has priority over what a file says of the other.
+RIVALS = {"lr": "blr", "blr": "lr", "class_weights": "balanced_sampling",
+          "balanced_sampling": "class_weights"}
+KINDS_OF = {FINETUNE: CLASSIFICATION, REGRESSION: REGRESSION_KIND}
 RATE_TYPED = Idle(lambda options: options.training.lr is not None, "beside --lr")
 
 
@@ -209,43 +246,30 @@ class OptimisationOptions:
 class SearchOptions:
     """search (Optuna)"""
 
-    optuna_trials: int = flag(
-        0, "trials of the study in total; 0: no search", read=whole, programs=(REGRESSION,)
-    )
-    optuna_epochs: int = flag(10, "epochs of a trial", read=count, programs=(REGRESSION,))
-    optuna_timeout: float | None = flag(
-        None, "seconds after which no trial is begun", read=positive, programs=(REGRESSION,)
-    )
+    optuna_trials: int = flag(0, "trials of the study in total; 0: no search", read=whole)
+    optuna_epochs: int = flag(10, "epochs of a trial", read=count)
+    optuna_timeout: float | None = flag(None, "seconds after which no trial is begun", read=positive)
     optuna_direction: str = flag(
         "maximize",
-        "maximize the mean R² on val, or minimize the loss on val",
+        "maximize val's metric of --select_metric, or minimize the loss on val",
         choices=("maximize", "minimize"),
-        programs=(REGRESSION,),
+        at={REGRESSION: Change(help="maximize the mean R² on val, or minimize the loss on val")},
     )
     optuna_metric: str | None = flag(
         None,
         "another metric on val to search by",
-        choices=tuple(METRICS),
-        programs=(REGRESSION,),
+        choices=tuple(choices(CLASSIFICATION)),
+        at={REGRESSION: Change(choices=tuple(choices(REGRESSION_KIND)))},
     )
     optuna_storage: str | None = flag(
         None,
         "sqlite:///FILE, a journal file's path, or postgresql://…; not set: optuna.db in the run's folder",
-        programs=(REGRESSION,),
         of_launch=True,
     )
-    optuna_study_name: str | None = flag(
-        None, "the study's name; not set: the task's", programs=(REGRESSION,)
-    )
-    optuna_resume: bool = flag(
-        False, "go on with a study of that name (several machines may share one)", programs=(REGRESSION,)
-    )
-    optuna_seed: int | None = flag(
-        None, "seed of proposals and trials; not set: --seed", read=seed_number, programs=(REGRESSION,)
-    )
-    optuna_sampler: str = flag(
-        "tpe", "what proposes settings", choices=("tpe", "random"), programs=(REGRESSION,)
-    )
+    optuna_study_name: str | None = flag(None, "the study's name; not set: the task's")
+    optuna_resume: bool = flag(False, "go on with a study of that name (several machines may share one)")
+    optuna_seed: int | None = flag(None, "seed of proposals and trials; not set: --seed", read=seed_number)
+    optuna_sampler: str = flag("tpe", "what proposes settings", choices=("tpe", "random"))
     optuna_pruner: str = flag(
         "none",
         (
@@ -253,16 +277,19 @@ class SearchOptions:
             "ones at that epoch"
         ),
         choices=("none", "median"),
-        programs=(REGRESSION,),
     )
     optuna_eval_test: bool = flag(
         False,
         "also score the test split in every trial, for information: nothing is chosen by it",
-        programs=(REGRESSION,),
     )
     optuna_n_jobs: int = flag(
         1,
         "accepted for compatibility, no effect above 1: start several processes on one storage",
         read=count,
-        programs=(REGRESSION,),
+    )
+    params: str | None = flag(
+        None,
+        "the settings of a search, its optuna_best.json; what is typed wins",
+        metavar="FILE",
+        before=None,
     )

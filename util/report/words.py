@@ -206,6 +206,8 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
             "Normalisation": _normalisation(run.part("normalisation")),
             "Adaptation": _adaptation(options),
             "Training": _training(run),
+            "Settings": f"found by a search: {options['params']}" if options.get("params") else "",
+            "Covariates": _covariates(data),
             "Chosen by": _chosen_by(str(options.get("select_metric") or "")),
             "Device": _joined(facts.get("device"), several, precision),
             "Started": _when(facts),
@@ -239,6 +241,15 @@ def _training(run: Run) -> str:
                    f"learning rate {rate:.3g}" if isinstance(rate, float) else "",
                    f"seed {options['seed']}" if "seed" in options else "",
                    f"best epoch {run.best_epoch}" if run.best_epoch is not None else "")
+
+
+def _covariates(data: dict) -> str:
+    """What the head reads beside the image, and the values of names."""
+    said = []
+    for one in map(as_dict, data.get("covariates") or []):
+        levels = ", ".join(map(str, one.get("levels") or []))
+        said.append(f"{one.get('name')} ({levels or 'number'})")
+    return "; ".join(said)
 
 
 def _chosen_by(metric: str) -> str:

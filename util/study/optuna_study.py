@@ -1,4 +1,4 @@
-"""Optuna's side of a search: the space, the study, trials that are neither lost nor doubled, what comes out.
+"""Optuna's side of a search: proposals, the study, trials that are neither lost nor doubled, what comes out.
 
 The main process alone talks to the storage. What a trial runs is handed in by the caller (jobs/search.py).
 
@@ -17,17 +17,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optuna
 import pandas as pd
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from util.core.disk import append_whole, reason
 from util.core.errors import InputError, RunError
 from util.core.run_files import write_whole
+from util.options.training import OneOf, Space
 from util.report.charts import save_figure
 
 LEASE_S, EPOCHS_A_LEASE = 300.0, 5  # a lease lasts at least so long, and so many of the longest epoch
@@ -38,27 +38,18 @@ OPENING_TRIES = 6  # several processes may make a database's tables at once, and
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-HEADS = (2, 4, 8)
-Space = dict[str, Callable[[optuna.Trial, str], object]]  # {setting: what proposes its value to a trial}
-
-
-def space(width: int, frozen: bool = False, stochastic_depth: bool = True, adapters: bool = False) -> Space:
-    """What is searched. width: the head's; numbers of attention heads that don't divide it are never
-    proposed. A frozen backbone has no layer_decay and no drop_path, one with adapters no layer_decay.
-    InputError where no number of heads divides the width."""
-    heads = tuple(number for number in HEADS if width % number == 0)
-    if not heads:
-        raise InputError(f"the head's width {width} is divided by none of the searched numbers of attention "
-                         f"heads {', '.join(map(str, HEADS))}: pass another --head_embed_dim")
-    real, whole, choice = Trial.suggest_float, Trial.suggest_int, Trial.suggest_categorical
-    found = {"lr": partial(real, low=5e-5, high=5e-3, log=True),
-             "weight_decay": partial(real, low=1e-6, high=0.1, log=True),
-             "layer_decay": partial(real, low=0.4, high=0.95), "drop_path": partial(real, low=0.0, high=0.4),
-             "head_dropout": partial(real, low=0.0, high=0.5), "head_depth": partial(whole, low=1, high=4),
-             "head_mlp_ratio": partial(real, low=1.0, high=4.0),
-             "head_num_heads": partial(choice, choices=heads), "huber_beta": partial(real, low=0.5, high=2.0)}
-    has = {"layer_decay": not (frozen or adapters), "drop_path": stochastic_depth and not frozen}
-    return {name: propose for name, propose in found.items() if has.get(name, True)}
+def proposals(trial: optuna.Trial, space: Space) -> dict[str, float | str | None]:
+    """What is proposed to a trial, in the order of the space (util/options/training.py)."""
+    found: dict[str, float | str | None] = {}
+    for name, row in space.items():
+        if isinstance(row, OneOf):
+            if row.only_with is None or found.get(row.only_with[0], row.only_with[1]) == row.only_with[1]:
+                found[name] = trial.suggest_categorical(name, row.values)
+        elif row.whole:
+            found[name] = trial.suggest_int(name, int(row.low), int(row.high), log=row.log)
+        else:
+            found[name] = trial.suggest_float(name, row.low, row.high, log=row.log)
+    return found
 
 
 def number_from(*parts: object) -> int:
@@ -277,7 +268,7 @@ def next_trial(study: optuna.Study, settings: Settings,
         study.sampler = sampler_of(settings, trial.number)
         # "origin" stands in a trial that was put in the queue again: what is drawn for it is drawn as the
         # first time
-        return trial, {name: propose(trial, name) for name, propose in settings.space.items()}
+        return trial, proposals(trial, settings.space)
 
 
 def sampler_of(settings: Settings, number: int) -> optuna.samplers.BaseSampler:

@@ -39,7 +39,8 @@ LEFT_OVER = {
     },
     "timm": {},
 }
-HEAD_PREFIX = "regression_head."  # of the names of a regression's head in a checkpoint of ours
+# of a regression's head and of a classification's that reads covariates: in the names of our checkpoints
+HEAD_PREFIX, COVARIATE_HEAD = "regression_head.", "covariate_head."
 # What a model may have that a family's files lack (it stays as it was drawn, and that is said).
 MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm": r"(?!)"}
 
@@ -263,7 +264,10 @@ def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, h
     head_pattern = rf"({'|'.join(map(re.escape, heads)) or '(?!)'})\..+"
     is_head = re.compile(head_pattern).fullmatch
     expected = [name for name in wanted if with_head or not is_head(name)]
-    kinds = LEFT_OVER[family] | ({} if with_head else {"regression head": re.escape(HEAD_PREFIX) + ".+"})
+    kinds = LEFT_OVER[family]
+    if not with_head:
+        kinds = kinds | {"regression head": re.escape(HEAD_PREFIX) + ".+",
+                         "head with covariates": re.escape(COVARIATE_HEAD) + ".+"}
     if not with_head and family == "timm":
         kinds["head"] = head_pattern
     if family == "mae":
