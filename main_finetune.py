@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # torch and timm take seconds to import: --help does not wait
     from jobs.tasks.classification import Classification
+    from jobs.tasks.multilabel import Multilabel
     from jobs.train import run
     from util.parallel.processes import process_group
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
                        options.processes.dist_on_itp) as world:
         world.say(*checks.without_effect(options), *filter(None, [world.note]))
         for one in checks.one_run_a_ratio(options):
-            run(one, world, Classification)
+            run(one, world, Classification, Multilabel)
     return 0
 
 

@@ -128,7 +128,7 @@ def _train_and_choose(job: Job) -> dict | None:
     run = Pass(
         len(task.class_names),
         task.loss(job.samples("train")).to(device),
-        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+        task.plain_loss(job.samples("val")).to(device),
         epochs,
         job.plan.step_size,
         lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs, epochs),
