@@ -133,6 +133,10 @@ class Multilabel(Classification):
         names = self.class_names[:MOST_LABELS_LISTED]
         width = max(map(len, names))
         lines = ["  above: means over the labels; thresholds were chosen on val, for the highest F1 of each"]
+        if "loss_calibrated" in entries:
+            lines.append("  calibrated on val (a temperature for each label): " + "  ".join(
+                f"{label} {terminal.figure_with_interval(entries[f'{name}_calibrated'])}"
+                for name, label in (("loss", "loss"), ("brier", "Brier"), ("ece", "ECE"))))
         for name in names:
             parts = [f"{BY_NAME[figure].short or BY_NAME[figure].label} "
                      + terminal.figure_with_interval(entries[f"{figure}_{name}"]) for figure in OF_A_LABEL]

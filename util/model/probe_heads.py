@@ -277,6 +277,8 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray,
 
     if len(labels) > MOST_ROWS:
         rows = np.random.RandomState(seed % 2**32).choice(len(labels), MOST_ROWS, replace=False)
+        classes, first = np.unique(labels, return_index=True)
+        rows = np.append(rows, first[~np.isin(classes, labels[rows])])  # none is left out as a whole
         train, labels = train[rows], labels[rows]
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine",
                                       algorithm="brute")
