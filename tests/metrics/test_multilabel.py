@@ -8,12 +8,12 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
+from util.core.run_files import write_predictions
 from util.metrics import classification, delong
 from util.metrics.bootstrap import groups_of
 from util.metrics.intervals import classification_intervals
 from util.metrics.multilabel import figures, intervals, predictions
 from util.metrics.predictions import kind_and_names, read_predictions
-from util.core.run_files import write_predictions
 
 LABELS = ["DR", "A_b", "1.0 odd, name"]
 TOLERANCE = 1e-9
