@@ -129,7 +129,7 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
 @own_style()
 def reliability(scored: Scored) -> Chart:
     """The reliability diagram, and below it how many images stand behind each point."""
-    unit, calibration, lower, (left, bottom, right, top) = scored.unit, scored.curves.calibration, 1.3, FRAME
+    calibration, lower, (left, bottom, right, top) = scored.curves.calibration, 1.3, FRAME
     _, (mean, share, counts) = calibration[0]
     bins, most, filled = len(counts), int(counts.max(initial=1)), np.flatnonzero(counts)
     figure = charts.empty_figure(WIDTH, HEIGHT + lower)
@@ -143,11 +143,11 @@ def reliability(scored: Scored) -> Chart:
         axes.plot(mean[images > 0], share[images > 0], **charts.LINES[f"s{place}"], marker="o",
                   markersize=4.5, clip_on=False, gid=charts.hint(label))
     below = axes_in(figure, (left, bottom, right, bottom + 1.0), (0, 1), (0, most * 1.28),
-                    (scored.of_what, scored.unit.capitalize()))
+                    (scored.of_what, scored.counted.capitalize()))
     below.set(xticks=SHARES, yticks=[0, most], yticklabels=["0", f"{most:,}"])
     below.grid(False)
     charts.bars(below, (filled + 0.5) / bins, np.stack([0 * filled, counts[filled]]), 0.84 / bins, "s0",
-                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.unit}" for k in filled])
+                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.counted}" for k in filled])
     for k in filled:
         text = f"{counts[k]}" if counts[k] < 10000 else f"{counts[k] / 1000:.0f}k"
         below.text((k + 0.5) / bins, counts[k] + 0.04 * most, text, ha="center", color=INK, fontsize=8)
@@ -155,12 +155,12 @@ def reliability(scored: Scored) -> Chart:
     texts = {name: with_interval(scored.entries[name]) for name in errors if name in scored.entries}
     legend = [(f"s{place}", label, texts.get(name, "") if not scored.is_event else "")
               for place, ((label, _), name) in enumerate(zip(calibration, errors, strict=False))]
-    small = (f"{scored.curves.of_what}; {counts.sum():,} {unit} in {bins} bins. Upright lines: Wilson 95 % "
-             "intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
+    small = (f"{scored.curves.of_what}; {counts.sum():,} {scored.counted} in {bins} bins. Upright lines: "
+             "Wilson 95 % intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
     said = "; ".join(f"{errors[name]} {text}" for name, text in texts.items())
-    said = (f"Share of the {unit} of {scored.split} that are what was predicted, against the predicted "
-            f"probability, in {bins} bins. {said}. {unit.capitalize()} in each bin, from the lowest "
-            f"probability to the highest: {', '.join(map(str, counts.tolist()))}.")
+    said = (f"Share of the {scored.counted} of {scored.split} that are what was predicted, against the "
+            f"predicted probability, in {bins} bins. {said}. {scored.counted.capitalize()} in each bin, from "
+            f"the lowest probability to the highest: {', '.join(map(str, counts.tolist()))}.")
     panel = Panel(f"reliability-{scored.split}", "Reliability diagram", said, (0, 0, WIDTH, HEIGHT + lower),
                   [axes, below], small, [*legend, ("plain", "perfect calibration", "")])
     return Chart(figure, [panel], scored.heading, scored.names)
@@ -182,13 +182,14 @@ def scores(scored: Scored) -> Chart:
     axes.locator_params(axis="y", nbins=6)
     for place, (name, counts) in enumerate(found):
         filled = np.flatnonzero(counts)
-        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {unit}" for k in filled]
+        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.counted}"
+                 for k in filled]
         ends = np.stack([bases[place], tops[place]])[:, filled]
         charts.bars(axes, (filled + 0.5) / bins, ends, 1 / bins, f"s{place}", hints)
     legend = [(f"box s{place}", name if is_event else f"predicted {name}", f"{counts.sum():,}")
               for place, (name, counts) in enumerate(found)]
-    said = "; ".join(f"{name}: {counts.sum():,} {scored.unit}" for name, counts in found)
-    small = f"{scored.curves.of_what}, {bins} bins" + (f"; numbers: {scored.unit}" if is_event else "")
+    said = "; ".join(f"{name}: {counts.sum():,} {unit}" for name, counts in found)
+    small = f"{scored.curves.of_what}, {bins} bins" + (f"; numbers: {unit}" if is_event else "")
     panel = Panel(f"scores-{scored.split}", "Score distribution",
                   f"{unit.capitalize()} of {scored.split}. {said}.", BOX, [axes], small, legend)
     return Chart(figure, [panel], scored.heading, scored.names)

@@ -15,7 +15,7 @@ from util.metrics.curves import (
 )
 from util.metrics.multilabel.figures import figures_of
 from util.metrics.multilabel.predictions import Label, labels_of, stored_decisions
-from util.metrics.predictions import class_names_of
+from util.metrics.predictions import class_names_of, unit_of
 from util.metrics.table import MULTILABEL, of_kind
 from util.report import class_charts
 from util.report.charts import Chart
@@ -36,7 +36,8 @@ def scored_of(table: pd.DataFrame, split: str, heading: str,
         entries = {name: {"value": value, "lower": None, "upper": None} for name, value in computed.items()
                    } | entries
     rows = [{metric: entries[f"{metric}_{name}"] for metric in wanted} for name in names]
-    return Scored(split, heading, names, _curves(labels), np.zeros((0, 0), np.int64), rows, entries, "label")
+    return Scored(split, heading, names, _curves(labels), np.zeros((0, 0), np.int64), rows, entries,
+                  unit_of(table), "label")
 
 
 def _curves(labels: list[Label]) -> Curves:

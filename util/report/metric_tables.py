@@ -158,7 +158,7 @@ def _hint(run: Run, metric: Metric) -> str:
     if run.kind == REGRESSION:
         return "" if metric.name == "loss" else metric.hint
     if run.kind == MULTILABEL:
-        says_more = metric.hint and "over the classes" not in metric.hint and metric.group != CHOICE
+        says_more = metric.hint and "classes" not in metric.hint and metric.group != CHOICE
         return f"mean over the labels; {metric.hint}" if says_more else "mean over the labels"
     if len(run.names) == 2 and (metric.group == OPERATING or metric.interval == SANDWICH):
         return f"{metric.hint}; of {run.names[1]}"
@@ -212,7 +212,7 @@ def of_names(run: Run,
 
 
 def _cell(entry: dict | None, column: str) -> tuple[str, str]:
-    return (written(entry["value"], column == "n"), interval(entry)) if entry else ("–", "")
+    return (written(entry["value"], column in ("n", "positives")), interval(entry)) if entry else ("–", "")
 
 
 def methods(run: Run) -> list[str]:

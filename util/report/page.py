@@ -176,7 +176,7 @@ def _item(run: Run, split: Split, mistake: dict[str, object]) -> dict[str, objec
         wrong = wrong_labels(split)[mistake["row"]]
         worst = [place for place in np.argsort(-np.nan_to_num(wrong), kind="stable") if wrong[place] > 0]
         answers = [(name, tables.written(float(row[f"prob_{name}"])),
-                    "there" if row[f"true_{name}"] == 1 else "not there")
+                    "is there" if row[f"true_{name}"] == 1 else "is not there")
                    for name in (run.names[place] for place in worst[:MOST_LABELS])]
     else:
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]

@@ -50,8 +50,9 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
         found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
+        what = "label" if run.kind == MULTILABEL else "class"
         found.append(("Some metrics are undefined in some resamples, which their intervals leave out: too "
-                      "few images of a class.", lines))
+                      f"few images of a {what}.", lines))
     return found
 
 

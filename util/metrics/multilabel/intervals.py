@@ -19,8 +19,10 @@ from util.metrics.intervals import (
     collect,
     entry,
     intervals_of,
+    is_shifted,
 )
 from util.metrics.multilabel.figures import (
+    COUNTS,
     LabelFigures,
     auc_influences,
     fewest,
@@ -47,12 +49,15 @@ def multilabel_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DRAWS,
         if label.known.all():
             own = {metric: found for (name, metric), found in raw.items() if name == label.name}
         found = intervals_of(label.images, seed, draws, label.operating, label.temperature, own)
-        entries |= of_label(found, label.name) | {f"{THRESHOLD}_{label.name}": entry(label.threshold)}
+        entries |= of_label(found, label.name) | {
+            f"{name}_{label.name}": entry(values[f"{name}_{label.name}"]) for name in (*COUNTS, THRESHOLD)}
     names = [label.name for label in labels]
     for name in means(together, names):
         if row_of(name).interval:
             entries[name] = bootstrapped(name, values[name], together[name], groups, draws, seed,
                                          unit_of(table))
+            if is_shifted(name):  # a mean keeps the labels' shift and not their spread: both are told then
+                entries[name]["upper"] = max(entries[name]["upper"], values[name])
     entries |= _auc_mean(labels, values["roc_auc"], groups) | _calibration_means(labels, groups)
     entries["n"] = entry(number)
     order = [name for name in values if name in entries]
