@@ -286,19 +286,17 @@ def draw_heatmaps(job: Prediction, folder: Path, partial: PartialRows | None,
 def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor, str]:
     """(N,) numbers of the outputs whose maps are shown, and what they are."""
     asked = job.options.heatmaps.heatmap_of
-    if asked is None and isinstance(job.task, Multilabel):
-        predicted = job.world.from_main(None if outputs is None else outputs.argmax(axis=1))
-        return torch.from_numpy(predicted), "the label of the highest probability"
     if asked is None and isinstance(job.task, Classification):
         predicted = job.world.from_main(None if outputs is None else _predicted(job, outputs))
         whose = " of the case" if job.options.data.has_cases else ""
-        return torch.from_numpy(predicted), f"the predicted class{whose}"
+        what = "label of the highest probability" if isinstance(job.task, Multilabel) else "predicted class"
+        return torch.from_numpy(predicted), f"the {what}{whose}"
     name = asked or job.names[0]
     return torch.full((len(job.data.table),), job.names.index(name)), name
 
 
 def _predicted(job: Prediction, outputs: np.ndarray) -> np.ndarray:
-    """(N,) the predicted class of each image, or of its case."""
+    """(N,) the predicted class, or the label of the highest probability, of each image, or of its case."""
     if not job.options.data.has_cases:
         return outputs.argmax(axis=1)
     _, owners = cases.of_images(job.data.table)

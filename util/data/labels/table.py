@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError
-from util.data import groups
+from util.data import cases, groups
 from util.data.csv_columns import read_images_csv, refuse_repeated, require_splits, some
 from util.data.labels import cells as label_cells
 from util.data.splits import SPLITS, external_of, plain
@@ -31,7 +31,8 @@ def read_labels_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     _refuse_two_roles(asked)
     others = dict.fromkeys(columns, "--label_cols") if columns else {asked.label_col: "--label_col"}
     cells, row_splits, notes = read_images_csv(csv_file, asked.path_col, asked.split_col, asked.patient_col,
-                                               groups.flags(asked) | others, asked.path_suffix)
+                                               groups.flags(asked) | cases.flags(asked) | others,
+                                               asked.path_suffix)
     if columns:
         names, values = columns, label_cells.of_columns(csv_file, cells[columns])
     else:
@@ -50,7 +51,8 @@ def read_labels_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], asked.path_col, asked.patient_col,
                                    written[kept])
     table.insert(3, "target", pd.factorize(table["label"], sort=True)[0].astype(np.int64))
-    notes += [*of_patients, *groups.add(table, csv_file, cells[kept], asked)]
+    notes += [*of_patients, *groups.add(table, csv_file, cells[kept], asked),
+              *cases.add(table, csv_file, cells[kept], asked)]
     table = pd.concat([table, numbers[kept].reset_index(drop=True).add_prefix(PREFIX)], axis=1)
     return Data(table, [], [*notes, *_notes(table, names)],
                 external=external_of(cells[asked.split_col][kept])), names
