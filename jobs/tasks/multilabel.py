@@ -67,6 +67,9 @@ class Multilabel(Classification):
         known = resumed.rest["class_names"] if resumed is not None else None
         data, self.class_names = read_labels_csv(self.options.data, splits, known)
         number = len(self.class_names)
+        taken = [name for name in self.class_names for metric in BY_NAME if f"{metric}_{name}" in BY_NAME]
+        if taken:
+            raise InputError(f"label {taken[0]}: a metric of it would be called as another one is; rename it")
         if "nb_classes" in typed and asked.nb_classes != number:
             raise InputError(f"--nb_classes {asked.nb_classes}, but there are {number} labels: pass "
                              f"--nb_classes {number}, or leave it out")
