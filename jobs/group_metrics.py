@@ -19,7 +19,7 @@ from jobs.tasks.base import Task
 from util.core.run_files import write_whole
 from util.data.groups import PREFIX, columns_of, in_order
 from util.metrics.bootstrap import groups_of
-from util.metrics.intervals import drops, entry, regression_figures
+from util.metrics.intervals import drops, entry, is_comparable, regression_figures
 from util.metrics.multilabel.figures import LabelFigures
 from util.metrics.multilabel.predictions import labels_of
 from util.metrics.predictions import kind_and_names
@@ -95,14 +95,17 @@ def _entries(task: Task, part: pd.DataFrame, decided: dict) -> dict[str, dict]:
 
 
 def gaps_of(table: pd.DataFrame, column: str, entries: dict[str, dict[str, dict]], seed: int) -> list[Gap]:
-    """Of each pair of a column's groups, each with its corrected p; NaN where a group is too small to
-    test."""
+    """Of each pair of a column's groups, each with its corrected p; NaN where a group is too small to test,
+    or means are not over the same labels."""
     found, metrics = [], compared(table)
     for number, (one, other) in enumerate(itertools.combinations(entries, 2)):
         lost = drops(entries[one], entries[other])
         pair = table[table[PREFIX + column].isin([one, other])].reset_index(drop=True)
         p = exchange_test(pair, pair[PREFIX + column] == one, metrics, seed + number)
         for metric in metrics:
+            if not is_comparable(entries[one][metric], entries[other][metric]):
+                found.append(Gap(column, metric, one, other, *[math.nan] * 4))
+                continue
             gap = entries[one][metric]["value"] - entries[other][metric]["value"]
             gap = lost.get(metric) or entry(-gap if is_better_low(metric) else gap)  # without an interval
             found.append(Gap(column, metric, one, other, *(gap[key] for key in ("value", "lower", "upper")),

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from util.core.run_files import write_predictions
 from util.metrics import classification, delong
 from util.metrics.bootstrap import groups_of
-from util.metrics.intervals import classification_intervals
+from util.metrics.intervals import classification_intervals, drops
 from util.metrics.multilabel import figures, intervals, predictions
 from util.metrics.predictions import kind_and_names, read_predictions
 
@@ -185,8 +185,44 @@ def test_a_label_of_one_kind_is_left_out_of_the_means_and_said():
     assert np.isnan(entries["roc_auc_DR"]["value"]) and entries["specificity_DR"]["method"] == "Wilson"
 
 
+@pytest.mark.parametrize("patients", [False, True])
+def test_a_label_that_is_known_of_no_image(patients):
+    """As of an external test set that does not tell it: the others are as they would be without it."""
+    table = random_table(3, patients=patients).assign(**{"true_A_b": np.nan})
+    chosen = predictions.decide(random_table(4), calibrate=True)
+    found, notes = figures.multilabel_metrics(table, chosen)
+    assert found["n_A_b"] == 0 and np.isnan(found["f1_A_b"]) and "A_b" in notes[0]
+    entries = intervals.multilabel_intervals(table, 0, 60, chosen)
+    without = table.drop(columns=[f"{kind}_A_b" for kind in ("true", "prob", "logit")])
+    others = intervals.multilabel_intervals(without, 0, 60, chosen)
+    for name, entry in others.items():
+        for part in ("value", "lower", "upper"):
+            assert entries[name][part] == pytest.approx(entry[part], nan_ok=True, abs=TOLERANCE), name
+    assert all(np.isnan(entries[f"{name}_A_b"][part]) for name in figures.FIGURES
+               for part in ("value", "lower", "upper"))
+    assert entries["f1"]["without"] == entries["score"]["without"] == ["A_b"] and "without" not in others["f1"]
+    # what is lost: of the labels that both sets tell, and of no mean over different ones
+    lost = drops(others, entries)
+    assert {"roc_auc_DR", "f1_DR"} <= lost.keys() and not {"roc_auc", "f1", "score", "f1_A_b"} & lost.keys()
+    nothing = table.assign(**{f"true_{name}": np.nan for name in LABELS})
+    entries = intervals.multilabel_intervals(nothing, 0, 20, chosen)
+    assert np.isnan(entries["ece"]["value"]) and np.isnan(entries["ece"]["lower"])
+    assert predictions.decide(nothing, calibrate=True) == {"thresholds": {}, "temperatures": {}}
+
+
 def test_no_order_of_rows_changes_anything():
     table = random_table(2, patients=True)
     shuffled = table.sample(frac=1, random_state=0)
     one, other = (intervals.multilabel_intervals(each, 1, 30) for each in (shuffled, table))
     assert str(one) == str(other)
+
+
+def test_a_mean_calibration_error_is_no_lower_than_chance_makes_it():
+    """Outputs that are calibrated: the mean error of many labels is chance alone, and its interval says so."""
+    rng, labels = np.random.default_rng(0), [f"l{k}" for k in range(12)]
+    logits = rng.normal(size=(150, 12)) * 1.5
+    true = (rng.random(logits.shape) < expit(logits)).astype(float)
+    rows = pd.DataFrame({"index": np.arange(150), "path": "a.png", "split": "test", "patient": ""})
+    table = predictions.predictions_table(rows, true, logits, labels)
+    found = intervals.multilabel_intervals(table, 0, 200)["ece"]
+    assert found["value"] > 0.05 and found["lower"] < 0.02 and found["upper"] >= found["value"]

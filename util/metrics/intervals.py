@@ -135,15 +135,15 @@ def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dic
     whatever method made them: with (l, u) about x and (l', u') about y, that of x - y reaches down by
     sqrt((x - l)^2 + (u' - y)^2) and up by sqrt((u - x)^2 + (y - l')^2) (Zou and Donner, Statistics in
     Medicine 2008; of two shares with Wilson's intervals it is Newcombe's). Metrics without an interval in
-    both are left out, and those whose best value is neither the highest nor the lowest (calibration slope and
-    intercept).
+    both are left out, means that are not over the same labels, and those whose best value is neither the
+    highest nor the lowest (calibration slope and intercept).
     """
     found = {}
     for name, one in internal.items():
         other, row = external.get(name), row_of(name)
         if row is None or row.interval in ("", SANDWICH) or other is None:
             continue
-        if not (_has_interval(one) and _has_interval(other)):
+        if not (_has_interval(one) and _has_interval(other)) or not is_comparable(one, other):
             continue
         better, worse = (other, one) if is_better_low(name) else (one, other)
         down = math.hypot(better["value"] - better["lower"], worse["upper"] - worse["value"])
@@ -151,6 +151,11 @@ def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dic
         lost = better["value"] - worse["value"]
         found[name] = entry(lost, lost - down, lost + up, "of both intervals")
     return found
+
+
+def is_comparable(one: dict, other: dict) -> bool:
+    """Whether two entries are means over the same labels, or no means."""
+    return one.get("without") == other.get("without")
 
 
 def _has_interval(found: dict) -> bool:

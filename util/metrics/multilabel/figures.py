@@ -54,9 +54,8 @@ class LabelFigures:
         found = {}
         for label in self.labels:
             of_known = weights if label.known.all() else weights[:, label.known]
-            with np.errstate(divide="ignore", invalid="ignore"):  # a resample that holds none of its images
-                own = self.figures[label.name](of_known)
-            found |= {(label.name, metric): values for metric, values in own.items()}
+            found |= {(label.name, metric): values
+                      for metric, values in self.figures[label.name](of_known).items()}
         return found
 
     def together(self, by_label: Mapping[tuple[str, str], np.ndarray]) -> dict[str, np.ndarray]:
