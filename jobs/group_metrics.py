@@ -18,6 +18,8 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.run_files import write_whole
 from util.data.groups import PREFIX, columns_of, in_order
+from util.data.labels.cells import written
+from util.data.labels.table import values_of
 from util.metrics.bootstrap import groups_of
 from util.metrics.intervals import drops, entry, is_comparable, regression_figures
 from util.metrics.multilabel.figures import LabelFigures
@@ -150,7 +152,7 @@ def _classes(table: pd.DataFrame) -> pd.Series:
     """What a row's images may be exchanged within: its class, or what is known of its labels."""
     kind, names = kind_and_names(table)
     if kind == MULTILABEL:
-        return table[[f"true_{name}" for name in names]].astype(str).agg(";".join, axis=1)
+        return pd.Series(written(values_of(table, names)), table.index, dtype=object)
     return table["true_class"] if "true_class" in table else pd.Series("", table.index)
 
 
