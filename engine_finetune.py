@@ -76,6 +76,33 @@ class ClassificationLoss(torch.nn.Module):
         return losses
 
 
+class MultilabelLoss(torch.nn.Module):
+    """Binary cross-entropy an image, (B, T) logits and labels from 0 to 1, NaN where not known -> (B,), in
+    fp32.
+
+    known_a_picture  the training images' mean number of known labels, by which the sum over an image's labels
+                     is divided, so that the mean over all images is the mean over all that is known
+    smoothing        as `ClassificationLoss` smooths two classes
+    class_weights    (T, 2) weights of without and with each label, or None
+    """
+
+    def __init__(self, known_a_picture: float, smoothing: float = 0.0,
+                 class_weights: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.known_a_picture, self.smoothing = known_a_picture, smoothing
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        known = ~labels.isnan()
+        labels = labels.nan_to_num().float() * (1 - self.smoothing) + self.smoothing / 2
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels,
+                                                                      reduction="none")
+        if self.class_weights is not None:
+            without, there = self.class_weights.unbind(dim=1)
+            losses = losses * (labels * there + (1 - labels) * without)
+        return (losses * known).sum(dim=1) / self.known_a_picture
+
+
 class RegressionLoss(torch.nn.Module):
     """Smooth L1 an image, (B, T) outputs and (B, T) standardised targets, NaN where missing -> (B,), in fp32.
 
@@ -108,6 +135,17 @@ class Mixing(Mixup):
             images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
         images, labels = super().__call__(images.clone(), labels)
         return images[:size], labels[:size].to(torch.float32)
+
+
+class LabelMixing(Mixing):
+    """The same of several labels, (B, T): those of mixed images are mixed alike, and not known (NaN) where
+    one of them is not."""
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.num_classes = len(images)  # whose shares of a mixed image are asked for
+        images, shares = super().__call__(images, torch.arange(len(images), device=labels.device))
+        mixed, unknown = shares @ labels.nan_to_num(), shares @ labels.isnan().to(shares.dtype)
+        return images, mixed.masked_fill(unknown > 0, torch.nan)
 
 
 def balanced_class_weights(counts: np.ndarray) -> torch.Tensor:

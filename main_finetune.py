@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None, **defaults: str) -> int:
 
     # torch and timm take seconds to import: --help does not wait
     from jobs.tasks.classification import Classification
+    from jobs.tasks.multilabel import Multilabel
     from jobs.train import run
     from util.parallel.processes import process_group
 
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None, **defaults: str) -> int:
         if options.search.optuna_trials:
             from jobs.search import search
 
-            search(options, world, Classification)
+            search(options, world, Classification, Multilabel)
         else:
             for one in checks.one_run_a_ratio(options):
-                run(one, world, Classification)
+                run(one, world, Classification, Multilabel)
     return 0
 
 

@@ -18,10 +18,15 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.run_files import write_whole
 from util.data.groups import PREFIX, columns_of, in_order
+from util.data.labels.cells import written
+from util.data.labels.table import values_of
 from util.metrics.bootstrap import groups_of
-from util.metrics.intervals import drops, entry, weighted_figures
+from util.metrics.intervals import drops, entry, is_comparable, regression_figures
+from util.metrics.multilabel.figures import LabelFigures
+from util.metrics.multilabel.predictions import labels_of
 from util.metrics.predictions import kind_and_names
-from util.metrics.table import CLASSIFICATION, is_better_low
+from util.metrics.table import MULTILABEL, REGRESSION, is_better_low
+from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison import holm
 
 SMALLEST = 20  # images, or patients: below, a gap is shown and not tested
@@ -49,8 +54,10 @@ class Gap:
 def compared(table: pd.DataFrame) -> list[str]:
     """The metrics whose gaps are tested."""
     kind, names = kind_and_names(table)
-    if kind != CLASSIFICATION:
+    if kind == REGRESSION:
         return ["r2", "mae"]
+    if kind == MULTILABEL:
+        return ["roc_auc", "average_precision"]
     of_positive = [f"{metric}_{names[1]}" for metric in ("sensitivity", "specificity")]
     return ["roc_auc", "accuracy", *(of_positive if len(names) == 2 else ["balanced_accuracy", "f1"])]
 
@@ -85,19 +92,22 @@ def parts_of(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFra
 
 
 def _entries(task: Task, part: pd.DataFrame, decided: dict) -> dict[str, dict]:
-    figures, _ = task.metrics(part)
+    figures, _ = task.metrics(part, decided)
     return task.intervals(part, figures, decided)
 
 
 def gaps_of(table: pd.DataFrame, column: str, entries: dict[str, dict[str, dict]], seed: int) -> list[Gap]:
-    """Of each pair of a column's groups, each with its corrected p; NaN where a group is too small to
-    test."""
+    """Of each pair of a column's groups, each with its corrected p; NaN where a group is too small to test,
+    or means are not over the same labels."""
     found, metrics = [], compared(table)
     for number, (one, other) in enumerate(itertools.combinations(entries, 2)):
         lost = drops(entries[one], entries[other])
         pair = table[table[PREFIX + column].isin([one, other])].reset_index(drop=True)
         p = exchange_test(pair, pair[PREFIX + column] == one, metrics, seed + number)
         for metric in metrics:
+            if not is_comparable(entries[one][metric], entries[other][metric]):
+                found.append(Gap(column, metric, one, other, *[math.nan] * 4))
+                continue
             gap = entries[one][metric]["value"] - entries[other][metric]["value"]
             gap = lost.get(metric) or entry(-gap if is_better_low(metric) else gap)  # without an interval
             found.append(Gap(column, metric, one, other, *(gap[key] for key in ("value", "lower", "upper")),
@@ -111,9 +121,9 @@ def exchange_test(pair: pd.DataFrame, is_first: pd.Series, metrics: list[str],
     """{metric: p} of two groups' images: the share of exchanges whose gap is as far from the exchanges' mean
     as the gap that is there. NaN where a group is smaller than SMALLEST, or the metric undefined in one.
 
-    Units are patients (`groups_of`), exchanged among those whose commonest class is the same; of a regression
-    among all. A patient with images in both groups is a unit in each, which makes p larger rather than
-    smaller: what the two have in common is then taken for chance.
+    Units are patients (`groups_of`), exchanged among those whose commonest class, or combination of labels,
+    is the same; of a regression among all. A patient with images in both groups is a unit in each, which
+    makes p larger rather than smaller: what the two have in common is then taken for chance.
     """
     units = groups_of(pair["patient"].to_numpy(dtype=object))
     units = np.arange(len(pair)) if units is None else units
@@ -121,9 +131,8 @@ def exchange_test(pair: pd.DataFrame, is_first: pd.Series, metrics: list[str],
     member = pd.Series(is_first.to_numpy()).groupby(units).first().to_numpy()
     if min(member.sum(), (~member).sum()) < SMALLEST:
         return dict.fromkeys(metrics, math.nan)
-    classes = pair["true_class"] if "true_class" in pair else pd.Series("", pair.index)
-    strata = classes.groupby(units).agg(lambda names: names.mode()[0]).to_numpy()
-    figures = weighted_figures(pair)
+    strata = _classes(pair).groupby(units).agg(lambda names: names.mode()[0]).to_numpy()
+    figures = _weighted_figures(pair)
     observed = _gap(figures, member[units][None], metrics)
     exchanged = [_gap(figures, members[:, units], metrics) for members in _exchanges(member, strata, seed)]
     p = {}
@@ -137,6 +146,23 @@ def exchange_test(pair: pd.DataFrame, is_first: pd.Series, metrics: list[str],
         far = np.abs(values - values.mean()) >= np.abs(there - values.mean()) - 1e-12
         p[metric] = float((1 + far.sum()) / (1 + len(values)))
     return p
+
+
+def _classes(table: pd.DataFrame) -> pd.Series:
+    """What a row's images may be exchanged within: its class, or what is known of its labels."""
+    kind, names = kind_and_names(table)
+    if kind == MULTILABEL:
+        return pd.Series(written(values_of(table, names)), table.index, dtype=object)
+    return table["true_class"] if "true_class" in table else pd.Series("", table.index)
+
+
+def _weighted_figures(table: pd.DataFrame) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """weights (B, N) of the rows, which are in the order of their index -> {metric: (B,)}."""
+    kind, names = kind_and_names(table)
+    if kind == MULTILABEL:
+        return LabelFigures(labels_of(table, {}))
+    return (regression_figures(table, names) if kind == REGRESSION else
+            WeightedFigures(Images.of(table)))
 
 
 def _exchanges(member: np.ndarray, strata: np.ndarray, seed: int) -> Iterator[np.ndarray]:

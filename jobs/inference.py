@@ -19,6 +19,7 @@ from jobs.model import idle_for_backbone, resolve_backbone
 from jobs.run_folder import versions
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
+from jobs.tasks.multilabel import Multilabel
 from jobs.tasks.regression import Regression
 from util.core.disk import writing
 from util.core.errors import InputError, RunError
@@ -39,7 +40,7 @@ from util.weights import checkpoint
 from util.weights.fitting import WeightFile
 
 AGAIN = "start again; it goes on where it was"
-TASKS = {task.kind: task for task in (Classification, Regression)}
+TASKS = {task.kind: task for task in (Classification, Multilabel, Regression)}
 DEFAULT_BATCH = 64  # where nothing says how large training's was
 
 

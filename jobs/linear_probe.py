@@ -6,6 +6,7 @@ It takes seconds, so a run that was cut is simply run again: from the same featu
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -194,7 +195,7 @@ def _train_all(job: Job, settings: list[HeadSetting]) -> dict[str, Trained]:
     run = Pass(
         len(task.class_names),
         task.loss(job.samples("train")).to(device),
-        lambda logits, target: torch.nn.functional.cross_entropy(logits, target, reduction="none"),
+        task.plain_loss(job.samples("val")).to(device),
         epochs,
         job.plan.step_size,
         lambda position: lr_schedule.learning_rate_at(position, 1.0, 0.0, job.schedule.warmup_epochs, epochs),
@@ -302,10 +303,9 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
     if len(labels) > MOST_ROWS:
         job.world.say(f"           neighbours and logistic regression see {MOST_ROWS:,} of {len(labels):,} "
                       "training images")
-    for name, candidates in classic_classifiers(train, labels, job.options.run.seed).items():
-        scored = [{split: _scored(job, split,
-                                  _as_logits(one, features[split], len(task.class_names)), pool)[1]
-                   for split in ("val", *job.data.test_sets)} for one in candidates]
+    for name, candidates in _classic(train, labels, job.options.run.seed, len(task.class_names)).items():
+        scored = [{split: _scored(job, split, logits_of(features[split]), pool)[1]
+                   for split in ("val", *job.data.test_sets)} for logits_of in candidates]
         best = max(scored, key=lambda figures: np.nan_to_num(figures["val"][task.score], nan=-math.inf))
         rows += [{"classifier": name, "split": split, **figures} for split, figures in best.items()]
         shown = "; ".join(
@@ -314,6 +314,26 @@ def _compare(job: Job, features: dict[str, torch.Tensor]) -> None:
             for split, figures in best.items())
         job.world.say(f"           for comparison, {name}: {shown}")
     _write_table(job, "probe_classic.csv", rows)
+
+
+def _classic(train: np.ndarray, labels: np.ndarray, seed: int,
+             number: int) -> dict[str, list[Callable[[torch.Tensor], torch.Tensor]]]:
+    """{name: from features to the outputs (N, K) of each candidate}; of several labels (N, T) one classifier
+    each, of the images where it is known."""
+    if labels.ndim == 1:
+        return {name: [partial(_as_logits, one, num_classes=number) for one in candidates]
+                for name, candidates in classic_classifiers(train, labels, seed).items()}
+    by_label = [classic_classifiers(train[known], column[known].astype(np.int64), seed)
+                for column in labels.T for known in [~np.isnan(column)]]
+    return {name: [partial(_as_log_odds, list(of_labels))
+                   for of_labels in zip(*(found[name] for found in by_label), strict=True)]
+            for name in by_label[0]}
+
+
+def _as_log_odds(classifiers: "list[KNeighborsClassifier | Pipeline]",
+                 features: torch.Tensor) -> torch.Tensor:
+    pairs = [_as_logits(one, features, 2) for one in classifiers]
+    return torch.stack([pair[:, 1] - pair[:, 0] for pair in pairs], dim=1)
 
 
 def _as_logits(classifier: "KNeighborsClassifier | Pipeline", features: torch.Tensor,

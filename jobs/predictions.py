@@ -29,6 +29,7 @@ from jobs.inference import (
 from jobs.model import load_whole
 from jobs.tasks.base import Task
 from jobs.tasks.classification import Classification
+from jobs.tasks.multilabel import Multilabel
 from util.core import disk, run_files
 from util.core.errors import InputError
 from util.core.partial_rows import PartialRows
@@ -41,9 +42,11 @@ from util.data.unlabelled import (
     class_answers,
     forget,
     images_file,
+    label_answers,
     name_cases,
     with_answers,
 )
+from util.metrics.table import CLASSIFICATION
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, write_overlays
 from util.model.mirrors import with_mirrors
 from util.options.adaptation import KINDS
@@ -165,7 +168,12 @@ def _describe_model(job: Prediction) -> list[str]:
     if job.task.covariates_read:
         lines.append("           beside each image it reads "
                      + ", ".join(one.name for one in job.task.covariates_read))
-    if isinstance(job.task, Classification):
+    if isinstance(job.task, Multilabel):
+        number = len(job.best.get("temperatures") or {})
+        lines.append("           probabilities are " + (
+            f"calibrated: temperatures of {number} of {len(job.names)} labels, fitted on val" if number else
+            "not calibrated: the checkpoint holds no temperatures (training with --calibrate fits them)"))
+    elif isinstance(job.task, Classification):
         temperature = job.best.get("temperature")
         lines.append("           probabilities are " + (
             f"calibrated: temperature {temperature:.4g}, fitted on val" if temperature else
@@ -195,12 +203,14 @@ def images_of_cases(job: Prediction, outputs: np.ndarray) -> pd.DataFrame:
 
 
 def _pooled(job: Prediction, outputs: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    return cases.pooled(job.data.table, outputs, job.options.data.pool, isinstance(job.task, Classification))
+    return cases.pooled(job.data.table, outputs, job.options.data.pool, job.task.kind == CLASSIFICATION)
 
 
 def answers(job: Prediction, table: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
-    """What the model says of each row of a table: classes with their probabilities and logits, or numbers in
-    the CSV's units."""
+    """What the model says of each row of a table: classes or labels with their probabilities and logits, or
+    numbers in the CSV's units."""
+    if isinstance(job.task, Multilabel):
+        return label_answers(table["path"], outputs, job.names, job.best)
     if isinstance(job.task, Classification):
         return class_answers(table["path"], outputs, job.names, job.best.get("temperature"),
                              job.best.get("thresholds"))
@@ -209,6 +219,10 @@ def answers(job: Prediction, table: pd.DataFrame, outputs: np.ndarray) -> pd.Dat
 
 
 def describe_answers(job: Prediction, table: pd.DataFrame) -> list[str]:
+    if isinstance(job.task, Multilabel):
+        found = ", ".join(f"{name} {table[f'predicted_{name}'].sum():,}" for name in job.names)
+        return [f"predicted  {found} (where the probability, before calibration, reaches the threshold of "
+                "the highest F1 on val)"]
     if isinstance(job.task, Classification):
         counts = table["predicted_class"].value_counts()
         lines = ["predicted  " + ", ".join(f"{name} {counts.get(name, 0):,}" for name in job.names)]
@@ -278,13 +292,14 @@ def _targets(job: Prediction, outputs: np.ndarray | None) -> tuple[torch.Tensor,
     if asked is None and isinstance(job.task, Classification):
         predicted = job.world.from_main(None if outputs is None else _predicted(job, outputs))
         whose = " of the case" if job.options.data.has_cases else ""
-        return torch.from_numpy(predicted), f"the predicted class{whose}"
+        what = "label of the highest probability" if isinstance(job.task, Multilabel) else "predicted class"
+        return torch.from_numpy(predicted), f"the {what}{whose}"
     name = asked or job.names[0]
     return torch.full((len(job.data.table),), job.names.index(name)), name
 
 
 def _predicted(job: Prediction, outputs: np.ndarray) -> np.ndarray:
-    """(N,) the predicted class of each image, or of its case."""
+    """(N,) the predicted class, or the label of the highest probability, of each image, or of its case."""
     if not job.options.data.has_cases:
         return outputs.argmax(axis=1)
     _, owners = cases.of_images(job.data.table)

@@ -78,7 +78,7 @@ def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, de
 
 def _write_test(job: Job, split: str, predictions: Evaluated, epoch: int | None,
                 decided: dict) -> dict[str, dict]:
-    metrics, notes = job.task.metrics(predictions.table)
+    metrics, notes = job.task.metrics(predictions.table, decided)
     entries = job.task.intervals(predictions.table, metrics, decided)
     job.folder.add_evaluation(split, predictions, metrics, epoch, entries)
     notes += _draw(job, split)

@@ -44,9 +44,9 @@ from util.study import optuna_study
 Result = TypeVar("Result")
 
 
-def search(options: Options, world: World, kind: type[Task]) -> None:
+def search(options: Options, world: World, *kinds: type[Task]) -> None:
     """Run the study up to its total and write what was found. InputError, RunError (all trials failed)."""
-    job = prepare(options, world, kind)
+    job = prepare(options, world, *kinds)
     options = job.options
     space, lines = proposed(job)
     _require_rates(job, space)

@@ -4,6 +4,7 @@ It stands apart from the entry points so that flags are read, rejected and expla
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from util.weights import checkpoint, shard_files
 from util.weights.fitting import WeightFile
 
 
-def prepare(options: Options, world: World, kind: type[Task]) -> Job:
-    """Resolve everything that the options say. InputError, RunError: see util/core/errors.py."""
+def prepare(options: Options, world: World, *kinds: type[Task]) -> Job:
+    """Resolve everything that the options say. kinds: of the program, the usual one first; another is taken
+    where its switch was typed, or a checkpoint is of it. InputError, RunError: see util/core/errors.py."""
     folder = RunFolder(options.run.output_dir, options.run.log_dir, options.run.task)
     together = bool(options.search.optuna_trials)  # several processes may search in one folder
     if together or options.run.eval:
@@ -38,7 +40,7 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
     if not options.run.dry_run:
         # before its checkpoint is read: another run may be writing it
         world.main_alone(folder.hold, world.say, together)
-    resumed = world.main_first(lambda: _find_checkpoint(options, folder, kind))
+    resumed, kind = world.main_first(lambda: _find_checkpoint(options, folder, kinds))
     place = () if resumed is None else (resumed.rest.get("epoch"), resumed.rest.get("progress"))
     if any(other != place for other in world.gather(place)):
         raise RunError(f"the processes don't see the same checkpoint in {folder.path}: --output_dir has to "
@@ -104,9 +106,13 @@ def prepare(options: Options, world: World, kind: type[Task]) -> Job:
 
 # ---- what was there before ---------------------------------------------------------------------------------
 
-def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> WeightFile | None:
+def _find_checkpoint(options: Options, folder: RunFolder,
+                     kinds: Sequence[type[Task]]) -> tuple[WeightFile | None, type[Task]]:
+    """The checkpoint that --resume names, and what kind of task it is, or is asked for."""
+    asked = next((kind for kind in kinds if kind.asked_by and options.value(kind.asked_by)), None)
+    kind = asked or kinds[0]
     if not options.run.resume:
-        return None
+        return None, kind
     path = Path(options.run.resume)
     if options.run.resume in ("auto", "same"):
         # an adapter alone: the run has not come to its end yet
@@ -114,14 +120,18 @@ def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> W
         paths = list(map(folder.file, names))
         path = next((path for path in paths if path.exists()), paths[0])
         if not path.exists() and not options.run.eval:
-            return None
+            return None, kind
     file = checkpoint.read(path, whole=False)
-    stored = file.rest.get("task", "classification") if checkpoint.is_ours(file) else kind.kind
-    if stored != kind.kind:
+    stored = file.rest.get("task", "classification") if checkpoint.is_ours(file) else kinds[0].kind
+    kind = next((kind for kind in kinds if kind.kind == stored), kind)
+    if kind.kind != stored:
         raise InputError(f"{path} is a checkpoint of a {stored}, and {kind.program} runs a {kind.kind}: "
                          "start the other program")
+    if asked not in (None, kind):
+        raise InputError(f"{path} is a checkpoint of a {stored}: leave --{asked.asked_by} out, or start a "
+                         "new run from its weights with --finetune")
     if options.run.eval:
-        return file
+        return file, kind
     checkpoint.require_resumable(file)
     if options.run.resume == "same":
         changed = differences(file.rest["options"],
@@ -130,7 +140,7 @@ def _find_checkpoint(options: Options, folder: RunFolder, kind: type[Task]) -> W
             raise InputError(f"{folder.path} holds a run of other options ({'; '.join(changed)}): name this "
                              "one otherwise with --task (TASK=...), or go on with the new options by "
                              "--resume auto")
-    return file
+    return file, kind
 
 
 def _first_side(options: Options) -> int | str | None:

@@ -120,7 +120,8 @@ def drop(task: "Task", main: str, split: str, lost: dict[str, dict], folder: "Ru
     """What is lost from the main test set to an external one."""
     parts = [f"{label} {figure_with_interval(lost[name])}" for name, label in task.shown[:4] if name in lost]
     return [f"from {main} to {split}, independent {task.options.data.unit}; positive: worse on {split}",
-            f"  {'   '.join(parts)}", f"written to {folder.file(f'drop_{split}.csv')}"]
+            f"  {'   '.join(parts) or 'the means are not over the same labels: see those of each label'}",
+            f"written to {folder.file(f'drop_{split}.csv')}"]
 
 
 def figure_with_interval(entry: dict, digits: str = ".4f") -> str:

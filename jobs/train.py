@@ -48,10 +48,10 @@ from util.weights import checkpoint
 from util.weights.background import Background
 
 
-def run(options: Options, world: World, kind: type[Task]) -> None:
-    """Train (or only score, or only tell) as the options say. InputError, RunError: see
-    util/core/errors.py."""
-    job = prepare(options, world, kind)
+def run(options: Options, world: World, *kinds: type[Task]) -> None:
+    """Train (or only score, or only tell) as the options say. kinds: those of the program, the usual one
+    first. InputError, RunError: see util/core/errors.py."""
+    job = prepare(options, world, *kinds)
     options, paths = job.options, list(job.data.table["path"]) if world.is_main else []
     seen = seen_area.describe(paths, job.eval_transform, job.data.fields, job.data.facts)
     world.say(*terminal.describe(job), *seen, *describe_part(options, job.model), *without_effect_here(job))

@@ -23,7 +23,7 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
 
 # Whole programs, and what draws whole pages, calls models at full size or waits for a server.
 LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_page_gaps.py",
-        "report/test_browser.py", "report/test_fonts.py", "weights/test_finding.py", "test_predict.py",
+        "report/test_browser.py", "report/test_fonts.py", "report/test_labels_page.py", "weights/test_finding.py", "test_predict.py",
         "test_latent_feature.py", "report/test_regression_run.py")
 
 

@@ -7,7 +7,7 @@ import csv
 import shutil
 from pathlib import Path
 
-from util.data.public.sets import JSIEC_CLASSES
+from util.data.public.sets import JSIEC_CLASSES, ODIR_LABELS, RFMID_LABELS
 
 WORKBOOKS = Path(__file__).parent / "fixtures" / "papila"
 
@@ -118,8 +118,40 @@ def fake_octid(raw: Path) -> int:
                               for name in ("NORMAL", "AMRD", "CSR", "DR", "MH")})
 
 
+def fake_odir(raw: Path) -> int:
+    """40 patients, a row each; both images of one lie beside those of the test, which have no labels."""
+    from openpyxl import Workbook
+
+    book, images = Workbook(), raw / "ODIR-5K_Training_Images" / "ODIR-5K_Training_Dataset"
+    book.worksheets[0].append(["ID", "Patient Age", "Patient Sex", "Left-Fundus", "Right-Fundus",
+                               "Left-Diagnostic Keywords", "Right-Diagnostic Keywords", *ODIR_LABELS])
+    for number in range(40):
+        labels = [int(number % 8 == place or (number % 16 == 5 and place == 1)) for place in range(8)]
+        book.worksheets[0].append([number, 60, "Male", f"{number}_left.jpg", f"{number}_right.jpg", "a", "b", *labels])
+        for eye in ("left", "right"):
+            put(images / f"{number}_{eye}.jpg")
+    put(raw / "ODIR-5K_Testing_Images" / "900_left.jpg")
+    book.save(raw / "ODIR-5K_Training_Annotations(Updated)_V2.xlsx")
+    return 80
+
+
+def fake_rfmid(raw: Path) -> int:
+    """As unpacked from the owner's archives: the same numbers in each part."""
+    parts = {"Training": ("Training_Set/Training", 100), "Validation": ("Evaluation_Set/Validation", 50),
+             "Testing": ("Test_Set/Test", 50)}
+    for word, (folder, count) in parts.items():
+        rows = [f"{number},{int(number % 7 > 0)}," + ",".join(
+            str(int(number % 45 == place or number % 45 + 1 == place)) for place in range(45))
+            for number in range(1, count + 1)]
+        put(raw / folder / ".." / f"RFMiD_{word}_Labels.csv", "ID," + ",".join(RFMID_LABELS) + "\n" + "\n".join(rows))
+        for number in range(1, count + 1):
+            put(raw / folder / f"{number}.png")
+    return 200
+
+
 FAKES = {"APTOS2019": fake_aptos, "MESSIDOR2": fake_messidor2, "IDRID": fake_idrid, "PAPILA": fake_papila,
-         "Glaucoma_fundus": fake_glaucoma, "JSIEC": fake_jsiec, "Retina": fake_retina, "OCTID": fake_octid}
+         "Glaucoma_fundus": fake_glaucoma, "JSIEC": fake_jsiec, "Retina": fake_retina, "OCTID": fake_octid,
+         "ODIR5K": fake_odir, "RFMiD": fake_rfmid}
 
 
 def make(name: str, place: Path) -> Path:

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from util.core.run_files import write_predictions
+from util.core.run_files import write_metrics_json, write_predictions
 from util.metrics.classification import classification_metrics, predictions_table
+from util.metrics.multilabel.intervals import multilabel_intervals
+from util.metrics.multilabel.predictions import decide
+from util.metrics.multilabel.predictions import predictions_table as labels_table
 from util.metrics.predictions import class_names_of
 from util.metrics.regression import predictions_table as numbers_table
 
@@ -65,6 +68,29 @@ def entries_of(table, intervals=True):
         return {"value": value, **bounds}
 
     return {name: entry(value) for name, value in figures.items()}
+
+
+def multilabel_run(folder, names, number=160, splits=("val", "test"), pictures=True, draws=200, calibrate=False,
+                   **facts):
+    """A folder of several labels, with the program's own intervals -> folder."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts, decided = {}, None
+    for split in splits:
+        rows = samples(rng, number, 1, folder, pictures=pictures)
+        true = (rng.random((number, len(names))) < np.linspace(0.5, 0.08, len(names))).astype(float)
+        logits = rng.normal(size=true.shape) * 1.4 + 2.5 * true - 2
+        true[rng.random(true.shape) < 0.1] = np.nan
+        table = labels_table(rows, true, logits, names)
+        decided = decided or decide(table, calibrate)
+        write_predictions(table, folder / f"predictions_{split}.csv")
+        write_metrics_json(folder / f"metrics_{split}.json", multilabel_intervals(table, 0, draws, decided))
+        counts[split] = {name: [int((true[:, k] == kind).sum()) for kind in (1, 0)] for k, name in enumerate(names)}
+    write_rest(folder, {"data": {"label_names": names, "images": {"train": number, "val": number, "test": number},
+                                 "positives": {"train": counts[splits[0]], **counts}, "notes": []},
+                        "options": {"task": folder.name, "multilabel": True, "label_cols": names, "csv_file": "d.csv",
+                                    "model": "timm", "model_arch": "vit_x"}, **facts})
+    return folder
 
 
 def regression_run(folder, targets, number=60, splits=("val", "test"), **facts):

@@ -16,7 +16,9 @@ import engine_finetune
 from engine_finetune import (
     READ_EVERY,
     ClassificationLoss,
+    LabelMixing,
     Mixing,
+    MultilabelLoss,
     Progress,
     Schedule,
     Trainer,
@@ -333,3 +335,52 @@ def test_outputs_come_in_the_order_of_the_pictures_whatever_the_batch():
         loader = make_loader(dataset, EvalBatches(len(dataset), batch_size, 0, 1), 0, False)
         values = outputs(model, loader, FP32, World(), "test")
         np.testing.assert_allclose(values, model(dataset.values).detach(), rtol=1e-5, atol=1e-6)
+
+
+# ---- several labels an image -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_label_is_that_of_two_classes(smoothing, weighted):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(9, 3, generator=generator)
+    labels = torch.randint(0, 2, (9, 3), generator=generator).float()
+    weights = torch.tensor([[0.5, 3.0], [1.0, 1.0], [2.0, 0.25]]) if weighted else None
+    found = MultilabelLoss(3.0, smoothing, weights)(logits, labels)
+    expected = torch.zeros(9)
+    for k in range(3):
+        two = torch.stack([torch.zeros(9), logits[:, k]], dim=1)
+        of_label = ClassificationLoss(2, smoothing, None if weights is None else weights[k])
+        expected += of_label(two, labels[:, k].long()) / 3
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_labels_that_are_not_known_change_nothing():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 4, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 2, (6, 4), generator=generator).float()
+    labels[torch.rand(6, 4, generator=generator) < 0.4] = torch.nan
+    known = ~labels.isnan()
+    loss = MultilabelLoss(float(known.sum(dim=1).float().mean()))(logits, labels).mean()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known])
+    assert torch.allclose(loss, expected, atol=1e-6)  # the mean of all that is known
+    loss.backward()
+    assert (logits.grad[~known] == 0).all() and (logits.grad[known] != 0).all()
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("size", [6, 7])
+def test_labels_are_mixed_as_their_images_are(mode, size):
+    """Images that are as bright as a label is: what is mixed says the share."""
+    labels = (torch.arange(3 * size).view(size, 3) % 2).float()
+    labels[1, 0] = torch.nan
+    level = torch.rand(size)
+    images = level[:, None, None, None].expand(size, 3, 8, 8).contiguous()
+    seed_step(0, 0, 0, 0, CPU)
+    mixing = LabelMixing(0.8, 0.0, None, 1.0, 0.5, mode, label_smoothing=0.0)
+    mixed, found = mixing(images, torch.cat([labels, level[:, None]], dim=1))
+    assert mixed.shape == images.shape and found.shape == (size, 4)
+    assert torch.allclose(mixed[:, 0, 0, 0], found[:, 3], atol=1e-6)
+    assert not torch.allclose(found[:, 3], level, atol=1e-3)
+    unknown = found[:, 0].isnan()
+    assert unknown[1] and unknown.sum() <= 2 and not found[:, 1:].isnan().any()

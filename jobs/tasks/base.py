@@ -45,6 +45,7 @@ class Task(ABC):
     """
 
     kind = program = ""
+    asked_by = ""  # the switch that asks for it, where a program runs several kinds
     # kind and width of what a head reads that is not the model's own (util/model/feature_kinds.py)
     reads: dict | None = None
     head_is_linear = False  # whether a grid of heads can be trained in one pass on stored features
@@ -150,6 +151,11 @@ class Task(ABC):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
 
+    def plain_loss(self, rows: pd.DataFrame) -> torch.nn.Module:
+        """The same for rows of val, without what is done for training alone: by it a grid of heads is
+        compared."""
+        raise NotImplementedError(f"a {self.kind} has no grid of heads")
+
     def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None
@@ -188,8 +194,10 @@ class Task(ABC):
         """The predictions table of rows and the model's outputs for them."""
 
     @abstractmethod
-    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-        """All metrics of a predictions table, and lines that say what they leave out."""
+    def metrics(self, predictions: pd.DataFrame,
+                decided: dict | None = None) -> tuple[dict[str, float], list[str]]:
+        """All metrics of a predictions table, and lines that say what they leave out. decided: from `decide`,
+        of another split; None: of val itself."""
 
     @abstractmethod
     def draw(self, folder: RunFolder, split: str) -> list[str]:

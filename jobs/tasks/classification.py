@@ -42,7 +42,10 @@ class Classification(Task):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.class_names: list[str] = []
-        self.columns = METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return METRIC_COLUMNS + ((COMPOSED,) if self.score == COMPOSED else ())
 
     @property
     def head_is_linear(self) -> bool:
@@ -195,6 +198,9 @@ class Classification(Task):
                                                          minlength=len(self.class_names)))
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
+    def plain_loss(self, rows: pd.DataFrame) -> torch.nn.Module:
+        return torch.nn.CrossEntropyLoss(reduction="none")
+
     def mixing(self) -> Mixing | None:
         mixing = self.options.mixing
         if not (mixing.mixup > 0 or mixing.cutmix > 0 or mixing.cutmix_minmax):
@@ -211,7 +217,8 @@ class Classification(Task):
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         return predictions_table(rows, outputs, self.class_names)
 
-    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    def metrics(self, predictions: pd.DataFrame,
+                decided: dict | None = None) -> tuple[dict[str, float], list[str]]:
         figures, notes = classification_metrics(predictions, self.options.data.class_order)
         return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 

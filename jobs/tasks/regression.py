@@ -122,7 +122,8 @@ class Regression(Task):
     def predictions(self, rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
         return predictions_table(rows, self._true(rows), self.scale.restore(outputs), list(self.scale.names))
 
-    def metrics(self, predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    def metrics(self, predictions: pd.DataFrame,
+                decided: dict | None = None) -> tuple[dict[str, float], list[str]]:
         figures, notes = regression_metrics(predictions, self.scale, self.options.head.huber_beta)
         return figures | selection.composed(self.options.metrics.select_metric, figures), notes
 

@@ -146,6 +146,25 @@ CONSTANT = Row(
     "target … in train…: leave it out of --targets…",
     "leave it out of `--targets`, or fill it in",
 )
+LABEL_VALUE = Row(
+    KIND,
+    "With `--multilabel`, a label's column holds something else than 0 and 1",
+    "…: label … is neither 0 nor 1 in … of … rows: line …",
+    "correct the cells, or leave them empty (not known)",
+)
+LABEL_CONSTANT = Row(
+    KIND,
+    "A label is there in all images of train, or in none, or known of none",
+    "label …in…train…: leave it out, or …",
+    "leave it out of `--label_cols`, or add images of the other kind",
+)
+LABEL_NAMES = Row(
+    KIND,
+    "A column of labels' names names one twice in a cell, or none at all",
+    "…: column … name…",
+    "part the names by `;` or `|`, each once",
+    does="one line that names the column, and the line of the file",
+)
 LOGARITHM = Row(
     KIND,
     "`--target_transform log` meets values that are not above 0",

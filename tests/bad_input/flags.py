@@ -223,6 +223,11 @@ contradicts(CONTRADICTION, "--csv_file", "d.csv", says=("--data_path and --csv_f
 contradicts(
     CONTRADICTION, "--patient_col", "p", "--patient_regex", "(a)", says=("--patient_col and --patient_regex",)
 )
+contradicts(CONTRADICTION, "--multilabel", says=("--multilabel needs a CSV (--csv_file)",))
+contradicts(CONTRADICTION, "--multilabel", "--balanced_sampling", says=("--balanced_sampling with --multilabel",))
+contradicts(CONTRADICTION, "--multilabel", "--recalibrate", "test", says=("--recalibrate with --multilabel",))
+contradicts(CONTRADICTION, "--multilabel", "--select_metric", "qwk",
+            says=("--select_metric qwk is not defined with --multilabel",))
 contradicts(CONTRADICTION, "--tta", "--adaptation", "lp", says=("--tta with --adaptation lp",))
 contradicts(CONTRADICTION, "--min_lr", 1, says=("--min_lr 1 is above",))
 contradicts(CONTRADICTION, "--crop_scale", 0.9, 0.1, says=("--crop_scale 0.9 0.1",))

@@ -9,6 +9,9 @@ from tests.bad_input.csv_rows import (
     CLASSES,
     EMPTY_CELL,
     GROUPS,
+    LABEL_CONSTANT,
+    LABEL_NAMES,
+    LABEL_VALUE,
     LACKS_SPLIT,
     NO_COLUMN,
     NO_ROW,
@@ -368,3 +371,48 @@ file(
     "is now",
     program=PREDICTED,
 )
+
+
+# ---- several labels an image -------------------------------------------------------------------------------
+
+LABELS = ["--multilabel", "--label_cols", "wet", "dry"]
+
+
+def with_labels(wet, dry=None):
+    """The rows with two columns of 0 and 1, from functions of a row's number and class."""
+    dry = dry or (lambda number, label: int(label == "dry"))
+
+    def content(rows):
+        return [[*rows[0], "wet", "dry"],
+                *([*row, str(wet(number, row[1])), str(dry(number, row[1]))] for number, row in enumerate(rows[1:]))]
+
+    return content
+
+
+def is_wet(number, label):
+    return int(label == "wet")
+
+
+for name, cell in (("two", "2"), ("half", "0.5"), ("a word", "yes"), ("a minus", "-1"), ("infinite", "inf"),
+                   ("a class", "wet")):
+    file(LABEL_VALUE, name, with_labels(lambda number, label, cell=cell: cell if number == 3 else is_wet(number, label)),
+         "label wet", "line 5", repr(cell), words=LABELS)
+file(LABEL_CONSTANT, "in all images", with_labels(lambda number, label: 1), "label wet is constant in train (1 in all 6",
+     words=LABELS)
+file(LABEL_CONSTANT, "in no image", with_labels(is_wet, lambda number, label: 0), "label dry is constant in train (0",
+     words=LABELS)
+file(LABEL_CONSTANT, "known of none", with_labels(lambda number, label: ""), "label wet is known in no row of train",
+     words=LABELS)
+file(LABEL_CONSTANT, "a name that train lacks", lambda rows: [
+    rows[0], *([row[0], f"{row[1]};new" if row[2] == "test" else row[1], *row[2:]] for row in rows[1:])],
+     "label new is constant in train (0", words=["--multilabel"])
+file(LABEL_NAMES, "twice in a cell", with_cell(3, 1, "wet; wet"), "names a label twice in one cell: line 3",
+     words=["--multilabel"])
+file(SPELLING, "of labels", with_cell(3, 1, "Wet|dry"), "writes one value in two ways: Wet and wet",
+     words=["--multilabel"])
+file(LABEL_NAMES, "none at all", lambda rows: [rows[0], *([row[0], "none", *row[2:]] for row in rows[1:])],
+     "names no label at all", words=["--multilabel"])
+file(NO_COLUMN, "of a label", with_labels(is_wet), "no column moist (--label_cols)",
+     words=["--multilabel", "--label_cols", "moist"])
+file(TWICE, "with other labels", lambda rows: [*with_labels(is_wet)(rows), [*rows[1], "1", "1"]], "with other labels",
+     words=LABELS)

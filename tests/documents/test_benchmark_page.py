@@ -129,7 +129,15 @@ def test_the_pages_commands_are_understood():
                 or values["--csv_file"].removesuffix("/split_list.csv")
             )
             name = data.rsplit("/", 1)[-1]
-            assert int(values.get("NUM_CLASS") or values["--nb_classes"]) == len(SETS[name].classes), words
+            number = int(values.get("NUM_CLASS") or values["--nb_classes"])
+            if SETS[name].several:
+                begin = words.index("--label_cols") + 1
+                labels = [word for word in words[begin:] if word in SETS[name].classes]
+                assert labels == words[begin:begin + number] and "--multilabel" in words, words
+                assert ("--patient_col" in words) == bool(SETS[name].patients)
+                scored.add(name)
+                continue
+            assert number == len(SETS[name].classes), words
             if "--csv_file" in values:  # the columns of the list, and the patients that are the reason for it
                 assert (values["--label_col"], values["--patient_col"]) == ("class", "patient") and SETS[
                     name

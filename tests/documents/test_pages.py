@@ -27,6 +27,7 @@ from tests.documents.pages import (
 )
 from util.core.errors import InputError
 from util.metrics.classification import METRIC_COLUMNS
+from util.metrics.multilabel.figures import metric_columns
 from util.options import checks
 from util.options.flag import REGRESSION, TRAINING
 from util.options.parsing import OneLineParser
@@ -292,6 +293,7 @@ def test_flags_named_in_the_text_exist(page):
 def test_columns_of_the_metrics_files(page):
     written = read(page).replace("\n", " ").replace("、", ", ")
     assert ", ".join(f"`{column}`" for column in METRIC_COLUMNS) in written
+    assert ", ".join(f"`{column}`" for column in metric_columns([])) in written  # of several labels
     explained = {bare(part) for row in table_rows(read(page)) for part in row[0].split(", ")}
     assert {column for column in METRIC_COLUMNS if column not in ("epoch", "val_loss")} <= explained
 

@@ -13,6 +13,8 @@ from util.core.errors import InputError
 from util.data.groups import bins_of, in_order, named
 from util.metrics.classification import predictions_table
 from util.metrics.intervals import classification_intervals, drops
+from util.metrics.multilabel.intervals import multilabel_intervals
+from util.metrics.multilabel.predictions import predictions_table as label_predictions
 from util.metrics.regression import predictions_table as regression_table
 
 
@@ -152,3 +154,35 @@ def test_a_patient_may_have_images_in_both_groups():
     # few patients, each with many images in both groups
     assert math.isnan(exchange_test(table.assign(patient=[str(k % 10) for k in range(200)]),
                                     table["group_site"] == "A", ["roc_auc"], 0)["roc_auc"])
+
+
+def labels_table(seed, sizes, distances, labels=("a", "b")):
+    """Of several labels, the second one rarer in the second group."""
+    rng, rows, true, logits = np.random.default_rng(seed), [], [], []
+    for place, (name, size, distance) in enumerate(zip("AB", sizes, distances, strict=True)):
+        there = (rng.random((size, len(labels))) < [0.5, 0.4 - 0.3 * place]).astype(float)
+        true.append(there)
+        logits.append(distance * (there - 0.5) + rng.normal(size=there.shape))
+        rows += [{"group_site": name, "patient": ""}] * size
+    rows = pd.DataFrame(rows).assign(index=np.arange(len(rows)), path="", split="test")
+    return label_predictions(rows, np.concatenate(true), np.concatenate(logits), labels)
+
+
+def test_gaps_of_several_labels():
+    """A worse group is found; another share of a label makes no gap by itself."""
+    def found(table):
+        entries = {name: multilabel_intervals(part, 0, 20, {})
+                   for name, part in group_metrics.parts_of(table, "site")}
+        return {gap.metric: gap for gap in gaps_of(table, "site", entries, 0)}, entries
+
+    gaps_there, entries = found(labels_table(0, (250, 250), (2.5, 0.8)))
+    assert gaps_there["roc_auc"].p_holm < 0.01 and gaps_there["average_precision"].p_holm < 0.01
+    assert gaps_there["roc_auc"].value == pytest.approx(entries["A"]["roc_auc"]["value"]
+                                                       - entries["B"]["roc_auc"]["value"])
+    alike, _ = found(labels_table(1, (250, 250), (1.5, 1.5)))
+    assert alike["average_precision"].value > 0.05  # by the rarer label
+    assert alike["average_precision"].p_holm > 0.05 and alike["roc_auc"].p_holm > 0.05
+    # a group that knows other labels is not compared by their mean
+    table = labels_table(2, (250, 250), (2.5, 0.8))
+    table.loc[table["group_site"] == "B", "true_b"] = np.nan
+    assert all(math.isnan(gap.value) and math.isnan(gap.p_holm) for gap in found(table)[0].values())

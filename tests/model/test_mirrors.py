@@ -17,11 +17,13 @@ def test_probabilities_of_a_classifier_and_outputs_of_a_regressor_are_averaged()
     plain, other = model(images), model(torch.flip(images, [3]))
     assert not torch.allclose(plain, other, atol=1e-3)
     by_hand = (plain.softmax(1) + other.softmax(1)) / 2
-    assert torch.allclose(Mirrored(model, True)(images).softmax(1), by_hand, atol=1e-6)
+    assert torch.allclose(Mirrored(model, "classification")(images).softmax(1), by_hand, atol=1e-6)
     # they are logarithms of probabilities
-    assert torch.allclose(Mirrored(model, True)(images).exp(), by_hand, atol=1e-6)
-    assert torch.allclose(Mirrored(model, False)(images), (plain + other) / 2, atol=1e-6)
-    assert torch.allclose(Mirrored(model, True)(images), Mirrored(model, True)(images.flip(-1)), atol=1e-6)
+    assert torch.allclose(Mirrored(model, "classification")(images).exp(), by_hand, atol=1e-6)
+    assert torch.allclose(Mirrored(model, "regression")(images), (plain + other) / 2, atol=1e-6)
+    of_labels = Mirrored(model, "multilabel")(images).sigmoid()
+    assert torch.allclose(of_labels, (plain.sigmoid() + other.sigmoid()) / 2, atol=1e-6)
+    assert torch.allclose(Mirrored(model, "classification")(images), Mirrored(model, "classification")(images.flip(-1)), atol=1e-6)
     assert with_mirrors(model, "off", "classification") is model
 
 
@@ -31,7 +33,7 @@ def test_what_a_model_reads_beside_the_image_is_not_mirrored():
             return images[:, :1, 0, 0] + covariates
 
     images = torch.arange(4.0).view(1, 1, 1, 4)
-    assert Mirrored(Sum(), False)(images, torch.tensor([[10.0]])).item() == 11.5
+    assert Mirrored(Sum(), "regression")(images, torch.tensor([[10.0]])).item() == 11.5
 
 
 def probabilities(path):

@@ -39,8 +39,9 @@ def test_documented_flags_keep_name_and_default():
 
 
 def test_every_flag_of_a_classification_is_understood():
-    of_classes = {"label_col", "class_weights", "balanced_sampling", "class_order", "positive_class", "case_size",
-                  "external", "recalibrate", "recalibrate_share", "ignore_unlabeled"}
+    of_classes = {"label_col", "label_cols", "multilabel", "class_weights", "balanced_sampling",
+                  "class_order", "positive_class", "case_size", "external", "recalibrate",
+                  "recalibrate_share", "ignore_unlabeled"}
     other = {flag.name for flag in flags_of(FINETUNE)} - of_classes
     assert other <= {flag.name for flag in flags_of(REGRESSION)}
 

@@ -106,3 +106,17 @@ def test_arguments_of_the_original_scripts():
 def test_what_is_missing_is_named():
     with pytest.raises(InputError, match="'class_names' is missing"):
         check_stored("c.pth", {"format": 1, "options": {}})
+
+
+@pytest.mark.parametrize("decided", [
+    {"temperatures": {"a": 0.0}}, {"temperatures": {"a": "x"}}, {"temperatures": [1.0]},
+    {"temperatures": {"a": {"b": 1.0}}}, {"thresholds": {"threshold_a": "high"}}, {"thresholds": [0.5]}])
+def test_what_was_decided_of_several_labels(decided):
+    best = {"epoch": 0, "score": 0.5, "figures": {}, "thresholds": {"threshold_a": 0.3},
+            "temperatures": {"a": 1.5}}
+    rest = {"format": 1, "task": "multilabel", "class_names": ["a", "b"], "options": {}}
+    check_stored("c.pth", rest | {"best": best})
+    with pytest.raises(InputError, match="its entry 'best' is "):
+        check_stored("c.pth", rest | {"best": best | decided})
+    with pytest.raises(InputError, match="'class_names' is missing"):
+        check_stored("c.pth", {"format": 1, "task": "multilabel", "options": {}})

@@ -6,7 +6,8 @@ are parts of:
 
 mean       the mean of the images' outputs
 max        classification: the outputs of the image that is least like the first class (the lowest grade),
-           as one suspicious section decides over a volume; regression: the largest value of each target
+           as one suspicious section decides over a volume; several labels, regression: the largest value of
+           each label or target
 attention  the mean weighted by a learned attention (util/model/case_attention.py)
 
 N is the number of images, C of cases, K of outputs.

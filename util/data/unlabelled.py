@@ -6,6 +6,7 @@ stands beside as in util/data/regression.py. The CSV's other columns are kept as
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from util.data.image_endings import EXTENSIONS, left_out
 from util.data.leakage.search import name_patients
 from util.data.tables import Data, picture_table, pictures_below
 from util.metrics.classification import predictions_table
+from util.metrics.multilabel import predictions as multilabel
 from util.options.data import DataOptions
 
 SPLIT = "input"
@@ -153,6 +155,32 @@ def class_answers(paths: pd.Series, logits: np.ndarray, class_names: list[str],
         called = (plain[f"prob_{class_names[1]}"] >= threshold).astype(np.int64)
         columns[f"called_at_{name.partition('_at_')[2]}"] = called
     return pd.DataFrame(columns)
+
+
+def label_answers(paths: pd.Series, logits: np.ndarray, labels: list[str],
+                  decided: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """predicted_<label> (1 from val's threshold on), prob_<label>, logit_<label> (the model's own) of logits
+    (N, T), and called_at_90_specificity_<label> and the like where val has chosen such thresholds.
+
+    decided: `util.metrics.multilabel.predictions.decide` of val. Probabilities are those after a label's
+    temperature; thresholds are of those before. Raises RunError for logits that are NaN or infinite.
+    """
+    rows = pd.DataFrame({"index": np.arange(len(logits)), "path": paths.to_numpy(), "patient": "",
+                         "split": SPLIT})
+    temperatures, nothing = decided.get("temperatures") or {}, np.full(logits.shape, np.nan)
+    scaled = np.asarray(logits, np.float64) / [temperatures.get(name, 1.0) for name in labels]
+    warm = multilabel.predictions_table(rows, nothing, scaled, labels)
+    plain = multilabel.predictions_table(rows, nothing, logits, labels)
+    columns, called = {}, {}
+    for label in multilabel.labels_of(plain, {"thresholds": decided.get("thresholds") or {}}):
+        chances = plain[f"prob_{label.name}"]
+        columns[f"predicted_{label.name}"] = (chances >= label.threshold).astype(np.int64)
+        for point, threshold in label.operating.items():
+            called[f"called_at_{point.partition('_at_')[2]}_{label.name}"] = (chances >= threshold).astype(
+                np.int64)
+    columns |= {f"prob_{name}": warm[f"prob_{name}"] for name in labels}
+    columns |= {f"logit_{name}": plain[f"logit_{name}"] for name in labels}
+    return pd.DataFrame(columns | called)
 
 
 def skipped_file(output: str | os.PathLike) -> Path:

@@ -25,10 +25,10 @@ from util.metrics.bootstrap import (
     resamples,
     wilson_interval,
 )
-from util.metrics.predictions import kind_and_names, unit_of
+from util.metrics.predictions import unit_of
 from util.metrics.regression import FIGURES as REGRESSION_FIGURES
 from util.metrics.regression import moments, pairs_of, target_figures_of
-from util.metrics.table import BASIC, CLASSIFICATION, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
+from util.metrics.table import BASIC, CORRECTED, SANDWICH, SCORE_PARTS, is_better_low, row_of
 from util.metrics.weighted import (
     Images,
     WeightedFigures,
@@ -58,13 +58,21 @@ def classification_intervals(table: pd.DataFrame, seed: int = 0, draws: int = DR
     (util/metrics/class_order.py). A bootstrap's entry also says resamples, seed and in how many resamples the
     metric is undefined; these are left out of it.
     """
-    images, thresholds = Images.of(table, order), thresholds or {}
+    return intervals_of(Images.of(table, order), seed, draws, thresholds, temperature)
+
+
+def intervals_of(images: Images, seed: int, draws: int, thresholds: dict[str, float] | None = None,
+                 temperature: float | None = None,
+                 replicates: dict[str, np.ndarray] | None = None) -> dict[str, dict]:
+    """classification_intervals of images. replicates: their resamples with this seed, where they are known
+    already."""
+    thresholds, draws = thresholds or {}, draws_for(len(images.true), draws)
     figures = WeightedFigures(images, thresholds, temperature)
     values = figures.values() | ({} if temperature is None else {"temperature": temperature})
-    draws = draws_for(len(images.true), draws)
-    replicates = _collect(figures, len(images.true), images.groups, draws, seed)
+    if replicates is None:
+        replicates = collect(figures, len(images.true), images.groups, draws, seed)
     entries = {name: entry(value) if not row_of(name).interval
-               else _bootstrapped(name, value, replicates[name], images.groups, draws, seed, images.unit)
+               else bootstrapped(name, value, replicates[name], images.groups, draws, seed, images.unit)
                for name, value in values.items()}
     _widen_without_hits(entries, images, draws, seed)
     entries |= _auc_entries(images, values) | _calibration_entries(images)
@@ -79,7 +87,7 @@ def classification_replicates(table: pd.DataFrame, draws: int = DRAWS, seed: int
     resampled alike.
     order: of the classes, where it was typed."""
     images = Images.of(table, order)
-    return _collect(WeightedFigures(images, {}), len(images.true), images.groups, draws, seed)
+    return collect(WeightedFigures(images, {}), len(images.true), images.groups, draws, seed)
 
 
 def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets: list[str], seed: int = 0,
@@ -89,7 +97,7 @@ def regression_intervals(table: pd.DataFrame, figures: dict[str, float], targets
     groups, draws = groups_of(table["patient"].to_numpy(dtype=object)), draws_for(len(table), draws)
     replicates = regression_replicates(table, targets, draws, seed)
     unit = unit_of(table)
-    return {name: _bootstrapped(name, value, replicates[name], groups, draws, seed, unit)
+    return {name: bootstrapped(name, value, replicates[name], groups, draws, seed, unit)
             if name in replicates else entry(value)
             for name, value in figures.items()}
 
@@ -99,18 +107,13 @@ def regression_replicates(table: pd.DataFrame, targets: list[str], draws: int = 
     """{metric: (draws,)} of resamples, r2 … and r2_<target> …; as classification_replicates."""
     table = table.sort_values("index")
     groups = groups_of(table["patient"].to_numpy(dtype=object))
-    return _collect(_regression_figures(table, targets), len(table), groups, draws, seed)
+    return collect(regression_figures(table, targets), len(table), groups, draws, seed)
 
 
-def weighted_figures(table: pd.DataFrame) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def regression_figures(table: pd.DataFrame,
+                       targets: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """weights (B, N) of a predictions table's rows, which are in the order of their index -> {metric:
     (B,)}."""
-    kind, names = kind_and_names(table)
-    return WeightedFigures(Images.of(table)) if kind == CLASSIFICATION else _regression_figures(table, names)
-
-
-def _regression_figures(table: pd.DataFrame,
-                        targets: list[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     columns = np.column_stack([moments(*pair) for pair in pairs_of(table, targets).values()])
 
     def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,15 +135,15 @@ def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dic
     whatever method made them: with (l, u) about x and (l', u') about y, that of x - y reaches down by
     sqrt((x - l)^2 + (u' - y)^2) and up by sqrt((u - x)^2 + (y - l')^2) (Zou and Donner, Statistics in
     Medicine 2008; of two shares with Wilson's intervals it is Newcombe's). Metrics without an interval in
-    both are left out, and those whose best value is neither the highest nor the lowest (calibration slope and
-    intercept).
+    both are left out, means that are not over the same labels, and those whose best value is neither the
+    highest nor the lowest (calibration slope and intercept).
     """
     found = {}
     for name, one in internal.items():
         other, row = external.get(name), row_of(name)
         if row is None or row.interval in ("", SANDWICH) or other is None:
             continue
-        if not (_has_interval(one) and _has_interval(other)):
+        if not (_has_interval(one) and _has_interval(other)) or not is_comparable(one, other):
             continue
         better, worse = (other, one) if is_better_low(name) else (one, other)
         down = math.hypot(better["value"] - better["lower"], worse["upper"] - worse["value"])
@@ -148,6 +151,11 @@ def drops(internal: dict[str, dict], external: dict[str, dict]) -> dict[str, dic
         lost = better["value"] - worse["value"]
         found[name] = entry(lost, lost - down, lost + up, "of both intervals")
     return found
+
+
+def is_comparable(one: dict, other: dict) -> bool:
+    """Whether two entries are means over the same labels, or no means."""
+    return one.get("without") == other.get("without")
 
 
 def _has_interval(found: dict) -> bool:
@@ -170,7 +178,7 @@ def entry(value: float, lower: float = math.nan, upper: float = math.nan, method
     return {"value": value, "lower": lower, "upper": upper, "method": method, **more}
 
 
-def _collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int, groups: np.ndarray | None,
+def collect(figures: Callable[[np.ndarray], dict[str, np.ndarray]], number: int, groups: np.ndarray | None,
              draws: int, seed: int) -> dict[str, np.ndarray]:
     parts = []
     for weights in resamples(number, groups, draws, seed):
@@ -217,8 +225,8 @@ def _widen_without_hits(entries: dict[str, dict], images: Images, draws: int, se
                     "without_hits": np.array(images.names, dtype=object)[without].tolist()}
 
 
-def _bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int,
-                  seed: int, unit: str) -> dict:
+def bootstrapped(name: str, value: float, replicates: np.ndarray, groups: np.ndarray | None, draws: int,
+                 seed: int, unit: str) -> dict:
     if math.isnan(value):
         return entry(value)
     lower, upper, undefined = bootstrap_interval(name, value, replicates)
@@ -256,19 +264,29 @@ def fewest_of(images: Images, name: str) -> int:
     return min(filter(None, counts), default=0)
 
 
+def calibration_influences(images: Images, k: int) -> tuple[calibration.Estimate, calibration.Estimate]:
+    """Slope and intercept of one class, each with its influences (N,)."""
+    log_odds = calibration.class_log_odds(images.logits, k)
+    return calibration.slope_and_intercept(log_odds, images.one_hot[:, k])
+
+
 def _calibration_entries(images: Images) -> dict[str, dict]:
-    one_hot, number = images.one_hot, len(images.names)
-    classes = [1] if number == 2 else range(number)
-    by_class = [calibration.slope_and_intercept(calibration.class_log_odds(images.logits, k), one_hot[:, k])
-                for k in classes]
+    classes = [1] if len(images.names) == 2 else range(len(images.names))
+    return calibration_means([calibration_influences(images, k) for k in classes], images.groups)
+
+
+def calibration_means(estimates: Sequence[tuple[calibration.Estimate, calibration.Estimate]],
+                      groups: np.ndarray | None) -> dict[str, dict]:
+    """Entries of the mean slope and intercept of those classes (or labels) where they are defined. estimates:
+    of each its slope and its intercept, with their influences (N,)."""
     found = {}
     for place, name in enumerate(("calibration_slope", "calibration_intercept")):
-        defined = [pair[place] for pair in by_class if not math.isnan(pair[place][0])]
+        defined = [pair[place] for pair in estimates if not math.isnan(pair[place][0])]
         if not defined:
             found[name] = entry(math.nan)
             continue
         value, influence = float(np.mean([v for v, _ in defined])), np.mean([i for _, i in defined], axis=0)
-        found[name] = entry(value, *calibration.wald_interval(value, influence, images.groups), "sandwich",
+        found[name] = entry(value, *calibration.wald_interval(value, influence, groups), "sandwich",
                             classes=len(defined))
     return found
 

@@ -1,11 +1,11 @@
 """The predictions table, from which every metric is computed: a row an image or case, and one reader for
-both tasks.
+all tasks.
 
 Its columns: index, path, patient, split; then of a classification true_class, predicted_class, prob_<class>
-and logit_<class>, the classes in the order of the model's outputs; of a regression true_<target> and
-pred_<target>, in the CSV's own units; group_<column> of each --group_col. Where images are judged together, a
-row is a case: case and images say which and of how many, and path is its first image. A table that was
-written is read back equal in every bit.
+and logit_<class>, the classes in the order of the model's outputs; of several labels an image true_<label>,
+prob_<label> and logit_<label>; of a regression true_<target> and pred_<target>, in the CSV's own units;
+group_<column> of each --group_col. Where images are judged together, a row is a case: case and images say
+which and of how many, and path is its first image. A table that was written is read back equal in every bit.
 """
 
 import csv
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from util.core.errors import InputError, RunError
-from util.metrics.table import CLASSIFICATION, REGRESSION
+from util.metrics.table import CLASSIFICATION, MULTILABEL, REGRESSION
 
 SAMPLE_COLUMNS = ("path", "patient", "split")
 # the case, how many images it has; in a table of its images the weight of each
@@ -40,13 +40,16 @@ def unit_of(columns: Iterable[str]) -> str:
 
 
 def class_names_of(columns: Iterable[str]) -> list[str]:
-    """The K class names of a table or its header, in the order of the outputs; [] of a regression."""
+    """The K classes or labels of a table or its header, in the order of the outputs; [] of a regression."""
     return [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
 
 
 def kind_and_names(columns: Iterable[str]) -> tuple[str, list[str]]:
-    """The task of a table (or its header), and its classes or targets."""
+    """The task of a table (or its header), and its classes, labels or targets."""
+    columns = list(columns)
     classes = class_names_of(columns)
+    if classes and CLASS_COLUMNS[1] not in columns and {f"true_{name}" for name in classes} <= set(columns):
+        return MULTILABEL, classes
     targets = [name.removeprefix("pred_") for name in columns if name.startswith("pred_")]
     return (CLASSIFICATION, classes) if classes else (REGRESSION, targets)
 
@@ -66,9 +69,9 @@ def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     kind, names = kind_and_names(header)
-    text, begins = [*SAMPLE_COLUMNS, *CLASS_COLUMNS], ("prob_", "logit_")
-    if kind == REGRESSION:
-        text, begins = list(SAMPLE_COLUMNS), ("true_", "pred_")
+    text = [*SAMPLE_COLUMNS, *(CLASS_COLUMNS if kind == CLASSIFICATION else ())]
+    begins = {CLASSIFICATION: ("prob_", "logit_"), MULTILABEL: ("true_", "prob_", "logit_"),
+              REGRESSION: ("true_", "pred_")}[kind]
     numbers = [f"{begin}{name}" for begin in begins for name in names]
     missing = [column for column in ("index", *text, *numbers) if column not in header]
     problem = ("has a column twice" if len(set(header)) < len(header) else

@@ -51,9 +51,9 @@ class Ranks:
         """
         ordered = weights[:, self.order]
         running = np.cumsum(ordered, axis=1)
-        total = running[:, -1]
         if not len(self.inside):
             return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+        total = running[:, -1]
         inside = ordered[:, self.inside]
         if len(self.starts) < len(self.inside):
             inside = np.add.reduceat(inside, self.starts, axis=1)
@@ -147,10 +147,10 @@ class WeightedFigures:
             figures[f"roc_auc_{name}"], figures[f"average_precision_{name}"] = ranks[k]
         total = weights.sum(axis=1, dtype=np.float64)
         sums = weights @ self.columns.astype(weights.dtype, copy=False)
-        figures |= {name: sums[:, place] / total for place, name in enumerate(self.means)}
+        figures |= {name: _quotient(sums[:, place], total) for place, name in enumerate(self.means)}
         for place, name in enumerate(self.gaps):
             gaps = sums[:, len(self.means) + place * BINS:len(self.means) + (place + 1) * BINS]
-            figures[name] = np.abs(gaps).sum(axis=1) / total
+            figures[name] = _quotient(np.abs(gaps).sum(axis=1), total)
         for name, (is_right, among) in self.operating_hits.items():
             hits, number_among = (weights @ of.astype(weights.dtype) for of in (is_right & among, among))
             figures[name] = _quotient(hits, number_among)

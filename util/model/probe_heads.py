@@ -185,8 +185,8 @@ class Trained:
 class Pass:
     """What all heads of a pass have in common.
 
-    loss      (B, K) logits and (B,) labels -> (B,): what is trained; val_loss: what the best epoch of a head
-              is told by
+    loss      (B, K) logits and (B,) labels, or (B, K) of several, -> (B,): what is trained; val_loss: what
+              the best epoch of a head is told by
     rate_at   from a position in epochs to the factor of every head's learning rate; order_at: from an epoch
               to its order of rows
     """
@@ -253,7 +253,8 @@ def _threads(number: int) -> Iterator[None]:
 def loss_by_head(logits: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """(G, B, K) logits -> (G, B) losses."""
     heads, rows, classes = logits.shape
-    return loss(logits.reshape(heads * rows, classes), labels.repeat(heads)).view(heads, rows)
+    repeated = labels.repeat(heads, *[1] * (labels.ndim - 1))
+    return loss(logits.reshape(heads * rows, classes), repeated).view(heads, rows)
 
 
 @torch.no_grad()
@@ -276,6 +277,8 @@ def classic_classifiers(train: np.ndarray, labels: np.ndarray,
 
     if len(labels) > MOST_ROWS:
         rows = np.random.RandomState(seed % 2**32).choice(len(labels), MOST_ROWS, replace=False)
+        classes, first = np.unique(labels, return_index=True)
+        rows = np.append(rows, first[~np.isin(classes, labels[rows])])  # none is left out as a whole
         train, labels = train[rows], labels[rows]
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine",
                                       algorithm="brute")

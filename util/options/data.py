@@ -30,6 +30,7 @@ from util.options.flag import (
 MEAN, MAX, ATTENTION = "mean", "max", "attention"  # what a case's outputs are of its images' (--pool)
 DEFAULT_TARGETS = ["tc", "ldl", "hdl", "tg", "apoa", "apob"]
 NO_CSV = Idle(lambda options: options.data.csv_file is None, "without --csv_file")
+LABELS = Idle(lambda options: options.data.multilabel, "with --multilabel: each label is there or not")
 OF_FOLDER = Idle(lambda options: os.path.isdir(options.use.input), "with a folder as --input")
 NO_CASES = Idle(lambda options: not options.data.has_cases, "without --case_col, --case_regex or --case")
 UNCHECKED = Idle(lambda options: options.data.skip_file_check, "with --skip_file_check")
@@ -80,13 +81,41 @@ class DataOptions:
         idle=NO_CSV,
         at=dict.fromkeys(USE, Change(idle=OF_FOLDER)),
     )
-    label_col: str = flag("label", "the CSV's column of class names", programs=(FINETUNE,), idle=NO_CSV)
+    label_col: str = flag(
+        "label",
+        "the CSV's column of class names; with --multilabel, of labels' names parted by ; or |",
+        programs=(FINETUNE,),
+        idle=NO_CSV,
+    )
+    multilabel: bool = flag(
+        False,
+        (
+            "an image can have several labels, or none: the CSV says of each whether it is there "
+            "(--label_cols, or --label_col), see docs/data.md"
+        ),
+        programs=(FINETUNE,),
+        of_scoring=True,
+        before=False,
+    )
+    label_cols: list[str] = flag(
+        [],
+        (
+            "with --multilabel, the CSV's columns of labels, 1 or 0 in each; empty cells are left out of "
+            "loss and metrics"
+        ),
+        words="+",
+        metavar="COLUMN",
+        programs=(FINETUNE,),
+        before=[],
+        idle=Idle(lambda options: not options.data.multilabel, "without --multilabel"),
+    )
     ignore_unlabeled: bool = flag(
         False,
         "leave out the CSV's rows whose label is empty, NA, nan or null, and count them",
         programs=(FINETUNE,),
         before=False,
-        idle=NO_CSV,
+        idle=Idle(lambda options: options.data.csv_file is None or options.data.multilabel,
+                  "without --csv_file, or with --multilabel, which counts only labels that are known"),
     )
     class_order: list[str] | None = flag(
         None,
@@ -100,6 +129,7 @@ class DataOptions:
         programs=(FINETUNE,),
         of_scoring=True,
         before=None,
+        idle=LABELS,
     )
     positive_class: str | None = flag(
         None,
@@ -111,6 +141,7 @@ class DataOptions:
         programs=(FINETUNE,),
         of_scoring=True,
         before=None,
+        idle=LABELS,
     )
     external: list[str] = flag(
         [],
@@ -227,7 +258,7 @@ class DataOptions:
     )
     nb_classes: int = flag(
         8,
-        "number of classes; checked where typed, else taken from the data",
+        "number of classes, or labels; checked where typed, else taken from the data",
         read=count,
         filled_in=True,
         at={REGRESSION: Change(no_effect="a regression has no classes")},
@@ -240,7 +271,7 @@ class DataOptions:
     )
     stratified: bool = flag(
         False,
-        "take the share of --dataratio of each class",
+        "take the share of --dataratio of each class, or of each combination of labels",
         of_training=True,
         idle=WHOLE,
         at={REGRESSION: Change(no_effect="a regression has no classes")},
@@ -458,7 +489,10 @@ class MixingOptions:
     )
     class_weights: str = flag(
         "none",
-        "balanced: a class weighs the inverse of its share of the training images",
+        (
+            "balanced: a class weighs the inverse of its share of the training images; with --multilabel, "
+            "images with and without a label weigh the same in all"
+        ),
         choices=("none", "balanced"),
         programs=(FINETUNE,),
         of_training=True,

@@ -68,7 +68,10 @@ class HeatmapOptions:
     )
     heatmap_of: str | None = flag(
         None,
-        "the class or target whose map is shown; not set: the predicted class, the first target",
+        (
+            "the class, label or target whose map is shown; not set: the predicted class, the label of the "
+            "highest probability, the first target"
+        ),
         metavar="NAME",
         programs=(PREDICT,),
         idle=NO_MAPS,

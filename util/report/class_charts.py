@@ -31,7 +31,8 @@ MAX_HALF = 5.7  # inches of a confusion matrix in half of the page's width
 @dataclass
 class Scored:
     """What the charts of a split show. counts: (K, K), true by predicted; rows: of each class its metrics;
-    entries: of the whole split."""
+    entries: of the whole split; what: class, or label of several an image, whose curves then are those of
+    all labels together."""
 
     split: str
     heading: str
@@ -41,11 +42,27 @@ class Scored:
     rows: list[dict[str, dict]]
     entries: dict[str, dict]
     unit: str = "images"
+    what: str = "class"
+
+    @property
+    def is_event(self) -> bool:
+        """Whether probabilities are those of something that is there or not, and not those of an answer."""
+        return len(self.names) == 2 or self.what != "class"
+
+    @property
+    def plural(self) -> str:
+        return "classes" if self.what == "class" else f"{self.what}s"
+
+    @property
+    def counted(self) -> str:
+        """What is counted where those of all labels stand together."""
+        return self.unit if self.what == "class" else "answers"
 
     @property
     def of_what(self) -> str:
         """Whose probability, for an axis."""
-        text = f"Probability of {shown_names(self.names)[1]}" if len(self.names) == 2 else self.curves.of_what
+        is_pair = len(self.names) == 2 and self.what == "class"
+        text = f"Probability of {shown_names(self.names)[1]}" if is_pair else self.curves.of_what
         return text if len(text) < 60 else "Predicted probability"
 
 
@@ -94,14 +111,15 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
     legend = [(looks[k], scored.names[k], texts[k]) for k in points if looks[k] != "faint"]
     grey = len(points) - len(legend)
     if grey:
-        legend.append(("faint", f"{grey} other classes: their metrics stand in the table of classes", ""))
+        legend.append(("faint", f"{grey} other {scored.plural}: their metrics stand in the table of "
+                       f"{scored.plural}", ""))
     small = ((True, f"{label} and its 95 % interval" if has_bounds else label),
-             (grey, f"in colour, the {len(SERIES)} classes of lowest ROC AUC"),
+             (grey, f"in colour, the {len(SERIES)} {scored.plural} of lowest ROC AUC"),
              (scored.curves.left_out,
-              f"{scored.curves.left_out} classes of fewer {scored.unit} are not drawn"))
+              f"{scored.curves.left_out} {scored.plural} of fewer {scored.unit} are not drawn"))
     said = "; ".join(f"{scored.names[k]}: {texts[k]}" for k in list(points)[:len(SERIES)])
     panel = Panel(f"{'roc' if is_roc else 'precision_recall'}-{scored.split}", title,
-                  f"{label} of each class against the rest, {scored.split}. {said}.", BOX, [axes],
+                  f"{label} of each {scored.what} against the rest, {scored.split}. {said}.", BOX, [axes],
                   "; ".join(text for is_so, text in small if is_so), legend)
     return Chart(figure, [panel], scored.heading, scored.names)
 
@@ -111,7 +129,7 @@ def _curves(scored: Scored, metric: str, points: dict[int, tuple[np.ndarray, np.
 @own_style()
 def reliability(scored: Scored) -> Chart:
     """The reliability diagram, and below it how many images stand behind each point."""
-    unit, calibration, lower, (left, bottom, right, top) = scored.unit, scored.curves.calibration, 1.3, FRAME
+    calibration, lower, (left, bottom, right, top) = scored.curves.calibration, 1.3, FRAME
     _, (mean, share, counts) = calibration[0]
     bins, most, filled = len(counts), int(counts.max(initial=1)), np.flatnonzero(counts)
     figure = charts.empty_figure(WIDTH, HEIGHT + lower)
@@ -125,24 +143,24 @@ def reliability(scored: Scored) -> Chart:
         axes.plot(mean[images > 0], share[images > 0], **charts.LINES[f"s{place}"], marker="o",
                   markersize=4.5, clip_on=False, gid=charts.hint(label))
     below = axes_in(figure, (left, bottom, right, bottom + 1.0), (0, 1), (0, most * 1.28),
-                    (scored.of_what, scored.unit.capitalize()))
+                    (scored.of_what, scored.counted.capitalize()))
     below.set(xticks=SHARES, yticks=[0, most], yticklabels=["0", f"{most:,}"])
     below.grid(False)
     charts.bars(below, (filled + 0.5) / bins, np.stack([0 * filled, counts[filled]]), 0.84 / bins, "s0",
-                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.unit}" for k in filled])
+                [f"{k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.counted}" for k in filled])
     for k in filled:
         text = f"{counts[k]}" if counts[k] < 10000 else f"{counts[k] / 1000:.0f}k"
         below.text((k + 0.5) / bins, counts[k] + 0.04 * most, text, ha="center", color=INK, fontsize=8)
     errors = {"ece": "expected calibration error", "ece_calibrated": "after temperature"}
     texts = {name: with_interval(scored.entries[name]) for name in errors if name in scored.entries}
-    legend = [(f"s{place}", label, texts.get(name, "") if len(scored.names) > 2 else "")
+    legend = [(f"s{place}", label, texts.get(name, "") if not scored.is_event else "")
               for place, ((label, _), name) in enumerate(zip(calibration, errors, strict=False))]
-    small = (f"{scored.curves.of_what}; {counts.sum():,} {unit} in {bins} bins. Upright lines: Wilson 95 % "
-             "intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
+    small = (f"{scored.curves.of_what}; {counts.sum():,} {scored.counted} in {bins} bins. Upright lines: "
+             "Wilson 95 % intervals" + ("; numbers: expected calibration error" if legend[0][2] else ""))
     said = "; ".join(f"{errors[name]} {text}" for name, text in texts.items())
-    said = (f"Share of the {unit} of {scored.split} that are what was predicted, against the predicted "
-            f"probability, in {bins} bins. {said}. {unit.capitalize()} in each bin, from the lowest "
-            f"probability to the highest: {', '.join(map(str, counts.tolist()))}.")
+    said = (f"Share of the {scored.counted} of {scored.split} that are what was predicted, against the "
+            f"predicted probability, in {bins} bins. {said}. {scored.counted.capitalize()} in each bin, from "
+            f"the lowest probability to the highest: {', '.join(map(str, counts.tolist()))}.")
     panel = Panel(f"reliability-{scored.split}", "Reliability diagram", said, (0, 0, WIDTH, HEIGHT + lower),
                   [axes, below], small, [*legend, ("plain", "perfect calibration", "")])
     return Chart(figure, [panel], scored.heading, scored.names)
@@ -152,24 +170,26 @@ def reliability(scored: Scored) -> Chart:
 def scores(scored: Scored) -> Chart:
     """Of two classes the event's probability by true class, else the highest probability of right and wrong
     answers."""
-    unit, found, is_event = scored.unit, scored.curves.scores, len(scored.names) == 2
+    unit, found, is_event = scored.counted, scored.curves.scores, scored.is_event
     heights = [counts / max(1, counts.sum()) if is_event else counts.astype(float) for _, counts in found]
     bases = [np.zeros(len(heights[0])) if is_event else heights[1], np.zeros(len(heights[0]))]
     tops, bins = [base + height for base, height in zip(bases, heights, strict=True)], len(heights[0])
     figure = charts.empty_figure(WIDTH, HEIGHT)
+    upwards = "Share of its kind" if scored.what != "class" else "Share of the true class"
     axes = axes_in(figure, FRAME, (0, 1), (0, 1.05 * max(map(np.max, tops)) or 1),
-                   (scored.of_what, "Share of the true class" if is_event else scored.unit.capitalize()))
+                   (scored.of_what, upwards if is_event else unit.capitalize()))
     axes.set_xticks(SHARES)
     axes.locator_params(axis="y", nbins=6)
     for place, (name, counts) in enumerate(found):
         filled = np.flatnonzero(counts)
-        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {unit}" for k in filled]
+        hints = [f"{name}, {k / bins:.2f} to {(k + 1) / bins:.2f}: {counts[k]:,} {scored.counted}"
+                 for k in filled]
         ends = np.stack([bases[place], tops[place]])[:, filled]
         charts.bars(axes, (filled + 0.5) / bins, ends, 1 / bins, f"s{place}", hints)
     legend = [(f"box s{place}", name if is_event else f"predicted {name}", f"{counts.sum():,}")
               for place, (name, counts) in enumerate(found)]
-    said = "; ".join(f"{name}: {counts.sum():,} {scored.unit}" for name, counts in found)
-    small = f"{scored.curves.of_what}, {bins} bins" + (f"; numbers: {scored.unit}" if is_event else "")
+    said = "; ".join(f"{name}: {counts.sum():,} {unit}" for name, counts in found)
+    small = f"{scored.curves.of_what}, {bins} bins" + (f"; numbers: {unit}" if is_event else "")
     panel = Panel(f"scores-{scored.split}", "Score distribution",
                   f"{unit.capitalize()} of {scored.split}. {said}.", BOX, [axes], small, legend)
     return Chart(figure, [panel], scored.heading, scored.names)
@@ -181,7 +201,7 @@ def spread_of_classes(scored: Scored) -> Chart | None:
     too little."""
     names, own, others = scored.names, scored.curves.own, scored.curves.others
     rows = [k for k, quantiles in enumerate(own) if quantiles is not None]
-    if not rows or len(names) == 2 or len(names) > MOST_ROWS:
+    if not rows or (len(names) == 2 and scored.what == "class") or len(names) > MOST_ROWS:
         return None
     is_dense = len(rows) > MAX_CLASSES_WITH_SHARES
     labels = shown_names(names, most=MAX_NAME if is_dense else MAX_WRAPPED)
@@ -190,7 +210,7 @@ def spread_of_classes(scored: Scored) -> Chart | None:
     width, height = max(WIDTH, left + 2.5), 0.6 + (0.22 if is_dense else 0.46) * len(rows)
     figure = charts.empty_figure(width, height)
     axes = axes_in(figure, (left, 0.5, width - 0.14, height - 0.06), (0, 1), (len(rows), 0),
-                   ("Probability given to the class", ""))
+                   (f"Probability given to the {scored.what}", ""))
     for look, offset, quantiles in (("s0", 0.3, own), ("faint", 0.68, others)):
         found = [(place, k) for place, k in enumerate(rows) if quantiles[k] is not None]
         middles = np.array([place + offset for place, _ in found])
@@ -208,10 +228,10 @@ def spread_of_classes(scored: Scored) -> Chart | None:
     said = "; ".join(f"{names[k]}: median {own[k][2]:.2f} of its own {scored.unit}"
                      + (f", {others[k][2]:.2f} of the others" if others[k] is not None else "")
                      for k in rows[:12])
-    panel = Panel(f"spread-{scored.split}", "Probability of each class", f"{scored.split}. {said}.",
+    panel = Panel(f"spread-{scored.split}", f"Probability of each {scored.what}", f"{scored.split}. {said}.",
                   (0, 0, width, height), [axes],
                   f"Lines: 5 to 95 % of the {scored.unit}; boxes: the middle half; upright: the median",
-                  [("box s0", f"{scored.unit} of the class", ""),
+                  [("box s0", f"{scored.unit} of the {scored.what}", ""),
                    ("box faint", f"all other {scored.unit}", "")])
     return Chart(figure, [panel], scored.heading, names)
 

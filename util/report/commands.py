@@ -6,7 +6,7 @@ from pathlib import Path
 from util.options.flag import FINETUNE, REGRESSION, Flag
 from util.options.table import flags_of
 
-PROGRAMS = {"classification": FINETUNE, "regression": REGRESSION}
+PROGRAMS = {"classification": FINETUNE, "multilabel": FINETUNE, "regression": REGRESSION}
 # How a run was launched, not what it was.
 NOT_REPEATED = {"resume", "eval", "dry_run", "world_size", "local_rank"}
 # What stands in run.json where nothing was typed, beside the parser's None: the program fills it in again.

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from util.metrics.intervals import drops
 from util.metrics.table import (
     BY_NAME,
+    CHOICE,
     CLASSIFICATION,
     METRICS,
+    MULTILABEL,
     OPERATING,
     REGRESSION,
     SANDWICH,
@@ -20,6 +22,9 @@ from util.report.run_data import Run, Split, as_dict, number
 TO = " to "
 UNDEFINED = "undefined"
 MOST_TILES = 6
+# of several labels: the tiles, and what stands of each beside the metrics that a row of metrics_*.csv has
+OF_LABELS = ("roc_auc", "average_precision", "f1", "sensitivity", "specificity", "ece")
+CALIBRATION = ("calibration_slope", "calibration_intercept")
 
 
 def written(value: float | None, whole: bool = False) -> str:
@@ -140,6 +145,8 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         return [(f"{name}_{last}", label, last) for name, label, _ in chosen]
     if run.kind == REGRESSION:
         return chosen[:2] + [(f"r2_{name}", f"{BY_NAME['r2'].label} of {name}", "") for name in run.names]
+    if run.kind == MULTILABEL:
+        return [(name, BY_NAME[name].label, "mean over the labels") for name in OF_LABELS]
     if len(run.names) == 2:
         of_event = [(f"{name}_{last}", BY_NAME[name].label, last) for name in ("sensitivity", "specificity")]
         return [("roc_auc", BY_NAME["roc_auc"].label, last), *of_event, *chosen[2:]]
@@ -150,21 +157,27 @@ def _hint(run: Run, metric: Metric) -> str:
     """What stands beside a metric's label; of two classes, which of them is meant."""
     if run.kind == REGRESSION:
         return "" if metric.name == "loss" else metric.hint
+    if run.kind == MULTILABEL:
+        says_more = metric.hint and "classes" not in metric.hint and metric.group != CHOICE
+        return f"mean over the labels; {metric.hint}" if says_more else "mean over the labels"
     if len(run.names) == 2 and (metric.group == OPERATING or metric.interval == SANDWICH):
         return f"{metric.hint}; of {run.names[1]}"
     return metric.hint
 
 
 def of_each(kind: str) -> list[Metric]:
-    """The metrics of each class or target, in their order."""
+    """The metrics of each class, label or target, in their order."""
+    if kind == MULTILABEL:
+        return [*of_kind(kind, "per_label"), *(BY_NAME[name] for name in CALIBRATION)]
     return of_kind(kind, "per_class" if kind == CLASSIFICATION else "per_target")
 
 
 def all_metrics(run: Run) -> list[dict[str, object]]:
-    """Everything that is not of a single class or target: cells are (value, interval) of each split; begins:
-    a group of lines."""
+    """Everything that is not of a single class, label or target: cells are (value, interval) of each split;
+    begins: a group of lines."""
     splits, rows, shown = list(run.splits.values()), [], {"n"}
-    shown |= {f"{row.name}_{name}" for name in run.names for row in of_each(run.kind)}
+    of_one = of_kind(MULTILABEL) if run.kind == MULTILABEL else of_each(run.kind)
+    shown |= {f"{row.name}_{name}" for name in run.names for row in of_one}
     for group, members in itertools.groupby(METRICS, lambda metric: metric.group):
         found = [metric for metric in members
                  if group and any(metric.name in split.entries for split in splits)]
@@ -199,7 +212,7 @@ def of_names(run: Run,
 
 
 def _cell(entry: dict | None, column: str) -> tuple[str, str]:
-    return (written(entry["value"], column == "n"), interval(entry)) if entry else ("–", "")
+    return (written(entry["value"], column in ("n", "positives")), interval(entry)) if entry else ("–", "")
 
 
 def methods(run: Run) -> list[str]:

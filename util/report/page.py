@@ -6,23 +6,25 @@ What stands on it is computed here and in the modules beside; how it looks stand
 import time
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from util.core.run_files import write_whole
 from util.metrics.curves import curves_of
-from util.metrics.table import BY_NAME
+from util.metrics.table import BY_NAME, CLASSIFICATION, MULTILABEL, REGRESSION
 from util.metrics.weighted import Images
 from util.metrics.weighted import confusion_matrix as count_confusions
-from util.report import bland_altman, charts, class_charts, words
+from util.report import bland_altman, charts, class_charts, label_charts, words
 from util.report import metric_tables as tables
 from util.report.charts import LEARNING_RATE, NOT_XML, Chart, Panel
 from util.report.class_charts import Scored
 from util.report.commands import evaluation_command, report_command, training_command
 from util.report.learning_curves import learning_curves
 from util.report.mistakes import mistakes, right_ones, shown
-from util.report.run_data import Run, Split, class_metrics, read_run
+from util.report.run_data import Run, Split, class_metrics, read_run, wrong_labels
 
 PAGE = "report.html"
+MOST_LABELS = 4  # of an image, that are called wrongly
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -37,10 +39,11 @@ def write_report(folder: str | Path) -> list[str]:
     run = read_run(folder)
     notes, pngs = list(run.missing), []
     with_table = [split for split in run.splits.values() if split.table is not None]
-    scored = {split.name: _scored(run, split) for split in with_table if run.kind == "classification"}
+    scored = {split.name: _scored(run, split) for split in with_table if run.kind != REGRESSION}
     sections = [_split_charts(run, split, scored.get(split.name), notes, pngs) for split in with_table]
     learning = _learning(run, notes)
-    rows = scored[run.main.name].rows if run.main.name in scored else None
+    is_class = run.kind == CLASSIFICATION and run.main.name in scored
+    rows = scored[run.main.name].rows if is_class else None
     page = _page(run, {"splits": sections, "learning": learning, "notes": notes, **_mistakes(run, notes),
                        "of_names": tables.of_names(run, rows)})
     write_whole(run.folder / PAGE, NOT_XML.sub("\ufffd", page))
@@ -53,12 +56,14 @@ def write_report(folder: str | Path) -> list[str]:
 # ---- charts ------------------------------------------------------------------------------------------------
 
 def _scored(run: Run, split: Split) -> Scored:
+    heading = f"{run.title}, {split.name}, {split.images:,} {split.unit}"
+    if run.kind == MULTILABEL:
+        return label_charts.scored_of(split.table, split.name, heading, split.entries)
     images = Images.of(split.table)
     temperature = split.entries.get("temperature", {}).get("value")
     curves = curves_of(images.true, images.predicted, images.probabilities, images.logits, run.names,
                        temperature)
     counts = count_confusions(images.true, images.predicted, len(run.names))
-    heading = f"{run.title}, {split.name}, {split.images:,} {split.unit}"
     return Scored(split.name, heading, run.names, curves, counts,
                   class_metrics(images, split.entries), split.entries, split.unit)
 
@@ -83,6 +88,9 @@ def _split_charts(run: Run, split: Split, scored: Scored | None, notes: list[str
         drawn = _save(draw(scored), run.folder / file if split is run.main else None, None, notes)
         panels += drawn
         pngs += [file] if drawn and split is run.main else []
+    if run.kind == MULTILABEL:
+        panels += _save(class_charts.spread_of_classes(scored), None, None, notes)
+        return {"name": split.name, "panels": panels, "confusions": None}
     matrix = class_charts.confusion_matrix(split.name, scored.counts, names, scored.heading, split.unit)
     is_shown = len(names) <= class_charts.MAX_CLASSES_WITH_COUNTS
     panels += _save(matrix, run.folder / f"confusion_matrix_{split.name}.png", table, notes, is_shown)
@@ -131,13 +139,20 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
     found, total, lines = mistakes(run, split)
     notes += lines
     has_maps = any(mistake["heat_map"] for mistake in found)
-    if run.kind == "classification":
+    if run.kind == CLASSIFICATION:
         heading, lead = "Most confident mistakes", f"No {split.unit[:-1]} of {split.name} is predicted wrong."
         which = "most confident first"
         if total > len(found):
             which = f"these {len(found)} with the highest probability"
         if total:
             lead = f"{total:,} of {split.images:,} {split.unit} of {split.name} are predicted wrong; {which}."
+    elif run.kind == MULTILABEL:
+        heading, lead = ("Most confident mistakes",
+                         f"Every label of every {split.unit[:-1]} of {split.name} is right.")
+        which = "; those whose probability is furthest off come first" if total > 1 else ""
+        if total:
+            lead = (f"{total:,} of {split.images:,} {split.unit} of {split.name} have a label that is called "
+                    f"wrongly by the threshold that was chosen on val{which}.")
     else:
         heading = "Largest errors"
         worst = " (the worst target of each)" if len(run.names) > 1 else ""
@@ -154,9 +169,15 @@ def _mistakes(run: Run, notes: list[str]) -> dict[str, object]:
 def _item(run: Run, split: Split, mistake: dict[str, object]) -> dict[str, object]:
     """A mistake, with (name, predicted, true) of its class or of each target."""
     row = split.table.iloc[mistake["row"]]
-    if run.kind == "classification":
+    if run.kind == CLASSIFICATION:
         said = row["predicted_class"]
         answers = [(said, tables.written(float(row[f"prob_{said}"])), row["true_class"])]
+    elif run.kind == MULTILABEL:
+        wrong = wrong_labels(split)[mistake["row"]]
+        worst = [place for place in np.argsort(-np.nan_to_num(wrong), kind="stable") if wrong[place] > 0]
+        answers = [(name, tables.written(float(row[f"prob_{name}"])),
+                    "is there" if row[f"true_{name}"] == 1 else "is not there")
+                   for name in (run.names[place] for place in worst[:MOST_LABELS])]
     else:
         pairs = [(target, float(row[f"pred_{target}"]), float(row[f"true_{target}"])) for target in run.names]
         answers = [(target, tables.written(said), tables.written(true) if true == true else "unknown")

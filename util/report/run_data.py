@@ -17,9 +17,11 @@ from util.core.errors import InputError
 from util.core.run_files import read_log, read_metrics_json, read_object
 from util.data.splits import in_order, plain, test_sets
 from util.metrics.classification import classification_metrics
+from util.metrics.multilabel.figures import figures_of as label_figures
+from util.metrics.multilabel.predictions import labels_of, stored_decisions
 from util.metrics.predictions import kind_and_names, read_predictions, unit_of
 from util.metrics.regression import figures_of, pairs_of
-from util.metrics.table import CLASSIFICATION, of_kind
+from util.metrics.table import CLASSIFICATION, MULTILABEL, REGRESSION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 
 
@@ -56,10 +58,10 @@ class Split:
 
 @dataclass
 class Run:
-    """A run's folder in memory. names: class names in the model's order, or the targets of a regression."""
+    """A run's folder in memory. names: classes or labels in the model's order, or a regression's targets."""
 
     folder: Path
-    kind: str  # "classification" or "regression"
+    kind: str  # classification, multilabel or regression
     names: list[str]
     facts: dict  # run.json
     splits: dict[str, Split]
@@ -123,9 +125,7 @@ def read_run(folder: str | Path) -> Run:
         if not split.entries:
             missing.append(f"metrics_{name}.json is not there: figures of {name} are computed again from its "
                            "predictions, without intervals")
-            order = as_dict(facts.get("options")).get("class_order")
-            figures = (classification_metrics(split.table, order)[0] if kind == CLASSIFICATION else
-                       figures_of(split.table, kind_and_names(split.table)[1]))
+            figures = _computed(split.table, as_dict(facts.get("options")).get("class_order"))
             split.entries = _without_nan({metric: {"value": value} for metric, value in figures.items()})
         elif split.table is None:
             missing.append(f"predictions_{name}.csv is not there: no curves and no images of {name}")
@@ -146,6 +146,13 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, kind or "classification", names, facts, splits, log,
                _best_epoch(folder, next(iter(splits))), leakage,
                skipped, overlays, recalibrations, missing)
+
+
+def _computed(table: pd.DataFrame, order: list[str] | None) -> dict[str, float]:
+    kind, names = kind_and_names(table)
+    if kind == REGRESSION:
+        return figures_of(table, names)
+    return label_figures(table) if kind == MULTILABEL else classification_metrics(table, order)[0]
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -208,6 +215,8 @@ def _names_in(facts: dict) -> tuple[list[str], str]:
     data = as_dict(facts.get("data"))
     if isinstance(data.get("class_names"), list):
         return [str(name) for name in data["class_names"]], "classification"
+    if isinstance(data.get("label_names"), list):
+        return [str(name) for name in data["label_names"]], MULTILABEL
     targets = as_dict(data.get("targets")).get("names") or as_dict(facts.get("options")).get("targets")
     return ([str(name) for name in targets], "regression") if isinstance(targets, list) else ([], "")
 
@@ -240,7 +249,7 @@ def _read_skipped(path: Path, missing: list[str]) -> list[tuple[str, str]]:
 def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, dict]]:
     """Of each class {metric: {"value", "lower", "upper"}}: the stored entries; values are computed where
     those lack."""
-    metrics = [metric.name for metric in of_kind("classification", "per_class")]
+    metrics = [metric.name for metric in of_kind(CLASSIFICATION, "per_class")]
     wanted = {f"{metric}_{name}" for metric in metrics for name in images.names}
     computed = {} if wanted <= entries.keys() else WeightedFigures(images).values()
     entries = _without_nan({name: {"value": value} for name, value in computed.items()}) | entries
@@ -248,18 +257,36 @@ def class_metrics(images: Images, entries: dict[str, dict]) -> list[dict[str, di
 
 
 def worst_first(run: Run, split: Split, most: int) -> tuple[list[int], int]:
-    """Rows of the table to look at, and how many there are in all: the mistakes of highest probability, or,
-    of a regression, the images of the largest error (in standard deviations of the truth, the largest of an
-    image's targets)."""
+    """Rows of the table to look at, and how many there are in all: the mistakes of highest probability (of
+    several labels, of the one that is furthest off), or, of a regression, the images of the largest error (in
+    standard deviations of the truth, the largest of an image's targets)."""
     table = split.table
     if run.kind == "classification":
         badness = table[[f"prob_{name}" for name in run.names]].to_numpy(np.float64).max(axis=1)
         is_wrong = (table["true_class"] != table["predicted_class"]).to_numpy()
+    elif run.kind == MULTILABEL:
+        wrong = wrong_labels(split)
+        badness, is_wrong = np.nanmax(np.where(np.isnan(wrong), 0, wrong), axis=1), (wrong > 0).any(axis=1)
     else:
         badness = standardised_errors(table, run.names)
         is_wrong = np.isfinite(badness)
     rows = np.flatnonzero(is_wrong)
     return rows[np.argsort(-badness[rows], kind="stable")[:most]].tolist(), len(rows)
+
+
+def wrong_labels(split: Split) -> np.ndarray:
+    """(N, T) how far the probability of a label is from what is true where it is called wrongly (by val's
+    threshold), 0 where rightly, NaN where it is not known; rows as in the table."""
+    table = split.table.reset_index(drop=True)
+    names = kind_and_names(table)[1]
+    decided = stored_decisions(split.entries, names)
+    found = np.full((len(table), len(names)), np.nan)
+    order = np.argsort(table["index"].to_numpy(), kind="stable")
+    for place, label in enumerate(labels_of(table, decided)):
+        images = label.images
+        off = np.abs(images.probabilities[:, 1] - images.true)
+        found[order[label.known], place] = np.where(images.predicted == images.true, 0.0, off)
+    return found
 
 
 def standardised_errors(table: pd.DataFrame, targets: list[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from util.core.plain_numbers import mean_and_deviation
 from util.data.splits import in_order
-from util.metrics.table import is_better_low
+from util.metrics.table import CLASSIFICATION, MULTILABEL, REGRESSION, is_better_low
 from util.report.metric_tables import undefined, written
 from util.report.run_data import Run, as_dict
 
@@ -50,8 +50,9 @@ def warnings_of(run: Run) -> list[tuple[str, list[str]]]:
         found.append((NOTES, [str(note) for note in notes]))
     lines = undefined(run)
     if lines:
+        what = "label" if run.kind == MULTILABEL else "class"
         found.append(("Some metrics are undefined in some resamples, which their intervals leave out: too "
-                      "few images of a class.", lines))
+                      f"few images of a {what}.", lines))
     return found
 
 
@@ -108,7 +109,7 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _absent(run: Run) -> list[tuple[str, list[str]]]:
-    found, counts = [], _images(run) if run.kind == "classification" else {}
+    found, counts = [], _images(run) if run.kind == CLASSIFICATION else {}
     for split, by_class in counts.items():
         absent = [name for name in run.names if not by_class.get(name)]
         if absent and len(absent) < len(run.names):
@@ -148,9 +149,9 @@ def _patients(run: Run) -> dict[str, dict[str, int]]:
 
 
 def data_table(run: Run) -> dict[str, object] | None:
-    """How many images each class or target has, a column a split; None where nothing is known of the classes.
+    """How many images each class, label or target has, a column a split; None where nothing is known of them.
     rows, of which the last is of all: (name, [(number, what is below it)])."""
-    return _classes(run) if run.kind == "classification" else _targets(run)
+    return {CLASSIFICATION: _classes, MULTILABEL: _labels, REGRESSION: _targets}[run.kind](run)
 
 
 def _classes(run: Run) -> dict[str, object] | None:
@@ -165,12 +166,42 @@ def _classes(run: Run) -> dict[str, object] | None:
             "rows": [*rows, ("All", last)]}
 
 
-def _targets(run: Run) -> dict[str, object]:
+def _labels(run: Run) -> dict[str, object] | None:
+    """Images with each label, and below how many are known not to have it."""
+    counts, patients = _number_of_split(run)
+    stored = {split: as_dict(by_label)
+              for split, by_label in as_dict(run.part("data").get("positives")).items()}
+    for split in run.splits.values():
+        if split.table is not None:
+            stored[split.name] = {name: [int((split.table[f"true_{name}"] == kind).sum()) for kind in (1, 0)]
+                                  for name in run.names}
+    if not counts:
+        return None
+    splits = in_order(counts, _external(run))
+    rows = [(name, [_with_and_without(stored.get(split, {}).get(name)) for split in splits])
+            for name in run.names]
+    last = [_images_and_patients(counts[split], patients.get(split)) for split in splits]
+    return {"caption": "Images with each label, and without it", "first": "Label", "splits": splits,
+            "rows": [*rows, ("All", last)]}
+
+
+def _with_and_without(counts: object) -> tuple[str, str]:
+    if not (isinstance(counts, list) and len(counts) == 2 and all(isinstance(one, int) for one in counts)):
+        return "–", ""
+    return f"{counts[0]:,}", f"{counts[1]:,} without"
+
+
+def _number_of_split(run: Run) -> tuple[dict[str, int], dict[str, int]]:
+    """{split: images} where run.json has no classes; {split: patients} where they are known."""
     stored = as_dict(run.part("data").get("images"))
     counts = {split: number for split, number in stored.items() if isinstance(number, int)}
     counts |= {split.name: split.images for split in run.splits.values() if split.images}
+    return counts, {split.name: split.patients for split in run.splits.values()}
+
+
+def _targets(run: Run) -> dict[str, object]:
+    counts, known = _number_of_split(run)
     splits = in_order(counts, _external(run))
-    known = {split.name: split.patients for split in run.splits.values()}
     rows = [(name, [_known_values(run, split, name) for split in splits]) for name in run.names]
     last = [_images_and_patients(counts[split], known.get(split)) for split in splits]
     return {"caption": "Images with a known value, with its mean and standard deviation", "first": "Target",

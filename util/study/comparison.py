@@ -32,9 +32,14 @@ from util.metrics.intervals import (
     is_shifted,
     regression_replicates,
 )
+from util.metrics.multilabel.figures import auc_influences as label_influences
+from util.metrics.multilabel.figures import fewest
+from util.metrics.multilabel.figures import figures_of as label_figures
+from util.metrics.multilabel.figures import replicates_of as label_replicates
+from util.metrics.multilabel.predictions import labels_of, stored_decisions
 from util.metrics.predictions import unit_of
 from util.metrics.regression import figures_of as regression_figures
-from util.metrics.table import REGRESSION, of_kind
+from util.metrics.table import MULTILABEL, REGRESSION, of_kind
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
 
@@ -144,7 +149,7 @@ def figures_of(group: Group, draws: int, seed: int, metrics: list[str],
     for run in group.runs:
         values, replicates = _computed(run, draws, seed)
         has_auc = any(name.startswith("roc_auc") for name in metrics if name in replicates)
-        influences = auc_influences(Images.of(run.table)) if has_auc else {}
+        influences = _influences(run) if has_auc else {}
         parts.append((values, *({name: found[name] for name in metrics if name in found}
                                 for found in (replicates, influences))))
         told()
@@ -160,9 +165,25 @@ def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[s
     if run.kind == REGRESSION:
         return (regression_figures(run.table, run.labels),
                 regression_replicates(run.table, run.labels, draws, seed))
+    if run.kind == MULTILABEL:
+        decided = stored_decisions(run.entries, run.labels)
+        return label_figures(run.table, decided), label_replicates(run.table, draws, seed, decided)
     order = run.settings.get("class_order")
     values = WeightedFigures(Images.of(run.table, order)).values()
     return values, classification_replicates(run.table, draws, seed, order)
+
+
+def _influences(run: Run) -> dict[str, np.ndarray]:
+    if run.kind == MULTILABEL:
+        return label_influences(labels_of(run.table, {}))
+    return auc_influences(Images.of(run.table))
+
+
+def _fewest(run: Run, metric: str) -> int:
+    """Images (or patients) of the rarer kind, see `fewest_of`."""
+    if run.kind == MULTILABEL:
+        return fewest(labels_of(run.table, {}), metric)
+    return fewest_of(Images.of(run.table), metric)
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------
@@ -242,9 +263,8 @@ def _interval(metric: str, figures: Figures, run: Run,
         return unknown
     value = float(np.mean(figures.values[metric]))
     if metric in figures.influences:
-        fewest = fewest_of(Images.of(run.table), metric)
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients),
-                                             fewest)
+                                             _fewest(run, metric))
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
@@ -296,7 +316,7 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
     found = delong.joint_test(np.array([each.values[metric].mean() for each in figures]), influences,
                               patients)
     _, freedom, p = found
-    fewest = fewest_of(Images.of(groups[0].runs[0].table), metric)
+    rarer = _fewest(groups[0].runs[0], metric)
     units = unit_of(groups[0].runs[0].table) if patients is None else "patients"
     problems = (
         (np.isnan(influences).any(),
@@ -312,8 +332,8 @@ def _joint_test(metric: str, groups: list[Group], figures: list[Figures], patien
          f"joint test of {metric}: {freedom} instead of {number - 1} degrees of freedom: some groups rank "
          "the images as others do, or their AUCs follow from the others'"))
     notes += [text for is_so, text in problems if is_so][:1]
-    if freedom and fewest < ENOUGH * freedom:
-        notes.append(f"joint test of {metric}: {fewest} {units} of a class (or of the rest) are few for "
+    if freedom and rarer < ENOUGH * freedom:
+        notes.append(f"joint test of {metric}: {rarer} {units} of a class (or of the rest) are few for "
                      f"{freedom} degrees of freedom, so its p may be too small; {ENOUGH} for each are enough")
     return JointTest(metric, JOINT, number, *found)
 

@@ -16,7 +16,7 @@ import pandas as pd
 from util.core.errors import InputError, reject_if
 from util.core.run_files import read_metrics_json, read_object
 from util.metrics.predictions import kind_and_names, read_predictions
-from util.metrics.table import CLASSIFICATION, REGRESSION
+from util.metrics.table import CLASSIFICATION, MULTILABEL, REGRESSION
 from util.options.stored import as_now
 from util.options.table import FLAGS
 
@@ -30,7 +30,7 @@ class Run:
     """What one run folder says about one split."""
 
     folder: Path
-    kind: str  # classification or regression
+    kind: str  # classification, multilabel or regression
     settings: dict  # the options that make it the run that it is, without its seed and its place
     seed: int | None
     entries: dict[str, dict]  # of metrics_SPLIT.json; NaN where that says null
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def labels(self) -> list[str]:
-        """Its classes in the order of the outputs, or its targets."""
+        """Its classes or labels in the order of the outputs, or its targets."""
         return kind_and_names(self.table)[1]
 
 
@@ -137,9 +137,9 @@ def align(runs: list[Run]) -> list[str]:
 
 def _same_labels(first: Run, run: Run) -> list[str]:
     mine, theirs = first.labels, run.labels
-    what, kinds = "targets", ("true", "pred")
-    if first.kind == CLASSIFICATION:
-        what, kinds = "classes", ("prob", "logit")
+    what, kinds = {CLASSIFICATION: ("classes", ("prob", "logit")),
+                   MULTILABEL: ("labels", ("true", "prob", "logit")),
+                   REGRESSION: ("targets", ("true", "pred"))}[first.kind]
     if set(mine) != set(theirs):
         only = [f"{name!r} only in {holder.folder}"
                 for holder, names, others in ((first, mine, theirs), (run, theirs, mine))
@@ -214,7 +214,7 @@ def _same_truth(first: Run, run: Run) -> None:
     for name in [column for column in first.table if column.startswith("true_")]:
         mine, theirs = first.table[name].to_numpy(), run.table[name].to_numpy()
         differ = mine != theirs
-        if first.kind == REGRESSION:  # a transform and its inverse leave rounding in the last digits
+        if first.kind != CLASSIFICATION:  # a transform and its inverse leave rounding in the last digits
             differ = ~np.isclose(mine, theirs, rtol=1e-6, atol=0, equal_nan=True)
         if differ.any():
             row = int(np.argmax(differ))

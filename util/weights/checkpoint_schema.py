@@ -30,7 +30,7 @@ def check_stored(path: str | Path, rest: dict) -> None:
         if name in rest and not holds(rest[name]):
             raise _wrong(path, f"entry {name!r}", rest[name], what)
     kind = rest.get("task", "classification")
-    needed = {"classification": ("class_names",), "regression": ("targets", "covariates")}[kind]
+    needed = ("targets", "covariates") if kind == "regression" else ("class_names",)
     if "optimizer" in rest:
         needed += ("epoch", "best", "schedule", "random_states", "scaler")
     if rest.get("epoch") == -1 and not rest.get("progress", {}).get("steps"):
@@ -119,6 +119,8 @@ def _best(value: object) -> bool:
         and isinstance(value["figures"], dict)
         and (value.get("temperature") is None or (_finite(value["temperature"]) and value["temperature"] > 0))
         and isinstance(value.get("thresholds") or {}, dict)
+        and isinstance(value.get("temperatures") or {}, dict)
+        and all(_finite(one) and one > 0 for one in (value.get("temperatures") or {}).values())
         and all(_finite(threshold) or isinstance(threshold, float)
                 for threshold in (value.get("thresholds") or {}).values())
     )
@@ -230,8 +232,8 @@ def _reads(value: object) -> bool:
 ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "format": (_whole(1), "a whole number from 1"),
     "task": (
-        lambda value: isinstance(value, str) and value in ("classification", "regression"),
-        "classification or regression",
+        lambda value: isinstance(value, str) and value in ("classification", "multilabel", "regression"),
+        "classification, multilabel or regression",
     ),
     "epoch": (_whole(-1), "a whole number from 0 (-1 inside the first epoch)"),
     "progress": (_progress, "a place in an epoch"),

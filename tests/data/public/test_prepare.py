@@ -12,6 +12,7 @@ import pytest
 from tests.public_fakes import FAKES, fake_folders, files_of, hidden, make, papila_patients, put, rows_of
 from util.core.ending import exit_code_of
 from util.core.errors import InputError
+from util.data.labels.table import read_labels_csv, values_of
 from util.data.public import prepare as module
 from util.data.public.prepare import draw_split, prepare
 from util.data.public.sets import SETS
@@ -21,7 +22,74 @@ from util.options.data import DataOptions
 SPLITS = ("train", "val", "test")
 
 
-@pytest.mark.parametrize("name", SETS)
+ONE, SEVERAL = ([name for name, public_set in SETS.items() if public_set.several is several]
+                for several in (False, True))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_published_files_with_several_labels_become_a_table(name, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    expected, labels = FAKES[name](raw), list(SETS[name].classes)
+    lines = prepare(name, str(raw), str(out))
+    rows = rows_of(out)
+    assert len(rows) == expected == len(files_of(out)) - 1 and f"{expected} images" in lines[0]
+    asked = DataOptions(csv_file=str(out / "split_list.csv"), label_cols=labels,
+                        patient_col="patient" if SETS[name].patients else None)
+    data, names = read_labels_csv(asked)
+    assert names == labels and len(data.table) == expected
+    for row in rows:
+        assert row["path"].split("/")[0] == row["split"] and row["path"].count("/") == 1
+        assert (out / row["path"]).read_bytes() == (raw / row["source"]).read_bytes()
+    assert not values_of(data.table, labels)[:, 0].all()
+    # it is the list of the same split for somebody else
+    prepare(name, str(raw), str(tmp_path / "again"), split_list=str(out / "split_list.csv"))
+    assert rows_of(tmp_path / "again") == rows
+
+
+def test_labels_of_a_patient_are_those_of_both_eyes(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    FAKES["ODIR5K"](raw)
+    lines = "\n".join(prepare("ODIR5K", str(raw), str(tmp_path / "out"), seed=3))
+    assert "both eyes have them" in lines and "left out: 1 (900_left.jpg)" in lines
+    by_patient = defaultdict(list)
+    for row in rows_of(tmp_path / "out"):
+        by_patient[row["patient"]].append(row)
+    assert len(by_patient) == 40
+    for patient, (one, other) in by_patient.items():
+        assert {one["source"].split("/")[-1], other["source"].split("/")[-1]} == {f"{patient}_left.jpg",
+                                                                                  f"{patient}_right.jpg"}
+        assert one["split"] == other["split"]
+        labels = [name for name in SETS["ODIR5K"].classes if one[name] == "1"]
+        number = int(patient)
+        assert labels == (["D", "H"] if number % 16 == 5 else [SETS["ODIR5K"].classes[number % 8]])
+        assert [one[name] for name in SETS["ODIR5K"].classes] == [other[name] for name in SETS["ODIR5K"].classes]
+    # drawn by the rarest label that a patient has: each is in every split
+    for split in SPLITS:
+        for name in SETS["ODIR5K"].classes:
+            assert any(row["split"] == split and row[name] == "1" for row in rows_of(tmp_path / "out"))
+
+
+def test_rfmid_keeps_its_owners_parts_in_either_layout(tmp_path):
+    raw, other = tmp_path / "raw", tmp_path / "other"
+    raw.mkdir()
+    FAKES["RFMiD"](raw)
+    prepare("RFMiD", str(raw), str(tmp_path / "one"))
+    for letter, word, part, file in (("a", "Training", "Training_Set/Training", "Training"),
+                                     ("b", "Validation", "Evaluation_Set/Validation", "Validation"),
+                                     ("c", "Testing", "Test_Set/Test", "Testing")):
+        images, truths = other / "1. Original Images" / f"{letter}. {word} Set", other / "2. Groundtruths"
+        truths.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(raw / part, images)
+        shutil.copy(raw / part / ".." / f"RFMiD_{file}_Labels.csv", truths / f"{letter}. RFMiD_{file}_Labels.csv")
+    prepare("RFMiD", str(other), str(tmp_path / "two"))
+    one, two = ([{**row, "source": ""} for row in rows_of(tmp_path / name)] for name in ("one", "two"))
+    assert one == two
+    assert Counter(row["split"] for row in one) == {"train": 100, "val": 50, "test": 50}
+
+
+@pytest.mark.parametrize("name", ONE)
 def test_published_files_become_split_folders(name, tmp_path):
     assert set(FAKES) == set(SETS)
     raw = tmp_path / "raw"

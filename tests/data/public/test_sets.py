@@ -141,6 +141,10 @@ def remove(raw: Path, name: str) -> None:
     ("JSIEC", "29.1.Blur*", "no image of 29.1.Blur fundus with suspected PDR"),
     ("Retina", "2_glaucoma", "no image of 2_glaucoma"),
     ("OCTID", "MH", "no image of 4_mh"),
+    ("ODIR5K", "ODIR-5K_Training_Annot*", "no file ODIR-5K_Training_Annotations"),
+    ("ODIR5K", "ODIR-5K_Training_Images", "none of the 80 images"),
+    ("RFMiD", "RFMiD_Testing_Labels.csv", "no file RFMiD_Testing_Labels.csv"),
+    ("RFMiD", "Evaluation_Set/Validation", "none of the 50 images"),
 ])
 def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, message, tmp_path, capsys):
     raw = make(name, tmp_path)
@@ -183,6 +187,10 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(name, gone, messa
             "IDRiD_001,2",
             "Image name IDRiD_001 stands there twice",
         ),
+        ("RFMiD", "RFMiD_Training_Labels.csv", "\n7,0,", "\n7,2,",
+         "line 8: Disease_Risk is '2', not a whole number from 0 to 1"),
+        ("RFMiD", "RFMiD_Training_Labels.csv", "DR,ARMD", "DR,AMD", "no column ARMD"),
+        ("RFMiD", "RFMiD_Training_Labels.csv", "\n8,", "\n7,", "ID 7 stands there twice"),
     ],
 )
 def test_wrong_labels(name, file, old, new, message, tmp_path):

@@ -9,6 +9,8 @@ drawn a class, by the seed, and the same for the same images wherever they lie. 
 images that are equal in every byte, are never parted by it. OUT_DIR/split_list.csv tells which image went
 where; it is also a --csv_file for training (with --label_col class --patient_col patient, so that intervals
 are made of patients), and the --split_list with which somebody else makes the same folders.
+Of a set with several labels an image (ODIR5K, RFMiD) there are no folders of classes: the list has a column
+a label (--multilabel --label_cols N D G C A H M O), and a patient's split is drawn by the rarest label.
 util/data/public/sets.py knows the sets.
 """
 
@@ -25,12 +27,13 @@ from tqdm import tqdm
 from util.core.errors import InputError, RunError
 from util.data.csv_columns import read_columns, refuse_empty, refuse_unknown, require_utf8, some
 from util.data.image_endings import EXTENSIONS
-from util.data.public.raw_folder import Found, Picture, RawFolder, counted
+from util.data.public.raw_folder import Found, Picture, PublicSet, RawFolder, counted
 from util.data.public.sets import SETS
 from util.data.splits import SPLIT_NAMES, SPLITS
 from util.options.parsing import OneLineParser
 
 LIST_FILE = "split_list.csv"
+PARTED_BY, NO_LABEL = ";", "(no label)"
 LIST_COLUMNS = ["path", "class", "patient", "split", "sha256", "source"]
 
 # The images on their way are a table with a row an image: path (where it lies), label, patient and split (""
@@ -41,13 +44,14 @@ LIST_COLUMNS = ["path", "class", "patient", "split", "sha256", "source"]
 
 
 def draw_split(items: pd.DataFrame, classes: tuple[str, ...], val: float, test: float,
-               seed: int) -> pd.Series:
-    """A split for every item; those whose owner says "val" or "test" keep theirs.
+               seed: int, several: bool = False) -> pd.Series:
+    """A split for every item; those whose owner says "val" or "test" keep theirs. several: whether items have
+    several labels.
 
     Groups (patients; images equal in every byte) stay together. val, test: shares of all groups of a class,
     at least one group each; a part that the owner publishes is not drawn again. A group's class is its last
-    one in `classes`, the worst of a patient's two eyes. Raises InputError where a class has too few groups,
-    or none in one of the splits.
+    one in `classes`, the worst of a patient's two eyes; of several labels the rarest that it has. Raises
+    InputError where a class has too few groups, or none in one of the splits.
     """
     shares = {"test": test, "val": val}
     drawn = {split: share for split, share in shares.items() if split not in set(items["split"])}
@@ -55,7 +59,8 @@ def draw_split(items: pd.DataFrame, classes: tuple[str, ...], val: float, test: 
     splits = items["split"].where(published, "train")
     group = _groups(items)
     groups = pd.DataFrame({
-        "stratum": items["label"].map(classes.index).groupby(group).max(),
+        "stratum": (_rarest(items["label"], group, classes) if several else
+                    items["label"].map(classes.index).groupby(group).max()),
         "published": published.groupby(group).any(),
         "digest": items["sha256"].groupby(group).min(),
     })
@@ -64,7 +69,8 @@ def draw_split(items: pd.DataFrame, classes: tuple[str, ...], val: float, test: 
         sizes = {split: max(1, round(share * len(of_class))) for split, share in drawn.items()}
         if sizes and sum(sizes.values()) >= len(pool):
             kind = "patients" if items["patient"].any() else "images"
-            raise InputError(f"class {classes[stratum]} has {len(pool)} {kind} to share out, too few for "
+            name = (*classes, NO_LABEL)[stratum]
+            raise InputError(f"class {name} has {len(pool)} {kind} to share out, too few for "
                              f"{' and '.join(f'{size} in {split}' for split, size in sizes.items())} and "
                              "some to train on; take smaller --val and --test, or give a --split_list")
         # RandomState's streams are frozen by numpy for good; one a class, so that classes do not move each
@@ -73,8 +79,8 @@ def draw_split(items: pd.DataFrame, classes: tuple[str, ...], val: float, test: 
         for split, size in sizes.items():
             splits[np.isin(group, order[:size])] = split
             order = order[size:]
-    for split, absent in _absent(items["label"], splits, classes).items():
-        if absent:
+    for split, absent in _absent(items["label"], splits, classes, several).items():
+        if absent and drawn:
             raise InputError(f"no image of {', '.join(absent)} falls to {split}: take another --seed or "
                              "larger shares")
     return splits
@@ -94,10 +100,38 @@ def _groups(items: pd.DataFrame) -> np.ndarray:
     return connected_components(edges, directed=False)[1][content]
 
 
-def _absent(labels: pd.Series, splits: pd.Series, classes: tuple[str, ...]) -> dict[str, list[str]]:
+def _rarest(labels: pd.Series, group: np.ndarray, classes: tuple[str, ...]) -> pd.Series:
+    """Of each group the number of the label, among those that its images have, that fewest groups have; a
+    further number where it has none."""
+    there = pd.DataFrame({name: has.groupby(group).any() for name, has in _having(labels, classes).items()})
+    number_of_groups = there.sum().to_numpy()
+    counts = np.where(there.to_numpy(), number_of_groups, np.inf)
+    return pd.Series(np.where(np.isinf(counts).all(axis=1), len(classes), counts.argmin(axis=1)), there.index)
+
+
+def _having(labels: pd.Series, classes: tuple[str, ...]) -> dict[str, pd.Series]:
+    """{label: (N,) which images have it}, of several labels an image."""
+    names = labels.map(lambda text: frozenset(text.split(PARTED_BY)))
+    return {name: names.map(lambda found, name=name: name in found) for name in classes}
+
+
+def _counts(labels: pd.Series, splits: pd.Series, classes: tuple[str, ...],
+            several: bool) -> pd.DataFrame:
+    """Images of each class or label (rows, in order) and split (columns)."""
+    if several:
+        having = _having(labels, classes)
+        counts = pd.DataFrame({name: has.groupby(splits).sum() for name, has in having.items()}).T
+    else:
+        counts = pd.crosstab(labels, splits)
+    return counts.reindex(index=classes, columns=SPLITS, fill_value=0).rename_axis(
+        index=None, columns=None)
+
+
+def _absent(labels: pd.Series, splits: pd.Series, classes: tuple[str, ...],
+            several: bool) -> dict[str, list[str]]:
     """{split: the classes of which it has no image}."""
-    there = set(zip(labels, splits, strict=True))
-    return {split: [name for name in classes if (name, split) not in there] for split in SPLITS}
+    counts = _counts(labels, splits, classes, several)
+    return {split: list(counts.index[counts[split] == 0]) for split in SPLITS}
 
 
 def read_split_list(place: str) -> pd.DataFrame:
@@ -127,7 +161,7 @@ def read_split_list(place: str) -> pd.DataFrame:
 
 
 def apply_split_list(items: pd.DataFrame, place: str,
-                     classes: tuple[str, ...]) -> tuple[pd.DataFrame, list[str]]:
+                     public_set: PublicSet) -> tuple[pd.DataFrame, list[str]]:
     """Items and a list (`read_split_list`) -> (the items that it names, each with its split; notes).
 
     An image is found by its content (sha256), else by its path below RAW_DIR, else by its name without the
@@ -167,7 +201,7 @@ def apply_split_list(items: pd.DataFrame, place: str,
         if split_of.setdefault(item.Index, split) != split:
             raise InputError(f"--split_list {place}: {path} is in {split_of[item.Index]} and in {split}; "
                              "keep one row")
-        if label in classes and label != item.label:
+        if label in public_set.classes and label != item.label:
             raise InputError(f"--split_list {place}: {path} has class {label}, by the owner's labels it is "
                              f"{item.label}; mend the list")
     if not split_of:
@@ -175,8 +209,8 @@ def apply_split_list(items: pd.DataFrame, place: str,
                          f"of RAW_DIR, such as {entries['path'].iloc[0]}; is it a list of another data set?")
     named = items.index.isin(list(split_of))
     kept = items[named].assign(split=items.index[named].map(split_of))
-    lacking = [f"{split} has no {name}"
-               for split, names in _absent(kept["label"], kept["split"], classes).items() for name in names]
+    absent_names = _absent(kept["label"], kept["split"], public_set.classes, public_set.several)
+    lacking = [f"{split} has no {name}" for split, names in absent_names.items() for name in names]
     notes = [*counted(f"named in {place}, but not in RAW_DIR", absent),
              *counted(f"not named in {place}, left out", list(items["source"][~named]))]
     notes += ([f"training needs every class in every split, and by this list {some(lacking)}"] if lacking
@@ -197,14 +231,14 @@ def _sha256(path: Path) -> str:
 
 
 def _destinations(items: pd.DataFrame) -> list[str]:
-    """SPLIT/CLASS/NAME for each; a name that is taken gets its folder's name before it. Capitals do not tell
-    names apart."""
+    """SPLIT/CLASS/NAME for each (SPLIT/NAME of several labels); a name that is taken gets its folder's name
+    before it. Capitals do not tell names apart."""
     taken, paths = set(), []
     for item in items.itertuples():
         folder, _, name = item.source.rpartition("/")
         candidates = [name, f"{folder.rpartition('/')[2]}_{name}", f"{item.sha256[:16]}_{name}",
                       f"{item.sha256[:16]}_{hashlib.sha256(item.source.encode()).hexdigest()[:8]}_{name}"]
-        path = next(path for path in (f"{item.split}/{item.label}/{candidate}" for candidate in candidates)
+        path = next(path for path in (f"{item.split}/{item.folder}{candidate}" for candidate in candidates)
                     if path.lower() not in taken)
         taken.add(path.lower())
         paths.append(path)
@@ -295,21 +329,28 @@ def prepare(name: str, raw_dir: str, out_dir: str, *, shares: tuple[float, float
         other_label = f"; under two labels: {unlike}" if unlike else ""
         notes.append(f"equal to another image in every byte: {again}{other_label}")
     if split_list:
-        items, more = apply_split_list(items, split_list, public_set.classes)
+        items, more = apply_split_list(items, split_list, public_set)
         notes += more
     else:
         kept = [split for split in ("val", "test") if split in set(items["split"])]
         notes += [f"{' and '.join(kept)} as the owner publishes it; nothing of it is drawn"] if kept else []
-        items["split"] = draw_split(items, public_set.classes, *shares, seed)
+        items["split"] = draw_split(items, public_set.classes, *shares, seed, public_set.several)
+    items["folder"] = "" if public_set.several else items["label"] + "/"
     items["made"] = _destinations(items)
     listed = items.drop(columns="path").rename(columns={"made": "path", "label": "class"})
-    text = listed.sort_values("path").to_csv(index=False, columns=LIST_COLUMNS, lineterminator="\n")
+    columns = LIST_COLUMNS
+    if public_set.several:
+        listed = listed.assign(**{name: has.astype(int)
+                                  for name, has in _having(items["label"], public_set.classes).items()})
+        columns = [LIST_COLUMNS[0], *public_set.classes, *LIST_COLUMNS[2:]]
+        notes.append(f"to train: --csv_file {out / LIST_FILE} --multilabel --label_cols "
+                     f"{' '.join(public_set.classes)}{' --patient_col patient' * items['patient'].any()}")
+    text = listed.sort_values("path").to_csv(index=False, columns=columns, lineterminator="\n")
     if _is_complete(out, text, items):
         notes.append(f"{out_dir} was complete already: the same split, nothing was done")
     else:
         _build(out, text, items, link)
-    counts = pd.crosstab(items["label"], items["split"]).reindex(
-        index=public_set.classes, columns=SPLITS, fill_value=0).rename_axis(index=None, columns=None)
+    counts = _counts(items["label"], items["split"], public_set.classes, public_set.several)
     return [f"{name}: {len(items)} images -> {out_dir}",
             *(f"  {line}" for line in counts.to_string(col_space=7).splitlines()), *_patients(items),
             *(f"  note: {note}" for note in notes), f"  which image is where: {out / LIST_FILE}"]

@@ -14,8 +14,8 @@ from util.data.image_endings import EXTENSIONS
 
 
 class Picture(NamedTuple):
-    """A labelled image of RAW_DIR: its class is one of the set's, patient "" where unknown, split the owner's
-    or ""."""
+    """A labelled image of RAW_DIR: its class is one of the set's (of several labels those that it has, parted
+    by ;), patient "" where unknown, split the owner's or ""."""
 
     path: Path
     label: str
@@ -36,7 +36,7 @@ class Found:
 @dataclass(frozen=True)
 class PublicSet:
     """A row of the table. pictures: how many images the whole set has with a label; published: the splits its
-    owner makes."""
+    owner makes; several: whether an image can have several of the classes, or none."""
 
     name: str
     url: str
@@ -49,6 +49,7 @@ class PublicSet:
     reader: Callable[["RawFolder"], Found]
     patients: str = ""
     published: tuple[str, ...] = ()
+    several: bool = False
 
 
 class RawFolder:

@@ -224,6 +224,73 @@ def read_first_sheet(path: Path) -> list[list[str]]:
     return [["" if cell is None else str(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
 
 
+# Several labels in tables
+
+ODIR_LABELS = ("N", "D", "G", "C", "A", "H", "M", "O")
+RFMID_LABELS = (
+    "Disease_Risk", "DR", "ARMD", "MH", "DN", "MYA", "BRVO", "TSLN", "ERM", "LS", "MS", "CSR", "ODC", "CRVO",
+    "TV", "AH", "ODP", "ODE", "ST", "AION", "PT", "RT", "RS", "CRS", "EDN", "RPEC", "MHL", "RP", "CWS", "CB",
+    "ODPM", "PRH", "MNF", "HR", "CRAO", "TD", "CME", "PTCR", "CF", "VH", "MCA", "VS", "BRAO", "PLQ", "HPED",
+    "CL",
+)
+
+
+def _several(where: Path, line: int, cells: dict[str, str]) -> str:
+    """Those of a row's labels that are 1, parted by ;."""
+    return ";".join(name for name, cell in cells.items()
+                    if _grade(where, line, name, cell, ("0", "1")) == "1")
+
+
+def _read_odir(raw: RawFolder) -> Found:
+    """The workbook of the training set: a row a patient, Left-Fundus and Right-Fundus its two images, N to O
+    its labels, which are the patient's and so those of both images. The test images have no published
+    labels."""
+    workbook = raw.needed("ODIR-5K_Training_Annotations(Updated)_V2.xlsx", "data.xlsx")
+    header, *rows = read_first_sheet(workbook)
+    wanted = ("ID", "Left-Fundus", "Right-Fundus", *ODIR_LABELS)
+    places = {name: number for number, name in enumerate(cell.strip() for cell in header)}
+    lacking = [name for name in wanted if name not in places]
+    if lacking:
+        raise InputError(f"{workbook}: no column {some(lacking)} in its first row; take the file as "
+                         "published")
+    names, labels, patients = {}, [], []
+    for line, row in enumerate(rows, 2):
+        cells = {name: row[places[name]].strip() for name in wanted}
+        if not any(cells.values()):
+            continue
+        label = _several(workbook, line, {name: cells[name] for name in ODIR_LABELS})
+        for eye in ("Left-Fundus", "Right-Fundus"):
+            names[f"{line}, {eye}"] = cells[eye]
+            labels.append(label)
+            patients.append(cells["ID"].removesuffix(".0"))
+    found = _by_stem(workbook, "Left-Fundus or Right-Fundus", pd.Series(names, dtype=object), labels)
+    of_patient = dict(zip(found, patients, strict=True))
+    pairs, notes = raw.matched(raw.pictures, found, workbook.name)
+    return Found([Picture(path, found[stem], of_patient[stem]) for path, stem in pairs],
+                 [*notes, "labels are the patient's: both eyes have them"])
+
+
+def _read_rfmid(raw: RawFolder) -> Found:
+    """Three parts, each with a CSV (ID, Disease_Risk, DR…) and a folder of images 1.png, 2.png…, whose name,
+    or that of a folder above, begins with what the part is called."""
+    found = Found([])
+    for word, also, split in (("Training", (), "train"), ("Validation", ("evaluation",), "val"),
+                              ("Testing", ("test",), "test")):
+        csv_file = raw.needed(f"RFMiD_{word}_Labels.csv")
+        cells, _ = read_columns(csv_file, ["ID", *RFMID_LABELS], ragged=True)
+        labels = [_several(csv_file, line, row)
+                  for line, row in cells[list(RFMID_LABELS)].to_dict("index").items()]
+        of_stem = _by_stem(csv_file, "ID", cells["ID"].map(lambda text: text.removesuffix(".0")), labels)
+        begins = (word.lower(), *also)
+        pictures = [path for path in raw.pictures
+                    if any(re.sub(r"^[abc](?=[a-z]{4})", "", plain(name)).startswith(begins)
+                           for name in raw.folders_of(path))]
+        pairs, notes = raw.matched(pictures, of_stem, csv_file.name)
+        found.pictures += [Picture(path, of_stem[stem], split=split) for path, stem in pairs]
+        found.notes += notes
+    return found
+
+
 # Labels in folders
 
 
@@ -375,6 +442,32 @@ _SETS = (
                   "dr|diabeticretinopathy.*", "mh|macularhole.*", by_name=True,
                   looked_for="the folders NORMAL, AMRD, CSR, DR, MH, or images named NORMAL1.jpeg, "
                              "AMRD1.jpeg…"),
+    ),
+    PublicSet(
+        "ODIR5K",
+        "https://odir2019.grand-challenge.org/dataset/",
+        "ODIR-5K_Training_Images/ and ODIR-5K_Training_Annotations(Updated)_V2.xlsx",
+        "the challenge's terms, after registration",
+        "fundus",
+        "8 labels of a patient: normal, diabetes, glaucoma, cataract, AMD, hypertension, myopia, other",
+        ODIR_LABELS,
+        7000,
+        _read_odir,
+        patients="both eyes of each",
+        several=True,
+    ),
+    PublicSet(
+        "RFMiD",
+        "https://ieee-dataport.org/open-access/retinal-fundus-multi-disease-image-dataset-rfmid",
+        "the images and RFMiD_Training_Labels.csv, RFMiD_Validation_Labels.csv, RFMiD_Testing_Labels.csv",
+        "CC BY 4.0",
+        "fundus",
+        "46 labels: whether there is any disease, and 45 of them",
+        RFMID_LABELS,
+        3200,
+        _read_rfmid,
+        published=("train", "val", "test"),
+        several=True,
     ),
 )
 SETS = {public_set.name: public_set for public_set in _SETS}
