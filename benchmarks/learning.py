@@ -5,6 +5,7 @@ tests of compare.py.
     python benchmarks/learning.py --only digits random   # a part: images, starts and ways, any of them
     python benchmarks/learning.py --dry_run   # the runs, which of them are done, their commands
     python benchmarks/learning.py --write   # put the table into docs/learning.json, docs/speed.md, docs/zh
+    python benchmarks/learning.py --keep    # also keep what is done in docs/learning, and take it from there
     python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 
 The same command resumes where it was cut: a run that is done is not run again, one of ours is resumed from
@@ -20,12 +21,15 @@ to end, 130 interrupted.
 """
 
 import argparse
+import io
 import json
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +50,9 @@ from util.data.public.demo import make_demo  # noqa: E402
 IDRID = ROOT.parent / "shared" / "data" / "idrid_512"
 LITE0, TINY_VIT = "tf_efficientnet_lite0", "vit_tiny_patch16_224"
 CUT = "begun"  # a file that stands beside a run until it is done
+KEPT, PLACE = ROOT / "docs" / "learning", "WORK"
+PREDICTIONS = "predictions_test.csv"
+FILES = ("run.json", "metrics_test.json", PREDICTIONS, "cell.json")  # the last one says that a run is done
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class Cell:
         return self.work / self.name
 
     @property
+    def archive(self) -> Path:
+        """Where it is kept, with --keep."""
+        return KEPT / f"{self.name.replace('/', '-')}.tar.gz"
+
+    @property
     def is_done(self) -> bool:
         return (self.folder / "cell.json").exists()
 
@@ -106,7 +118,7 @@ class Cell:
             words = ["-m", "benchmarks.plain_logistic", *words, *crop, "--output", folder]
         else:
             adaptation = ["--adaptation", "lp"] if self.way == "probe" else []
-            words = [ROOT / "main_finetune.py", "--model", "timm", *words, *epochs, *crop,
+            words = ["main_finetune.py", "--model", "timm", *words, *epochs, *crop,
                      "--task", folder.name, "--output_dir", folder.parent,
                      "--log_dir", self.work / "logs" / folder.parent.name, "--resume", "same", *adaptation]
         return list(map(str, words))
@@ -180,7 +192,34 @@ def run(cell: Cell, children: Children) -> int:
     return 0
 
 
-def run_all(planned: list[Cell]) -> tuple[list[str], int]:
+def keep(cell: Cell) -> None:
+    """What compare.py reads of a run that is done, for a later machine: docs/learning/CELL.tar.gz, without
+    the place of the work folder, and predictions to six digits."""
+    KEPT.mkdir(exist_ok=True)
+    with tarfile.open(cell.archive, "w:gz") as archive:
+        for name in FILES:
+            text = (cell.folder / name).read_text(encoding="utf-8").replace(str(cell.work), PLACE)
+            if name == PREDICTIONS:
+                numbers = re.compile(r"(?<=,)-?\d+\.\d+(e-?\d+)?(?=[,\n])")
+                text = numbers.sub(lambda found: f"{float(found[0]):.6g}", text)
+            content = text.encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def take(cell: Cell) -> None:
+    """A run that was kept, into the work folder, where it is not there."""
+    if cell.is_done or not cell.archive.exists():
+        return
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(cell.archive) as archive:
+        for name in FILES:
+            text = archive.extractfile(name).read().decode().replace(PLACE, str(cell.work))
+            (cell.folder / name).write_text(text, encoding="utf-8")
+
+
+def run_all(planned: list[Cell], keeps: bool = False) -> tuple[list[str], int]:
     """Run what is not done -> the names of those that failed, and the signal that ended it all (0: none)."""
     failed = []
     with Children() as children:
@@ -199,6 +238,8 @@ def run_all(planned: list[Cell]) -> tuple[list[str], int]:
                 failed.append(cell.name)
             else:
                 print(f"    {time.monotonic() - began:.0f} s", flush=True)
+                if keeps:
+                    keep(cell)
     return failed, 0
 
 
@@ -217,6 +258,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true",
                         help="tiny digits and demo, one epoch: for its correctness")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their commands, then stop")
+    parser.add_argument("--keep", action="store_true",
+                        help="keep what is done in docs/learning; what is kept there is not run again")
     parser.add_argument("--write", action="store_true",
                         help="write docs/learning.json and the tables of docs/**/speed.md")
     return parser
@@ -225,14 +268,14 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     chosen = choose(options.only)
-    if options.write and (options.quick or options.only):
-        raise InputError("--write is for the whole table: leave out --quick and --only")
+    if options.quick and (options.write or options.keep):
+        raise InputError("--write and --keep are for measurements: leave out --quick")
     leave_out = {"idrid", "idrid_crop"}.intersection(chosen["images"])
     if leave_out and (options.quick or not options.idrid.is_dir()):
         reason = "--quick" if options.quick else f"{options.idrid} is not there (--idrid DIR)"
         print(f"left out: the rows of IDRiD ({reason})", flush=True)
         if options.write:
-            raise InputError(f"--write is for the whole table, and {reason}")
+            raise InputError(f"--write is for all rows that are asked for, and {reason}")
         chosen["images"] = [name for name in chosen["images"] if name not in leave_out]
     usual_work = ROOT / "output_dir" / ("learning_quick" if options.quick else "learning")
     work = (options.work or usual_work).resolve()
@@ -240,6 +283,8 @@ def main(argv: list[str] | None = None) -> int:
     epochs = options.epochs or (1 if options.quick else 12)
     planned = cells(chosen, seeds, epochs, work)
     for cell in planned:
+        if options.keep:
+            take(cell)
         if cell.is_done:
             require_same(cell)
     print(f"{len(planned)} runs in {work}, {sum(cell.is_done for cell in planned)} done", flush=True)
@@ -251,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     if not planned:
         return 0
     prepare(chosen, options.idrid, work, options.quick)
-    failed, stopped_by = run_all(planned)
+    failed, stopped_by = run_all(planned, options.keep)
     if stopped_by:
         print(f"stopped by {signal.Signals(stopped_by).name}: what was saved stays; the same command goes "
               "on", file=sys.stderr)

@@ -5,9 +5,11 @@ import json
 import random
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -63,9 +65,10 @@ def test_what_is_not_there_is_said(tmp_path, capsys):
     assert f"left out: the rows of IDRiD ({tmp_path / 'none'} is not there" in capsys.readouterr().out
     with pytest.raises(InputError, match="^--only digit: there are images idrid, .*; starts imagenet"):
         learning.main(["--only", "digit"])
-    for words in (["--quick"], ["--only", "digits"], ["--idrid", str(tmp_path / "none")]):
-        with pytest.raises(InputError, match="^--write is for the whole table"):
-            learning.main(["--write", *words])
+    for words in (["--write", "--quick"], ["--keep", "--quick"],
+                  ["--write", "--idrid", str(tmp_path / "none")]):
+        with pytest.raises(InputError, match="^--write (and --keep are for measurements|is for all rows)"):
+            learning.main(words)
 
 
 def test_all_is_crossed_with_all():
@@ -331,3 +334,25 @@ def test_the_pages_tables_are_those_of_the_stored_run():
     measured = {(row["images"], row["start"], row["way"]) for row in stored["rows"]}
     expected = {(cell.images, cell.start, cell.way) for cell in learning.cells(ALL, 1, 12, Path("work"))}
     assert measured in (set(), expected)  # nothing yet, or all of it
+
+
+def test_a_run_that_is_kept_is_taken_up_elsewhere(tmp_path, monkeypatch):
+    """Without a path of the machine, with numbers to six digits."""
+    monkeypatch.setattr(learning, "KEPT", tmp_path / "kept")
+    here, there = (learning.Cell("idrid", "imagenet", "plain", 1, 12, tmp_path / place) for place in ("a", "b"))
+    labels = np.arange(40) % 3
+    write_run(here.folder, images(labels), guesses(labels, 1.0, 0), seed=1)
+    command = json.dumps({"command": here.command(), "seconds": 3.0})
+    (here.folder / "cell.json").write_text(command)
+    learning.keep(here)
+    assert here.archive == there.archive and here.archive.parent == tmp_path / "kept"
+    learning.take(there)
+    assert there.is_done and json.loads((there.folder / "cell.json").read_text())["command"] == there.command()
+    learning.require_same(there)
+    first, second = (pd.read_csv(cell.folder / learning.PREDICTIONS) for cell in (here, there))
+    numbers = [name for name in first if name.startswith(("prob_", "logit_"))]
+    assert np.allclose(first[numbers], second[numbers], rtol=1e-5, atol=0)
+    others = [name for name in first if name not in numbers]
+    assert first[others].equals(second[others])
+    with tarfile.open(here.archive) as archive:
+        assert not any(str(tmp_path).encode() in archive.extractfile(name).read() for name in learning.FILES)
