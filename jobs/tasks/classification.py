@@ -13,7 +13,7 @@ from jobs import recalibration, terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import AUGMENTATIONS, Task, started_on_cpu
 from util.core.errors import InputError
-from util.data import tables
+from util.data import cases, tables
 from util.metrics import calibration, class_order, selection, weighted
 from util.metrics.classification import (
     METRIC_COLUMNS,
@@ -306,9 +306,13 @@ class Classification(Task):
 
     def facts(self, data: tables.Data) -> dict:
         counts = tables.counts(data.table, data.class_names)
+        by_case = {}
+        if cases.COLUMN in data.table:
+            first = tables.counts(data.table.drop_duplicates(cases.COLUMN), data.class_names)
+            by_case = {"cases": {split: dict(first[split]) for split in first}}
         patients = tables.patient_counts(data.table, data.class_names)
         return {"class_names": data.class_names, "images": {split: dict(counts[split]) for split in counts},
-                **({"patients": patients} if patients else {}), **self._stored_covariates()}
+                **by_case, **({"patients": patients} if patients else {}), **self._stored_covariates()}
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:

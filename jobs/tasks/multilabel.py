@@ -12,7 +12,7 @@ from jobs import terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.classification import Classification
 from util.core.errors import InputError, reject_if
-from util.data import tables
+from util.data import cases, tables
 from util.data.labels.cells import refuse_constant
 from util.data.labels.table import counts, read_labels_csv, values_of
 from util.metrics import selection
@@ -178,8 +178,12 @@ class Multilabel(Classification):
 
     def facts(self, data: tables.Data) -> dict:
         images = data.table["split"].value_counts()
-        return {"label_names": self.class_names, "positives": counts(data.table, self.class_names),
-                "images": {split: int(images[split]) for split in data.splits}}
+        judged = data.table
+        if cases.COLUMN in judged:
+            judged = judged.drop_duplicates(cases.COLUMN)
+        return {"label_names": self.class_names, "positives": counts(judged, self.class_names),
+                "images": {split: int(images[split]) for split in data.splits},
+                **cases.counted(data.table, data.splits)}
 
 
 def _known_a_picture(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from jobs import terminal
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import AUGMENTATIONS, Task, started_on_cpu
 from util.core.errors import InputError
-from util.data import tables
+from util.data import cases, tables
 from util.data.regression import parse_transforms, read_regression_csv
 from util.metrics import selection, target_scale
 from util.metrics.intervals import entry, regression_intervals
@@ -179,7 +179,8 @@ class Regression(Task):
 
     def facts(self, data: tables.Data) -> dict:
         return {**self.stored(), "images": {split: int((data.table["split"] == split).sum())
-                                            for split in data.splits}}
+                                            for split in data.splits},
+                **cases.counted(data.table, data.splits)}
 
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:

@@ -53,6 +53,10 @@ def test_a_row_a_case_and_its_images_beside(start, volumes, tmp_path, pool):
     assert json.loads((run / "metrics_test.json").read_text())["n"]["value"] == 8
     assert json.loads((run / "metrics_test.json").read_text())["f1"]["method"] == "bootstrap of cases"
     assert (run / "images_val.csv").exists()
+    # the report counts cases everywhere
+    assert json.loads((run / "run.json").read_text())["data"]["cases"]["train"] == {"healthy": 4, "ill": 4}
+    page = (run / "report.html").read_text()
+    assert "Cases of each class and split" in page and "8 cases" in page and "8 images" not in page
 
     # scored again, and predicted: the same; without the column one line says what is missing
     before = (run / "predictions_test.csv").read_bytes()

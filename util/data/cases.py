@@ -111,6 +111,14 @@ def describe(table: pd.DataFrame, splits: Sequence[str], asked: DataOptions) -> 
     return [f"cases      {counted}; of {images} each, judged together by --pool {asked.pool}"]
 
 
+def counted(table: pd.DataFrame, splits: Sequence[str]) -> dict[str, dict[str, int]]:
+    """{"cases": {split: how many}}, for run.json; {} where there are none."""
+    if COLUMN not in table:
+        return {}
+    numbers = table.groupby("split")[COLUMN].nunique()
+    return {"cases": {split: int(numbers[split]) for split in splits}}
+
+
 # ---- from images to cases ----------------------------------------------------------------------------------
 
 def of_images(rows: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -122,8 +122,9 @@ def _absent(run: Run) -> list[tuple[str, list[str]]]:
 # ---- data --------------------------------------------------------------------------------------------------
 
 def _images(run: Run) -> dict[str, dict[str, int]]:
-    """{split: {class: images}}: of run.json, and for val and test of the predictions where there are any."""
-    stored = as_dict(run.part("data").get("images"))
+    """{split: {class: images or cases}}: of run.json, and for val and test of the predictions where there are
+    any."""
+    stored = as_dict(run.part("data").get(run.main.unit))
     counts = {split: {str(name): number for name, number in by_class.items() if isinstance(number, int)}
               for split, by_class in stored.items() if isinstance(by_class, dict)}
     for split in run.splits.values():
@@ -162,7 +163,8 @@ def _classes(run: Run) -> dict[str, object] | None:
                     for split, by_class in images.items()]) for name in run.names]
     last = [_images_and_patients(sum(by_class.values()), patients.get(split, {}).get(""))
             for split, by_class in images.items()]
-    return {"caption": "Images of each class and split", "first": "Class", "splits": list(images),
+    return {"caption": f"{run.main.unit.capitalize()} of each class and split", "first": "Class",
+            "splits": list(images),
             "rows": [*rows, ("All", last)]}
 
 
@@ -181,7 +183,8 @@ def _labels(run: Run) -> dict[str, object] | None:
     rows = [(name, [_with_and_without(stored.get(split, {}).get(name)) for split in splits])
             for name in run.names]
     last = [_images_and_patients(counts[split], patients.get(split)) for split in splits]
-    return {"caption": "Images with each label, and without it", "first": "Label", "splits": splits,
+    return {"caption": f"{run.main.unit.capitalize()} with each label, and without it", "first": "Label",
+            "splits": splits,
             "rows": [*rows, ("All", last)]}
 
 
@@ -193,7 +196,7 @@ def _with_and_without(counts: object) -> tuple[str, str]:
 
 def _number_of_split(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     """{split: images} where run.json has no classes; {split: patients} where they are known."""
-    stored = as_dict(run.part("data").get("images"))
+    stored = as_dict(run.part("data").get(run.main.unit))
     counts = {split: number for split, number in stored.items() if isinstance(number, int)}
     counts |= {split.name: split.images for split in run.splits.values() if split.images}
     return counts, {split.name: split.patients for split in run.splits.values()}
@@ -204,7 +207,8 @@ def _targets(run: Run) -> dict[str, object]:
     splits = in_order(counts, _external(run))
     rows = [(name, [_known_values(run, split, name) for split in splits]) for name in run.names]
     last = [_images_and_patients(counts[split], known.get(split)) for split in splits]
-    return {"caption": "Images with a known value, with its mean and standard deviation", "first": "Target",
+    unit = run.main.unit.capitalize()
+    return {"caption": f"{unit} with a known value, with its mean and standard deviation", "first": "Target",
             "splits": splits, "rows": [*rows, ("All", last)]}
 
 
