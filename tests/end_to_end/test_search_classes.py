@@ -111,13 +111,13 @@ def test_every_trial_has_its_own_settings_and_the_same_weights(start, monkeypatc
 
 
 @pytest.mark.parametrize("adaptation", ["finetune", "lp"])
-def test_a_search_over_cases(start, tmp_path, pictures, adaptation):
+def test_a_search_over_cases(start, weights, tmp_path, pictures, adaptation):
     """Images in pairs, judged together by an attention: a trial is worth what its run would be."""
     rows = [(path, path.parts[-2], path.parts[-3], f"{'_'.join(path.parts[-3:-1])}_{int(path.stem) // 2}")
             for path in sorted(pictures.rglob("*.png"))]
     pd.DataFrame(rows, columns=["path", "label", "split", "case"]).to_csv(tmp_path / "c.csv", index=False)
     words = (*WITHOUT_LR, "--csv_file", "c.csv", "--case_col", "case", "--pool", "attention", "--adaptation",
-             adaptation)
+             adaptation, "--finetune", weights)
     code, out, err = start(*words, *SEARCH, "--optuna_trials", 1, data=None, small=False)
     images = 8 if adaptation == "lp" else 16  # of one case, at most
     assert code == 0 and f"blr x {images} x accum_iter / 256" in out, err
