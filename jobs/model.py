@@ -99,7 +99,8 @@ def idle_for_backbone(options: Options, backbone: models_vit.Backbone) -> list[s
     lines = [("global_pool" in typed and not options.model.global_pool,
               f"--cls_token changes nothing: {pools}"),
              ("fc_norm_passes" in typed,
-              f"--fc_norm_passes does nothing for {backbone.arch}: only models of MAE (RETFound_mae) have fc_norm")]
+              f"--fc_norm_passes does nothing for {backbone.arch}: models of MAE's family, such as "
+              "RETFound_mae, alone have fc_norm")]
     return [line for applies, line in lines if applies]
 
 

@@ -1,5 +1,5 @@
-"""Weights of other makers, in the names that their own code gives them: every tensor is used, and the features
-are those of a second computation (tests/written_out_vit.py).
+"""Weights of other makers, in the names that their own code gives them: every tensor is used, and the
+features are those of a second computation (tests/written_out_vit.py).
 
 Their files themselves are not here: weights are the recipe's (tests/parity.py), names and shapes those of
 their makers' code, as docs/weights.md says.
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 REGISTERS = tuple(backbone.arch for backbone in BACKBONES if backbone.family == "dinov2_reg")
 WITHOUT = {arch: arch.removesuffix("_reg4") for arch in REGISTERS}  # the same size, without registers
 HEADS = {"retfound_green": 6, "urfound": 12, "deretfound": 16, "visionfm_fundus": 12, "visionfm_oct": 12,
-         "visionfm_ffa": 12, **{arch: heads for arch, heads in zip(REGISTERS, (6, 12, 16, 24), strict=True)}}
+         "visionfm_ffa": 12, **dict(zip(REGISTERS, (6, 12, 16, 24), strict=True))}
 
 
 def timm_shapes(arch: str, depth: int | None, size: int) -> dict[str, tuple[int, ...]]:
@@ -58,8 +58,8 @@ def shapes_of(arch: str, depth: int | None = None) -> dict[str, tuple[int, ...]]
                    "bert_encoder.model.bert.embeddings.word_embeddings.weight": (9, 384)}
     if arch.startswith("visionfm"):
         shapes = {f"backbone.{name}": shape for name, shape in shapes.items()}
-        shapes |= {"head.mlp.0.weight": (16, 768), "head.mlp.0.bias": (16,), "head.last_layer.weight_g": (8, 1),
-                   "head.last_layer.weight_v": (8, 4)}
+        shapes |= {"head.mlp.0.weight": (16, 768), "head.mlp.0.bias": (16,),
+                   "head.last_layer.weight_g": (8, 1), "head.last_layer.weight_v": (8, 4)}
     blocks = re.compile(r"(?:backbone\.)?blocks\.(\d+)\.")
     return {name: shape for name, shape in shapes.items()
             if depth is None or not blocks.match(name) or int(blocks.match(name)[1]) < depth}
@@ -100,7 +100,8 @@ def wanted_features(arch: str, tensors: dict[str, torch.Tensor], images: torch.T
 
 
 def images_of(side: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.RandomState(side).standard_normal((2, 3, side, side)).astype(np.float32))
+    drawn = np.random.RandomState(side).standard_normal((2, 3, side, side))
+    return torch.from_numpy(drawn.astype(np.float32))
 
 
 # sides in pixels; the first of each maker's is that of its files
@@ -128,7 +129,8 @@ def test_features_are_those_of_a_second_computation(tmp_path, arch, sides):
 def test_every_row_that_says_so_is_compared_with_a_second_computation():
     assert {backbone.arch for backbone in BACKBONES if backbone.compared == models_vit.SECOND} == {
         *CASES} - {"deretfound"}
-    authors = {*parity.WITH_REFERENCE, "retfound_mae", "deretfound"}  # the last: the same code as RETFound_mae
+    # the last has the same code as RETFound_mae
+    authors = {*parity.WITH_REFERENCE, "retfound_mae", "deretfound"}
     assert {backbone.arch for backbone in BACKBONES if backbone.compared == models_vit.AUTHORS} == authors
 
 
@@ -140,7 +142,7 @@ def test_the_second_computation_is_metas(arch, depth, heads):
     """With DINOv2's offset, at 224 of 518 pixels; with peaked attention; the giant's gated layers."""
     gain = parity.manifest(arch)["ref"]["sharp_gain"]
     weights = parity.made({name: shape for name, shape, _ in parity.manifest(arch)["tensors"]
-                      if not name.startswith("blocks.") or int(name.split(".")[1]) < depth}, gain)
+                           if not name.startswith("blocks.") or int(name.split(".")[1]) < depth}, gain)
     x = last_tokens(weights, parity.images(224)[:1], heads, offset=0.1)
     tokens = norm(x, {name: tensor.double() for name, tensor in weights.items()}, "norm")
     wanted = parity.reference(arch)
@@ -150,8 +152,9 @@ def test_the_second_computation_is_metas(arch, depth, heads):
 
 @torch.no_grad()
 def test_the_second_computation_is_maes():
-    weights = parity.made({name: shape for name, shape, _ in parity.manifest("mae_vitl16_finetune_cls")["tensors"]
-                      if not name.startswith("blocks.") or int(name.split(".")[1]) < 2}, 2.5)
+    tensors = parity.manifest("mae_vitl16_finetune_cls")["tensors"]
+    weights = parity.made({name: shape for name, shape, _ in tensors
+                           if not name.startswith("blocks.") or int(name.split(".")[1]) < 2}, 2.5)
     tokens = norm(last_tokens(weights, parity.images(336), 16),
                   {name: tensor.double() for name, tensor in weights.items()}, "norm")
     assert abs(tokens[:, 0].numpy() - parity.reference("mae_vitl16")["sharp_cls_336"]).max() < TOLERANCE
@@ -243,13 +246,14 @@ def test_a_file_that_is_not_there_says_where_it_is_to_be_had():
 def test_an_archive_that_was_not_unpacked_says_what_is_in_it(tmp_path):
     with zipfile.ZipFile(tmp_path / "PreTraining.zip", "w") as archive:
         archive.writestr("PreTraining/checkpoint-best.pth", b"0" * 100)
-    with pytest.raises(InputError, match=r"weight files in it \(PreTraining/checkpoint-best.pth\): unpack it"):
+    with pytest.raises(InputError, match=r"files in it \(PreTraining/checkpoint-best.pth\): unpack it"):
         read_weights(tmp_path / "PreTraining.zip")
 
 
 def test_a_fine_tuned_visionfm_gives_its_backbone(tmp_path):
-    tensors = {name.removeprefix("backbone."): tensor for name, tensor
-               in parity.made(shapes_of("visionfm_oct", depth=1), 1.0).items() if name.startswith("backbone.")}
+    teacher = parity.made(shapes_of("visionfm_oct", depth=1), 1.0)
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in teacher.items()
+               if name.startswith("backbone.")}
     torch.save({"epoch": 7, "classifier_state_dict": {"linear.weight": torch.ones(3, 8)},
                 "visionfm_state_dict": tensors, "best_auc": 0.9}, tmp_path / "best.pth")
     file = read_weights(tmp_path / "best.pth")
@@ -259,8 +263,8 @@ def test_a_fine_tuned_visionfm_gives_its_backbone(tmp_path):
 def test_a_run_says_what_it_reads_and_by_which_numbers(start, tmp_path):
     torch.save(parity.made(shapes_of("retfound_green"), 1.0), tmp_path / "retfoundgreen_statedict.pth")
     code, out, err = start("--model", "RETFound_Green", "--finetune", "retfoundgreen_statedict.pth",
-                           "--weights_dir", tmp_path, "--nb_classes", 3, "--input_size", 28, "--batch_size", 4,
-                           "--dry_run", "--device", "cpu", "--num_workers", 0, "--cls_token", small=False)
+                           "--weights_dir", tmp_path, "--nb_classes", 3, "--input_size", 28,
+                           "--batch_size", 4, "--dry_run", "--device", "cpu", "--num_workers", 0, "--cls_token", small=False)
     assert code == 0, err
     assert "RETFound_Green retfound_green" in out and "reads the mean of the patch tokens" in out
     assert "normalised by mean 0.5 0.5 0.5" in out and "175/175 tensors" in out

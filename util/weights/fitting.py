@@ -210,7 +210,8 @@ def read_weights(path: str | Path) -> WeightFile:
     """A weight file or checkpoint as tensors under its own flat names.
 
     Unwraps `{"model": …}` (MAE, the original scripts, ours), `{"teacher": {"backbone.…"}}` (DINOv2's
-    training, VisionFM), `{"state_dict": …}`, `{"visionfm_state_dict": …}` (VisionFM, fine-tuned); drops the prefixes of `WRAPPERS`. InputError for a file without tensors.
+    training, VisionFM), `{"state_dict": …}`, `{"visionfm_state_dict": …}` (VisionFM, fine-tuned); drops the
+    prefixes of `WRAPPERS`. InputError for a file without tensors.
     """
     content = load_file(path)
     rest, arguments = {}, {}
