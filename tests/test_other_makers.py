@@ -110,6 +110,7 @@ CASES = {"dinov2_vits14_reg4": (518, 224), "dinov2_vitb14_reg4": (70,), "dinov2_
          "deretfound": (224,), "visionfm_fundus": (224, 96), "visionfm_oct": (48,), "visionfm_ffa": (48,)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("arch", "sides"), CASES.items())
 @torch.no_grad()
 def test_features_are_those_of_a_second_computation(tmp_path, arch, sides):
@@ -136,6 +137,7 @@ def test_every_row_that_says_so_is_compared_with_a_second_computation():
 
 # ---- the second computation itself -------------------------------------------------------------------------
 
+@pytest.mark.long
 @pytest.mark.parametrize(("arch", "depth", "heads"), [("dinov2_vits14", 12, 6), ("dinov2_vitg14", 2, 24)])
 @torch.no_grad()
 def test_the_second_computation_is_metas(arch, depth, heads):
@@ -150,6 +152,7 @@ def test_the_second_computation_is_metas(arch, depth, heads):
     assert abs(tokens[:, 1:].mean(dim=1).numpy() - wanted["sharp_patchmean_224"][:1]).max() < TOLERANCE
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_the_second_computation_is_maes():
     tensors = parity.manifest("mae_vitl16_finetune_cls")["tensors"]
@@ -260,6 +263,7 @@ def test_a_fine_tuned_visionfm_gives_its_backbone(tmp_path):
     assert file.tensors.keys() == tensors.keys() and file.rest["epoch"] == 7
 
 
+@pytest.mark.long
 def test_a_run_says_what_it_reads_and_by_which_numbers(start, tmp_path):
     torch.save(parity.made(shapes_of("retfound_green"), 1.0), tmp_path / "retfoundgreen_statedict.pth")
     code, out, err = start("--model", "RETFound_Green", "--finetune", "retfoundgreen_statedict.pth",
