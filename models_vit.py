@@ -21,7 +21,12 @@ from util.weights import checkpoint, file_checks, finding
 from util.weights.fitting import COVARIATE_HEAD, HEAD_PREFIX, Fit, WeightFile, fit, put_in
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 HUB_OWNER = "YukunZhou"
+# What the tests hold a row's features to: numbers that its authors' own code computed; a second computation,
+# written from the authors' definition and itself held to such numbers; or nothing but names and shapes, where
+# other sizes of the same code are held to numbers.
+AUTHORS, SECOND, NAMES = "authors' numbers", "second computation", "names only"
 Put = Callable[[torch.nn.Module, Fit], None]  # takes a part of a model, and what of a file fits it
 
 
@@ -33,7 +38,7 @@ class Backbone:
     model: str
     arch: str
     timm_name: str
-    family: str  # whose names and rules its weight files follow: mae, dinov2, dinov3, timm
+    family: str  # whose names and rules its weight files follow: a key of util/weights/fitting.py's tables
     # of the backbone alone (no head) at 224 pixels, as timm builds it; 0 = whatever timm's model has
     parameters: int
     patch: int
@@ -42,20 +47,35 @@ class Backbone:
     on_hub: bool = False  # the weights are a gated repository of that name on the Hugging Face hub
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    input_size: int = 224  # where none is asked for
+    patch_mean: bool = False  # its maker reads the mean of the patch tokens, each past the final norm
+    compared: str = AUTHORS  # with what its features are compared in tests/
+
+    @property
+    def reads(self) -> str:
+        """What its head reads, in words; in the family of MAE --global_pool and --cls_token decide."""
+        return "the mean of the patch tokens" if self.patch_mean else "the class token"
 
 
 MAE_FILES = ("RETFound_mae_natureCFP", "RETFound_mae_natureOCT", "RETFound_mae_meh", "RETFound_mae_shanghai")
 DINOV2_FILES = ("RETFound_dinov2_meh", "RETFound_dinov2_shanghai")
 
 
-def _dinov3(arch: str, timm_name: str, parameters: int) -> Backbone:
+def _dinov3(arch: str, timm_name: str, parameters: int, compared: str = AUTHORS) -> Backbone:
     return Backbone("Dinov3", arch, timm_name, "dinov3", parameters, 16, (f"{arch}_pretrain.pth",),
-                    "DINOv3 License")
+                    "DINOv3 License", compared=compared)
 
 
-def _dinov2(arch: str, timm_name: str, parameters: int) -> Backbone:
-    return Backbone("Dinov2", arch, timm_name, "dinov2", parameters, 14, (f"{arch}_pretrain.pth",),
-                    "Apache-2.0")
+def _dinov2(arch: str, timm_name: str, parameters: int, compared: str = AUTHORS) -> Backbone:
+    family = "dinov2_reg" if "_reg" in arch else "dinov2"
+    return Backbone("Dinov2", arch, timm_name, family, parameters, 14, (f"{arch}_pretrain.pth",),
+                    "Apache-2.0", compared=compared)
+
+
+def _visionfm(images: str, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Backbone:
+    return Backbone("VisionFM", f"visionfm_{images.lower()}", "vit_base_patch16_224", "ibot", 85_798_656, 16,
+                    (f"VFM_{images}_weights.pth",), "research and education only", mean=mean, std=std,
+                    compared=SECOND)
 
 
 # timm's plain DINOv3 models have no q and v biases, the `_qkvb` ones do; the 7B was trained without.
@@ -66,18 +86,40 @@ BACKBONES = (
              DINOV2_FILES, "CC BY-NC 4.0", on_hub=True),
     _dinov3("dinov3_vits16", "vit_small_patch16_dinov3_qkvb", 21_596_160),
     _dinov3("dinov3_vits16plus", "vit_small_plus_patch16_dinov3_qkvb", 28_692_480),
-    _dinov3("dinov3_vitb16", "vit_base_patch16_dinov3_qkvb", 85_659_648),
+    _dinov3("dinov3_vitb16", "vit_base_patch16_dinov3_qkvb", 85_659_648, NAMES),
     _dinov3("dinov3_vitl16", "vit_large_patch16_dinov3_qkvb", 303_128_576),
     _dinov3("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3_qkvb", 840_591_360),
     _dinov3("dinov3_vit7b16", "vit_7b_patch16_dinov3", 6_716_030_976),
     _dinov2("dinov2_vits14", "vit_small_patch14_dinov2", 21_628_800),
-    _dinov2("dinov2_vitb14", "vit_base_patch14_dinov2", 85_724_928),
+    _dinov2("dinov2_vitb14", "vit_base_patch14_dinov2", 85_724_928, NAMES),
     _dinov2("dinov2_vitl14", "vit_large_patch14_dinov2", 303_227_904),
     _dinov2("dinov2_vitg14", "vit_giant_patch14_dinov2", 1_134_769_664),
+    _dinov2("dinov2_vits14_reg4", "vit_small_patch14_reg4_dinov2", 21_629_952, SECOND),
+    _dinov2("dinov2_vitb14_reg4", "vit_base_patch14_reg4_dinov2", 85_727_232, SECOND),
+    _dinov2("dinov2_vitl14_reg4", "vit_large_patch14_reg4_dinov2", 303_230_976, SECOND),
+    _dinov2("dinov2_vitg14_reg4", "vit_giant_patch14_reg4_dinov2", 1_134_774_272, SECOND),
+    # Other makers' retinal weights; what is known of each stands in docs/weights.md.
+    Backbone("RETFound_Green", "retfound_green", "vit_small_patch14_reg4_dinov2", "timm", 21_629_952, 14,
+             ("retfoundgreen_statedict.pth",), "non-commercial research only", mean=HALF, std=HALF,
+             input_size=392, patch_mean=True, compared=SECOND),
+    Backbone("UrFound", "urfound", "vit_base_patch16_224", "mae", 85_798_656, 16,
+             ("hf:yyyyk/UrFound/urfound_mm.pth",), "not stated (code: MIT)", compared=SECOND),
+    Backbone("DERETFound", "deretfound", "vit_large_patch16_224", "mae", 303_301_632, 16,
+             ("PreTraining/checkpoint-best.pth",), "not stated"),
+    # one file a kind of image, each with constants of its own
+    _visionfm("Fundus", (0.423737496137619, 0.2609460651874542, 0.128403902053833),
+              (0.29482534527778625, 0.20167365670204163, 0.13668020069599152)),
+    _visionfm("OCT", (0.21091926, 0.21091926, 0.21091919), (0.17598894, 0.17598891, 0.17598893)),
+    _visionfm("FFA", (0.2020487, 0.20205145, 0.20201068), (0.17406046, 0.17404206, 0.17401208)),
 )
 HOW_TO_GET = {"Dinov3": "Meta sends the links after a request on "
                         "ai.meta.com/resources/models-and-libraries/dinov3-downloads",
-              "Dinov2": "Meta's links are listed on github.com/facebookresearch/dinov2"}
+              "Dinov2": "Meta's links are listed on github.com/facebookresearch/dinov2",
+              "RETFound_Green": "it is a file of the release v0.1 on "
+                                "github.com/justinengelmann/RETFound_Green",
+              "UrFound": "it is the file of huggingface.co/yyyyk/UrFound",
+              "DERETFound": "unpack PreTraining.zip of zenodo.org/records/13340936",
+              "VisionFM": "the links of its files are listed on github.com/ABILab-CUHK/VisionFM"}
 TIMM = "timm"
 # the first release of the original named its one architecture so; its checkpoints still do
 MODEL_ALIASES = {"vit_large_patch16": "RETFound_mae"}
@@ -125,13 +167,13 @@ def belongs(model: str, arch: str | None) -> bool:
 
 
 def resolve_input_size(backbone: Backbone, input_size: int | None) -> int:
-    """The side of the square input in pixels: as asked, else 224 (table) or the timm model's own. InputError,
+    """The side of the square input in pixels: as asked, else the row's or the timm model's own. InputError,
     naming sizes that work, where the patch does not divide it or a timm model does not take it."""
     if backbone.model == TIMM:
         size = input_size or timm_models.own_size(backbone.timm_name)
         patch = timm_models.patch_of(backbone.timm_name)
     else:
-        size, patch = input_size or 224, backbone.patch
+        size, patch = input_size or backbone.input_size, backbone.patch
     if size < max(patch, 8):
         raise InputError(f"--input_size {size} is too small: at least {max(patch, 8)}")
     if patch and size % patch:
@@ -159,8 +201,9 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
                 **changes: Any) -> torch.nn.Module:
     """The timm model of a row: (B, 3, S, S) -> (B, num_classes); 0 classes for features alone.
 
-    Only RETFound_mae asks for `global_pool`: the mean of the patch tokens, then fc_norm; without it, and for
-    every other row, the class token after the final norm. `fc_norm_passes` 2 is how checkpoints of the
+    Only the family of MAE asks for `global_pool`: the mean of the patch tokens, then fc_norm. Without it, and
+    for every other row, it is the class token after the final norm, or, where the row says `patch_mean`, the
+    mean of the patch tokens after that norm. `fc_norm_passes` 2 is how checkpoints of the
     original's present code have to be scored. pretrained: whether weights will be put in; then the head
     starts next to zero, else as timm starts it. `changes` go to timm as they are (depth=2 in tests). Building
     under `torch.device("meta")` costs no memory.
@@ -172,6 +215,8 @@ def build_model(backbone: Backbone, num_classes: int, input_size: int, drop_path
         options |= {"img_size": input_size, "global_pool": "token"}
         if backbone.family == "mae" and global_pool:
             options["global_pool"] = "avg"  # timm then takes the norm after the pooling, as fc_norm
+        elif backbone.patch_mean:
+            options |= {"global_pool": "avg", "fc_norm": False}  # the norm stays before the pooling
     elif timm_models.is_fixed_size(backbone.timm_name):
         options["img_size"] = input_size
     try:

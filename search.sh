@@ -14,7 +14,7 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 CSV_FILE=${CSV_FILE:-}                        # a CSV with the columns path, split and the targets or the label
 TARGETS=${TARGETS:-}                          # the numeric columns to predict; empty: tc ldl hdl tg apoa apob
 LABEL=${LABEL:-}                              # instead of TARGETS, for a classification: the column of classes
-MODEL=${MODEL:-RETFound_dinov2}               # RETFound_dinov2, RETFound_mae, Dinov3, Dinov2, timm or a name of timm
+MODEL=${MODEL:-RETFound_dinov2}               # a name of README.md's table of weights, timm or a name of timm
 MODEL_ARCH=${MODEL_ARCH:-}                    # its architecture, where the model has several
 FINETUNE=${FINETUNE-RETFound_dinov2_meh}      # weights: a name or a file; set but empty: train from scratch
 ADAPTATION=${ADAPTATION:-finetune}            # finetune: all weights learn; lp: the head alone, in seconds a trial; lora

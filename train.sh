@@ -11,8 +11,8 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 # ---- What to train. Edit here, or set in the environment. ----
 DATA_PATH=${DATA_PATH:-}                      # a folder with train/, val/ and test/, a folder a class in each
 NUM_CLASS=${NUM_CLASS:-}                      # the number of classes
-MODEL=${MODEL:-RETFound_dinov2}               # RETFound_dinov2, RETFound_mae, Dinov3, Dinov2, timm
-MODEL_ARCH=${MODEL_ARCH:-}                    # empty: retfound_dinov2 or retfound_mae, as MODEL says
+MODEL=${MODEL:-RETFound_dinov2}               # a name of README.md's table of weights, or timm
+MODEL_ARCH=${MODEL_ARCH:-}                    # may be empty where MODEL has one architecture alone
 FINETUNE=${FINETUNE-RETFound_dinov2_meh}      # weights: a name or a file; set but empty: train from scratch
 ADAPTATION=${ADAPTATION:-finetune}            # finetune: all weights learn; lp: the head alone, a linear probe;
                                               # lora: small adapters (pip install -r requirements-lora.txt)
@@ -63,9 +63,10 @@ else
     if [ -n "$DATA_PATH" ]; then
         set -- --data_path "$DATA_PATH" "$@"
     fi
-    if [ "$MODEL" != timm ]; then
-        set -- --input_size 224 "$@" # a timm model has a size of its own
-    fi
+    case $MODEL in
+        timm | RETFound_Green) ;; # have sizes of their own
+        *) set -- --input_size 224 "$@" ;;
+    esac
     set -- --model "$MODEL" --model_arch "$MODEL_ARCH" --finetune "$FINETUNE" --savemodel --global_pool \
         --batch_size 24 --world_size 1 --epochs 50 --nb_classes "$NUM_CLASS" --task "$TASK" --adaptation "$ADAPTATION" "$@"
 fi

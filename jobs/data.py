@@ -245,7 +245,9 @@ def normalisation(backbone: models_vit.Backbone, norm: str, finetune: str = "") 
     default tag 0.5)."""
     if norm == "backbone" and backbone.model == models_vit.TIMM:
         return _timms(backbone, finetune)
-    known = {"backbone": (backbone.mean, backbone.std, f"ImageNet's, by which {backbone.arch} was trained"),
+    is_imagenets = (backbone.mean, backbone.std) == (models_vit.IMAGENET_MEAN, models_vit.IMAGENET_STD)
+    whose = "ImageNet's" if is_imagenets else "its maker's"
+    known = {"backbone": (backbone.mean, backbone.std, f"{whose}, by which {backbone.arch} was trained"),
              "imagenet": (models_vit.IMAGENET_MEAN, models_vit.IMAGENET_STD, "ImageNet's"),
              "half": ((0.5,) * 3, (0.5,) * 3, "0.5 throughout")}
     if norm in known:

@@ -91,15 +91,16 @@ def restore_values(model: torch.nn.Module, resumed: WeightFile, task: Task) -> N
 
 
 def idle_for_backbone(options: Options, backbone: models_vit.Backbone) -> list[str]:
-    """Lines about typed flags of the model that only RETFound_mae knows."""
+    """Lines about typed flags of the model that only the family of MAE (RETFound_mae) knows."""
     typed = options.typed if backbone.family != "mae" else ()
-    pools = f"{backbone.arch} reads its class token anyway"
+    pools = f"{backbone.arch} reads {backbone.reads} anyway"
     if backbone.model == models_vit.TIMM:
         pools = "a timm model pools as timm builds it"
     lines = [("global_pool" in typed and not options.model.global_pool,
               f"--cls_token changes nothing: {pools}"),
              ("fc_norm_passes" in typed,
-              f"--fc_norm_passes does nothing for {backbone.arch}: RETFound_mae alone has fc_norm")]
+              f"--fc_norm_passes does nothing for {backbone.arch}: models of MAE's family, such as "
+              "RETFound_mae, alone have fc_norm")]
     return [line for applies, line in lines if applies]
 
 

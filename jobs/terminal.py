@@ -24,7 +24,7 @@ def describe(job: "Job") -> list[str]:
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in job.model.parameters())
     what = "all trained" if trained == total else f"{trained:,} of them trained"
-    reads = ", reads the class token" if backbone.model != "timm" else ""
+    reads = f", reads {backbone.reads}" if backbone.model != "timm" else ""
     if backbone.family == "mae" and model.global_pool:
         times = " twice" if model.fc_norm_passes == 2 else ""
         reads = f", reads the mean of the patch tokens, then fc_norm{times}"

@@ -20,7 +20,14 @@ from models_vit import BACKBONES, build_model, load_backbone
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 sys.path.insert(0, str(FIXTURES))
 
-from recipe import load_manifest, make_input, make_special, make_state_dict, wrap  # noqa: E402
+from recipe import (  # noqa: E402
+    load_manifest,
+    make_input,
+    make_special,
+    make_state_dict,
+    make_tensor,
+    wrap,
+)
 
 SIZES = (224, 336)
 RECIPES = {  # prefix of the reference's keys -> how the recipe made the weights
@@ -73,6 +80,13 @@ def weight_file(path: Path, arch: str, depth: int | None = None, original_checkp
         content["args"] = argparse.Namespace(model="RETFound_mae", nb_classes=1000, input_size=224)
     torch.save(content, path)
     return path
+
+
+def made(shapes: dict[str, tuple[int, ...]], gain: float = 1.0) -> dict[str, torch.Tensor]:
+    """The recipe's tensors under any names; queries, keys and values times the gain."""
+    tensors = {name: torch.from_numpy(make_tensor(name, tuple(shape))) for name, shape in shapes.items()}
+    return {name: tensor * gain if name.endswith("attn.qkv.weight") else tensor
+            for name, tensor in tensors.items()}
 
 
 def images(size: int) -> torch.Tensor:

@@ -153,9 +153,10 @@ def test_full_depth_names_fit_without_memory(arch):
     assert len(fitted.used) == len(fitted.expected)
 
 
-def test_seventeen_rows():
-    """SPEC: six RETFound files on the hub, six DINOv3, four DINOv2 and any timm model."""
-    assert sum(len(row.weights) for row in BACKBONES) + 1 == 17
+def test_rows():
+    """SPEC: six RETFound files on the hub, six DINOv3, four DINOv2 and any timm model; then four DINOv2 with
+    registers and six files of other makers."""
+    assert sum(len(row.weights) for row in BACKBONES) + 1 == 17 + 4 + 6
     assert len(models_vit.HUB_FILES) == 6
     assert models_vit.HUB_FILES["RETFound_mae_meh"] == ("YukunZhou/RETFound_mae_meh", "RETFound_mae_meh.pth")
 

@@ -63,6 +63,9 @@ complete_job() {
     case $MODEL in
         RETFound_dinov2) MODEL_ARCH=${MODEL_ARCH:-retfound_dinov2} ;;
         RETFound_mae) MODEL_ARCH=${MODEL_ARCH:-retfound_mae} ;;
+        RETFound_Green) MODEL_ARCH=${MODEL_ARCH:-retfound_green} ;;
+        UrFound) MODEL_ARCH=${MODEL_ARCH:-urfound} ;;
+        DERETFound) MODEL_ARCH=${MODEL_ARCH:-deretfound} ;;
         *) [ -n "$MODEL_ARCH" ] || stop "MODEL=$MODEL has several sizes: set MODEL_ARCH (README.md, table of weights)" ;;
     esac
     if [ -z "$DATASET" ]; then

@@ -43,6 +43,12 @@ DAMAGED = Row(
     "… is damaged or no …: fetch or copy it again (…)",
     "fetch it again; compare its size with the source",
 )
+PACKED = Row(
+    KIND,
+    "An archive with weight files in it, as RETFound-DE's PreTraining.zip",
+    "… is an archive with weight files in it (…): unpack it and pass one of them",
+    "unpack it",
+)
 HOSTILE = Row(
     KIND,
     "The file holds code, or objects that only code can make: nothing in it is run",
@@ -283,6 +289,8 @@ def archive(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
 
 
 start_from(DAMAGED, "a zip archive of images", archive({"a.png": b"x", "b.png": b"y"}))
+start_from(PACKED, "a zip archive of weights", archive({"PreTraining/checkpoint-best.pth": b"x"}),
+           "PreTraining/checkpoint-best.pth", file="PreTraining.zip")
 start_from(DAMAGED, "an empty zip archive", archive({}))
 start_from(DAMAGED, "a keras file", b"\x89HDF\r\n\x1a\n" + bytes(99), file="w.h5")
 start_from(DAMAGED, "a numpy archive", archive({"w.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"}))

@@ -78,21 +78,19 @@ def test_table_of_weights_is_what_would_be_made(language):
 def test_table_of_weights(page, heading):
     *rows, timm_row = table_rows(section(heading, read(page)))
     expected = [(row, name) for row in models_vit.BACKBONES for name in row.weights]
-    assert len(expected) == len(rows) == 16
-    for (backbone, name), (model, arch, finetune, parameters, source, licence) in zip(
+    assert len(expected) == len(rows) == 26
+    words = weights_table.WORDS["en" if page == README else "zh"]
+    for (backbone, name), (model, arch, finetune, parameters, source, licence, compared) in zip(
         expected, rows, strict=True
     ):
-        assert (bare(model), bare(arch), bare(finetune), licence) == (
-            backbone.model,
-            backbone.arch,
-            name,
-            backbone.licence,
-        )
+        assert (bare(model), bare(arch), bare(finetune)) == (backbone.model, backbone.arch, name)
+        assert [licence, compared] == [words.get(said, said)
+                                       for said in (backbone.licence, backbone.compared)]
         number = re.fullmatch(r"(\d+(?:\.(\d+))?) M", parameters)
         assert round(backbone.parameters / 1e6, len(number[2] or "")) == float(number[1]), name
         assert (
-            (models_vit.HUB_FILES[name][0] in source)
-            if backbone.on_hub
+            (weights_table.repository_of(name) in source)
+            if backbone.on_hub or name.startswith("hf:")
             else ("hub" not in source.replace("github", ""))
         )
     assert bare(timm_row[0]) == models_vit.TIMM

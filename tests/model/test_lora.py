@@ -52,8 +52,7 @@ def disturb(model) -> None:
             parameter.fill_(1.0)
 
 
-MLP = {"retfound_mae": "fc1 fc2", "dinov2_vitg14": "fc1 fc2", "dinov3_vits16": "fc1 fc2",
-       "dinov3_vit7b16": "fc1_g fc1_x fc2",
+MLP = {"dinov3_vit7b16": "fc1_g fc1_x fc2",
        "dinov3_vits16plus": "fc1_g fc1_x fc2", "dinov3_vith16plus": "fc1_g fc1_x fc2"}
 
 
@@ -68,7 +67,7 @@ def test_every_adapter_of_every_backbone_has_a_gradient(arch):
     lora.require_gradients(model, 2 * backbone.patch, arch)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"} | (
-        {"fc_norm.weight", "fc_norm.bias"} if arch == "retfound_mae" else set())
+        {"fc_norm.weight", "fc_norm.bias"} if backbone.family == "mae" else set())
 
     model = adapted(on_meta(arch, regression=True), backbone, lora_targets="attention+mlp")
     names = [f"{block}{name}" for block in blocks for name in
@@ -218,7 +217,7 @@ def test_last_blocks_of_every_backbone(arch):
         options = Options.of(FINETUNE, {"select_metric": "loss", "train_last_blocks": 1})
         choose_part((Regression if regression else Classification)(options), model, row(arch))
         trained = {name.removeprefix("backbone.") for name, p in model.named_parameters() if p.requires_grad}
-        norms = {"fc_norm"} if arch == "retfound_mae" else {"norm"}
+        norms = {"fc_norm"} if row(arch).family == "mae" else {"norm"}
         assert {name.split(".")[0] for name in trained} == {
             "blocks",
             *norms,

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import models_vit
 from tests.clone import copy_scripts, executable, in_every_shell, refused
 from tests.conftest import ROOT
 
@@ -121,6 +122,15 @@ def test_data_and_classes_make_the_documented_job(clone, stub, shell, tmp_path):
     documented["--data_path"] = [f"{data}//"]
     documented["--task"] = ["retfound_dinov2_APTOS 2019_finetune"]
     assert options(arguments) == documented | {"--resume": ["same"], "--output_dir": ["my results"]}
+
+
+@pytest.mark.parametrize("model", [row for row in models_vit.BACKBONES if [
+    other.model for other in models_vit.BACKBONES].count(row.model) == 1], ids=lambda row: row.arch)
+def test_a_models_one_architecture_and_its_own_size_need_not_be_named(clone, stub, model):
+    run = Run(clone, stub, "train.sh", DATA_PATH="d", NUM_CLASS="3", MODEL=model.model, FINETUNE="w.pth")
+    given = options(run.calls[0][1:])
+    assert given["--model_arch"] == [model.arch]
+    assert given.get("--input_size", [str(model.input_size)]) == [str(model.input_size)]
 
 
 def test_every_variable_reaches_its_flag(clone, stub):

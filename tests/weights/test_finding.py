@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models_vit import BACKBONES
 from tests import hub_server
 from tests.small_disk import small_disk  # noqa: F401 (fixture)
 from util.core.errors import InputError
@@ -49,6 +50,17 @@ def ask(name, hub, home, **more):
 def files_asked(hub):
     """The requests for files; the client may ask the hub other things about itself."""
     return [request for request in hub.requests if "/resolve/" in request[1]]
+
+
+def test_the_tables_names_of_other_hubs_are_found(hub, tmp_path):
+    """Names as README.md gives them, of repositories that are not RETFound's."""
+    names = [name for row in BACKBONES for name in row.weights if name.startswith("hf:")]
+    assert names == ["hf:yyyyk/UrFound/urfound_mm.pth"]
+    for name in names:
+        kind, path = ask(name, hub, tmp_path)
+        assert kind == "PATH" and Path(path).read_bytes() == hub_server.CONTENT
+        owner, repository, file = name.removeprefix("hf:").split("/")
+        assert ("GET", f"/{owner}/{repository}/resolve/main/{file}") in files_asked(hub)
 
 
 def test_found_then_offline(hub, tmp_path):

@@ -35,7 +35,8 @@ class ModelOptions:
 
     model: str = flag(
         "RETFound_dinov2",
-        "RETFound_mae, RETFound_dinov2, Dinov2, Dinov3 or timm",
+        "a name of the table of weights (RETFound_mae, RETFound_dinov2, Dinov2, Dinov3, RETFound_Green, "
+        "UrFound, DERETFound, VisionFM), or timm",
         programs=ALL,
         of_scoring=True,
         of_checkpoint=True,
@@ -86,7 +87,7 @@ class ModelOptions:
     )
     input_size: int | None = flag(
         None,
-        "side of the input in pixels; not set: 224, or a timm model's own size",
+        "side of the input in pixels; not set: 224 (RETFound_Green 392), or a timm model's own size",
         read=side,
         programs=ALL,
         of_scoring=True,
@@ -171,11 +172,11 @@ class ModelOptions:
     global_pool: bool = flag(
         True,
         (
-            "RETFound_mae reads the mean of the patch tokens; the other models read the class token, with "
-            "or without this"
+            "RETFound_mae, UrFound and DERETFound read the mean of the patch tokens; what the other models "
+            "read, with or without this, is said at the start"
         ),
         programs=ALL,
-        off=("--cls_token", "RETFound_mae reads the class token"),
+        off=("--cls_token", "RETFound_mae, UrFound and DERETFound read the class token"),
         of_scoring=True,
         of_checkpoint=True,
     )

@@ -29,6 +29,10 @@ def refuse_archive(path: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return  # damaged: torch's own reader says how
     names = [member.filename for member in members]
+    inside = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
+    if inside and not any(name.endswith("data.pkl") for name in names):
+        raise InputError(f"{path} is an archive with weight files in it ({', '.join(inside[:3])}): unpack it "
+                         "and pass one of them")
     for ending, program in (("/constants.pkl", "a TorchScript program"),
                             (".data/extern_modules", "a torch.package")):
         if any(name.endswith(ending) for name in names):

@@ -25,7 +25,12 @@ from util.weights.position_embeddings import resize_position_embedding
 
 # What a family's files may hold beyond the backbone. Anything else that nothing takes is an error.
 LEFT_OVER = {
-    "mae": {"decoder": r"decoder_.+", "mask token": r"mask_token", "head": r"head\..+"},
+    "mae": {
+        "decoder": r"decoder_.+",
+        "mask token": r"mask_token",
+        "head": r"head\..+",
+        "text encoder": r"bert_(encoder|mlp)\..+",  # UrFound's
+    },
     "dinov2": {
         "DINO and iBOT heads": r"(dino_head|ibot_head)\..+",
         "mask token": r"mask_token",
@@ -37,12 +42,15 @@ LEFT_OVER = {
         "DINO and iBOT heads": r"(dino_head|ibot_head)\..+",
         "head": r"head\..+",
     },
+    # VisionFM's; its teacher's head is named `head` as a classifier is
+    "ibot": {"head": r"head\..+", "mask token": r"masked_embed"},
     "timm": {},
 }
+LEFT_OVER["dinov2_reg"] = LEFT_OVER["dinov2"]
 # of a regression's head and of a classification's that reads covariates: in the names of our checkpoints
 HEAD_PREFIX, COVARIATE_HEAD = "regression_head.", "covariate_head."
 # What a model may have that a family's files lack (it stays as it was drawn, and that is said).
-MAY_BE_NEW = {"mae": r"fc_norm\..+", "dinov2": r"(?!)", "dinov3": r"(?!)", "timm": r"(?!)"}
+MAY_BE_NEW = dict.fromkeys(LEFT_OVER, r"(?!)") | {"mae": r"fc_norm\..+"}
 
 RENAMES = {
     "mae": [],
@@ -52,7 +60,6 @@ RENAMES = {
         (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
         (r"\.mlp\.w12\.", ".mlp.fc1."),
         (r"\.mlp\.w3\.", ".mlp.fc2."),
-        (r"^register_tokens$", "reg_token"),
     ],
     "dinov3": [
         (r"^storage_tokens$", "reg_token"),
@@ -61,9 +68,14 @@ RENAMES = {
         (r"\.mlp\.w2\.", ".mlp.fc1_x."),
         (r"\.mlp\.w3\.", ".mlp.fc2."),
     ],
+    "ibot": [],
     "timm": [],
 }
-POSITION_RULE = {"mae": "mae", "dinov2": "dinov2", "dinov3": "timm", "timm": "timm"}
+RENAMES["dinov2_reg"] = [*RENAMES["dinov2"], (r"^register_tokens$", "reg_token")]
+# Meta resizes for DINOv2 with registers with antialias and without an offset (dinov2/hub/backbones.py), which
+# is timm's rule; VisionFM resizes to the size (its utils.py), which is MAE's.
+POSITION_RULE = {"mae": "mae", "dinov2": "dinov2", "dinov2_reg": "timm", "dinov3": "timm", "ibot": "mae",
+                 "timm": "timm"}
 
 
 @dataclass
@@ -198,13 +210,14 @@ def read_weights(path: str | Path) -> WeightFile:
     """A weight file or checkpoint as tensors under its own flat names.
 
     Unwraps `{"model": …}` (MAE, the original scripts, ours), `{"teacher": {"backbone.…"}}` (DINOv2's
-    training), `{"state_dict": …}`; drops the prefixes of `WRAPPERS`. InputError for a file without tensors.
+    training, VisionFM), `{"state_dict": …}`, `{"visionfm_state_dict": …}` (VisionFM, fine-tuned); drops the
+    prefixes of `WRAPPERS`. InputError for a file without tensors.
     """
     content = load_file(path)
     rest, arguments = {}, {}
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a table of tensors by name")
-    for key in ("teacher", "model", "state_dict"):
+    for key in ("teacher", "model", "state_dict", "visionfm_state_dict"):
         if isinstance(content.get(key), dict):
             rest = {name: value for name, value in content.items() if name != key}
             content = content[key]
@@ -231,7 +244,12 @@ def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, 
     DINOv3: `qkv.bias` times its `bias_mask` becomes q_bias and v_bias (the k third has to be zero: timm's
     attention has none); Meta's published files hold an all-zero mask, so there the biases vanish, as they do
     in Meta's code.
+
+    DINOv2 with registers: Meta's `pos_embed` begins with the class token's, timm's model adds none to it, so
+    it becomes part of the class token. Registers have none in both.
     """
+    if family == "dinov2_reg" and "register_tokens" in tensors:
+        tensors = tensors | _class_position_added(tensors)
     converted, buffers, refused = {}, {}, []
     is_dinov3 = family == "dinov3"
     for name, tensor in tensors.items():
@@ -249,6 +267,14 @@ def convert(tensors: dict[str, torch.Tensor], family: str) -> tuple[dict, dict, 
                 name = re.sub(pattern, replacement, name)
             converted[name] = tensor
     return converted, buffers, refused
+
+
+def _class_position_added(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    token, position = tensors.get("cls_token"), tensors.get("pos_embed")
+    if token is None or position is None or not token.ndim == position.ndim == 3 or (
+            token.shape[-1] != position.shape[-1]):
+        return {}  # said as missing, or of another shape
+    return {"cls_token": token + position[:, :1], "pos_embed": position[:, 1:]}
 
 
 def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], family: str, heads: tuple[str, ...],
