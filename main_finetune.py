@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None, **defaults: str) -> int:
     options, lines = checks.checked(parse(FINETUNE, __doc__, argv, defaults))
 
     # torch and timm take seconds to import: --help does not wait
+    from jobs.folds import run_folds
     from jobs.tasks.classification import Classification
     from jobs.tasks.multilabel import Multilabel
-    from jobs.train import run
     from util.parallel.processes import process_group
 
     with process_group(options.run.device, options.processes.dist_url,
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, **defaults: str) -> int:
             search(options, world, Classification, Multilabel)
         else:
             for one in checks.one_run_a_ratio(options):
-                run(one, world, Classification, Multilabel)
+                run_folds(one, world, Classification, Multilabel)
     return 0
 
 

@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     options, lines = checks.checked(options)
 
     # torch and timm take seconds to import: --help does not wait for them
+    from jobs.folds import run_folds
     from jobs.tasks.regression import Regression, resolve_names
-    from jobs.train import run
     from util.parallel.processes import process_group
 
     options = resolve_names(options)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             search(options, world, Regression)
         else:
             for one in checks.one_run_a_ratio(options):
-                run(one, world, Regression)
+                run_folds(one, world, Regression)
     return 0
 
 

@@ -15,7 +15,7 @@ from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from util.core.errors import InputError
 from util.core.machine import usable_cores
-from util.data import cases, tables
+from util.data import cases, splits, tables
 from util.data.images import cache, cache_choice, fundus_fields, scan, transforms
 from util.data.leakage import search
 from util.data.splits import plain
@@ -52,7 +52,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
                                                  "patient_regex" in options.typed)
         data.notes += lines
     data.table, lines = cases.named(data.table, options.data, options.typed)
-    data.notes += lines
+    data.notes += lines + _dealt(options, data)
     facts, fields = scan.ImageFacts(Path(options.run.output_dir) / ".image_facts.npy"), None
     if options.model.fundus_crop == "auto":
         fields = fundus_fields.Fields(Path(options.run.output_dir) / ".fundus_fields.npy",
@@ -89,6 +89,22 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     task.settle(data, resumed)
     data.fields, data.facts = fields, facts.of(list(data.table["path"]))
     return data, filled
+
+
+def _dealt(options: Options, data: tables.Data) -> list[str]:
+    """Of --folds: the splits of the run of --fold among train's images, whose numbers stay -> a line."""
+    folds, fold, table = options.data.folds, options.data.fold or 1, data.table
+    if folds is None or options.run.eval:
+        return []
+    if (table["split"] == splits.OUT_OF_FOLD).any():
+        raise InputError(f"--folds calls the images that a run does not train on {splits.OUT_OF_FOLD}, and a "
+                         "test set has that name: rename it")
+    dealt = splits.deal(table, folds, options.data.datasets_seed)
+    chosen_by = splits.next_fold(fold, folds)
+    table["split"] = table["split"].mask(dealt == fold, splits.OUT_OF_FOLD).mask(dealt == chosen_by, "val")
+    return [f"fold {fold} of {folds}: {(dealt == fold).sum():,} images are scored as {splits.OUT_OF_FOLD}, "
+            f"{(dealt == chosen_by).sum():,} of fold {chosen_by} are val, "
+            f"{(table['split'] == 'train').sum():,} train"]
 
 
 def cache_folder(options: Options) -> Path:

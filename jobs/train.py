@@ -48,16 +48,16 @@ from util.weights import checkpoint
 from util.weights.background import Background
 
 
-def run(options: Options, world: World, *kinds: type[Task]) -> None:
-    """Train (or only score, or only tell) as the options say. kinds: those of the program, the usual one
-    first. InputError, RunError: see util/core/errors.py."""
+def run(options: Options, world: World, *kinds: type[Task]) -> Task:
+    """Train (or only score, or only tell) as the options say -> the task, as it was resolved. kinds: those of
+    the program, the usual one first. InputError, RunError: see util/core/errors.py."""
     job = prepare(options, world, *kinds)
     options, paths = job.options, list(job.data.table["path"]) if world.is_main else []
     seen = seen_area.describe(paths, job.eval_transform, job.data.fields, job.data.facts)
     world.say(*terminal.describe(job), *seen, *describe_part(options, job.model), *without_effect_here(job))
     if options.run.dry_run:
         world.say(*_memory(job), *describe_room(job), "dry run: nothing was trained")
-        return
+        return job.task
     try:
         world.main_alone(remove_torn, job)
         world.main_alone(require_room, job)
@@ -67,7 +67,7 @@ def run(options: Options, world: World, *kinds: type[Task]) -> None:
         if options.run.eval:
             world.main_alone(_begin_evaluation, job)
             _score(job, None, job.resumed.rest["best"] if checkpoint.is_ours(job.resumed) else {})
-            return
+            return job.task
         if options.model.adaptation == "lp":
             job.features = features_of(job)
         if job.features is not None and job.task.head_is_linear:
@@ -76,6 +76,7 @@ def run(options: Options, world: World, *kinds: type[Task]) -> None:
             _train(job)
     finally:
         job.folder.close()
+    return job.task
 
 
 def _memory(job: Job) -> list[str]:

@@ -66,7 +66,8 @@ class Classification(Task):
                              "columns beside each image, and a folder has none; name a CSV that has them "
                              "with --csv_file")
         else:
-            data = tables.read_folder(options.data.data_path, splits, order_of, options.data.external)
+            data = tables.read_folder(options.data.data_path, splits, order_of, options.data.external,
+                                      options.data.folds)
         if not known:
             data = tables.check_classes(data, options.data.nb_classes, explicit="nb_classes" in options.typed)
         elif "nb_classes" in options.typed and options.data.nb_classes != len(known):

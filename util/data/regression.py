@@ -25,7 +25,7 @@ from util.data.csv_columns import (
     require_splits,
     some,
 )
-from util.data.splits import SPLITS, external_of, plain
+from util.data.splits import SPLITS, external_of, needed, plain, pooled
 from util.data.tables import Data, csv_table
 from util.options.data import DataOptions
 
@@ -48,6 +48,7 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
               | covariates.flags(asked, (*targets, asked.path_col, asked.split_col)))
     cells, row_splits, notes = read_images_csv(csv_file, asked.path_col, asked.split_col, asked.patient_col,
                                                others, asked.path_suffix)
+    row_splits = pooled(row_splits, asked.folds)
     numbers = pd.DataFrame({name: _numbers(csv_file, cells[name]) for name in targets})
     for name, transform in zip(targets, transforms, strict=True):
         if transform == "log":
@@ -60,7 +61,7 @@ def read_regression_csv(asked: DataOptions, splits: Sequence[str] = SPLITS) -> D
         if lacking.any():
             notes.append(f"--dropna left out {lacking.sum():,} of {kept.sum():,} rows that lack a target")
         kept &= ~lacking
-    require_splits(csv_file, cells[asked.split_col], row_splits[kept], splits,
+    require_splits(csv_file, cells[asked.split_col], row_splits[kept], needed(splits, asked.folds),
                    " after --dropna" if asked.dropna else "")
     cells, numbers = cells[kept], numbers[kept]
     labels = [";".join(row) for row in cells[targets].itertuples(index=False)]

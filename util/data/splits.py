@@ -9,8 +9,12 @@ files and in the report both are test_NAME.
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from util.core.errors import InputError
+import numpy as np
+import pandas as pd
 
+from util.core.errors import InputError, reject_if
+
+OUT_OF_FOLD = "test_oof"  # of a run of --folds, the fold that it scores
 SPLITS = ("train", "val", "test")
 TEST = "test"
 # internal, external
@@ -71,3 +75,93 @@ def in_order(found: Collection[str], external: Collection[str] = ()) -> list[str
 def test_sets(found: Sequence[str]) -> list[str]:
     """Those of the splits that are test sets, in the same order."""
     return [split for split in found if is_test(split)]
+
+
+# ---- folds -------------------------------------------------------------------------------------------------
+
+STRATA = 10  # of a regression, by its first target
+
+
+def pooled(splits: pd.Series, folds: int | None) -> pd.Series:
+    """A table's splits, those of val as train where folds are dealt of both."""
+    return splits if folds is None else splits.where(splits != "val", "train")
+
+
+def needed(splits: Sequence[str], folds: int | None) -> Sequence[str]:
+    """Those of the splits that a table must have. Where folds are dealt they are val, and a test set."""
+    return ("train",) if folds is not None and "train" in splits else splits
+
+
+def deal(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """(N,) the fold, 1…folds, of each image of train in the table of images; 0 of the others.
+
+    The images of a patient stay together, else those of a case, else each image is dealt alone. These units
+    are dealt in turn, shuffled by the seed, class by class (a unit of several is of its rarest one, as in
+    Sechidis et al., ECML 2011; of a regression tenths of the first target), so that the folds' numbers of a
+    class differ by one at most, and among equal ones the larger first. InputError where there are fewer units
+    than folds, or a run's training images lack a class.
+    """
+    rows = table[table["split"] == "train"]
+    names = rows["path"]
+    if "case" in rows:
+        names, patients = rows["case"], rows.groupby("case")["patient"].transform("max")
+    else:
+        patients = rows["patient"]
+    names = names.where(patients == "", patients.map(lambda name: f"patient {name}"))
+    owners, units = pd.factorize(names)
+    what = "patients" if (patients != "").any() else "cases" if "case" in rows else "images"
+    if len(units) < folds:
+        raise InputError(f"--folds {folds}: train and val have {len(units)} {what}, and a fold has at least "
+                         f"one: pass at most {len(units)}")
+    kinds, strata = _strata(rows, owners, folds)
+    order = np.random.RandomState(seed % 2**32).permutation(len(units))
+    order = order[np.lexsort((-np.bincount(owners)[order], strata[order]))]
+    of_unit = np.empty(len(units), np.int64)
+    of_unit[order] = np.arange(len(units)) % folds + 1
+    found = np.zeros(len(table), np.int64)
+    found[(table["split"] == "train").to_numpy()] = of_unit[owners]
+    for name, has in kinds.items():
+        there = set(of_unit[has])
+        lacking = [number for number in range(1, folds + 1)
+                   if not there - {number, next_fold(number, folds)}]
+        reject_if((bool(lacking), f"--folds {folds}: {has.sum()} {what} of train and val have {name}, and the "
+                                  f"training images of fold {lacking[0] if lacking else 0} would have none: "
+                                  "pass other folds, merge it with another, or add images"))
+    return found
+
+
+def next_fold(fold: int, folds: int) -> int:
+    """The fold that chooses epoch, thresholds and temperature where this one is scored."""
+    return fold % folds + 1
+
+
+def _strata(rows: pd.DataFrame, owners: np.ndarray,
+            folds: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({what each training must have: (U,) which units have it}, (U,) the stratum of each unit)."""
+    number, labels = int(owners.max()) + 1, [name for name in rows if name.startswith("true_")]
+
+    def units_with(is_one: np.ndarray) -> np.ndarray:
+        return np.bincount(owners, is_one, number) > 0
+
+    if labels and "target" not in rows:
+        values = rows[labels[0]].to_numpy(np.float64)
+        known = ~np.isnan(values)
+        counts = np.bincount(owners, known, number)
+        means = np.bincount(owners, np.where(known, values, 0), number) / np.maximum(counts, 1)
+        bins = max(1, min(STRATA, number // folds))
+        ranks = np.lexsort((means, counts == 0)).argsort(kind="stable")
+        return {}, ranks * bins // number
+    if labels:
+        kinds = {f"label {name.removeprefix('true_')}": units_with(rows[name].to_numpy() == 1)
+                 for name in labels}
+        others = {f"images without {name}": units_with(rows[f"true_{name.removeprefix('label ')}"] == 0)
+                  for name in kinds}
+    else:
+        kinds = {f"class {name}": units_with((rows["label"] == name).to_numpy())
+                 for name in sorted(set(rows["label"]))}
+        others = {}
+    rarest_first = sorted(kinds, key=lambda name: (kinds[name].sum(), name))
+    strata = np.full(number, len(kinds))
+    for place, name in reversed(list(enumerate(rarest_first))):
+        strata[kinds[name]] = place
+    return kinds | others, strata

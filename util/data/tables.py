@@ -87,13 +87,14 @@ def sorted_alone(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
-                order_of: OrderOf = class_order.in_order, others: Sequence[str] = ()) -> Data:
+                order_of: OrderOf = class_order.in_order, others: Sequence[str] = (),
+               folds: int | None = None) -> Data:
     """DIR/{train,val,test}/<class>/ and folders below, in the order of torchvision's ImageFolder -> Data.
     Folders test_NAME and ev_NAME are further test sets (util/data/splits.py). others: folders of external
     test sets, OTHER/test/<class>/ or OTHER/<class>/, named after themselves.
 
     order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
-    splits: those to read; each must be there, with the same classes and no class empty. Hidden files and
+    splits: those to read; each must be there (of --folds train alone, which val is read as), with the same classes and no class empty. Hidden files and
     folders (.DS_Store, ._copy.jpg, .ipynb_checkpoints) and other file types are left out and counted. Raises
     InputError.
     """
@@ -101,7 +102,7 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
         raise InputError(f"--data_path {data_path}: "
                          f"{'not a folder' if os.path.exists(data_path) else 'not there'}")
     found, ignored, folders = {}, [], split_folders(data_path)
-    for split in splits:
+    for split in split_names.needed(splits, folds):
         if split not in map(split_names.plain, folders):
             raise InputError(
                 f"--data_path {data_path}: no folder {split}; there is "
@@ -136,6 +137,7 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
     rows = [(path, name, split) for split in found for name in class_names
             for path in found[split].get(name, ())]
     paths, labels, row_splits = zip(*rows, strict=True)
+    row_splits = split_names.pooled(pd.Series(row_splits, dtype=object), folds)
     table = picture_table(paths, labels, row_splits, [""] * len(rows))
     table.insert(3, "target", _targets(table, class_names))
     return Data(table, class_names, lines + left_out(ignored), external=external)
@@ -226,7 +228,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
               | covariates.flags(asked, (asked.label_col, path_col, asked.split_col)))
     cells, row_splits, notes = read_images_csv(csv_file, path_col, asked.split_col, patient_col,
                                                {asked.label_col: "--label_col", **others}, asked.path_suffix)
-    after = ""
+    row_splits, after = split_names.pooled(row_splits, asked.folds), ""
     if asked.ignore_unlabeled:
         lacking = cells[asked.label_col].str.lower().isin(UNLABELLED)
         notes.append(f"--ignore_unlabeled left out {lacking.sum():,} of {len(cells):,} rows, which have no "
@@ -236,7 +238,7 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     refuse_empty(csv_file, labels, "; --ignore_unlabeled leaves such rows out")
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[asked.split_col], row_splits, splits, after)
+    require_splits(csv_file, cells[asked.split_col], row_splits, split_names.needed(splits, asked.folds), after)
     kept = row_splits.map(split_names.plain).isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)

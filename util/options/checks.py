@@ -22,6 +22,22 @@ def one_run_a_ratio(options: Options) -> list[Options]:
             for ratio in ratios]
 
 
+def one_run_a_fold(options: Options) -> list[Options]:
+    """--folds K becomes K runs, each with a folder of its own below TASK, which a second launch goes on with;
+    with --fold that one alone."""
+    folds, typed = options.data.folds, options.typed
+    if not folds or options.run.eval:
+        return [options]
+    resume = options.run.resume if "resume" in typed else "same"
+    return [options.having(fold=number, resume=resume, task=fold_task(options.run.task, number))
+            for number in ([options.data.fold] if options.data.fold else range(1, folds + 1))]
+
+
+def fold_task(task: str, number: int) -> str:
+    """The name of a fold's run."""
+    return "/".join(filter(None, (task, f"fold_{number}")))
+
+
 def without_effect(options: Options) -> list[str]:
     """One line naming the flags that were typed and do nothing in a program, with the reason of each."""
     typed = [f"--{flag.name} ({flag.no_effect})" for flag in flags_of(options.program)
@@ -67,6 +83,11 @@ def check_combinations(options: Options) -> Options:
          "--pool attention trains on cases, and --mixup and --cutmix mix images: leave them out"),
         (options.data.attends and model.adaptation == "lora",
          "--pool attention is trained with --adaptation finetune or lp: its weights are no adapter's"),
+        (options.data.folds and (options.data.fold or 1) > options.data.folds,
+         f"--fold {options.data.fold} of --folds {options.data.folds}: there is no such fold"),
+        (options.data.folds and not run.eval and run.resume not in ("", "auto", "same"),
+         f"--folds trains several models, and --resume {run.resume} is one: pass --resume auto, or leave it "
+         "out (each fold goes on where it was)"),
         (run.eval and not run.resume, "--eval needs --resume: the checkpoint to score"),
         (run.eval and run.resume in ("auto", "same") and not run.task,
          "--eval --resume auto needs --task, the run whose best checkpoint is scored"),

@@ -18,6 +18,7 @@ from util.options.flag import (
     below_one,
     count,
     flag,
+    folds_number,
     not_negative,
     positive,
     ratios,
@@ -256,6 +257,26 @@ class DataOptions:
         idle=Idle(lambda options: options.data.pool != ATTENTION or options.model.adaptation == "lp",
                   "without --pool attention, or with --adaptation lp, which reads all"),
     )
+    folds: int | None = flag(
+        None,
+        (
+            "K-fold cross-validation: the images of train and val are dealt to K folds by patient, else case, "
+            "else image; K runs, each of which scores one fold and chooses by the next, see docs/train.md"
+        ),
+        read=folds_number,
+        metavar="K",
+        of_training=True,
+        before=None,
+    )
+    fold: int | None = flag(
+        None,
+        "run this one of the --folds alone, 1 to K; not set: all of them, one after the other",
+        read=count,
+        metavar="I",
+        of_training=True,
+        before=None,
+        idle=Idle(lambda options: options.data.folds is None, "without --folds"),
+    )
     nb_classes: int = flag(
         8,
         "number of classes, or labels; checked where typed, else taken from the data",
@@ -278,10 +299,11 @@ class DataOptions:
     )
     datasets_seed: int = flag(
         2026,
-        "seed of the choice of the images of --dataratio",
+        "seed of the choice of the images of --dataratio, and of the deal of --folds",
         read=seed_number,
         of_training=True,
-        idle=WHOLE,
+        idle=Idle(lambda options: options.data.dataratio == [1.0] and options.data.folds is None,
+                  "with --dataratio 1 and without --folds"),
     )
     bad_images: str = flag(
         "stop",

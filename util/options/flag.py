@@ -182,6 +182,7 @@ def _number(kind: type[int] | type[float], low: float | None = None, high: float
 
 count = _number(int, 1, 10**9)
 up_to_1000 = _number(int, 1, 1000)  # what is done one after the other: a mistyped number must not take a year
+folds_number = _number(int, 3, 100)  # one is scored, one chooses, the others train
 side = _number(int, 1, 8192)  # pixels, or the width of a head
 whole = _number(int, 0, 10**9)
 seed_number = _number(int, 0, 2**32 - 1)

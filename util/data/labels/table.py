@@ -13,7 +13,7 @@ from util.core.errors import InputError
 from util.data import cases, covariates, groups
 from util.data.csv_columns import read_images_csv, refuse_repeated, require_splits, some
 from util.data.labels import cells as label_cells
-from util.data.splits import SPLITS, external_of, plain
+from util.data.splits import SPLITS, external_of, needed, plain, pooled
 from util.data.tables import Data, csv_table
 from util.options.data import DataOptions
 
@@ -35,6 +35,7 @@ def read_labels_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
                                                | covariates.flags(asked, (*others, asked.path_col,
                                                                           asked.split_col)),
                                                asked.path_suffix)
+    row_splits = pooled(row_splits, asked.folds)
     if columns:
         names, values = columns, label_cells.of_columns(csv_file, cells[columns])
     else:
@@ -48,7 +49,7 @@ def read_labels_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     written = pd.Series(label_cells.written(numbers.to_numpy()), cells.index)
     refuse_repeated(csv_file, cells[asked.path_col], {"in two splits": row_splits,
                                                       "with other labels": written})
-    require_splits(csv_file, cells[asked.split_col], row_splits, splits)
+    require_splits(csv_file, cells[asked.split_col], row_splits, needed(splits, asked.folds))
     kept = row_splits.map(plain).isin(splits)
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], asked.path_col, asked.patient_col,
                                    written[kept])

@@ -1,0 +1,162 @@
+"""--folds: K runs in TASK/fold_1 … fold_K, one after the other, and what they come to together in TASK.
+
+Each fold's run is an ordinary one: it stands in its own folder, and is resumed and reported as any other. TASK
+then holds, by the files of the folds alone, predictions_test_oof.csv (a row an image or case, by the model
+that did not see it), the mean of the K models on each other test set, the metrics of both, folds.csv (each
+model's own metrics) and a report of these.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jobs import terminal
+from jobs.run_folder import RunFolder
+from jobs.tasks.base import Task
+from jobs.train import run
+from util.core import run_files
+from util.core.errors import InputError
+from util.data.csv_columns import some
+from util.data.splits import OUT_OF_FOLD, in_order, test_sets
+from util.metrics import folds
+from util.metrics.predictions import Evaluated, read_predictions
+from util.metrics.table import REGRESSION
+from util.options import checks
+from util.options.groups import Options
+from util.parallel.processes import World
+from util.report.page import write_report
+
+TABLE = "folds.csv"
+
+
+def run_folds(options: Options, world: World, *kinds: type[Task]) -> None:
+    """`run`, once or a fold after the other; then, where all folds are there, what they come to."""
+    runs = checks.one_run_a_fold(options)
+    for one in runs:
+        if one is not options:
+            world.say(f"fold {one.data.fold} of {one.data.folds}: {one.run.task}")
+        task = run(one, world, *kinds)
+    if runs != [options] and not options.run.dry_run:
+        world.main_alone(combine, options, world, task)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What stands of one fold's run: the predictions of its test sets by name, and what its val decided."""
+
+    folder: Path
+    tables: dict[str, pd.DataFrame]
+    images: dict[str, pd.DataFrame]  # of cases
+    entries: dict[str, dict[str, dict]]
+    decided: dict
+    facts: dict
+
+    @classmethod
+    def of(cls, folder: Path, task: Task) -> "Fold":
+        """InputError where a file of it can't be read."""
+        names = [path.stem.removeprefix("metrics_") for path in sorted(folder.glob("metrics_test*.json"))]
+        facts = run_files.read_object(folder / "run.json")
+        return cls(folder,
+                   {name: read_predictions(folder / f"predictions_{name}.csv") for name in names},
+                   {name: read_predictions(path) for name in names
+                    if (path := folder / f"images_{name}.csv").exists()},
+                   {name: run_files.read_metrics_json(folder / f"metrics_{name}.json") for name in names},
+                   task.decide(read_predictions(folder / "predictions_val.csv")), facts)
+
+
+def combine(options: Options, world: World, task: Task) -> None:
+    """Write what the folds come to into TASK, and tell it (main process). InputError, RunError."""
+    run_options, number = options.run, options.data.folds
+    folder = RunFolder(run_options.output_dir, run_options.log_dir, run_options.task, task.columns)
+    places = {fold: folder.path / checks.fold_task("", fold) for fold in range(1, number + 1)}
+    absent = [fold for fold, place in places.items() if not (place / "report.html").exists()]
+    if absent:
+        world.say(f"folds      {some(absent, 20)} of {number} are not complete: the out-of-fold table is "
+                  "written when all are")
+        return
+    folder.make()
+    folder.hold(world.say)
+    try:
+        if list(folder.path.glob("checkpoint-*")):
+            world.say(*folder.put_aside())
+        found = {fold: Fold.of(place, task) for fold, place in places.items()}
+        _require_one_deal(options, found)
+        _write(folder, found, task, world)
+    finally:
+        folder.close()
+
+
+def _require_one_deal(options: Options, found: dict[int, Fold]) -> None:
+    """InputError where the folds' runs were dealt otherwise than this launch deals."""
+    for fold, one in found.items():
+        then = one.facts.get("options") or {}
+        for name in ("folds", "datasets_seed"):
+            if then.get(name) != options.value(name):
+                raise InputError(f"{one.folder} was run with --{name} {then.get(name)}, and this launch has "
+                                 f"{options.value(name)}: run all folds alike, or name another --task")
+        if OUT_OF_FOLD not in one.tables:
+            raise InputError(f"{one.folder} holds no predictions of {OUT_OF_FOLD}: run fold {fold} again")
+    numbers = np.concatenate([one.tables[OUT_OF_FOLD]["index"] for one in found.values()])
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"{next(iter(found.values())).folder.parent}: its folds share images, so they were "
+                         "dealt otherwise: run all again in another --task")
+
+
+def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) -> None:
+    everywhere = set.intersection(*(set(one.tables) for one in found.values()))
+    first, facts = next(iter(found.values())), next(iter(found.values())).facts
+    external = (facts.get("data") or {}).get("external", [])
+    for split in test_sets(in_order(everywhere, external)):
+        tables = {fold: one.tables[split] for fold, one in found.items()}
+        images = None
+        if split == OUT_OF_FOLD:
+            table = folds.out_of_fold(tables)
+            metrics, entries = _of_all(task, table, {fold: one.decided for fold, one in found.items()})
+            if split in first.images:
+                images = partial(folds.out_of_fold, {fold: one.images[split] for fold, one in found.items()})
+        else:
+            table = folds.mean_of(list(tables.values()))
+            decided = folds.mean_decided([one.decided for one in found.values()])
+            metrics, _ = task.metrics(table, decided)
+            entries = task.intervals(table, metrics, decided)
+            if split in first.images:
+                images = partial(folds.mean_of, [one.images[split] for one in found.values()])
+        with folder.writing():
+            folder.file(f"metrics_{split}.csv").unlink(missing_ok=True)  # of an earlier launch
+        folder.add_evaluation(split, Evaluated(table, images), metrics, None, entries)
+        with folder.writing():
+            notes = task.draw(folder, split)
+        what = "out of fold" if split == OUT_OF_FOLD else f"the mean of the {len(found)} models"
+        world.say(*(f"{split}: {note}" for note in notes), f"{split}: {what}",
+                  *terminal.figures(task, split, entries, folder))
+    with folder.writing(folder.file(TABLE)) as path:
+        run_files.write_whole(path, _table(found, everywhere, task))
+    folder.write_run(facts | {"folds": [str(one.folder) for one in found.values()]})
+    with folder.writing():
+        world.say(f"each model's own metrics, their mean and standard deviation: {folder.file(TABLE)}",
+                  *write_report(folder.path))
+
+
+def _of_all(task: Task, table: pd.DataFrame, decided: dict[int, dict]) -> tuple[dict, dict]:
+    """The metrics of the out-of-fold table, and their entries."""
+    metrics, _ = task.metrics(table, {})
+    return metrics, task.intervals(table, metrics, {})
+
+
+def _table(found: dict[int, Fold], splits: set[str], task: Task) -> str:
+    """Each fold's metrics of each test set, with their mean and standard deviation between the folds."""
+    rows = []
+    for split in sorted(splits):
+        names = [name for name, one in next(iter(found.values())).entries[split].items() if name != "n"]
+        for name in names:
+            values = [(one.entries[split].get(name) or {}).get("value", math.nan) for one in found.values()]
+            known = [value for value in values if not math.isnan(value)]
+            rows.append({"split": split, "metric": name,
+                         **{f"fold_{fold}": value for fold, value in zip(found, values, strict=True)},
+                         "mean": np.mean(known) if known else math.nan,
+                         "sd": np.std(known, ddof=1) if len(known) > 1 else math.nan})
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
