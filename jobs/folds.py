@@ -1,9 +1,9 @@
 """--folds: K runs in TASK/fold_1 … fold_K, one after the other, and what they come to together in TASK.
 
-Each fold's run is an ordinary one: it stands in its own folder, and is resumed and reported as any other. TASK
-then holds, by the files of the folds alone, predictions_test_oof.csv (a row an image or case, by the model
-that did not see it), the mean of the K models on each other test set, the metrics of both, folds.csv (each
-model's own metrics) and a report of these.
+Each fold's run is an ordinary one: it stands in its own folder, and is resumed and reported as any other.
+TASK then holds, by the files of the folds alone, predictions_test_oof.csv (a row an image or case, by the
+model that did not see it), the mean of the K models on each other test set, the metrics of both, folds.csv
+(each model's own metrics) and a report of these.
 """
 
 import math
@@ -22,9 +22,12 @@ from util.core import run_files
 from util.core.errors import InputError
 from util.data.csv_columns import some
 from util.data.splits import OUT_OF_FOLD, in_order, test_sets
-from util.metrics import folds
-from util.metrics.predictions import Evaluated, read_predictions
-from util.metrics.table import REGRESSION
+from util.metrics import folds, selection
+from util.metrics.bootstrap import mean_of_defined
+from util.metrics.intervals import entry
+from util.metrics.multilabel.predictions import POINTS, THRESHOLD
+from util.metrics.predictions import Evaluated, kind_and_names, read_predictions
+from util.metrics.table import CLASSIFICATION, COMPOSED, DECISIONS, SCORE_PARTS, row_of
 from util.options import checks
 from util.options.groups import Options
 from util.parallel.processes import World
@@ -142,9 +145,65 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
 
 
 def _of_all(task: Task, table: pd.DataFrame, decided: dict[int, dict]) -> tuple[dict, dict]:
-    """The metrics of the out-of-fold table, and their entries."""
+    """The metrics of the out-of-fold table, and their entries: with the decisions and temperatures of each
+    row's own model."""
     metrics, _ = task.metrics(table, {})
-    return metrics, task.intervals(table, metrics, {})
+    entries = task.intervals(table, metrics, {})
+    kind, names = kind_and_names(table)
+    of_fold = {fold: table[folds.FOLD] == str(fold) for fold in decided}
+    for point in (THRESHOLD, *POINTS):
+        chosen = {fold: _thresholds(one, point, kind, names) for fold, one in decided.items()}
+        common = set.intersection(*map(set, chosen.values()))
+        if not common:
+            continue
+        parts = [folds.called(table[rows], {name: chosen[fold][name] for name in names if name in common})
+                 for fold, rows in of_fold.items()]
+        keys = {point if kind == CLASSIFICATION else f"{point}_{name}": 0.5 for name in common}
+        found = task.intervals(pd.concat(parts), {}, {"thresholds": keys})
+        if point == THRESHOLD:
+            entries |= {name: one for name, one in found.items() if row_of(name).group == DECISIONS}
+            entries |= {f"{THRESHOLD}_{name}": entry(float(np.mean([chosen[fold][name] for fold in chosen])))
+                        for name in common}
+            entries |= {name: entry(float(mean_of_defined(
+                [entries[f"{part}{name.removeprefix('score')}"]["value"] for part in SCORE_PARTS])))
+                for name in entries if name == "score" or name.startswith("score_")}
+        else:
+            entries |= {name: found[name] for name in keys}
+    entries |= _after_temperatures(task, table, decided)
+    metrics |= {name: entries[name]["value"] for name in metrics if name in entries}
+    metrics |= selection.composed(task.options.metrics.select_metric, metrics)
+    entries |= {COMPOSED: entries[COMPOSED] | {"value": metrics[COMPOSED]}} if COMPOSED in metrics else {}
+    return metrics, folds.widened(entries, len(decided))
+
+
+def _thresholds(decided: dict, point: str, kind: str, names: list[str]) -> dict[str, float]:
+    """{class or label: the probability from which on it is called at a point}."""
+    found = decided.get("thresholds") or {}
+    if kind == CLASSIFICATION:
+        return {names[-1]: found[point]} if point in found else {}
+    return {name: found[f"{point}_{name}"] for name in names if f"{point}_{name}" in found}
+
+
+def _after_temperatures(task: Task, table: pd.DataFrame, decided: dict[int, dict]) -> dict[str, dict]:
+    """Entries of loss, Brier score and calibration error after each fold's own temperatures."""
+    kind, names = kind_and_names(table)
+    if kind == CLASSIFICATION:
+        of_fold = {fold: dict.fromkeys(names, one["temperature"]) if one.get("temperature") else {}
+                   for fold, one in decided.items()}
+    else:
+        of_fold = {fold: one.get("temperatures") or {} for fold, one in decided.items()}
+    common = set.intersection(*map(set, of_fold.values()))
+    if not common:
+        return {}
+    parts = [folds.cooled(table[table[folds.FOLD] == str(fold)], {name: one[name] for name in common})
+             for fold, one in of_fold.items()]
+    ones = {"temperature": 1.0} if kind == CLASSIFICATION else {"temperatures": dict.fromkeys(common, 1.0)}
+    found = task.intervals(pd.concat(parts), {}, ones)
+    middle = {name: float(np.mean([one[name] for one in of_fold.values()])) for name in common}
+    kept = {name: one for name, one in found.items() if "_calibrated" in name}
+    if kind == CLASSIFICATION:
+        return kept | {"temperature": entry(middle[names[0]])}
+    return kept | {f"temperature_{name}": entry(value) for name, value in middle.items()}
 
 
 def _table(found: dict[int, Fold], splits: set[str], task: Task) -> str:

@@ -172,12 +172,14 @@ def loader(job: Inference, first: int, batch_size: int) -> Loader:
                        workers(job.options, world), world.device.type == "cuda")
 
 
-def computed(job: Inference, model: torch.nn.Module, depends_on: dict, title: str) -> PartialRows | None:
+def computed(job: Inference, model: torch.nn.Module, depends_on: dict, title: str,
+             part: str = "") -> PartialRows | None:
     """A row of the model's outputs an image, (N, K), in the files beside --output (main process; None in the
     others).
 
     What an earlier launch computed is taken where everything that a row depends on is the same: `depends_on`
-    (the weights and what is done with them) and what stands here. RunError for outputs that are no numbers
+    (the weights and what is done with them) and what stands here. part: of the files' names, of a model among
+    several. RunError for outputs that are no numbers
     and a full disk or device.
     """
     world, paths = job.world, job.data.table["path"]
@@ -187,7 +189,7 @@ def computed(job: Inference, model: torch.nn.Module, depends_on: dict, title: st
         beside = None
         if job.covariates is not None:
             beside = hashlib.sha256(job.covariates.numpy().tobytes()).hexdigest()
-        partial = PartialRows(job.options.use.output, depends_on | {
+        partial = PartialRows(job.options.use.output + part, depends_on | {
             "transform": job.transform, "reading": transforms.READING, "precision": job.precision.name,
             "batch size": size, "device": world.device.type,
             "images": frozen_features.pictures_digest(list(paths)), "covariates": beside,

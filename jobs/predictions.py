@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from scipy.special import expit
 
 import models_vit
 from engine_finetune import to_device
@@ -46,7 +47,8 @@ from util.data.unlabelled import (
     name_cases,
     with_answers,
 )
-from util.metrics.table import CLASSIFICATION
+from util.metrics.multilabel.predictions import THRESHOLD, UNCHOSEN
+from util.metrics.table import CLASSIFICATION, REGRESSION
 from util.model.heatmaps import INDEX_FILE, heat_maps, methods_of, write_overlays
 from util.model.mirrors import with_mirrors
 from util.options.adaptation import KINDS
@@ -71,17 +73,17 @@ class Prediction(Inference):
 
 def predict(options: Options, world: World) -> None:
     """Predict, write, tell. InputError, RunError: see util/core/errors.py."""
+    paths = options.run.resume
+    if len(paths) > 1:
+        predict_mean(options, paths, world)
+        return
     began = time.monotonic()
-    job = prepare(options, world)
-    options, asked = job.options, job.options.model
+    job = prepare(options.having(resume=paths[0]), world)
+    options = job.options
     folder = Path(options.heatmaps.heatmaps or Path(options.use.output).parent / "heatmaps")
     if options.heatmaps.heatmaps is not None:
         check_heatmaps(job, folder)
-    job.model.to(world.device)
-    made_by = {"timm": job.backbone.timm_name, "input_size": asked.input_size,
-               "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}
-    partial = computed(job, with_mirrors(job.model, asked.tta, job.task.kind, options.data.attends),
-                       {"checkpoint": job.digest, "model": made_by}, "predicting")
+    partial = rows_of(job)
     outputs = None if partial is None else partial.values()
     if partial is not None:
         table, lines = with_answers(*judged(job, outputs))
@@ -100,6 +102,111 @@ def predict(options: Options, world: World) -> None:
         partial.remove()
         forget(options.use.output)
 
+
+def rows_of(job: Prediction, part: str = "") -> PartialRows | None:
+    """`computed` of the checkpoint."""
+    asked = job.options.model
+    job.model.to(job.world.device)
+    made_by = {"timm": job.backbone.timm_name, "input_size": asked.input_size,
+               "global_pool": asked.global_pool, "fc_norm_passes": asked.fc_norm_passes, "tta": asked.tta}
+    return computed(job, with_mirrors(job.model, asked.tta, job.task.kind, job.options.data.attends),
+                    {"checkpoint": job.digest, "model": made_by}, "predicting", part)
+
+
+# ---- several checkpoints -----------------------------------------------------------------------------------
+
+def predict_mean(options: Options, paths: list[str], world: World) -> None:
+    """The same of several checkpoints: the mean of what they predict, and its standard deviation between
+    them. One model at a time is in memory. InputError where they don't predict the same."""
+    began, output = time.monotonic(), options.use.output
+    if options.heatmaps.heatmaps is not None:
+        raise InputError("--heatmaps shows where one model looked, and --resume names "
+                         f"{len(paths)}: pass one of them")
+    world.main_first(lambda: _require_alike(paths))
+    said, images, partials, data = [], [], [], None
+    for number, path in enumerate(paths, 1):
+        job = prepare(options.having(resume=path), world)
+        partial = rows_of(job, f".{number}")
+        if partial is not None:
+            values = partial.values()
+            data, table = judged(job, values)
+            said.append(table)
+            images += [images_of_cases(job, values)] if job.options.data.has_cases else []
+            partials.append((partial, job.best))
+        job.model.to("cpu")
+    if not partials:
+        return
+    thresholds = [best.get("thresholds") or {} for _, best in partials]
+    table, lines = with_answers(data, mean_answers(said, job, thresholds))
+    with disk.writing(f"--output {output}", again=AGAIN):
+        if images:
+            listed = images_file(output)
+            run_files.write_predictions(mean_answers(images, job, thresholds), listed)
+            lines.append(f"the images of each case and their weights: {listed}")
+        run_files.write_predictions(table, Path(output))
+    world.say(*lines, *describe_answers(job, table),
+              f"the mean of {len(paths)} models; sd_… is the standard deviation between them",
+              f"written to {output}: {len(table):,} {job.options.data.unit}; "
+              f"{duration(time.monotonic() - began)}")
+    for partial, _ in partials:
+        partial.remove()
+    forget(output)
+
+
+def _require_alike(paths: list[str]) -> None:
+    """InputError where checkpoints don't predict the same of the same rows."""
+    first = None
+    for place, path in enumerate(paths):
+        if path in paths[:place]:
+            raise InputError(f"--resume names {path} twice")
+        file = checkpoint.read(path, whole=False)
+        if not checkpoint.is_ours(file):
+            raise InputError(f"{path} is no checkpoint of this program, and only those are averaged: pass it "
+                             "alone")
+        stored = file.rest["options"]
+        predicts = {
+            "task": file.rest.get("task", Classification.kind),
+            "names": (file.rest.get("targets") or {}).get("names") or file.rest.get("class_names"),
+            "cases": [stored.get(name) for name in ("case_col", "case_regex", "case")],
+            "covariates": [entry["name"] for entry in file.rest.get("covariates", ())]}
+        first = first or predicts
+        for name, value in predicts.items():
+            if value != first[name]:
+                raise InputError(f"{paths[0]} and {path} differ in their {name} ({_words(first[name])}; "
+                                 f"{_words(value)}): a mean needs models of the same")
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, filter(None, value))) or "none" if isinstance(value, list) else str(value)
+
+
+def mean_answers(said: list[pd.DataFrame], job: Prediction,
+                 thresholds: list[dict[str, float]]) -> pd.DataFrame:
+    """Tables of `answers` by several models -> that of their mean: probabilities (or numbers), sd_NAME their
+    standard deviation between the models, and what follows from the mean. Of several labels it is called from
+    the mean of the models' thresholds on. Logits, and classes called at operating points, are each model's
+    own and left out."""
+    begins = "pred_" if job.task.kind == REGRESSION else "prob_"
+    columns = {name: said[0][name] for name in ("path", "case", "images") if name in said[0]}
+    if "weight" in said[0]:
+        columns["weight"] = np.mean([one["weight"] for one in said], axis=0)
+    values = {name: np.stack([one[f"{begins}{name}"].to_numpy(np.float64) for one in said])
+              for name in job.names}
+    means = {name: of_models.mean(axis=0) for name, of_models in values.items()}
+    if isinstance(job.task, Multilabel):
+        for name in job.names:
+            chances = np.mean([expit(one[f"logit_{name}"].to_numpy(np.float64)) for one in said], axis=0)
+            threshold = np.mean([one.get(f"{THRESHOLD}_{name}", UNCHOSEN) for one in thresholds])
+            columns[f"predicted_{name}"] = (chances >= threshold).astype(np.int64)
+    elif isinstance(job.task, Classification):
+        highest = np.argmax(list(means.values()), axis=0)
+        columns["predicted_class"] = np.array(job.names, dtype=object)[highest]
+    columns |= {f"{begins}{name}": mean for name, mean in means.items()}
+    columns |= {f"sd_{name}": of_models.std(axis=0, ddof=1) for name, of_models in values.items()}
+    return pd.DataFrame(columns)
+
+
+# ---- a checkpoint and the images ---------------------------------------------------------------------------
 
 def prepare(options: Options, world: World) -> Prediction:
     """The checkpoint's model and the images, checked and described."""

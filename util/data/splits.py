@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from util.core.errors import InputError, reject_if
+from util.core.errors import InputError
 
 OUT_OF_FOLD = "test_oof"  # of a run of --folds, the fold that it scores
 SPLITS = ("train", "val", "test")
@@ -124,9 +124,10 @@ def deal(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
         there = set(of_unit[has])
         lacking = [number for number in range(1, folds + 1)
                    if not there - {number, next_fold(number, folds)}]
-        reject_if((bool(lacking), f"--folds {folds}: {has.sum()} {what} of train and val have {name}, and the "
-                                  f"training images of fold {lacking[0] if lacking else 0} would have none: "
-                                  "pass other folds, merge it with another, or add images"))
+        if lacking:
+            raise InputError(f"--folds {folds}: {has.sum()} {what} of train and val have {name}, and the "
+                             f"training images of fold {lacking[0]} would have none: pass other folds, merge "
+                             "it with another, or add images")
     return found
 
 

@@ -94,9 +94,9 @@ def read_folder(data_path: str, splits: Sequence[str] = SPLITS,
     test sets, OTHER/test/<class>/ or OTHER/<class>/, named after themselves.
 
     order_of: class names -> them in their order, and lines about it (`util.metrics.class_order.in_order`).
-    splits: those to read; each must be there (of --folds train alone, which val is read as), with the same classes and no class empty. Hidden files and
-    folders (.DS_Store, ._copy.jpg, .ipynb_checkpoints) and other file types are left out and counted. Raises
-    InputError.
+    splits: those to read; each must be there (with `folds`, of --folds, train alone, and val is read as
+    train), with the same classes and no class empty. Hidden files and folders (.DS_Store, ._copy.jpg,
+    .ipynb_checkpoints) and other file types are left out and counted. Raises InputError.
     """
     if not os.path.isdir(data_path):
         raise InputError(f"--data_path {data_path}: "
@@ -238,7 +238,8 @@ def read_csv(asked: DataOptions, splits: Sequence[str] = SPLITS,
     refuse_empty(csv_file, labels, "; --ignore_unlabeled leaves such rows out")
     refuse_two_spellings(csv_file, labels)
     refuse_repeated(csv_file, cells[path_col], {"in two splits": row_splits, "with two labels": labels})
-    require_splits(csv_file, cells[asked.split_col], row_splits, split_names.needed(splits, asked.folds), after)
+    require_splits(csv_file, cells[asked.split_col], row_splits,
+                   split_names.needed(splits, asked.folds), after)
     kept = row_splits.map(split_names.plain).isin(splits)
     labels = labels[kept]
     table, of_patients = csv_table(csv_file, cells[kept], row_splits[kept], path_col, patient_col, labels)

@@ -260,8 +260,9 @@ class DataOptions:
     folds: int | None = flag(
         None,
         (
-            "K-fold cross-validation: the images of train and val are dealt to K folds by patient, else case, "
-            "else image; K runs, each of which scores one fold and chooses by the next, see docs/train.md"
+            "K-fold cross-validation: the images of train and val are dealt to K folds by patient, else "
+            "case, else image; K runs, each of which scores one fold and chooses by the next, see "
+            "docs/train.md"
         ),
         read=folds_number,
         metavar="K",

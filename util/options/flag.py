@@ -43,6 +43,7 @@ class Change:
     read: Callable[[str], Any] | None = None
     choices: tuple[str, ...] = ()
     metavar: str | None = None
+    words: str | None = None
     required: bool = False
     no_effect: str = ""
     idle: Idle | None = None

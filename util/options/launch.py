@@ -49,8 +49,12 @@ class RunOptions:
         at={
             PREDICT: Change(
                 default=None,
-                help="the checkpoint: of main_finetune.py, main_regression.py or the original scripts",
+                help=(
+                    "the checkpoint: of main_finetune.py, main_regression.py or the original scripts; of "
+                    "several, such as those of --folds, the mean of what they predict is written"
+                ),
                 metavar="CKPT",
+                words="+",
                 required=True,
             ),
             FEATURES: Change(
