@@ -138,10 +138,24 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
                   *terminal.figures(task, split, entries, folder))
     with folder.writing(folder.file(TABLE)) as path:
         run_files.write_whole(path, _table(found, everywhere, task))
-    folder.write_run(facts | {"folds": [str(one.folder) for one in found.values()]})
+    folder.write_run(_facts(facts, found, task.options))
     with folder.writing():
         world.say(f"each model's own metrics, their mean and standard deviation: {folder.file(TABLE)}",
                   *write_report(folder.path))
+
+
+def _facts(of_one: dict, found: dict[int, Fold], options: Options) -> dict:
+    """run.json of all folds, from that of one: without what is true of its own fold alone."""
+    data = of_one.get("data") or {}
+    notes = [f"{OUT_OF_FOLD}: the images of train and val, each scored by the one of {len(found)} models that "
+             "neither trained on its fold nor was chosen by it; the intervals are widened for what the models "
+             "have in common (see docs/train.md)",
+             f"other test sets: the mean of the {len(found)} models; each model's own metrics: {TABLE}"]
+    kept = {name: data[name] for name in ("class_names", "label_names", "external") if name in data}
+    task = str(Path(options.run.task).parent)
+    stored = (of_one.get("options") or {}) | {"fold": None, "task": "" if task == "." else task}
+    return of_one | {"options": stored, "data": kept | {"notes": notes},
+                     "folds": [one.folder.name for one in found.values()]}
 
 
 def _of_all(task: Task, table: pd.DataFrame, decided: dict[int, dict]) -> tuple[dict, dict]:

@@ -352,6 +352,12 @@ def _(place: Place):
     return predicting(place, "pictures", "--class_names", "a", "b")
 
 
+@TABLE.case(CONTRADICTS, "a mean of a classification and a regression", "differ in their task", program="predict.py")
+def _(place: Place):
+    place.some_pictures()
+    return ["--resume", place.kit.best, place.kit.numbers, *predicting(place, "pictures")[2:]]
+
+
 @TABLE.case(NOT_TO_RESUME, "another --adaptation", "was trained with other parameters")
 def _(place: Place):
     place.data()

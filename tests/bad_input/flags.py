@@ -55,6 +55,14 @@ MODEL_FLAGS = Row(
     "take what the line proposes",
     does="one line that names the flag and what would fit: sizes, architectures, words",
 )
+FOLDS = Row(
+    KIND,
+    "`--folds` is larger than the number of patients (else cases, else images) of train and val, or a class "
+    "or label has so few that a fold's training images would have none",
+    "--folds …: …",
+    "fewer folds, or more images of that class",
+    does="one line that says how many there are",
+)
 JOBS = Row(
     KIND,
     "--slurm is given something else than KEY=VALUE, a key twice, one that a run can't have, or no time "
@@ -368,6 +376,11 @@ contradicts(MODEL_FLAGS, "--head_depth", 10**9, program=REGRESSION, says=("--hea
 contradicts(MODEL_FLAGS, "--head_embed_dim", 10**9, program=REGRESSION, says=("--head_embed_dim",))
 contradicts(MODEL_FLAGS, "--head_mlp_ratio", 1e9, program=REGRESSION, says=("--head_mlp_ratio",))
 contradicts(MODEL_FLAGS, "--recount", 10**12, says=("--recount",))
+contradicts(FOLDS, "--folds", 99, says=("--folds 99: train and val have",))
+contradicts(FOLDS, "--folds", 99, program=REGRESSION, says=("--folds 99: train and val have",))
+contradicts(CONTRADICTION, "--folds", 3, "--fold", 4, says=("--fold 4 of --folds 3",))
+contradicts(CONTRADICTION, "--folds", 3, "--optuna_trials", 2, says=("--optuna_trials", "--folds"))
+contradicts(CONTRADICTION, "--folds", 3, "--resume", "x.pth", says=("--folds trains several", "--resume"))
 contradicts(MISSING, "--eval", says=("--eval needs --resume",))
 TABLE.add(MISSING, "no --csv_file", lambda place: train(place), "--csv_file is not given", program=REGRESSION)
 TABLE.add(MISSING, "no weights", lambda place: ["--input", "x", "--output", "o.npz"], "no weights are named",
