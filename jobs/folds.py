@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jobs import terminal
+from jobs import group_metrics, terminal
+from jobs.results import write_drops
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
 from jobs.train import run
 from util.core import run_files
 from util.core.errors import InputError
 from util.data.csv_columns import some
+from util.data.groups import columns_of
 from util.data.splits import OUT_OF_FOLD, in_order, test_sets
 from util.metrics import folds, selection
 from util.metrics.bootstrap import mean_of_defined
@@ -113,6 +115,7 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
     everywhere = set.intersection(*(set(one.tables) for one in found.values()))
     first, facts = next(iter(found.values())), next(iter(found.values())).facts
     external = (facts.get("data") or {}).get("external", [])
+    of_means: dict[str, dict] = {}
     for split in test_sets(in_order(everywhere, external)):
         tables = {fold: one.tables[split] for fold, one in found.items()}
         images = None
@@ -125,7 +128,9 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
             table = folds.mean_of(list(tables.values()))
             decided = folds.mean_decided([one.decided for one in found.values()])
             metrics, _ = task.metrics(table, decided)
-            entries = task.intervals(table, metrics, decided)
+            of_means[split] = entries = task.intervals(table, metrics, decided)
+            if columns_of(table):
+                world.say(*group_metrics.write(task, folder, split, table, decided))
             if split in first.images:
                 images = partial(folds.mean_of, [one.images[split] for one in found.values()])
         with folder.writing():
@@ -136,6 +141,8 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
         what = "out of fold" if split == OUT_OF_FOLD else f"the mean of the {len(found)} models"
         world.say(*(f"{split}: {note}" for note in notes), f"{split}: {what}",
                   *terminal.figures(task, split, entries, folder))
+    if of_means:
+        world.say(*write_drops(task, folder, of_means, external))
     with folder.writing(folder.file(TABLE)) as path:
         run_files.write_whole(path, _table(found, everywhere, task))
     folder.write_run(_facts(facts, found, task.options))
@@ -147,9 +154,9 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
 def _facts(of_one: dict, found: dict[int, Fold], options: Options) -> dict:
     """run.json of all folds, from that of one: without what is true of its own fold alone."""
     data = of_one.get("data") or {}
-    notes = [f"{OUT_OF_FOLD}: the images of train and val, each scored by the one of {len(found)} models that "
-             "neither trained on its fold nor was chosen by it; the intervals are widened for what the models "
-             "have in common (see docs/train.md)",
+    notes = [f"{OUT_OF_FOLD}: the images of train and val, each scored by the one of {len(found)} models "
+             "that neither trained on its fold nor was chosen by it; the intervals are widened for what the "
+             "models have in common (see docs/train.md)",
              f"other test sets: the mean of the {len(found)} models; each model's own metrics: {TABLE}"]
     kept = {name: data[name] for name in ("class_names", "label_names", "external") if name in data}
     task = str(Path(options.run.task).parent)

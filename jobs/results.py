@@ -1,11 +1,13 @@
 """What is written down of a run beside its checkpoints: run.json, metrics, predictions, images, one page."""
 
 import time
+from collections.abc import Sequence
 
 import models_vit
 from jobs import group_metrics, recalibration, terminal
 from jobs.job import Job
-from jobs.run_folder import commit, now, versions
+from jobs.run_folder import RunFolder, commit, now, versions
+from jobs.tasks.base import Task
 from util.core import run_files, secrets
 from util.core.plain_numbers import duration
 from util.data.groups import columns_of
@@ -62,18 +64,24 @@ def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, de
     for split, predictions in tables.items():
         if columns_of(predictions):
             job.world.say(*group_metrics.write(job.task, job.folder, split, predictions, decided))
-    main, *others = found
-    for split in others:
-        if split in job.data.external and main not in job.data.external:
-            lost = drops(found[main], found[split])
-            with job.folder.writing(job.folder.file(f"drop_{split}.csv")) as path:
-                run_files.write_whole(path, drop_table(found[main], found[split], lost))
-            job.world.say(*terminal.drop(job.task, main, split, lost, job.folder))
+    job.world.say(*write_drops(job.task, job.folder, found, job.data.external))
     if job.options.metrics.recalibrate is not None:
         split = recalibration.split_of(job.options.metrics.recalibrate)
         job.world.say(*recalibration.write(job.folder, split, tables[split], job.options))
     with job.folder.writing():
         job.world.say(*write_report(job.folder.path))
+
+
+def write_drops(task: Task, folder: RunFolder, found: dict[str, dict], external: Sequence[str]) -> list[str]:
+    """What is lost from the first test set to the external ones -> lines. found: {split: its entries}."""
+    lines, (main, *others) = [], found
+    for split in others:
+        if split in external and main not in external:
+            lost = drops(found[main], found[split])
+            with folder.writing(folder.file(f"drop_{split}.csv")) as path:
+                run_files.write_whole(path, drop_table(found[main], found[split], lost))
+            lines += terminal.drop(task, main, split, lost, folder)
+    return lines
 
 
 def _write_test(job: Job, split: str, predictions: Evaluated, epoch: int | None,

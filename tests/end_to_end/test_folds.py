@@ -106,9 +106,18 @@ def test_every_image_is_scored_once_by_a_model_that_did_not_see_it(start, table,
 
 
 def test_two_classes_decide_by_each_folds_own_threshold_and_temperature(start, table, tmp_path):
-    code, out, err = start("--csv_file", table, "--label_col", "grave", "--patient_col", "patient", "--folds", 3,
-                           "--task", "T", "--nb_classes", 2, "--calibrate", *QUICK, data=None)
+    rows = pd.read_csv(table)
+    rows.loc[(rows["split"] == "test") & (rows["left"] == 1), "split"] = "ev:far"
+    rows["side"] = np.where(rows.index % 2, "left", "right")
+    rows.to_csv(tmp_path / "far.csv", index=False)
+    code, out, err = start("--csv_file", tmp_path / "far.csv", "--label_col", "grave", "--patient_col", "patient",
+                           "--group_col", "side", "--folds", 3, "--task", "T", "--nb_classes", 2, "--calibrate", *QUICK,
+                           data=None)
     assert code == 0, err
+    lost = pd.read_csv(tmp_path / "output_dir/T/drop_test_far.csv").set_index("metric").loc["roc_auc"]
+    of_mean = [entries(tmp_path / "output_dir/T", name)["roc_auc"]["value"] for name in ("test", "test_far")]
+    assert lost["drop"] == pytest.approx(of_mean[0] - of_mean[1])
+    assert set(pd.read_csv(tmp_path / "output_dir/T/groups_test.csv")["group"]) == {"left", "right"}
     folder = tmp_path / "output_dir/T"
     from util.metrics.calibration import fit_temperature
     from util.metrics.weighted import Images, operating_thresholds

@@ -79,8 +79,6 @@ def test_sets(found: Sequence[str]) -> list[str]:
 
 # ---- folds -------------------------------------------------------------------------------------------------
 
-STRATA = 10  # of a regression, by its first target
-
 
 def pooled(splits: pd.Series, folds: int | None) -> pd.Series:
     """A table's splits, those of val as train where folds are dealt of both."""
@@ -97,9 +95,9 @@ def deal(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
 
     The images of a patient stay together, else those of a case, else each image is dealt alone. These units
     are dealt in turn, shuffled by the seed, class by class (a unit of several is of its rarest one, as in
-    Sechidis et al., ECML 2011; of a regression tenths of the first target), so that the folds' numbers of a
-    class differ by one at most, and among equal ones the larger first. InputError where there are fewer units
-    than folds, or a run's training images lack a class.
+    Sechidis et al., ECML 2011), the larger ones first, so that the folds' numbers of a class differ by one at
+    most; of a regression K neighbours by the first target go to the K folds. InputError where there are fewer
+    units than folds, or a run's training images lack a class.
     """
     rows = table[table["split"] == "train"]
     names = rows["path"]
@@ -115,7 +113,8 @@ def deal(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
                          f"one: pass at most {len(units)}")
     kinds, strata = _strata(rows, owners, folds)
     order = np.random.RandomState(seed % 2**32).permutation(len(units))
-    order = order[np.lexsort((-np.bincount(owners)[order], strata[order]))]
+    sizes = np.bincount(owners) if kinds else np.zeros(len(units))
+    order = order[np.lexsort((-sizes[order], strata[order]))]
     of_unit = np.empty(len(units), np.int64)
     of_unit[order] = np.arange(len(units)) % folds + 1
     found = np.zeros(len(table), np.int64)
@@ -149,9 +148,7 @@ def _strata(rows: pd.DataFrame, owners: np.ndarray,
         known = ~np.isnan(values)
         counts = np.bincount(owners, known, number)
         means = np.bincount(owners, np.where(known, values, 0), number) / np.maximum(counts, 1)
-        bins = max(1, min(STRATA, number // folds))
-        ranks = np.lexsort((means, counts == 0)).argsort(kind="stable")
-        return {}, ranks * bins // number
+        return {}, np.lexsort((means, counts == 0)).argsort(kind="stable") // folds
     if labels:
         kinds = {f"label {name.removeprefix('true_')}": units_with(rows[name].to_numpy() == 1)
                  for name in labels}
