@@ -90,6 +90,7 @@ def combine(options: Options, world: World, task: Task) -> None:
             world.say(*folder.put_aside())
         found = {fold: Fold.of(place, task) for fold, place in places.items()}
         _require_one_deal(options, found)
+        task.take_facts(found[1].facts["data"])  # whichever fold ended last
         _write(folder, found, task, world)
     finally:
         folder.close()

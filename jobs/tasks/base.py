@@ -253,6 +253,9 @@ class Task(ABC):
     def facts(self, data: Data) -> dict:
         """What run.json says of the data, for this task. Its "images" name the splits, in order."""
 
+    def take_facts(self, facts: dict) -> None:  # noqa: B027 - only some learn anything
+        """Learn what `settle` learned in a run, of which run.json says `facts`."""
+
     @staticmethod
     @abstractmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:

@@ -182,6 +182,9 @@ class Regression(Task):
                                             for split in data.splits},
                 **cases.counted(data.table, data.splits)}
 
+    def take_facts(self, facts: dict) -> None:
+        self.scale = target_scale.TargetScale.from_plain(facts["targets"])
+
     @staticmethod
     def with_foreign(options: Options, file: WeightFile) -> tuple[Options, str]:
         raise InputError(f"{file.path} is no checkpoint of main_regression.py: start from its weights with "

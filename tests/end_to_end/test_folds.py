@@ -184,6 +184,9 @@ def test_regression(table, tmp_path, monkeypatch, capsys, charts_are_not_drawn):
     folder = tmp_path / "output_dir/R"
     found = oof(folder)
     assert len(found) == 62
+    before = (folder / "metrics_test_oof.json").read_bytes()
+    assert exit_code_of(main_regression.main, [*map(str, words), "--fold", "1"]) == 0, capsys.readouterr().err
+    assert (folder / "metrics_test_oof.json").read_bytes() == before
     error = np.abs(found["pred_amount"] - found["true_amount"]).mean()
     assert entries(folder)["mae_amount"]["value"] == pytest.approx(error)
     given = tmp_path / "given.csv"
