@@ -151,11 +151,6 @@ class Task(ABC):
     def loss(self, train_rows: pd.DataFrame) -> torch.nn.Module:
         """Outputs and targets of a batch -> a loss an image, (B,)."""
 
-    def plain_loss(self, rows: pd.DataFrame) -> torch.nn.Module:
-        """The same for rows of val, without what is done for training alone: by it a grid of heads is
-        compared."""
-        raise NotImplementedError(f"a {self.kind} has no grid of heads")
-
     def mixing(self) -> Mixing | None:
         """What mixes the images and labels of a batch, or None."""
         return None

@@ -200,6 +200,8 @@ class Classification(Task):
         return ClassificationLoss(len(self.class_names), self.options.mixing.smoothing, weights)
 
     def plain_loss(self, rows: pd.DataFrame) -> torch.nn.Module:
+        """The loss of rows of val, without what is done for training alone: by it a grid of heads is
+        compared."""
         return torch.nn.CrossEntropyLoss(reduction="none")
 
     def mixing(self) -> Mixing | None:
