@@ -3,6 +3,7 @@ are read."""
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from util.data import cases, splits, tables
 from util.data.images import cache, cache_choice, fundus_fields, scan, transforms
 from util.data.leakage import search
 from util.data.splits import plain
+from util.metrics.folds import FOLD
 from util.options.flag import AUTO, OFF
 from util.options.groups import Options
 from util.parallel.processes import World
@@ -61,7 +63,7 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
     used, asked, others = _subset(options, data.table), options.data, []
     filled = None
     if world.is_main and not options.run.dry_run:
-        again = list(used["path"][used["split"].map(plain).isin(cached_splits(options))])
+        again = list(used["path"][is_cached(options, used["split"])])
         kept = cache.Kept.of(settings, fields)
         filling = cache.Filling(cache_folder(options), kept, world.say, final=False)
         filled = filling if _is_filled(options, resumed, filling, again, facts, world.say) else None
@@ -92,7 +94,8 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
 
 
 def _dealt(options: Options, data: tables.Data) -> list[str]:
-    """Of --folds: the splits of the run of --fold among train's images, whose numbers stay -> a line."""
+    """Of --folds: the splits of the run of --fold among train's images, whose numbers stay; of a search those
+    of the first fold, and all folds in a column -> a line."""
     folds, fold, table = options.data.folds, options.data.fold or 1, data.table
     if folds is None or options.run.eval:
         return []
@@ -100,11 +103,23 @@ def _dealt(options: Options, data: tables.Data) -> list[str]:
         raise InputError(f"--folds calls the images that a run does not train on {splits.OUT_OF_FOLD}, and a "
                          "test set has that name: rename it")
     dealt = splits.deal(table, folds, options.data.datasets_seed)
+    table["split"] = splits.in_fold(table["split"], dealt, fold, folds)
+    if options.search.optuna_trials:
+        table[FOLD] = dealt
+        sizes = np.bincount(dealt[dealt > 0])[1:]
+        return [f"{folds} folds of {sizes.min():,} to {sizes.max():,} images; a trial trains once a fold "
+                "(what is told of splits is that of the first)"]
     chosen_by = splits.next_fold(fold, folds)
-    table["split"] = table["split"].mask(dealt == fold, splits.OUT_OF_FOLD).mask(dealt == chosen_by, "val")
     return [f"fold {fold} of {folds}: {(dealt == fold).sum():,} images are scored as {splits.OUT_OF_FOLD}, "
             f"{(dealt == chosen_by).sum():,} of fold {chosen_by} are val, "
             f"{(table['split'] == 'train').sum():,} train"]
+
+
+def of_fold(options: Options, data: tables.Data) -> tables.Data:
+    """Of a search's images those of the run of --fold."""
+    table = data.table.copy()
+    table["split"] = splits.in_fold(table["split"], table[FOLD], options.data.fold, options.data.folds)
+    return replace(data, table=_subset(options, table), notes=[], facts=scan.NO_FACTS)
 
 
 def cache_folder(options: Options) -> Path:
@@ -131,15 +146,25 @@ def _passes(options: Options, resumed: WeightFile | None) -> int:
     if options.run.eval:
         return 1
     if options.search.optuna_trials:
-        return options.search.optuna_trials * options.search.optuna_epochs
+        # in a trial an image is in all folds' runs but the one that scores it, once
+        runs = (options.data.folds or 2) - 1
+        return options.search.optuna_trials * options.search.optuna_epochs * runs
     if options.model.adaptation == "lp":
         return options.probe.lp_views
     return options.training.epochs - (0 if resumed is None else resumed.rest.get("epoch", -1) + 1)
 
 
-def cached_splits(options: Options) -> tuple[str, ...]:
-    """What --image_cache keeps decoded, train, val or test (sets): what this launch reads again and again; in
-    a folder that was named, for other runs, what is scored at the end, too."""
+def is_cached(options: Options, of_images: pd.Series) -> pd.Series:
+    """By the images' splits, which of them --image_cache keeps decoded: what this launch reads again and
+    again; in a folder that was named, for other runs, what is scored at the end, too."""
+    found = of_images.map(plain).isin(_cached_splits(options))
+    if options.data.folds and options.search.optuna_trials:
+        found |= of_images == splits.OUT_OF_FOLD  # of the first fold; the others train on it
+    return found
+
+
+def _cached_splits(options: Options) -> tuple[str, ...]:
+    """Train, val or test (sets)."""
     if options.run.eval:
         return ("test",)
     if options.search.optuna_trials and options.model.adaptation == "lp":
@@ -153,6 +178,8 @@ def cached_splits(options: Options) -> tuple[str, ...]:
 def _subset(options: Options, table: pd.DataFrame) -> pd.DataFrame:
     if options.data.dataratio[0] == 1 or options.run.eval:
         return table
+    if options.data.folds and options.search.optuna_trials and options.data.fold is None:
+        return table  # each fold's run has a share of its own training images
     return tables.subset(table, options.data.dataratio[0], options.data.stratified,
                          options.data.datasets_seed)
 

@@ -6,7 +6,7 @@ It takes seconds, so a run that was cut is simply run again: from the same featu
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -159,15 +159,15 @@ def _train_attention(job: Job, features: dict[str, torch.Tensor], labels: torch.
 @dataclass(frozen=True)
 class BestHead:
     """What the best head of a grid on val came to: its epoch, what its training says ("train_loss", "lr"),
-    the metrics of val and, where it was asked for, of test."""
+    the metrics of val, and the predictions of val and of the splits that were asked for."""
 
     epoch: int
     training: dict[str, float]
     metrics: dict[str, float]
-    test: dict[str, float] | None
+    predictions: dict[str, pd.DataFrame]
 
 
-def best_head(job: Job, with_test: bool) -> BestHead | None:
+def best_head(job: Job, splits: Sequence[str] = ()) -> BestHead | None:
     """Train and choose as `probe` does, and write nothing (main process); None where no head's outputs are
     numbers."""
     trained = _train_all(job, grid(job.schedule.peak, job.options.training.weight_decay))
@@ -176,11 +176,11 @@ def best_head(job: Job, with_test: bool) -> BestHead | None:
         return None
     chosen = choose(scored)
     values, candidate = chosen.trained.folded(chosen.candidate), chosen.candidate
-    figures = {split: _scored(job, split, _logits(job, chosen.kind, split, *values))[1]
-               for split in ("val", *job.data.test_sets[:with_test])}
+    found = {split: _scored(job, split, _logits(job, chosen.kind, split, *values))
+             for split in ("val", *splits)}
     loss = float(chosen.trained.train_loss[candidate.epoch, candidate.head])
     return BestHead(candidate.epoch, {"train_loss": loss, "lr": chosen.setting.learning_rate},
-                    figures.pop("val"), next(iter(figures.values()), None))
+                    found["val"][1], {split: one.table for split, (one, _) in found.items()})
 
 
 def _train_all(job: Job, settings: list[HeadSetting]) -> dict[str, Trained]:

@@ -10,7 +10,7 @@ import torch
 
 from engine_finetune import Schedule, output_chunks
 from jobs.checkpointing import needed_bytes
-from jobs.data import cache_folder, cached_splits
+from jobs.data import cache_folder, is_cached
 from jobs.job import Job
 from util.core import disk, machine
 from util.core.errors import InputError
@@ -19,7 +19,6 @@ from util.data import cases, sampling
 from util.data.dataset import CaseDataset, ImageDataset
 from util.data.images import cache, transforms
 from util.data.loader import Loader, make_loader
-from util.data.splits import plain
 from util.model import feature_kinds, lr_schedule
 from util.model.frozen_features import (
     FeatureDataset,
@@ -82,7 +81,7 @@ def fill_cache(job: Job) -> None:
         world.say(f"--image_cache does nothing: {whose} reads images at their own size "
                   "(--cache_size brings them to another)")
         return
-    paths = list(job.data.table["path"][job.data.table["split"].map(plain).isin(cached_splits(options))])
+    paths = list(job.data.table["path"][is_cached(options, job.data.table["split"])])
 
     def of(say: Callable[[str], None], fill: bool) -> cache.ImageCache:
         kept = cache.Kept.of(job.eval_transform, job.data.fields)

@@ -10,7 +10,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,8 +22,9 @@ from tqdm import tqdm
 import models_vit
 from engine_finetune import Progress, Trainer
 from jobs import terminal
+from jobs.data import of_fold
 from jobs.job import Job
-from jobs.linear_probe import best_head
+from jobs.linear_probe import BestHead, best_head
 from jobs.loaders import features_of, fill_cache, images_a_sample, loader, plan_training
 from jobs.model import choose_part, describe_part
 from jobs.parallel import fits
@@ -33,6 +34,9 @@ from jobs.train import Epoch, epochs, evaluate, is_better, trainer_of
 from util.core.errors import InputError, RunError
 from util.core.plain_numbers import duration
 from util.core.tensorboard import ScalarFile
+from util.data.splits import OUT_OF_FOLD
+from util.metrics.bootstrap import mean_of_defined
+from util.metrics.folds import mean_of
 from util.metrics.table import COMPOSED
 from util.options.checks import setting_text
 from util.options.groups import Options
@@ -42,6 +46,7 @@ from util.parallel.sharding import is_own, plain_name
 from util.study import optuna_study
 
 Result = TypeVar("Result")
+Told = Callable[[int, int, float], None]  # an epoch has ended; the best one so far; its value
 
 
 def search(options: Options, world: World, *kinds: type[Task]) -> None:
@@ -56,14 +61,29 @@ def search(options: Options, world: World, *kinds: type[Task]) -> None:
         world.say("dry run: no trial was begun")
         return
     job.model.to(world.device)
-    if options.model.adaptation == "lp":
-        job.features = features_of(job)
-    else:
-        fill_cache(job)
     try:
-        Search(job, space).run()
+        if options.model.adaptation != "lp":
+            fill_cache(job)
+        folds = _of_folds(job)
+        if options.model.adaptation == "lp":
+            for one in folds or [job]:
+                one.features = features_of(one)
+        Search(job, folds, space).run()
     finally:
         job.folder.close()
+
+
+def _of_folds(job: Job) -> list[Job]:
+    """With --folds a job for each: its splits, and what its own training images decide."""
+    found = []
+    for fold in range(1, (job.options.data.folds or 0) + 1):
+        task = copy.copy(job.task)
+        task.options = job.options.having(fold=fold)
+        one = replace(job, task=task, data=of_fold(task.options, job.data))
+        task.settle(one.data, None)
+        plan_training(one)
+        found.append(one)
+    return found
 
 
 def proposed(job: Job) -> tuple[Space, list[str]]:
@@ -119,18 +139,33 @@ def _describe(job: Job, space: Space) -> list[str]:
     rate = f"lr is taken as it is; {batch} x accumulation {training.accum_iter} = {job.plan.step_size}"
     if "accum_iter" in space:
         rate = f"learning rate = blr x {size} x accum_iter / 256: a batch of all processes has {size} images"
-    return [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
-            f"{search.optuna_direction} {search.optuna_metric} on val; sampler {search.optuna_sampler}, "
-            f"pruner {search.optuna_pruner}",
-            f"           {', '.join(space)}", f"           {rate}"]
+    lines = [f"search     {search.optuna_trials} trials of {search.optuna_epochs} epochs in total, "
+             f"{search.optuna_direction} {_value_text(job.options)}; sampler {search.optuna_sampler}, "
+             f"pruner {search.optuna_pruner}",
+             f"           {', '.join(space)}", f"           {rate}"]
+    if search.optuna_eval_test and not _scored_too(job):
+        lines.append("           --optuna_eval_test does nothing: there is no test set beside the folds")
+    return lines
+
+
+def _value_text(options: Options) -> str:
+    metric, folds = options.search.optuna_metric, options.data.folds
+    return f"the mean {metric} of {folds} folds" if folds else f"{metric} on val"
+
+
+def _scored_too(job: Job) -> list[str]:
+    """The test set that every trial scores for information, if any."""
+    if not job.options.search.optuna_eval_test:
+        return []
+    return [split for split in job.data.test_sets if split != OUT_OF_FOLD][:1]
 
 
 class Search:
-    """The trials of this group of processes."""
+    """The trials of this group of processes. folds: a job for each, with --folds."""
 
-    def __init__(self, job: Job, space: Space) -> None:
+    def __init__(self, job: Job, folds: Sequence[Job], space: Space) -> None:
         options, asked = job.options, job.options.search
-        self.job, self.world, self.folder = job, job.world, job.folder
+        self.job, self.folds, self.world, self.folder = job, folds, job.world, job.folder
         seed = asked.optuna_seed if asked.optuna_seed is not None else options.run.seed
         ends_at = None if asked.optuna_timeout is None else time.monotonic() + asked.optuna_timeout
         self.settings = optuna_study.Settings(asked.optuna_trials, seed, asked.optuna_sampler, space,
@@ -148,7 +183,7 @@ class Search:
     def _open(self) -> optuna.Study:
         options, asked = self.job.options, self.job.options.search
         storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
-        made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs,
+        made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs, "folds": options.data.folds,
                     **self.job.task.made_for(), "model": self.job.backbone.arch,
                     "adaptation": options.model.adaptation, "data": self.job.data.fingerprint}
         return optuna_study.open_study(optuna_study.open_storage(storage),
@@ -197,13 +232,12 @@ class Search:
     def _trial(self, params: dict, seed: int) -> tuple[str, float | None, str]:
         """-> (complete, pruned or fail; the best value; the reason of a failure), the same in all
         processes."""
+        self.value: float | None = None
         try:
-            job = self._job_of(params, seed)
-            if job.features is not None and job.task.head_is_linear:
-                return self._heads(job)
-            if self.world.size > 1 and self.world.any(not fits(job, job.options.training.batch_size)):
-                return "fail", None, self._memory_is_full()
-            return self._epochs(job, trainer_of(job))
+            train = self._all_folds if self.folds else self._one_run
+            train(params, seed)
+        except optuna.TrialPruned:
+            return "pruned", self.value, ""
         except torch.OutOfMemoryError:
             if self.world.size > 1:
                 # the others wait inside a step: the group has to end, and the trial is put in the queue again
@@ -213,65 +247,119 @@ class Search:
             if not error.everywhere:
                 raise
             return "fail", None, str(error)
+        return "complete", self.value, ""
+
+    def _one_run(self, params: dict, seed: int) -> None:
+        """Valued by the best epoch on val."""
+        job, main = self._job_of(self.job, params, seed), _scored_too(self.job)
+
+        def told(epoch: int, best_epoch: int, best: float) -> None:
+            self.value = best
+            self._alone(lambda: self.trial.set_user_attr("best_epoch", best_epoch))
+            self._report(best, epoch)
+
+        found = self._trained(job, main, told)
+        if main:
+            self._alone(lambda: self._enter_test(job.task.metrics(found.predictions[main[0]])[0]))
+
+    def _all_folds(self, params: dict, seed: int) -> None:
+        """Valued by the mean over the folds of the metric of each, by the run whose val is the next fold."""
+        values, tests = [], []
+        for number, base in enumerate(self.folds):
+            job, main = self._job_of(base, params, seed), _scored_too(base)
+            found = self._trained(job, [OUT_OF_FOLD, *main])
+            values.append(self.world.from_main(self._alone(self._value_of_fold, job.task, found)))
+            tests += [found.predictions[name] for name in main if self.world.is_main]
+            self.value = float(mean_of_defined(values))
+            if not math.isnan(self.value):
+                self._report(self.value, number)
+        self._require_number(self.value, "out of fold")
+        if main:
+            self._alone(lambda: self._enter_test(self.folds[0].task.metrics(mean_of(tests))[0]))
+
+    def _value_of_fold(self, task: Task, found: BestHead) -> float:
+        decided = task.decide(found.predictions["val"])
+        return task.metrics(found.predictions[OUT_OF_FOLD], decided)[0][self.metric]
+
+    def _trained(self, job: Job, splits: Sequence[str],
+                 told: Told | None = None) -> BestHead:
+        """What a training came to by the searched metric: its best epoch, and in the main process the
+        predictions of val and `splits` then. RunError in all processes where there is no best one."""
+        if job.features is not None and job.task.head_is_linear:
+            return self._heads(job, splits, told)
+        if self.world.size > 1 and self.world.any(not fits(job, job.options.training.batch_size)):
+            raise RunError(self._memory_is_full(), everywhere=True)
+        return self._epochs(job, trainer_of(job), splits, told)
 
     def _memory_is_full(self) -> str:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         return f"the device's memory is full at --batch_size {self.job.options.training.batch_size}"
 
-    def _epochs(self, job: Job, trainer: Trainer) -> tuple[str, float | None, str]:
-        options, best, best_weights, longest = job.options, None, None, 0.0
-        sign = 1 if options.search.optuna_direction == "maximize" else -1
-        figures = self._alone(self._trial_scalars)
+    def _epochs(self, job: Job, trainer: Trainer, splits: Sequence[str],
+                told: Told | None) -> BestHead:
+        best, value, weights, longest = None, None, None, 0.0
+        sign = 1 if job.options.search.optuna_direction == "maximize" else -1
+        figures = self._alone(self._trial_scalars, job)
         for epoch in epochs(job, trainer, Progress(0)):
-            value = epoch.metrics[self.metric]
+            this = epoch.metrics[self.metric]
             longest = max(longest, epoch.seconds)
-            if is_better(sign * value, None if best is None else sign * best):
-                best = value
-                if options.search.optuna_eval_test:
-                    best_weights = {name: tensor.detach().clone()
-                                    for name, tensor in job.running.state_dict().items()}
-                self._alone(lambda number: self.trial.set_user_attr("best_epoch", number), epoch.number)
-            if self.world.from_main(self._alone(self._report, epoch, best, longest, figures)):
-                return "pruned", best, ""
-        if best is None or math.isnan(best):
-            return "fail", None, f"{options.search.optuna_metric} on val is undefined"
-        if options.search.optuna_eval_test:
-            job.running.load_state_dict(best_weights)
-            main = job.data.test_sets[0]
-            predictions = evaluate(job, main, loader(job, main))
-            self._alone(lambda: self._enter_test(job.task.metrics(predictions.table)[0]))
-        return "complete", best, ""
+            if is_better(sign * this, None if value is None else sign * value):
+                best, value = epoch, this
+                if splits:
+                    weights = {name: tensor.detach().clone()
+                               for name, tensor in job.running.state_dict().items()}
+            self._alone(self._note, epoch, longest, figures)
+            if told is not None:
+                told(epoch.number, best.number, value)
+        self._require_number(value, "on val")
+        if splits:
+            job.running.load_state_dict(weights)
+        predictions = {split: evaluate(job, split, loader(job, split)) for split in splits}
+        if not self.world.is_main:
+            return BestHead(best.number, best.training, best.metrics, {})
+        tables = {split: one.table for split, one in {"val": best.predictions, **predictions}.items()}
+        return BestHead(best.number, best.training, best.metrics, tables)
 
-    def _heads(self, job: Job) -> tuple[str, float | None, str]:
+    def _heads(self, job: Job, splits: Sequence[str], told: Told | None) -> BestHead:
         """The same of a probe, whose heads are trained in one pass: what its run would choose."""
-        asked, began = job.options.search, time.monotonic()
-        figures = self._alone(self._trial_scalars)
-        found = self.world.from_main(self._alone(best_head, job, asked.optuna_eval_test))
+        began, figures = time.monotonic(), self._alone(self._trial_scalars, job)
+        best = self._alone(best_head, job, splits)
+        found = self.world.from_main(best and replace(best, predictions={}))
         if found is None:
-            return "fail", None, "no head of the probe gives numbers on val"
-        value = found.metrics[self.metric]
-        if math.isnan(value):
-            return "fail", None, f"{asked.optuna_metric} on val is undefined"
-        self._alone(lambda: self.trial.set_user_attr("best_epoch", found.epoch))
-        if found.test is not None:
-            self._alone(self._enter_test, found.test)
-        last = Epoch(asked.optuna_epochs - 1, found.training, None, found.metrics, [],
+            raise RunError("no head of the probe gives numbers on val", everywhere=True)
+        self._require_number(found.metrics[self.metric], "on val")
+        last = Epoch(job.options.training.epochs - 1, found.training, None, found.metrics, [],
                      time.monotonic() - began)
-        is_pruned = self.world.from_main(self._alone(self._report, last, value, last.seconds, figures))
-        return "pruned" if is_pruned else "complete", value, ""
+        self._alone(self._note, last, last.seconds, figures)
+        if told is not None:
+            told(last.number, found.epoch, found.metrics[self.metric])
+        return best or found
 
-    def _report(self, epoch: Epoch, best: float, longest: float, figures: ScalarFile) -> bool:
-        """To the storage and to TensorBoard (main process) -> whether the trial is to be pruned."""
+    def _require_number(self, value: float | None, where: str) -> None:
+        if value is None or math.isnan(value):
+            raise RunError(f"{self.job.options.search.optuna_metric} {where} is undefined", everywhere=True)
+
+    def _note(self, epoch: Epoch, longest: float, figures: ScalarFile) -> None:
+        """That the trial lives, to the storage; its epoch, to TensorBoard (main process)."""
         self.trial.set_user_attr("lease", optuna_study.lease(optuna_study.lease_length(longest)))
         with self.folder.writing(figures.path):
             figures.add({**epoch.training, **{f"val_{name}": value for name, value in epoch.metrics.items()}},
                         epoch.number)
-        self.trial.report(best, epoch.number)
-        return bool(self.trial.should_prune())
 
-    def _trial_scalars(self) -> ScalarFile:
-        with self.folder.writing(self.folder.tensorboard_path / f"trial_{self.trial.number:04d}") as path:
+    def _report(self, value: float, step: int) -> None:
+        """optuna.TrialPruned, in all processes, where the trial is to be ended by its values so far."""
+        def is_pruned() -> bool:
+            self.trial.report(value, step)
+            return bool(self.trial.should_prune())
+
+        if self.world.from_main(self._alone(is_pruned)):
+            raise optuna.TrialPruned
+
+    def _trial_scalars(self, job: Job) -> ScalarFile:
+        fold = "" if job.options.data.fold is None else f"_fold_{job.options.data.fold}"
+        name = f"trial_{self.trial.number:04d}{fold}"
+        with self.folder.writing(self.folder.tensorboard_path / name) as path:
             path.mkdir(exist_ok=True)
         return ScalarFile(path)
 
@@ -279,9 +367,9 @@ class Search:
         self.trial.set_user_attr("test", {f"test_{name}": None if math.isnan(value) else value
                                           for name, value in metrics.items()})
 
-    def _job_of(self, params: dict, seed: int) -> Job:
-        """The job of a trial: its own settings and head, the backbone as the search found it."""
-        base = self.job
+    def _job_of(self, base: Job, params: dict, seed: int) -> Job:
+        """The job of a trial: its own settings and head, the backbone as the search found it. base: the
+        search's job, or that of a fold."""
         own = {**NOT_PROPOSED, **params, "seed": seed, "epochs": base.options.search.optuna_epochs}
         task = copy.copy(base.task)
         task.options = base.options.having(**own)
@@ -324,7 +412,8 @@ class Search:
 
     def _write_results(self) -> None:
         asked = self.job.options.search
-        optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs)
+        optuna_study.write_results(self.study, self.folder.path, asked.optuna_metric, asked.optuna_epochs,
+                                   self.job.options.data.folds)
 
     def _results(self, began: float) -> tuple[bool, list[str]]:
         """Write what came out (main process) -> whether a trial came to an end by itself, and the lines."""
@@ -338,7 +427,7 @@ class Search:
         if best is None:
             return False, lines
         with self.folder.writing():
-            lines += optuna_study.draw(self.study, path, metric)
+            lines += optuna_study.draw(self.study, path, _value_text(self.job.options))
         found = ", ".join(f"{name} {setting_text(value, '.4g')}" for name, value in best.params.items())
         return True, [
             *lines, f"best: trial {best.number}, {metric} {best.value:.4f}: {found}",

@@ -203,7 +203,6 @@ def test_one_line_for_what_cannot_be(start, table, tmp_path, capsys):
             (["--folds", 2], "out of range"),
             (["--folds", 50, "--patient_col", "patient"], "--folds 50: train and val have 32 patients"),
             (["--folds", 63], "--folds 63: train and val have 62 images"),
-            (["--folds", 3, "--optuna_trials", 2], "--optuna_trials does not go with --folds"),
             (["--folds", 3, "--fold", 4], "--fold 4 of --folds 3"),
             (["--folds", 3, "--resume", "x.pth"], "--folds trains several models")):
         code, _, err = start(*words, *more, data=None)

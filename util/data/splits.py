@@ -130,6 +130,13 @@ def deal(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
     return found
 
 
+def in_fold(of_images: pd.Series, dealt: np.ndarray | pd.Series, fold: int, folds: int) -> pd.Series:
+    """The splits of the run of a fold: those of the images with a fold (`deal`) become train, val and
+    OUT_OF_FOLD."""
+    found = of_images.mask(dealt > 0, "train").mask(dealt == next_fold(fold, folds), "val")
+    return found.mask(dealt == fold, OUT_OF_FOLD)
+
+
 def next_fold(fold: int, folds: int) -> int:
     """The fold that chooses epoch, thresholds and temperature where this one is scored."""
     return fold % folds + 1

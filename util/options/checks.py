@@ -196,9 +196,9 @@ def check_search(options: Options) -> tuple[Options, list[str]]:
     reject_if(
         (options.run.eval,
          "--eval scores a checkpoint and --optuna_trials starts a search: pass one of them"),
-        (options.data.folds,
-         "--optuna_trials does not go with --folds: search on train and val first, then pass --params FILE "
-         "with --folds"),
+        (options.data.folds and options.data.fold,
+         f"--fold {options.data.fold} is one run of --folds, and a search is by the mean of all: leave it "
+         "out"),
         (options.processes.parallel == "fsdp",
          "--parallel fsdp does not go with --optuna_trials: a trial's model has to fit one device"),
         (options.run.resume not in ("", "same"),

@@ -294,7 +294,8 @@ def best_of(study: optuna.Study) -> FrozenTrial | None:
                key=lambda trial: (sign * trial.value, -trial.number))
 
 
-def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -> None:
+def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int,
+                  folds: int | None = None) -> None:
     """optuna_best.json, in a form that --params takes back, and optuna_trials.csv. RunError where the disk is
     full."""
     best = best_of(study)
@@ -302,7 +303,7 @@ def write_results(study: optuna.Study, folder: Path, metric: str, epochs: int) -
         if best is not None:
             content = {"value": best.value, "params": best.params, "metric": metric,
                        "direction": study.direction.name.lower(), "trial": best.number, "epochs": epochs,
-                       "study": study.study_name}
+                       "study": study.study_name} | ({"folds": folds} if folds else {})
             write_whole(folder / "optuna_best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         write_whole(folder / "optuna_trials.csv",
                     trials_table(study).to_csv(index=False, lineterminator="\n"))
@@ -321,9 +322,9 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
          **trial.params, **trial.user_attrs.get("test", {})} for trial in study.get_trials(deepcopy=False)])
 
 
-def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
+def draw(study: optuna.Study, folder: Path, value: str) -> list[str]:
     """optuna_history.png, optuna_importances.png, optuna_slices.png by Optuna's own plots; lines about what
-    lacks."""
+    lacks. value: what a trial's is, in words."""
     import matplotlib
     from matplotlib.ticker import NullFormatter
 
@@ -341,7 +342,7 @@ def draw(study: optuna.Study, folder: Path, metric: str) -> list[str]:
                            ("importances", plots.plot_param_importances),
                            ("slices", plots.plot_slice)):
             try:
-                axes = plot(study, target=lambda trial: trial.value, target_name=f"{metric} on val")
+                axes = plot(study, target=lambda trial: trial.value, target_name=value)
             # importances of trials that all came to the same value
             except (ValueError, RuntimeError) as error:
                 notes.append(f"no image of the {name}: {str(error).splitlines()[0]}")
