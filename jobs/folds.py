@@ -117,6 +117,7 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
     first, facts = next(iter(found.values())), next(iter(found.values())).facts
     external = (facts.get("data") or {}).get("external", [])
     of_means: dict[str, dict] = {}
+    mean_tables: dict[str, pd.DataFrame] = {}
     for split in test_sets(in_order(everywhere, external)):
         tables = {fold: one.tables[split] for fold, one in found.items()}
         images = None
@@ -126,7 +127,7 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
             if split in first.images:
                 images = partial(folds.out_of_fold, {fold: one.images[split] for fold, one in found.items()})
         else:
-            table = folds.mean_of(list(tables.values()))
+            mean_tables[split] = table = folds.mean_of(list(tables.values()))
             decided = folds.mean_decided([one.decided for one in found.values()])
             metrics, _ = task.metrics(table, decided)
             of_means[split] = entries = task.intervals(table, metrics, decided)
@@ -143,7 +144,7 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
         world.say(*(f"{split}: {note}" for note in notes), f"{split}: {what}",
                   *terminal.figures(task, split, entries, folder))
     if of_means:
-        world.say(*write_drops(task, folder, of_means, external))
+        world.say(*write_drops(task, folder, of_means, mean_tables, external))
     with folder.writing(folder.file(TABLE)) as path:
         run_files.write_whole(path, _table(found, everywhere, task))
     folder.write_run(_facts(facts, found, task.options))

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+import pandas as pd
+
 import models_vit
 from jobs import group_metrics, recalibration, terminal
 from jobs.job import Job
@@ -12,7 +14,7 @@ from util.core import run_files, secrets
 from util.core.plain_numbers import duration
 from util.data.groups import columns_of
 from util.metrics.intervals import drop_table, drops
-from util.metrics.predictions import Evaluated, read_predictions
+from util.metrics.predictions import Evaluated, common_patients, read_predictions
 from util.options.table import own_values
 from util.report.page import write_report
 from util.weights import checkpoint
@@ -64,7 +66,7 @@ def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, de
     for split, predictions in tables.items():
         if columns_of(predictions):
             job.world.say(*group_metrics.write(job.task, job.folder, split, predictions, decided))
-    job.world.say(*write_drops(job.task, job.folder, found, job.data.external))
+    job.world.say(*write_drops(job.task, job.folder, found, tables, job.data.external))
     if job.options.metrics.recalibrate is not None:
         split = recalibration.split_of(job.options.metrics.recalibrate)
         job.world.say(*recalibration.write(job.folder, split, tables[split], job.options))
@@ -72,8 +74,10 @@ def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, de
         job.world.say(*write_report(job.folder.path))
 
 
-def write_drops(task: Task, folder: RunFolder, found: dict[str, dict], external: Sequence[str]) -> list[str]:
-    """What is lost from the first test set to the external ones -> lines. found: {split: its entries}."""
+def write_drops(task: Task, folder: RunFolder, found: dict[str, dict], tables: dict[str, pd.DataFrame],
+                external: Sequence[str]) -> list[str]:
+    """What is lost from the first test set to the external ones -> lines. found: {split: its entries};
+    tables: {split: its predictions}."""
     lines, (main, *others) = [], found
     for split in others:
         if split in external and main not in external:
@@ -81,6 +85,10 @@ def write_drops(task: Task, folder: RunFolder, found: dict[str, dict], external:
             with folder.writing(folder.file(f"drop_{split}.csv")) as path:
                 run_files.write_whole(path, drop_table(found[main], found[split], lost))
             lines += terminal.drop(task, main, split, lost, folder)
+            shared = common_patients(tables[main], tables[split])
+            if shared:
+                lines.append(f"warning: {shared:,} patients are in {main} and in {split}: the two are no "
+                             "independent samples, and the intervals of what is lost don't hold")
     return lines
 
 

@@ -141,3 +141,20 @@ def test_groups_of_a_csv(start, several, tmp_path):
     assert "test by site" in page and "Gaps between groups of age, test" in page and "too few" in page and "too few for a test" in out
     code, out, err = start("--task", "other", *words, data=None)
     assert code == 2 and "--group_bins age=40,60" in err
+
+
+def test_patients_in_two_test_sets_are_told(start, pictures, tmp_path):
+    shutil.copytree(pictures / "test", tmp_path / "ev_B")
+    rows = [(str(path), path.parts[-2], split, f"{split} {path.stem}")
+            for split, folder in [*((name, pictures / name) for name in ("train", "val", "test")),
+                                  ("ev:B", tmp_path / "ev_B")] for path in sorted(folder.glob("*/*.png"))]
+    table = pd.DataFrame(rows, columns=["path", "label", "split", "patient"])
+    outside = table.index[table["split"] == "ev:B"]
+    table.loc[outside[:2], "patient"] = list(table.loc[table["split"] == "test", "patient"].unique()[:2])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    code, out, err = start("--csv_file", tmp_path / "table.csv", "--patient_col", "patient", "--leakage", "off",
+                           "--task", "shared", "--epochs", 1, data=None)
+    assert code == 0 and "warning: 2 patients are in test and in test_B: the two are no independent samples" in out, err
+    page = (tmp_path / "output_dir/shared/report.html").read_text()
+    assert "2 patients" in page and "these intervals don't hold" in page
+    assert "test_B 0." in page and "<th scope=\"col\">95 % interval</th>" not in page.split("Interval by")[0]

@@ -60,6 +60,11 @@ def further_columns(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if name in OF_CASES or name.startswith("group_")]
 
 
+def common_patients(first: pd.DataFrame, second: pd.DataFrame) -> int:
+    """How many known patients two tables share."""
+    return len(set(first["patient"]) & set(second["patient"]) - {""})
+
+
 def read_predictions(path: str | os.PathLike) -> pd.DataFrame:
     """Read what run_files.write_predictions wrote; text stays text, even "01", "NA" or "", an empty cell of
     numbers is NaN. InputError for a file that is not there or is no such table."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from util.metrics.intervals import drops
+from util.metrics.predictions import common_patients
 from util.metrics.table import (
     BY_NAME,
     CHOICE,
@@ -51,19 +52,20 @@ def with_interval(entry: dict) -> str:
 
 def tiles(run: Run) -> list[dict[str, object]]:
     """The headline metrics of the main split. scale: where its interval begins, its width, and the value, in
-    per cent; beside: the other split's value."""
-    split, other = run.main, next((s for s in run.splits.values() if s is not run.main and
-                                   (s.name == "val" or s.is_external)), None)
-    found = []
+    per cent; beside: the values of the external test sets, else of val."""
+    split, found = run.main, []
+    others = [one for one in run.splits.values() if one is not split]
+    others = ([one for one in others if one.is_external]
+              or [one for one in others if one.name == "val"])
     for name, label, hint in [tile for tile in _headline(run) if tile[0] in split.entries][:MOST_TILES]:
         entry, row, scale = split.entries[name], row_of(name), None
         value, lower, upper = (entry.get(part) for part in ("value", "lower", "upper"))
         bounds = interval(entry)
         if row and row.on_unit_scale and value is not None and bounds and 0 <= lower <= value <= upper <= 1:
             scale = (100 * lower, 100 * (upper - lower), 100 * value)
-        beside = other.entries.get(name) if other else None
         found.append({"label": label, "hint": hint, "value": written(value), "bounds": bounds, "scale": scale,
-                      "beside": f"{other.name} {written(beside['value'])}" if beside else ""})
+                      "beside": ", ".join(f"{one.name} {written(one.entries[name]['value'])}"
+                                          for one in others if name in one.entries)})
     return found
 
 
@@ -79,7 +81,9 @@ def drops_of(run: Run) -> list[dict[str, object]]:
                              for entry in (lost[row.name], run.main.entries[row.name],
                                            split.entries[row.name])])
                 for row in METRICS if row.name in lost]
-        found.append({"name": split.name, "rows": rows})
+        both = run.main.table is not None and split.table is not None
+        shared = common_patients(run.main.table, split.table) if both else 0
+        found.append({"name": split.name, "rows": rows, "shared": shared})
     return [one for one in found if one["rows"]]
 
 
