@@ -192,15 +192,17 @@ def _signs(bits: np.ndarray) -> np.ndarray:
 def _sieve(ours: np.ndarray, theirs: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, ...]:
     """Pairs that differ in few bits: (our row, the other's place, bits, number in PAIRS, mirrored), each
     (K,)."""
+    kinds = 2 * len(PAIRS)
     best = np.full((len(ours), len(theirs)), -np.inf, np.float32)
-    which = np.zeros(best.shape, np.int8)
     for number, (other, own) in enumerate(PAIRS):
         for mirrored in (0, 1):
-            # bits that agree minus bits that differ
-            agreement = ours[:, mirrored, own] @ theirs[:, 0, other].T
-            better = agreement > best
-            best[better] = agreement[better]
-            which[better] = 2 * number + mirrored
-    row, column = np.nonzero(best >= HASH_SIZE**2 - 2 * MOST_BITS)
-    kind = which[row, column]
-    return row, places[column], (HASH_SIZE**2 - best[row, column]) / 2, kind // 2, kind % 2 == 1
+            # bits that agree minus bits that differ, times the number of kinds, plus a number that tells the
+            # kind and is highest for the first: the largest of all then says both
+            kind = np.full((len(ours), 1), kinds - 1 - (2 * number + mirrored), np.float32)
+            one = np.concatenate([ours[:, mirrored, own] * np.float32(kinds), kind], axis=1)
+            two = np.concatenate([theirs[:, 0, other], np.ones((len(theirs), 1), np.float32)], axis=1)
+            np.maximum(best, one @ two.T, out=best)
+    row, column = np.nonzero(best >= kinds * (HASH_SIZE**2 - 2 * MOST_BITS))
+    agreement, kind = np.divmod(best[row, column].astype(np.int64), kinds)
+    kind = kinds - 1 - kind
+    return row, places[column], (HASH_SIZE**2 - agreement) / 2, kind // 2, kind % 2 == 1
