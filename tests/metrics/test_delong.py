@@ -9,7 +9,9 @@ import pytest
 from scipy.stats import chi2, kstest, norm
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.coverage import Kind, draw
 from util.metrics import delong
+from util.metrics.intervals import classification_intervals
 
 
 def by_pairs(is_class, scores):
@@ -219,3 +221,14 @@ def test_a_perfect_auc_is_not_certain():
     assert delong.logit_interval(0.0, 0.0, 20) == pytest.approx((0, 1 - 0.8389), abs=1e-4)
     lower, upper = delong.logit_interval(0.9, 0.02**2, 50)
     assert 0 < lower < 0.9 < upper < 1 and 0.9 - lower > upper - 0.9
+
+
+def test_an_auc_of_few_patients_with_several_images_is_covered():
+    """19 ill patients of two images: with the normal quantile the interval holds the truth in 92 % alone."""
+    kind = Kind("small", (0.85, 0.15), 1.8124, a_patient=2, images=200)
+    truth, held = norm.cdf(kind.distance / math.sqrt(2)), []
+    for number in range(1000):
+        table = draw(kind, kind.images, np.random.default_rng((number, 3)))
+        entry = classification_intervals(table, draws=2)["roc_auc"]
+        held.append(entry["lower"] <= truth <= entry["upper"])
+    assert 0.93 <= np.mean(held) <= 0.97

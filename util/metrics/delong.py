@@ -12,9 +12,9 @@ N is the number of images, G of models (or groups of them).
 import math
 
 import numpy as np
-from scipy.special import chdtrc, expit, logit
+from scipy.special import chdtrc, expit, logit, stdtrit
 
-from util.metrics.bootstrap import QUANTILE, mean_of_defined
+from util.metrics.bootstrap import LEVEL, QUANTILE, mean_of_defined
 
 ALIKE = 1e-9  # of AUCs and, as a share of the largest one, of standard errors: what is smaller is rounding
 
@@ -62,18 +62,23 @@ def variance(influence: np.ndarray, groups: np.ndarray | None = None) -> float:
     return float((np.bincount(groups, weights=influence)**2).sum() * _correction(groups))
 
 
-def logit_interval(value: float, variance_: float, fewest: int) -> tuple[float, float]:
+def logit_interval(value: float, variance_: float, fewest: int,
+                   of_patients: bool = False) -> tuple[float, float]:
     """Interval of a share such as the AUC, symmetric on the logit scale, so that it stays within 0 and 1.
 
     fewest: independent images (or patients) of the rarer kind. Where all pairs are in order (or none),
     DeLong's variance is 0: the bound is then Wilson's for so many successes out of as many trials.
+    of_patients: the variance is one of sums within patients. Those of few patients are too small too often,
+    so the quantile is that of a t distribution of `fewest` - 1 degrees of freedom, as for other
+    cluster-robust errors (benchmarks/coverage.py measures both).
     """
     if math.isnan(value) or math.isnan(variance_):
         return math.nan, math.nan
     if value in (0.0, 1.0):
         bound = fewest / (fewest + QUANTILE**2)
         return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    half = QUANTILE * math.sqrt(variance_) / (value * (1 - value))
+    quantile = stdtrit(max(1, fewest - 1), 0.5 + LEVEL / 2) if of_patients else QUANTILE
+    half = quantile * math.sqrt(variance_) / (value * (1 - value))
     return float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
 

@@ -241,7 +241,8 @@ def _auc_entries(images: Images, values: dict[str, float]) -> dict[str, dict]:
     found = {}
     for name, influence in auc_influences(images).items():
         variance = delong.variance(influence, images.groups)
-        lower, upper = delong.logit_interval(values[name], variance, fewest_of(images, name))
+        lower, upper = delong.logit_interval(values[name], variance, fewest_of(images, name),
+                                             images.groups is not None and is_of_one_class(images, name))
         found[name] = entry(values[name], lower, upper, None if math.isnan(lower) else "DeLong")
     return found
 
@@ -252,6 +253,11 @@ def auc_influences(images: Images) -> dict[str, np.ndarray]:
     by_class = {f"roc_auc_{name}": delong.auc_influence(one_hot[:, k], scores[:, k])[1]
                 for k, name in enumerate(images.names)}
     return {"roc_auc": delong.macro_auc_influence(one_hot, scores)[1]} | by_class
+
+
+def is_of_one_class(images: Images, name: str) -> bool:
+    """Whether an AUC is that of one class against the rest; the mean of more than two classes is none."""
+    return name != "roc_auc" or len(images.names) == 2
 
 
 def fewest_of(images: Images, name: str) -> int:

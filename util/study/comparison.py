@@ -263,8 +263,9 @@ def _interval(metric: str, figures: Figures, run: Run,
         return unknown
     value = float(np.mean(figures.values[metric]))
     if metric in figures.influences:
+        of_one = metric != "roc_auc" or (run.kind != MULTILABEL and len(run.labels) == 2)
         lower, upper = delong.logit_interval(value, delong.variance(figures.influences[metric], patients),
-                                             _fewest(run, metric))
+                                             _fewest(run, metric), patients is not None and of_one)
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
