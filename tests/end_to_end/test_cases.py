@@ -56,6 +56,7 @@ def test_a_row_a_case_and_its_images_beside(start, volumes, tmp_path, pool):
     # the report counts cases everywhere
     assert json.loads((run / "run.json").read_text())["data"]["cases"]["train"] == {"healthy": 4, "ill": 4}
     page = (run / "report.html").read_text()
+    assert ">Images</th>" not in page and ">Cases</th>" in page
     assert "Cases of each class and split" in page and "8 cases" in page and "8 images" not in page
 
     # scored again, and predicted: the same; without the column one line says what is missing

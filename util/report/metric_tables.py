@@ -107,7 +107,7 @@ def groups_of(run: Run, split: Split) -> list[dict[str, object]]:
                  interval({part: _number(gap.get(part)) for part in ("lower", "upper")}) or "–",
                  written(p) if (p := _number(gap.get("p_holm"))) is not None else "too few")
                 for gap in split.gaps if gap.get("column") == column]
-        found.append({"column": column, "labels": ["Images", *(label for _, label in shown)], "rows": rows,
+        found.append({"column": column, "labels": [split.unit.capitalize(), *(label for _, label in shown)], "rows": rows,
                       "gaps": gaps})
     return found
 
