@@ -79,10 +79,14 @@ class Classification(Task):
         self.options = options.having(nb_classes=len(data.class_names))
         self._require_order(resumed)
         self._require_pool(resumed)
-        asked = options.metrics.recalibrate
+        self._require_test_set(data)
+        return data
+
+    def _require_test_set(self, data: tables.Data) -> None:
+        """InputError where --recalibrate names none."""
+        asked = self.options.metrics.recalibrate
         if asked is not None and recalibration.split_of(asked) not in data.test_sets:
             raise InputError(f"--recalibrate {asked}: no such test set; there is {', '.join(data.test_sets)}")
-        return data
 
     def _require_order(self, resumed: WeightFile | None) -> None:
         """InputError where the best epoch is to be chosen by a distance of grades whose order nobody told, or

@@ -45,10 +45,7 @@ class Multilabel(Classification):
                       f"{', '.join(choices(MULTILABEL))}"),
             (options.mixing.balanced_sampling,
              "--balanced_sampling with --multilabel: an image can have several labels; pass --class_weights "
-             "balanced, which weighs each label's two kinds alike"),
-            (options.metrics.recalibrate is not None,
-             "--recalibrate with --multilabel: probabilities of one label an image alone are fitted anew; "
-             "leave it out (--calibrate fits a temperature for each label on val)"))
+             "balanced, which weighs each label's two kinds alike"))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -75,6 +72,7 @@ class Multilabel(Classification):
             raise InputError(f"--nb_classes {asked.nb_classes}, but there are {number} labels: pass "
                              f"--nb_classes {number}, or leave it out")
         self.options = self.options.having(nb_classes=number)
+        self._require_test_set(data)
         return data
 
     def settle(self, data: tables.Data, resumed: WeightFile | None) -> None:

@@ -233,7 +233,6 @@ contradicts(
 )
 contradicts(CONTRADICTION, "--multilabel", says=("--multilabel needs a CSV (--csv_file)",))
 contradicts(CONTRADICTION, "--multilabel", "--balanced_sampling", says=("--balanced_sampling with --multilabel",))
-contradicts(CONTRADICTION, "--multilabel", "--recalibrate", "test", says=("--recalibrate with --multilabel",))
 contradicts(CONTRADICTION, "--multilabel", "--select_metric", "qwk",
             says=("--select_metric qwk is not defined with --multilabel",))
 contradicts(CONTRADICTION, "--tta", "--adaptation", "lp", says=("--tta with --adaptation lp",))

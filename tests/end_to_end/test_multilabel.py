@@ -152,6 +152,22 @@ def test_cases_of_several_labels(learn, tmp_path, table, pool):
         assert np.allclose(test.set_index("case")["logit_red"], mean)
 
 
+def test_probabilities_of_labels_are_fitted_anew(learn, tmp_path, table):
+    rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+    rows.loc[rows["split"] == "test", "split"] = ["ev:B", "test"] * 15
+    flipped = rows.index[rows["split"] == "ev:B"][::3]  # so that no outputs part the kinds without an error
+    rows.loc[flipped, "bright"] = rows.loc[flipped, "bright"].map({"0": "1", "1": "0"})
+    file = table.with_name("external.csv")
+    rows.to_csv(file, index=False)
+    code, out, err = learn("--task", "re", "--epochs", 1, "--recalibrate", "B", csv=file)
+    assert code == 0 and "test_B recalibrated on 8 of its images; on the other 7:" in out, err
+    folder = tmp_path / "output_dir/re"
+    found = json.loads((folder / "recalibration_test_B.json").read_text())
+    assert list(found["labels"]) == LABELS and all(f"  {name}" in out.split("recalibrated on")[1] for name in LABELS)
+    page = (folder / "report.html").read_text()
+    assert "Probabilities fitted anew to test_B: loss of each label" in page and "p against 1" in page
+
+
 def test_what_does_not_go_together_is_one_line(learn, start, tmp_path, pictures, table):
     assert learn("--task", "one", "--epochs", 1)[0] == 0
     best = tmp_path / "output_dir/one/checkpoint-best.pth"
@@ -163,8 +179,8 @@ def test_what_does_not_go_together_is_one_line(learn, start, tmp_path, pictures,
          "both name the labels"),
         (["--multilabel", "--csv_file", table, "--label_cols", "red", "--balanced_sampling"], {"data": None},
          "--balanced_sampling with --multilabel"),
-        (["--multilabel", "--csv_file", table, "--label_cols", "red", "--recalibrate", "test"], {"data": None},
-         "--recalibrate with --multilabel"),
+        (["--multilabel", "--csv_file", table, "--label_cols", "red", "--recalibrate", "B"], {"data": None},
+         "--recalibrate B: no such test set; there is test"),
         (["--multilabel", "--csv_file", table, "--label_cols", "red", "--select_metric", "qwk+f1"], {"data": None},
          "--select_metric qwk is not defined with --multilabel"),
         (["--multilabel", "--csv_file", table, "--label_cols", "red", "--nb_classes", "2"], {"data": None},

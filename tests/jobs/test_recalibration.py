@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
-from jobs.recalibration import AS_IT_IS, INTERCEPTS, SLOPE, recalibrate
+from jobs.recalibration import AS_IT_IS, INTERCEPTS, SLOPE, recalibrate, recalibrate_labels
 from util.metrics.calibration import fit_recalibration
 from util.metrics.classification import predictions_table
+from util.metrics.multilabel.predictions import predictions_table as labels_table
 
 
 def drawn(images, slope=1.0, shares=(0.5, 0.5), trained=(0.5, 0.5), seed=0, a_patient=1):
@@ -83,3 +85,34 @@ def test_patients_are_on_one_side_and_what_cannot_be_fitted_is_said():
     parted["logit_0"] = 0.0
     assert "without an error" in recalibrate(parted, 0.5, 0, draws=2)[1]
     assert recalibrate(table[table["true_class"] == "1"].reset_index(drop=True), 0.5, 0, draws=2)[1]
+
+
+def test_every_label_is_fitted_by_itself_where_it_is_known():
+    """As a logistic regression of the label on its log odds, on the same images for all; the metrics as those
+    of two classes."""
+    tables = [drawn(8000, slope=slope, shares=shares, seed=seed)
+              for slope, shares, seed in ((2.0, (0.5, 0.5), 1), (1.0, (0.8, 0.2), 2))]
+    log_odds = np.stack([(one["logit_1"] - one["logit_0"]).to_numpy() for one in tables], axis=1)
+    true = np.stack([one["true_class"].astype(float).to_numpy() for one in tables], axis=1)
+    true[::3, 1] = np.nan
+    samples = tables[0][["index", "path", "split", "patient"]].assign(patient=np.arange(8000) // 2)
+    samples["patient"] = samples["patient"].astype(str)
+    table = labels_table(samples, np.column_stack([true, np.ones(8000)]), np.column_stack([log_odds, log_odds[:, 0]]),
+                         ["sloped", "rarer", "constant"])
+    found = recalibrate_labels(table, 0.5, 0, draws=2)
+    assert found["fitted"] == found["scored"] == 4000 and "a class is absent" in found["labels"]["constant"]["problem"]
+    drawn_patients = np.random.default_rng(0).permutation(4000)[:2000]
+    # patients are numbered in the order of their names
+    numbers = np.unique(samples["patient"], return_inverse=True)[1]
+    fitted = np.isin(numbers, drawn_patients)
+    for place, (name, slope) in enumerate((("sloped", 0.5), ("rarer", 1.0))):
+        one, known = found["labels"][name], ~np.isnan(true[:, place])
+        rows = fitted & known
+        other = LogisticRegression(C=np.inf, tol=1e-10).fit(log_odds[rows, place, None], true[rows, place])
+        assert one["fitted"] == rows.sum() and one["scored"] == (~fitted & known).sum()
+        assert one["slope"] == pytest.approx(other.coef_[0, 0], rel=1e-3) == pytest.approx(slope, abs=0.06)
+        assert one["intercepts"] == pytest.approx(other.intercept_[0], abs=1e-3)
+        probability = other.predict_proba(log_odds[~fitted & known, place, None])[:, 1]
+        assert metric(one, SLOPE, "loss") == pytest.approx(log_loss(true[~fitted & known, place], probability), rel=1e-4)
+        assert metric(one, SLOPE, "calibration_slope") == pytest.approx(1, abs=0.1)
+    assert found["labels"]["rarer"]["p_of_slope"] > 0.01 and found["labels"]["sloped"]["p_of_slope"] < 1e-6

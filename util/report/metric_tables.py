@@ -107,8 +107,8 @@ def groups_of(run: Run, split: Split) -> list[dict[str, object]]:
                  interval({part: _number(gap.get(part)) for part in ("lower", "upper")}) or "–",
                  written(p) if (p := _number(gap.get("p_holm"))) is not None else "too few")
                 for gap in split.gaps if gap.get("column") == column]
-        found.append({"column": column, "labels": [split.unit.capitalize(), *(label for _, label in shown)], "rows": rows,
-                      "gaps": gaps})
+        labels = [split.unit.capitalize(), *(label for _, label in shown)]
+        found.append({"column": column, "labels": labels, "rows": rows, "gaps": gaps})
     return found
 
 
@@ -127,18 +127,34 @@ def _number(text: str | None) -> float | None:
 
 def recalibrations_of(run: Run) -> list[dict[str, object]]:
     """What probabilities that were fitted anew to a test set are like on its other images: rows of (metric,
-    cells), a cell (value, interval) for each correction."""
+    cells), a cell (value, interval) for each correction; of several labels rows of (label, cells of its
+    loss)."""
     found = []
     for split, one in run.recalibrations.items():
-        metrics = {str(name): as_dict(entries) for name, entries in as_dict(one["metrics"]).items()}
-        shown = [row for row in METRICS if any(row.name in entries for entries in metrics.values())]
-        rows = [(row.label, [_cell(entries.get(row.name), row.name) for entries in metrics.values()])
-                for row in shown]
-        chance = number(one.get("p_of_slope"))
-        found.append({"name": split, "corrections": list(metrics), "rows": rows, "fitted": one.get("fitted"),
-                      "scored": one.get("scored"), "slope": written(number(one.get("slope"))),
-                      "p": written(chance), "is_enough": chance is not None and chance >= 0.05})
+        of_labels = "labels" in one
+        shown = _recalibrated_labels(as_dict(one["labels"])) if of_labels else _recalibrated(one)
+        found.append({"name": split, "of_labels": of_labels, "fitted": one.get("fitted"),
+                      "scored": one.get("scored"), **shown})
     return found
+
+
+def _recalibrated(one: dict) -> dict[str, object]:
+    metrics = {str(name): as_dict(entries) for name, entries in as_dict(one["metrics"]).items()}
+    rows = [(row.label, [_cell(entries.get(row.name), row.name) for entries in metrics.values()])
+            for row in METRICS if any(row.name in entries for entries in metrics.values())]
+    chance = number(one.get("p_of_slope"))
+    return {"corrections": list(metrics), "rows": rows, "slope": written(number(one.get("slope"))),
+            "p": written(chance), "is_enough": chance is not None and chance >= 0.05}
+
+
+def _recalibrated_labels(labels: dict) -> dict[str, object]:
+    metrics = {str(name): as_dict(as_dict(one).get("metrics")) for name, one in labels.items()}
+    corrections = list(next(filter(None, metrics.values()), {}))
+    rows = [(name, [*(_cell(as_dict(metrics[name].get(correction)).get("loss"), "loss")
+                      for correction in corrections),
+                    *((written(number(as_dict(one).get(key))), "") for key in ("slope", "p_of_slope"))])
+            for name, one in labels.items()]
+    return {"corrections": [*corrections, "slope", "p against 1"], "rows": rows}
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:

@@ -142,7 +142,7 @@ def read_run(folder: str | Path) -> Run:
         path.stem.removeprefix("recalibration_"): found
         for path in sorted(folder.glob("recalibration_test*.json"))
         if (found := _read(path, missing, "what a recalibration does is not shown",
-                           lambda file: read_object(file, "metrics")))}
+                           _read_recalibration))}
     return Run(folder, kind or "classification", names, facts, splits, log,
                _best_epoch(folder, next(iter(splits))), leakage,
                skipped, overlays, recalibrations, missing)
@@ -159,6 +159,10 @@ def _computed(table: pd.DataFrame, order: list[str] | None) -> dict[str, float]:
 
 def as_dict(value: object) -> dict:
     return value if isinstance(value, dict) else {}
+
+
+def _read_recalibration(path: Path) -> dict:
+    return read_object(path, "labels" if "labels" in read_object(path) else "metrics")
 
 
 def _read(path: Path, missing: list[str], consequence: str,
