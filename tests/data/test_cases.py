@@ -67,6 +67,13 @@ def test_groups_that_differ_within_a_case_are_none():
     assert list(found["group_side"]) == ["", "", "l", "l", "r", "r"] and "1 cases" in lines[0]
 
 
+def test_an_image_that_names_no_group_is_in_that_of_its_case():
+    given = table(case=list("aabbcc"), group_side=["", "l", "r", "", "", ""])
+    found, lines = cases.named(given, DataOptions(case_col="c"))
+    assert list(found["group_side"]) == ["l", "l", "r", "r", "", ""]
+    assert lines == ["2 images that name no side are in the group of their case's others"]
+
+
 def outputs(seed=0, width=3):
     return np.random.default_rng(seed).normal(size=(6, width))
 

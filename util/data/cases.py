@@ -75,11 +75,16 @@ def named(table: pd.DataFrame, asked: DataOptions,
     known = table[table["patient"] != ""]
     _require_one(known, "patient", "have images of two patients", "name the cases so that each has one")
     for column in [name for name in table if name.startswith("group_")]:
-        several = table.groupby(COLUMN)[column].transform("nunique") > 1
+        name, known = column.removeprefix("group_"), table[column].where(table[column] != "")
+        of_case = known.groupby(table[COLUMN])
+        several = of_case.transform("nunique") > 1
         if several.any():
             lines.append(f"{table.loc[several, COLUMN].nunique():,} cases have images of different groups of "
-                         f"{column.removeprefix('group_')}: they are in no group of it")
-            table.loc[several, column] = ""
+                         f"{name}: they are in no group of it")
+        told = known.isna() & of_case.transform("first").notna() & ~several
+        if told.any():
+            lines.append(f"{told.sum():,} images that name no {name} are in the group of their case's others")
+        table[column] = of_case.transform("first").mask(several).fillna("")
     return table, lines
 
 
