@@ -181,6 +181,10 @@ def _taken_over(options: Options, resumed: WeightFile | None, kind: type[Task]) 
         if "data_path" in options.typed and "csv_file" not in options.typed:
             # other images were named: not the CSV that it was trained on
             stored = {**stored, "csv_file": None}
+        if "group_col" in options.typed:  # bands of columns that are no groups any more
+            kept = [word for word in stored.get("group_bins") or []
+                    if word.partition("=")[0] in options.data.group_col]
+            stored = {**stored, "group_bins": kept}
         changed = differences(stored, options, typed_alone=True)
         if changed:
             lines.append(f"differs from {resumed.path}, and the command line wins: " + "; ".join(changed))

@@ -141,6 +141,11 @@ def test_groups_of_a_csv(start, several, tmp_path):
     assert "test by site" in page and "Gaps between groups of age, test" in page and "too few" in page and "too few for a test" in out
     code, out, err = start("--task", "other", *words, data=None)
     assert code == 2 and "--group_bins age=40,60" in err
+    # scored by another column: the bands of the checkpoint's are left, and what does nothing is said
+    code, out, err = start("--task", "site", "--eval", "--resume", run / "checkpoint-best.pth", "--csv_file",
+                           tmp_path / "d.csv", "--group_col", "site", "--external", several, data=None)
+    assert code == 0 and set(pd.read_csv(tmp_path / "output_dir/site/groups_test.csv")["column"]) == {"site"}, err
+    assert "--external does nothing with --csv_file" in out
 
 
 def test_patients_in_two_test_sets_are_told(start, pictures, tmp_path):

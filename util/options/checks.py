@@ -49,11 +49,13 @@ def without_effect(options: Options) -> list[str]:
 def idle(options: Options) -> list[str]:
     """A line for each typed flag that another option, typed or a checkpoint's, keeps from doing anything."""
     typed = [flag for flag in flags_of(options.program) if flag.name in options.typed]
+    lines = []
     if options.program in TRAINING and options.run.eval:
         names = [f"--{flag.name}" for flag in typed if flag.of_training]
-        return [f"with --eval these do nothing: {', '.join(names)}"] if names else []
-    return [f"--{flag.name} does nothing {flag.idle.why}" for flag in typed
-            if flag.idle and flag.idle.when(options)]
+        lines = [f"with --eval these do nothing: {', '.join(names)}"] if names else []
+        typed = [flag for flag in typed if not flag.of_training]
+    return lines + [f"--{flag.name} does nothing {flag.idle.why}" for flag in typed
+                    if flag.idle and flag.idle.when(options)]
 
 
 def check_combinations(options: Options) -> Options:
