@@ -12,6 +12,7 @@ from util.core.errors import InputError
 from util.core.run_files import write_metrics_json, write_predictions
 from util.metrics.multilabel.intervals import multilabel_intervals
 from util.metrics.multilabel.predictions import predictions_table
+from util.metrics.predictions import read_predictions
 from util.study import comparison
 from util.study.comparison_runs import align, grouped, read_runs
 
@@ -76,3 +77,23 @@ def test_what_does_not_compare_is_one_line(tmp_path, data):
     swapped = read_runs([first, run(tmp_path / "r3", 1, true[:, ::-1], logits[1][:, ::-1], ["b", "a"])], "test")
     assert "has its labels in another order" in align(swapped)[0]
     assert list(swapped[1].table.columns) == list(swapped[0].table.columns)
+
+
+def test_of_folds_what_depends_on_each_folds_thresholds_is_the_stored_one(tmp_path, data):
+    true, logits = data
+    folders = [run(tmp_path / f"r{n}", n, true, logits[n]) for n in range(2)]
+    for number in range(2):
+        path = tmp_path / f"r{number}" / "predictions_test.csv"
+        write_predictions(read_predictions(path).assign(fold=["1", "2"] * 45), path)
+        stored = json.loads((path.parent / "metrics_test.json").read_text())
+        stored["f1_a"] |= {"value": 0.123, "lower": 0.1, "upper": 0.2}
+        write_metrics_json(path.parent / "metrics_test.json", stored)
+    runs = read_runs(folders, "test")
+    align(runs)
+    found = comparison.compare(grouped(runs)[0], ["roc_auc_a", "f1_a"], "test", 200, 0)
+    shown = found.summary("r0", "f1_a")
+    assert (shown.mean, shown.lower, shown.upper) == (0.123, 0.1, 0.2)
+    assert {test.metric for test in found.tests} == {"roc_auc_a"}
+    assert not any("two evaluations" in note for note in found.notes)
+    assert any("no paired test of f1_a" in note for note in found.notes)
+    assert any("several folds' models" in note for note in found.notes)

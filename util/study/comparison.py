@@ -24,6 +24,7 @@ from scipy.special import stdtr
 from util.core.errors import InputError
 from util.metrics import delong
 from util.metrics.bootstrap import draws_for, groups_of, percentile_interval
+from util.metrics.folds import FOLD
 from util.metrics.intervals import (
     auc_influences,
     bootstrap_interval,
@@ -39,7 +40,7 @@ from util.metrics.multilabel.figures import replicates_of as label_replicates
 from util.metrics.multilabel.predictions import labels_of, stored_decisions
 from util.metrics.predictions import unit_of
 from util.metrics.regression import figures_of as regression_figures
-from util.metrics.table import MULTILABEL, REGRESSION, of_kind
+from util.metrics.table import CHOICE, DECISIONS, MULTILABEL, OPERATING, REGRESSION, of_kind, row_of
 from util.metrics.weighted import Images, WeightedFigures
 from util.study.comparison_runs import Group, Run
 
@@ -167,10 +168,17 @@ def _computed(run: Run, draws: int, seed: int) -> tuple[dict[str, float], dict[s
                 regression_replicates(run.table, run.labels, draws, seed))
     if run.kind == MULTILABEL:
         decided = stored_decisions(run.entries, run.labels)
-        return label_figures(run.table, decided), label_replicates(run.table, draws, seed, decided)
+        found = label_figures(run.table, decided), label_replicates(run.table, draws, seed, decided)
+        return tuple({name: value for name, value in of_all.items() if not _is_by_fold(run, name)}
+                     for of_all in found)
     order = run.settings.get("class_order")
     values = WeightedFigures(Images.of(run.table, order)).values()
     return values, classification_replicates(run.table, draws, seed, order)
+
+
+def _is_by_fold(run: Run, metric: str) -> bool:
+    """Whether it depends on thresholds that each fold's val chose, which no out-of-fold table holds."""
+    return FOLD in run.table and row_of(metric).group in (DECISIONS, OPERATING, CHOICE)
 
 
 def _influences(run: Run) -> dict[str, np.ndarray]:
@@ -213,6 +221,10 @@ def compare(groups: list[Group], metrics: list[str] | None, split: str, draws: i
              for test in _tests(groups, figures, metric, patients, used, notes)]
     joint = [_joint_test(metric, groups, figures, patients, notes) for metric in metrics
              if len(groups) > 2 and metric in figures[0].influences]
+    if FOLD in first.table:
+        notes.append(f"{split} is the table of several folds' models: intervals of single runs are widened "
+                     "for what folds leave out; tests, and intervals of several seeds, take the models as "
+                     "given")
     number = None if patients is None else int(patients.max()) + 1
     return Comparison(groups, metrics, summaries, tests, len(first.table), number, used, seed, split,
                       unit, joint,
