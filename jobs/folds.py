@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jobs import group_metrics, terminal
+from jobs import group_metrics, recalibration, terminal
 from jobs.results import write_drops
 from jobs.run_folder import RunFolder
 from jobs.tasks.base import Task
@@ -22,7 +22,6 @@ from jobs.train import run
 from util.core import run_files
 from util.core.errors import InputError
 from util.data.csv_columns import some
-from util.data.groups import columns_of
 from util.data.splits import OUT_OF_FOLD, in_order, test_sets
 from util.metrics import folds, selection
 from util.metrics.bootstrap import mean_of_defined
@@ -123,7 +122,9 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
         images = None
         if split == OUT_OF_FOLD:
             table = folds.out_of_fold(tables)
-            metrics, entries = _of_all(task, table, {fold: one.decided for fold, one in found.items()})
+            of_models = {fold: one.decided for fold, one in found.items()}
+            metrics, entries = _of_all(task, table, of_models)
+            entries_of = partial(_entries_of_all, task, of_models)
             if split in first.images:
                 images = partial(folds.out_of_fold, {fold: one.images[split] for fold, one in found.items()})
         else:
@@ -131,8 +132,7 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
             decided = folds.mean_decided([one.decided for one in found.values()])
             metrics, _ = task.metrics(table, decided)
             of_means[split] = entries = task.intervals(table, metrics, decided)
-            if columns_of(table):
-                world.say(*group_metrics.write(task, folder, split, table, decided))
+            entries_of = group_metrics.entries_by(task, decided)
             if split in first.images:
                 images = partial(folds.mean_of, [one.images[split] for one in found.values()])
         with folder.writing():
@@ -142,9 +142,16 @@ def _write(folder: RunFolder, found: dict[int, Fold], task: Task, world: World) 
             notes = task.draw(folder, split)
         what = "out of fold" if split == OUT_OF_FOLD else f"the mean of the {len(found)} models"
         world.say(*(f"{split}: {note}" for note in notes), f"{split}: {what}",
-                  *terminal.figures(task, split, entries, folder))
+                  *terminal.figures(task, split, entries, folder),
+                  *group_metrics.write(task, folder, split, table, entries_of))
     if of_means:
         world.say(*write_drops(task, folder, of_means, mean_tables, external))
+    recalibrated = task.options.metrics.recalibrate
+    if recalibrated is not None:
+        split = recalibration.split_of(recalibrated)
+        world.say(*(recalibration.write(folder, split, mean_tables[split], task.options)
+                    if split in mean_tables else
+                    [f"recalibration of {split}: that of each fold's model is in its own folder"]))
     with folder.writing(folder.file(TABLE)) as path:
         run_files.write_whole(path, _table(found, everywhere, task))
     folder.write_run(_facts(facts, found, task.options))
@@ -191,12 +198,18 @@ def _of_all(task: Task, table: pd.DataFrame, decided: dict[int, dict]) -> tuple[
                 [entries[f"{part}{name.removeprefix('score')}"]["value"] for part in SCORE_PARTS])))
                 for name in entries if name == "score" or name.startswith("score_")}
         else:
-            entries |= {name: found[name] for name in keys}
+            mean = [point] if common == set(names) else []  # over the labels
+            entries |= {name: found[name] for name in (*keys, *mean)}
     entries |= _after_temperatures(task, table, decided)
     metrics |= {name: entries[name]["value"] for name in metrics if name in entries}
     metrics |= selection.composed(task.options.metrics.select_metric, metrics)
     entries |= {COMPOSED: entries[COMPOSED] | {"value": metrics[COMPOSED]}} if COMPOSED in metrics else {}
     return metrics, folds.widened(entries, len(decided))
+
+
+def _entries_of_all(task: Task, decided: dict[int, dict], part: pd.DataFrame) -> dict[str, dict]:
+    """Those of some rows of the out-of-fold table."""
+    return _of_all(task, part, decided)[1]
 
 
 def _thresholds(decided: dict, point: str, kind: str, names: list[str]) -> dict[str, float]:

@@ -62,11 +62,13 @@ def compared(table: pd.DataFrame) -> list[str]:
     return ["roc_auc", "accuracy", *(of_positive if len(names) == 2 else ["balanced_accuracy", "f1"])]
 
 
-def write(task: Task, folder: RunFolder, split: str, table: pd.DataFrame, decided: dict) -> list[str]:
-    """groups_SPLIT.csv and gaps_SPLIT.csv; lines for the user."""
+def write(task: Task, folder: RunFolder, split: str, table: pd.DataFrame,
+          entries_of: Callable[[pd.DataFrame], dict[str, dict]]) -> list[str]:
+    """groups_SPLIT.csv and gaps_SPLIT.csv, where groups are asked for; lines for the user.
+    entries_of: rows of the predictions table -> their metrics with intervals."""
     rows, gaps, lines = [], [], []
     for column in columns_of(table):
-        entries = {name: _entries(task, part, decided) for name, part in parts_of(table, column)}
+        entries = {name: entries_of(part) for name, part in parts_of(table, column)}
         if not entries:
             lines.append(f"{split}: no image names a {column}")
             continue
@@ -75,7 +77,10 @@ def write(task: Task, folder: RunFolder, split: str, table: pd.DataFrame, decide
                  for name, of_group in entries.items() for metric, found in of_group.items()]
         found = gaps_of(table, column, entries, task.options.run.seed)
         gaps += found
-        lines += _lines(task, split, column, entries, found)
+        lines += _lines(task, split, column, entries, found,
+                        {name: _units(part) for name, part in parts_of(table, column)})
+    if not lines:
+        return []
     for name, content, columns in (("groups", rows, GROUP_COLUMNS),
                                    ("gaps", [vars(gap) for gap in gaps], [one.name for one in fields(Gap)])):
         with folder.writing(folder.file(f"{name}_{split}.csv")) as path:
@@ -91,9 +96,9 @@ def parts_of(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFra
         yield name, table[groups == name].reset_index(drop=True)
 
 
-def _entries(task: Task, part: pd.DataFrame, decided: dict) -> dict[str, dict]:
-    figures, _ = task.metrics(part, decided)
-    return task.intervals(part, figures, decided)
+def entries_by(task: Task, decided: dict) -> Callable[[pd.DataFrame], dict[str, dict]]:
+    """The metrics of rows of a test set, with what val decided."""
+    return lambda part: task.intervals(part, task.metrics(part, decided)[0], decided)
 
 
 def gaps_of(table: pd.DataFrame, column: str, entries: dict[str, dict[str, dict]], seed: int) -> list[Gap]:
@@ -125,9 +130,7 @@ def exchange_test(pair: pd.DataFrame, is_first: pd.Series, metrics: list[str],
     is the same; of a regression among all. A patient with images in both groups is a unit in each, which
     makes p larger rather than smaller: what the two have in common is then taken for chance.
     """
-    units = groups_of(pair["patient"].to_numpy(dtype=object))
-    units = np.arange(len(pair)) if units is None else units
-    units = np.unique(2 * units + is_first.to_numpy(), return_inverse=True)[1]
+    units = np.unique(2 * _units(pair) + is_first.to_numpy(), return_inverse=True)[1]
     member = pd.Series(is_first.to_numpy()).groupby(units).first().to_numpy()
     if min(member.sum(), (~member).sum()) < SMALLEST:
         return dict.fromkeys(metrics, math.nan)
@@ -156,6 +159,12 @@ def _classes(table: pd.DataFrame) -> pd.Series:
     return table["true_class"] if "true_class" in table else pd.Series("", table.index)
 
 
+def _units(table: pd.DataFrame) -> np.ndarray:
+    """(N,) numbers of what is exchanged: patients where some have several rows, else rows."""
+    units = groups_of(table["patient"].to_numpy(dtype=object))
+    return np.arange(len(table)) if units is None else units
+
+
 def _weighted_figures(table: pd.DataFrame) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """weights (B, N) of the rows, which are in the order of their index -> {metric: (B,)}."""
     kind, names = kind_and_names(table)
@@ -182,16 +191,18 @@ def _gap(figures: Callable[[np.ndarray], dict[str, np.ndarray]], is_first: np.nd
     return {metric: one[metric] - other[metric] for metric in metrics}
 
 
-def _lines(task: Task, split: str, column: str, entries: dict[str, dict], gaps: list[Gap]) -> list[str]:
+def _lines(task: Task, split: str, column: str, entries: dict[str, dict], gaps: list[Gap],
+           sizes: dict[str, np.ndarray]) -> list[str]:
+    """sizes: the `_units` of each group's rows."""
     metric, label = task.shown[0]
     width = max(map(len, entries))
     lines = [f"{split} by {column}"]
     for name, of_group in entries.items():
-        found = of_group[metric]
-        own = [gap for gap in gaps if name in (gap.first, gap.second)]
-        small = "  too few for a test" if own and all(math.isnan(gap.p) for gap in own) else ""
-        lines.append(f"  {name:<{width}}  {label} {_written(found)}  {of_group['n']['value']:,.0f} images"
-                     + small)
+        number, rows = len(set(sizes[name])), len(sizes[name])
+        patients = f" of {number:,} patients" if number < rows else ""
+        small = "  too few for a test" if number < SMALLEST and len(entries) > 1 else ""
+        lines.append(f"  {name:<{width}}  {label} {_written(of_group[metric])}  {rows:,} "
+                     f"{task.options.data.unit}{patients}{small}")
     sure = [gap for gap in gaps if gap.p_holm < LEVEL]
     lines += [f"  gap of {gap.metric} between {gap.first} and {gap.second}: {gap.value:.3f} "
               f"({gap.lower:.3f} to {gap.upper:.3f}), p {gap.p_holm:.3g} after Holm's correction"

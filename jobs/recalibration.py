@@ -21,7 +21,7 @@ from util.metrics.bootstrap import DRAWS, groups_of
 from util.metrics.classification import predictions_table
 from util.metrics.intervals import classification_intervals
 from util.metrics.multilabel.predictions import NAMES, two_logits
-from util.metrics.predictions import class_names_of, class_numbers, kind_and_names
+from util.metrics.predictions import class_names_of, class_numbers, kind_and_names, unit_of
 from util.metrics.table import MULTILABEL
 from util.options.groups import Options
 
@@ -48,7 +48,8 @@ def write(folder: RunFolder, split: str, predictions: pd.DataFrame, options: Opt
         lines = _lines(found)
     with folder.writing(folder.file(f"recalibration_{split}.json")) as path:
         write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return [f"{split} recalibrated on {found['fitted']:,} of its images; on the other {found['scored']:,}:",
+    unit = unit_of(predictions)
+    return [f"{split} recalibrated on {found['fitted']:,} of its {unit}; on the other {found['scored']:,}:",
             *lines]
 
 
@@ -132,8 +133,8 @@ def _fitted_anew(rows: pd.DataFrame, logits: np.ndarray, fitted: np.ndarray,
     corrections = {INTERCEPTS: calibration.fit_recalibration(logits[fitted], true[fitted], False),
                    SLOPE: calibration.fit_recalibration(logits[fitted], true[fitted], True)}
     if fitted.all() or not fitted.any() or None in corrections.values():
-        return {}, (f"nothing can be fitted to {fitted.sum():,} images: a class is absent among them, or the "
-                    "outputs part the classes without an error, or don't tell them apart")
+        return {}, (f"nothing can be fitted to {fitted.sum():,} {unit_of(rows)}: a class is absent "
+                    "among them, or the outputs part the classes without an error, or don't tell them apart")
     plain, both = corrections.values()
     outputs = {AS_IT_IS: logits} | {name: one.of(logits) for name, one in corrections.items()}
     statistic = max(0.0, 2 * (both.log_likelihood - plain.log_likelihood))

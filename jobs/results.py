@@ -12,7 +12,6 @@ from jobs.run_folder import RunFolder, commit, now, versions
 from jobs.tasks.base import Task
 from util.core import run_files, secrets
 from util.core.plain_numbers import duration
-from util.data.groups import columns_of
 from util.metrics.intervals import drop_table, drops
 from util.metrics.predictions import Evaluated, common_patients, read_predictions
 from util.options.table import own_values
@@ -64,8 +63,8 @@ def write_tests(job: Job, evaluated: dict[str, Evaluated], epoch: int | None, de
              for split, predictions in evaluated.items()}
     tables = {split: predictions.table for split, predictions in evaluated.items()}
     for split, predictions in tables.items():
-        if columns_of(predictions):
-            job.world.say(*group_metrics.write(job.task, job.folder, split, predictions, decided))
+        job.world.say(*group_metrics.write(job.task, job.folder, split, predictions,
+                                           group_metrics.entries_by(job.task, decided)))
     job.world.say(*write_drops(job.task, job.folder, found, tables, job.data.external))
     if job.options.metrics.recalibrate is not None:
         split = recalibration.split_of(job.options.metrics.recalibrate)

@@ -112,8 +112,15 @@ def test_two_classes_decide_by_each_folds_own_threshold_and_temperature(start, t
     rows.to_csv(tmp_path / "far.csv", index=False)
     code, out, err = start("--csv_file", tmp_path / "far.csv", "--label_col", "grave", "--patient_col", "patient",
                            "--group_col", "side", "--folds", 3, "--task", "T", "--nb_classes", 2, "--calibrate", *QUICK,
-                           data=None)
+                           "--recalibrate", "far", data=None)
     assert code == 0, err
+    # what is asked for of test sets is there of the folds' table and of the models' mean, too
+    of_groups = pd.read_csv(tmp_path / "output_dir/T/groups_test_oof.csv").set_index(["group", "metric"])
+    part = oof(tmp_path / "output_dir/T").query("group_side == 'left'")
+    assert of_groups.loc[("left", "roc_auc"), "value"] == pytest.approx(
+        roc_auc_score(part["true_class"], part["prob_1"]))
+    together = out.split("test_oof: out of fold")[1]
+    assert "test_oof by side" in together and together.count("recalib") == 1
     lost = pd.read_csv(tmp_path / "output_dir/T/drop_test_far.csv").set_index("metric").loc["roc_auc"]
     of_mean = [entries(tmp_path / "output_dir/T", name)["roc_auc"]["value"] for name in ("test", "test_far")]
     assert lost["drop"] == pytest.approx(of_mean[0] - of_mean[1])

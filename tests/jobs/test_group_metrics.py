@@ -1,6 +1,7 @@
 """Gaps between groups: found where there are some, and in no more than 5 % of data without one."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,15 @@ def test_small_groups_are_shown_and_not_tested_and_patients_stay_whole():
     # 40 images of 10 patients are 10 units
     found = gaps(drawn(3, (100, 40), (2.0, 0.5), a_patient=4))
     assert all(math.isnan(gap.p) for gap in found)
+
+
+def test_the_lines_say_which_group_is_too_small_and_count_cases_and_patients():
+    table = drawn(3, (100, 60), (2.0, 0.5), a_patient=4).assign(case=lambda rows: rows.index)
+    task = SimpleNamespace(shown=[("roc_auc", "AUC")], options=SimpleNamespace(data=SimpleNamespace(unit="cases")))
+    sizes = {name: group_metrics._units(part) for name, part in group_metrics.parts_of(table, "site")}
+    of_a, of_b = group_metrics._lines(task, "test", "site", entries_of(table), gaps(table), sizes)[1:3]
+    assert of_a.endswith("100 cases of 25 patients") and "too few" not in of_a
+    assert of_b.endswith("60 cases of 15 patients  too few for a test")
 
 
 def test_no_more_than_5_percent_false_gaps(monkeypatch):

@@ -105,7 +105,8 @@ def groups_of(run: Run, split: Split) -> list[dict[str, object]]:
         gaps = [(_label(str(gap.get("metric"))), f"{gap.get('first')} against {gap.get('second')}",
                  written(_number(gap.get("value"))),
                  interval({part: _number(gap.get(part)) for part in ("lower", "upper")}) or "–",
-                 written(p) if (p := _number(gap.get("p_holm"))) is not None else "too few")
+                 written(p) if (p := _number(gap.get("p_holm"))) is not None else
+                 "–" if _number(gap.get("value")) is None else "too few")
                 for gap in split.gaps if gap.get("column") == column]
         labels = [split.unit.capitalize(), *(label for _, label in shown)]
         found.append({"column": column, "labels": labels, "rows": rows, "gaps": gaps})
@@ -133,7 +134,8 @@ def recalibrations_of(run: Run) -> list[dict[str, object]]:
     for split, one in run.recalibrations.items():
         of_labels = "labels" in one
         shown = _recalibrated_labels(as_dict(one["labels"])) if of_labels else _recalibrated(one)
-        found.append({"name": split, "of_labels": of_labels, "fitted": one.get("fitted"),
+        unit = run.splits[split].unit if split in run.splits else "images"
+        found.append({"name": split, "of_labels": of_labels, "fitted": one.get("fitted"), "unit": unit,
                       "scored": one.get("scored"), **shown})
     return found
 
