@@ -148,7 +148,7 @@ def _how(entries: dict[str, dict]) -> str:
     text += f"; by {', '.join(others)} where these are better" if others else ""
     lacking = [entry["undefined"] for entry in entries.values() if entry.get("undefined")]
     if lacking:
-        text += f"; {len(lacking)} figures are undefined in some resamples, at most {max(lacking)}"
+        text += f"; metrics undefined in some resamples: {len(lacking)}, in at most {max(lacking)} of them"
     return text
 
 

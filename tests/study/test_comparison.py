@@ -367,6 +367,16 @@ def test_an_undefined_figure_stays_undefined():
     assert any("roc_auc is undefined for 1 of 1" in note for note in found.notes)
 
 
+def test_a_metric_without_an_error_in_any_resample_has_no_interval():
+    """As in a run's own files: that all is right says nothing about how far off the metric may be."""
+    labels = np.arange(30) % 3
+    _, found = compared(*([run_of(images(labels), scale * np.eye(3)[labels])] for scale in (3, 4)),
+                        "average_precision", "f1", draws=100)
+    for name in ("average_precision", "f1"):
+        summary = found.summary("A", name)
+        assert summary.mean == 1 and math.isnan(summary.lower) and math.isnan(summary.upper)
+
+
 def test_few_resamples_for_many_pairs_are_said():
     labels = np.random.default_rng(0).integers(0, 3, 30)
     runs = [run_of(images(labels), guesses(labels, 1.0, seed)) for seed in range(4)]

@@ -92,7 +92,8 @@ def corrected_interval(replicates: np.ndarray, value: float) -> tuple[float, flo
     bias = float(logits.mean() - middle)
     half = QUANTILE * math.sqrt(float(logits.var()) + bias**2)
     furthest = value - REACH * (value - defined.min() + max(0.0, defined.mean() - value))
-    return max(float(expit(middle - bias - half)), float(furthest)), float(expit(middle - bias + half)), undefined
+    lower, upper = (float(expit(middle - bias + sign * half)) for sign in (-1, 1))
+    return max(lower, float(furthest)), upper, undefined
 
 
 def wilson_interval(hits: float, trials: float) -> tuple[float, float]:

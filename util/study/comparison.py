@@ -281,6 +281,8 @@ def _interval(metric: str, figures: Figures, run: Run,
         return (lower, upper, "DeLong") if not math.isnan(lower) else unknown
     replicates = figures.replicates[metric]
     lower, upper, _ = bootstrap_interval(metric, value, replicates)
+    if lower == upper:  # no error in any resample: see `bootstrapped`
+        return unknown
     return lower, upper, f"bootstrap of {unit_of(run.table)}" if patients is None else "bootstrap of patients"
 
 
