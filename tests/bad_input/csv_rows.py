@@ -64,7 +64,8 @@ SPLIT = Row(
 )
 TEST_SET = Row(
     KIND,
-    "A test set's name holds what no file's name can (`test:a/b`), or one name is internal and external",
+    "A test set's name holds what no file's name can (`test:a/b`), or one name is internal and external, "
+    "or spelt in two ways",
     "…: …",
     "letters, numbers and . _ - alone; a name for each set",
     does="one line that names the set",

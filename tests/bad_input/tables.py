@@ -189,6 +189,9 @@ file(TEST_SET, "numbers, a blank", with_cell(15, 2, "ev:a b"), "'a b'", program=
 file(TEST_SET, "internal and external", lambda rows: [
     [*row[:2], {13: "ev:A", 14: "test:A"}.get(line, row[2]), *row[3:]] for line, row in enumerate(rows)],
     "both internal (test:A) and external (ev:A)")
+file(TEST_SET, "a capital letter", lambda rows: [
+    [*row[:2], {13: "ev:Far", 14: "ev:far"}.get(line, row[2]), *row[3:]] for line, row in enumerate(rows)],
+    "test sets Far and far differ in upper and lower case alone")
 for split in ("train", "val", "test"):
     file(
         LACKS_SPLIT,

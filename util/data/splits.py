@@ -40,12 +40,19 @@ def split_of(cell: str) -> str | None:
 
 def external_of(cells: Iterable[str]) -> tuple[str, ...]:
     """The external test sets among a table's cells. InputError for a name that is both internal and
-    external."""
+    external, and for two names that differ in upper and lower case alone."""
     kinds: dict[str, set[str]] = {}
     for cell in set(cells):
         further = _FURTHER.fullmatch(cell)
         if further is not None:
             kinds.setdefault(f"{TEST}_{further[2]}", set()).add(further[1].lower())
+    spelt: dict[str, str] = {}
+    for name in sorted(kinds):
+        first = spelt.setdefault(name.lower(), name)
+        if first != name:
+            one, other = (word.removeprefix(f"{TEST}_") for word in (first, name))
+            raise InputError(f"test sets {one} and {other} differ in upper and lower case alone: spell them "
+                             "alike, or give one another name")
     both = [name.removeprefix(f"{TEST}_") for name, kind in kinds.items() if len(kind) > 1]
     if both:
         raise InputError(f"test set {both[0]} is both internal (test:{both[0]}) and external (ev:{both[0]}): "
