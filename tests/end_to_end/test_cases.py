@@ -138,6 +138,11 @@ def test_what_contradicts_itself(start, volumes, words, says):
     assert code == 2 and says in err and err.count("\n") == 1
 
 
+def test_case_patient_beside_a_column_is_said_to_do_nothing(start, volumes):
+    code, out, err = start("--csv_file", volumes, *TWO, "--case", "patient", "--dry_run", data=None)
+    assert code == 0 and "--case does nothing with --case_col or --case_regex" in out, err
+
+
 def test_a_case_of_other_images_is_not_the_same_run(start, volumes, tmp_path):
     assert start("--csv_file", volumes, *TWO, "--task", "run", data=None)[0] == 0
     code, _, err = start("--csv_file", volumes, *TWO, "--task", "run", "--resume", "same", "--pool", "max", data=None)

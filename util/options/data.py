@@ -232,6 +232,8 @@ class DataOptions:
         choices=("patient",),
         of_scoring=True,
         before=None,
+        idle=Idle(lambda options: bool(options.data.case_col or options.data.case_regex),
+                  "with --case_col or --case_regex"),
     )
     pool: str = flag(
         MEAN,
