@@ -54,7 +54,6 @@ KINDS = (
     Kind("two classes, 250 + 250, AUC 0.90", (0.5, 0.5), 1.8124),
     Kind("two classes, 450 + 50, AUC 0.70", (0.9, 0.1), 0.7416),
     Kind("two classes, 450 + 50, AUC 0.90", (0.9, 0.1), 1.8124),
-    Kind("two classes, 27 + 18, AUC 0.98", (0.6, 0.4), 2.9, images=45),
     Kind("two images a patient, 450 + 50, AUC 0.90", (0.9, 0.1), 1.8124, 2),
     Kind("five grades, 250 + 4 x 62", (0.5, 0.125, 0.125, 0.125, 0.125), 1.2),
 )
@@ -116,8 +115,8 @@ class Pair:
 PAIRS = (
     Pair(KINDS[1], Kind("125 + 125, AUC 0.80", (0.5, 0.5), 1.1902, images=250)),
     Pair(KINDS[3], Kind("900 + 100, AUC 0.80", (0.9, 0.1), 1.1902, images=1000)),
-    Pair(KINDS[5], Kind("two images a patient, 450 + 50, AUC 0.80", (0.9, 0.1), 1.1902, 2)),
-    Pair(KINDS[6], Kind("five grades, nearer, 250 + 4 x 62", (0.5, 0.125, 0.125, 0.125, 0.125), 0.9)),
+    Pair(KINDS[4], Kind("two images a patient, 450 + 50, AUC 0.80", (0.9, 0.1), 1.1902, 2)),
+    Pair(KINDS[5], Kind("five grades, nearer, 250 + 4 x 62", (0.5, 0.125, 0.125, 0.125, 0.125), 0.9)),
 )
 
 

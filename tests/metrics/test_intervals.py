@@ -185,17 +185,6 @@ def test_average_precision_loses_the_bias_of_its_resamples():
     assert entry["lower"] < np.quantile(drawn, 0.025)
 
 
-def test_average_precision_of_few_images_nearly_in_order_has_an_interval_that_says_something():
-    """Many resamples are in order, at 1, which is infinitely far on the logit scale."""
-    scores = np.arange(45, dtype=float)
-    true = np.arange(45) >= 27
-    true[[25, 28]] = True, False
-    table = make_table(true.astype(int), np.column_stack([-scores, scores]) / 5)
-    one = intervals.classification_intervals(table)["average_precision_1 grade"]
-    drawn = intervals.classification_replicates(table)["average_precision_1 grade"]
-    assert 0.5 < one["lower"] < drawn.min() and one["upper"] > one["value"] > 0.95
-
-
 def test_without_a_right_image_of_a_class_its_figures_reach_further():
     true, predicted = np.repeat([0, 1], [40, 10]), np.repeat([0, 1, 0], [39, 1, 10])
     found = intervals.classification_intervals(make_table(true, 3 * np.eye(2)[predicted]), draws=1000)
