@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from util.options.data import DataOptions, ImageOptions, MixingOptions
+from util.options.data import DataOptions, ImageOptions
 from util.options.flag import Flag
 from util.options.launch import CompatibilityOptions, ProcessOptions, RunOptions
 from util.options.model import HeadOptions, ModelOptions, PartOptions, ProbeOptions
-from util.options.training import MetricOptions, OptimisationOptions, SearchOptions
+from util.options.training import MetricOptions, MixingOptions, OptimisationOptions, SearchOptions
 from util.options.use import HeatmapOptions, UseOptions
 
 

@@ -8,12 +8,12 @@ says what).
 import functools
 from dataclasses import fields
 
-from util.options.data import DataOptions, ImageOptions, MixingOptions
+from util.options.data import DataOptions, ImageOptions
 from util.options.flag import FEATURES, FINETUNE, PREDICT, REGRESSION, Flag
 from util.options.groups import FLAGS, Options
 from util.options.launch import CompatibilityOptions, ProcessOptions, RunOptions
 from util.options.model import HeadOptions, ModelOptions, PartOptions, ProbeOptions
-from util.options.training import MetricOptions, OptimisationOptions, SearchOptions
+from util.options.training import MetricOptions, MixingOptions, OptimisationOptions, SearchOptions
 from util.options.use import HeatmapOptions
 
 _IMAGES = ("input", "path_col", "path_suffix", "bad_images", "skip_file_check")

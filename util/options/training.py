@@ -1,5 +1,5 @@
-"""Rows of the table of flags: what is optimised and how, what is chosen on val, and a search for good
-settings; THE TABLE OF WHAT A SEARCH PROPOSES, a space for each program."""
+"""Rows of the table of flags: what is optimised and how, how images and labels are mixed, what is chosen on
+val, and a search for good settings; THE TABLE OF WHAT A SEARCH PROPOSES, a space for each program."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ from util.options.flag import (
     USE,
     Change,
     Idle,
+    below_one,
     count,
     count_or_auto,
     flag,
     not_negative,
     positive,
     seed_number,
+    share,
     share_above_0,
     share_below_1,
     whole,
@@ -67,6 +69,14 @@ NOT_PROPOSED = {"drop_path": 0.0, "lr": None, "balanced_sampling": False}
 RIVALS = {"lr": "blr", "blr": "lr", "class_weights": "balanced_sampling",
           "balanced_sampling": "class_weights"}
 KINDS_OF = {FINETUNE: CLASSIFICATION, REGRESSION: REGRESSION_KIND}
+NOT_MIXED = Idle(
+    lambda options: not (options.mixing.mixup or options.mixing.cutmix or options.mixing.cutmix_minmax),
+    "without --mixup or --cutmix",
+)
+NOT_BOTH = Idle(
+    lambda options: not (options.mixing.mixup and (options.mixing.cutmix or options.mixing.cutmix_minmax)),
+    "unless both --mixup and --cutmix are on",
+)
 RATE_TYPED = Idle(lambda options: options.training.lr is not None, "beside --lr")
 
 
@@ -123,6 +133,88 @@ class MetricOptions:
         of_launch=True,
         before=0.5,
         idle=Idle(lambda options: options.metrics.recalibrate is None, "without --recalibrate"),
+    )
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """mixing of images and labels"""
+
+    smoothing: float = flag(
+        0.1,
+        "label smoothing, with and without mixup",
+        read=below_one,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it softens class labels")},
+    )
+    mixup: float = flag(
+        0.0,
+        "mixup's alpha; 0: off",
+        read=not_negative,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it mixes class labels")},
+    )
+    cutmix: float = flag(
+        0.0,
+        "cutmix's alpha; 0: off",
+        read=not_negative,
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it mixes class labels")},
+    )
+    cutmix_minmax: list[float] | None = flag(
+        None,
+        "least and largest share of the side that cutmix pastes, instead of its alpha",
+        read=share,
+        words=2,
+        metavar=("MIN", "MAX"),
+        of_training=True,
+        at={REGRESSION: Change(no_effect="it belongs to cutmix")},
+    )
+    mixup_prob: float = flag(
+        1.0,
+        "probability of mixing, where mixup or cutmix is on",
+        read=share,
+        of_training=True,
+        idle=NOT_MIXED,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    mixup_switch_prob: float = flag(
+        0.5,
+        "probability of cutmix where both are on",
+        read=share,
+        of_training=True,
+        idle=NOT_BOTH,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    mixup_mode: str = flag(
+        "batch",
+        "what shares one draw: the batch, a pair of images, each image by itself (elem)",
+        choices=("batch", "pair", "elem"),
+        of_training=True,
+        idle=NOT_MIXED,
+        at={REGRESSION: Change(no_effect="it belongs to mixup")},
+    )
+    balanced_sampling: bool = flag(
+        False,
+        (
+            "in an epoch each class comes as often as the others: images of rare ones several times, of "
+            "frequent ones another part in each epoch"
+        ),
+        programs=(FINETUNE,),
+        of_training=True,
+        before=False,
+        also=("--use_weighted_sampler", True, "another name of --balanced_sampling"),
+    )
+    class_weights: str = flag(
+        "none",
+        (
+            "balanced: a class weighs the inverse of its share of the training images; with --multilabel, "
+            "images with and without a label weigh the same in all"
+        ),
+        choices=("none", "balanced"),
+        programs=(FINETUNE,),
+        of_training=True,
+        also=("--use_class_weights", "balanced", "another name of --class_weights balanced"),
     )
 
 
