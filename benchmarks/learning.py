@@ -4,7 +4,7 @@ tests of compare.py.
     python benchmarks/learning.py       # all of it: 5 seeds, many hours on two cores; may be cut
     python benchmarks/learning.py --only digits random   # a part: images, starts and ways, any of them
     python benchmarks/learning.py --dry_run   # the runs, which of them are done, their commands
-    python benchmarks/learning.py --write   # put the table into docs/learning.json, docs/speed.md, docs/zh
+    python benchmarks/learning.py --write   # put the table into docs/learning.json and the pages
     python benchmarks/learning.py --keep    # also keep what is done in docs/learning, and take it from there
     python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 
@@ -261,7 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true",
                         help="keep what is done in docs/learning; what is kept there is not run again")
     parser.add_argument("--write", action="store_true",
-                        help="write docs/learning.json and the tables of docs/**/speed.md")
+                        help="write docs/learning.json and the tables of the pages")
     return parser
 
 

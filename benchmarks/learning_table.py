@@ -1,5 +1,5 @@
-"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in docs/speed.md
-(and in zh)."""
+"""The table of benchmarks/learning.py: made by compare.py, kept in docs/learning.json, shown in
+docs/speed.md, and its AUCs on the README (and both in zh)."""
 
 import contextlib
 import io
@@ -20,8 +20,10 @@ from util.core.run_files import write_whole
 if TYPE_CHECKING:
     from benchmarks.learning import Cell
 
-START, END = "<!-- table of benchmarks/learning.py -->", "<!-- end of that table -->"
+START = "<!-- table of benchmarks/learning.py -->"
+END = START.replace("table", "end of the table")
 STORED, PAGES = Path("docs/learning.json"), {"en": "docs/speed.md", "zh": "docs/zh/speed.md"}
+READMES = {"en": "README.md", "zh": "README_zh.md"}
 METRICS = ("roc_auc", "accuracy")
 WORDS = {
     "en": {
@@ -140,6 +142,22 @@ def markdown(stored: dict, language: str) -> str:
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", "; ".join(said)])
 
 
+def short(stored: dict, language: str) -> str:
+    """The README's table: a line of AUCs for each kind of images and start."""
+    words = WORDS[language]
+    if not stored["rows"]:
+        return words["none"]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in stored["rows"]:
+        found.setdefault((row["images"], row["start"]), {})[row["way"]] = _mean(row, "roc_auc")
+    # the plain loop's row stands last of all images that are compared with it
+    ways = list(dict.fromkeys(way for row in found.values() for way in row))
+    lines = [[*words["header"][:2], *(words[way] for way in ways)], ["---"] * (2 + len(ways)),
+             *([words[images], words[start], *(row.get(way, "–") for way in ways)]
+               for (images, start), row in found.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _cells(row: dict, words: dict) -> list[str]:
     above = ""
     if row["difference"] is not None:
@@ -149,9 +167,13 @@ def _cells(row: dict, words: dict) -> list[str]:
             _time(row["seconds"], words)]
 
 
-def _figure(row: dict, name: str) -> str:
+def _mean(row: dict, name: str) -> str:
     spread = "" if row[f"{name}_sd"] is None else f" ± {row[f'{name}_sd']:.3f}"
-    return f"{row[name]:.3f}{spread} [{row[f'{name}_lower']:.3f}, {row[f'{name}_upper']:.3f}]"
+    return f"{row[name]:.3f}{spread}"
+
+
+def _figure(row: dict, name: str) -> str:
+    return f"{_mean(row, name)} [{row[f'{name}_lower']:.3f}, {row[f'{name}_upper']:.3f}]"
 
 
 def _p(value: float | None) -> str:
@@ -176,10 +198,16 @@ def inserted(page: str, table: str) -> str:
     return f"{before}{START}\n{table}\n{END}{after}"
 
 
+def shown(stored: dict) -> dict[str, str]:
+    """{page: its table}."""
+    return ({page: markdown(stored, language) for language, page in PAGES.items()}
+            | {page: short(stored, language) for language, page in READMES.items()})
+
+
 def write(stored: dict, root: Path) -> None:
-    """docs/learning.json and the tables of both pages."""
+    """docs/learning.json and the tables of the pages."""
     write_whole(root / STORED, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
-    for language, name in PAGES.items():
+    for name, table in shown(stored).items():
         page = root / name
-        write_whole(page, inserted(page.read_text(encoding="utf-8"), markdown(stored, language)))
+        write_whole(page, inserted(page.read_text(encoding="utf-8"), table))
         print(f"written: {root / STORED} and the table of {page}")

@@ -303,6 +303,24 @@ def test_the_table_says_what_compare_says(tmp_path):
     )
 
 
+def test_the_short_table_has_a_line_for_images_and_start(tmp_path):
+    cells = fabricated(tmp_path, {("idrid", "plain"): 0.5, ("idrid", "ours"): 3, ("idrid", "logistic"): 0.4,
+                                  ("idrid_crop", "ours"): 3})
+    stored = learning_table.content(cells, tmp_path, 12)
+    rows = {(row["images"], row["way"]): f"{row['roc_auc']:.3f}" for row in stored["rows"]}
+    english, chinese = (
+        [line.strip("| ").split(" | ") for line in learning_table.short(stored, language).splitlines()]
+        for language in ("en", "zh")
+    )
+    assert english[0] == ["Images", "Start", "ours, defaults", "logistic regression on features", "plain loop"]
+    first, second = english[2:]
+    assert first[:2] == ["IDRiD, 224 pixels", "ImageNet"] and second[0] == "IDRiD, fundus crop"
+    assert [cell[:5] for cell in first[2:]] == [rows["idrid", way] for way in ("ours", "logistic", "plain")]
+    assert " ± " in first[2] and " ± " not in first[3]  # one run
+    assert second[2][:5] == rows["idrid_crop", "ours"] and second[3:] == ["–", "–"]
+    assert [line[2:] for line in chinese[2:]] == [line[2:] for line in english[2:]]
+
+
 def test_without_a_plain_loop_there_is_nothing_to_test_against(tmp_path):
     (row,) = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1}), tmp_path, 12)["rows"]
     assert row["difference"] is None and row["p_holm"] is None and row["roc_auc"] > 0.5
@@ -312,15 +330,15 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     stored = learning_table.content(fabricated(tmp_path, {("demo", "ours"): 1, ("demo", "plain"): 1}),
                                     tmp_path, 12)
     (tmp_path / "docs/zh").mkdir(parents=True)
-    for page in learning_table.PAGES.values():
+    for page in learning_table.shown(stored):
         (tmp_path / page).write_text(f"before\n{learning_table.START}\nold\n{learning_table.END}\nafter\n")
     learning_table.write(stored, tmp_path)
     learning_table.write(stored, tmp_path)
     assert json.loads((tmp_path / learning_table.STORED).read_text()) == stored
-    for language, page in learning_table.PAGES.items():
+    for page, table in learning_table.shown(stored).items():
         text = (tmp_path / page).read_text()
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-        assert learning_table.markdown(stored, language) in text
+        assert table in text
     for page in ("no mark", f"{learning_table.END} {learning_table.START}"):
         with pytest.raises(ValueError, match="once each"):
             learning_table.inserted(page, "table")
@@ -328,9 +346,9 @@ def test_the_table_is_written_between_its_marks(tmp_path):
 
 def test_the_pages_tables_are_those_of_the_stored_run():
     stored = json.loads((ROOT / learning_table.STORED).read_text(encoding="utf-8"))
-    for language, name in learning_table.PAGES.items():
+    for name, table in learning_table.shown(stored).items():
         page = (ROOT / name).read_text(encoding="utf-8")
-        assert page == learning_table.inserted(page, learning_table.markdown(stored, language)), name
+        assert page == learning_table.inserted(page, table), name
     measured = {(row["images"], row["start"], row["way"]) for row in stored["rows"]}
     starts = {start for _, start, _ in measured}
     planned = learning.cells(ALL | {"starts": sorted(starts)}, stored.get("seeds", 1), 12, Path("work"))
