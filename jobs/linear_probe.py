@@ -225,9 +225,10 @@ def _announced(job: Job, settings: list[HeadSetting]) -> list[str]:
                 f"with an attention over a case's images; {KINDS[POOLED]}, width {width:,}"]
     kinds, attentive = job.kinds, len(attentive_heads.attentive_grid()) if job.tokens else 0
     more = f", and {attentive} attentive ones" if attentive else ""
+    counted = f"{len(kinds)} kind{'s' * (len(kinds) > 1)} of features"
     return [f"probe      {len(settings) * len(kinds) + attentive} heads: {len(settings)} on each of "
-            f"{len(kinds)} kinds of features ({rates} learning rates x {decays} weight decays, with and "
-            f"without normalised features){more}",
+            f"{counted} ({rates} learning rates x {decays} weight decays, with and without normalised "
+            f"features){more}",
             *(f"           {kind:<10} {KINDS[kind]}, width {columns.stop - columns.start:,}"
               for kind, columns in kinds.items()),
             *([f"           {ATTENTIVE:<10} {KINDS[ATTENTIVE]}, {job.tokens['val'].shape[1]:,} of width "

@@ -305,8 +305,10 @@ def test_balanced_sampling_acts_on_a_probe_and_excludes_class_weights(start, tmp
         assert code == 0, err
         losses.append((tmp_path / f"output_dir/{task}/probe_heads.csv").read_text())
     assert losses[0] != losses[1]
-    code, _, err = start("--balanced_sampling", "--class_weights", "balanced")
+    code, _, err = start("--use_weighted_sampler", "--use_class_weights")
     assert code == 2 and "both even out the classes" in err and err.count("\n") == 1
+    assert all(name in err for name in ("--balanced_sampling", "--use_weighted_sampler", "--class_weights",
+                                        "--use_class_weights"))
 
 
 def test_set_smaller_than_a_batch_trains(start, tmp_path):

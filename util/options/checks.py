@@ -96,8 +96,8 @@ def check_combinations(options: Options) -> Options:
         (training.compile and not run.eval and not any(map(shutil.which, compilers)),
          "--compile needs a C++ compiler (g++ or clang++), and there is none: install one, or leave it out"),
         (mixing.balanced_sampling and mixing.class_weights != "none",
-         f"--balanced_sampling and --class_weights {mixing.class_weights} both even out the classes: pass "
-         "one of them"),
+         f"--balanced_sampling (--use_weighted_sampler) and --class_weights {mixing.class_weights} "
+         "(--use_class_weights) both even out the classes: pass one of them"),
         (options.data.attends and options.data.covariates,
          "--pool attention weighs the outputs of timm's own classifier, and --covariates have another head: "
          "pass --pool mean or max"),
