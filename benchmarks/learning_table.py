@@ -27,7 +27,7 @@ READMES = {"en": "README.md", "zh": "README_zh.md"}
 METRICS = ("roc_auc", "accuracy")
 WORDS = {
     "en": {
-        "idrid": "IDRiD, 224 pixels",
+        "idrid": "IDRiD, whole photographs",
         "idrid_crop": "IDRiD, fundus crop",
         "digits": "digits, 64 pixels",
         "demo": "demo, 128 pixels",
@@ -49,7 +49,7 @@ WORDS = {
         "s": "s",
     },
     "zh": {
-        "idrid": "IDRiD，224 像素",
+        "idrid": "IDRiD，整张照片",
         "idrid_crop": "IDRiD，裁出眼底",
         "digits": "手写数字，64 像素",
         "demo": "演示图像，128 像素",

@@ -314,7 +314,7 @@ def test_the_short_table_has_a_line_for_images_and_start(tmp_path):
     )
     assert english[0] == ["Images", "Start", "ours, defaults", "logistic regression on features", "plain loop"]
     first, second = english[2:]
-    assert first[:2] == ["IDRiD, 224 pixels", "ImageNet"] and second[0] == "IDRiD, fundus crop"
+    assert first[:2] == ["IDRiD, whole photographs", "ImageNet"] and second[0] == "IDRiD, fundus crop"
     assert [cell[:5] for cell in first[2:]] == [rows["idrid", way] for way in ("ours", "logistic", "plain")]
     assert " ± " in first[2] and " ± " not in first[3]  # one run
     assert second[2][:5] == rows["idrid_crop", "ours"] and second[3:] == ["–", "–"]

@@ -22,8 +22,9 @@ def test_pretrained_vision_transformers_keep_the_flags_defaults():
 
 def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_wins():
     options, (line,) = starts.settled(asked(), plain_vit=False, regression=False)
-    assert options == asked(layer_decay=1.0, crop_scale=[0.3, 1.0]) and options.model.drop_path == 0.2
-    assert "--layer_decay 1 instead of 0.65" in line and "--crop_scale 0.3 1 instead of 0.08 1" in line
+    assert options == asked(layer_decay=1.0, crop_scale=[0.3, 1.0], fundus_crop="auto")
+    assert options.model.drop_path == 0.2 and "--layer_decay 1 instead of 0.65" in line
+    assert "--crop_scale 0.3 1 instead of 0.08 1, --fundus_crop auto instead of off" in line
     assert starts.settled(asked("layer_decay"), plain_vit=False, regression=True) == (
         asked("layer_decay"),
         [],
@@ -38,8 +39,12 @@ def test_other_backbones_and_random_weights_have_their_own_and_what_is_typed_win
         assert lines and options.training.blr == blr
         # a regression's own
         assert options.images.crop_scale == [0.08, 1.0] and options.images.aa == asked().images.aa
-    probe = asked(adaptation="lp")
-    assert starts.settled(probe, plain_vit=False, regression=False) == (probe, [])
+    # a probe reads as a fine-tune does, and has no learning rates of layers; crops of random views alone
+    for views, found in ((1, {}), (2, {"crop_scale": [0.3, 1.0]})):
+        probe = asked(adaptation="lp", lp_views=views)
+        options, _ = starts.settled(probe, plain_vit=False, regression=False)
+        assert options == asked(adaptation="lp", lp_views=views, fundus_crop="auto", **found)
+        assert starts.settled(probe, plain_vit=True, regression=False) == (probe, [])
 
 
 def test_a_stored_run_keeps_the_defaults_of_its_time():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -271,14 +272,56 @@ def test_a_run_of_before_goes_on_uncut_and_refuses_another_reading(folder, start
     assert code == 2 and "--fundus_crop off -> auto" in err
 
 
-def test_scans_alone_are_warned_of(start, tmp_path):
-    place = tmp_path / "scans"
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Images without a field."""
+    place = tmp_path_factory.mktemp("scans")
     for number, (split, name) in enumerate((split, name) for split in ("train", "val", "test")
                                            for name in "ab"):
         (place / split / name).mkdir(parents=True)
         for seed in range(3):
             Image.fromarray(draw_scan(10 * number + seed)).save(place / split / name / f"{seed}.png")
-    code, out, err = start("--nb_classes", 2, "--fundus_crop", "auto", "--dry_run", data=place)
+    return place
+
+
+def test_scans_alone_are_warned_of(scans, start, tmp_path):
+    code, out, err = start("--nb_classes", 2, "--fundus_crop", "auto", "--dry_run", data=scans)
     assert code == 0, err
     assert "found in 0 of 18 images" in out and "warning: most of these images have no round field" in out
     assert not list((tmp_path / "output_dir").glob("**/fundus_crop*"))
+
+
+@pytest.mark.parametrize("cache", ["off", "cache"])
+def test_a_pretrained_cnn_cuts_photographs_and_leaves_scans_alone(folder, scans, start, tmp_path, cache):
+    """By default; where no image has a field, its checkpoint says that none is looked for."""
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "cnn.pth")
+    words = ("--model_arch", "test_resnet", "--finetune", "cnn.pth", "--nb_classes", 2, "--epochs", 1,
+             "--image_cache", cache, "--resume", "same")
+    said = {}
+    for task, data, asked in (("photos", folder, ()), ("scans", scans, ()),
+                              ("whole", scans, ("--fundus_crop", "off")),
+                              ("lp", folder, ("--adaptation", "lp"))):
+        code, said[task], err = start(*words, *asked, "--task", task, data=data)
+        assert code == 0, err
+    assert "--fundus_crop auto instead of off" in said["photos"] and "found in 28 of 29" in said["photos"]
+    assert "found in 28 of 29" in said["lp"]
+    assert "no image has a round field: all stay whole" in said["scans"]
+    assert "most of these images" not in said["scans"]
+    runs = tmp_path / "output_dir"
+    stored = {task: torch.load(runs / task / "checkpoint-best.pth", weights_only=True) for task in said}
+    for task, crop in (("photos", "auto"), ("lp", "auto"), ("scans", "off"), ("whole", "off")):
+        assert stored[task]["transform"]["eval"]["fundus_crop"] == crop
+        assert stored[task]["options"]["fundus_crop"] == crop
+    first, second = (pd.read_csv(runs / task / "predictions_test.csv") for task in ("scans", "whole"))
+    pd.testing.assert_frame_equal(first, second)
+    assert not (runs / "scans" / "fundus_crop.csv").exists()
+    for task, data in (("photos", folder), ("scans", scans)):  # both go on as they began
+        code, out, err = start(*words, "--task", task, data=data)
+        assert code == 0 and "differs" not in out and "no image has" not in out, (out, err)
+
+
+def test_a_pretrained_plain_vit_reads_whole_photographs(folder, start, tmp_path):
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    code, out, err = start("--model_arch", "test_vit", "--finetune", "vit.pth", "--nb_classes", 2, "--dry_run",
+                           data=folder)
+    assert code == 0 and "round field" not in out, err

@@ -58,6 +58,10 @@ class Fields(Remembered):
         return pd.DataFrame({"path": paths} | {name: np.where(has, entries[name], np.nan)
                                                for name in ("x", "y", "radius")})
 
+    def any_of(self, paths: list[str]) -> bool:
+        """Whether one of these files is remembered to have a field."""
+        return bool(self.table(paths)["radius"].notna().any())
+
     def __call__(self, file: str | os.PathLike | ImageFile) -> Field | None:
         """The field of a file, or of that at a path. Raises ImageError where it is not remembered and the
         file can't be read."""
