@@ -4,7 +4,7 @@ tests of compare.py.
     python benchmarks/learning.py       # all of it: 5 seeds, many hours on two cores; may be cut
     python benchmarks/learning.py --only digits random   # a part: images, starts and ways, any of them
     python benchmarks/learning.py --dry_run   # the runs, which of them are done, their commands
-    python benchmarks/learning.py --write   # put the table into docs/learning.json and the pages
+    python benchmarks/learning.py --write   # put these rows into docs/learning.json and the pages' tables
     python benchmarks/learning.py --keep    # also keep what is done in docs/learning, and take it from there
     python benchmarks/learning.py --quick   # a run of everything, tiny: that it runs, not what it learns
 

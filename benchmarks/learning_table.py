@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 import compare
+from util.core.errors import InputError
 from util.core.machine import usable_cores
 from util.core.run_files import write_whole
 
@@ -75,7 +76,8 @@ WORDS = {
 # ---- from runs to rows -------------------------------------------------------------------------------------
 
 def content(cells: "list[Cell]", work: Path, epochs: int) -> dict:
-    """What docs/learning.json holds, of runs that are done: {machine, epochs, seeds, commits, rows}.
+    """What docs/learning.json holds, of runs that are done: {machine, epochs, seeds, commits, rows}; the
+    number of seeds and the commits by start.
 
     Runs of the same images and start are compared with each other by compare.py, IDRiD with and without the
     fundus crop together; its tables stay in WORK/comparison.
@@ -85,12 +87,17 @@ def content(cells: "list[Cell]", work: Path, epochs: int) -> dict:
         families.setdefault((cell.images.removesuffix("_crop"), cell.start), []).append(cell)
     for (images, start), members in families.items():
         rows += _compared(members, work / "comparison" / f"{images}-{start}")
-    facts = [json.loads((cell.folder / "run.json").read_text(encoding="utf-8")) for cell in cells]
+    seeds: dict[str, int] = {}
+    commits: dict[str, set[str]] = {}
+    for cell in cells:
+        seeds[cell.start] = max(seeds.get(cell.start, 0), cell.seed + 1)
+        commit = json.loads((cell.folder / "run.json").read_text(encoding="utf-8")).get("commit")
+        commits.setdefault(cell.start, set()).update([commit] if commit else [])
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"machine": {"type": platform.machine(), "cores": usable_cores(), "gpu": gpu,
                         "torch": torch.__version__},
-            "epochs": epochs, "seeds": max(cell.seed for cell in cells) + 1,
-            "commits": sorted({each["commit"] for each in facts if each.get("commit")}), "rows": rows}
+            "epochs": epochs, "seeds": seeds,
+            "commits": {start: sorted(found) for start, found in commits.items()}, "rows": rows}
 
 
 def _compared(cells: "list[Cell]", output: Path) -> list[dict]:
@@ -136,9 +143,11 @@ def markdown(stored: dict, language: str) -> str:
         return words["none"]
     lines = [words["header"], ["---"] * len(words["header"]), *(_cells(row, words) for row in stored["rows"])]
     machine = stored["machine"]
-    said = [f"{words['seeds']} {stored['seeds']}", f"{words['epochs']} {stored['epochs']}",
+    seeds = ", ".join(f"{number} ({words[start]})" for start, number in stored["seeds"].items())
+    said = [f"{words['seeds']} {seeds}", f"{words['epochs']} {stored['epochs']}",
             f"{machine['type']}, {machine['cores']} {words['cores']}, {machine['gpu'] or words['no GPU']}",
-            f"PyTorch {machine['torch']}", f"{words['commit']} {', '.join(stored['commits'])}"]
+            f"PyTorch {machine['torch']}",
+            f"{words['commit']} {', '.join(sorted(set().union(*stored['commits'].values())))}"]
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", "; ".join(said)])
 
 
@@ -204,8 +213,23 @@ def shown(stored: dict) -> dict[str, str]:
             | {page: short(stored, language) for language, page in READMES.items()})
 
 
-def write(stored: dict, root: Path) -> None:
-    """docs/learning.json and the tables of the pages."""
+def joined(old: dict, new: dict) -> dict:
+    """The new rows, and of the old ones those of starts that the new ones lack."""
+    kept = [row for row in old["rows"] if row["start"] not in new["seeds"]]
+    if not kept:
+        return new
+    return new | {"rows": sorted([*kept, *new["rows"]], key=lambda row: row["start"]),
+                  **{name: dict(sorted((old[name] | new[name]).items())) for name in ("seeds", "commits")}}
+
+
+def write(new: dict, root: Path) -> None:
+    """docs/learning.json and the tables of the pages; rows of starts that were not asked for stay. InputError
+    where they were trained for another time."""
+    old = json.loads((root / STORED).read_text(encoding="utf-8")) if (root / STORED).exists() else new
+    if old["epochs"] != new["epochs"]:
+        raise InputError(f"--write: {STORED} is of {old['epochs']} epochs, and these runs are of "
+                         f"{new['epochs']}")
+    stored = joined(old, new)
     write_whole(root / STORED, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
     for name, table in shown(stored).items():
         page = root / name

@@ -278,7 +278,7 @@ def test_the_table_says_what_compare_says(tmp_path):
                                   ("idrid_crop", "ours"): 3})
     stored = learning_table.content(cells, tmp_path, 12)
     rows = {(row["images"], row["way"]): row for row in stored["rows"]}
-    assert list(rows)[-1] == ("idrid", "plain") and stored["seeds"] == 2
+    assert list(rows)[-1] == ("idrid", "plain") and stored["seeds"] == {"imagenet": 2}
     for key in (("idrid", "ours"), ("idrid_crop", "ours")):
         assert (
             0.1 < rows[key]["lower"] < rows[key]["difference"] < rows[key]["upper"]
@@ -298,7 +298,7 @@ def test_the_table_says_what_compare_says(tmp_path):
     for one, other in zip(english[2:6], chinese[2:6], strict=True):
         assert one.split(" | ")[3:8] == other.split(" | ")[3:8] and one.count("|") == other.count("|") == 10
     assert (
-        english[-1].startswith("seeds 2; epochs 12; ")
+        english[-1].startswith("seeds 2 (ImageNet); epochs 12; ")
         and f"[{rows['idrid', 'ours']['roc_auc_lower']:.3f}, " in english[2]
     )
 
@@ -344,6 +344,25 @@ def test_the_table_is_written_between_its_marks(tmp_path):
             learning_table.inserted(page, "table")
 
 
+def test_rows_of_a_start_that_was_not_asked_for_stay(tmp_path):
+    stored = {}
+    for start, skill in (("imagenet", 3), ("random", 1), ("again", 2)):
+        cells = fabricated(tmp_path / start, {("demo", "ours"): skill},
+                           start.replace("again", "imagenet"))
+        stored[start] = learning_table.content(cells, tmp_path / start, 12)
+    both = learning_table.joined(stored["imagenet"], stored["random"])
+    assert both["rows"] == stored["imagenet"]["rows"] + stored["random"]["rows"]
+    assert both["seeds"] == {"imagenet": 2, "random": 2} and set(both["commits"]) == set(both["seeds"])
+    assert "seeds 2 (ImageNet), 2 (random weights); epochs" in learning_table.markdown(both, "en")
+    again = learning_table.joined(both, stored["again"])
+    assert again["rows"] == stored["again"]["rows"] + stored["random"]["rows"]
+    assert learning_table.joined(stored["imagenet"], stored["again"]) == stored["again"]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / learning_table.STORED).write_text(json.dumps(both | {"epochs": 3}))
+    with pytest.raises(InputError, match="is of 3 epochs, and these runs are of 12"):
+        learning_table.write(both, tmp_path)
+
+
 def test_the_pages_tables_are_those_of_the_stored_run():
     stored = json.loads((ROOT / learning_table.STORED).read_text(encoding="utf-8"))
     for name, table in learning_table.shown(stored).items():
@@ -351,7 +370,9 @@ def test_the_pages_tables_are_those_of_the_stored_run():
         assert page == learning_table.inserted(page, table), name
     measured = {(row["images"], row["start"], row["way"]) for row in stored["rows"]}
     starts = {start for _, start, _ in measured}
-    planned = learning.cells(ALL | {"starts": sorted(starts)}, stored.get("seeds", 1), 12, Path("work"))
+    assert starts == set(stored["seeds"])
+    planned = [cell for start, seeds in stored["seeds"].items()
+               for cell in learning.cells(ALL | {"starts": [start]}, seeds, 12, Path("work"))]
     # of a start nothing yet, or all of it, of runs that are kept
     assert measured == {(cell.images, cell.start, cell.way) for cell in planned}
     assert all(cell.archive.exists() for cell in planned)
