@@ -83,15 +83,14 @@ def read_data(resumed: WeightFile | None, folder: RunFolder, world: World, task:
             data = tables.check_files(data, asked.bad_images, facts, skipped, fields=fields, others=others)
     if not options.run.eval:
         data.fingerprint = tables.fingerprint(data.table)
-    is_default = resumed is None and "fundus_crop" not in options.typed
-    if fields is not None and is_default and not fields.any_of(list(data.table["path"])):
-        # so that its checkpoint does not look for any either
-        options = task.options = options.having(fundus_crop="off")
-        fields = None
-        world.say("fundus     no image has a round field: all stay whole (--fundus_crop off)")
     data.table = _subset(options, data.table)
     if world.is_main and not options.run.eval:
         world.say(*_check_leakage(options, data, resumed, folder, prints))
+    is_default = resumed is None and "fundus_crop" not in options.typed
+    if fields is not None and is_default and not fields.any_of(list(data.table["path"])):
+        # so that its checkpoint does not look for any either
+        task.options, fields = options.having(fundus_crop="off"), None
+        world.say("fundus     no image has a round field: all stay whole (--fundus_crop off)")
     if world.is_main and fields is not None:
         world.say(*_report_fields(options, data, fields, resumed, folder))
     task.settle(data, resumed)
