@@ -40,7 +40,8 @@ from util.metrics.folds import mean_of
 from util.metrics.table import COMPOSED
 from util.options.checks import setting_text
 from util.options.groups import Options
-from util.options.training import NOT_PROPOSED, RIVALS, Space
+from util.options.table import FLAGS, own_values
+from util.options.training import NOT_PROPOSED, RIVALS, SPACES, Space
 from util.parallel.processes import World
 from util.parallel.sharding import is_own, plain_name
 from util.study import optuna_study
@@ -185,7 +186,9 @@ class Search:
         storage = asked.optuna_storage or f"sqlite:///{(self.folder.path / 'optuna.db').resolve()}"
         made_for = {"metric": asked.optuna_metric, "epochs": asked.optuna_epochs, "folds": options.data.folds,
                     **self.job.task.made_for(), "model": self.job.backbone.arch,
-                    "adaptation": options.model.adaptation, "data": self.job.data.fingerprint}
+                    "weights": (self.job.started_from or {}).get("sha256"),
+                    "adaptation": options.model.adaptation, "data": self.job.data.fingerprint,
+                    **_kept_settings(options)}
         return optuna_study.open_study(optuna_study.open_storage(storage),
                                        asked.optuna_study_name or options.run.task,
                                        asked.optuna_direction, made_for, asked.optuna_resume,
@@ -435,6 +438,19 @@ class Search:
             "optuna_importances.png, optuna_slices.png",
             "now train once more, at the full number of epochs: --params "
             f"{path / 'optuna_best.json'} instead of the search's flags"]
+
+
+def _kept_settings(options: Options) -> dict[str, object]:
+    """{--flag: value} of what all trials have alike and their values depend on."""
+    groups = (options.model, options.probe, options.part, options.head, options.images, options.mixing,
+              options.training)
+    named = {"model", "model_arch", "finetune", "adaptation"}  # in words of their own, with the files' content
+    changing = {*SPACES[options.program], *NOT_PROPOSED, *RIVALS, "epochs"}
+    names = [*(name for group in groups for name in vars(group)), "dataratio", "stratified", "datasets_seed",
+             "pool", "case_size", "target_transform"]
+    own = own_values(options)
+    return {f"--{name}": own[name] for name in names
+            if name in own and name not in named | changing and not FLAGS[name].of_launch}
 
 
 def _with_storage(work: Callable[..., Result], *words: object) -> Result:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from functools import partial
 
 import optuna
 import pytest
@@ -94,6 +95,15 @@ def test_a_study_is_not_continued_by_accident_or_for_another_job(place):
         study_in(place)
     with pytest.raises(InputError, match="epochs 3 -> 4"):
         study_in(place, resume=True, job=JOB | {"epochs": 4})
+    with pytest.raises(InputError, match="folds None -> 5"):  # there were no folds before it said so
+        study_in(place, resume=True, job=JOB | {"folds": 5})
+    study_in(place, resume=True, job=JOB | {"--crop_scale": (0.3, 1.0)})  # what it does not say
+    cropped = JOB | {"--crop_scale": (0.3, 1.0)}
+    opened = partial(optuna_study.open_study, optuna_study.open_storage(place), "t", "maximize", pruner="none")
+    opened(job=cropped, resume=False)
+    opened(job=cropped, resume=True)
+    with pytest.raises(InputError, match=r"--crop_scale \[0.3, 1.0\] -> \[0.08, 1.0\]"):
+        opened(job=cropped | {"--crop_scale": (0.08, 1.0)}, resume=True)
     with pytest.raises(InputError, match="maximized, not minimized"):
         study_in(place, resume=True, direction="minimize")
 

@@ -146,11 +146,14 @@ def open_study(storage: optuna.storages.BaseStorage, name: str, direction: str, 
     if study.direction.name.lower() != direction:
         raise InputError(f"the study {name} is to be {study.direction.name.lower()}d, not {direction}d: name "
                          "another with --optuna_study_name")
+    job = json.loads(json.dumps(job))  # as the storage gives it back
     made_for = study.user_attrs.get("job")
     if made_for is None:
         study.set_user_attr("job", job)
         return study
-    changed = [f"{key} {made_for.get(key)} -> {job[key]}" for key in job if made_for.get(key) != job[key]]
+    made_for = {"folds": None} | made_for  # what studies of before don't say is not compared
+    changed = [f"{key} {made_for[key]} -> {value}" for key, value in job.items()
+               if key in made_for and made_for[key] != value]
     if changed:
         raise InputError(f"the study {name} was made for another job ({'; '.join(changed)}): its values "
                          "don't compare; name another with --optuna_study_name")
