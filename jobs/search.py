@@ -444,7 +444,7 @@ def _kept_settings(options: Options) -> dict[str, object]:
     """{--flag: value} of what all trials have alike and their values depend on."""
     groups = (options.model, options.probe, options.part, options.head, options.images, options.mixing,
               options.training)
-    named = {"model", "model_arch", "finetune", "adaptation"}  # in words of their own, with the files' content
+    named = {"model", "model_arch", "finetune", "adaptation"}  # said in other words
     changing = {*SPACES[options.program], *NOT_PROPOSED, *RIVALS, "epochs"}
     names = [*(name for group in groups for name in vars(group)), "dataratio", "stratified", "datasets_seed",
              "pool", "case_size", "target_transform"]
