@@ -225,6 +225,8 @@ def run_all(planned: list[Cell], keeps: bool = False) -> tuple[list[str], int]:
     with Children() as children:
         for number, cell in enumerate(planned, 1):
             if cell.is_done:
+                if keeps and not cell.archive.exists():  # it was run without --keep
+                    keep(cell)
                 continue
             print(f"run {number} of {len(planned)}: {cell.name} …", flush=True)
             began = time.monotonic()

@@ -386,7 +386,7 @@ def test_a_run_that_is_kept_is_taken_up_elsewhere(tmp_path, monkeypatch):
     write_run(here.folder, images(labels), guesses(labels, 1.0, 0), seed=1)
     command = json.dumps({"command": here.command(), "seconds": 3.0})
     (here.folder / "cell.json").write_text(command)
-    learning.keep(here)
+    assert learning.run_all([here], keeps=True) == ([], 0)  # it was done, and not kept yet
     assert here.archive == there.archive and here.archive.parent == tmp_path / "kept"
     learning.take(there)
     assert there.is_done and json.loads((there.folder / "cell.json").read_text())["command"] == there.command()
