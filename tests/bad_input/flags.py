@@ -267,7 +267,7 @@ contradicts(CONTRADICTION, "--optuna_trials", 2, "--select_metric", "ece", "--op
 contradicts(CONTRADICTION, "--covariates", "age", "--cutmix", 1, says=("--covariates are not mixed",))
 contradicts(CONTRADICTION, "--covariates", "age", says=("a folder has none", "--csv_file"))
 contradicts(CONTRADICTION, "--use_class_weights", "--use_weighted_sampler",
-            says=("--balanced_sampling and --class_weights",))
+            says=("--balanced_sampling (--use_weighted_sampler) and --class_weights",))
 contradicts(
     CONTRADICTION,
     "--optuna_trials",
