@@ -21,6 +21,7 @@ to end, 130 interrupted.
 """
 
 import argparse
+import fcntl
 import io
 import json
 import re
@@ -45,6 +46,7 @@ from util.core import signals  # noqa: E402
 from util.core.child import Children  # noqa: E402
 from util.core.ending import exit_code_of  # noqa: E402
 from util.core.errors import InputError  # noqa: E402
+from util.core.run_lock import try_lock  # noqa: E402
 from util.data.public.demo import make_demo  # noqa: E402
 
 IDRID = ROOT.parent / "shared" / "data" / "idrid_512"
@@ -169,12 +171,20 @@ def require_same(cell: Cell) -> None:
                          "--work, or remove that folder")
 
 
-def run(cell: Cell, children: Children) -> int:
-    """Exit code of a run. Its time is that of its process; None where it was cut, and went on later."""
+def run(cell: Cell, children: Children) -> int | None:
+    """Exit code of a run; None where another launch is at it. Its time is that of its process; None where it
+    was cut, and went on later."""
     folder = cell.folder
     folder.mkdir(parents=True, exist_ok=True)
     cut = cell.way in ("ours", "probe") and (folder / CUT).exists()  # the others begin anew
-    (folder / CUT).touch()
+    with open(folder / CUT, "a") as mark:
+        return _run(cell, children, cut) if try_lock(mark, fcntl.flock) else None
+
+
+def _run(cell: Cell, children: Children, cut: bool) -> int:
+    folder = cell.folder
+    if cell.is_done:  # by another launch, in this moment
+        return 0
     began = time.monotonic()
     with open(folder / "output.txt", "a", encoding="utf-8") as output:
         code = children.run([sys.executable, *cell.command()], stdin=subprocess.DEVNULL, stdout=output,
@@ -233,7 +243,11 @@ def run_all(planned: list[Cell], keeps: bool = False) -> tuple[list[str], int]:
             code = run(cell, children)
             if children.asked or code == signals.EXIT_CODE:
                 return failed, children.asked or signal.SIGTERM
-            if code:
+            if code is None:
+                print(f"{cell.name}: another launch is at it; start again when that has ended",
+                      file=sys.stderr, flush=True)
+                failed.append(cell.name)
+            elif code:
                 text = (cell.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
                 last = (text.strip().splitlines() or [""])[-1]
                 print(f"{cell.name} failed (exit code {code}): {last}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """benchmarks/learning.py runs, goes on where it was cut, and its table is what compare.py says; no result is
 asserted."""
 
+import fcntl
 import json
 import random
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks import learning, learning_data, learning_table, plain_logistic, 
 from tests.compared_runs import guesses, images, write_run
 from tests.conftest import needs_package
 from util.core.errors import InputError
+from util.core.run_lock import try_lock
 from util.model.lr_schedule import learning_rate_at
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,19 @@ def test_a_cut_run_has_no_time(tmp_path):
     assert learning.run(whole, child) == 0
     assert json.loads((cell.folder / "cell.json").read_text())["seconds"] is None
     assert json.loads((whole.folder / "cell.json").read_text())["seconds"] >= 0
+
+
+def test_a_run_that_another_launch_is_at_is_left_to_it(tmp_path, monkeypatch, capsys):
+    child = Child(0)
+    monkeypatch.setattr(learning.Children, "run", lambda _, *words, **more: child.run(*words, **more))
+    held, free = (learning.Cell("digits", "random", "ours", seed, 1, tmp_path) for seed in (0, 1))
+    held.folder.mkdir(parents=True)
+    with open(held.folder / learning.CUT, "w") as mark:
+        assert try_lock(mark, fcntl.flock)
+        assert learning.run_all([held, free]) == ([held.name], 0)
+    assert not held.is_done and free.is_done
+    said = capsys.readouterr().err
+    assert f"{held.name}: another launch is at it" in said and said.count("\n") == 1
 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):

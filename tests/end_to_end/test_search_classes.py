@@ -64,6 +64,8 @@ def test_the_best_trial_is_what_a_final_run_comes_to(start, weights, tmp_path, a
     code, _, err = start(*common, *SEARCH, "--optuna_trials", 4, "--optuna_resume", "--resize", "squash",
                          "--smoothing", 0.05, small=False)  # the second is proposed, whatever is typed
     assert code == 2 and "(--resize crop -> squash)" in err and err.count("\n") == 1
+    code, _, err = start(*common, *SEARCH, "--optuna_trials", 4, "--optuna_resume", "--finetune", "", small=False)
+    assert code == 2 and "(weights " in err and "-> None)" in err and err.count("\n") == 1
 
 
 def test_typed_values_settings_and_metrics(start, tmp_path):

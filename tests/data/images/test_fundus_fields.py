@@ -318,6 +318,10 @@ def test_a_pretrained_cnn_cuts_photographs_and_leaves_scans_alone(folder, scans,
     for task, data in (("photos", folder), ("scans", scans)):  # both go on as they began
         code, out, err = start(*words, "--task", task, data=data)
         assert code == 0 and "differs" not in out and "no image has" not in out, (out, err)
+    # a model that learned from cropped photographs meets scans: that is told, and stays as it was
+    code, out, err = start("--model_arch", "test_resnet", "--nb_classes", 2, "--task", "met", "--eval", "--resume",
+                           runs / "photos" / "checkpoint-best.pth", data=scans)
+    assert code == 0 and "warning: most of these images have no round field" in out, (out, err)
 
 
 def test_a_pretrained_plain_vit_reads_whole_photographs(folder, start, tmp_path):
