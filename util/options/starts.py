@@ -9,7 +9,8 @@ Pre-trained plain ViTs    keep the flags' own defaults, the original's recipe; n
                           weights.
 Other pre-trained models  IDRiD, EfficientNet-Lite0 with ImageNet weights, 12 epochs, means of 3 seeds. Score
                           on val: 0.534 with the flags' own defaults, 0.571 with layer_decay 1 alone, 0.532
-                          with the crops alone, 0.586 with both. With the round field cut out besides, 5
+                          with the crops alone, 0.586 with both. On EfficientNet-Lite1 and -Lite2, 3 seeds:
+                          0.554 and 0.556, with both 0.607 and 0.618. With the round field cut out besides, 5
                           seeds: on IDRiD 0.591, without 0.579, on the demo's images 0.884 and 0.873; of a
                           probe 0.598 and 0.562, and 0.762 and 0.790.
 Random weights            scikit-learn's digits (a ViT-Ti/16 at 64 pixels, 12 epochs, batch 32, 2 seeds):
