@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,15 @@ SMALL = ["--model", "timm", "--model_arch", "test_vit", "--input_size", "32", "-
 LONG = ("end_to_end", "benchmarks", "scripts", "report/test_page.py", "report/test_page_gaps.py",
         "report/test_browser.py", "report/test_fonts.py", "report/test_labels_page.py", "weights/test_finding.py", "test_predict.py",
         "test_latent_feature.py", "report/test_regression_run.py")
+
+
+def pytest_configure() -> None:
+    """A shell starts what stands before `&` with Ctrl-C ignored, nohup with a hang-up ignored, and programs
+    pass that on to theirs: tests that send these signals would then see them do nothing."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
